@@ -1,0 +1,17 @@
+//! The configuration as typed: read, checked for grammar, every problem with its place. What it *means* is compiled by
+//! [`crate::runtime`].
+
+mod load;
+pub mod model;
+mod problem;
+mod value;
+
+pub use load::Document;
+pub(crate) use load::suggest;
+pub use problem::{Complaint, Problem, Problems, Severity};
+pub use value::{At, ByteSize, Cidr, OneOrMany, Period, Secret};
+
+/// The JSON schema of the configuration file, for editors and reviewers.
+pub fn json_schema() -> serde_json::Value {
+    schemars::schema_for!(model::Config).to_value()
+}

@@ -1,0 +1,365 @@
+//! Every key a configuration file may have. The documentation comments are the reference: the JSON schema is made
+//! from them.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::value::{At, ByteSize, Cidr, OneOrMany, Period, Secret};
+
+/// A whole configuration file.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where devices connect.
+    pub listener: Vec<At<Listener>>,
+    /// Groups of brokers.
+    pub upstream: Vec<At<Upstream>>,
+    /// One line for each connection. Off if absent.
+    pub access_log: Option<At<AccessLog>>,
+    /// The process as a whole.
+    pub runtime: Runtime,
+    /// HTTP for operators. Off if absent.
+    pub admin: Option<Admin>,
+}
+
+/// An address on which devices connect, and what is asked of them there.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listener {
+    /// Unique; appears in logs and metrics.
+    #[schemars(required)]
+    pub name: Option<At<String>>,
+    /// `address:port`, or a list of them. Port 0 picks a free one and logs it.
+    #[schemars(required)]
+    pub bind: Option<At<OneOrMany<String>>>,
+    /// What is spoken below MQTT. Default: tls.
+    pub protocol: Protocol,
+    /// Name of the upstream it forwards to.
+    #[schemars(required)]
+    pub upstream: Option<At<String>>,
+    /// Networks that may connect. The most specific match of `allow` and `deny` wins. If only `allow` is given, all
+    /// others are denied.
+    pub allow: Vec<Cidr>,
+    /// Networks that may not connect.
+    pub deny: Vec<Cidr>,
+    /// From the end of the handshake to the last byte of CONNECT. Default: 10s.
+    pub connect_timeout: Option<Period>,
+    /// Largest CONNECT packet accepted. Default: 64KiB.
+    pub max_connect_size: Option<At<ByteSize>>,
+    /// Connections of this listener at once. Default: 100000.
+    pub max_connections: Option<u32>,
+    /// What a refused CONNECT gets. Default: connack.
+    pub on_reject: OnReject,
+    /// TLS towards devices. Required by protocol tls.
+    pub tls: Option<At<ListenerTls>>,
+    /// Who is let in.
+    pub admit: Admit,
+    /// What CONNECT is rewritten to.
+    pub connect: Connect,
+}
+
+/// What is spoken below MQTT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// MQTT over TLS.
+    #[default]
+    Tls,
+    /// MQTT over TCP, in the clear.
+    Tcp,
+}
+
+/// What a refused CONNECT gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReject {
+    /// A CONNACK with the reason, in the client's own MQTT version.
+    #[default]
+    Connack,
+    /// Nothing: the connection is closed.
+    Close,
+}
+
+/// TLS towards devices.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListenerTls {
+    /// PEM file of the server's chain, leaf first; or a list of tables of `certificate` and `private_key`, of which
+    /// SNI chooses one, the first being for clients without SNI.
+    #[schemars(required)]
+    pub certificate: Option<At<Certificates>>,
+    /// PEM file of the private key.
+    pub private_key: Option<At<PathBuf>>,
+    /// Whether a device has to show a certificate. Default: required if `client_ca` is set, else none.
+    pub client_auth: Option<At<ClientAuth>>,
+    /// PEM bundle of trust anchors for devices.
+    pub client_ca: Option<At<PathBuf>>,
+    /// How many intermediates a device's chain may have. Default: 2.
+    pub verify_depth: Option<At<u8>>,
+    /// TLS versions offered. Default: both.
+    pub versions: Option<At<Vec<TlsVersion>>>,
+    /// From accept to the end of the handshake. Default: 10s.
+    pub handshake_timeout: Option<Period>,
+    /// Application protocols offered; a client that offers none is served. Default: mqtt.
+    pub alpn: Option<Vec<String>>,
+}
+
+/// One certificate file, or several pairs to choose from by SNI.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a path, or a list of tables { certificate = ..., private_key = ... }")]
+pub enum Certificates {
+    /// The chain of the only certificate.
+    One(PathBuf),
+    /// Several.
+    Many(Vec<CertificatePair>),
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CertificatePair {
+    /// PEM file of the chain, leaf first.
+    pub certificate: PathBuf,
+    /// PEM file of the private key.
+    pub private_key: PathBuf,
+}
+
+/// Whether a device has to show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// Without a valid one the handshake fails.
+    Required,
+    /// One that is shown must be valid.
+    Optional,
+    /// None is asked for.
+    None,
+}
+
+/// A TLS version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum TlsVersion {
+    /// TLS 1.2 (RFC 5246).
+    #[serde(rename = "1.2")]
+    V12,
+    /// TLS 1.3 (RFC 8446).
+    #[serde(rename = "1.3")]
+    V13,
+}
+
+/// Who is let in.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admit {
+    /// CEL expressions that must all be true.
+    pub require: Vec<At<String>>,
+}
+
+/// What CONNECT is rewritten to: CEL expressions that yield a string.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Connect {
+    /// Replaces the client identifier.
+    pub client_id: Option<At<String>>,
+    /// Replaces the user name.
+    pub username: Option<At<String>>,
+    /// Replaces the password.
+    pub password: Option<At<String>>,
+}
+
+/// A group of brokers that serve the same clients.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Upstream {
+    /// Unique; appears in logs and metrics.
+    #[schemars(required)]
+    pub name: Option<At<String>>,
+    /// `"host:port"`, or tables; `"embedded"` is the built-in broker.
+    #[schemars(required)]
+    pub servers: Option<At<Vec<At<Server>>>>,
+    /// How often names are resolved again. Default: 30s.
+    pub resolve_interval: Option<Period>,
+    /// How a server is chosen. Default: hash.
+    pub balance: Option<At<Balance>>,
+    /// CEL string that `balance = "hash"` hashes. Default: mqtt.client_id.
+    pub hash_key: Option<At<String>>,
+    /// For each server tried. Default: 5s.
+    pub connect_timeout: Option<Period>,
+    /// Active health checks.
+    pub health: Health,
+    /// Failures within `fail_timeout` after which a server counts as down; 0 never. Default: 1.
+    pub max_fails: Option<u32>,
+    /// The window of `max_fails`, and how long a server then counts as down. Default: 10s.
+    pub fail_timeout: Option<Period>,
+    /// How long a server that recovered takes to reach its full weight. Default: 0s.
+    pub slow_start: Option<At<Period>>,
+    /// Encrypts towards the brokers; verification is always on.
+    pub tls: Option<At<UpstreamTls>>,
+}
+
+/// One broker.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(from = "ServerForm")]
+#[schemars(with = "ServerForm")]
+pub struct Server {
+    /// `host:port`, or `embedded`.
+    pub address: String,
+    /// Share of the sessions relative to other servers.
+    pub weight: u32,
+    /// Sessions at once; none: no limit.
+    pub max_connections: Option<u32>,
+    /// Used only when no other server is up.
+    pub backup: bool,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "\"host:port\", or a table { address, weight, max_connections, backup }")]
+enum ServerForm {
+    Address(String),
+    Table(ServerTable),
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ServerTable {
+    address: String,
+    #[serde(default = "one")]
+    weight: u32,
+    max_connections: Option<u32>,
+    #[serde(default)]
+    backup: bool,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+impl From<ServerForm> for Server {
+    fn from(form: ServerForm) -> Self {
+        match form {
+            ServerForm::Address(address) => Self { address, weight: 1, max_connections: None, backup: false },
+            ServerForm::Table(ServerTable { address, weight, max_connections, backup }) => {
+                Self { address, weight, max_connections, backup }
+            }
+        }
+    }
+}
+
+/// How a server is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// Ketama, consistent: a client keeps its broker while the broker is there.
+    #[default]
+    Hash,
+    /// The fewest connections for its weight.
+    LeastConnections,
+    /// The better of two picked at random.
+    RandomTwo,
+    /// One after the other.
+    RoundRobin,
+}
+
+/// Active health checks.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Health {
+    /// Default: mqtt.
+    pub mode: HealthMode,
+    /// From the end of one check to the next. Default: 5s.
+    pub interval: Option<Period>,
+    /// For one check as a whole. Default: 5s.
+    pub timeout: Option<Period>,
+    /// Failed checks in a row that take a server down. Default: 1.
+    pub fails: Option<u32>,
+    /// Passed checks in a row that take it up again. Default: 1.
+    pub passes: Option<u32>,
+    /// User name of the check's CONNECT.
+    pub username: Option<String>,
+    /// Password of the check's CONNECT.
+    pub password: Option<At<Secret>>,
+}
+
+/// What a health check does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthMode {
+    /// Sends a CONNECT (3.1.1) and wants a CONNACK.
+    #[default]
+    Mqtt,
+    /// Opens a connection.
+    Tcp,
+    /// Nothing; servers are judged by the sessions' own connects.
+    Off,
+}
+
+/// TLS towards brokers.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpstreamTls {
+    /// PEM bundle of trust anchors. Default: those of the system.
+    pub ca: Option<At<PathBuf>>,
+    /// PEM file of the gateway's own chain, leaf first.
+    pub certificate: Option<At<PathBuf>>,
+    /// PEM file of its private key.
+    pub private_key: Option<At<PathBuf>>,
+    /// The name the broker's certificate must have. Default: the host in its address.
+    pub server_name: Option<At<String>>,
+}
+
+/// One line for each connection, when it ends.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccessLog {
+    /// A file that is appended to; `-` is standard output.
+    #[schemars(required)]
+    pub path: Option<At<PathBuf>>,
+    /// Default: combined.
+    pub format: AccessLogFormat,
+}
+
+/// What an access line looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFormat {
+    /// Columns, as NGINX writes them.
+    #[default]
+    Combined,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The process as a whole.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Runtime {
+    /// Threads that move bytes. Default: the cores.
+    pub worker_threads: Option<At<usize>>,
+    /// How long sessions may go on after SIGTERM. Default: 30s.
+    pub drain_timeout: Option<Period>,
+    /// What is logged: error, warn, info, debug, trace, or directives by target. Default: info.
+    pub log: Option<At<String>>,
+    /// Default: text.
+    pub log_format: LogFormat,
+}
+
+/// What a log line looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// HTTP for operators: `/livez`, `/readyz`, `/metrics`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// `address:port`, or `unix:PATH`.
+    pub bind: At<String>,
+}

@@ -1,0 +1,147 @@
+//! The types of single values in a configuration file.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer, Error as _};
+use zeroize::Zeroizing;
+
+/// A value and where it stands in the file, in bytes.
+#[derive(Clone, Debug)]
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Its place.
+    pub span: Range<usize>,
+}
+
+impl<T> Deref for At<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = toml::Spanned::<T>::deserialize(deserializer)?;
+        Ok(Self { span: spanned.span(), value: spanned.into_inner() })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for At<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// One value, or a list of them.
+#[derive(Clone, Debug)]
+pub struct OneOrMany<T>(pub Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = At::<toml::Value>::deserialize(deserializer)?;
+        let items = match value.value {
+            toml::Value::Array(items) => items,
+            one => vec![one],
+        };
+        items.into_iter().map(|item| T::deserialize(item).map_err(D::Error::custom)).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("OneOrMany_{}", T::schema_name()).into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let one = generator.subschema_for::<T>();
+        json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
+    }
+}
+
+/// Gives a type that is written as a string its `Deserialize` (through `FromStr`) and its JSON schema.
+macro_rules! string_value {
+    ($type:ty, $name:literal, $description:literal, $parse:expr) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = Cow::<'_, str>::deserialize(deserializer)?;
+                ($parse)(&*text).map_err(D::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                $name.into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "description": $description })
+            }
+        }
+    };
+}
+
+/// A period of time, written `"5s"`, `"10m"`, `"1h 30m"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period(pub Duration);
+
+string_value!(Period, "Period", "a period of time: \"250ms\", \"5s\", \"10m\", \"1h 30m\"", |text: &str| {
+    humantime::parse_duration(text)
+        .map(Period)
+        .map_err(|error| format!("`{text}` is no period of time like \"5s\" or \"10m\": {error}"))
+});
+
+/// A number of bytes, written `"64KiB"`, `"1MiB"`, `"4096"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSize(pub usize);
+
+string_value!(ByteSize, "ByteSize", "a size: \"512\", \"64KiB\", \"1MiB\"", |text: &str| {
+    let size = text.parse::<bytesize::ByteSize>().ok().and_then(|size| usize::try_from(size.as_u64()).ok());
+    size.map(ByteSize).ok_or_else(|| format!("`{text}` is no size like \"64KiB\" or \"1MiB\""))
+});
+
+/// A network, written `"10.0.0.0/8"` or `"2001:db8::/32"`; one address stands for itself alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr(pub ipnet::IpNet);
+
+string_value!(Cidr, "Cidr", "a network: \"10.0.0.0/8\", \"2001:db8::/32\", or one address", |text: &str| {
+    let net = text.parse().or_else(|_| text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from));
+    net.map(Cidr).map_err(|_| format!("`{text}` is no network like \"10.0.0.0/8\" and no address"))
+});
+
+/// Text that is never printed and is wiped from memory after use.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// The text itself; for the place that needs it, not for passing on.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
+string_value!(Secret, "Secret", "a secret; best written ${ENV:NAME} or ${FILE:path}", |text: &str| {
+    Ok::<_, std::convert::Infallible>(Secret(Zeroizing::new(text.to_owned())))
+});

@@ -1,0 +1,124 @@
+//! CEL: expressions over what is known of a client when its CONNECT has arrived. Compiled and judged when the
+//! configuration is loaded, evaluated once for each CONNECT. Enters: [`Facts`]. Leaves: a boolean or a string, or a
+//! refusal. Nothing here ever guesses: an error, a field that is not there, a value of another type is a refusal.
+
+mod check;
+mod facts;
+
+pub use facts::{ConnFacts, Facts, TlsFacts};
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
+
+use cel::{Env, Program, Value};
+
+use crate::outcome::Reject;
+
+/// Longer expressions are refused at load, in bytes.
+const MAX_LEN: usize = 4096;
+
+/// The language: standard functions and macros, and the string extensions (`lowerAscii`, `replace`, `split`, ...).
+static LANGUAGE: LazyLock<Arc<Env>> = LazyLock::new(|| {
+    let mut env = Env::stdlib();
+    env.add_extension(cel::extensions::strings).expect("the strings extension adds nothing that is there already");
+    Arc::new(env)
+});
+
+/// What an expression has to yield.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// True or false.
+    Bool,
+    /// Text.
+    String,
+}
+
+/// A compiled expression.
+pub struct Expression {
+    source: Box<str>,
+    program: Program,
+    /// Which of the top-level names it looks at, so that the others need not be made.
+    roots: facts::Roots,
+}
+
+/// What is wrong with an expression.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpressionError {
+    /// What it is.
+    pub message: String,
+    /// Where in the expression, in bytes.
+    pub span: Range<usize>,
+    /// What may have been meant.
+    pub hint: Option<String>,
+}
+
+impl Expression {
+    /// Compiles an expression, and judges names, member paths, functions and types as far as they are known before a
+    /// client is there.
+    ///
+    /// # Errors
+    /// Everything that was found wrong.
+    pub fn compile(source: &str, wanted: Wanted) -> Result<Self, Vec<ExpressionError>> {
+        if source.len() > MAX_LEN {
+            let message = format!("an expression has at most {MAX_LEN} bytes, this one has {}", source.len());
+            return Err(vec![ExpressionError { message, span: 0..source.len(), hint: None }]);
+        }
+        let program = LANGUAGE.compile(source).map_err(|error| {
+            let message = error.to_string().lines().next().unwrap_or("cannot be parsed").to_owned();
+            vec![ExpressionError { message, span: 0..source.len(), hint: None }]
+        })?;
+        let roots = check::check(source, &program, wanted)?;
+        Ok(Self { source: source.into(), program, roots })
+    }
+
+    /// Evaluates an expression that yields a boolean.
+    ///
+    /// # Errors
+    /// [`Reject::ExpressionFailed`], whatever went wrong.
+    pub fn is_true(&self, facts: &Facts<'_>) -> Result<bool, Reject> {
+        match self.evaluate(facts)? {
+            Value::Bool(value) => Ok(value),
+            _ => Err(self.failed("it yields no boolean")),
+        }
+    }
+
+    /// Evaluates an expression that yields a string.
+    ///
+    /// # Errors
+    /// [`Reject::ExpressionFailed`], whatever went wrong.
+    pub fn text(&self, facts: &Facts<'_>) -> Result<Arc<String>, Reject> {
+        match self.evaluate(facts)? {
+            Value::String(value) => Ok(value),
+            _ => Err(self.failed("it yields no string")),
+        }
+    }
+
+    fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Reject> {
+        let context = facts.context(Arc::clone(&LANGUAGE), self.roots);
+        // The error's own text quotes values, of which some are secrets; its kind is enough to find the place.
+        self.program.execute(&context).map_err(|error| self.failed(describe(&error)))
+    }
+
+    fn failed(&self, why: &str) -> Reject {
+        tracing::debug!(expression = &*self.source, why, "expression failed");
+        Reject::ExpressionFailed
+    }
+}
+
+fn describe(error: &cel::ExecutionError) -> &'static str {
+    use cel::ExecutionError as E;
+    match error {
+        E::NoSuchKey(_) => "a field is not there",
+        E::UndeclaredReference(_) => "a name is unknown",
+        E::NoSuchOverload(_) | E::UnexpectedType { .. } | E::ValuesNotComparable(..) => "types do not fit",
+        E::IndexOutOfBounds(_) => "an index is out of bounds",
+        _ => "it cannot be evaluated",
+    }
+}
+
+impl fmt::Debug for Expression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Expression({})", self.source)
+    }
+}

@@ -1,0 +1,22 @@
+//! The MQTT security gateway as a library: everything between an accepted socket and a closed session.
+//!
+//! [`Runtime::load`] turns a configuration file into an immutable snapshot, or says all that is wrong with it.
+//! [`Gateway::start`] serves by it, [`Gateway::reload`] swaps it, [`Gateway::drain`] ends. The path of one connection
+//! is [`session`], readable from top to bottom.
+
+mod admin;
+pub mod config;
+pub mod expr;
+pub mod net;
+pub mod observe;
+pub mod outcome;
+pub mod policy;
+pub mod relay;
+mod runtime;
+mod server;
+pub mod session;
+pub mod tls;
+pub mod upstream;
+
+pub use runtime::{AdminBind, Listener, Loaded, Process, Runtime};
+pub use server::{Gateway, ReloadError, StartError};

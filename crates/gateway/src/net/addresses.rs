@@ -1,0 +1,80 @@
+//! Which addresses may connect.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::config::Cidr;
+
+/// `allow` and `deny` of a listener: the most specific network that has the address decides, `deny` where both are
+/// equally specific; with no match, everyone may connect unless `allow` lists somebody.
+#[derive(Clone, Debug)]
+pub struct AddressRules {
+    /// Most specific first, at equal length `deny` first.
+    rules: Vec<(IpNet, bool)>,
+    default: bool,
+}
+
+impl AddressRules {
+    /// Compiles the two lists.
+    pub fn new(allow: &[Cidr], deny: &[Cidr]) -> Self {
+        let rule = |allowed| move |cidr: &Cidr| (canonical(cidr.0), allowed);
+        let mut rules: Vec<_> = deny.iter().map(rule(false)).chain(allow.iter().map(rule(true))).collect();
+        // Stable: `deny` stays first among equals.
+        rules.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
+        Self { rules, default: allow.is_empty() }
+    }
+
+    /// Whether a client at this address may connect.
+    pub fn allows(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let rule = self.rules.iter().find(|(net, _)| net.contains(&address));
+        rule.map_or(self.default, |(_, allowed)| *allowed)
+    }
+}
+
+/// An IPv4 network written in IPv6 (`::ffff:10.0.0.0/104`) is one of IPv4, as its clients' addresses are.
+fn canonical(net: IpNet) -> IpNet {
+    match net {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => match IpAddr::V6(v6.network()).to_canonical() {
+            IpAddr::V4(v4) => ipnet::Ipv4Net::new_assert(v4, v6.prefix_len() - 96).into(),
+            IpAddr::V6(_) => net,
+        },
+        _ => net,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cidrs(list: &[&str]) -> Vec<Cidr> {
+        list.iter().map(|text| Cidr(text.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn the_most_specific_network_decides() {
+        let rules = AddressRules::new(&cidrs(&["10.0.0.0/8", "10.1.1.1/32"]), &cidrs(&["10.1.0.0/16", "10.0.0.0/8"]));
+        let allows = |address: &str| rules.allows(address.parse().unwrap());
+        assert!(!allows("10.2.0.1"), "at equal length deny wins");
+        assert!(!allows("10.1.2.3"));
+        assert!(allows("10.1.1.1"));
+        assert!(!allows("192.0.2.1"), "allow lists somebody else");
+    }
+
+    #[test]
+    fn nothing_listed_is_everyone_and_deny_alone_is_everyone_else() {
+        assert!(AddressRules::new(&[], &[]).allows("192.0.2.1".parse().unwrap()));
+        let rules = AddressRules::new(&[], &cidrs(&["192.0.2.0/24"]));
+        assert!(!rules.allows("192.0.2.1".parse().unwrap()));
+        assert!(rules.allows("198.51.100.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_ipv4_address_in_ipv6_clothes_is_judged_as_ipv4() {
+        let rules = AddressRules::new(&[], &cidrs(&["10.0.0.0/8"]));
+        assert!(!rules.allows("::ffff:10.0.0.1".parse().unwrap()));
+        let rules = AddressRules::new(&[], &cidrs(&["::ffff:10.0.0.0/104"]));
+        assert!(!rules.allows("10.0.0.1".parse().unwrap()));
+    }
+}

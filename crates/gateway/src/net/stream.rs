@@ -1,0 +1,70 @@
+//! Any transport as a stream of bytes.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::TcpStream;
+
+/// A connection to a client or to a broker. An enum and not a trait object: the relay asks it twice a packet.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Stream {
+    Tcp(TcpStream),
+    FromDevice(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    ToBroker(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// The built-in broker.
+    Memory(DuplexStream),
+}
+
+macro_rules! each {
+    ($this:expr, $stream:ident => $body:expr) => {
+        match $this.get_mut() {
+            Stream::Tcp($stream) => $body,
+            Stream::FromDevice($stream) => $body,
+            Stream::ToBroker($stream) => $body,
+            Stream::Memory($stream) => $body,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, stream => Pin::new(stream).poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+/// What a peer may still send after it was told that nobody listens.
+const DISCARD_AT_MOST: usize = 64 << 10;
+const DISCARD_FOR: Duration = Duration::from_millis(500);
+
+/// Reads and drops what a peer still sends, until it closes; bounded in bytes and time. A socket closed with bytes
+/// unread makes the kernel send a reset, which can overtake the last thing written: an alert, a CONNACK.
+pub async fn discard_until_closed(stream: &mut (impl AsyncRead + Unpin)) {
+    let discard = async {
+        let (mut buffer, mut left) = ([0; 512], DISCARD_AT_MOST);
+        while left > 0 {
+            match stream.read(&mut buffer).await {
+                Ok(read @ 1..) => left = left.saturating_sub(read),
+                _ => break,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD_FOR, discard).await;
+}

@@ -1,0 +1,221 @@
+//! One line for each connection, in two formats. Enters: a finished [`Record`]. Leaves: a line of which no byte that a
+//! client chose can end it, or look like another field. Writing never waits: lines that the disk is too slow for are
+//! dropped and counted.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::Path;
+
+use chrono::{DateTime, Local};
+use serde::Serialize;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+
+use super::record::Record;
+use crate::outcome::Outcome;
+
+/// What a line looks like.
+pub use crate::config::model::AccessLogFormat as Format;
+
+/// Lines waiting for the disk at most; beyond, they are dropped and counted.
+const BACKLOG: usize = 65_536;
+
+/// An open access log.
+#[derive(Debug)]
+pub struct AccessLog {
+    format: Format,
+    writer: NonBlocking,
+    dropped: ErrorCounter,
+    /// Writes what is waiting when the log is closed.
+    _guard: WorkerGuard,
+}
+
+impl AccessLog {
+    /// Opens a log: `-` is standard output, all else a file that is appended to.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open(path: &Path, format: Format) -> io::Result<Self> {
+        if path == Path::new("-") {
+            return Ok(Self::to(io::stdout(), format));
+        }
+        Ok(Self::to(OpenOptions::new().create(true).append(true).open(path)?, format))
+    }
+
+    fn to(writer: impl Write + Send + 'static, format: Format) -> Self {
+        let (writer, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BACKLOG).finish(writer);
+        Self { format, dropped: writer.error_counter(), writer, _guard: guard }
+    }
+
+    /// Lines dropped so far because the disk was too slow.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.dropped_lines() as u64
+    }
+
+    /// What lines look like.
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    pub(super) fn write(&self, record: &Record, outcome: Outcome) {
+        let line = line(self.format, record, outcome, Local::now());
+        // Never fails: a line that finds the backlog full is counted.
+        let _ = self.writer.clone().write_all(line.as_bytes());
+    }
+}
+
+fn line(format: Format, record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
+    let mut line = match format {
+        Format::Combined => combined(record, outcome, now),
+        Format::Json => json(record, outcome, now),
+    };
+    line.push('\n');
+    line
+}
+
+fn combined(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
+    let mut line = String::with_capacity(160);
+    let result = write!(
+        line,
+        "{} [{}] {} {} {} {} {} {} {}",
+        record.remote.ip(),
+        now.format("%d/%b/%Y:%H:%M:%S %z"),
+        record.transport.label(),
+        outcome.status(),
+        record.received,
+        record.sent,
+        record.server.as_deref().unwrap_or("-"),
+        Escaped(record.client_id.as_deref().unwrap_or_default()),
+        outcome.label(),
+    );
+    debug_assert!(result.is_ok(), "a String takes every write");
+    line
+}
+
+/// A field of the combined format: everything but printable ASCII is written `\xHH`, as are blanks, quotes and the
+/// backslash; nothing at all is `-`, and a lone `-` is escaped so that it cannot stand for nothing.
+struct Escaped<'a>(&'a str);
+
+impl std::fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            "" => return f.write_char('-'),
+            "-" => return f.write_str("\\x2D"),
+            _ => {}
+        }
+        for byte in self.0.bytes() {
+            match byte {
+                b'"' | b'\\' => write!(f, "\\x{byte:02X}")?,
+                b'!'..=b'~' => f.write_char(char::from(byte))?,
+                _ => write!(f, "\\x{byte:02X}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    time: String,
+    remote_addr: String,
+    remote_port: u16,
+    listener: &'a str,
+    protocol: &'a str,
+    status: u16,
+    reason: &'a str,
+    stage: &'a str,
+    blame: &'a str,
+    bytes_received: u64,
+    bytes_sent: u64,
+    upstream_addr: Option<&'a str>,
+    client_id: Option<&'a str>,
+    mqtt_version: Option<u8>,
+    tls_version: Option<&'a str>,
+    tls_resumed: Option<bool>,
+    cert_subject: Option<&'a str>,
+    cert_serial: Option<&'a str>,
+    connect_ms: Option<f64>,
+    duration_ms: f64,
+}
+
+fn json(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
+    let milliseconds = |duration: std::time::Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+    let line = JsonLine {
+        time: now.to_rfc3339_opts(chrono::SecondsFormat::Millis, false),
+        remote_addr: record.remote.ip().to_string(),
+        remote_port: record.remote.port(),
+        listener: record.listener(),
+        protocol: record.transport.label(),
+        status: outcome.status(),
+        reason: outcome.label(),
+        stage: outcome.stage().label(),
+        blame: outcome.blame().label(),
+        bytes_received: record.received,
+        bytes_sent: record.sent,
+        upstream_addr: record.server.as_deref(),
+        client_id: record.client_id.as_deref(),
+        mqtt_version: record.mqtt_version.map(|version| version as u8),
+        tls_version: record.tls.map(|tls| tls.version),
+        tls_resumed: record.tls.map(|tls| tls.resumed),
+        cert_subject: record.cert_subject.as_deref(),
+        cert_serial: record.cert_serial.as_deref(),
+        connect_ms: record.connected_after.map(milliseconds),
+        duration_ms: milliseconds(record.opened.elapsed()),
+    };
+    // Strings, numbers and nulls: nothing in it can fail to be JSON.
+    serde_json::to_string(&line).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::{Observer, Transport};
+    use crate::outcome::{CloseReason, Reject};
+    use chrono::TimeZone;
+
+    fn record(client_id: &str) -> Record {
+        let observer = Observer::new();
+        let metrics = observer.metrics.listener("devices");
+        let mut record = Record::open(observer, metrics, Transport::Tls, "192.0.2.7:49152".parse().unwrap());
+        record.client_id = Some(client_id.into());
+        record
+    }
+
+    fn at() -> DateTime<Local> {
+        Local.with_ymd_and_hms(2026, 11, 22, 3, 4, 5).unwrap()
+    }
+
+    #[test]
+    fn combined_has_the_nine_columns_of_nginx() {
+        let mut record = record("thing001");
+        record.server = Some("127.0.0.1:1883".into());
+        (record.received, record.sent) = (120, 30);
+        let line = line(Format::Combined, &record, Outcome::Closed(CloseReason::Ok), at());
+        let zone = at().format("%z");
+        assert_eq!(
+            line,
+            format!("192.0.2.7 [22/Nov/2026:03:04:05 {zone}] TLS 200 120 30 127.0.0.1:1883 thing001 ok\n")
+        );
+    }
+
+    #[test]
+    fn no_client_can_forge_a_line_or_a_field() {
+        for hostile in ["a\nb", "a 200 0 0 - x ok\r\n", "a\u{2028}b", "a\u{1b}[2Jb", "a\\x0Ab", "a\"b", "a\tb", "ä\u{85}"] {
+            let record = record(hostile);
+            for format in [Format::Combined, Format::Json] {
+                let line = line(format, &record, Outcome::Rejected(Reject::IdentityMismatch), at());
+                assert_eq!(line.matches(['\n', '\r']).count(), 1, "{line:?}");
+                assert!(line.trim_end().bytes().all(|byte| byte >= b' ' && byte != 0x7f), "{line:?}");
+                match format {
+                    Format::Combined => assert_eq!(line.split(' ').count(), 10, "{line:?}"),
+                    Format::Json => {
+                        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+                        assert_eq!(value["client_id"], hostile, "nothing is lost");
+                    }
+                }
+            }
+        }
+        assert_eq!(Escaped("-").to_string(), "\\x2D");
+        assert_eq!(Escaped("").to_string(), "-");
+    }
+}

@@ -1,0 +1,272 @@
+//! Counters and gauges for Prometheus. Labels are bounded: listener, upstream, server, reason; never what a client
+//! chose. Handles are fetched once for each listener and server, so that counting takes no lock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::outcome::{Outcome, Reject};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByListener {
+    listener: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReason {
+    listener: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByKind {
+    listener: String,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByServer {
+    upstream: String,
+    server: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByServerResult {
+    upstream: String,
+    server: String,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCertificate {
+    /// The listener or upstream it belongs to.
+    owner: String,
+    role: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByResult {
+    result: &'static str,
+}
+
+/// All instruments of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    connections: Family<ByReason, Counter>,
+    active: Family<ByListener, Gauge>,
+    received: Family<ByListener, Counter>,
+    sent: Family<ByListener, Counter>,
+    handshakes: Family<ByKind, Counter>,
+    handshake_failures: Family<ByReason, Counter>,
+    handshake_seconds: Family<ByListener, Histogram, fn() -> Histogram>,
+    server_active: Family<ByServer, Gauge>,
+    server_up: Family<ByServer, Gauge>,
+    server_connects: Family<ByServerResult, Counter>,
+    certificate_expiry: Family<ByCertificate, Gauge>,
+    reloads: Family<ByResult, Counter>,
+    log_lines_dropped: Gauge,
+}
+
+fn handshake_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_5, 2.0, 15))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("portcullis");
+        let mut metrics = Self {
+            registry: Registry::default(),
+            connections: Family::default(),
+            active: Family::default(),
+            received: Family::default(),
+            sent: Family::default(),
+            handshakes: Family::default(),
+            handshake_failures: Family::default(),
+            handshake_seconds: Family::new_with_constructor(handshake_histogram),
+            server_active: Family::default(),
+            server_up: Family::default(),
+            server_connects: Family::default(),
+            certificate_expiry: Family::default(),
+            reloads: Family::default(),
+            log_lines_dropped: Gauge::default(),
+        };
+        let m = &metrics;
+        registry.register("connections", "Connections ended, by why", m.connections.clone());
+        registry.register("connections_active", "Connections open", m.active.clone());
+        registry.register("received_bytes", "Application bytes from clients", m.received.clone());
+        registry.register("sent_bytes", "Application bytes to clients", m.sent.clone());
+        registry.register("tls_handshakes", "TLS handshakes completed, full or resumed", m.handshakes.clone());
+        registry.register("tls_handshake_failures", "TLS handshakes failed, by why", m.handshake_failures.clone());
+        registry.register(
+            "tls_handshake_duration_seconds",
+            "From accept to the end of the TLS handshake",
+            m.handshake_seconds.clone(),
+        );
+        registry.register("upstream_connections_active", "Sessions on a server", m.server_active.clone());
+        registry.register("upstream_up", "1 if a server may be given sessions, else 0", m.server_up.clone());
+        registry.register("upstream_connects", "Connects to a server, by result", m.server_connects.clone());
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the first certificate of an owner and role expires",
+            m.certificate_expiry.clone(),
+        );
+        registry.register("reloads", "Reloads of the configuration, by result", m.reloads.clone());
+        registry.register(
+            "access_log_dropped_lines",
+            "Access lines dropped since the log was opened, because the disk was too slow",
+            m.log_lines_dropped.clone(),
+        );
+        let start: Gauge = Gauge::default();
+        start.set(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs().cast_signed()));
+        registry.register("start_timestamp_seconds", "When the process started", start);
+        let version: Family<Vec<(&str, &str)>, Gauge> = Family::default();
+        version.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION"))]).set(1);
+        registry.register("build_info", "1, labelled with the version", version);
+        metrics.registry = registry;
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Everything, as OpenMetrics text.
+    pub fn render(&self) -> String {
+        let mut out = String::new();
+        // A String takes every write.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+
+    /// The handles of a listener.
+    pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
+        let by = ByListener { listener: name.to_owned() };
+        let kind = |kind| self.handshakes.get_or_create_owned(&ByKind { listener: name.to_owned(), kind });
+        Arc::new(ListenerMetrics {
+            name: name.into(),
+            active: self.active.get_or_create_owned(&by),
+            received: self.received.get_or_create_owned(&by),
+            sent: self.sent.get_or_create_owned(&by),
+            handshakes_full: kind("full"),
+            handshakes_resumed: kind("resumed"),
+            handshake_seconds: self.handshake_seconds.get_or_create_owned(&by),
+            upstream_warnings: RateLimit::default(),
+            connections: self.connections.clone(),
+            handshake_failures: self.handshake_failures.clone(),
+        })
+    }
+
+    /// The handles of a server.
+    pub fn server(&self, upstream: &str, server: &str) -> ServerMetrics {
+        let by = ByServer { upstream: upstream.to_owned(), server: server.to_owned() };
+        let connects = |result| {
+            let by = ByServerResult { upstream: upstream.to_owned(), server: server.to_owned(), result };
+            self.server_connects.get_or_create_owned(&by)
+        };
+        ServerMetrics {
+            active: self.server_active.get_or_create_owned(&by),
+            up: self.server_up.get_or_create_owned(&by),
+            connected: connects("ok"),
+            failed: connects("failed"),
+        }
+    }
+
+    /// Forgets a server that is no longer configured, or no longer what its name resolves to.
+    pub fn forget_server(&self, upstream: &str, server: &str) {
+        let by = ByServer { upstream: upstream.to_owned(), server: server.to_owned() };
+        self.server_active.remove(&by);
+        self.server_up.remove(&by);
+    }
+
+    /// Replaces the expiry times by these: owner (listener or upstream), role, seconds since 1970.
+    pub fn set_certificate_expiry(&self, expiries: impl IntoIterator<Item = (String, &'static str, i64)>) {
+        self.certificate_expiry.clear();
+        for (owner, role, expires) in expiries {
+            let gauge = self.certificate_expiry.get_or_create_owned(&ByCertificate { owner, role });
+            let known = gauge.get();
+            gauge.set(if known == 0 { expires } else { known.min(expires) });
+        }
+    }
+
+    /// Sets how many access lines were dropped.
+    pub fn set_access_log_dropped(&self, lines: u64) {
+        self.log_lines_dropped.set(lines.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Counts a reload.
+    pub fn count_reload(&self, succeeded: bool) {
+        self.reloads.get_or_create(&ByResult { result: if succeeded { "ok" } else { "failed" } }).inc();
+    }
+}
+
+/// The instruments of one listener.
+#[derive(Debug)]
+pub struct ListenerMetrics {
+    pub(crate) name: Arc<str>,
+    pub(crate) active: Gauge<i64, AtomicI64>,
+    pub(crate) received: Counter<u64, AtomicU64>,
+    pub(crate) sent: Counter<u64, AtomicU64>,
+    handshakes_full: Counter,
+    handshakes_resumed: Counter,
+    handshake_seconds: Histogram,
+    pub(super) upstream_warnings: RateLimit,
+    connections: Family<ByReason, Counter>,
+    handshake_failures: Family<ByReason, Counter>,
+}
+
+impl ListenerMetrics {
+    /// Connections open now.
+    pub fn active(&self) -> u64 {
+        self.active.get().max(0).unsigned_abs()
+    }
+
+    /// Counts a completed TLS handshake that began at `since`.
+    pub fn count_handshake(&self, resumed: bool, since: Instant) {
+        if resumed { self.handshakes_resumed.inc() } else { self.handshakes_full.inc() };
+        self.handshake_seconds.observe(since.elapsed().as_secs_f64());
+    }
+
+    pub(super) fn count_handshake_failure(&self, reject: Reject) {
+        let by = ByReason { listener: self.name.to_string(), reason: reject.label() };
+        self.handshake_failures.get_or_create(&by).inc();
+    }
+
+    pub(super) fn count_end(&self, outcome: Outcome) {
+        let by = ByReason { listener: self.name.to_string(), reason: outcome.label() };
+        self.connections.get_or_create(&by).inc();
+    }
+}
+
+/// The instruments of one server.
+#[derive(Clone, Debug)]
+pub struct ServerMetrics {
+    pub(crate) active: Gauge,
+    pub(crate) up: Gauge,
+    pub(crate) connected: Counter,
+    pub(crate) failed: Counter,
+}
+
+/// Lets one through a second and counts the others.
+#[derive(Debug, Default)]
+pub(crate) struct RateLimit {
+    last_second: AtomicU64,
+    suppressed: AtomicU64,
+}
+
+impl RateLimit {
+    /// `Some(how many were not let through before)` if this one is.
+    pub(crate) fn permit(&self) -> Option<u64> {
+        let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        if self.last_second.swap(second, Ordering::Relaxed) == second {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.suppressed.swap(0, Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,31 @@
+//! What operators see: one record for each connection, turned into an access line and counters when the connection
+//! ends, and the gauges in between.
+
+mod access_log;
+mod metrics;
+mod record;
+
+pub use access_log::{AccessLog, Format};
+pub use metrics::{ListenerMetrics, Metrics, ServerMetrics};
+pub use record::{Record, TlsNote, Transport};
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+
+/// The process's one set of instruments. Outlives reloads, so that a session of weeks writes its line to the log of
+/// the day it ends.
+#[derive(Debug, Default)]
+pub struct Observer {
+    /// Counters and gauges.
+    pub metrics: Metrics,
+    /// Where access lines go at present.
+    pub access_log: ArcSwapOption<AccessLog>,
+}
+
+impl Observer {
+    /// An observer without an access log.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+}

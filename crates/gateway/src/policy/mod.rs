@@ -1,0 +1,6 @@
+//! What the operator wants of a CONNECT: who is let in, and how the packet is rewritten.
+
+mod connect;
+
+pub(crate) use connect::compile;
+pub use connect::{Admission, Replacements, Rewriting};

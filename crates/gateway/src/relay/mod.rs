@@ -1,0 +1,5 @@
+//! Bytes between a client and its broker once CONNECT is done.
+
+mod raw;
+
+pub use raw::{Ends, Ended, relay};

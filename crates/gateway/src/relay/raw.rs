@@ -1,0 +1,308 @@
+//! Moves bytes both ways as they come. Enters: two connected streams. Leaves: who ended it and how much went through.
+//!
+//! A session holds no buffer while it is idle. Bytes are read into a buffer of the thread, and written from it at once;
+//! only what the other side does not take is kept, one chunk at most, and nothing more is read until it is gone: a slow
+//! reader slows its writer down. The stream from broker to client is followed packet by packet where the gateway may
+//! have to say goodbye in it (MQTT 5), which it does between packets only.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use portcullis_wire::{Disconnect, Scanner, Version};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::net::Stream;
+use crate::observe::ListenerMetrics;
+use crate::outcome::CloseReason;
+
+/// Read at once: as much as one TLS record holds.
+const CHUNK: usize = 16 << 10;
+/// For the other side to end too, after one side has.
+const HALF_CLOSE: Duration = Duration::from_secs(10);
+/// For a goodbye to find a packet boundary and be written.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
+}
+
+/// What a relay begins with.
+#[derive(Debug)]
+pub struct Ends {
+    /// The connection to the client.
+    pub client: Stream,
+    /// The connection to the broker.
+    pub broker: Stream,
+    /// What the broker has said already, from its first byte on.
+    pub greeting: Vec<u8>,
+    /// What the client speaks.
+    pub version: Version,
+}
+
+/// How a relay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Why.
+    pub reason: CloseReason,
+    /// Bytes from the client.
+    pub received: u64,
+    /// Bytes to the client.
+    pub sent: u64,
+}
+
+/// Moves bytes until both sides have ended, one is lost, or `stop` says so.
+pub async fn relay(ends: Ends, metrics: &ListenerMetrics, stop: &CancellationToken) -> Ended {
+    let mut relay = Relay::new(ends);
+    metrics.sent.inc_by(relay.down.bytes);
+    let mut stopped = pin!(stop.cancelled());
+    let reason = poll_fn(|cx| {
+        if !relay.is_stopping && stopped.as_mut().poll(cx).is_ready() {
+            relay.say_goodbye();
+        }
+        let (received, sent) = (relay.up.bytes, relay.down.bytes);
+        let poll = relay.poll(cx);
+        metrics.received.inc_by(relay.up.bytes - received);
+        metrics.sent.inc_by(relay.down.bytes - sent);
+        poll
+    })
+    .await;
+    Ended { reason, received: relay.up.bytes, sent: relay.down.bytes }
+}
+
+struct Relay {
+    client: Stream,
+    broker: Stream,
+    up: Flow,
+    down: Flow,
+    version: Version,
+    /// The first thing that happened: what comes after is its consequence.
+    reason: Option<CloseReason>,
+    is_stopping: bool,
+    /// Set once one side has ended.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Relay {
+    fn new(ends: Ends) -> Self {
+        let mut down = Flow { scanner: (ends.version == Version::V5).then(Scanner::new), ..Flow::default() };
+        down.take(&ends.greeting);
+        Self {
+            client: ends.client,
+            broker: ends.broker,
+            up: Flow::default(),
+            down,
+            version: ends.version,
+            reason: None,
+            is_stopping: false,
+            deadline: None,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        if let Poll::Ready(Err(side)) = self.up.poll(cx, &mut self.client, &mut self.broker) {
+            return Poll::Ready(self.because(side.lost_upwards()));
+        }
+        if let Poll::Ready(Err(side)) = self.down.poll(cx, &mut self.broker, &mut self.client) {
+            return Poll::Ready(self.because(side.lost_downwards()));
+        }
+        if self.up.has_ended() {
+            self.because(CloseReason::Ok);
+        }
+        if self.down.has_ended() {
+            self.because(CloseReason::UpstreamClosed);
+        }
+        let Some(reason) = self.reason else { return Poll::Pending };
+        let is_over = if self.is_stopping { self.down.is_closed() } else { self.up.is_closed() && self.down.is_closed() };
+        if is_over {
+            return Poll::Ready(reason);
+        }
+        let limit = if self.is_stopping { GOODBYE } else { HALF_CLOSE };
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(deadline.as_mut().poll(cx));
+        Poll::Ready(if reason == CloseReason::UpstreamClosed { CloseReason::HalfCloseTimeout } else { reason })
+    }
+
+    fn because(&mut self, reason: CloseReason) -> CloseReason {
+        *self.reason.get_or_insert(reason)
+    }
+
+    /// Ends the session from the gateway's side: MQTT 5 has a packet for it, before there is only the end itself.
+    fn say_goodbye(&mut self) {
+        self.is_stopping = true;
+        self.because(CloseReason::Drained);
+        self.deadline = None;
+        let goodbye = (self.version == Version::V5).then(|| Disconnect::ServerShuttingDown.packet());
+        self.down.end_with(goodbye);
+    }
+}
+
+/// The side that broke a flow.
+#[derive(Clone, Copy)]
+enum Broken {
+    Reading,
+    Writing,
+}
+
+impl Broken {
+    const fn lost_upwards(self) -> CloseReason {
+        match self {
+            Broken::Reading => CloseReason::ClientLost,
+            Broken::Writing => CloseReason::UpstreamLost,
+        }
+    }
+
+    const fn lost_downwards(self) -> CloseReason {
+        match self {
+            Broken::Reading => CloseReason::UpstreamLost,
+            Broken::Writing => CloseReason::ClientLost,
+        }
+    }
+}
+
+/// One direction.
+#[derive(Default)]
+struct Flow {
+    /// Read and not written yet; without memory of its own while nothing waits.
+    pending: Vec<u8>,
+    written: usize,
+    state: State,
+    is_unflushed: bool,
+    /// Bytes read.
+    bytes: u64,
+    /// Follows the packets, where a goodbye may have to be put between them.
+    scanner: Option<Scanner>,
+    goodbye: Option<[u8; 4]>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// Nothing more is read; what is pending is written, then the writing side is shut down.
+    Ending,
+    Closed,
+}
+
+impl Flow {
+    /// Moves what can be moved. Ready with an error if a side broke, ready without when it is closed.
+    fn poll(&mut self, cx: &mut Context<'_>, from: &mut Stream, to: &mut Stream) -> Poll<Result<(), Broken>> {
+        loop {
+            ready!(self.poll_write_pending(cx, to))?;
+            match self.state {
+                State::Closed => return Poll::Ready(Ok(())),
+                State::Ending => {
+                    // A peer that is gone already has nothing against being told that this is the end.
+                    let _ = ready!(Pin::new(&mut *to).poll_shutdown(cx));
+                    self.state = State::Closed;
+                }
+                State::Open => {
+                    if self.poll_move(cx, from, to)?.is_pending() {
+                        // The reader has nothing now: what was written is not to wait for more.
+                        if self.is_unflushed {
+                            ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Broken::Writing)?;
+                            self.is_unflushed = false;
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads once, and writes what was read as far as the other side takes it.
+    fn poll_move(&mut self, cx: &mut Context<'_>, from: &mut Stream, to: &mut Stream) -> Poll<Result<(), Broken>> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut buffer = ReadBuf::new(buffer);
+            match ready!(Pin::new(from).poll_read(cx, &mut buffer)) {
+                Ok(()) if buffer.filled().is_empty() => self.state = State::Ending,
+                Ok(()) => {
+                    let chunk = self.pass(buffer.filled());
+                    let written = match Pin::new(to).poll_write(cx, chunk) {
+                        Poll::Ready(Ok(written)) => written,
+                        Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Writing)),
+                        Poll::Pending => 0,
+                    };
+                    self.is_unflushed = true;
+                    let rest = &chunk[written..];
+                    if !rest.is_empty() {
+                        // In front of a goodbye that `pass` may have left there.
+                        self.pending.splice(0..0, rest.iter().copied());
+                    }
+                }
+                // A client that closes without TLS' close_notify has ended all the same: MQTT frames itself.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.state = State::Ending,
+                Err(_) => return Poll::Ready(Err(Broken::Reading)),
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    fn poll_write_pending(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<Result<(), Broken>> {
+        while self.written < self.pending.len() {
+            let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending[self.written..]));
+            match written {
+                Ok(written @ 1..) => self.written += written,
+                _ => return Poll::Ready(Err(Broken::Writing)),
+            }
+            self.is_unflushed = true;
+        }
+        if !self.pending.is_empty() {
+            (self.pending, self.written) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Counts and follows what was read; returns the part that is to be written. With a goodbye waiting and a boundary
+    /// in the chunk, that is the part before the boundary, and the goodbye is put behind it.
+    fn pass<'c>(&mut self, chunk: &'c [u8]) -> &'c [u8] {
+        self.bytes += chunk.len() as u64;
+        let Some(scanner) = &mut self.scanner else { return chunk };
+        match (scanner.scan(chunk, |_| ()), self.goodbye) {
+            (Ok(Some(boundary)), Some(goodbye)) => {
+                self.pending.extend(goodbye);
+                self.state = State::Ending;
+                &chunk[..boundary]
+            }
+            (Ok(_), _) => chunk,
+            (Err(_), _) => {
+                // No MQTT: there will be no boundary to say goodbye at.
+                self.scanner = None;
+                chunk
+            }
+        }
+    }
+
+    fn take(&mut self, chunk: &[u8]) {
+        let chunk = self.pass(chunk);
+        self.pending.splice(0..0, chunk.iter().copied());
+    }
+
+    /// Ends the flow at the next packet boundary, with a goodbye if there is one; at once if packets are not followed.
+    fn end_with(&mut self, goodbye: Option<[u8; 4]>) {
+        if self.state != State::Open {
+            return;
+        }
+        match (&self.scanner, goodbye) {
+            (Some(scanner), Some(goodbye)) if scanner.at_boundary() => {
+                self.pending.extend(goodbye);
+                self.state = State::Ending;
+            }
+            (Some(_), Some(_)) => self.goodbye = goodbye,
+            _ => self.state = State::Ending,
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.state != State::Open
+    }
+
+    fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+}

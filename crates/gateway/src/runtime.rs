@@ -1,0 +1,392 @@
+//! The compiled configuration: one immutable snapshot that is swapped as a whole. Loading it is all of what `check`
+//! does, and the beginning of what `run` does.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::model::{self, AccessLogFormat, ClientAuth, LogFormat, OnReject, Protocol};
+use crate::config::{At, Document, Problems};
+use crate::net::AddressRules;
+use crate::observe::{ListenerMetrics, Observer};
+use crate::policy::{Admission, Rewriting};
+use crate::tls::{self, ServerTls};
+use crate::upstream::Upstream;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_CONNECT_SIZE: usize = 64 << 10;
+/// What a CONNECT packet may have at most, of which MQTT itself sets no lower bound [MQTT-2.1.4].
+const MAX_MAX_CONNECT_SIZE: usize = 1 << 20;
+const MAX_CONNECTIONS: u32 = 100_000;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A configuration, compiled.
+#[derive(Debug)]
+pub struct Runtime {
+    /// In the order of the file.
+    pub listeners: Vec<Arc<Listener>>,
+    /// In the order of the file.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// Where access lines go, and what they look like.
+    pub access_log: Option<(PathBuf, AccessLogFormat)>,
+    /// Where operators ask.
+    pub admin: Option<AdminBind>,
+    /// The process as a whole.
+    pub process: Process,
+    expiries: Vec<(String, &'static str, i64)>,
+}
+
+/// Where devices connect, compiled.
+#[derive(Debug)]
+pub struct Listener {
+    pub(crate) name: Arc<str>,
+    pub(crate) bind: Vec<SocketAddr>,
+    pub(crate) addresses: AddressRules,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) max_connect_size: usize,
+    pub(crate) max_connections: u32,
+    pub(crate) on_reject: OnReject,
+    pub(crate) tls: Option<ServerTls>,
+    pub(crate) admission: Admission,
+    pub(crate) rewriting: Rewriting,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) metrics: Arc<ListenerMetrics>,
+}
+
+/// Where the admin interface listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminBind {
+    /// An address and port.
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+/// Settings of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// `None`: the cores.
+    pub worker_threads: Option<usize>,
+    /// How long sessions may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Directives of what is logged.
+    pub log: String,
+    /// What log lines look like.
+    pub log_format: LogFormat,
+}
+
+/// A configuration that can be used, and what there is to say of it all the same.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub runtime: Runtime,
+    /// Warnings only.
+    pub problems: Problems,
+}
+
+impl Runtime {
+    /// Loads a file: opens every file it names, compiles every expression, binds and connects nothing.
+    ///
+    /// # Errors
+    /// Every problem, of which at least one is an error.
+    pub fn load(path: &Path, observer: &Observer) -> Result<Loaded, Problems> {
+        Self::compile(Document::read(path), observer)
+    }
+
+    fn compile(mut document: Document, observer: &Observer) -> Result<Loaded, Problems> {
+        // What could not be read at all has been said; what depends on it would only be noise.
+        let was_read = !document.problems.has_errors();
+        let config = std::mem::take(&mut document.config);
+        let mut expiries = Expiries(Vec::new());
+        let names = |table: &str| table.to_owned();
+        check_names(config.upstream.iter().map(|at| (&at.span, at.name.as_ref())), &names("upstream"), &mut document);
+        check_names(config.listener.iter().map(|at| (&at.span, at.name.as_ref())), &names("listener"), &mut document);
+        let upstreams: Vec<Arc<Upstream>> = config
+            .upstream
+            .iter()
+            .filter_map(|upstream| {
+                expiries.of_upstream(upstream, &mut document);
+                Upstream::compile(upstream, &mut document).map(Arc::new)
+            })
+            .collect();
+        if config.listener.is_empty() && was_read {
+            document.problems.file_error("there is no [[listener]], so nothing to do").hint(EXAMPLE);
+        }
+        let known: Vec<&str> =
+            config.upstream.iter().filter_map(|upstream| upstream.name.as_ref()).map(|name| name.as_str()).collect();
+        let mut listeners = Vec::new();
+        let mut bound = HashSet::new();
+        for listener in &config.listener {
+            expiries.of_listener(listener, &mut document);
+            let upstream = find_upstream(listener, &upstreams, &known, &mut document);
+            listeners.extend(compile_listener(listener, upstream, &mut bound, observer, &mut document).map(Arc::new));
+        }
+        let process = compile_process(&config.runtime, &mut document);
+        let admin = config.admin.as_ref().and_then(|admin| compile_admin(admin, &mut document));
+        let access_log = config.access_log.as_ref().and_then(|log| compile_access_log(log, &mut document));
+        if document.problems.has_errors() {
+            return Err(document.problems);
+        }
+        let runtime = Self { listeners, upstreams, access_log, admin, process, expiries: expiries.0 };
+        Ok(Loaded { runtime, problems: document.problems })
+    }
+
+    /// Makes the snapshot ready to serve: names are resolved, health checks begin. What `previous` knew of brokers that
+    /// are still configured is taken over.
+    pub(crate) async fn activate(&self, previous: Option<&Runtime>, observer: &Arc<Observer>) {
+        for upstream in &self.upstreams {
+            let same = |other: &&Arc<Upstream>| other.name() == upstream.name();
+            let previous = previous.and_then(|previous| previous.upstreams.iter().find(same));
+            upstream.activate(previous.map(Arc::as_ref), observer).await;
+            upstream.start(observer);
+        }
+        observer.metrics.set_certificate_expiry(self.expiries.iter().cloned());
+    }
+}
+
+const EXAMPLE: &str = "begin with: [[listener]] name = \"devices\" bind = \"0.0.0.0:8883\" upstream = \"brokers\"";
+
+fn check_names<'a>(
+    tables: impl Iterator<Item = (&'a std::ops::Range<usize>, Option<&'a At<String>>)>,
+    table: &str,
+    document: &mut Document,
+) {
+    let mut seen = HashSet::new();
+    for (span, name) in tables {
+        match name {
+            None => {
+                document.problems.error(span, "`name` is missing").hint("it appears in logs and metrics");
+            }
+            Some(name) if name.is_empty() => {
+                document.problems.error(&name.span, "`name` is empty");
+            }
+            Some(name) if !seen.insert(name.as_str()) => {
+                document.problems.error(&name.span, format!("there is a {table} named `{}` already", name.value));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn find_upstream(
+    listener: &At<model::Listener>,
+    upstreams: &[Arc<Upstream>],
+    known: &[&str],
+    document: &mut Document,
+) -> Option<Arc<Upstream>> {
+    let Some(name) = &listener.upstream else {
+        document.problems.error(&listener.span, "`upstream` is missing").hint("the name of an [[upstream]]");
+        return None;
+    };
+    if !known.contains(&name.as_str()) {
+        let suggestion = crate::config::suggest(name, known.iter().copied());
+        let problem = document.problems.error(&name.span, format!("there is no upstream named `{}`", name.value));
+        problem.hint(match suggestion {
+            Some(suggestion) => format!("did you mean `{suggestion}`?"),
+            None => format!("known are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
+        });
+    }
+    upstreams.iter().find(|upstream| upstream.name() == name.as_str()).cloned()
+}
+
+fn compile_listener(
+    listener: &At<model::Listener>,
+    upstream: Option<Arc<Upstream>>,
+    bound: &mut HashSet<SocketAddr>,
+    observer: &Observer,
+    document: &mut Document,
+) -> Option<Listener> {
+    let bind = compile_bind(listener, bound, document);
+    let tls = compile_tls(listener, document);
+    let admission = Admission::compile(&listener.admit, document);
+    let rewriting = Rewriting::compile(&listener.connect, document);
+    let max_connect_size = listener.max_connect_size.as_ref().map_or(MAX_CONNECT_SIZE, |size| size.value.0);
+    if let Some(size) = listener.max_connect_size.as_ref().filter(|size| size.value.0 > MAX_MAX_CONNECT_SIZE) {
+        document.problems.error(&size.span, "`max_connect_size` is 1MiB at most");
+    }
+    warn_of_open_door(listener, &admission, document);
+    let name = listener.name.as_ref()?.as_str();
+    Some(Listener {
+        name: name.into(),
+        bind: bind?,
+        addresses: AddressRules::new(&listener.allow, &listener.deny),
+        connect_timeout: listener.connect_timeout.map_or(CONNECT_TIMEOUT, |period| period.0),
+        max_connect_size,
+        max_connections: listener.max_connections.unwrap_or(MAX_CONNECTIONS),
+        on_reject: listener.on_reject,
+        tls: tls?,
+        admission,
+        rewriting,
+        upstream: upstream?,
+        metrics: observer.metrics.listener(name),
+    })
+}
+
+fn compile_bind(
+    listener: &At<model::Listener>,
+    bound: &mut HashSet<SocketAddr>,
+    document: &mut Document,
+) -> Option<Vec<SocketAddr>> {
+    let Some(bind) = &listener.bind else {
+        document.problems.error(&listener.span, "`bind` is missing").hint("bind = \"0.0.0.0:8883\"");
+        return None;
+    };
+    let mut addresses = Vec::new();
+    for text in &bind.value.0 {
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 && !bound.insert(address) => {
+                document.problems.error(&bind.span, format!("`{address}` is bound by a listener already"));
+            }
+            Ok(address) => addresses.push(address),
+            Err(_) => {
+                let problem = document.problems.error(&bind.span, format!("`{text}` is no address and port"));
+                problem.hint("as \"0.0.0.0:8883\" or \"[::]:8883\"");
+            }
+        }
+    }
+    if bind.value.0.is_empty() {
+        document.problems.error(&bind.span, "`bind` is empty");
+    }
+    (addresses.len() == bind.value.0.len()).then_some(addresses)
+}
+
+/// `Some(None)`: the listener speaks no TLS.
+#[expect(clippy::option_option, reason = "the outer one is for a mistake in the configuration")]
+fn compile_tls(listener: &At<model::Listener>, document: &mut Document) -> Option<Option<ServerTls>> {
+    match (listener.protocol, &listener.tls) {
+        (Protocol::Tls, Some(tls)) => ServerTls::compile(tls, document).map(Some),
+        (Protocol::Tls, None) => {
+            let problem = document.problems.error(&listener.span, "a listener that speaks TLS needs [listener.tls]");
+            problem.hint("or `protocol = \"tcp\"` for MQTT in the clear");
+            None
+        }
+        (Protocol::Tcp, None) => Some(None),
+        (Protocol::Tcp, Some(tls)) => {
+            document.problems.error(&tls.span, "[listener.tls] without effect: `protocol = \"tcp\"`");
+            None
+        }
+    }
+}
+
+/// Legal, but seldom meant: nobody is asked to prove anything.
+fn warn_of_open_door(listener: &At<model::Listener>, admission: &Admission, document: &mut Document) {
+    let tls = listener.tls.as_ref();
+    let auth = tls.and_then(|tls| tls.client_auth.as_ref()).map(|auth| auth.value);
+    let asks = match auth {
+        Some(auth) => auth,
+        None if tls.is_some_and(|tls| tls.client_ca.is_some()) => ClientAuth::Required,
+        None => ClientAuth::None,
+    };
+    if asks == ClientAuth::None && admission.is_empty() {
+        let problem = document.problems.warning(&listener.span, "clients of this listener prove nothing to the gateway");
+        problem.hint("set `client_ca` in [listener.tls], or `require` in [listener.admit]");
+    } else if asks == ClientAuth::Optional && admission.is_empty() {
+        let message = "certificates are optional, and nothing is required of clients without one";
+        document.problems.warning(&listener.span, message).hint("add `require` to [listener.admit]");
+    } else if asks == ClientAuth::Required && admission.is_empty() && listener.connect.client_id.is_none() {
+        let message = "any device can take any other device's client ID: nothing binds it to the certificate";
+        let problem = document.problems.warning(&listener.span, message);
+        problem.hint("[listener.admit] require = ['mqtt.client_id == cert.subject.cn']");
+    }
+}
+
+fn compile_process(runtime: &model::Runtime, document: &mut Document) -> Process {
+    if let Some(threads) = runtime.worker_threads.as_ref().filter(|threads| !(1..=1024).contains(&threads.value)) {
+        document.problems.error(&threads.span, "`worker_threads` is from 1 to 1024");
+    }
+    let log = runtime.log.as_ref().map_or("info", |log| log.as_str()).to_owned();
+    if let Some(at) = &runtime.log
+        && let Err(error) = log.parse::<tracing_subscriber::filter::Targets>()
+    {
+        let problem = document.problems.error(&at.span, format!("`{log}` is no log level: {error}"));
+        problem.hint("error, warn, info, debug or trace; also by target: \"info,portcullis_gateway::session=debug\"");
+    }
+    Process {
+        worker_threads: runtime.worker_threads.as_ref().map(|threads| threads.value),
+        drain_timeout: runtime.drain_timeout.map_or(DRAIN_TIMEOUT, |period| period.0),
+        log,
+        log_format: runtime.log_format,
+    }
+}
+
+fn compile_admin(admin: &model::Admin, document: &mut Document) -> Option<AdminBind> {
+    if let Some(path) = admin.bind.strip_prefix("unix:") {
+        return Some(AdminBind::Unix(document.resolve(Path::new(path))));
+    }
+    match admin.bind.parse::<SocketAddr>() {
+        Ok(address) => {
+            if !address.ip().is_loopback() {
+                let message = "the admin interface asks nobody for a password, and this address is not the loopback";
+                document.problems.warning(&admin.bind.span, message).hint("bind = \"127.0.0.1:9080\"");
+            }
+            Some(AdminBind::Tcp(address))
+        }
+        Err(_) => {
+            let message = format!("`{}` is no address and port", admin.bind.value);
+            document.problems.error(&admin.bind.span, message).hint("as \"127.0.0.1:9080\" or \"unix:/run/admin.sock\"");
+            None
+        }
+    }
+}
+
+fn compile_access_log(log: &At<model::AccessLog>, document: &mut Document) -> Option<(PathBuf, AccessLogFormat)> {
+    let Some(path) = &log.path else {
+        document.problems.error(&log.span, "`path` is missing").hint("a file, or \"-\" for standard output");
+        return None;
+    };
+    if path.value == Path::new("-") {
+        return Some((path.value.clone(), log.format));
+    }
+    let file = document.resolve(path);
+    if !file.parent().is_some_and(|parent| parent.as_os_str().is_empty() || parent.is_dir()) {
+        document.problems.error(&path.span, format!("the folder of {} is not there", file.display()));
+    }
+    Some((file, log.format))
+}
+
+/// When certificates expire, for the metrics; those that have are warned of.
+struct Expiries(Vec<(String, &'static str, i64)>);
+
+impl Expiries {
+    fn of_listener(&mut self, listener: &At<model::Listener>, document: &mut Document) {
+        let (Some(tls), Some(name)) = (&listener.tls, &listener.name) else { return };
+        if let Some(certificate) = &tls.certificate {
+            let paths: Vec<&Path> = match &certificate.value {
+                model::Certificates::One(path) => vec![path],
+                model::Certificates::Many(pairs) => pairs.iter().map(|pair| pair.certificate.as_path()).collect(),
+            };
+            paths.iter().for_each(|path| self.add(name, "server", path, &certificate.span, document));
+        }
+        if let Some(ca) = &tls.client_ca {
+            self.add(name, "client_ca", ca, &ca.span, document);
+        }
+    }
+
+    fn of_upstream(&mut self, upstream: &At<model::Upstream>, document: &mut Document) {
+        let (Some(tls), Some(name)) = (&upstream.tls, &upstream.name) else { return };
+        for (role, file) in [("upstream", &tls.certificate), ("upstream_ca", &tls.ca)] {
+            if let Some(file) = file {
+                self.add(name, role, file, &file.span, document);
+            }
+        }
+    }
+
+    fn add(
+        &mut self,
+        owner: &str,
+        role: &'static str,
+        path: &Path,
+        span: &std::ops::Range<usize>,
+        document: &mut Document,
+    ) {
+        // Whoever uses the file says what is wrong with it.
+        let Ok(expires) = tls::expiry(&document.resolve(path)) else { return };
+        if expires <= chrono::Utc::now().timestamp() {
+            let when = chrono::DateTime::from_timestamp(expires, 0).map(|when| when.to_rfc3339()).unwrap_or_default();
+            document.problems.warning(span, format!("a certificate in {} expired at {when}", path.display()));
+        }
+        self.0.push((owner.to_owned(), role, expires));
+    }
+}

@@ -1,0 +1,324 @@
+//! The running gateway: its sockets, the snapshot it serves by, reload, drain.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Problems;
+use crate::net;
+use crate::observe::{AccessLog, Observer};
+use crate::runtime::{AdminBind, Listener, Loaded, Runtime};
+use crate::session;
+
+/// Waited after an accept that failed because descriptors or memory ran out: others may give some back.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// For sessions to say goodbye once their time is up.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// A running gateway. Dropped, it stops listening; sessions go on until the process ends.
+pub struct Gateway {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    /// Listening sockets, by what the configuration calls them.
+    sockets: Mutex<HashMap<SocketKey, Socket>>,
+    admin: Option<SocketAddr>,
+    /// One reload at a time.
+    reloading: tokio::sync::Mutex<()>,
+}
+
+/// What sessions, accept loops and the admin interface share.
+pub(crate) struct Shared {
+    pub(crate) runtime: ArcSwap<Runtime>,
+    pub(crate) observer: Arc<Observer>,
+    sessions: TaskTracker,
+    /// Set when the gateway takes no more connections.
+    pub(crate) draining: CancellationToken,
+    /// Ends the sessions that are left.
+    stop: CancellationToken,
+}
+
+/// A listener's name and one of its addresses; a port of 0 may stand there several times.
+type SocketKey = (Arc<str>, SocketAddr, usize);
+
+struct Socket {
+    address: SocketAddr,
+    accepting: AbortHandle,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Why a gateway did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    Bind(SocketAddr, io::Error),
+    /// The admin interface cannot listen.
+    Admin(String, io::Error),
+    /// The access log cannot be opened.
+    AccessLog(PathBuf, io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Bind(address, _) => write!(f, "cannot listen on {address}"),
+            StartError::Admin(address, _) => write!(f, "cannot listen on {address} for the admin interface"),
+            StartError::AccessLog(path, _) => write!(f, "cannot open the access log {}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StartError::Bind(_, error) | StartError::Admin(_, error) | StartError::AccessLog(_, error) => Some(error),
+        }
+    }
+}
+
+/// Why a reload changed nothing.
+#[derive(Debug)]
+pub enum ReloadError {
+    /// The configuration cannot be used.
+    Configuration(Problems),
+    /// What it asks for cannot be had.
+    Start(StartError),
+}
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReloadError::Configuration(problems) => problems.fmt(f),
+            ReloadError::Start(error) => match std::error::Error::source(error) {
+                Some(cause) => write!(f, "{error}: {cause}"),
+                None => error.fmt(f),
+            },
+        }
+    }
+}
+
+impl std::error::Error for ReloadError {}
+
+impl Gateway {
+    /// Starts serving by a configuration that was loaded from `path`, from which it is loaded again on reload.
+    ///
+    /// # Errors
+    /// A socket or a file cannot be opened. Nothing was started.
+    pub async fn start(path: &Path, runtime: Runtime, observer: Arc<Observer>) -> Result<Self, StartError> {
+        raise_descriptor_limit();
+        let access_log = open_access_log(&runtime)?;
+        let bound = bind_new(&runtime, &HashMap::new())?;
+        runtime.activate(None, &observer).await;
+        observer.access_log.store(access_log);
+        let shared = Arc::new(Shared {
+            runtime: ArcSwap::from_pointee(runtime),
+            observer,
+            sessions: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        });
+        let bind = shared.runtime.load().admin.clone();
+        let admin = match bind {
+            Some(bind) => crate::admin::serve(&bind, Arc::clone(&shared)).map_err(|error| {
+                let text = match &bind {
+                    AdminBind::Tcp(address) => address.to_string(),
+                    AdminBind::Unix(path) => path.display().to_string(),
+                };
+                StartError::Admin(text, error)
+            })?,
+            None => None,
+        };
+        let gateway = Self {
+            path: path.to_owned(),
+            sockets: Mutex::new(start_accepting(bound, &shared)),
+            shared,
+            admin,
+            reloading: tokio::sync::Mutex::new(()),
+        };
+        Ok(gateway)
+    }
+
+    /// The addresses listened on, each with the listener's name.
+    pub fn addresses(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        let sockets = self.sockets();
+        let mut addresses: Vec<_> = sockets.iter().map(|(key, socket)| (Arc::clone(&key.0), socket.address)).collect();
+        addresses.sort();
+        addresses
+    }
+
+    /// The address of the admin interface, if it has one.
+    pub const fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// Sessions and connections on their way to be one.
+    pub fn connections(&self) -> usize {
+        self.shared.sessions.len()
+    }
+
+    /// Loads the configuration again and serves new connections by it. Sessions stay. Returns the warnings.
+    ///
+    /// # Errors
+    /// Why nothing was changed.
+    pub async fn reload(&self) -> Result<Problems, ReloadError> {
+        let _one_at_a_time = self.reloading.lock().await;
+        let result = self.replace().await;
+        self.shared.observer.metrics.count_reload(result.is_ok());
+        result
+    }
+
+    async fn replace(&self) -> Result<Problems, ReloadError> {
+        let (path, observer) = (self.path.clone(), Arc::clone(&self.shared.observer));
+        // Files are read and certificates parsed: not on a thread that moves bytes.
+        let loaded = tokio::task::spawn_blocking(move || Runtime::load(&path, &observer)).await;
+        let Loaded { runtime, problems } = match loaded {
+            Ok(result) => result.map_err(ReloadError::Configuration)?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        let access_log = open_access_log(&runtime).map_err(ReloadError::Start)?;
+        let bound = bind_new(&runtime, &self.sockets()).map_err(ReloadError::Start)?;
+        let previous = self.shared.runtime.load_full();
+        runtime.activate(Some(&previous), &self.shared.observer).await;
+        warn_of_restart(&previous, &runtime);
+        let wanted: Vec<SocketKey> = socket_keys(&runtime).map(|(key, _)| key).collect();
+        self.shared.runtime.store(Arc::new(runtime));
+        let closed_log = self.shared.observer.access_log.swap(access_log);
+        // Closing a log writes what is waiting in it.
+        tokio::task::spawn_blocking(move || drop(closed_log));
+        let mut sockets = self.sockets();
+        sockets.retain(|key, _| wanted.contains(key));
+        sockets.extend(start_accepting(bound, &self.shared));
+        Ok(problems)
+    }
+
+    /// Takes no more connections, waits for sessions to end, at most for `drain_timeout`, then ends those that are left.
+    pub async fn drain(&self) {
+        self.shared.draining.cancel();
+        self.sockets().clear();
+        let sessions = &self.shared.sessions;
+        sessions.close();
+        let limit = self.shared.runtime.load().process.drain_timeout;
+        if tokio::time::timeout(limit, sessions.wait()).await.is_err() {
+            tracing::info!(sessions = sessions.len(), "drain timeout: ending the sessions that are left");
+            self.shared.stop.cancel();
+            let _ = tokio::time::timeout(GOODBYE, sessions.wait()).await;
+        }
+    }
+
+    /// Writes what is waiting in the access log and closes it.
+    pub fn close_access_log(&self) {
+        self.shared.observer.access_log.store(None);
+    }
+
+    fn sockets(&self) -> std::sync::MutexGuard<'_, HashMap<SocketKey, Socket>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.shared.draining.cancel();
+    }
+}
+
+fn open_access_log(runtime: &Runtime) -> Result<Option<Arc<AccessLog>>, StartError> {
+    let Some((path, format)) = &runtime.access_log else { return Ok(None) };
+    let opened = AccessLog::open(path, *format).map_err(|error| StartError::AccessLog(path.clone(), error))?;
+    Ok(Some(Arc::new(opened)))
+}
+
+/// The sockets a configuration wants: an address of port 0 that is listed twice is two sockets.
+fn socket_keys(runtime: &Runtime) -> impl Iterator<Item = (SocketKey, &Arc<Listener>)> {
+    runtime.listeners.iter().flat_map(|listener| {
+        let nth = move |at: usize| listener.bind[..at].iter().filter(|earlier| **earlier == listener.bind[at]).count();
+        let key = move |(at, address): (usize, &SocketAddr)| ((Arc::clone(&listener.name), *address, nth(at)), listener);
+        listener.bind.iter().enumerate().map(key)
+    })
+}
+
+/// Binds the sockets that are not bound yet; all of them or none.
+fn bind_new(
+    runtime: &Runtime,
+    bound: &HashMap<SocketKey, Socket>,
+) -> Result<Vec<(SocketKey, SocketAddr, TcpListener)>, StartError> {
+    let new = socket_keys(runtime).filter(|(key, _)| !bound.contains_key(key));
+    new.map(|(key, _)| {
+        let socket = net::bind(key.1).and_then(|socket| Ok((socket.local_addr()?, socket)));
+        let (address, socket) = socket.map_err(|error| StartError::Bind(key.1, error))?;
+        Ok((key, address, socket))
+    })
+    .collect()
+}
+
+fn start_accepting(
+    bound: Vec<(SocketKey, SocketAddr, TcpListener)>,
+    shared: &Arc<Shared>,
+) -> HashMap<SocketKey, Socket> {
+    let start = |(key, address, socket): (SocketKey, SocketAddr, TcpListener)| {
+        tracing::info!(listener = &*key.0, %address, "listening");
+        let accepting = tokio::spawn(accept(socket, Arc::clone(&key.0), Arc::clone(shared))).abort_handle();
+        (key, Socket { address, accepting })
+    };
+    bound.into_iter().map(start).collect()
+}
+
+/// Accepts on one socket until aborted. One loop a socket and no state but `shared`, so that several may share a port.
+async fn accept(socket: TcpListener, name: Arc<str>, shared: Arc<Shared>) {
+    let mut is_short = false;
+    loop {
+        match socket.accept().await {
+            Ok((stream, remote)) => {
+                is_short = false;
+                let runtime = shared.runtime.load();
+                let Some(listener) = runtime.listeners.iter().find(|listener| listener.name == name) else { continue };
+                let (listener, observer) = (Arc::clone(listener), Arc::clone(&shared.observer));
+                let serve = session::serve(stream, remote, listener, observer, shared.stop.clone());
+                shared.sessions.spawn(serve);
+            }
+            // The connection was gone before it was accepted.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+            Err(error) => {
+                if !is_short {
+                    tracing::error!(listener = &*name, %error, "cannot accept; out of descriptors?");
+                    is_short = true;
+                }
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+fn warn_of_restart(previous: &Runtime, next: &Runtime) {
+    let (old, new) = (&previous.process, &next.process);
+    let changed = [
+        ("worker_threads", old.worker_threads != new.worker_threads),
+        ("log", old.log != new.log),
+        ("log_format", old.log_format != new.log_format),
+        ("admin.bind", previous.admin != next.admin),
+    ];
+    for (key, _) in changed.into_iter().filter(|(_, changed)| *changed) {
+        tracing::warn!(key, "this change takes effect after a restart");
+    }
+}
+
+/// A session takes two descriptors; the usual soft limit of 1,024 would be reached at 500.
+fn raise_descriptor_limit() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!(limit, "descriptors"),
+        Err(error) => tracing::warn!(%error, "the limit of open descriptors cannot be raised"),
+    }
+}

@@ -1,0 +1,261 @@
+//! The path of one connection, from the accepted socket to the closed session. Each step either hands on or refuses;
+//! the record writes down what happened on every way out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_wire::{Connack, Connect, FixedHeader, Limits, PacketType, Version};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::model::OnReject;
+use crate::expr::{ConnFacts, Facts, TlsFacts};
+use crate::net::{self, Stream};
+use crate::observe::{Observer, Record, TlsNote, Transport};
+use crate::outcome::{CloseReason, Outcome, Reject};
+use crate::relay::{Ends, relay};
+use crate::runtime::Listener;
+use crate::tls::Certificate;
+use crate::upstream::{Dialed, Lease};
+
+/// For a broker to answer CONNECT: it may ask an authentication service first.
+const CONNACK_TIMEOUT: Duration = Duration::from_secs(30);
+/// For a refusal to be written; a client that does not read it goes without.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The first read of a CONNECT; most are smaller.
+const CONNECT_BUFFER: usize = 1024;
+
+/// Serves a connection to its end. `stop` ends sessions that are still there when the gateway's time is up.
+pub async fn serve(
+    socket: TcpStream,
+    remote: SocketAddr,
+    listener: Arc<Listener>,
+    observer: Arc<Observer>,
+    stop: CancellationToken,
+) {
+    let transport = if listener.tls.is_some() { Transport::Tls } else { Transport::Tcp };
+    let mut record = Record::open(observer, Arc::clone(&listener.metrics), transport, remote);
+    // In a box of its own, so that an established session does not carry the size of the handshake around.
+    let outcome = match Box::pin(establish(socket, &listener, &mut record)).await {
+        Ok(Established { ends, refused, lease }) => {
+            // What a session of weeks does not need: a configuration that may be replaced long before it ends.
+            drop(listener);
+            let ended = relay(ends, record.metrics(), &stop).await;
+            record.received += ended.received;
+            record.sent += ended.sent;
+            drop(lease);
+            Outcome::Closed(if refused { CloseReason::UpstreamRefused } else { ended.reason })
+        }
+        Err(reject) => Outcome::Rejected(reject),
+    };
+    record.finish(outcome);
+}
+
+/// A session whose CONNECT the broker has answered.
+struct Established {
+    ends: Ends,
+    /// The broker's answer was a refusal.
+    refused: bool,
+    lease: Lease,
+}
+
+/// Who a client proved to be, below MQTT.
+struct Peer {
+    tls: Option<TlsFacts>,
+    certificate: Option<Certificate>,
+}
+
+async fn establish(socket: TcpStream, listener: &Listener, record: &mut Record) -> Result<Established, Reject> {
+    admit_address(listener, record)?;
+    // Gone already: the next step will say so.
+    let _ = net::tune(&socket);
+    let (mut client, peer) = secure(socket, listener, record).await?;
+    match negotiate(&mut client, &peer, listener, record).await {
+        Ok(Agreed { dialed, greeting, refused, version }) => {
+            record.connected();
+            let ends = Ends { client, broker: dialed.stream, greeting, version };
+            Ok(Established { ends, refused, lease: dialed.lease })
+        }
+        Err(Refused { reject, version }) => {
+            refuse(client, reject, version, listener, record).await;
+            Err(reject)
+        }
+    }
+}
+
+/// What costs nothing is judged before any cryptography is paid for.
+fn admit_address(listener: &Listener, record: &Record) -> Result<(), Reject> {
+    if !listener.addresses.allows(record.remote.ip()) {
+        return Err(Reject::AddressDenied);
+    }
+    if record.metrics().active() > u64::from(listener.max_connections) {
+        return Err(Reject::TooManyConnections);
+    }
+    Ok(())
+}
+
+async fn secure(socket: TcpStream, listener: &Listener, record: &mut Record) -> Result<(Stream, Peer), Reject> {
+    let Some(tls) = &listener.tls else {
+        return Ok((Stream::Tcp(socket), Peer { tls: None, certificate: None }));
+    };
+    let accepted = tls.accept(socket).await?;
+    record.metrics().count_handshake(accepted.resumed, record.opened);
+    record.tls = Some(TlsNote { version: accepted.version, resumed: accepted.resumed });
+    if let Some(certificate) = accepted.certificate.as_ref().filter(|_| record.wants_certificate()) {
+        record.cert_subject = certificate.subject.dn.as_deref().map(Into::into);
+        record.cert_serial = Some(certificate.serial.as_str().into());
+    }
+    let facts = accepted.facts();
+    Ok((Stream::FromDevice(accepted.stream), Peer { tls: Some(facts), certificate: accepted.certificate }))
+}
+
+/// What came of CONNECT.
+struct Agreed {
+    dialed: Dialed,
+    greeting: Vec<u8>,
+    refused: bool,
+    version: Version,
+}
+
+/// A refusal, and the version to say it in, if it is known.
+struct Refused {
+    reject: Reject,
+    version: Option<Version>,
+}
+
+impl From<Reject> for Refused {
+    fn from(reject: Reject) -> Self {
+        Self { reject, version: None }
+    }
+}
+
+async fn negotiate(
+    client: &mut Stream,
+    peer: &Peer,
+    listener: &Listener,
+    record: &mut Record,
+) -> Result<Agreed, Refused> {
+    let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
+    let read = read_connect(client, &mut buffer, listener);
+    let result = timeout(listener.connect_timeout, read).await.unwrap_or(Err(Reject::ConnectTimeout));
+    record.received = buffer.len() as u64;
+    record.metrics().received.inc_by(record.received);
+    let claimed = Connect::claimed_version(&buffer);
+    let (connect, used) = result
+        .and_then(|()| decode(&buffer, listener)?.ok_or(Reject::InternalError))
+        .map_err(|reject| Refused { reject, version: claimed })?;
+    record.client_id = Some(connect.client_id.into());
+    record.mqtt_version = Some(connect.version);
+    let refused = |reject| Refused { reject, version: Some(connect.version) };
+
+    let conn = ConnFacts { remote: record.remote, listener: &listener.name };
+    let facts = Facts { certificate: peer.certificate.as_ref(), tls: peer.tls.as_ref(), mqtt: &connect, conn };
+    listener.admission.check(&facts).map_err(refused)?;
+    let replacements = listener.rewriting.evaluate(&facts).map_err(refused)?;
+    let rewritten = replacements.apply(&connect);
+    rewritten.check_client_id().map_err(|error| refused(error.into()))?;
+    let key = match listener.upstream.hash_key() {
+        Some(key) => key.text(&Facts { mqtt: &rewritten, ..facts }).map_err(refused)?,
+        None => Arc::new(rewritten.client_id.to_owned()),
+    };
+    let packet = if listener.rewriting.is_empty() {
+        buffer.as_slice().into()
+    } else {
+        let mut packet = Vec::with_capacity(buffer.len() + 128);
+        rewritten.encode(&mut packet).map_err(|_| refused(Reject::RewriteFailed))?;
+        packet.extend_from_slice(&buffer[used..]);
+        std::borrow::Cow::Owned(packet)
+    };
+
+    let mut dialed = listener.upstream.dial(key.as_bytes()).await.map_err(refused)?;
+    record.server = Some(Arc::clone(&dialed.server));
+    let (greeting, code) = match present(&mut dialed.stream, &packet).await {
+        Ok(answer) => answer,
+        Err(reject) => {
+            dialed.lease.failed();
+            return Err(refused(reject));
+        }
+    };
+    let version = connect.version;
+    Ok(Agreed { dialed, greeting, refused: code.is_some_and(|code| code != 0), version })
+}
+
+/// Reads until CONNECT is whole; what the client has sent behind it stays in the buffer.
+async fn read_connect(client: &mut Stream, buffer: &mut Vec<u8>, listener: &Listener) -> Result<(), Reject> {
+    loop {
+        match client.read_buf(buffer).await {
+            Ok(0) | Err(_) => return Err(Reject::ClosedBeforeConnect),
+            Ok(_) => {}
+        }
+        if listener.tls.is_none() && matches!(buffer.as_slice(), [0x16, 3, ..]) {
+            // A TLS record of the type handshake (RFC 8446, 5.1), which MQTT would call a CONNECT with wrong flags.
+            return Err(Reject::TlsOnPlainPort);
+        }
+        if decode(buffer, listener)?.is_some() {
+            return Ok(());
+        }
+    }
+}
+
+fn decode<'b>(buffer: &'b [u8], listener: &Listener) -> Result<Option<(Connect<'b>, usize)>, Reject> {
+    Ok(Connect::decode(buffer, Limits { max_packet_len: listener.max_connect_size })?)
+}
+
+/// Sends CONNECT, and what came behind it, to the broker; waits for the beginning of its answer. Returns all it said so
+/// far, and the code if that is a CONNACK; with MQTT 5's extended authentication it is an AUTH packet, which is the
+/// client's to judge.
+async fn present(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Option<u8>), Reject> {
+    let deadline = Instant::now() + CONNACK_TIMEOUT;
+    let send = async {
+        broker.write_all(packet).await?;
+        broker.flush().await
+    };
+    match timeout_at(deadline, send).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => return Err(Reject::UpstreamClosed),
+        Err(_) => return Err(Reject::UpstreamTimeout),
+    }
+    let mut answer = Vec::with_capacity(64);
+    loop {
+        match timeout_at(deadline, broker.read_buf(&mut answer)).await {
+            Ok(Ok(1..)) => {}
+            Ok(Ok(0) | Err(_)) => return Err(Reject::UpstreamClosed),
+            Err(_) => return Err(Reject::UpstreamTimeout),
+        }
+        let Some(header) = FixedHeader::decode(&answer).map_err(|_| Reject::UpstreamProtocol)? else { continue };
+        match header.packet_type {
+            // Flags first, then the code [MQTT-3.2.2].
+            PacketType::Connack if header.remaining_length >= 2 => {
+                if let Some(code) = answer.get(header.len + 1).copied() {
+                    return Ok((answer, Some(code)));
+                }
+            }
+            PacketType::Auth => return Ok((answer, None)),
+            // MQTT 5 lets a server say why it goes before it has said anything else.
+            PacketType::Disconnect => return Ok((answer, Some(0x80))),
+            _ => return Err(Reject::UpstreamProtocol),
+        }
+    }
+}
+
+/// Tells a client that it is refused, in its own MQTT version, and closes.
+async fn refuse(mut client: Stream, reject: Reject, version: Option<Version>, listener: &Listener, record: &mut Record) {
+    let code = version.and_then(|version| Some((version, reject.refusal()?.code(version)?)));
+    let say = async {
+        if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {
+            let mut packet = Vec::with_capacity(8);
+            Connack::refusal(code).encode(version, &mut packet);
+            client.write_all(&packet).await?;
+            record.sent += packet.len() as u64;
+            record.metrics().sent.inc_by(packet.len() as u64);
+        }
+        client.shutdown().await
+    };
+    let said: Result<std::io::Result<()>, _> = timeout(REFUSAL_TIMEOUT, say).await;
+    if said.is_ok() {
+        net::discard_until_closed(&mut client).await;
+    }
+}

@@ -1,0 +1,146 @@
+//! What a certificate says of its owner, in the form expressions and logs use.
+
+use std::fmt::Write as _;
+
+use aws_lc_rs::digest;
+use x509_parser::extensions::GeneralName;
+use x509_parser::oid_registry::{
+    OID_X509_COMMON_NAME, OID_X509_COUNTRY_NAME, OID_X509_LOCALITY_NAME, OID_X509_ORGANIZATION_NAME,
+    OID_X509_ORGANIZATIONAL_UNIT, OID_X509_STATE_OR_PROVINCE_NAME, Oid,
+};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::x509::X509Name;
+
+use super::dn::{Value, rfc2253, text};
+
+/// A certificate's content; that it is to be trusted was decided elsewhere.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    der: Box<[u8]>,
+    /// Whose it is.
+    pub subject: Name,
+    /// Who says so.
+    pub issuer: Name,
+    /// Upper-case hex, an even number of digits, without a sign byte: as `openssl x509 -serial` prints it.
+    pub serial: String,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    /// Seconds since 1970.
+    pub not_after: i64,
+    /// Other names of the owner.
+    pub san: AlternativeNames,
+}
+
+/// A distinguished name. An attribute that is empty counts as one that is not there, so that an empty field can never
+/// equal another empty field.
+#[derive(Clone, Debug, Default)]
+pub struct Name {
+    /// The whole name as NGINX's `$ssl_client_s_dn` has it.
+    pub dn: Option<String>,
+    /// First common name.
+    pub cn: Option<String>,
+    /// First organisation.
+    pub o: Option<String>,
+    /// First organisational unit.
+    pub ou: Option<String>,
+    /// First country.
+    pub c: Option<String>,
+    /// First locality.
+    pub l: Option<String>,
+    /// First state or province.
+    pub st: Option<String>,
+}
+
+/// Subject alternative names [RFC 5280, 4.2.1.6].
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "the names are the standard's")]
+pub struct AlternativeNames {
+    pub dns: Vec<String>,
+    pub uri: Vec<String>,
+    pub email: Vec<String>,
+    pub ip: Vec<String>,
+}
+
+impl Certificate {
+    /// Reads a certificate; `None` if it is not DER, or not X.509.
+    pub fn from_der(der: &[u8]) -> Option<Self> {
+        let (rest, certificate) = X509Certificate::from_der(der).ok()?;
+        if !rest.is_empty() {
+            return None;
+        }
+        Some(Self {
+            der: der.into(),
+            subject: Name::of(certificate.subject()),
+            issuer: Name::of(certificate.issuer()),
+            serial: serial(certificate.raw_serial()),
+            not_before: certificate.validity().not_before.timestamp(),
+            not_after: certificate.validity().not_after.timestamp(),
+            san: AlternativeNames::of(&certificate),
+        })
+    }
+
+    /// Lower-case hex.
+    pub fn sha256(&self) -> String {
+        hex(digest::digest(&digest::SHA256, &self.der).as_ref())
+    }
+
+    /// Lower-case hex; for lists that were made with it, not for new ones.
+    pub fn sha1(&self) -> String {
+        hex(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &self.der).as_ref())
+    }
+}
+
+impl Name {
+    fn of(name: &X509Name<'_>) -> Self {
+        let first = |oid: &Oid<'_>| match text(name.iter_by_oid(oid).next()?.attr_value()) {
+            Value::Text(value) if !value.is_empty() => Some(value),
+            _ => None,
+        };
+        Self {
+            dn: rfc2253(name).filter(|dn| !dn.is_empty()),
+            cn: first(&OID_X509_COMMON_NAME),
+            o: first(&OID_X509_ORGANIZATION_NAME),
+            ou: first(&OID_X509_ORGANIZATIONAL_UNIT),
+            c: first(&OID_X509_COUNTRY_NAME),
+            l: first(&OID_X509_LOCALITY_NAME),
+            st: first(&OID_X509_STATE_OR_PROVINCE_NAME),
+        }
+    }
+}
+
+impl AlternativeNames {
+    fn of(certificate: &X509Certificate<'_>) -> Self {
+        let mut names = Self::default();
+        let Ok(Some(extension)) = certificate.subject_alternative_name() else { return names };
+        for name in &extension.value.general_names {
+            match name {
+                GeneralName::DNSName(name) => names.dns.push((*name).to_owned()),
+                GeneralName::URI(name) => names.uri.push((*name).to_owned()),
+                GeneralName::RFC822Name(name) => names.email.push((*name).to_owned()),
+                GeneralName::IPAddress(bytes) => names.ip.extend(ip(bytes)),
+                _ => {}
+            }
+        }
+        names
+    }
+}
+
+fn ip(bytes: &[u8]) -> Option<String> {
+    if let Ok(bytes) = <[u8; 4]>::try_from(bytes) {
+        return Some(std::net::Ipv4Addr::from(bytes).to_string());
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(|bytes| std::net::Ipv6Addr::from(bytes).to_string())
+}
+
+fn serial(bytes: &[u8]) -> String {
+    let first = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len().saturating_sub(1));
+    hex(&bytes[first..]).to_ascii_uppercase()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
+        // A String takes every write.
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}

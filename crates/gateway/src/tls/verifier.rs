@@ -1,0 +1,160 @@
+//! Judges a device's certificate chain: signatures up to a configured anchor, validity, purpose, depth.
+//!
+//! rustls' own verifier does this but for the depth, and gives errors that are coarser than the log wants; so webpki is
+//! asked directly. Everything that proves something is webpki's and the provider's.
+
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+
+use crate::outcome::Reject;
+
+#[derive(Debug)]
+pub(super) struct DeviceVerifier {
+    anchors: Vec<TrustAnchor<'static>>,
+    subjects: Vec<DistinguishedName>,
+    depth: usize,
+    mandatory: bool,
+    provider: Arc<CryptoProvider>,
+}
+
+impl DeviceVerifier {
+    pub(super) fn new(
+        anchors: Vec<TrustAnchor<'static>>,
+        depth: u8,
+        mandatory: bool,
+        provider: Arc<CryptoProvider>,
+    ) -> Self {
+        let subjects = anchors.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
+        Self { anchors, subjects, depth: usize::from(depth), mandatory, provider }
+    }
+
+    fn verify(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), webpki::Error> {
+        let leaf = EndEntityCert::try_from(leaf)?;
+        let depth = |path: &VerifiedPath<'_>| {
+            let is_short_enough = path.intermediate_certificates().count() <= self.depth;
+            if is_short_enough { Ok(()) } else { Err(webpki::Error::MaximumPathDepthExceeded) }
+        };
+        leaf.verify_for_usage(
+            self.provider.signature_verification_algorithms.all,
+            &self.anchors,
+            rest,
+            now,
+            KeyUsage::client_auth(),
+            None,
+            Some(&depth),
+        )?;
+        Ok(())
+    }
+}
+
+impl ClientCertVerifier for DeviceVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.subjects
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        match self.verify(end_entity, intermediates, now) {
+            Ok(()) => Ok(ClientCertVerified::assertion()),
+            Err(error) => Err(alert(error).into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The error that makes rustls send the fitting alert [RFC 8446, 6.2] and lets [`reject`] find the reason again.
+fn alert(error: webpki::Error) -> CertificateError {
+    match error {
+        webpki::Error::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            CertificateError::NotValidYetContext { time, not_before }
+        }
+        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
+        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        webpki::Error::BadDer | webpki::Error::BadDerTime | webpki::Error::TrailingData(_) => {
+            CertificateError::BadEncoding
+        }
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    }
+}
+
+/// The reason in the log for a handshake that failed.
+pub(super) fn reject(error: &Error) -> Reject {
+    match error {
+        Error::NoCertificatesPresented => Reject::NoCertificate,
+        Error::InvalidCertificate(error) => match error {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reject::CertificateExpired,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                Reject::CertificateNotYetValid
+            }
+            CertificateError::UnknownIssuer => Reject::UnknownCa,
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                Reject::CertificatePurpose
+            }
+            CertificateError::Other(OtherError(inner)) => match inner.downcast_ref::<webpki::Error>() {
+                Some(webpki::Error::UnsupportedCertVersion) => Reject::CertificateVersion,
+                Some(webpki::Error::MaximumPathDepthExceeded | webpki::Error::PathLenConstraintViolated) => {
+                    Reject::CertificateChainTooLong
+                }
+                _ => Reject::CertificateInvalid,
+            },
+            _ => Reject::CertificateInvalid,
+        },
+        Error::PeerIncompatible(error) => match error {
+            rustls::PeerIncompatible::Tls12NotOffered
+            | rustls::PeerIncompatible::Tls12NotOfferedOrEnabled
+            | rustls::PeerIncompatible::Tls13RequiredForQuic
+            | rustls::PeerIncompatible::SupportedVersionsExtensionRequired => Reject::TlsVersion,
+            _ => Reject::TlsParameters,
+        },
+        Error::NoApplicationProtocol => Reject::TlsParameters,
+        Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => Reject::NotTls,
+        Error::AlertReceived(alert) => match alert {
+            rustls::AlertDescription::BadCertificate
+            | rustls::AlertDescription::UnknownCA
+            | rustls::AlertDescription::CertificateUnknown
+            | rustls::AlertDescription::CertificateExpired
+            | rustls::AlertDescription::CertificateRevoked
+            | rustls::AlertDescription::UnsupportedCertificate => Reject::ServerCertificateRefused,
+            rustls::AlertDescription::ProtocolVersion => Reject::TlsVersion,
+            _ => Reject::HandshakeFailed,
+        },
+        _ => Reject::HandshakeFailed,
+    }
+}

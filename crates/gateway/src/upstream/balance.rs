@@ -1,0 +1,297 @@
+//! In which order the servers of an upstream are tried for a session.
+//!
+//! The hash ring is ketama's: 160 points a weight, over resolved addresses. A server that is down stays on the ring, so
+//! that its keys go to their next server and come back to it alone; no other key moves.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pingora_ketama::{Bucket, Continuum};
+use rand::Rng;
+use tokio::time::Instant;
+
+use super::pool::Endpoint;
+use crate::config::model::Balance;
+
+/// What a choice is made by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice<'a> {
+    /// Hashed by `balance = "hash"`. Empty, as a client ID may be, it says nothing of the client: any server will do.
+    pub(super) key: &'a [u8],
+}
+
+/// The endpoints of an upstream in the order of its configuration, and what choosing among them needs.
+#[derive(Default)]
+pub(super) struct Balancer {
+    balance: Balance,
+    endpoints: Vec<Arc<Endpoint>>,
+    /// Positions of those that are no backup.
+    primaries: Vec<usize>,
+    ring: Option<Continuum>,
+    /// Round robin: positions, each as often as its weight says, evenly mixed.
+    sequence: Vec<usize>,
+    cursor: AtomicUsize,
+}
+
+impl std::fmt::Debug for Balancer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.endpoints.iter().map(|endpoint| &endpoint.label)).finish()
+    }
+}
+
+impl Balancer {
+    pub(super) fn new(balance: Balance, endpoints: Vec<Arc<Endpoint>>) -> Self {
+        let primaries: Vec<usize> = (0..endpoints.len()).filter(|position| !endpoints[*position].backup).collect();
+        let bucket = |position: &usize| Bucket::new(ring_address(&endpoints[*position]), endpoints[*position].weight);
+        let ring = (balance == Balance::Hash && primaries.len() > 1)
+            .then(|| Continuum::new(&primaries.iter().map(bucket).collect::<Vec<_>>()));
+        let sequence =
+            if balance == Balance::RoundRobin { smooth_sequence(&endpoints, &primaries) } else { Vec::new() };
+        Self { balance, endpoints, primaries, ring, sequence, cursor: AtomicUsize::new(0) }
+    }
+
+    /// All of them, in the order of the configuration.
+    pub(super) fn all(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
+    }
+
+    /// Whether a balancer of these endpoints would be the same.
+    pub(super) fn is_of(&self, endpoints: &[Arc<Endpoint>], balance: Balance) -> bool {
+        let same = |a: &Arc<Endpoint>, b: &Arc<Endpoint>| {
+            a.label == b.label && a.weight == b.weight && a.backup == b.backup && Arc::ptr_eq(&a.state, &b.state)
+        };
+        self.balance == balance
+            && self.endpoints.len() == endpoints.len()
+            && self.endpoints.iter().zip(endpoints).all(|(a, b)| same(a, b))
+    }
+
+    /// All of them, best first: those that are up in the order the method of balancing says, then backups that are up,
+    /// then what counts as down, since a wrong guess about a server is better than no server.
+    pub(super) fn candidates(&self, choice: Choice<'_>, now: Instant) -> Vec<Arc<Endpoint>> {
+        let mut order = self.order(choice, now);
+        order.extend((0..self.endpoints.len()).filter(|position| self.endpoints[*position].backup));
+        // Stable: the order within each of the two groups stays.
+        order.sort_by_key(|position| !self.endpoints[*position].state.health.is_up(now));
+        order.into_iter().map(|position| Arc::clone(&self.endpoints[position])).collect()
+    }
+
+    /// The positions of the primaries in the order they are tried.
+    fn order(&self, choice: Choice<'_>, now: Instant) -> Vec<usize> {
+        if self.primaries.len() < 2 {
+            return self.primaries.clone();
+        }
+        match self.balance {
+            Balance::Hash if choice.key.is_empty() => self.by_hash(&rand::rng().random::<[u8; 16]>()),
+            Balance::Hash => self.by_hash(choice.key),
+            Balance::LeastConnections => self.by_load(now),
+            Balance::RandomTwo => self.by_two(now),
+            Balance::RoundRobin => self.by_turn(now),
+        }
+    }
+
+    fn by_hash(&self, key: &[u8]) -> Vec<usize> {
+        let mut order = Vec::with_capacity(self.primaries.len());
+        for address in self.ring.iter().flat_map(|ring| ring.node_iter(key)) {
+            let of_address = |position: &&usize| ring_address(&self.endpoints[**position]) == *address;
+            if let Some(position) = self.primaries.iter().find(of_address)
+                && !order.contains(position)
+            {
+                order.push(*position);
+                if order.len() == self.primaries.len() {
+                    break;
+                }
+            }
+        }
+        order
+    }
+
+    /// Sessions for its weight; what has no session yet goes by weight alone.
+    fn load(&self, position: usize, now: Instant) -> f64 {
+        let endpoint = &self.endpoints[position];
+        f64::from(endpoint.active() + 1) / (f64::from(endpoint.weight) * endpoint.state.health.ramp(now))
+    }
+
+    fn by_load(&self, now: Instant) -> Vec<usize> {
+        let mut order = self.rotated(self.cursor.fetch_add(1, Ordering::Relaxed));
+        let load: Vec<f64> = (0..self.endpoints.len()).map(|position| self.load(position, now)).collect();
+        order.sort_by(|a, b| load[*a].total_cmp(&load[*b]));
+        order
+    }
+
+    fn by_two(&self, now: Instant) -> Vec<usize> {
+        let mut order = self.rotated(rand::rng().random_range(0..self.primaries.len()));
+        let up = order.iter().filter(|position| self.endpoints[**position].state.health.is_up(now)).count();
+        order.sort_by_key(|position| !self.endpoints[*position].state.health.is_up(now));
+        if up > 2 {
+            // `rotated` made the first one random; the other is any of those behind it.
+            order.swap(1, rand::rng().random_range(1..up));
+        }
+        if self.load(order[1], now) < self.load(order[0], now) {
+            order.swap(0, 1);
+        }
+        order
+    }
+
+    fn by_turn(&self, now: Instant) -> Vec<usize> {
+        let turn = |cursor: usize| self.sequence[cursor % self.sequence.len()];
+        let mut cursor = self.cursor.fetch_add(1, Ordering::Relaxed);
+        // A server that is warming up passes on some of its turns.
+        if rand::rng().random::<f64>() > self.endpoints[turn(cursor)].state.health.ramp(now) {
+            cursor = self.cursor.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut order = Vec::with_capacity(self.primaries.len());
+        for position in (cursor..cursor + self.sequence.len()).map(turn) {
+            if !order.contains(&position) {
+                order.push(position);
+            }
+        }
+        order
+    }
+
+    /// The primaries from the nth on, around the end.
+    fn rotated(&self, by: usize) -> Vec<usize> {
+        let mut order = self.primaries.clone();
+        order.rotate_left(by % self.primaries.len());
+        order
+    }
+}
+
+/// What stands for an endpoint on the ring. The embedded broker has no address; there is one at most.
+fn ring_address(endpoint: &Endpoint) -> SocketAddr {
+    endpoint.address.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into())
+}
+
+/// Positions as often as their weights say, so mixed that none comes in a bunch: each step all gain their weight, the
+/// richest is taken and pays the sum (NGINX's smooth weighted round robin).
+fn smooth_sequence(endpoints: &[Arc<Endpoint>], primaries: &[usize]) -> Vec<usize> {
+    let divisor = primaries.iter().fold(0, |divisor, position| gcd(divisor, endpoints[*position].weight));
+    let weight = |position: usize| i64::from(endpoints[position].weight / divisor.max(1));
+    let total: i64 = primaries.iter().map(|position| weight(*position)).sum();
+    let mut gained = vec![0; endpoints.len()];
+    (0..total)
+        .filter_map(|_| {
+            primaries.iter().for_each(|position| gained[*position] += weight(*position));
+            let richest = primaries.iter().copied().max_by_key(|position| (gained[*position], usize::MAX - position))?;
+            gained[richest] -= total;
+            Some(richest)
+        })
+        .collect()
+}
+
+const fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn endpoints(weights: &[u32]) -> Vec<Arc<Endpoint>> {
+        (1..).zip(weights).map(|(n, weight)| Endpoint::for_test(&format!("10.0.0.{n}:1883"), *weight, false)).collect()
+    }
+
+    fn first(balancer: &Balancer, key: &str) -> Arc<str> {
+        let choice = Choice { key: key.as_bytes() };
+        Arc::clone(&balancer.candidates(choice, Instant::now())[0].label)
+    }
+
+    fn take_down(endpoint: &Endpoint) {
+        endpoint.state.health.checked(false, &super::super::health::Check::off(), Instant::now());
+        assert!(!endpoint.state.health.is_up(Instant::now()));
+    }
+
+    fn counts(balancer: &Balancer, rounds: usize, hold: bool) -> HashMap<Arc<str>, usize> {
+        let (mut counts, mut leases) = (HashMap::new(), Vec::new());
+        for _ in 0..rounds {
+            let chosen = balancer.candidates(Choice { key: b"" }, Instant::now()).swap_remove(0);
+            *counts.entry(Arc::clone(&chosen.label)).or_default() += 1;
+            leases.extend(chosen.lease().filter(|_| hold));
+        }
+        counts
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn a_server_that_goes_takes_only_its_own_share_along(count in 2_usize..9, gone in any::<prop::sample::Index>()) {
+            let all = endpoints(&vec![1; count]);
+            let gone = gone.index(count);
+            let balancer = Balancer::new(Balance::Hash, all.clone());
+            let keys: Vec<String> = (0..2000).map(|n| format!("thing{n:04}")).collect();
+            let before: Vec<_> = keys.iter().map(|key| first(&balancer, key)).collect();
+            // Down, but on the ring: its keys move, nobody else's do.
+            take_down(&all[gone]);
+            for (key, before) in keys.iter().zip(&before) {
+                let after = first(&balancer, key);
+                prop_assert_eq!(after != *before, *before == all[gone].label, "{} {} {}", key, before, after);
+            }
+            // Taken out of the configuration: the same.
+            let mut rest = all.clone();
+            rest.remove(gone);
+            let without = Balancer::new(Balance::Hash, rest);
+            let moved = keys.iter().zip(&before).filter(|(key, before)| first(&without, key) != **before).count();
+            let share = before.iter().filter(|label| **label == all[gone].label).count();
+            prop_assert_eq!(moved, share);
+            // Its share is about what its weight says.
+            prop_assert!(share < 2 * 2000 / count + 200, "{} of {}", share, count);
+        }
+    }
+
+    #[test]
+    fn a_server_that_returns_takes_back_its_own_share_only() {
+        let all = endpoints(&[1, 1, 1]);
+        let balancer = Balancer::new(Balance::Hash, all.clone());
+        let keys: Vec<String> = (0..500).map(|n| format!("thing{n:04}")).collect();
+        let before: Vec<_> = keys.iter().map(|key| first(&balancer, key)).collect();
+        take_down(&all[1]);
+        all[1].state.health.checked(true, &super::super::health::Check::off(), Instant::now());
+        assert_eq!(keys.iter().map(|key| first(&balancer, key)).collect::<Vec<_>>(), before);
+    }
+
+    #[test]
+    fn weights_are_kept() {
+        let balancer = Balancer::new(Balance::Hash, endpoints(&[1, 3]));
+        let keys = (0..4000).map(|n| first(&balancer, &format!("thing{n:04}")));
+        let heavy = keys.filter(|label| &**label == "10.0.0.2:1883").count();
+        assert!((2700..3300).contains(&heavy), "{heavy} of 4000");
+        let turns = counts(&Balancer::new(Balance::RoundRobin, endpoints(&[1, 2, 5])), 80, false);
+        assert_eq!(turns.values().sum::<usize>(), 80);
+        assert_eq!(turns["10.0.0.3:1883"], 50);
+        let held = counts(&Balancer::new(Balance::LeastConnections, endpoints(&[1, 3])), 400, true);
+        assert!((295..=305).contains(&held["10.0.0.2:1883"]), "{held:?}");
+        let held = counts(&Balancer::new(Balance::RandomTwo, endpoints(&[1, 1, 1, 1])), 400, true);
+        assert!(held.values().all(|count| (90..=110).contains(count)), "{held:?}");
+    }
+
+    #[test]
+    fn an_empty_key_goes_anywhere() {
+        let spread = counts(&Balancer::new(Balance::Hash, endpoints(&[1, 1])), 200, false);
+        assert!(spread.len() == 2 && spread.values().all(|count| *count > 50), "{spread:?}");
+    }
+
+    #[test]
+    fn backups_come_after_all_others_that_are_up() {
+        for balance in [Balance::Hash, Balance::LeastConnections, Balance::RandomTwo, Balance::RoundRobin] {
+            let mut all = endpoints(&[1, 1, 1]);
+            all.push(Endpoint::for_test("10.0.0.9:1883", 1, true));
+            let balancer = Balancer::new(balance, all.clone());
+            let order = |()| {
+                let candidates = balancer.candidates(Choice { key: b"thing001" }, Instant::now());
+                candidates.iter().map(|endpoint| endpoint.label.to_string()).collect::<Vec<_>>()
+            };
+            assert_eq!(order(())[3], "10.0.0.9:1883");
+            take_down(&all[0]);
+            assert_eq!(order(())[2..], ["10.0.0.9:1883", "10.0.0.1:1883"], "{balance:?}");
+            take_down(&all[1]);
+            take_down(&all[2]);
+            assert_eq!(order(())[0], "10.0.0.9:1883");
+            assert_eq!(order(()).len(), 4, "when all else fails, all else is tried");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The way to a broker: TCP, TLS, or memory.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::balance::Choice;
+use super::pool::{Endpoint, Lease, Upstream};
+use crate::net::{self, Stream};
+use crate::outcome::Reject;
+
+/// However many servers there are, a client waits at most that many times `connect_timeout`.
+const TRIES_WORTH: u32 = 3;
+
+/// A connection to a broker, with nothing sent on it.
+#[derive(Debug)]
+pub struct Dialed {
+    /// The connection.
+    pub stream: Stream,
+    /// The server's address, as logs say it.
+    pub server: Arc<str>,
+    /// The session's place on the server.
+    pub lease: Lease,
+}
+
+impl Upstream {
+    /// Connects to the best server that can be connected to.
+    ///
+    /// # Errors
+    /// [`Reject::UpstreamUnreachable`] or [`Reject::UpstreamFull`].
+    pub async fn dial(&self, key: &[u8]) -> Result<Dialed, Reject> {
+        let deadline = Instant::now() + self.connect_timeout * TRIES_WORTH;
+        let mut is_full = false;
+        for endpoint in self.candidates(Choice { key }) {
+            let Some(lease) = endpoint.lease() else {
+                is_full = true;
+                continue;
+            };
+            let health = &endpoint.state.health;
+            let until = deadline.min(Instant::now() + self.connect_timeout);
+            let error = match tokio::time::timeout_at(until, self.open(&endpoint)).await {
+                Ok(Ok(stream)) => {
+                    health.succeeded(Instant::now());
+                    endpoint.state.metrics.connected.inc();
+                    return Ok(Dialed { stream, server: Arc::clone(&endpoint.label), lease });
+                }
+                Ok(Err(error)) => error,
+                Err(_) => io::ErrorKind::TimedOut.into(),
+            };
+            let was_up = health.is_up(Instant::now());
+            lease.failed();
+            // The one failure that takes it down is told; those behind it would say nothing new.
+            if was_up && !health.is_up(Instant::now()) {
+                tracing::warn!(upstream = self.name(), server = &*endpoint.label, %error, "server cannot be reached");
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        Err(if is_full { Reject::UpstreamFull } else { Reject::UpstreamUnreachable })
+    }
+
+    /// Opens a connection to one server; the caller sets the deadline.
+    pub(super) async fn open(&self, endpoint: &Endpoint) -> io::Result<Stream> {
+        let Some(address) = endpoint.address else { return embedded() };
+        let socket = TcpStream::connect(address).await?;
+        net::tune(&socket)?;
+        match &self.tls {
+            None => Ok(Stream::Tcp(socket)),
+            Some(tls) => Ok(Stream::ToBroker(Box::new(tls.connect(&endpoint.host, socket).await?))),
+        }
+    }
+}
+
+#[cfg(feature = "embedded-broker")]
+fn embedded() -> io::Result<Stream> {
+    Ok(Stream::Memory(super::embedded::connect()))
+}
+
+#[cfg(not(feature = "embedded-broker"))]
+fn embedded() -> io::Result<Stream> {
+    Err(io::Error::other("built without the embedded broker"))
+}

@@ -1,0 +1,311 @@
+//! Whether a broker is there: what sessions' own connects tell (passive), and checks that ask (active).
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use portcullis_wire::{Connack, Connect, Disconnect, Properties, Version};
+use rand::Rng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::pool::{Endpoint, Upstream};
+use crate::config::model::{self, HealthMode};
+use crate::config::{Document, Secret};
+
+const INTERVAL: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// A CONNACK is small; what is larger is something else.
+const MAX_CONNACK_LEN: usize = 4096;
+/// The return code of a broker that cannot serve at present [MQTT-3.2.2.3 (3.1.1)].
+const SERVER_UNAVAILABLE: u8 = 3;
+
+/// Active checks, compiled.
+#[derive(Debug)]
+pub(super) struct Check {
+    mode: HealthMode,
+    interval: Duration,
+    timeout: Duration,
+    fails: u32,
+    passes: u32,
+    username: Option<String>,
+    password: Option<Secret>,
+    /// Unique to this gateway, so that two of them do not throw each other's checks off a broker.
+    client_id: String,
+}
+
+impl Check {
+    pub(super) fn compile(health: &model::Health, document: &mut Document) -> Self {
+        if let (Some(password), None) = (&health.password, &health.username) {
+            document.problems.error(&password.span, "MQTT 3.1.1 knows no `password` without a `username`");
+        }
+        Self {
+            mode: health.mode,
+            interval: health.interval.map_or(INTERVAL, |period| period.0).max(Duration::from_millis(100)),
+            timeout: health.timeout.map_or(TIMEOUT, |period| period.0),
+            fails: health.fails.unwrap_or(1).max(1),
+            passes: health.passes.unwrap_or(1).max(1),
+            username: health.username.clone(),
+            password: health.password.as_ref().map(|password| password.value.clone()),
+            client_id: format!("portcullis-{:012x}", rand::rng().random::<u64>() >> 16),
+        }
+    }
+
+    pub(super) fn is_off(&self) -> bool {
+        self.mode == HealthMode::Off
+    }
+
+    #[cfg(test)]
+    pub(super) fn off() -> Self {
+        Self {
+            mode: HealthMode::Off,
+            interval: INTERVAL,
+            timeout: TIMEOUT,
+            fails: 1,
+            passes: 1,
+            username: None,
+            password: None,
+            client_id: String::new(),
+        }
+    }
+
+    fn connect_packet(&self) -> Result<Vec<u8>, portcullis_wire::Error> {
+        let connect = Connect {
+            version: Version::V311,
+            clean_start: true,
+            keep_alive: 60,
+            properties: Properties::default(),
+            client_id: &self.client_id,
+            will: None,
+            username: self.username.as_deref(),
+            password: self.password.as_ref().map(|password| password.expose().as_bytes()),
+        };
+        let mut packet = Vec::new();
+        connect.encode(&mut packet)?;
+        Ok(packet)
+    }
+}
+
+/// When sessions' failures take a server down.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PassiveLimits {
+    pub(super) max_fails: u32,
+    pub(super) fail_timeout: Duration,
+    pub(super) slow_start: Duration,
+}
+
+/// The health of one endpoint. Asked for every session, so the answer takes no lock.
+#[derive(Debug)]
+pub(super) struct Health {
+    /// What active checks say; true before the first.
+    checked_up: AtomicBool,
+    /// Milliseconds; until then it is down because of failures. 0: it is not.
+    down_until: AtomicU64,
+    /// Milliseconds; when it was last seen to come back. 0: never.
+    recovered_at: AtomicU64,
+    limits: RwLock<PassiveLimits>,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Failures of sessions since `since`.
+    fails: u32,
+    since: u64,
+    /// Checks in a row that said the opposite of `checked_up`.
+    contrary: u32,
+}
+
+/// Milliseconds since this was first asked, from 1 on, so that 0 can stand for never.
+fn milliseconds(at: Instant) -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let since = at.saturating_duration_since(*START).as_millis();
+    u64::try_from(since).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+impl Health {
+    pub(super) fn new() -> Self {
+        let limits =
+            PassiveLimits { max_fails: 1, fail_timeout: Duration::from_secs(10), slow_start: Duration::ZERO };
+        Self {
+            checked_up: AtomicBool::new(true),
+            down_until: AtomicU64::new(0),
+            recovered_at: AtomicU64::new(0),
+            limits: RwLock::new(limits),
+            counts: Mutex::default(),
+        }
+    }
+
+    /// Sets limits that a reload may have changed; without checks, no check can have anything against it.
+    pub(super) fn configure(&self, limits: PassiveLimits, checks_are_off: bool) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        if checks_are_off {
+            self.checked_up.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn limits(&self) -> PassiveLimits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether sessions may be given to it.
+    pub(super) fn is_up(&self, now: Instant) -> bool {
+        self.checked_up.load(Ordering::Relaxed) && self.down_until.load(Ordering::Relaxed) <= milliseconds(now)
+    }
+
+    /// A session's connect failed.
+    pub(super) fn failed(&self, now: Instant) {
+        let (limits, now) = (self.limits(), milliseconds(now));
+        let window = u64::try_from(limits.fail_timeout.as_millis()).unwrap_or(u64::MAX);
+        let mut counts = self.counts();
+        if now.saturating_sub(counts.since) > window {
+            (counts.fails, counts.since) = (0, now);
+        }
+        counts.fails += 1;
+        if limits.max_fails != 0 && counts.fails >= limits.max_fails {
+            self.down_until.store(now.saturating_add(window), Ordering::Relaxed);
+            counts.fails = 0;
+        }
+    }
+
+    /// A session's connect succeeded.
+    pub(super) fn succeeded(&self, now: Instant) {
+        if self.down_until.load(Ordering::Relaxed) != 0 {
+            self.down_until.store(0, Ordering::Relaxed);
+            self.recovered_at.store(milliseconds(now), Ordering::Relaxed);
+        }
+    }
+
+    /// An active check passed or failed; `Some` if that changes whether it is up.
+    pub(super) fn checked(&self, passed: bool, check: &Check, now: Instant) -> Option<bool> {
+        let mut counts = self.counts();
+        if self.checked_up.load(Ordering::Relaxed) == passed {
+            counts.contrary = 0;
+            return None;
+        }
+        counts.contrary += 1;
+        if counts.contrary < if passed { check.passes } else { check.fails } {
+            return None;
+        }
+        counts.contrary = 0;
+        self.checked_up.store(passed, Ordering::Relaxed);
+        if passed {
+            self.down_until.store(0, Ordering::Relaxed);
+            self.recovered_at.store(milliseconds(now), Ordering::Relaxed);
+        }
+        Some(passed)
+    }
+
+    /// The part of its weight that counts at present: grows to 1 over `slow_start` after it came back.
+    pub(super) fn ramp(&self, now: Instant) -> f64 {
+        let (slow_start, recovered) = (self.limits().slow_start.as_secs_f64(), self.recovered_at.load(Ordering::Relaxed));
+        if slow_start == 0.0 || recovered == 0 {
+            return 1.0;
+        }
+        let since = milliseconds(now).saturating_sub(recovered) as f64 / 1000.0;
+        (since / slow_start).clamp(0.02, 1.0)
+    }
+}
+
+/// Starts the checks of an upstream; they end when it is dropped.
+pub(super) fn start(upstream: &Arc<Upstream>) {
+    if upstream.check.is_off() {
+        return;
+    }
+    let upstream = Arc::downgrade(upstream);
+    tokio::spawn(async move {
+        loop {
+            let Some(this) = Weak::upgrade(&upstream) else { return };
+            let mut checks = JoinSet::new();
+            for endpoint in this.endpoints().all() {
+                checks.spawn(run_check(Arc::clone(&this), Arc::clone(endpoint)));
+            }
+            checks.join_all().await;
+            // Not in step with other gateways: up to a tenth earlier or later.
+            let interval = this.check.interval.mul_f64(rand::rng().random_range(0.9..1.1));
+            drop(this);
+            tokio::time::sleep(interval).await;
+        }
+    });
+}
+
+async fn run_check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>) {
+    let attempt = tokio::time::timeout(upstream.check.timeout, attempt(&upstream, &endpoint));
+    let result = attempt.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let change = endpoint.state.health.checked(result.is_ok(), &upstream.check, Instant::now());
+    let (name, server) = (upstream.name(), &*endpoint.label);
+    match (change, result) {
+        (Some(true), _) => tracing::info!(upstream = name, server, "server is up"),
+        (Some(false), Err(error)) => tracing::warn!(upstream = name, server, %error, "server is down"),
+        _ => {}
+    }
+}
+
+async fn attempt(upstream: &Upstream, endpoint: &Endpoint) -> io::Result<()> {
+    let mut stream = upstream.open(endpoint).await?;
+    if upstream.check.mode == HealthMode::Tcp {
+        return stream.shutdown().await;
+    }
+    stream.write_all(&upstream.check.connect_packet().map_err(io::Error::other)?).await?;
+    stream.flush().await?;
+    let mut answer = Vec::with_capacity(64);
+    loop {
+        if stream.read_buf(&mut answer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match Connack::decode(&answer, Version::V311, MAX_CONNACK_LEN).map_err(io::Error::other)? {
+            None => {}
+            Some((connack, _)) if connack.code == SERVER_UNAVAILABLE => {
+                return Err(io::Error::other("the broker says it is unavailable"));
+            }
+            // A broker that refuses this user is there, all the same.
+            Some(_) => break,
+        }
+    }
+    // [MQTT-3.14]: a session that ends this way leaves no will and no noise in the broker's log.
+    stream.write_all(&Disconnect::NORMAL_V3).await?;
+    stream.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_within_the_window_take_a_server_down_for_as_long() {
+        let health = Health::new();
+        let limits =
+            PassiveLimits { max_fails: 2, fail_timeout: Duration::from_secs(10), slow_start: Duration::from_secs(20) };
+        health.configure(limits, false);
+        let advance = |seconds| tokio::time::advance(Duration::from_secs(seconds));
+        advance(1).await;
+        health.failed(Instant::now());
+        advance(11).await;
+        health.failed(Instant::now());
+        assert!(health.is_up(Instant::now()), "the first is out of the window");
+        health.failed(Instant::now());
+        assert!(!health.is_up(Instant::now()));
+        advance(11).await;
+        assert!(health.is_up(Instant::now()), "it may try again");
+        assert!((health.ramp(Instant::now()) - 1.0).abs() < f64::EPSILON);
+        health.succeeded(Instant::now());
+        assert!(health.ramp(Instant::now()) < 0.1, "and begins slowly");
+        advance(10).await;
+        assert!((health.ramp(Instant::now()) - 0.5).abs() < 0.01);
+    }
+
+    #[test]
+    fn checks_in_a_row_decide() {
+        let check = Check { fails: 2, passes: 3, ..Check::off() };
+        let health = Health::new();
+        let mut seen = |passed| health.checked(passed, &check, Instant::now());
+        assert_eq!([seen(false), seen(true), seen(false), seen(false)], [None, None, None, Some(false)]);
+        assert_eq!([seen(true), seen(true), seen(true), seen(true)], [None, None, Some(true), None]);
+    }
+}

@@ -1,0 +1,357 @@
+//! An upstream: its servers as configured, the endpoints their names resolve to at present, and what is known of each.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use super::balance::{Balancer, Choice};
+use super::health::{Check, Health, PassiveLimits};
+use crate::config::model::{self, Balance};
+use crate::config::{At, Document};
+use crate::expr::{Expression, Wanted};
+use crate::observe::{Observer, ServerMetrics};
+use crate::tls::ClientTls;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+const FAIL_TIMEOUT: Duration = Duration::from_secs(10);
+/// For all names together, when the configuration is loaded; later they are resolved in the background.
+const FIRST_RESOLUTION: Duration = Duration::from_secs(5);
+/// Beyond, one server would fill a hash ring with a million points.
+const MAX_WEIGHT: u32 = 1000;
+
+/// A group of brokers, compiled.
+#[derive(Debug)]
+pub struct Upstream {
+    pub(super) name: Arc<str>,
+    servers: Vec<Server>,
+    resolve_interval: Duration,
+    balance: Balance,
+    /// `None`: the client ID that the broker gets to see.
+    hash_key: Option<Expression>,
+    pub(super) connect_timeout: Duration,
+    pub(super) check: Check,
+    limits: PassiveLimits,
+    pub(super) tls: Option<ClientTls>,
+    endpoints: ArcSwap<Balancer>,
+}
+
+/// A server as configured.
+#[derive(Clone, Debug)]
+struct Server {
+    address: Address,
+    weight: u32,
+    max_connections: Option<u32>,
+    backup: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Address {
+    Embedded,
+    Socket(SocketAddr),
+    Name(Arc<str>, u16),
+}
+
+/// One address of a server.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    /// As logs and metrics say it: `address:port`.
+    pub(super) label: Arc<str>,
+    /// What its certificate has to be for.
+    pub(super) host: Arc<str>,
+    /// `None`: the embedded broker.
+    pub(super) address: Option<SocketAddr>,
+    pub(super) weight: u32,
+    max_connections: u32,
+    pub(super) backup: bool,
+    pub(super) state: Arc<EndpointState>,
+}
+
+/// What is known of an endpoint; outlives reloads and new resolutions.
+#[derive(Debug)]
+pub(super) struct EndpointState {
+    active: AtomicU32,
+    pub(super) health: Health,
+    pub(super) metrics: ServerMetrics,
+}
+
+/// One session's place on an endpoint; given back when dropped.
+#[derive(Debug)]
+pub struct Lease(Arc<EndpointState>);
+
+impl Lease {
+    /// The broker failed the session before it began.
+    pub fn failed(&self) {
+        self.0.metrics.failed.inc();
+        self.0.health.failed(Instant::now());
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.active.dec();
+    }
+}
+
+impl Upstream {
+    /// Compiles the table; says what is wrong with it in the document's problems. Nothing is resolved or connected.
+    pub(crate) fn compile(upstream: &At<model::Upstream>, document: &mut Document) -> Option<Self> {
+        let balance = upstream.balance.as_ref().map_or_else(Balance::default, |balance| balance.value);
+        if balance != Balance::Hash {
+            if let Some(key) = &upstream.hash_key {
+                let problem = document.problems.error(&key.span, "`hash_key` is for `balance = \"hash\"` only");
+                problem.hint("take it out, or set `balance = \"hash\"`");
+            }
+        } else if let Some(slow_start) = &upstream.slow_start {
+            let message = "`slow_start` has no effect with `balance = \"hash\"`: a key has one server";
+            document.problems.warning(&slow_start.span, message);
+        }
+        let hash_key = crate::policy::compile(upstream.hash_key.as_ref(), Wanted::String, document);
+        let tls = match &upstream.tls {
+            Some(tls) => Some(ClientTls::compile(tls, document)?),
+            None => None,
+        };
+        let period = |period: Option<crate::config::Period>, default| period.map_or(default, |period| period.0);
+        let name: Arc<str> = upstream.name.as_ref()?.value.as_str().into();
+        Some(Self {
+            servers: compile_servers(upstream, document)?,
+            resolve_interval: period(upstream.resolve_interval, RESOLVE_INTERVAL).max(Duration::from_secs(1)),
+            balance,
+            hash_key,
+            connect_timeout: period(upstream.connect_timeout, CONNECT_TIMEOUT),
+            check: Check::compile(&upstream.health, document),
+            limits: PassiveLimits {
+                max_fails: upstream.max_fails.unwrap_or(1),
+                fail_timeout: period(upstream.fail_timeout, FAIL_TIMEOUT),
+                slow_start: upstream.slow_start.as_ref().map_or(Duration::ZERO, |period| period.value.0),
+            },
+            tls,
+            endpoints: ArcSwap::default(),
+            name,
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The expression whose value is hashed, if it is not the client ID.
+    pub const fn hash_key(&self) -> Option<&Expression> {
+        self.hash_key.as_ref()
+    }
+
+    /// Resolves all names for the first time; what is known of endpoints that `previous` has too is taken over.
+    pub(crate) async fn activate(&self, previous: Option<&Upstream>, observer: &Observer) {
+        let known = previous.map(|previous| previous.endpoints.load_full());
+        self.resolve(known.as_deref(), observer, FIRST_RESOLUTION).await;
+    }
+
+    /// Starts resolving and checking in the background, until the upstream is dropped.
+    pub(crate) fn start(self: &Arc<Self>, observer: &Arc<Observer>) {
+        if self.servers.iter().any(|server| matches!(server.address, Address::Name(..))) {
+            let (this, observer, interval) = (Arc::downgrade(self), Arc::clone(observer), self.resolve_interval);
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(interval).await;
+                    let Some(this) = Weak::upgrade(&this) else { return };
+                    let known = this.endpoints.load_full();
+                    this.resolve(Some(&known), &observer, interval).await;
+                }
+            });
+        }
+        super::health::start(self);
+    }
+
+    /// The endpoints at present.
+    pub(super) fn endpoints(&self) -> Arc<Balancer> {
+        self.endpoints.load_full()
+    }
+
+    /// Those to try for a session, best first.
+    pub(super) fn candidates(&self, choice: Choice<'_>) -> Vec<Arc<Endpoint>> {
+        self.endpoints.load().candidates(choice, Instant::now())
+    }
+
+    /// Whether a server is there that sessions may be given to.
+    pub fn is_up(&self) -> bool {
+        let now = Instant::now();
+        self.endpoints.load().all().iter().any(|endpoint| endpoint.state.health.is_up(now))
+    }
+
+    /// Brings the gauges of all endpoints up to date.
+    pub fn refresh_metrics(&self) {
+        let now = Instant::now();
+        for endpoint in self.endpoints.load().all() {
+            endpoint.state.metrics.up.set(endpoint.state.health.is_up(now).into());
+        }
+    }
+
+    async fn resolve(&self, known: Option<&Balancer>, observer: &Observer, within: Duration) {
+        let states: HashMap<&str, &Arc<EndpointState>> =
+            known.iter().flat_map(|known| known.all()).map(|endpoint| (&*endpoint.label, &endpoint.state)).collect();
+        let deadline = Instant::now() + within;
+        let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
+        for server in &self.servers {
+            for (label, host, address) in self.addresses(server, known, deadline).await {
+                // Two names may have one address.
+                if endpoints.iter().any(|endpoint| endpoint.label == label) {
+                    continue;
+                }
+                let state = match states.get(&*label) {
+                    Some(state) => Arc::clone(state),
+                    None => Arc::new(EndpointState {
+                        active: AtomicU32::new(0),
+                        health: Health::new(),
+                        metrics: observer.metrics.server(&self.name, &label),
+                    }),
+                };
+                state.health.configure(self.limits, self.check.is_off());
+                endpoints.push(Arc::new(Endpoint {
+                    label,
+                    host,
+                    address,
+                    weight: server.weight,
+                    max_connections: server.max_connections.unwrap_or(u32::MAX),
+                    backup: server.backup,
+                    state,
+                }));
+            }
+        }
+        for gone in states.keys().filter(|label| !endpoints.iter().any(|endpoint| *endpoint.label == ***label)) {
+            observer.metrics.forget_server(&self.name, gone);
+        }
+        // The same endpoints keep the ring they have; building one is a few hundred hashes a server.
+        if known.is_some_and(|known| known.is_of(&endpoints, self.balance)) && !self.endpoints.load().all().is_empty() {
+            return;
+        }
+        self.endpoints.store(Arc::new(Balancer::new(self.balance, endpoints)));
+    }
+
+    /// What a server resolves to: label, host, address. A name that cannot be resolved keeps the addresses it had.
+    async fn addresses(
+        &self,
+        server: &Server,
+        known: Option<&Balancer>,
+        deadline: Instant,
+    ) -> Vec<(Arc<str>, Arc<str>, Option<SocketAddr>)> {
+        let (name, port) = match &server.address {
+            Address::Embedded => return vec![("embedded".into(), "embedded".into(), None)],
+            Address::Socket(address) => {
+                return vec![(address.to_string().into(), address.ip().to_string().into(), Some(*address))];
+            }
+            Address::Name(name, port) => (name, *port),
+        };
+        let found = match tokio::time::timeout_at(deadline, tokio::net::lookup_host((&**name, port))).await {
+            Ok(Ok(found)) => found.collect::<Vec<_>>(),
+            Ok(Err(error)) => {
+                tracing::warn!(upstream = &*self.name, name = &**name, %error, "name cannot be resolved");
+                Vec::new()
+            }
+            Err(_) => {
+                tracing::warn!(upstream = &*self.name, name = &**name, "name was not resolved in time");
+                Vec::new()
+            }
+        };
+        if found.is_empty() {
+            let of_name = |endpoint: &&Arc<Endpoint>| endpoint.host == *name;
+            let known = known.iter().flat_map(|known| known.all()).filter(of_name);
+            return known.map(|known| (Arc::clone(&known.label), Arc::clone(name), known.address)).collect();
+        }
+        found.into_iter().map(|address| (address.to_string().into(), Arc::clone(name), Some(address))).collect()
+    }
+}
+
+impl Endpoint {
+    /// Takes a place for one session; `None` if it has all it may have.
+    pub(super) fn lease(&self) -> Option<Lease> {
+        let taken = |active: u32| (active < self.max_connections).then_some(active + 1);
+        self.state.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).ok()?;
+        self.state.metrics.active.inc();
+        Some(Lease(Arc::clone(&self.state)))
+    }
+
+    /// Sessions it has.
+    pub(super) fn active(&self) -> u32 {
+        self.state.active.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_test(address: &str, weight: u32, backup: bool) -> Arc<Self> {
+        let address: SocketAddr = address.parse().unwrap();
+        Arc::new(Self {
+            label: address.to_string().into(),
+            host: address.ip().to_string().into(),
+            address: Some(address),
+            weight,
+            max_connections: u32::MAX,
+            backup,
+            state: Arc::new(EndpointState {
+                active: AtomicU32::new(0),
+                health: Health::new(),
+                metrics: Observer::new().metrics.server("test", &address.to_string()),
+            }),
+        })
+    }
+}
+
+fn compile_servers(upstream: &At<model::Upstream>, document: &mut Document) -> Option<Vec<Server>> {
+    let Some(servers) = &upstream.servers else {
+        document.problems.error(&upstream.span, "`servers` is missing").hint("servers = [\"10.0.0.113:1883\"]");
+        return None;
+    };
+    if servers.is_empty() {
+        document.problems.error(&servers.span, "`servers` is empty");
+        return None;
+    }
+    let mut compiled = Vec::new();
+    for server in &servers.value {
+        if !(1..=MAX_WEIGHT).contains(&server.weight) {
+            document.problems.error(&server.span, format!("`weight` is from 1 to {MAX_WEIGHT}"));
+        }
+        match parse_address(&server.address) {
+            Ok(address) => compiled.push(Server {
+                address,
+                weight: server.weight,
+                max_connections: server.max_connections,
+                backup: server.backup,
+            }),
+            Err(message) => {
+                document.problems.error(&server.span, message).hint("write \"host:port\", as \"10.0.0.113:1883\"");
+            }
+        }
+    }
+    if let Some(embedded) = servers.iter().find(|server| server.address == "embedded") {
+        let message = "the embedded broker keeps everything in memory and asks nobody for a password";
+        document.problems.warning(&embedded.span, message).hint("it is for trying out and for tests");
+        if let Some(tls) = &upstream.tls {
+            document.problems.error(&tls.span, "the embedded broker is reached in memory, without TLS");
+        }
+    }
+    (compiled.len() == servers.len()).then_some(compiled)
+}
+
+fn parse_address(text: &str) -> Result<Address, String> {
+    if text == "embedded" {
+        return if cfg!(feature = "embedded-broker") {
+            Ok(Address::Embedded)
+        } else {
+            Err("this binary was built without the feature `embedded-broker`".to_owned())
+        };
+    }
+    if let Ok(address) = text.parse() {
+        return Ok(Address::Socket(address));
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("`{text}` has no port"))?;
+    let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
+    if port == 0 || host.is_empty() || host.contains([':', '/', ' ']) {
+        return Err(format!("`{text}` is no address"));
+    }
+    Ok(Address::Name(host.into(), port))
+}

@@ -1,0 +1,167 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// The MQTT security gateway
+///
+/// Stands between devices and any MQTT broker: terminates TLS, checks who a device is, binds that to its MQTT session,
+/// and balances sessions over brokers.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, max_term_width = 100, after_help = "Try it: portcullis quickstart")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Makes a PKI, a configuration and an embedded broker, and proves that they work
+    ///
+    /// In DIR: makes a device PKI, writes a commented portcullis.toml, starts an embedded broker and the gateway in
+    /// front of it, connects as a device over mutual TLS, publishes and receives, shows that a wrong identity and a
+    /// client without a certificate are refused, prints commands to try, and runs until Ctrl-C. A second run reuses DIR.
+    #[cfg(feature = "embedded-broker")]
+    #[command(after_help = "Examples:\n  portcullis quickstart\n  portcullis quickstart --dir /tmp/pc --check")]
+    Quickstart(QuickstartArguments),
+    /// Runs the gateway
+    ///
+    /// SIGHUP reloads the configuration without dropping a session. SIGTERM and SIGINT drain: no more connections are
+    /// taken, sessions have `runtime.drain_timeout` to end; a second signal stops at once.
+    #[command(after_help = "Examples:\n  portcullis run -c /etc/portcullis/portcullis.toml\n  \
+                            kill -HUP $(pidof portcullis)    # reload")]
+    Run(ConfigArguments),
+    /// Says all that is wrong with a configuration
+    ///
+    /// Loads it exactly as `run` does, opens every file, compiles every expression, and binds nothing. Exits with 0, or
+    /// with 78 if it cannot be used.
+    #[command(after_help = "Example:\n  portcullis check -c portcullis.toml && kill -HUP $(pidof portcullis)")]
+    Check(ConfigArguments),
+    /// A small certificate authority for fleets that have none
+    Pki(PkiArguments),
+    /// Prints a completion script for a shell
+    #[command(after_help = "Example:\n  portcullis completions bash > /etc/bash_completion.d/portcullis")]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Prints the manual page
+    #[command(after_help = "Examples:\n  portcullis man | man -l -\n  portcullis man --dir /usr/local/share/man/man1")]
+    Man {
+        /// Write a page for each command into this folder instead
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArguments {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+}
+
+#[cfg(feature = "embedded-broker")]
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartArguments {
+    /// Where everything is put
+    #[arg(long, value_name = "DIR", default_value = "portcullis-quickstart")]
+    pub(crate) dir: PathBuf,
+    /// Stop after the proof: exit with 0 if it holds, else with 1
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Where a new configuration listens
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8883")]
+    pub(crate) bind: std::net::SocketAddr,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    portcullis pki init --dir pki --name \"Example Fleet\"\n  \
+    portcullis pki issue server gateway --san gw.example.com --san 192.0.2.7 --dir pki\n  \
+    portcullis pki issue device thing001 --dir pki\n  \
+    portcullis pki sign thing002.csr --dir pki    # the key stays on the device\n  \
+    portcullis pki list --dir pki")]
+pub(crate) struct PkiArguments {
+    #[command(subcommand)]
+    pub(crate) command: PkiCommand,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PkiDir {
+    /// The folder of the certificate authority
+    #[arg(long, value_name = "DIR", default_value = "pki")]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Makes a root and an intermediate that signs
+    Init {
+        #[command(flatten)]
+        dir: PkiDir,
+        /// The authority's name, in its certificates
+        #[arg(long, default_value = "Portcullis")]
+        name: String,
+    },
+    /// Makes a key and a certificate for it
+    Issue {
+        #[command(subcommand)]
+        what: Issue,
+    },
+    /// Certifies the key of a certificate signing request
+    #[command(after_help = "Example:\n  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \\\n    \
+                            -keyout thing002.key -subj /CN=thing002 -out thing002.csr\n  portcullis pki sign thing002.csr")]
+    Sign {
+        /// The request, PEM
+        csr: PathBuf,
+        #[command(flatten)]
+        dir: PkiDir,
+        /// The name to certify, in place of the request's common name
+        #[arg(long)]
+        name: Option<String>,
+        /// How many days it is valid
+        #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+    /// Lists what is there, and when it expires
+    List {
+        #[command(flatten)]
+        dir: PkiDir,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Issue {
+    /// For a server
+    Server {
+        /// Its common name
+        name: String,
+        /// A host name or address it is reached under; may be given more than once [default: the name]
+        #[arg(long = "san", value_name = "NAME")]
+        san: Vec<String>,
+        #[command(flatten)]
+        issue: IssueArguments,
+    },
+    /// For a device
+    Device {
+        /// Its common name: the client ID it will use
+        name: String,
+        #[command(flatten)]
+        issue: IssueArguments,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IssueArguments {
+    #[command(flatten)]
+    pub(crate) dir: PkiDir,
+    /// An organisation for the subject
+    #[arg(long)]
+    pub(crate) organization: Option<String>,
+    /// How many days it is valid
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub(crate) days: u32,
+}

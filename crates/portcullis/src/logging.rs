@@ -1,0 +1,25 @@
+//! Where the gateway's own words go: standard error, without ever making a session wait for it.
+
+use std::io::IsTerminal;
+
+use portcullis_gateway::Process;
+use portcullis_gateway::config::model::LogFormat;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Starts logging; what is waiting is written when the guard is dropped.
+pub(crate) fn start(process: &Process) -> WorkerGuard {
+    let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(std::io::stderr());
+    // Loading has judged the directives. The libraries' own chatter is for those who ask for it by name.
+    let targets: Targets = process.log.parse().unwrap_or_default();
+    let targets = if process.log.contains('=') { targets } else { targets.with_target("mqtt5", tracing::Level::ERROR) };
+    let registry = tracing_subscriber::registry().with(targets);
+    let format = tracing_subscriber::fmt::layer().with_writer(writer);
+    match process.log_format {
+        LogFormat::Text => registry.with(format.with_ansi(std::io::stderr().is_terminal())).init(),
+        LogFormat::Json => registry.with(format.json().flatten_event(true).with_ansi(false)).init(),
+    }
+    guard
+}

@@ -1,0 +1,47 @@
+//! `portcullis`: arguments in, calls into the libraries, words out. What the product does is in the libraries.
+
+mod check;
+mod cli;
+mod logging;
+mod pki;
+#[cfg(feature = "embedded-broker")]
+mod quickstart;
+mod report;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use cli::{Arguments, Command};
+use report::Failure;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match dispatch(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    portcullis_gateway::tls::install_crypto_provider();
+    match command {
+        #[cfg(feature = "embedded-broker")]
+        Command::Quickstart(arguments) => quickstart::quickstart(&arguments),
+        Command::Run(arguments) => run::run(&arguments.config),
+        Command::Check(arguments) => check::check(&arguments.config),
+        Command::Pki(arguments) => pki::pki(arguments),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { dir: None } => {
+            clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()).map_err(Failure::from)
+        }
+        Command::Man { dir: Some(dir) } => {
+            std::fs::create_dir_all(&dir)?;
+            clap_mangen::generate_to(Arguments::command(), &dir).map_err(Failure::from)
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! `portcullis quickstart`: the product's main job in one command, with a proof.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use portcullis_gateway::observe::Observer;
+use portcullis_gateway::{Gateway, Loaded, Runtime};
+use portcullis_pki::{Authority, Purpose, Request};
+use portcullis_wire::{Connack, Connect, Properties, Version};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::cli::QuickstartArguments;
+use crate::report::Failure;
+
+const DEVICES: [&str; 2] = ["thing001", "thing002"];
+const SERVER: &str = "localhost";
+const DAYS: u32 = 365;
+/// For each step of the proof.
+const STEP: Duration = Duration::from_secs(10);
+/// Return code "not authorized" [MQTT-3.2.2.3 (3.1.1)].
+const NOT_AUTHORIZED: u8 = 5;
+const TOPIC: &str = "quickstart/hello";
+
+pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure> {
+    let dir = &arguments.dir;
+    let authority = prepare(dir, arguments.bind)?;
+    let config = dir.join("portcullis.toml");
+    let observer = Observer::new();
+    let Loaded { runtime, .. } =
+        Runtime::load(&config, &observer).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
+    let _guard = crate::logging::start(&runtime.process);
+    crate::run::tokio_runtime(runtime.process.worker_threads)?.block_on(async {
+        let gateway = Gateway::start(&config, runtime, observer).await.map_err(|error| {
+            let hint = format!("another `bind` can be set in {}", config.display());
+            match crate::run::start_failure(error) {
+                Failure::Error(error, None) => Failure::Error(error, Some(hint)),
+                Failure::Error(error, Some(cause)) => Failure::Error(error, Some(format!("{cause}; {hint}"))),
+                other => other,
+            }
+        })?;
+        let address = gateway.addresses().first().map(|(_, address)| *address).context("the configuration has no listener")?;
+        println!("gateway: {address}, an embedded broker behind it");
+        prove(address, &authority).await?;
+        if !arguments.check {
+            print_commands(address, &authority);
+            tokio::signal::ctrl_c().await?;
+        }
+        gateway.close_access_log();
+        Ok(())
+    })
+}
+
+/// Makes what is not there yet.
+fn prepare(dir: &Path, bind: SocketAddr) -> Result<Authority, Failure> {
+    let pki = dir.join("pki");
+    let authority = if pki.join("root.pem").exists() {
+        println!("PKI: {}, as it is", pki.display());
+        Authority::open(&pki)?
+    } else {
+        println!("PKI: {}, new", pki.display());
+        Authority::init(&pki, "Portcullis quickstart")?
+    };
+    let server = Purpose::Server(["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec());
+    let names = [(SERVER, server), (DEVICES[0], Purpose::Device), (DEVICES[1], Purpose::Device)];
+    for (name, purpose) in names {
+        if !authority.chain_of(name).exists() {
+            authority.issue(&Request { name: name.to_owned(), organization: None, purpose, days: DAYS })?;
+        }
+    }
+    let config = dir.join("portcullis.toml");
+    match fs::OpenOptions::new().write(true).create_new(true).open(&config) {
+        Ok(mut file) => {
+            io::Write::write_all(&mut file, CONFIGURATION.replace("@BIND@", &bind.to_string()).as_bytes())?;
+            println!("configuration: {}, new", config.display());
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            println!("configuration: {}, as it is", config.display());
+        }
+        Err(error) => return Err(anyhow::Error::new(error).context(format!("cannot write {}", config.display())).into()),
+    }
+    Ok(authority)
+}
+
+const CONFIGURATION: &str = r#"# Written by `portcullis quickstart`. `portcullis check -c portcullis.toml` judges it after a change.
+
+# Where devices connect: MQTT over TLS.
+[[listener]]
+name = "devices"
+bind = "@BIND@"
+upstream = "brokers"
+
+[listener.tls]
+certificate = "pki/issued/localhost.pem"     # chain, leaf first
+private_key = "pki/issued/localhost.key"
+client_ca = "pki/root.pem"                   # devices must have a certificate from here
+
+# Who is let in: the certificate's common name must be the client ID.
+[listener.admit]
+require = ['mqtt.client_id == cert.subject.cn']
+
+# What the broker gets to see: the certificate's subject as user name.
+[listener.connect]
+username = 'cert.subject.dn'
+
+# The brokers behind. "embedded" is built in, keeps everything in memory and is for trying out: put your own here,
+# as servers = ["10.0.0.113:1883", "10.0.0.114:1883"].
+[[upstream]]
+name = "brokers"
+servers = ["embedded"]
+
+# One line for each connection, when it ends.
+[access_log]
+path = "access.log"
+
+[runtime]
+log = "warn"
+"#;
+
+/// Connects as a device would, and as others should not be able to.
+async fn prove(address: SocketAddr, authority: &Authority) -> Result<(), Failure> {
+    let device = client(authority, Some(DEVICES[0]))?;
+    let stranger = client(authority, None)?;
+    step("thing001 connects over mutual TLS, publishes, and receives it back", round_trip(address, device.clone())).await?;
+    step("BADTHING with the certificate of thing001 is refused", wrong_identity(address, device)).await?;
+    step("a client without a certificate is refused", no_certificate(address, stranger)).await?;
+    Ok(())
+}
+
+async fn step(what: &str, proof: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
+    let result = tokio::time::timeout(STEP, proof).await.unwrap_or_else(|_| bail!("it took longer than {STEP:?}"));
+    match result {
+        Ok(()) => {
+            println!("proved: {what}");
+            Ok(())
+        }
+        Err(error) => Err(error.context(format!("not proved: {what}")).into()),
+    }
+}
+
+async fn round_trip(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::Result<()> {
+    let mut stream = connect(address, config).await?;
+    ensure!(connack(&mut stream, DEVICES[0]).await? == 0, "the broker refused");
+    let topic = |bytes: &mut Vec<u8>| {
+        bytes.extend([0, TOPIC.len() as u8]);
+        bytes.extend(TOPIC.as_bytes());
+    };
+    // SUBSCRIBE, packet identifier 1, QoS 0 [MQTT-3.8]; its answer is SUBACK [MQTT-3.9].
+    let mut subscribe = vec![0x82, TOPIC.len() as u8 + 5, 0, 1];
+    topic(&mut subscribe);
+    subscribe.push(0);
+    stream.write_all(&subscribe).await?;
+    let mut suback = [0; 5];
+    stream.read_exact(&mut suback).await?;
+    ensure!(suback == [0x90, 3, 0, 1, 0], "the broker did not take the subscription");
+    // PUBLISH, QoS 0 [MQTT-3.3]: comes back as it went.
+    let mut publish = vec![0x30, TOPIC.len() as u8 + 7];
+    topic(&mut publish);
+    publish.extend(b"hello");
+    stream.write_all(&publish).await?;
+    let mut received = vec![0; publish.len()];
+    stream.read_exact(&mut received).await?;
+    ensure!(received == publish, "what came back is not what was sent");
+    Ok(stream.shutdown().await?)
+}
+
+async fn wrong_identity(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::Result<()> {
+    let code = connack(&mut connect(address, config).await?, "BADTHING").await?;
+    ensure!(code == NOT_AUTHORIZED, "CONNACK has the code {code}");
+    Ok(())
+}
+
+async fn no_certificate(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::Result<()> {
+    // In TLS 1.3 a client learns of it with its first read.
+    let attempt = async { connack(&mut connect(address, config).await?, DEVICES[0]).await };
+    ensure!(attempt.await.is_err(), "it was let in");
+    Ok(())
+}
+
+async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::Result<TlsStream<TcpStream>> {
+    let socket = TcpStream::connect(address).await?;
+    Ok(TlsConnector::from(config).connect(ServerName::try_from(SERVER)?, socket).await?)
+}
+
+/// Sends a CONNECT of MQTT 3.1.1; returns the return code of the answer.
+async fn connack(stream: &mut TlsStream<TcpStream>, client_id: &str) -> anyhow::Result<u8> {
+    let connect = Connect {
+        version: Version::V311,
+        clean_start: true,
+        keep_alive: 60,
+        properties: Properties::default(),
+        client_id,
+        will: None,
+        username: None,
+        password: None,
+    };
+    let mut packet = Vec::new();
+    connect.encode(&mut packet)?;
+    stream.write_all(&packet).await?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await?;
+    let (connack, _) = Connack::decode(&answer, Version::V311, answer.len())?.context("no CONNACK")?;
+    Ok(connack.code)
+}
+
+fn client(authority: &Authority, device: Option<&str>) -> anyhow::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority.root())?)?;
+    let builder = ClientConfig::builder().with_root_certificates(roots);
+    Ok(Arc::new(match device {
+        None => builder.with_no_client_auth(),
+        Some(name) => {
+            let chain = CertificateDer::pem_file_iter(authority.chain_of(name))?.collect::<Result<_, _>>()?;
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(authority.key_of(name))?)?
+        }
+    }))
+}
+
+fn print_commands(address: SocketAddr, authority: &Authority) {
+    let options = format!(
+        "-h localhost -p {} --cafile {} --cert {} --key {} -i {}",
+        address.port(),
+        authority.root().display(),
+        authority.chain_of(DEVICES[0]).display(),
+        authority.key_of(DEVICES[0]).display(),
+        DEVICES[0],
+    );
+    println!("\nTry it from another terminal (mosquitto-clients):");
+    println!("  mosquitto_sub {} -t 'test/#' -v", options.replace(DEVICES[0], DEVICES[1]));
+    println!("  mosquitto_pub {options} -t test/1 -m hello");
+    println!("and be refused:");
+    println!("  mosquitto_pub {} -t test/1 -m hello", options.replace("-i thing001", "-i BADTHING"));
+    println!("\nCtrl-C stops.");
+}

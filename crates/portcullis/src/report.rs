@@ -1,0 +1,64 @@
+//! How the command says that something went wrong: `error: ...`, `caused by: ...`, `hint: ...`, and an exit code.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use portcullis_gateway::config::{Problems, Severity};
+
+/// The configuration cannot be used; `EX_CONFIG` of sysexits.h.
+const EXIT_CONFIGURATION: u8 = 78;
+
+/// Why a command failed.
+pub(crate) enum Failure {
+    /// Something went wrong, and what to do about it.
+    Error(anyhow::Error, Option<String>),
+    /// The configuration has errors.
+    Configuration(Box<Problems>),
+}
+
+impl Failure {
+    /// A failure with a hint.
+    pub(crate) fn hint(error: impl Into<anyhow::Error>, hint: impl Into<String>) -> Self {
+        Self::Error(error.into(), Some(hint.into()))
+    }
+
+    /// Says it on standard error; returns the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        match self {
+            Failure::Error(error, hint) => {
+                eprintln!("error: {error}");
+                error.chain().skip(1).for_each(|cause| eprintln!("caused by: {cause}"));
+                if let Some(hint) = hint {
+                    eprintln!("hint: {hint}");
+                }
+                ExitCode::FAILURE
+            }
+            Failure::Configuration(problems) => {
+                print_problems(problems);
+                ExitCode::from(EXIT_CONFIGURATION)
+            }
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Error(error.into(), None)
+    }
+}
+
+/// Prints problems, if there are any, and how many, on standard error.
+pub(crate) fn print_problems(problems: &Problems) {
+    if problems.list().is_empty() {
+        return;
+    }
+    eprintln!("{}\n", problems.render(std::io::stderr().is_terminal()));
+    let count = |severity, one: &str| match problems.count(severity) {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        n => Some(format!("{n} {one}s")),
+    };
+    let counts: Vec<String> =
+        [count(Severity::Error, "error"), count(Severity::Warning, "warning")].into_iter().flatten().collect();
+    eprintln!("{}: {}", problems.path().display(), counts.join(", "));
+}

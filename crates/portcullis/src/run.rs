@@ -1,0 +1,107 @@
+//! `portcullis run`: the process around the gateway: threads, signals, the end.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use portcullis_gateway::observe::Observer;
+use portcullis_gateway::{Gateway, Loaded, Runtime, StartError};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::report::{Failure, print_problems};
+
+pub(crate) fn run(path: &Path) -> Result<(), Failure> {
+    let observer = Observer::new();
+    let Loaded { runtime, problems } =
+        Runtime::load(path, &observer).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
+    print_problems(&problems);
+    let _guard = crate::logging::start(&runtime.process);
+    let tokio = tokio_runtime(runtime.process.worker_threads)?;
+    let result = tokio.block_on(serve(path, runtime, observer));
+    // Tasks that are left have had their time.
+    tokio.shutdown_background();
+    result
+}
+
+/// The threads that move bytes: as many as configured, else as there are cores; one needs no scheduler between threads.
+pub(crate) fn tokio_runtime(worker_threads: Option<usize>) -> io::Result<tokio::runtime::Runtime> {
+    let threads = match worker_threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let mut builder = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    if threads > 1 {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build()
+}
+
+async fn serve(path: &Path, runtime: Runtime, observer: Arc<Observer>) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let gateway = Gateway::start(path, runtime, observer).await.map_err(start_failure)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+    while signals.next().await == Action::Reload {
+        match gateway.reload().await {
+            Ok(problems) => tracing::info!(warnings = problems.list().len(), "reloaded"),
+            Err(error) => tracing::error!("reload failed, nothing was changed: {error}"),
+        }
+    }
+    tracing::info!(connections = gateway.connections(), "draining");
+    tokio::select! {
+        () = gateway.drain() => tracing::info!("drained"),
+        () = signals.stop() => tracing::warn!(connections = gateway.connections(), "stopped at once"),
+    }
+    gateway.close_access_log();
+    Ok(())
+}
+
+/// What can be done about a gateway that does not start.
+pub(crate) fn start_failure(error: StartError) -> Failure {
+    let hint = match &error {
+        StartError::Bind(_, cause) | StartError::Admin(_, cause) => match cause.kind() {
+            io::ErrorKind::AddrInUse => Some("another process listens there; `ss -ltnp` says which"),
+            io::ErrorKind::PermissionDenied => Some("ports below 1024 take CAP_NET_BIND_SERVICE"),
+            io::ErrorKind::AddrNotAvailable => Some("this machine has no such address"),
+            _ => None,
+        },
+        StartError::AccessLog(..) => None,
+    };
+    Failure::Error(error.into(), hint.map(str::to_owned))
+}
+
+#[derive(PartialEq, Eq)]
+enum Action {
+    Reload,
+    Drain,
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Action {
+        tokio::select! {
+            _ = self.hangup.recv() => Action::Reload,
+            () = async { tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} } } => Action::Drain,
+        }
+    }
+
+    /// Waits for a signal that ends the process.
+    async fn stop(&mut self) {
+        while self.next().await != Action::Drain {}
+    }
+}

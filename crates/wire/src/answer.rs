@@ -1,0 +1,174 @@
+//! The packets a gateway says itself: CONNACK, DISCONNECT and PINGREQ, in the words of each MQTT version.
+
+use crate::frame::{FixedHeader, PacketType};
+use crate::property::{Owner, Properties};
+use crate::reader::Reader;
+use crate::{Error, Rule, Version};
+
+/// PINGREQ [MQTT-3.12].
+pub const PINGREQ: [u8; 2] = [(PacketType::Pingreq as u8) << 4, 0];
+
+/// Why a CONNECT is refused, as far as the protocol has words for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The packet breaks the protocol's grammar.
+    Malformed,
+    /// The packet breaks a rule that is not one of grammar.
+    ProtocolError,
+    /// The protocol version is not spoken here.
+    UnsupportedVersion,
+    /// The client identifier may not be used.
+    ClientId,
+    /// The user name or password is wrong.
+    BadCredentials,
+    /// Known, but not allowed.
+    NotAuthorized,
+    /// No broker can be reached.
+    ServerUnavailable,
+    /// Larger than the gateway accepts.
+    PacketTooLarge,
+}
+
+impl Refusal {
+    /// The CONNACK code in `version`: a return code before MQTT 5 [MQTT-3.2.2.3 (3.1.1)], a reason code in it
+    /// [MQTT-3.2.2.2]. `None` where the version wants the connection closed without an answer [MQTT-3.1.4-1 (3.1.1)].
+    pub const fn code(self, version: Version) -> Option<u8> {
+        Some(match (version, self) {
+            (Version::V5, Refusal::Malformed) => 0x81,
+            (Version::V5, Refusal::ProtocolError) => 0x82,
+            (Version::V5, Refusal::UnsupportedVersion) => 0x84,
+            (Version::V5, Refusal::ClientId) => 0x85,
+            (Version::V5, Refusal::BadCredentials) => 0x86,
+            (Version::V5, Refusal::NotAuthorized) => 0x87,
+            (Version::V5, Refusal::ServerUnavailable) => 0x88,
+            (Version::V5, Refusal::PacketTooLarge) => 0x95,
+            (_, Refusal::Malformed | Refusal::ProtocolError | Refusal::PacketTooLarge) => return None,
+            (_, Refusal::UnsupportedVersion) => 1,
+            (_, Refusal::ClientId) => 2,
+            (_, Refusal::ServerUnavailable) => 3,
+            (_, Refusal::BadCredentials) => 4,
+            (_, Refusal::NotAuthorized) => 5,
+        })
+    }
+}
+
+/// CONNACK [MQTT-3.2].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connack<'a> {
+    /// Whether the broker had a session of this client [MQTT-3.2.2.1.1].
+    pub session_present: bool,
+    /// Return code or reason code; 0 is success in every version.
+    pub code: u8,
+    /// MQTT 5 properties; empty before.
+    pub properties: Properties<'a>,
+}
+
+impl<'a> Connack<'a> {
+    /// A refusal with this code.
+    pub fn refusal(code: u8) -> Self {
+        Self { session_present: false, code, properties: Properties::default() }
+    }
+
+    /// Decodes the CONNACK at the front of `bytes`: the packet and how many bytes it took. `Ok(None)`: it has not
+    /// arrived whole.
+    ///
+    /// # Errors
+    /// The first packet is no CONNACK, is malformed, or is larger than `max_packet_len`.
+    pub fn decode(bytes: &'a [u8], version: Version, max_packet_len: usize) -> Result<Option<(Self, usize)>, Error> {
+        let Some(header) = FixedHeader::decode(bytes)? else { return Ok(None) };
+        if header.packet_type != PacketType::Connack || header.flags != 0 {
+            return Err(Rule::FixedHeaderFlags.into());
+        }
+        if header.packet_len() > max_packet_len {
+            return Err(Error::TooLarge);
+        }
+        let Some(body) = bytes.get(header.len..header.packet_len()) else { return Ok(None) };
+        let mut reader = Reader::new(body);
+        let acknowledge = reader.u8()?;
+        // MQTT 3.1 reserves the whole byte and asks nothing of it.
+        if acknowledge & 0xfe != 0 && version != Version::V31 {
+            return Err(Rule::AcknowledgeFlags.into());
+        }
+        let code = reader.u8()?;
+        if version != Version::V5 && code > 5 {
+            return Err(Rule::ReasonCode.into());
+        }
+        let properties = match version {
+            Version::V5 => Properties::decode(&mut reader, Owner::Connack)?,
+            Version::V31 | Version::V311 => Properties::default(),
+        };
+        if !reader.is_empty() {
+            return Err(Rule::TrailingBytes.into());
+        }
+        Ok(Some((Self { session_present: acknowledge & 1 != 0, code, properties }, header.packet_len())))
+    }
+
+    /// Appends the packet to `out`.
+    pub fn encode(&self, version: Version, out: &mut Vec<u8>) {
+        let properties = if version == Version::V5 { self.properties.encoded_len() } else { 0 };
+        out.push((PacketType::Connack as u8) << 4);
+        crate::reader::put_varint(u32::try_from(2 + properties).unwrap_or(u32::MAX), out);
+        out.extend_from_slice(&[u8::from(self.session_present), self.code]);
+        if version == Version::V5 {
+            self.properties.encode(out);
+        }
+    }
+}
+
+/// DISCONNECT [MQTT-3.14] with a reason; only MQTT 5 lets a server send one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disconnect {
+    /// 0x00: the client goes, its will is not published.
+    Normal = 0x00,
+    /// 0x87: what the client was allowed is allowed no longer.
+    NotAuthorized = 0x87,
+    /// 0x8B: the server ends its work.
+    ServerShuttingDown = 0x8b,
+    /// 0x98: an operator ended the session.
+    AdministrativeAction = 0x98,
+}
+
+impl Disconnect {
+    /// The packet of MQTT 3.1 and 3.1.1, which only clients send and which has no reason.
+    pub const NORMAL_V3: [u8; 2] = [(PacketType::Disconnect as u8) << 4, 0];
+
+    /// The packet of MQTT 5, reason code and an empty property block.
+    pub const fn packet(self) -> [u8; 4] {
+        [(PacketType::Disconnect as u8) << 4, 2, self as u8, 0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connack_survives_the_way_there_and_back() {
+        for version in [Version::V31, Version::V311, Version::V5] {
+            let mut bytes = Vec::new();
+            Connack::refusal(5).encode(version, &mut bytes);
+            for cut in 0..bytes.len() {
+                assert_eq!(Connack::decode(&bytes[..cut], version, 64), Ok(None));
+            }
+            assert_eq!(Connack::decode(&bytes, version, 64), Ok(Some((Connack::refusal(5), bytes.len()))));
+        }
+    }
+
+    #[test]
+    fn connack_that_is_none_is_refused() {
+        let refused = |bytes: &[u8], version| Connack::decode(bytes, version, 64).unwrap_err();
+        assert_eq!(refused(b"\x20\x02\x02\x00", Version::V311), Rule::AcknowledgeFlags.into());
+        assert_eq!(refused(b"\x20\x02\x00\x06", Version::V311), Rule::ReasonCode.into());
+        assert_eq!(refused(b"\x21\x02\x00\x00", Version::V311), Rule::FixedHeaderFlags.into());
+        assert_eq!(refused(b"\x30\x02\x00\x00", Version::V5), Rule::FixedHeaderFlags.into());
+        assert_eq!(refused(b"\x20\x7f", Version::V5), Error::TooLarge);
+        assert_eq!(refused(b"\x20\x03\x00\x00\x00", Version::V311), Rule::TrailingBytes.into());
+    }
+
+    #[test]
+    fn malformed_connect_gets_an_answer_in_mqtt_5_only() {
+        assert_eq!(Refusal::Malformed.code(Version::V311), None, "[MQTT-3.1.4-1 (3.1.1)]");
+        assert_eq!(Refusal::Malformed.code(Version::V5), Some(0x81));
+        assert_eq!(Refusal::UnsupportedVersion.code(Version::V31), Some(1));
+    }
+}

@@ -1,0 +1,31 @@
+//! MQTT 3.1, 3.1.1 and 5 as far as a gateway has to read and write them: CONNECT in full, the answers to it,
+//! and the framing of everything else.
+//!
+//! Enters: bytes from strangers. Leaves: borrowed views of them, packets to send, or an [`Error`] that names the rule
+//! that was broken. Never here: I/O, a clock, allocation while decoding, a panic on any input.
+//!
+//! Decoding is incremental in the simplest way: hand over what has arrived so far; `Ok(None)` asks for more. How the
+//! input was split never changes the result.
+//!
+//! ```
+//! use portcullis_wire::{Connect, Limits};
+//!
+//! let bytes = b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04abcd\xc0\x00";
+//! assert_eq!(Connect::decode(&bytes[..9], Limits::default()), Ok(None));
+//! let (connect, used) = Connect::decode(bytes, Limits::default()).unwrap().unwrap();
+//! assert_eq!((connect.client_id, used), ("abcd", 18)); // The PINGREQ behind it is the caller's to keep.
+//! ```
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod answer;
+mod connect;
+mod error;
+mod frame;
+mod property;
+mod reader;
+
+pub use answer::{Connack, Disconnect, PINGREQ, Refusal};
+pub use connect::{Connect, Limits, Version, Will};
+pub use error::{Error, Rule};
+pub use frame::{FixedHeader, MAX_REMAINING_LENGTH, PacketType, Scanner};
+pub use property::{Properties, UserProperties};
