@@ -150,8 +150,6 @@ reasons! {
     UpstreamTimeout = "upstream_timeout", Upstream, Upstream, 502;
     /// The broker's answer to CONNECT is no MQTT.
     UpstreamProtocol = "upstream_protocol", Upstream, Upstream, 502;
-    /// A fault of the gateway itself.
-    InternalError = "internal_error", Admit, Gateway, 500;
 }
 
 reasons! {
@@ -212,8 +210,7 @@ impl Reject {
             | Reject::UpstreamFull
             | Reject::UpstreamClosed
             | Reject::UpstreamTimeout
-            | Reject::UpstreamProtocol
-            | Reject::InternalError => Refusal::ServerUnavailable,
+            | Reject::UpstreamProtocol => Refusal::ServerUnavailable,
         })
     }
 
@@ -296,7 +293,7 @@ mod tests {
         for outcome in rejects.chain(CloseReason::ALL.iter().map(|reason| Outcome::Closed(*reason))) {
             let label = outcome.label();
             assert!(label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{label}");
-            assert!(seen.insert(label) || label == "internal_error", "{label} twice");
+            assert!(seen.insert(label), "{label} twice");
             let row = format!("| `{label}` | {} | {} | {} |", outcome.status(), outcome.stage().label(), outcome.blame().label());
             assert!(documented.contains(&row), "docs/access-log.md lacks: {row}");
         }

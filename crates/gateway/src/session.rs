@@ -145,7 +145,7 @@ async fn negotiate(
     record.metrics().received.inc_by(record.received);
     let claimed = Connect::claimed_version(&buffer);
     let (connect, used) = result
-        .and_then(|()| decode(&buffer, listener)?.ok_or(Reject::InternalError))
+        .and_then(|()| decode(&buffer, listener)?.ok_or(Reject::MalformedConnect))
         .map_err(|reject| Refused { reject, version: claimed })?;
     record.client_id = Some(connect.client_id.into());
     record.mqtt_version = Some(connect.version);
@@ -258,4 +258,13 @@ async fn refuse(mut client: Stream, reject: Reject, version: Option<Version>, li
     if said.is_ok() {
         net::discard_until_closed(&mut client).await;
     }
+}
+
+/// The size of the future that serves a connection, in bytes: what an established session costs besides its sockets,
+/// its TLS state and its record.
+pub fn future_size() -> usize {
+    fn of<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+    of(serve)
 }

@@ -115,12 +115,15 @@ impl Problems {
         &self.path
     }
 
-    /// All of them with file, line, column, the line itself and the hint; with colour if `is_terminal`.
+    /// All of them in the order of the file, each with file, line, column, the line itself and the hint; with colour if
+    /// `is_terminal`.
     pub fn render(&self, is_terminal: bool) -> String {
         let renderer = if is_terminal { Renderer::styled() } else { Renderer::plain() };
         let path = self.path.display().to_string();
         let mut texts = Vec::new();
-        for problem in &self.list {
+        let mut list: Vec<&Problem> = self.list.iter().collect();
+        list.sort_by_key(|problem| problem.span.as_ref().map_or(0, |span| span.start));
+        for problem in list {
             let level = match problem.severity {
                 Severity::Error => Level::ERROR,
                 Severity::Warning => Level::WARNING,

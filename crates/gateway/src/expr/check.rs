@@ -176,7 +176,10 @@ impl<'a> Checker<'a> {
         let path = path(of);
         let suggestion = suggest(name, fields.iter().map(|(known, _)| *known));
         let known: Vec<&str> = fields.iter().map(|(known, _)| *known).collect();
-        self.error(node, format!("`{path}` has no field `{name}`")).hint = Some(match suggestion {
+        let error = self.error(node, format!("`{path}` has no field `{name}`"));
+        // The parser's place is that of the dot.
+        error.span.end += name.len();
+        error.hint = Some(match suggestion {
             Some(suggestion) => format!("did you mean `{path}.{suggestion}`?"),
             None => format!("it has: {}", known.join(", ")),
         });

@@ -173,7 +173,7 @@ mod tests {
     use crate::outcome::{CloseReason, Reject};
     use chrono::TimeZone;
 
-    fn record(client_id: &str) -> Record {
+    fn record(client_id: &str) -> Box<Record> {
         let observer = Observer::new();
         let metrics = observer.metrics.listener("devices");
         let mut record = Record::open(observer, metrics, Transport::Tls, "192.0.2.7:49152".parse().unwrap());

@@ -1,0 +1,138 @@
+//! What `check` says of a configuration as a whole.
+
+use std::path::{Path, PathBuf};
+
+use portcullis_gateway::Runtime;
+use portcullis_gateway::observe::Observer;
+use portcullis_testkit::Pki;
+
+fn problems(configuration: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("p.toml");
+    std::fs::write(&path, configuration).unwrap();
+    match Runtime::load(&path, &Observer::new()) {
+        Ok(loaded) => loaded.problems.render(false),
+        Err(problems) => problems.render(false),
+    }
+}
+
+const REST: &str = "[[upstream]]\nname = \"brokers\"\nservers = [\"127.0.0.1:1883\"]\n";
+
+#[test]
+fn expressions_are_judged_at_load() {
+    let listener = "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\nupstream = \"brokers\"\n";
+    for (expression, message, hint) in [
+        ("mqtt.clientid == 'a'", "`mqtt` has no field `clientid`", "did you mean `mqtt.client_id`?"),
+        ("certt.subject.cn == 'a'", "unknown name `certt`", "did you mean `cert`?"),
+        ("cert.subject.common_name == 'a'", "`cert.subject` has no field `common_name`", "it has: dn, cn"),
+        ("mqtt.password == 'a'", "`mqtt` has no field `password`", ""),
+        ("mqtt.client_id", "this expression yields a string, a boolean is wanted", ""),
+        ("mqtt.client_id == 7", "a string never equals a number", ""),
+        ("mqtt.client_id && true", "a string stands where a boolean is wanted", ""),
+        ("mqtt.client_id.startswith('a')", "unknown function `startswith`", "did you mean `startsWith`?"),
+        ("mqtt.client_id.matches('[')", "the pattern of `matches` is wrong", ""),
+        ("mqtt.client_id.matches(mqtt.username)", "the pattern of `matches` must be a literal", ""),
+        ("cert.san.dns.all(a, cert.san.uri.all(b, a == b))", "may not stand inside each other", ""),
+        ("mqtt.client_id ==", "", ""),
+        ("mqtt.keep_alive.x == 1", "a number has no field `x`", ""),
+    ] {
+        let text = problems(&format!("{listener}[listener.admit]\nrequire = [\"{expression}\"]\n{REST}"));
+        assert!(text.contains("error: ") && text.contains(message) && text.contains(hint), "{expression}:\n{text}");
+        assert!(text.contains("p.toml:7:"), "{expression}: the line is named:\n{text}");
+    }
+    let long = format!("{listener}[listener.admit]\nrequire = [\"mqtt.client_id == '{}'\"]\n{REST}", "x".repeat(5000));
+    assert!(problems(&long).contains("at most 4096 bytes"));
+}
+
+#[test]
+fn what_is_legal_but_unsafe_is_a_warning() {
+    let pki = Pki::new();
+    let listener = |rest: &str| {
+        format!("[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{rest}{REST}")
+    };
+    let open = problems(&listener(&pki.listener_tls_without_ca()));
+    assert!(open.contains("warning: clients of this listener prove nothing"), "{open}");
+    let unbound = problems(&listener(&pki.listener_tls()));
+    assert!(unbound.contains("warning: any device can take any other device's client ID"), "{unbound}");
+    let optional = problems(&listener(&format!("{}client_auth = \"optional\"\n", pki.listener_tls())));
+    assert!(optional.contains("warning: certificates are optional"), "{optional}");
+    let bound = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n";
+    assert_eq!(problems(&listener(&(pki.listener_tls() + bound))), "");
+    std::process::Command::new("chmod").arg("644").arg(pki.key("localhost")).status().unwrap();
+    let exposed = problems(&listener(&(pki.listener_tls() + bound)));
+    assert!(exposed.contains("warning: everybody on this machine can read the private key"), "{exposed}");
+    let embedded = problems(&listener(&(pki.listener_tls() + bound)).replace("127.0.0.1:1883", "embedded"));
+    assert!(embedded.contains("warning: the embedded broker"), "{embedded}");
+}
+
+#[test]
+fn mistakes_of_meaning_are_errors() {
+    let pki = Pki::new();
+    let tls = pki.listener_tls();
+    let with = |from: &str, to: &str| {
+        let whole =
+            format!("[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{tls}{REST}");
+        assert!(whole.contains(from), "{from}");
+        problems(&whole.replace(from, to))
+    };
+    for (from, to, message) in [
+        ("name = \"a\"\n", "", "`name` is missing"),
+        ("bind = \"127.0.0.1:0\"\n", "", "`bind` is missing"),
+        ("127.0.0.1:0", "localhost", "`localhost` is no address and port"),
+        ("upstream = \"brokers\"", "upstream = \"broker\"", "did you mean `brokers`?"),
+        ("issued/localhost.key", "intermediate.key", "is not the key of"),
+        ("127.0.0.1:1883", "127.0.0.1", "has no port"),
+        ("127.0.0.1:1883", "127.0.0.1:99999", "`99999` is no port"),
+        ("servers = [\"127.0.0.1:1883\"]", "servers = []", "`servers` is empty"),
+        ("servers = [\"127.0.0.1:1883\"]", "servers = [{ address = \"a:1\", weight = 0 }]", "`weight` is from 1"),
+        ("[listener.tls]", "[listener.tls]\nverify_depth = 7", "`verify_depth` is 6 at most"),
+        ("[listener.tls]", "[listener.tls]\nclient_auth = \"none\"", "`client_ca` is set, but"),
+        ("[listener.tls]", "protocol = \"tcp\"\n[listener.tls]", "[listener.tls] without effect"),
+        ("[[upstream]]", "[runtime]\nlog = \"loud\"\n[[upstream]]", "`loud` is no log level"),
+        ("[[upstream]]", "[admin]\nbind = \"x\"\n[[upstream]]", "`x` is no address and port"),
+        ("[[upstream]]", "[access_log]\npath = \"no/such/x.log\"\n[[upstream]]", "the folder of"),
+    ] {
+        let text = with(from, to);
+        assert!(text.contains("error: ") && text.contains(message), "{to}: {message}\n{text}");
+    }
+}
+
+#[test]
+fn every_example_passes() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let mut count = 0;
+    for entry in std::fs::read_dir(&examples).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        count += 1;
+        // The files that an example names are made where the example says.
+        let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
+        for (name, file) in [("certs/server.pem", pki.chain("localhost")), ("certs/server.key", pki.key("localhost")), ("certs/devices-ca.pem", pki.root())] {
+            std::fs::create_dir_all(dir.path().join("certs")).unwrap();
+            std::fs::copy(file, dir.path().join(name)).unwrap();
+        }
+        let copy: PathBuf = dir.path().join("portcullis.toml");
+        std::fs::copy(&path, &copy).unwrap();
+        let loaded = Runtime::load(&copy, &Observer::new());
+        let text = match &loaded {
+            Ok(loaded) => loaded.problems.render(false),
+            Err(problems) => problems.render(false),
+        };
+        assert!(loaded.is_ok(), "{}:\n{text}", path.display());
+        assert!(!text.contains("warning") || path.ends_with("embedded.toml"), "{}:\n{text}", path.display());
+    }
+    assert!(count >= 4, "{count} examples");
+}
+
+#[test]
+fn the_published_schema_is_the_model_s() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/portcullis.schema.json");
+    let schema = serde_json::to_string_pretty(&portcullis_gateway::config::json_schema()).unwrap() + "\n";
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        std::fs::write(&path, &schema).unwrap();
+    }
+    let published = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(published, schema, "run the tests once with UPDATE_SCHEMA=1 and commit docs/portcullis.schema.json");
+}

@@ -1,0 +1,11 @@
+//! The gateway as a library, with both ends in the test: what arrives is compared to the byte.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod admit;
+mod bad_input;
+mod configuration;
+mod imports;
+mod relay;
+mod reload;
+mod tls;
+mod upstream;

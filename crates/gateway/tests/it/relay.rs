@@ -1,0 +1,147 @@
+//! Bytes both ways: all of them, in order, with back-pressure, and a goodbye only between packets.
+
+use std::time::Duration;
+
+use portcullis_testkit::{Broker, BrokerConnection, Client, TestGateway, connack, connect, connect_v5, soon};
+
+async fn session(version: u8) -> (TestGateway, Client, BrokerConnection) {
+    let broker = Broker::start().await;
+    let gateway = TestGateway::plain(&format!("{}\n[runtime]\ndrain_timeout = \"300ms\"\n", broker.upstream())).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    let packet = if version == 5 { connect_v5("thing001") } else { connect("thing001") };
+    client.write(&packet).await;
+    let mut connection = broker.accept().await;
+    connection.expect(&packet).await;
+    connection.write(&connack(version)).await;
+    client.expect(&connack(version)).await;
+    (gateway, client, connection)
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn megabytes_arrive_whole_in_both_directions_at_once() {
+    // Not MQTT, on purpose: what follows CONNECT is the broker's to judge.
+    let (gateway, mut client, mut connection) = session(4).await;
+    let (up, down) = (noise(5_000_001), noise(3_000_003));
+    let (sent_up, sent_down) = (up.clone(), down.clone());
+    let client = tokio::spawn(async move {
+        client.write(&sent_up[..2_000_000]).await;
+        client.expect(&down[..1_000_000]).await;
+        client.write(&sent_up[2_000_000..]).await;
+        client.expect(&down[1_000_000..]).await;
+        client.shutdown().await;
+    });
+    let broker = tokio::spawn(async move {
+        connection.write(&sent_down[..1_000_000]).await;
+        connection.expect(&up[..4_000_000]).await;
+        connection.write(&sent_down[1_000_000..]).await;
+        connection.expect(&up[4_000_000..]).await;
+        assert!(connection.read_to_end().await.is_empty());
+    });
+    client.await.unwrap();
+    broker.await.unwrap();
+    let line = gateway.lines(1).await.remove(0);
+    let bytes = format!(" {} {} ", 5_000_001 + connect("thing001").len(), 3_000_003 + 4);
+    assert!(line.contains(&bytes), "{line}");
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_stops_its_writer() {
+    let (_gateway, mut client, mut connection) = session(4).await;
+    let flood = noise(64 << 10);
+    let mut written = 0;
+    // Bounded by the sockets' buffers and one chunk, far below this.
+    while let Ok(()) = tokio::time::timeout(Duration::from_millis(500), client.write(&flood)).await {
+        written += flood.len();
+        assert!(written < 64 << 20, "nobody reads, and it still goes on");
+    }
+    // The other direction is not held up.
+    connection.write(b"\xd0\x00").await;
+    client.expect(b"\xd0\x00").await;
+}
+
+#[tokio::test]
+async fn a_half_closed_side_still_gets_what_is_on_its_way() {
+    let (gateway, mut client, mut connection) = session(4).await;
+    client.write(b"\xe0\x00").await;
+    client.shutdown().await;
+    assert_eq!(connection.read_to_end().await, b"\xe0\x00");
+    connection.write(b"\x30\x04\x00\x01al").await;
+    drop(connection);
+    assert_eq!(client.read_to_end().await, b"\x30\x04\x00\x01al");
+    assert_eq!(gateway.outcome().await, "200 ok");
+}
+
+#[tokio::test]
+async fn a_broker_that_closes_closes_the_client() {
+    let (gateway, mut client, connection) = session(4).await;
+    drop(connection);
+    assert!(client.read_to_end().await.is_empty());
+    drop(client);
+    assert_eq!(gateway.outcome().await, "200 upstream_closed");
+}
+
+#[tokio::test]
+async fn a_drained_mqtt_5_client_is_told_so_between_packets_only() {
+    let (gateway, mut client, mut connection) = session(5).await;
+    // A PUBLISH of which the end is still to come when the gateway's time is up.
+    connection.write(b"\x30\x0a\x00\x01a\x00he").await;
+    client.expect(b"\x30\x0a\x00\x01a\x00he").await;
+    let drained = tokio::spawn(async move {
+        gateway.gateway.drain().await;
+        gateway
+    });
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    connection.write(b"llo!\xd0\x00").await;
+    // The rest of the packet, then DISCONNECT "server shutting down"; PINGRESP came too late.
+    client.expect(b"llo!\xe0\x02\x8b\x00").await;
+    assert!(client.read_to_end().await.is_empty());
+    let gateway = soon("the drain", drained).await.unwrap();
+    assert_eq!(gateway.outcome().await, "200 drained");
+}
+
+#[tokio::test]
+async fn a_drained_mqtt_3_client_is_closed() {
+    let (gateway, mut client, _connection) = session(4).await;
+    soon("the drain", gateway.gateway.drain()).await;
+    assert!(client.read_to_end().await.is_empty());
+    assert_eq!(gateway.outcome().await, "200 drained");
+}
+
+#[tokio::test]
+async fn sessions_that_end_by_themselves_end_the_drain() {
+    let (gateway, mut client, connection) = session(4).await;
+    let begin = std::time::Instant::now();
+    client.shutdown().await;
+    drop(connection);
+    gateway.gateway.drain().await;
+    assert!(begin.elapsed() < Duration::from_millis(290), "not the whole drain_timeout");
+    assert_eq!(gateway.outcome().await, "200 ok");
+}
+
+#[tokio::test]
+async fn a_broker_s_refusal_reaches_the_client_as_it_came() {
+    let broker = Broker::start().await;
+    let gateway = TestGateway::plain(&broker.upstream()).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect_v5("thing001")).await;
+    let mut connection = broker.accept().await;
+    connection.expect(&connect_v5("thing001")).await;
+    // With a reason string.
+    let refusal = b"\x20\x0a\x00\x86\x07\x1f\x00\x04nope";
+    connection.write(refusal).await;
+    drop(connection);
+    assert_eq!(client.read_to_end().await, refusal);
+    drop(client);
+    assert_eq!(gateway.outcome().await, "403 upstream_refused");
+}
+
+#[test]
+fn a_session_task_is_small() {
+    // What every idle session costs besides its sockets and its TLS state.
+    let size = portcullis_gateway::session::future_size();
+    assert!(size <= 1024, "{size} bytes");
+}

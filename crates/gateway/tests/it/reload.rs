@@ -1,0 +1,102 @@
+//! Reloads: sessions stay, new connections follow the new rules, a bad file changes nothing.
+
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect};
+
+#[tokio::test]
+async fn sessions_stay_and_new_connections_follow_the_new_rules() {
+    let (old, new) = (Broker::start().await, Broker::start().await);
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let gateway = TestGateway::start(&format!("{listener}{}", old.upstream())).await;
+    let address = gateway.address();
+    let mut before = Client::tcp(address).await;
+    before.write(&connect("before")).await;
+    let mut session = old.accept().await;
+    session.expect(&connect("before")).await;
+    session.write(&connack(4)).await;
+    before.expect(&connack(4)).await;
+
+    let admit = "[listener.admit]\nrequire = ['mqtt.client_id == \"after\"']\n";
+    gateway.write(&format!("{listener}{admit}{}", new.upstream()));
+    gateway.gateway.reload().await.unwrap();
+    assert_eq!(gateway.address(), address, "the socket is the same");
+    let mut refused = Client::tcp(address).await;
+    refused.write(&connect("before")).await;
+    assert_eq!(refused.read_to_end().await, b"\x20\x02\x00\x05");
+    let mut after = Client::tcp(address).await;
+    after.write(&connect("after")).await;
+    new.accept().await.expect(&connect("after")).await;
+
+    before.write(b"\xc0\x00").await;
+    session.expect(b"\xc0\x00").await;
+    session.write(b"\xd0\x00").await;
+    before.expect(b"\xd0\x00").await;
+}
+
+#[tokio::test]
+async fn a_bad_file_changes_nothing_and_says_why() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let good = format!("{}{}{}", TestGateway::LISTENER, pki.listener_tls(), broker.upstream());
+    let gateway = TestGateway::start(&good).await;
+    let bad = [
+        ("not TOML", "[[listener".to_owned()),
+        ("an unknown key", good.replace("protocol", "protocoll")),
+        ("a file that is not there", good.replace("root.pem", "gone.pem")),
+        ("an expression", good.replace("[listener.tls]", "[listener.admit]\nrequire = ['cert.cn']\n[listener.tls]")),
+        ("an address of another machine", good.replace("127.0.0.1:0\"\nup", "192.0.2.1:1\"\nup")),
+        ("nothing", String::new()),
+    ];
+    for (what, configuration) in bad {
+        gateway.write(&configuration);
+        let error = gateway.gateway.reload().await.expect_err(what).to_string();
+        assert!(error.contains("portcullis.toml") || error.contains("192.0.2.1"), "{what}: {error}");
+        let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+        client.write(&connect("thing001")).await;
+        broker.accept().await.expect(&connect("thing001")).await;
+    }
+}
+
+#[tokio::test]
+async fn listeners_come_and_go() {
+    let broker = Broker::start().await;
+    let listener = |name: &str| {
+        TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"").replace("\"devices\"", &format!("{name:?}"))
+    };
+    let gateway = TestGateway::start(&format!("{}{}", listener("a"), broker.upstream())).await;
+    let a = gateway.address();
+    gateway.write(&format!("{}{}{}", listener("a"), listener("b"), broker.upstream()));
+    gateway.gateway.reload().await.unwrap();
+    let addresses = gateway.gateway.addresses();
+    assert_eq!((addresses.len(), addresses[0].1), (2, a));
+    let b = addresses[1].1;
+    gateway.write(&format!("{}{}", listener("b"), broker.upstream()));
+    gateway.gateway.reload().await.unwrap();
+    assert_eq!(gateway.address(), b);
+    portcullis_testkit::soon("the socket of a to close", async {
+        while tokio::net::TcpStream::connect(a).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let mut client = Client::tcp(b).await;
+    client.write(&connect("thing001")).await;
+    broker.accept().await.expect(&connect("thing001")).await;
+}
+
+#[tokio::test]
+async fn server_certificates_and_address_rules_follow_a_reload() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let configuration = format!("{}{}{}", TestGateway::LISTENER, pki.listener_tls_without_ca(), broker.upstream());
+    let gateway = TestGateway::start(&configuration).await;
+    pki.server("other", &["other.example"]);
+    gateway.write(&configuration.replace("issued/localhost", "issued/other"));
+    gateway.gateway.reload().await.unwrap();
+    let config = portcullis_testkit::tls_config(&pki, None, rustls::ALL_VERSIONS);
+    Client::try_tls(gateway.address(), config.clone(), "other.example").await.unwrap();
+    assert!(Client::try_tls(gateway.address(), config, "localhost").await.is_err());
+
+    gateway.write(&configuration.replace("protocol", "deny = [\"127.0.0.0/8\"]\nprotocol"));
+    gateway.gateway.reload().await.unwrap();
+    let mut denied = Client::tcp(gateway.address()).await;
+    assert!(denied.read_to_end().await.is_empty());
+    assert!(gateway.lines(3).await[2].ends_with("address_denied"));
+}

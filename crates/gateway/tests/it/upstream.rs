@@ -1,0 +1,171 @@
+//! Brokers that are there, that are not, that come and go.
+
+use std::time::Duration;
+
+use portcullis_testkit::{Broker, Client, TestGateway, connack, connect};
+use tokio::net::TcpListener;
+
+/// An address where nobody listens.
+async fn nowhere() -> String {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
+}
+
+fn upstream(servers: &[String], rest: &str) -> String {
+    format!("[[upstream]]\nname = \"brokers\"\nservers = {servers:?}\n{rest}\n")
+}
+
+const OFF: &str = "health = { mode = \"off\" }";
+
+#[tokio::test]
+async fn the_next_server_is_tried_and_the_failed_one_left_alone() {
+    let broker = Broker::start().await;
+    let servers = [nowhere().await, broker.address().to_string()];
+    let gateway = TestGateway::plain(&upstream(&servers, &format!("balance = \"round_robin\"\n{OFF}"))).await;
+    for n in 0..4 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect("thing001")).await;
+        let mut connection = broker.accept().await;
+        connection.expect(&connect("thing001")).await;
+        connection.write(&connack(4)).await;
+        client.expect(&connack(4)).await;
+        drop((client, connection));
+        let lines = gateway.lines(n + 1).await;
+        assert!(lines[n].contains(&format!(" {} thing001 ", servers[1])), "{}", lines[n]);
+    }
+}
+
+#[tokio::test]
+async fn no_server_at_all_is_a_refusal_with_a_reason() {
+    let gateway = TestGateway::plain(&upstream(&[nowhere().await, nowhere().await], OFF)).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect("thing001")).await;
+    assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x03");
+    assert_eq!(gateway.outcome().await, "502 upstream_unreachable");
+}
+
+#[tokio::test]
+async fn a_full_server_is_a_refusal_with_a_reason() {
+    let broker = Broker::start().await;
+    let server = format!("[{{ address = \"{}\", max_connections = 1 }}]", broker.address());
+    let gateway = TestGateway::plain(&format!("[[upstream]]\nname = \"brokers\"\nservers = {server}\n{OFF}\n")).await;
+    let mut first = Client::tcp(gateway.address()).await;
+    first.write(&connect("thing001")).await;
+    let connection = broker.accept().await;
+    let mut second = Client::tcp(gateway.address()).await;
+    second.write(&connect("thing002")).await;
+    assert_eq!(second.read_to_end().await, b"\x20\x02\x00\x03");
+    assert_eq!(gateway.outcome().await, "503 upstream_full");
+    drop((first, connection));
+    gateway.lines(2).await;
+    let mut third = Client::tcp(gateway.address()).await;
+    third.write(&connect("thing003")).await;
+    broker.accept().await.expect(&connect("thing003")).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_answer_as_one_is_named() {
+    for (answer, reason) in [(&b""[..], "502 upstream_closed_early"), (b"HTTP/1.1 400\r\n", "502 upstream_protocol")] {
+        let broker = Broker::start().await;
+        let gateway = TestGateway::plain(&broker.upstream()).await;
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect("thing001")).await;
+        let mut connection = broker.accept().await;
+        connection.expect(&connect("thing001")).await;
+        connection.write(answer).await;
+        drop(connection);
+        assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x03");
+        assert_eq!(gateway.outcome().await, reason);
+    }
+}
+
+#[tokio::test]
+async fn one_client_id_goes_to_one_broker_and_no_client_id_to_any() {
+    let (one, two) = (Broker::start().await, Broker::start().await);
+    let servers = [one.address().to_string(), two.address().to_string()];
+    let gateway = TestGateway::plain(&upstream(&servers, OFF)).await;
+    let where_to = async |client_id: &str| {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect(client_id)).await;
+        tokio::select! {
+            mut connection = one.accept() => { connection.expect(&connect(client_id)).await; 1 }
+            mut connection = two.accept() => { connection.expect(&connect(client_id)).await; 2 }
+        }
+    };
+    let mut seen = std::collections::HashSet::new();
+    for n in 0..12 {
+        let client_id = format!("thing{n:03}");
+        let first = where_to(&client_id).await;
+        assert_eq!(where_to(&client_id).await, first, "{client_id}");
+        seen.insert(first);
+    }
+    assert_eq!(seen.len(), 2, "both brokers have clients");
+    let mut anywhere = std::collections::HashSet::new();
+    for _ in 0..40 {
+        anywhere.insert(where_to("").await);
+    }
+    assert_eq!(anywhere.len(), 2, "an empty client ID is no key");
+}
+
+#[tokio::test]
+async fn health_checks_take_a_broker_down_and_up_again() {
+    let broker = Broker::start().await;
+    let health = "health = { interval = \"100ms\", timeout = \"500ms\" }";
+    let configuration = format!(
+        "{}{}[admin]\nbind = \"127.0.0.1:0\"\n",
+        TestGateway::LISTENER.replace("\"tls\"", "\"tcp\""),
+        upstream(&[broker.address().to_string()], health)
+    );
+    let gateway = TestGateway::start(&configuration).await;
+    // A CONNECT of MQTT 3.1.1 with a client ID of its own; it gets "server unavailable".
+    let mut check = broker.accept().await;
+    let packet = check.read(41).await;
+    assert_eq!(packet[..13], *b"\x10\x27\x00\x04MQTT\x04\x02\x00\x3c\x00", "{packet:?}");
+    assert!(packet[14..].starts_with(b"portcullis-"), "{packet:?}");
+    check.write(b"\x20\x02\x00\x03").await;
+    let admin = gateway.gateway.admin_address().unwrap();
+    let ask = async |path: &str| {
+        let mut http = Client::tcp(admin).await;
+        http.write(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        String::from_utf8(http.read_to_end().await).unwrap()
+    };
+    while !ask("/readyz").await.contains("503 Service Unavailable") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(ask("/readyz").await.contains("upstream brokers has no server that is up"));
+    assert!(ask("/livez").await.contains("200 OK"));
+    let down = format!("portcullis_upstream_up{{upstream=\"brokers\",server=\"{}\"}} 0", broker.address());
+    assert!(ask("/metrics").await.contains(&down));
+    // A broker that refuses the check's user is there, all the same.
+    let mut check = broker.accept().await;
+    check.read(41).await;
+    check.write(b"\x20\x02\x00\x05").await;
+    assert_eq!(check.read_to_end().await, b"\xe0\x00");
+    while !ask("/readyz").await.contains("200 OK") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn names_are_resolved() {
+    let broker = Broker::start().await;
+    let server = format!("localhost:{}", broker.address().port());
+    let gateway = TestGateway::plain(&upstream(&[server], &format!("connect_timeout = \"2s\"\n{OFF}"))).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect("thing001")).await;
+    broker.accept().await.expect(&connect("thing001")).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_returns_is_used_again() {
+    let address = nowhere().await;
+    let rest = format!("fail_timeout = \"200ms\"\n{OFF}");
+    let gateway = TestGateway::plain(&upstream(std::slice::from_ref(&address), &rest)).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect("thing001")).await;
+    assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x03");
+    let listener = TcpListener::bind(&address).await.unwrap();
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect("thing001")).await;
+    let accepted = tokio::time::timeout(portcullis_testkit::PATIENCE, listener.accept()).await;
+    assert!(accepted.is_ok(), "what counts as down is tried when nothing else is there");
+}

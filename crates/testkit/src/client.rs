@@ -1,0 +1,95 @@
+//! A client that sends what a test tells it to, byte by byte.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::{Pki, soon};
+
+trait Bytes: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Bytes for T {}
+
+/// A connected client.
+pub struct Client(Box<dyn Bytes>);
+
+/// The TLS side of a client with the certificate of `device`, if it is to have one, in these TLS versions.
+pub fn tls_config(pki: &Pki, device: Option<&str>, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    portcullis_gateway::tls::install_crypto_provider();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(pki.root()).unwrap()).unwrap();
+    let builder = ClientConfig::builder_with_protocol_versions(versions).with_root_certificates(roots);
+    match device {
+        None => builder.with_no_client_auth(),
+        Some(device) => {
+            pki.device(device);
+            let chain = CertificateDer::pem_file_iter(pki.chain(device)).unwrap().map(Result::unwrap).collect();
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(pki.key(device)).unwrap()).unwrap()
+        }
+    }
+}
+
+impl Client {
+    /// Connects without TLS.
+    pub async fn tcp(address: SocketAddr) -> Self {
+        Self(Box::new(TcpStream::connect(address).await.unwrap()))
+    }
+
+    /// Connects over TLS 1.3 or 1.2 with the certificate of a device.
+    pub async fn tls(address: SocketAddr, pki: &Pki, device: &str) -> Self {
+        Self::try_tls(address, tls_config(pki, Some(device), rustls::ALL_VERSIONS), "localhost").await.unwrap()
+    }
+
+    /// Connects over TLS; in TLS 1.3 a refusal by the server shows with the first read only.
+    pub async fn try_tls(address: SocketAddr, config: ClientConfig, name: &str) -> std::io::Result<Self> {
+        let socket = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let connecting = TlsConnector::from(Arc::new(config)).connect(name, socket);
+        Ok(Self(Box::new(soon("a TLS handshake", connecting).await?)))
+    }
+
+    /// Writes bytes.
+    pub async fn write(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.unwrap();
+        self.0.flush().await.unwrap();
+    }
+
+    /// Writes bytes; whoever listens may have gone.
+    pub async fn try_write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all(bytes).await?;
+        self.0.flush().await
+    }
+
+    /// Reads once, at most that many bytes.
+    pub async fn try_read(&mut self, len: usize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let read = soon("bytes at the client", self.0.read(&mut bytes)).await?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    /// Reads these bytes, or panics.
+    pub async fn expect(&mut self, bytes: &[u8]) {
+        let mut found = vec![0; bytes.len()];
+        soon("bytes at the client", self.0.read_exact(&mut found)).await.unwrap();
+        assert_eq!(found, bytes, "at the client");
+    }
+
+    /// Reads to the end.
+    pub async fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // A reset, or an alert, is an end too.
+        let _ = soon("the end at the client", self.0.read_to_end(&mut bytes)).await;
+        bytes
+    }
+
+    /// Ends its side.
+    pub async fn shutdown(&mut self) {
+        let _ = self.0.shutdown().await;
+    }
+}

@@ -1,0 +1,37 @@
+//! Packets spelled byte by byte, without the code under test.
+
+/// CONNECT of MQTT 3.1.1 with a clean session and nothing but a client ID.
+pub fn connect(client_id: &str) -> Vec<u8> {
+    let mut body = b"\x00\x04MQTT\x04\x02\x00\x3c".to_vec();
+    body.extend(u16::try_from(client_id.len()).unwrap().to_be_bytes());
+    body.extend(client_id.as_bytes());
+    packet(0x10, &body)
+}
+
+/// The same of MQTT 5.
+pub fn connect_v5(client_id: &str) -> Vec<u8> {
+    let mut body = b"\x00\x04MQTT\x05\x02\x00\x3c\x00".to_vec();
+    body.extend(u16::try_from(client_id.len()).unwrap().to_be_bytes());
+    body.extend(client_id.as_bytes());
+    packet(0x10, &body)
+}
+
+/// CONNACK that accepts, of MQTT 5 (`version` 5) or before.
+pub fn connack(version: u8) -> Vec<u8> {
+    if version == 5 { b"\x20\x03\x00\x00\x00".to_vec() } else { b"\x20\x02\x00\x00".to_vec() }
+}
+
+fn packet(first_byte: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = vec![first_byte];
+    let mut length = body.len();
+    loop {
+        let digit = u8::try_from(length % 128).unwrap();
+        length /= 128;
+        out.push(if length == 0 { digit } else { digit | 0x80 });
+        if length == 0 {
+            break;
+        }
+    }
+    out.extend(body);
+    out
+}
