@@ -298,9 +298,9 @@ fn compile_process(runtime: &model::Runtime, document: &mut Document) -> Process
     }
     let log = runtime.log.as_ref().map_or("info", |log| log.as_str()).to_owned();
     if let Some(at) = &runtime.log
-        && let Err(error) = log.parse::<tracing_subscriber::filter::Targets>()
+        && !is_log_filter(&log)
     {
-        let problem = document.problems.error(&at.span, format!("`{log}` is no log level: {error}"));
+        let problem = document.problems.error(&at.span, format!("`{log}` is no log level"));
         problem.hint("error, warn, info, debug or trace; also by target: \"info,portcullis_gateway::session=debug\"");
     }
     Process {
@@ -309,6 +309,12 @@ fn compile_process(runtime: &model::Runtime, document: &mut Document) -> Process
         log,
         log_format: runtime.log_format,
     }
+}
+
+/// Levels, alone or for a target. A word that is no level would be taken for a target.
+fn is_log_filter(text: &str) -> bool {
+    let is_level = |level: &str| level.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    text.split(',').all(|directive| is_level(directive.split_once('=').map_or(directive, |(_, level)| level)))
 }
 
 fn compile_admin(admin: &model::Admin, document: &mut Document) -> Option<AdminBind> {

@@ -3,8 +3,8 @@
 use cel::Program;
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 
-use super::facts::{NAMES, Roots, Type};
-use super::{ExpressionError, Wanted};
+use super::facts::{NAMES, Type};
+use super::{ExpressionError, Names, Wanted};
 use crate::config::suggest;
 
 /// Functions that may be called: those of the language that have a use here.
@@ -42,14 +42,17 @@ const FUNCTIONS: &[(&str, Type)] = &[
     ("trim", Type::String),
 ];
 
+/// The name under which a client's certificate is known.
+const CERTIFICATE: &str = "cert";
+
 /// `all`, `exists` and the like may stand in each other that deep: one deep, a client's user properties are walked
 /// once; two deep, 9,000 of them would be walked 81 million times.
 const MAX_COMPREHENSION_DEPTH: usize = 1;
 
-/// Judges a program; returns the top-level names it looks at.
-pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<Roots, Vec<ExpressionError>> {
+/// Judges a program; returns the names it uses.
+pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<Names, Vec<ExpressionError>> {
     let mut checker =
-        Checker { source, program, bound: Vec::new(), depth: 0, roots: Roots::default(), errors: Vec::new() };
+        Checker { source, program, bound: Vec::new(), depth: 0, names: Names::default(), is_guarded: false, errors: Vec::new() };
     let found = checker.type_of(program.expression());
     let (expected, article) = match wanted {
         Wanted::Bool => (Type::Bool, "a boolean"),
@@ -59,7 +62,8 @@ pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<R
         let message = format!("this expression yields {}, {article} is wanted", found.name());
         checker.errors.push(ExpressionError { message, span: 0..source.len(), hint: None });
     }
-    if checker.errors.is_empty() { Ok(checker.roots) } else { Err(checker.errors) }
+    checker.names.needs_certificate &= !checker.is_guarded;
+    if checker.errors.is_empty() { Ok(checker.names) } else { Err(checker.errors) }
 }
 
 struct Checker<'a> {
@@ -68,7 +72,9 @@ struct Checker<'a> {
     /// Variables of the comprehensions around.
     bound: Vec<&'a str>,
     depth: usize,
-    roots: Roots,
+    names: Names,
+    /// It asks with `has()` for something of the certificate.
+    is_guarded: bool,
     errors: Vec<ExpressionError>,
 }
 
@@ -103,6 +109,7 @@ impl<'a> Checker<'a> {
                         Type::Unknown
                     }
                 };
+                self.is_guarded |= select.test && path(&select.operand.expr).split('.').next() == Some(CERTIFICATE);
                 if select.test { Type::Bool } else { found }
             }
             Expr::Call(call) => self.call(node, call),
@@ -157,7 +164,8 @@ impl<'a> Checker<'a> {
             return Type::Unknown;
         }
         if let Some(position) = NAMES.iter().position(|(known, _)| *known == name) {
-            self.roots.insert(position);
+            self.names.roots.insert(position);
+            self.names.needs_certificate |= name == CERTIFICATE;
             return NAMES[position].1;
         }
         let suggestion = suggest(name, NAMES.iter().map(|(known, _)| *known));

@@ -1,9 +1,14 @@
 //! CEL: expressions over what is known of a client when its CONNECT has arrived. Compiled and judged when the
 //! configuration is loaded, evaluated once for each CONNECT. Enters: [`Facts`]. Leaves: a boolean or a string, or a
 //! refusal. Nothing here ever guesses: an error, a field that is not there, a value of another type is a refusal.
+//!
+//! In two ways this is stricter than CEL. `||` and `&&` go from left to right and hand an error on, where CEL may absorb
+//! it. And an expression that uses `cert` without asking for it with `has()` refuses every client that has none,
+//! whatever else the expression says.
 
 mod check;
 mod facts;
+mod strict;
 
 pub use facts::{ConnFacts, Facts, TlsFacts};
 
@@ -11,7 +16,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use cel::{Env, Program, Value};
+use cel::common::ast::IdedExpr;
+use cel::{Env, Value};
 
 use crate::outcome::Reject;
 
@@ -37,9 +43,17 @@ pub enum Wanted {
 /// A compiled expression.
 pub struct Expression {
     source: Box<str>,
-    program: Program,
-    /// Which of the top-level names it looks at, so that the others need not be made.
+    tree: IdedExpr,
+    names: Names,
+}
+
+/// Which names an expression uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Names {
+    /// The top-level ones, so that the others need not be made.
     roots: facts::Roots,
+    /// It uses `cert`, and does not ask with `has()` whether there is one.
+    needs_certificate: bool,
 }
 
 /// What is wrong with an expression.
@@ -68,8 +82,8 @@ impl Expression {
             let message = error.to_string().lines().next().unwrap_or("cannot be parsed").to_owned();
             vec![ExpressionError { message, span: 0..source.len(), hint: None }]
         })?;
-        let roots = check::check(source, &program, wanted)?;
-        Ok(Self { source: source.into(), program, roots })
+        let names = check::check(source, &program, wanted)?;
+        Ok(Self { source: source.into(), tree: strict::strict(program.expression().clone()), names })
     }
 
     /// Evaluates an expression that yields a boolean.
@@ -95,9 +109,12 @@ impl Expression {
     }
 
     fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Reject> {
-        let context = facts.context(Arc::clone(&LANGUAGE), self.roots);
+        if self.names.needs_certificate && facts.certificate.is_none() {
+            return Err(self.failed("there is no certificate"));
+        }
+        let context = facts.context(Arc::clone(&LANGUAGE), self.names.roots);
         // The error's own text quotes values, of which some are secrets; its kind is enough to find the place.
-        self.program.execute(&context).map_err(|error| self.failed(describe(&error)))
+        Value::resolve(&self.tree, &context).map_err(|error| self.failed(describe(&error)))
     }
 
     fn failed(&self, why: &str) -> Reject {

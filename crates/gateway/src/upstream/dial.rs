@@ -51,6 +51,7 @@ impl Upstream {
             };
             let was_up = health.is_up(Instant::now());
             lease.failed();
+            health.failed(Instant::now());
             // The one failure that takes it down is told; those behind it would say nothing new.
             if was_up && !health.is_up(Instant::now()) {
                 tracing::warn!(upstream = self.name(), server = &*endpoint.label, %error, "server cannot be reached");

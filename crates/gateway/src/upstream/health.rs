@@ -304,7 +304,7 @@ mod tests {
     fn checks_in_a_row_decide() {
         let check = Check { fails: 2, passes: 3, ..Check::off() };
         let health = Health::new();
-        let mut seen = |passed| health.checked(passed, &check, Instant::now());
+        let seen = |passed| health.checked(passed, &check, Instant::now());
         assert_eq!([seen(false), seen(true), seen(false), seen(false)], [None, None, None, Some(false)]);
         assert_eq!([seen(true), seen(true), seen(true), seen(true)], [None, None, Some(true), None]);
     }

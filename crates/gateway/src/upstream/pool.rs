@@ -85,10 +85,10 @@ pub(super) struct EndpointState {
 pub struct Lease(Arc<EndpointState>);
 
 impl Lease {
-    /// The broker failed the session before it began.
+    /// The broker failed the session before it began. Counted, but nothing against the broker's health: what it makes of
+    /// a CONNECT is in the client's hand, and one client must not take a broker from all the others.
     pub fn failed(&self) {
         self.0.metrics.failed.inc();
-        self.0.health.failed(Instant::now());
     }
 }
 

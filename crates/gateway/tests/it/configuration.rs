@@ -134,5 +134,5 @@ fn the_published_schema_is_the_model_s() {
         std::fs::write(&path, &schema).unwrap();
     }
     let published = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(published, schema, "run the tests once with UPDATE_SCHEMA=1 and commit docs/portcullis.schema.json");
+    assert!(published == schema, "run the tests once with UPDATE_SCHEMA=1 and commit docs/portcullis.schema.json");
 }

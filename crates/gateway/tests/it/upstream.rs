@@ -86,10 +86,14 @@ async fn one_client_id_goes_to_one_broker_and_no_client_id_to_any() {
     let where_to = async |client_id: &str| {
         let mut client = Client::tcp(gateway.address()).await;
         client.write(&connect(client_id)).await;
-        tokio::select! {
-            mut connection = one.accept() => { connection.expect(&connect(client_id)).await; 1 }
-            mut connection = two.accept() => { connection.expect(&connect(client_id)).await; 2 }
-        }
+        let (mut connection, number) = tokio::select! {
+            connection = one.accept() => (connection, 1),
+            connection = two.accept() => (connection, 2),
+        };
+        connection.expect(&connect(client_id)).await;
+        connection.write(&connack(4)).await;
+        client.expect(&connack(4)).await;
+        number
     };
     let mut seen = std::collections::HashSet::new();
     for n in 0..12 {
@@ -118,8 +122,8 @@ async fn health_checks_take_a_broker_down_and_up_again() {
     let gateway = TestGateway::start(&configuration).await;
     // A CONNECT of MQTT 3.1.1 with a client ID of its own; it gets "server unavailable".
     let mut check = broker.accept().await;
-    let packet = check.read(41).await;
-    assert_eq!(packet[..13], *b"\x10\x27\x00\x04MQTT\x04\x02\x00\x3c\x00", "{packet:?}");
+    let packet = check.read(37).await;
+    assert_eq!(packet[..13], *b"\x10\x23\x00\x04MQTT\x04\x02\x00\x3c\x00", "{packet:?}");
     assert!(packet[14..].starts_with(b"portcullis-"), "{packet:?}");
     check.write(b"\x20\x02\x00\x03").await;
     let admin = gateway.gateway.admin_address().unwrap();
@@ -137,7 +141,7 @@ async fn health_checks_take_a_broker_down_and_up_again() {
     assert!(ask("/metrics").await.contains(&down));
     // A broker that refuses the check's user is there, all the same.
     let mut check = broker.accept().await;
-    check.read(41).await;
+    check.read(37).await;
     check.write(b"\x20\x02\x00\x05").await;
     assert_eq!(check.read_to_end().await, b"\xe0\x00");
     while !ask("/readyz").await.contains("200 OK") {
