@@ -5,6 +5,7 @@ mod admit;
 mod bad_input;
 mod configuration;
 mod imports;
+mod names;
 mod relay;
 mod reload;
 mod tls;

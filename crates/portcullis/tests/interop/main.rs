@@ -1,0 +1,11 @@
+//! The built binary with programs that somebody else wrote: mosquitto, Paho, MQTT.js, OpenSSL, NGINX, HAProxy.
+//!
+//! They are installed by the repository's `./test.sh`; a test that does not find its program fails and says so.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod clients;
+mod four;
+mod operations;
+mod pki;
+mod processes;
+mod proxies;

@@ -1,0 +1,122 @@
+//! What operators do: reload, drain, look, lose a broker.
+
+use std::fs;
+use std::process::Stdio;
+
+use crate::processes::{Gateway, Mosquitto, eventually, finish, subscriber};
+
+#[test]
+fn sighup_reloads_without_dropping_a_session_and_a_bad_file_changes_nothing() {
+    let broker = Mosquitto::start();
+    let gateway = Gateway::start(broker.port);
+    let subscriber = subscriber(&gateway, &|| broker.log(), &[], "sub");
+    let configuration = fs::read_to_string(gateway.config()).unwrap();
+    let publish = |client_id| {
+        finish(gateway.mosquitto("mosquitto_pub", "thing001", client_id).args(["-t", "other", "-m", "x"])).status.success()
+    };
+
+    fs::write(gateway.config(), configuration.replace("cert.subject.cn'", "cert.subject.common_name'")).unwrap();
+    gateway.process.signal("HUP");
+    eventually("the failed reload", || gateway.own_log().contains("reload failed, nothing was changed").then_some(()));
+    assert!(gateway.own_log().contains("portcullis.toml:9:"), "it says where: {}", gateway.own_log());
+    assert!(publish("thing001") && !publish("BADTHING"));
+
+    fs::write(gateway.config(), configuration.replace("== cert.subject.cn'", "== \"x\" + cert.subject.cn'")).unwrap();
+    gateway.process.signal("HUP");
+    eventually("the reload", || gateway.own_log().contains("\"message\":\"reloaded\"").then_some(()));
+    assert!(!publish("thing001") && publish("xthing001"));
+    assert!(gateway.ask("/metrics").contains("portcullis_reloads_total{result=\"ok\"} 1"));
+    assert!(gateway.ask("/metrics").contains("portcullis_reloads_total{result=\"failed\"} 1"));
+
+    // The subscriber of before is still there.
+    let published =
+        finish(gateway.mosquitto("mosquitto_pub", "thing001", "xthing001").args(["-t", "test/1", "-m", "still here"]));
+    assert!(published.status.success());
+    let received = subscriber.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&received.stdout), "test/1 still here\n");
+}
+
+#[test]
+fn sigterm_drains_with_a_deadline_and_tells_mqtt_5_clients() {
+    let broker = Mosquitto::start();
+    let mut gateway = Gateway::start(broker.port);
+    let mut subscriber = gateway
+        .mosquitto("mosquitto_sub", "sub", "sub")
+        .args(["-V", "mqttv5", "-t", "test/#", "-d", "-W", "20"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the subscription", || broker.log().contains("Sending SUBACK to sub").then_some(()));
+    gateway.process.signal("TERM");
+    assert_eq!(gateway.process.exit_code(), Some(0));
+    let line = gateway.lines(1).remove(0);
+    assert!(line.ends_with(" sub drained"), "{line}");
+    let _ = subscriber.kill();
+    let output = subscriber.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("received DISCONNECT (139)"), "0x8B, server shutting down: {said}");
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let broker = Mosquitto::start();
+    let mut gateway = Gateway::start(broker.port);
+    let _subscriber = subscriber(&gateway, &|| broker.log(), &[], "sub");
+    let configuration = fs::read_to_string(gateway.config()).unwrap();
+    fs::write(gateway.config(), configuration.replace("500ms", "10m")).unwrap();
+    gateway.process.signal("HUP");
+    eventually("the reload", || gateway.own_log().contains("\"message\":\"reloaded\"").then_some(()));
+    gateway.process.signal("INT");
+    eventually("the drain", || gateway.own_log().contains("\"message\":\"draining\"").then_some(()));
+    gateway.process.signal("TERM");
+    assert_eq!(gateway.process.exit_code(), Some(0));
+}
+
+#[test]
+fn a_broker_that_dies_takes_no_gateway_with_it() {
+    let broker = Mosquitto::start();
+    let gateway = Gateway::start(broker.port);
+    let publish = || finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "t", "-m", "x"]));
+    assert!(publish().status.success());
+    let mut session = subscriber(&gateway, &|| broker.log(), &[], "sub");
+    let port = broker.kill();
+    let _ = session.kill();
+    session.wait().unwrap();
+    let refused = publish();
+    let said = String::from_utf8_lossy(&refused.stderr).to_lowercase();
+    assert!(!refused.status.success() && said.contains("unavailable"), "{said}");
+    assert!(gateway.lines(3)[2].ends_with(" - thing001 upstream_unreachable"), "{:#?}", gateway.lines(3));
+    let _broker = Mosquitto::on(port);
+    assert!(publish().status.success());
+}
+
+#[test]
+fn metrics_count_what_happened() {
+    let broker = Mosquitto::start();
+    let gateway = Gateway::start(broker.port);
+    assert!(gateway.ask("/livez").starts_with("HTTP/1.1 200"));
+    assert!(gateway.ask("/readyz").starts_with("HTTP/1.1 200"));
+    finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "t", "-m", "x"]));
+    finish(gateway.mosquitto("mosquitto_pub", "thing001", "BADTHING").args(["-t", "t", "-m", "x"]));
+    gateway.lines(2);
+    let metrics = gateway.ask("/metrics");
+    let server = format!("upstream=\"brokers\",server=\"127.0.0.1:{}\"", broker.port);
+    for line in [
+        "portcullis_connections_total{listener=\"devices\",reason=\"ok\"} 1".to_owned(),
+        "portcullis_connections_total{listener=\"devices\",reason=\"identity_mismatch\"} 1".to_owned(),
+        "portcullis_connections_active{listener=\"devices\"} 0".to_owned(),
+        "portcullis_tls_handshakes_total{listener=\"devices\",kind=\"full\"} 2".to_owned(),
+        "portcullis_tls_handshakes_total{listener=\"devices\",kind=\"resumed\"} 0".to_owned(),
+        "portcullis_tls_handshake_duration_seconds_count{listener=\"devices\"} 2".to_owned(),
+        "portcullis_certificate_expiry_timestamp_seconds{owner=\"devices\",role=\"server\"} 1".to_owned(),
+        "portcullis_certificate_expiry_timestamp_seconds{owner=\"devices\",role=\"client_ca\"} 2".to_owned(),
+        format!("portcullis_upstream_up{{{server}}} 1"),
+        format!("portcullis_upstream_connections_active{{{server}}} 0"),
+        format!("portcullis_upstream_connects_total{{{server},result=\"ok\"}} 1"),
+        "portcullis_received_bytes_total{listener=\"devices\"} ".to_owned(),
+    ] {
+        assert!(metrics.contains(&line), "{line} in:\n{metrics}");
+    }
+    assert!(!metrics.contains("thing001") && !metrics.contains("BADTHING"), "no label that a client chose");
+}

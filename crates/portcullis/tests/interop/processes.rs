@@ -1,0 +1,238 @@
+//! Processes that a test starts, and that end with it.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use portcullis_testkit::Pki;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Asks again and again, until the answer is there.
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begin.elapsed() < PATIENCE, "timed out: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A process that is killed when the test ends.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    /// Sends a signal by its name.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for it to end by itself; its exit code.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        eventually("the end of a process", || self.0.try_wait().unwrap()).code()
+    }
+}
+
+/// Starts a program that may not be installed.
+pub fn command(program: &str) -> Command {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
+    assert!(found.status.success(), "{program} is not installed: run ./test.sh, which installs what the tests need");
+    Command::new(program)
+}
+
+/// Runs a command to its end, which has to come.
+pub fn finish(command: &mut Command) -> Output {
+    let name = format!("{command:?}");
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begin.elapsed() > PATIENCE {
+            let _ = child.kill();
+            panic!("timed out: {name}: {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().unwrap()
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub fn wait_for_port(port: u16) {
+    eventually("a port to open", || TcpStream::connect(("127.0.0.1", port)).ok());
+}
+
+/// The folder `./test.sh` installs Python's and Node's packages into.
+pub fn installed(path: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/interop").join(path);
+    assert!(path.exists(), "{} is not there: run ./test.sh, which installs what the tests need", path.display());
+    path
+}
+
+/// A mosquitto broker that tells everything it sees.
+pub struct Mosquitto {
+    process: Process,
+    dir: TempDir,
+    pub port: u16,
+}
+
+impl Mosquitto {
+    pub fn start() -> Self {
+        Self::on(free_port())
+    }
+
+    pub fn on(port: u16) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\nlog_type all\nlog_dest stderr\nuser root\n");
+        fs::write(dir.path().join("m.conf"), config).unwrap();
+        let log = File::create(dir.path().join("log")).unwrap();
+        let process = command("mosquitto")
+            .arg("-c")
+            .arg(dir.path().join("m.conf"))
+            .stderr(log.try_clone().unwrap())
+            .stdout(log)
+            .spawn()
+            .unwrap();
+        let this = Self { process: Process(process), dir, port };
+        wait_for_port(port);
+        this
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    pub fn kill(mut self) -> u16 {
+        self.process.0.kill().unwrap();
+        self.process.0.wait().unwrap();
+        self.port
+    }
+}
+
+/// The built binary, as `portcullis run`.
+pub struct Gateway {
+    pub process: Process,
+    dir: TempDir,
+    pub pki: Pki,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+pub const ADMIT: &str = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n\
+                         [listener.connect]\nusername = 'cert.subject.dn'\n";
+
+impl Gateway {
+    /// Mutual TLS in front of a broker on this port.
+    pub fn start(broker: u16) -> Self {
+        Self::with(&format!("{ADMIT}[[upstream]]\nname = \"brokers\"\nservers = [\"127.0.0.1:{broker}\"]\n\
+                             health = {{ mode = \"off\" }}\nfail_timeout = \"200ms\"\n"))
+    }
+
+    /// A listener with mutual TLS, and what is given behind its `[listener.tls]`.
+    pub fn with(rest: &str) -> Self {
+        let (dir, pki) = (tempfile::tempdir().unwrap(), Pki::new());
+        let configuration = format!(
+            "[[listener]]\nname = \"devices\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{}{rest}\n\
+             [access_log]\npath = \"access.log\"\n[admin]\nbind = \"127.0.0.1:0\"\n\
+             [runtime]\nlog_format = \"json\"\ndrain_timeout = \"500ms\"\n",
+            pki.listener_tls()
+        );
+        let path = dir.path().join("portcullis.toml");
+        fs::write(&path, configuration).unwrap();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_portcullis"))
+            .args(["run", "-c"])
+            .arg(&path)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let process = Process(process);
+        let mut addresses = Vec::new();
+        for line in lines.by_ref().map(Result::unwrap) {
+            if let Some((_, rest)) = line.split_once("\"address\":\"") {
+                addresses.push(rest.split('"').next().unwrap().parse().unwrap());
+            }
+            if line.contains("\"message\":\"ready\"") {
+                break;
+            }
+        }
+        let log = File::create(dir.path().join("own.log")).unwrap();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = std::io::Write::write_all(&mut &log, (line + "\n").as_bytes());
+            }
+        });
+        // The admin interface is announced before the listener, since it is there first.
+        assert_eq!(addresses.len(), 2, "admin interface and listener");
+        Self { process, dir, pki, admin: addresses[0], address: addresses[1] }
+    }
+
+    pub fn own_log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("own.log")).unwrap_or_default()
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("portcullis.toml")
+    }
+
+    /// The lines of the access log, once there are that many.
+    pub fn lines(&self, count: usize) -> Vec<String> {
+        eventually(&format!("{count} access lines"), || {
+            let text = fs::read_to_string(self.dir.path().join("access.log")).unwrap_or_default();
+            let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            (lines.len() >= count && text.ends_with('\n')).then_some(lines)
+        })
+    }
+
+    /// A mosquitto client that connects here with the certificate of a device.
+    pub fn mosquitto(&self, program: &str, device: &str, client_id: &str) -> Command {
+        self.pki.device(device);
+        let mut command = command(program);
+        command
+            .args(["-h", "localhost", "-p", &self.address.port().to_string(), "-i", client_id])
+            .args(["--cafile".as_ref(), self.pki.root().as_os_str()])
+            .args(["--cert".as_ref(), self.pki.chain(device).as_os_str()])
+            .args(["--key".as_ref(), self.pki.key(device).as_os_str()]);
+        command
+    }
+
+    /// What the admin interface answers.
+    pub fn ask(&self, path: &str) -> String {
+        use std::io::{Read, Write};
+        let mut http = TcpStream::connect(self.admin).unwrap();
+        write!(http, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        http.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+/// A subscriber that runs until it has seen one message; started when the broker has taken the subscription.
+pub fn subscriber(gateway: &Gateway, broker: &dyn Fn() -> String, options: &[&str], device: &str) -> Child {
+    let child = gateway
+        .mosquitto("mosquitto_sub", device, device)
+        .args(["-t", "test/#", "-v", "-C", "1", "-W", "20"])
+        .args(options)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the subscription", || broker().contains(&format!("Sending SUBACK to {device}")).then_some(()));
+    child
+}

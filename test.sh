@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs all of them: format, lints, unit, integration and interop tests, documentation,
+# licences. Needs a Rust toolchain, a C compiler, and for the interop tests Debian's packages, Python and Node.js.
+#
+#   ./test.sh            everything
+#   ./test.sh --offline  installs nothing: a test whose program is missing fails and says so
+set -euo pipefail
+cd "$(dirname "$0")"
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
+
+step() { printf '\n== %s\n' "$*"; }
+
+install() {
+    local missing=()
+    # The program each Debian package is wanted for.
+    while read -r package program; do
+        command -v "$program" >/dev/null || missing+=("$package")
+    done <<'LIST'
+mosquitto mosquitto
+mosquitto-clients mosquitto_pub
+nginx nginx
+haproxy haproxy
+openssl openssl
+curl curl
+procps kill
+python3-venv python3
+nodejs node
+npm npm
+LIST
+    if [ ${#missing[@]} -gt 0 ]; then
+        step "installing Debian packages: ${missing[*]}"
+        local sudo=()
+        [ "$(id -u)" = 0 ] || sudo=(sudo)
+        "${sudo[@]}" apt-get update -qq
+        # Not started by their installation: the tests start their own.
+        printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee /usr/sbin/policy-rc.d >/dev/null
+        "${sudo[@]}" chmod +x /usr/sbin/policy-rc.d
+        DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+        "${sudo[@]}" rm -f /usr/sbin/policy-rc.d
+    fi
+    mkdir -p target/interop
+    if ! target/interop/venv/bin/python -c 'import paho.mqtt.client' 2>/dev/null; then
+        step "installing paho-mqtt from PyPI into target/interop/venv"
+        python3 -m venv target/interop/venv
+        target/interop/venv/bin/python -m pip install --quiet --disable-pip-version-check 'paho-mqtt==2.1.0'
+    fi
+    if [ ! -d target/interop/node_modules/mqtt ]; then
+        step "installing mqtt from npm into target/interop"
+        npm install --prefix target/interop --no-audit --no-fund --silent mqtt@5
+    fi
+}
+
+[ "${1:-}" = --offline ] || install
+
+step "format"
+cargo fmt --all --check
+step "clippy"
+cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+step "clippy without default features"
+cargo clippy --package portcullis --no-default-features --locked --quiet -- -D warnings
+step "tests"
+cargo test --workspace --locked --no-fail-fast
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+if command -v cargo-deny >/dev/null; then
+    step "licences and advisories"
+    cargo deny --offline check bans licenses sources
+else
+    step "cargo-deny is not installed: licences were not checked (cargo install cargo-deny)"
+fi
