@@ -4,6 +4,9 @@
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
@@ -38,16 +41,20 @@ pub(crate) fn serve(bind: &AdminBind, shared: Arc<Shared>) -> io::Result<Option<
             Ok(Some(address))
         }
         AdminBind::Unix(path) => {
-            // A socket that nobody listens on is what an earlier process left behind.
-            if std::os::unix::net::UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
-                std::fs::remove_file(path)?;
-            }
+            remove_stale_socket(path)?;
             let listener = UnixListener::bind(path)?;
             tracing::info!(path = %path.display(), "admin interface");
             tokio::spawn(async move { axum::serve(listener, router).await });
             Ok(None)
         }
     }
+}
+
+/// Removes what an earlier process left behind: a socket that nobody listens on, and nothing else.
+fn remove_stale_socket(path: &Path) -> io::Result<()> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    let is_refused = || UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if is_socket && is_refused() { std::fs::remove_file(path) } else { Ok(()) }
 }
 
 /// Ready: connections are taken, and every upstream has a server for them.
@@ -60,11 +67,7 @@ async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
         // A String takes every write.
         let _ = writeln!(problems, "upstream {} has no server that is up", upstream.name());
     }
-    if problems.is_empty() {
-        (StatusCode::OK, "ok\n".to_owned())
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, problems)
-    }
+    if problems.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, problems) }
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {

@@ -294,7 +294,12 @@ mod tests {
             let label = outcome.label();
             assert!(label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{label}");
             assert!(seen.insert(label), "{label} twice");
-            let row = format!("| `{label}` | {} | {} | {} |", outcome.status(), outcome.stage().label(), outcome.blame().label());
+            let row = format!(
+                "| `{label}` | {} | {} | {} |",
+                outcome.status(),
+                outcome.stage().label(),
+                outcome.blame().label()
+            );
             assert!(documented.contains(&row), "docs/access-log.md lacks: {row}");
         }
     }

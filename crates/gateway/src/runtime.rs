@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +78,11 @@ pub struct Process {
     pub log_format: LogFormat,
 }
 
+/// What tells one listening socket from another over reloads: its address, so that a listener may be renamed or an
+/// address given to another without a gap. Sockets of port 0 have no address before they are bound: for them it is the
+/// listener's name, and which of its addresses it is.
+pub(crate) type SocketKey = (SocketAddr, Option<(Arc<str>, usize)>);
+
 /// A configuration that can be used, and what there is to say of it all the same.
 #[derive(Debug)]
 pub struct Loaded {
@@ -133,14 +139,29 @@ impl Runtime {
         Ok(Loaded { runtime, problems: document.problems })
     }
 
+    /// The sockets it wants, and the listener of each.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = (SocketKey, &Arc<Listener>)> {
+        self.listeners.iter().flat_map(|listener| {
+            listener.bind.iter().enumerate().map(move |(position, address)| {
+                let unbound = (address.port() == 0).then(|| (Arc::clone(&listener.name), position));
+                ((*address, unbound), listener)
+            })
+        })
+    }
+
     /// Makes the snapshot ready to serve: names are resolved, health checks begin. What `previous` knew of brokers that
     /// are still configured is taken over.
     pub(crate) async fn activate(&self, previous: Option<&Runtime>, observer: &Arc<Observer>) {
-        for upstream in &self.upstreams {
-            let same = |other: &&Arc<Upstream>| other.name() == upstream.name();
-            let previous = previous.and_then(|previous| previous.upstreams.iter().find(same));
-            upstream.activate(previous.map(Arc::as_ref), observer).await;
-            upstream.start(observer);
+        let before = previous.map_or(&[][..], |previous| &previous.upstreams);
+        let named = |all: &[Arc<Upstream>], name: &str| all.iter().position(|upstream| upstream.name() == name);
+        let activations = self.upstreams.iter().map(|upstream| {
+            let previous = named(before, upstream.name()).map(|position| &*before[position]);
+            upstream.activate(previous, observer)
+        });
+        futures_util::future::join_all(activations).await;
+        self.upstreams.iter().for_each(|upstream| upstream.start(observer));
+        for retired in before.iter().filter(|upstream| named(&self.upstreams, upstream.name()).is_none()) {
+            retired.retire(observer);
         }
         observer.metrics.set_certificate_expiry(self.expiries.iter().cloned());
     }
@@ -157,7 +178,7 @@ fn check_names<'a>(
     for (span, name) in tables {
         match name {
             None => {
-                document.problems.error(span, "`name` is missing").hint("it appears in logs and metrics");
+                document.missing(span, "name", "it appears in logs and metrics");
             }
             Some(name) if name.is_empty() => {
                 document.problems.error(&name.span, "`name` is empty");
@@ -177,7 +198,7 @@ fn find_upstream(
     document: &mut Document,
 ) -> Option<Arc<Upstream>> {
     let Some(name) = &listener.upstream else {
-        document.problems.error(&listener.span, "`upstream` is missing").hint("the name of an [[upstream]]");
+        document.missing(&listener.span, "upstream", "the name of an [[upstream]]");
         return None;
     };
     if !known.contains(&name.as_str()) {
@@ -214,7 +235,7 @@ fn compile_listener(
         addresses: AddressRules::new(&listener.allow, &listener.deny),
         connect_timeout: listener.connect_timeout.map_or(CONNECT_TIMEOUT, |period| period.0),
         max_connect_size,
-        max_connections: listener.max_connections.unwrap_or(MAX_CONNECTIONS),
+        max_connections: listener.max_connections.map_or(MAX_CONNECTIONS, NonZeroU32::get),
         on_reject: listener.on_reject,
         tls: tls?,
         admission,
@@ -230,7 +251,7 @@ fn compile_bind(
     document: &mut Document,
 ) -> Option<Vec<SocketAddr>> {
     let Some(bind) = &listener.bind else {
-        document.problems.error(&listener.span, "`bind` is missing").hint("bind = \"0.0.0.0:8883\"");
+        document.missing(&listener.span, "bind", "bind = \"0.0.0.0:8883\"");
         return None;
     };
     let mut addresses = Vec::new();
@@ -280,7 +301,8 @@ fn warn_of_open_door(listener: &At<model::Listener>, admission: &Admission, docu
         None => ClientAuth::None,
     };
     if asks == ClientAuth::None && admission.is_empty() {
-        let problem = document.problems.warning(&listener.span, "clients of this listener prove nothing to the gateway");
+        let problem =
+            document.problems.warning(&listener.span, "clients of this listener prove nothing to the gateway");
         problem.hint("set `client_ca` in [listener.tls], or `require` in [listener.admit]");
     } else if asks == ClientAuth::Optional && admission.is_empty() {
         let message = "certificates are optional, and nothing is required of clients without one";
@@ -331,7 +353,10 @@ fn compile_admin(admin: &model::Admin, document: &mut Document) -> Option<AdminB
         }
         Err(_) => {
             let message = format!("`{}` is no address and port", admin.bind.value);
-            document.problems.error(&admin.bind.span, message).hint("as \"127.0.0.1:9080\" or \"unix:/run/admin.sock\"");
+            document
+                .problems
+                .error(&admin.bind.span, message)
+                .hint("as \"127.0.0.1:9080\" or \"unix:/run/admin.sock\"");
             None
         }
     }
@@ -339,14 +364,18 @@ fn compile_admin(admin: &model::Admin, document: &mut Document) -> Option<AdminB
 
 fn compile_access_log(log: &At<model::AccessLog>, document: &mut Document) -> Option<(PathBuf, AccessLogFormat)> {
     let Some(path) = &log.path else {
-        document.problems.error(&log.span, "`path` is missing").hint("a file, or \"-\" for standard output");
+        document.missing(&log.span, "path", "a file, or \"-\" for standard output");
         return None;
     };
     if path.value == Path::new("-") {
         return Some((path.value.clone(), log.format));
     }
     let file = document.resolve(path);
-    if !file.parent().is_some_and(|parent| parent.as_os_str().is_empty() || parent.is_dir()) {
+    if file.exists() {
+        if let Err(error) = std::fs::OpenOptions::new().append(true).open(&file) {
+            document.problems.error(&path.span, format!("{} cannot be written: {error}", file.display()));
+        }
+    } else if !file.parent().is_some_and(|parent| parent.as_os_str().is_empty() || parent.is_dir()) {
         document.problems.error(&path.span, format!("the folder of {} is not there", file.display()));
     }
     Some((file, log.format))

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Problems;
 use crate::net;
 use crate::observe::{AccessLog, Observer};
-use crate::runtime::{AdminBind, Listener, Loaded, Runtime};
+use crate::runtime::{AdminBind, Loaded, Runtime, SocketKey};
 use crate::session;
 
 /// Waited after an accept that failed because descriptors or memory ran out: others may give some back.
@@ -29,7 +29,7 @@ const GOODBYE: Duration = Duration::from_secs(3);
 pub struct Gateway {
     path: PathBuf,
     shared: Arc<Shared>,
-    /// Listening sockets, by what the configuration calls them.
+    /// Listening sockets.
     sockets: Mutex<HashMap<SocketKey, Socket>>,
     admin: Option<SocketAddr>,
     /// One reload at a time.
@@ -46,9 +46,6 @@ pub(crate) struct Shared {
     /// Ends the sessions that are left.
     stop: CancellationToken,
 }
-
-/// A listener's name and one of its addresses; a port of 0 may stand there several times.
-type SocketKey = (Arc<str>, SocketAddr, usize);
 
 struct Socket {
     address: SocketAddr,
@@ -152,12 +149,13 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// The addresses listened on, each with the listener's name.
+    /// The addresses listened on, each with the listener's name, in the order of the configuration.
     pub fn addresses(&self) -> Vec<(Arc<str>, SocketAddr)> {
-        let sockets = self.sockets();
-        let mut addresses: Vec<_> = sockets.iter().map(|(key, socket)| (Arc::clone(&key.0), socket.address)).collect();
-        addresses.sort();
-        addresses
+        let (sockets, runtime) = (self.sockets(), self.shared.runtime.load());
+        let address = |(key, listener): (SocketKey, &Arc<crate::Listener>)| {
+            Some((Arc::clone(&listener.name), sockets.get(&key)?.address))
+        };
+        runtime.sockets().filter_map(address).collect()
     }
 
     /// The address of the admin interface, if it has one.
@@ -194,14 +192,14 @@ impl Gateway {
         let previous = self.shared.runtime.load_full();
         runtime.activate(Some(&previous), &self.shared.observer).await;
         warn_of_restart(&previous, &runtime);
-        let wanted: Vec<SocketKey> = socket_keys(&runtime).map(|(key, _)| key).collect();
+        let wanted: Vec<SocketKey> = runtime.sockets().map(|(key, _)| key).collect();
+        // No longer accepted on, before there is no listener for what is accepted.
+        self.sockets().retain(|key, _| wanted.contains(key));
         self.shared.runtime.store(Arc::new(runtime));
         let closed_log = self.shared.observer.access_log.swap(access_log);
         // Closing a log writes what is waiting in it.
         tokio::task::spawn_blocking(move || drop(closed_log));
-        let mut sockets = self.sockets();
-        sockets.retain(|key, _| wanted.contains(key));
-        sockets.extend(start_accepting(bound, &self.shared));
+        self.sockets().extend(start_accepting(bound, &self.shared));
         Ok(problems)
     }
 
@@ -214,14 +212,17 @@ impl Gateway {
         let limit = self.shared.runtime.load().process.drain_timeout;
         if tokio::time::timeout(limit, sessions.wait()).await.is_err() {
             tracing::info!(sessions = sessions.len(), "drain timeout: ending the sessions that are left");
-            self.shared.stop.cancel();
-            let _ = tokio::time::timeout(GOODBYE, sessions.wait()).await;
+            self.stop().await;
         }
     }
 
-    /// Writes what is waiting in the access log and closes it.
-    pub fn close_access_log(&self) {
-        self.shared.observer.access_log.store(None);
+    /// Ends all sessions at once; each still writes its line.
+    pub async fn stop(&self) {
+        self.shared.draining.cancel();
+        self.sockets().clear();
+        self.shared.sessions.close();
+        self.shared.stop.cancel();
+        let _ = tokio::time::timeout(GOODBYE, self.shared.sessions.wait()).await;
     }
 
     fn sockets(&self) -> std::sync::MutexGuard<'_, HashMap<SocketKey, Socket>> {
@@ -241,24 +242,15 @@ fn open_access_log(runtime: &Runtime) -> Result<Option<Arc<AccessLog>>, StartErr
     Ok(Some(Arc::new(opened)))
 }
 
-/// The sockets a configuration wants: an address of port 0 that is listed twice is two sockets.
-fn socket_keys(runtime: &Runtime) -> impl Iterator<Item = (SocketKey, &Arc<Listener>)> {
-    runtime.listeners.iter().flat_map(|listener| {
-        let nth = move |at: usize| listener.bind[..at].iter().filter(|earlier| **earlier == listener.bind[at]).count();
-        let key = move |(at, address): (usize, &SocketAddr)| ((Arc::clone(&listener.name), *address, nth(at)), listener);
-        listener.bind.iter().enumerate().map(key)
-    })
-}
-
 /// Binds the sockets that are not bound yet; all of them or none.
 fn bind_new(
     runtime: &Runtime,
     bound: &HashMap<SocketKey, Socket>,
 ) -> Result<Vec<(SocketKey, SocketAddr, TcpListener)>, StartError> {
-    let new = socket_keys(runtime).filter(|(key, _)| !bound.contains_key(key));
+    let new = runtime.sockets().filter(|(key, _)| !bound.contains_key(key));
     new.map(|(key, _)| {
-        let socket = net::bind(key.1).and_then(|socket| Ok((socket.local_addr()?, socket)));
-        let (address, socket) = socket.map_err(|error| StartError::Bind(key.1, error))?;
+        let socket = net::bind(key.0).and_then(|socket| Ok((socket.local_addr()?, socket)));
+        let (address, socket) = socket.map_err(|error| StartError::Bind(key.0, error))?;
         Ok((key, address, socket))
     })
     .collect()
@@ -269,31 +261,32 @@ fn start_accepting(
     shared: &Arc<Shared>,
 ) -> HashMap<SocketKey, Socket> {
     let start = |(key, address, socket): (SocketKey, SocketAddr, TcpListener)| {
-        tracing::info!(listener = &*key.0, %address, "listening");
-        let accepting = tokio::spawn(accept(socket, Arc::clone(&key.0), Arc::clone(shared))).abort_handle();
+        tracing::info!(%address, "listening");
+        let accepting = tokio::spawn(accept(socket, key.clone(), Arc::clone(shared))).abort_handle();
         (key, Socket { address, accepting })
     };
     bound.into_iter().map(start).collect()
 }
 
 /// Accepts on one socket until aborted. One loop a socket and no state but `shared`, so that several may share a port.
-async fn accept(socket: TcpListener, name: Arc<str>, shared: Arc<Shared>) {
+async fn accept(socket: TcpListener, key: SocketKey, shared: Arc<Shared>) {
     let mut is_short = false;
     loop {
         match socket.accept().await {
             Ok((stream, remote)) => {
                 is_short = false;
                 let runtime = shared.runtime.load();
-                let Some(listener) = runtime.listeners.iter().find(|listener| listener.name == name) else { continue };
+                let Some((_, listener)) = runtime.sockets().find(|(other, _)| *other == key) else { continue };
                 let (listener, observer) = (Arc::clone(listener), Arc::clone(&shared.observer));
                 let serve = session::serve(stream, remote, listener, observer, shared.stop.clone());
                 shared.sessions.spawn(serve);
             }
             // The connection was gone before it was accepted.
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
+            }
             Err(error) => {
                 if !is_short {
-                    tracing::error!(listener = &*name, %error, "cannot accept; out of descriptors?");
+                    tracing::error!(address = %key.0, %error, "cannot accept; out of descriptors?");
                     is_short = true;
                 }
                 tokio::time::sleep(ACCEPT_BACKOFF).await;

@@ -39,17 +39,20 @@ pub async fn serve(
     let transport = if listener.tls.is_some() { Transport::Tls } else { Transport::Tcp };
     let mut record = Record::open(observer, Arc::clone(&listener.metrics), transport, remote);
     // In a box of its own, so that an established session does not carry the size of the handshake around.
-    let outcome = match Box::pin(establish(socket, &listener, &mut record)).await {
-        Ok(Established { ends, refused, lease }) => {
-            // What a session of weeks does not need: a configuration that may be replaced long before it ends.
-            drop(listener);
-            let ended = relay(ends, record.metrics(), &stop).await;
-            record.received += ended.received;
-            record.sent += ended.sent;
+    let established = tokio::select! {
+        established = Box::pin(establish(socket, &listener, &mut record)) => Some(established),
+        () = stop.cancelled() => None,
+    };
+    // What a session of weeks does not need: a configuration that may be replaced long before it ends.
+    drop(listener);
+    let outcome = match established {
+        Some(Ok(Established { ends, refused, lease })) => {
+            let reason = relay(ends, &mut record, &stop).await;
             drop(lease);
-            Outcome::Closed(if refused { CloseReason::UpstreamRefused } else { ended.reason })
+            Outcome::Closed(if refused { CloseReason::UpstreamRefused } else { reason })
         }
-        Err(reject) => Outcome::Rejected(reject),
+        Some(Err(reject)) => Outcome::Rejected(reject),
+        None => Outcome::Closed(CloseReason::Drained),
     };
     record.finish(outcome);
 }
@@ -74,10 +77,11 @@ async fn establish(socket: TcpStream, listener: &Listener, record: &mut Record) 
     let _ = net::tune(&socket);
     let (mut client, peer) = secure(socket, listener, record).await?;
     match negotiate(&mut client, &peer, listener, record).await {
-        Ok(Agreed { dialed, greeting, refused, version }) => {
+        Ok(Agreed { dialed, greeting, code, version }) => {
             record.connected();
-            let ends = Ends { client, broker: dialed.stream, greeting, version };
-            Ok(Established { ends, refused, lease: dialed.lease })
+            let may_say_goodbye = version == Version::V5 && code == Some(0);
+            let ends = Ends { client, broker: dialed.stream, greeting, may_say_goodbye };
+            Ok(Established { ends, refused: code.is_some_and(|code| code != 0), lease: dialed.lease })
         }
         Err(Refused { reject, version }) => {
             refuse(client, reject, version, listener, record).await;
@@ -116,7 +120,8 @@ async fn secure(socket: TcpStream, listener: &Listener, record: &mut Record) -> 
 struct Agreed {
     dialed: Dialed,
     greeting: Vec<u8>,
-    refused: bool,
+    /// Of the CONNACK, if that is what the broker said first.
+    code: Option<u8>,
     version: Version,
 }
 
@@ -141,9 +146,8 @@ async fn negotiate(
     let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
     let read = read_connect(client, &mut buffer, listener);
     let result = timeout(listener.connect_timeout, read).await.unwrap_or(Err(Reject::ConnectTimeout));
-    record.received = buffer.len() as u64;
-    record.metrics().received.inc_by(record.received);
-    let claimed = Connect::claimed_version(&buffer);
+    record.moved(buffer.len() as u64, 0);
+    let claimed = Connect::version_to_answer_in(&buffer);
     let (connect, used) = result
         .and_then(|()| decode(&buffer, listener)?.ok_or(Reject::MalformedConnect))
         .map_err(|reject| Refused { reject, version: claimed })?;
@@ -179,8 +183,7 @@ async fn negotiate(
             return Err(refused(reject));
         }
     };
-    let version = connect.version;
-    Ok(Agreed { dialed, greeting, refused: code.is_some_and(|code| code != 0), version })
+    Ok(Agreed { dialed, greeting, code, version: connect.version })
 }
 
 /// Reads until CONNECT is whole; what the client has sent behind it stays in the buffer.
@@ -193,6 +196,10 @@ async fn read_connect(client: &mut Stream, buffer: &mut Vec<u8>, listener: &List
         if listener.tls.is_none() && matches!(buffer.as_slice(), [0x16, 3, ..]) {
             // A TLS record of the type handshake (RFC 8446, 5.1), which MQTT would call a CONNECT with wrong flags.
             return Err(Reject::TlsOnPlainPort);
+        }
+        if listener.tls.is_none() && *buffer == [0x16] {
+            // One byte does not say which of the two it is.
+            continue;
         }
         if decode(buffer, listener)?.is_some() {
             return Ok(());
@@ -242,15 +249,20 @@ async fn present(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Option<
 }
 
 /// Tells a client that it is refused, in its own MQTT version, and closes.
-async fn refuse(mut client: Stream, reject: Reject, version: Option<Version>, listener: &Listener, record: &mut Record) {
+async fn refuse(
+    mut client: Stream,
+    reject: Reject,
+    version: Option<Version>,
+    listener: &Listener,
+    record: &mut Record,
+) {
     let code = version.and_then(|version| Some((version, reject.refusal()?.code(version)?)));
     let say = async {
         if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {
             let mut packet = Vec::with_capacity(8);
             Connack::refusal(code).encode(version, &mut packet);
             client.write_all(&packet).await?;
-            record.sent += packet.len() as u64;
-            record.metrics().sent.inc_by(packet.len() as u64);
+            record.moved(0, packet.len() as u64);
         }
         client.shutdown().await
     };

@@ -158,7 +158,8 @@ impl Authority {
         let root_params = authority_params(&format!("{name} root"), ROOT_DAYS, BasicConstraints::Unconstrained)?;
         let root = root_params.self_signed(&root_key)?;
         let key = KeyPair::generate()?;
-        let params = authority_params(&format!("{name} intermediate"), INTERMEDIATE_DAYS, BasicConstraints::Constrained(0))?;
+        let params =
+            authority_params(&format!("{name} intermediate"), INTERMEDIATE_DAYS, BasicConstraints::Constrained(0))?;
         let intermediate = params.signed_by(&key, &Issuer::from_params(&root_params, &root_key))?;
         write_secret(&this.dir.join("root.key"), &root_key.serialize_pem())?;
         write_new(&this.root(), &root.pem())?;
@@ -278,9 +279,9 @@ fn leaf_params(request: &Request) -> Result<CertificateParams, Error> {
             for name in names {
                 params.subject_alt_names.push(match name.parse::<IpAddr>() {
                     Ok(address) => SanType::IpAddress(address),
-                    Err(_) => SanType::DnsName(name.as_str().try_into().map_err(|_| {
-                        Error::Name(name.clone(), "a host name is ASCII")
-                    })?),
+                    Err(_) => SanType::DnsName(
+                        name.as_str().try_into().map_err(|_| Error::Name(name.clone(), "a host name is ASCII"))?,
+                    ),
                 });
             }
             vec![ExtendedKeyUsagePurpose::ServerAuth]
@@ -398,8 +399,7 @@ mod tests {
     fn keys_are_for_their_owner_and_nothing_is_written_over() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::init(dir.path(), "Test").unwrap();
-        let request =
-            Request { name: "thing001".into(), organization: None, purpose: Purpose::Device, days: 30 };
+        let request = Request { name: "thing001".into(), organization: None, purpose: Purpose::Device, days: 30 };
         let issued = authority.issue(&request).unwrap();
         for key in [issued.key.clone().unwrap(), dir.path().join("root.key"), dir.path().join("intermediate.key")] {
             assert_eq!(fs::metadata(key).unwrap().permissions().mode() & 0o777, 0o600);

@@ -9,7 +9,8 @@ use portcullis_gateway::observe::Observer;
 use crate::report::{Failure, print_problems};
 
 pub(crate) fn check(path: &Path) -> Result<(), Failure> {
-    let loaded = Runtime::load(path, &Observer::new()).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
+    let loaded =
+        Runtime::load(path, &Observer::new()).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     print_problems(&loaded.problems);
     let warnings = loaded.problems.count(Severity::Warning);
     let suffix = if warnings == 0 { "" } else { ", with warnings" };

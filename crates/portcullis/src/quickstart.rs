@@ -41,7 +41,7 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
         Runtime::load(&config, &observer).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     let _guard = crate::logging::start(&runtime.process);
     crate::run::tokio_runtime(runtime.process.worker_threads)?.block_on(async {
-        let gateway = Gateway::start(&config, runtime, observer).await.map_err(|error| {
+        let gateway = Gateway::start(&config, runtime, Arc::clone(&observer)).await.map_err(|error| {
             let hint = format!("another `bind` can be set in {}", config.display());
             match crate::run::start_failure(error) {
                 Failure::Error(error, None) => Failure::Error(error, Some(hint)),
@@ -49,14 +49,16 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
                 other => other,
             }
         })?;
-        let address = gateway.addresses().first().map(|(_, address)| *address).context("the configuration has no listener")?;
+        let address =
+            gateway.addresses().first().map(|(_, address)| *address).context("the configuration has no listener")?;
         println!("gateway: {address}, an embedded broker behind it");
         prove(address, &authority).await?;
         if !arguments.check {
             print_commands(address, &authority);
             tokio::signal::ctrl_c().await?;
         }
-        gateway.close_access_log();
+        gateway.stop().await;
+        observer.access_log.store(None);
         Ok(())
     })
 }
@@ -87,7 +89,9 @@ fn prepare(dir: &Path, bind: SocketAddr) -> Result<Authority, Failure> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             println!("configuration: {}, as it is", config.display());
         }
-        Err(error) => return Err(anyhow::Error::new(error).context(format!("cannot write {}", config.display())).into()),
+        Err(error) => {
+            return Err(anyhow::Error::new(error).context(format!("cannot write {}", config.display())).into());
+        }
     }
     Ok(authority)
 }
@@ -131,7 +135,8 @@ log = "warn"
 async fn prove(address: SocketAddr, authority: &Authority) -> Result<(), Failure> {
     let device = client(authority, Some(DEVICES[0]))?;
     let stranger = client(authority, None)?;
-    step("thing001 connects over mutual TLS, publishes, and receives it back", round_trip(address, device.clone())).await?;
+    step("thing001 connects over mutual TLS, publishes, and receives it back", round_trip(address, device.clone()))
+        .await?;
     step("BADTHING with the certificate of thing001 is refused", wrong_identity(address, device)).await?;
     step("a client without a certificate is refused", no_certificate(address, stranger)).await?;
     Ok(())

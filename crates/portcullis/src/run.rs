@@ -3,12 +3,16 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use portcullis_gateway::observe::Observer;
 use portcullis_gateway::{Gateway, Loaded, Runtime, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::report::{Failure, print_problems};
+
+/// For tasks to be dropped when the process ends.
+const SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     let observer = Observer::new();
@@ -17,9 +21,10 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     print_problems(&problems);
     let _guard = crate::logging::start(&runtime.process);
     let tokio = tokio_runtime(runtime.process.worker_threads)?;
-    let result = tokio.block_on(serve(path, runtime, observer));
-    // Tasks that are left have had their time.
-    tokio.shutdown_background();
+    let result = tokio.block_on(serve(path, runtime, Arc::clone(&observer)));
+    // Tasks that are left have had their time; dropped, they still write their lines.
+    tokio.shutdown_timeout(SHUTDOWN);
+    observer.access_log.store(None);
     result
 }
 
@@ -45,16 +50,21 @@ async fn serve(path: &Path, runtime: Runtime, observer: Arc<Observer>) -> Result
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     while signals.next().await == Action::Reload {
         match gateway.reload().await {
-            Ok(problems) => tracing::info!(warnings = problems.list().len(), "reloaded"),
+            Ok(problems) => {
+                problems.lines().for_each(|line| tracing::warn!("{line}"));
+                tracing::info!(warnings = problems.list().len(), "reloaded");
+            }
             Err(error) => tracing::error!("reload failed, nothing was changed: {error}"),
         }
     }
     tracing::info!(connections = gateway.connections(), "draining");
     tokio::select! {
         () = gateway.drain() => tracing::info!("drained"),
-        () = signals.stop() => tracing::warn!(connections = gateway.connections(), "stopped at once"),
+        () = signals.stop() => {
+            tracing::warn!(connections = gateway.connections(), "stopping at once");
+            gateway.stop().await;
+        }
     }
-    gateway.close_access_log();
     Ok(())
 }
 

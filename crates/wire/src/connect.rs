@@ -123,12 +123,20 @@ impl<'a> Connect<'a> {
         Ok(Some((connect, header.packet_len())))
     }
 
-    /// The protocol version that a CONNECT claims, as soon as its first bytes tell: what an answer to a packet that is
-    /// otherwise malformed is written in.
-    pub fn claimed_version(bytes: &[u8]) -> Option<Version> {
+    /// The version to answer a CONNECT in that is malformed, or of a version not spoken here: the one it claims, or the
+    /// nearest to it [MQTT-3.1.2-2]. `None`: it does not say, or is no CONNECT.
+    pub fn version_to_answer_in(bytes: &[u8]) -> Option<Version> {
         let header = FixedHeader::decode(bytes).ok()??;
         let mut reader = Reader::new(bytes.get(header.len..)?);
-        (header.packet_type == PacketType::Connect).then(|| Version::decode(&mut reader).ok())?
+        if header.packet_type != PacketType::Connect {
+            return None;
+        }
+        match (reader.binary().ok()?, reader.u8().ok()?) {
+            (b"MQIsdp", _) => Some(Version::V31),
+            // Bridges set the highest bit.
+            (b"MQTT", level) => Some(if level & 0x7f < 5 { Version::V311 } else { Version::V5 }),
+            _ => None,
+        }
     }
 
     fn decode_body(reader: &mut Reader<'a>) -> Result<Self, Error> {

@@ -213,12 +213,14 @@ mod tests {
     }
 
     fn packet() -> impl Strategy<Value = Vec<u8>> {
-        (1_u8..=15, 0_u8..16, prop_oneof![0_usize..5, 120_usize..135, 16_380_usize..16_390]).prop_map(|(kind, flags, len)| {
-            let mut bytes = vec![kind << 4 | flags];
-            crate::reader::put_varint(u32::try_from(len).unwrap(), &mut bytes);
-            bytes.resize(bytes.len() + len, 0x42);
-            bytes
-        })
+        (1_u8..=15, 0_u8..16, prop_oneof![0_usize..5, 120_usize..135, 16_380_usize..16_390]).prop_map(
+            |(kind, flags, len)| {
+                let mut bytes = vec![kind << 4 | flags];
+                crate::reader::put_varint(u32::try_from(len).unwrap(), &mut bytes);
+                bytes.resize(bytes.len() + len, 0x42);
+                bytes
+            },
+        )
     }
 
     proptest! {

@@ -22,6 +22,10 @@ pub struct Document {
     /// What is wrong with it so far.
     pub problems: Problems,
     directory: PathBuf,
+    /// The places of values that something from outside the file was put into.
+    substituted: Vec<Range<usize>>,
+    /// Keys whose values could not be read, and so seem to be missing.
+    unread: Vec<String>,
 }
 
 /// A file has that many problems at most before nobody reads on.
@@ -37,7 +41,13 @@ impl Document {
             Err(error) => {
                 let mut problems = Problems::new(path, String::new());
                 problems.file_error(format!("cannot be read: {error}"));
-                Self { config: Config::default(), problems, directory: directory_of(path) }
+                Self {
+                    config: Config::default(),
+                    problems,
+                    directory: directory_of(path),
+                    substituted: Vec::new(),
+                    unread: Vec::new(),
+                }
             }
         }
     }
@@ -51,13 +61,24 @@ impl Document {
             problems.error(&error.span().unwrap_or(0..0), error.message());
         }
         // Behind a syntax error the tree is a guess: what else it is said to lack would only mislead.
-        let config = if errors.is_empty() {
-            let substituted = Substitution::run(&mut tree, &directory, &mut problems);
-            deserialize(tree, &substituted, &mut problems)
-        } else {
-            Config::default()
-        };
-        Self { config, problems, directory }
+        let (mut config, mut substituted, mut unread) = (Config::default(), Vec::new(), Vec::new());
+        if errors.is_empty() {
+            substituted = Substitution::run(&mut tree, &directory, &mut problems);
+            config = deserialize(tree, &substituted, &mut unread, &mut problems);
+        }
+        Self { config, problems, directory, substituted, unread }
+    }
+
+    /// Says that the table at `span` lacks a key; not of a key whose value was there and has been complained of.
+    pub(crate) fn missing(&mut self, span: &Range<usize>, key: &str, hint: &str) {
+        if !self.unread.iter().any(|unread| unread == key) {
+            self.problems.error(span, format!("`{key}` is missing")).hint(hint);
+        }
+    }
+
+    /// Whether something from outside the file, a secret perhaps, was put into the value at `span`.
+    pub fn is_substituted(&self, span: &Range<usize>) -> bool {
+        self.substituted.iter().any(|place| overlap(place, span))
     }
 
     /// A path in the file, relative to the file's directory.
@@ -80,7 +101,12 @@ fn read_text(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn deserialize(mut tree: Spanned<DeTable<'_>>, substituted: &[Range<usize>], problems: &mut Problems) -> Config {
+fn deserialize(
+    mut tree: Spanned<DeTable<'_>>,
+    substituted: &[Range<usize>],
+    unread: &mut Vec<String>,
+    problems: &mut Problems,
+) -> Config {
     for _ in 0..MAX_PROBLEMS {
         let error = match Config::deserialize(toml::de::Deserializer::from(tree.clone())) {
             Ok(config) => return config,
@@ -94,7 +120,7 @@ fn deserialize(mut tree: Spanned<DeTable<'_>>, substituted: &[Range<usize>], pro
             report(&error, &span, problems);
         }
         let tree_span = tree.span();
-        if !take_out(tree.get_mut(), &span) && span == tree_span {
+        if !take_out(tree.get_mut(), &span, unread) && span == tree_span {
             break;
         }
     }
@@ -133,26 +159,29 @@ pub(crate) fn suggest<'a>(found: &str, candidates: impl IntoIterator<Item = &'a 
         .map(|(_, candidate)| candidate)
 }
 
-/// Takes the innermost entry that covers `span` out of the tree; whether there was one.
-fn take_out(table: &mut DeTable<'_>, span: &Range<usize>) -> bool {
+/// Takes the innermost entry that covers `span` out of the tree, and notes its key; whether there was one.
+fn take_out(table: &mut DeTable<'_>, span: &Range<usize>, unread: &mut Vec<String>) -> bool {
     let covers = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
     let entry = table.iter_mut().find_map(|(key, value)| {
-        let is_inside = covers(value.span()) && value.span() != *span && take_out_value(value, span);
+        let is_inside = covers(value.span()) && value.span() != *span && take_out_value(value, span, unread);
         (is_inside || covers(key.span()) || covers(value.span())).then(|| (key.clone(), is_inside))
     });
     match entry {
-        Some((key, false)) => table.remove(&key).is_some(),
+        Some((key, false)) => {
+            unread.push(key.get_ref().to_string());
+            table.remove(&key).is_some()
+        }
         Some((_, true)) => true,
         // A table in several pieces has the span of its header alone: its entries lie outside it.
-        None => table.iter_mut().any(|(_, value)| take_out_value(value, span)),
+        None => table.iter_mut().any(|(_, value)| take_out_value(value, span, unread)),
     }
 }
 
-fn take_out_value(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>) -> bool {
+fn take_out_value(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>, unread: &mut Vec<String>) -> bool {
     match value.get_mut() {
-        DeValue::Table(table) => take_out(table, span),
+        DeValue::Table(table) => take_out(table, span, unread),
         DeValue::Array(items) => {
-            if items.iter_mut().any(|item| item.span() != *span && take_out_value(item, span)) {
+            if items.iter_mut().any(|item| item.span() != *span && take_out_value(item, span, unread)) {
                 return true;
             }
             let Some(at) = items.iter().position(|item| overlap(&item.span(), span)) else { return false };
@@ -191,7 +220,7 @@ impl Substitution<'_> {
         match value.get_mut() {
             DeValue::Table(table) => table.iter_mut().for_each(|(_, value)| self.walk(value)),
             DeValue::Array(items) => items.iter_mut().for_each(|value| self.walk(value)),
-            DeValue::String(text) if text.contains("${") => match self.expand(text) {
+            DeValue::String(text) if text.contains("${") => match self.expand(&span, text) {
                 Ok(expanded) => {
                     *text = Cow::Owned(expanded);
                     self.places.push(span);
@@ -204,7 +233,7 @@ impl Substitution<'_> {
         }
     }
 
-    fn expand(&self, text: &str) -> Result<String, String> {
+    fn expand(&mut self, span: &Range<usize>, text: &str) -> Result<String, String> {
         let (mut out, mut rest) = (String::new(), text);
         while let Some((before, reference)) = rest.split_once("${") {
             let (reference, behind) = reference.split_once('}').ok_or("`${` without `}`")?;
@@ -216,6 +245,10 @@ impl Substitution<'_> {
                 Some(("FILE", path)) => {
                     let path = self.directory.join(path);
                     let text = read_text(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                    if crate::config::is_exposed(&path) {
+                        let message = format!("everybody on this machine can read the secret in {}", path.display());
+                        self.problems.warning(span, message).hint(format!("chmod 600 {}", path.display()));
+                    }
                     text.trim_end_matches(['\r', '\n']).to_owned()
                 }
                 _ => return Err(format!("`${{{reference}}}` cannot be put in")),
@@ -258,17 +291,21 @@ balance = "ketama"
 "#,
         );
         let hint = |key: &str| Some(format!("did you mean `{key}`?"));
-        let find = |place: &str| found.iter().find(|(.., at)| at == place).unwrap_or_else(|| panic!("{place}: {found:#?}"));
+        let find =
+            |place: &str| found.iter().find(|(.., at)| at == place).unwrap_or_else(|| panic!("{place}: {found:#?}"));
         assert_eq!(find("nmae").1, hint("name"));
         assert!(find("\"soon\"").0.contains("no period of time"));
         assert!(find("-1").0.contains("invalid value"));
-        assert_eq!((find("client_atuh").0.as_str(), find("client_atuh").1.clone()), ("unknown key `client_atuh`", hint("client_auth")));
+        assert_eq!(
+            (find("client_atuh").0.as_str(), find("client_atuh").1.clone()),
+            ("unknown key `client_atuh`", hint("client_auth"))
+        );
         assert_eq!(find("\"1.1\"").0, "unknown value `1.1`");
         assert_eq!(find("\"tsl\"").1, hint("tls"));
         assert!(find("7").0.contains("string"), "{found:#?}");
         assert!(find("\"ketama\"").0.contains("unknown value"));
         assert_eq!(find("rutime").1, hint("runtime"));
-        assert!(found.iter().any(|(message, ..)| message.contains("host:port")), "{found:#?}");
+        assert!(found.iter().any(|(m, h, _)| m == "unknown key `wieght`" && *h == hint("weight")), "{found:#?}");
         assert_eq!(found.len(), 10, "{found:#?}");
     }
 

@@ -1,15 +1,16 @@
 //! Every key a configuration file may have. The documentation comments are the reference: the JSON schema is made
 //! from them.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, Error as _};
 
-use super::value::{At, ByteSize, Cidr, OneOrMany, Period, Secret};
+use super::value::{At, ByteSize, Cidr, OneOrMany, Period, Secret, Timeout};
 
 /// A whole configuration file.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where devices connect.
@@ -25,7 +26,7 @@ pub struct Config {
 }
 
 /// An address on which devices connect, and what is asked of them there.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Listener {
     /// Unique; appears in logs and metrics.
@@ -45,11 +46,11 @@ pub struct Listener {
     /// Networks that may not connect.
     pub deny: Vec<Cidr>,
     /// From the end of the handshake to the last byte of CONNECT. Default: 10s.
-    pub connect_timeout: Option<Period>,
+    pub connect_timeout: Option<Timeout>,
     /// Largest CONNECT packet accepted. Default: 64KiB.
     pub max_connect_size: Option<At<ByteSize>>,
     /// Connections of this listener at once. Default: 100000.
-    pub max_connections: Option<u32>,
+    pub max_connections: Option<NonZeroU32>,
     /// What a refused CONNECT gets. Default: connack.
     pub on_reject: OnReject,
     /// TLS towards devices. Required by protocol tls.
@@ -61,7 +62,7 @@ pub struct Listener {
 }
 
 /// What is spoken below MQTT.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// MQTT over TLS.
@@ -72,7 +73,7 @@ pub enum Protocol {
 }
 
 /// What a refused CONNECT gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnReject {
     /// A CONNACK with the reason, in the client's own MQTT version.
@@ -83,7 +84,7 @@ pub enum OnReject {
 }
 
 /// TLS towards devices.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenerTls {
     /// PEM file of the server's chain, leaf first; or a list of tables of `certificate` and `private_key`, of which
@@ -101,14 +102,14 @@ pub struct ListenerTls {
     /// TLS versions offered. Default: both.
     pub versions: Option<At<Vec<TlsVersion>>>,
     /// From accept to the end of the handshake. Default: 10s.
-    pub handshake_timeout: Option<Period>,
+    pub handshake_timeout: Option<Timeout>,
     /// Application protocols offered; a client that offers none is served. Default: mqtt.
     pub alpn: Option<Vec<String>>,
 }
 
 /// One certificate file, or several pairs to choose from by SNI.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "a path, or a list of tables { certificate = ..., private_key = ... }")]
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
 pub enum Certificates {
     /// The chain of the only certificate.
     One(PathBuf),
@@ -116,8 +117,20 @@ pub enum Certificates {
     Many(Vec<CertificatePair>),
 }
 
+impl<'de> Deserialize<'de> for Certificates {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(path) => Ok(Self::One(path.into())),
+            list => match Vec::deserialize(list) {
+                Ok(pairs) => Ok(Self::Many(pairs)),
+                Err(error) => Err(D::Error::custom(error.message())),
+            },
+        }
+    }
+}
+
 /// A certificate and its key.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CertificatePair {
     /// PEM file of the chain, leaf first.
@@ -127,7 +140,7 @@ pub struct CertificatePair {
 }
 
 /// Whether a device has to show a certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientAuth {
     /// Without a valid one the handshake fails.
@@ -139,7 +152,7 @@ pub enum ClientAuth {
 }
 
 /// A TLS version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 pub enum TlsVersion {
     /// TLS 1.2 (RFC 5246).
     #[serde(rename = "1.2")]
@@ -150,7 +163,7 @@ pub enum TlsVersion {
 }
 
 /// Who is let in.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admit {
     /// CEL expressions that must all be true.
@@ -158,7 +171,7 @@ pub struct Admit {
 }
 
 /// What CONNECT is rewritten to: CEL expressions that yield a string.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Connect {
     /// Replaces the client identifier.
@@ -170,7 +183,7 @@ pub struct Connect {
 }
 
 /// A group of brokers that serve the same clients.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Upstream {
     /// Unique; appears in logs and metrics.
@@ -180,19 +193,19 @@ pub struct Upstream {
     #[schemars(required)]
     pub servers: Option<At<Vec<At<Server>>>>,
     /// How often names are resolved again. Default: 30s.
-    pub resolve_interval: Option<Period>,
+    pub resolve_interval: Option<Timeout>,
     /// How a server is chosen. Default: hash.
     pub balance: Option<At<Balance>>,
     /// CEL string that `balance = "hash"` hashes. Default: mqtt.client_id.
     pub hash_key: Option<At<String>>,
     /// For each server tried. Default: 5s.
-    pub connect_timeout: Option<Period>,
+    pub connect_timeout: Option<Timeout>,
     /// Active health checks.
     pub health: Health,
     /// Failures within `fail_timeout` after which a server counts as down; 0 never. Default: 1.
     pub max_fails: Option<u32>,
     /// The window of `max_fails`, and how long a server then counts as down. Default: 10s.
-    pub fail_timeout: Option<Period>,
+    pub fail_timeout: Option<Timeout>,
     /// How long a server that recovered takes to reach its full weight. Default: 0s.
     pub slow_start: Option<At<Period>>,
     /// Encrypts towards the brokers; verification is always on.
@@ -200,8 +213,7 @@ pub struct Upstream {
 }
 
 /// One broker.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(from = "ServerForm")]
+#[derive(Clone, Debug, JsonSchema)]
 #[schemars(with = "ServerForm")]
 pub struct Server {
     /// `host:port`, or `embedded`.
@@ -209,25 +221,26 @@ pub struct Server {
     /// Share of the sessions relative to other servers.
     pub weight: u32,
     /// Sessions at once; none: no limit.
-    pub max_connections: Option<u32>,
+    pub max_connections: Option<NonZeroU32>,
     /// Used only when no other server is up.
     pub backup: bool,
 }
 
-#[derive(Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "\"host:port\", or a table { address, weight, max_connections, backup }")]
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "tells the schema what is read by hand, for the sake of the messages")]
 enum ServerForm {
     Address(String),
     Table(ServerTable),
 }
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerTable {
     address: String,
     #[serde(default = "one")]
     weight: u32,
-    max_connections: Option<u32>,
+    max_connections: Option<NonZeroU32>,
     #[serde(default)]
     backup: bool,
 }
@@ -236,19 +249,21 @@ const fn one() -> u32 {
     1
 }
 
-impl From<ServerForm> for Server {
-    fn from(form: ServerForm) -> Self {
-        match form {
-            ServerForm::Address(address) => Self { address, weight: 1, max_connections: None, backup: false },
-            ServerForm::Table(ServerTable { address, weight, max_connections, backup }) => {
-                Self { address, weight, max_connections, backup }
+impl<'de> Deserialize<'de> for Server {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(address) => Ok(Self { address, weight: 1, max_connections: None, backup: false }),
+            table => {
+                let ServerTable { address, weight, max_connections, backup } =
+                    ServerTable::deserialize(table).map_err(|error| D::Error::custom(error.message()))?;
+                Ok(Self { address, weight, max_connections, backup })
             }
         }
     }
 }
 
 /// How a server is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
     /// Ketama, consistent: a client keeps its broker while the broker is there.
@@ -263,15 +278,15 @@ pub enum Balance {
 }
 
 /// Active health checks.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Health {
     /// Default: mqtt.
     pub mode: HealthMode,
     /// From the end of one check to the next. Default: 5s.
-    pub interval: Option<Period>,
+    pub interval: Option<Timeout>,
     /// For one check as a whole. Default: 5s.
-    pub timeout: Option<Period>,
+    pub timeout: Option<Timeout>,
     /// Failed checks in a row that take a server down. Default: 1.
     pub fails: Option<u32>,
     /// Passed checks in a row that take it up again. Default: 1.
@@ -283,7 +298,7 @@ pub struct Health {
 }
 
 /// What a health check does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthMode {
     /// Sends a CONNECT (3.1.1) and wants a CONNACK.
@@ -296,7 +311,7 @@ pub enum HealthMode {
 }
 
 /// TLS towards brokers.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamTls {
     /// PEM bundle of trust anchors. Default: those of the system.
@@ -310,7 +325,7 @@ pub struct UpstreamTls {
 }
 
 /// One line for each connection, when it ends.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AccessLog {
     /// A file that is appended to; `-` is standard output.
@@ -321,7 +336,7 @@ pub struct AccessLog {
 }
 
 /// What an access line looks like.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLogFormat {
     /// Columns, as NGINX writes them.
@@ -332,7 +347,7 @@ pub enum AccessLogFormat {
 }
 
 /// The process as a whole.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
     /// Threads that move bytes. Default: the cores.
@@ -346,7 +361,7 @@ pub struct Runtime {
 }
 
 /// What a log line looks like.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
@@ -357,7 +372,7 @@ pub enum LogFormat {
 }
 
 /// HTTP for operators: `/livez`, `/readyz`, `/metrics`.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
     /// `address:port`, or `unix:PATH`.

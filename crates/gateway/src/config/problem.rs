@@ -100,6 +100,26 @@ impl Problems {
         &self.list
     }
 
+    /// All of them, one line each, for a log.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.list.iter().map(|problem| self.line(problem))
+    }
+
+    fn line(&self, problem: &Problem) -> String {
+        let mut line = self.path.display().to_string();
+        if let Some(span) = &problem.span {
+            let before = &self.source[..span.start.min(self.source.len())];
+            let row = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            line += &format!(":{row}:{column}");
+        }
+        line += &format!(": {}", problem.message);
+        if let Some(hint) = &problem.hint {
+            line += &format!(" ({hint})");
+        }
+        line
+    }
+
     /// How many there are of one severity.
     pub fn count(&self, severity: Severity) -> usize {
         self.list.iter().filter(|problem| problem.severity == severity).count()
@@ -162,24 +182,11 @@ impl Problem {
     }
 }
 
-/// One line each, for a log.
+/// The errors, for a log.
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, problem) in self.list.iter().filter(|problem| problem.severity == Severity::Error).enumerate() {
-            let separator = if position == 0 { "" } else { "; " };
-            write!(f, "{separator}{}", self.path.display())?;
-            if let Some(span) = &problem.span {
-                let before = &self.source[..span.start.min(self.source.len())];
-                let line = before.matches('\n').count() + 1;
-                let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-                write!(f, ":{line}:{column}")?;
-            }
-            write!(f, ": {}", problem.message)?;
-            if let Some(hint) = &problem.hint {
-                write!(f, " ({hint})")?;
-            }
-        }
-        Ok(())
+        let errors = self.list.iter().filter(|problem| problem.severity == Severity::Error);
+        f.write_str(&errors.map(|problem| self.line(problem)).collect::<Vec<_>>().join("; "))
     }
 }
 

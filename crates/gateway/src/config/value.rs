@@ -101,11 +101,27 @@ macro_rules! string_value {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Period(pub Duration);
 
-string_value!(Period, "Period", "a period of time: \"250ms\", \"5s\", \"10m\", \"1h 30m\"", |text: &str| {
-    humantime::parse_duration(text)
-        .map(Period)
-        .map_err(|error| format!("`{text}` is no period of time like \"5s\" or \"10m\": {error}"))
+string_value!(Period, "Period", "a period of time: \"0s\", \"250ms\", \"5s\", \"10m\", \"1h 30m\"", |text: &str| {
+    parse_period(text).map(Period)
 });
+
+/// A period of time that is not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeout(pub Duration);
+
+string_value!(Timeout, "Timeout", "a period of time that is not 0: \"250ms\", \"5s\", \"10m\"", |text: &str| {
+    let period = parse_period(text)?;
+    if period < Duration::from_millis(1) { Err("at least \"1ms\" is wanted".to_owned()) } else { Ok(Timeout(period)) }
+});
+
+/// No deadline is further away; far above, sums of times would overflow.
+const MAX_PERIOD: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
+
+fn parse_period(text: &str) -> Result<Duration, String> {
+    let period = humantime::parse_duration(text)
+        .map_err(|error| format!("`{text}` is no period of time like \"5s\" or \"10m\": {error}"))?;
+    if period > MAX_PERIOD { Err("ten years are the most".to_owned()) } else { Ok(period) }
+}
 
 /// A number of bytes, written `"64KiB"`, `"1MiB"`, `"4096"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

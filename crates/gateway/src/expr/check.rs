@@ -7,7 +7,35 @@ use super::facts::{NAMES, Type};
 use super::{ExpressionError, Names, Wanted};
 use crate::config::suggest;
 
-/// Functions that may be called: those of the language that have a use here.
+/// Operators that are not judged beyond their operands.
+const OPERATORS: &[&str] = &[
+    operators::ADD,
+    operators::SUBSTRACT,
+    operators::MULTIPLY,
+    operators::DIVIDE,
+    operators::MODULO,
+    operators::NEGATE,
+    operators::INDEX,
+];
+
+/// Functions that are called on a string.
+const OF_STRINGS: &[&str] = &[
+    "contains",
+    "startsWith",
+    "endsWith",
+    "matches",
+    "charAt",
+    "indexOf",
+    "lastIndexOf",
+    "lowerAscii",
+    "upperAscii",
+    "replace",
+    "split",
+    "substring",
+    "trim",
+];
+
+/// Functions that may be called, those of the language that have a use here, and what they yield.
 const FUNCTIONS: &[(&str, Type)] = &[
     ("size", Type::Int),
     ("contains", Type::Bool),
@@ -51,8 +79,15 @@ const MAX_COMPREHENSION_DEPTH: usize = 1;
 
 /// Judges a program; returns the names it uses.
 pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<Names, Vec<ExpressionError>> {
-    let mut checker =
-        Checker { source, program, bound: Vec::new(), depth: 0, names: Names::default(), is_guarded: false, errors: Vec::new() };
+    let mut checker = Checker {
+        source,
+        program,
+        bound: Vec::new(),
+        depth: 0,
+        names: Names::default(),
+        is_guarded: false,
+        errors: Vec::new(),
+    };
     let found = checker.type_of(program.expression());
     let (expected, article) = match wanted {
         Wanted::Bool => (Type::Bool, "a boolean"),
@@ -195,7 +230,8 @@ impl<'a> Checker<'a> {
     }
 
     fn call(&mut self, node: &'a IdedExpr, call: &'a CallExpr) -> Type {
-        let arguments: Vec<Type> = call.target.as_deref().into_iter().chain(&call.args).map(|a| self.type_of(a)).collect();
+        let arguments: Vec<Type> =
+            call.target.as_deref().into_iter().chain(&call.args).map(|a| self.type_of(a)).collect();
         match (call.func_name.as_str(), arguments.as_slice()) {
             (operators::LOGICAL_AND | operators::LOGICAL_OR | operators::LOGICAL_NOT, operands) => {
                 if let Some(wrong) = operands.iter().find(|operand| !operand.fits(Type::Bool)) {
@@ -232,20 +268,27 @@ impl<'a> Checker<'a> {
                 }
                 if [*left, *right].contains(&Type::String) { Type::String } else { Type::Unknown }
             }
-            (name, _) if name.contains(['_', '@']) => Type::Unknown,
-            (name, _) => self.function(node, call, name),
+            (name, _) if OPERATORS.contains(&name) => Type::Unknown,
+            (name, types) => self.function(node, call, name, types.first().copied()),
         }
     }
 
-    fn function(&mut self, node: &IdedExpr, call: &CallExpr, name: &str) -> Type {
+    fn function(&mut self, node: &IdedExpr, call: &CallExpr, name: &str, of: Option<Type>) -> Type {
         let Some((_, yields)) = FUNCTIONS.iter().find(|(known, _)| *known == name) else {
             let suggestion = suggest(name, FUNCTIONS.iter().map(|(known, _)| *known));
             self.error(node, format!("unknown function `{name}`")).hint =
                 suggestion.map(|suggestion| format!("did you mean `{suggestion}`?"));
             return Type::Unknown;
         };
+        if let Some(of) = of.filter(|of| OF_STRINGS.contains(&name) && !of.fits(Type::String)) {
+            self.error(node, format!("`{name}` is for strings, and this is {}", of.name()));
+        }
         // A pattern is compiled by the evaluator: it must be known to be one, and never be the client's.
         if name == "matches" {
+            if self.depth > 0 {
+                self.error(node, "`matches` may not stand in `all`, `exists`, `map` or `filter`".to_owned()).hint =
+                    Some("the pattern would be compiled for each element".to_owned());
+            }
             match call.args.last().map(|pattern| &pattern.expr) {
                 Some(Expr::Literal(LiteralValue::String(pattern))) => {
                     if let Err(error) = cel_regex_check(pattern.inner()) {
@@ -262,7 +305,9 @@ impl<'a> Checker<'a> {
 }
 
 fn cel_regex_check(pattern: &str) -> Result<(), String> {
-    regex::Regex::new(pattern).map(drop).map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
+    regex::Regex::new(pattern)
+        .map(drop)
+        .map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
 }
 
 fn path(expr: &Expr) -> String {

@@ -85,7 +85,8 @@ const MQTT: Type = Type::Struct(&[
     ("user_properties", Type::Map),
 ]);
 
-const CONN: Type = Type::Struct(&[("remote_addr", Type::String), ("remote_port", Type::Int), ("listener", Type::String)]);
+const CONN: Type =
+    Type::Struct(&[("remote_addr", Type::String), ("remote_port", Type::Int), ("listener", Type::String)]);
 
 /// The top-level names.
 pub(super) const NAMES: &[(&str, Type)] =

@@ -42,7 +42,8 @@ pub enum Wanted {
 
 /// A compiled expression.
 pub struct Expression {
-    source: Box<str>,
+    /// What the log calls it: its source, unless that may have a secret in it.
+    name: Box<str>,
     tree: IdedExpr,
     names: Names,
 }
@@ -83,7 +84,13 @@ impl Expression {
             vec![ExpressionError { message, span: 0..source.len(), hint: None }]
         })?;
         let names = check::check(source, &program, wanted)?;
-        Ok(Self { source: source.into(), tree: strict::strict(program.expression().clone()), names })
+        Ok(Self { name: source.into(), tree: strict::strict(program.expression().clone()), names })
+    }
+
+    /// Replaces the source as what the log calls this expression.
+    #[must_use]
+    pub fn known_as(self, name: &str) -> Self {
+        Self { name: name.into(), ..self }
     }
 
     /// Evaluates an expression that yields a boolean.
@@ -118,7 +125,7 @@ impl Expression {
     }
 
     fn failed(&self, why: &str) -> Reject {
-        tracing::debug!(expression = &*self.source, why, "expression failed");
+        tracing::debug!(expression = &*self.name, why, "expression failed");
         Reject::ExpressionFailed
     }
 }
@@ -136,6 +143,6 @@ fn describe(error: &cel::ExecutionError) -> &'static str {
 
 impl fmt::Debug for Expression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Expression({})", self.source)
+        write!(f, "Expression({})", self.name)
     }
 }

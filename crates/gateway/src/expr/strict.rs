@@ -15,9 +15,7 @@ pub(super) fn strict(node: IdedExpr) -> IdedExpr {
             match (call.func_name.as_str(), <[IdedExpr; 2]>::try_from(args)) {
                 (operators::LOGICAL_OR, Ok([left, right])) => conditional([left, constant(true), right]),
                 (operators::LOGICAL_AND, Ok([left, right])) => conditional([left, right, constant(false)]),
-                (_, Ok(args)) => {
-                    Expr::Call(CallExpr { target: call.target.map(boxed), args: args.into(), ..call })
-                }
+                (_, Ok(args)) => Expr::Call(CallExpr { target: call.target.map(boxed), args: args.into(), ..call }),
                 (_, Err(args)) => Expr::Call(CallExpr { target: call.target.map(boxed), args, ..call }),
             }
         }

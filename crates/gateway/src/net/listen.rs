@@ -10,10 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 /// Connections the kernel keeps ready before they are accepted; it cuts this to its own limit.
 const BACKLOG: i32 = 4096;
 /// A peer that vanished without a word is noticed after 60 s of silence and 3 probes 15 s apart.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(60))
-    .with_interval(Duration::from_secs(15))
-    .with_retries(3);
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(3);
 /// ... and after that long with bytes unacknowledged.
 const USER_TIMEOUT: Duration = Duration::from_secs(105);
 

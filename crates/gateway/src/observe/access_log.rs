@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::{DateTime, Local};
 use serde::Serialize;
@@ -26,6 +28,7 @@ pub struct AccessLog {
     format: Format,
     writer: NonBlocking,
     dropped: ErrorCounter,
+    failed: Arc<AtomicU64>,
     /// Writes what is waiting when the log is closed.
     _guard: WorkerGuard,
 }
@@ -43,13 +46,15 @@ impl AccessLog {
     }
 
     fn to(writer: impl Write + Send + 'static, format: Format) -> Self {
+        let failed = Arc::new(AtomicU64::new(0));
+        let writer = Counting { writer, failed: Arc::clone(&failed) };
         let (writer, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BACKLOG).finish(writer);
-        Self { format, dropped: writer.error_counter(), writer, _guard: guard }
+        Self { format, dropped: writer.error_counter(), failed, writer, _guard: guard }
     }
 
-    /// Lines dropped so far because the disk was too slow.
+    /// Lines lost so far: the disk was too slow, or full.
     pub fn dropped(&self) -> u64 {
-        self.dropped.dropped_lines() as u64
+        self.dropped.dropped_lines() as u64 + self.failed.load(Ordering::Relaxed)
     }
 
     /// What lines look like.
@@ -61,6 +66,27 @@ impl AccessLog {
         let line = line(self.format, record, outcome, Local::now());
         // Never fails: a line that finds the backlog full is counted.
         let _ = self.writer.clone().write_all(line.as_bytes());
+    }
+}
+
+/// Counts lines that cannot be written, of which nobody else would tell.
+struct Counting<W> {
+    writer: W,
+    failed: Arc<AtomicU64>,
+}
+
+impl<W: Write> Write for Counting<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Err(error) = self.writer.write_all(bytes) {
+            if self.failed.fetch_add(1, Ordering::Relaxed) == 0 {
+                tracing::error!(%error, "access log cannot be written");
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
     }
 }
 
@@ -200,7 +226,9 @@ mod tests {
 
     #[test]
     fn no_client_can_forge_a_line_or_a_field() {
-        for hostile in ["a\nb", "a 200 0 0 - x ok\r\n", "a\u{2028}b", "a\u{1b}[2Jb", "a\\x0Ab", "a\"b", "a\tb", "ä\u{85}"] {
+        for hostile in
+            ["a\nb", "a 200 0 0 - x ok\r\n", "a\u{2028}b", "a\u{1b}[2Jb", "a\\x0Ab", "a\"b", "a\tb", "ä\u{85}"]
+        {
             let record = record(hostile);
             for format in [Format::Combined, Format::Json] {
                 let line = line(format, &record, Outcome::Rejected(Reject::IdentityMismatch), at());

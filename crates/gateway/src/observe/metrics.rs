@@ -121,7 +121,7 @@ impl Default for Metrics {
         registry.register("reloads", "Reloads of the configuration, by result", m.reloads.clone());
         registry.register(
             "access_log_dropped_lines",
-            "Access lines dropped since the log was opened, because the disk was too slow",
+            "Access lines lost since the log was opened, because the disk was too slow or full",
             m.log_lines_dropped.clone(),
         );
         let start: Gauge = Gauge::default();
@@ -228,7 +228,11 @@ impl ListenerMetrics {
 
     /// Counts a completed TLS handshake that began at `since`.
     pub fn count_handshake(&self, resumed: bool, since: Instant) {
-        if resumed { self.handshakes_resumed.inc() } else { self.handshakes_full.inc() };
+        if resumed {
+            self.handshakes_resumed.inc()
+        } else {
+            self.handshakes_full.inc()
+        };
         self.handshake_seconds.observe(since.elapsed().as_secs_f64());
     }
 

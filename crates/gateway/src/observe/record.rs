@@ -100,6 +100,19 @@ impl Record {
         self.observer.access_log.load().as_ref().is_some_and(|log| log.format() == Format::Json)
     }
 
+    /// Counts application bytes from and to the client.
+    pub fn moved(&mut self, received: u64, sent: u64) {
+        self.received += received;
+        self.sent += sent;
+        // Most polls of a session move bytes one way only; an atomic that others use too is not touched for nothing.
+        if received > 0 {
+            self.listener.received.inc_by(received);
+        }
+        if sent > 0 {
+            self.listener.sent.inc_by(sent);
+        }
+    }
+
     /// The broker has answered CONNECT.
     pub fn connected(&mut self) {
         self.connected_after = Some(self.opened.elapsed());

@@ -23,8 +23,9 @@ pub struct Rewriting {
     password: Option<Expression>,
 }
 
-/// The new values of fields, to be put into a CONNECT.
-#[derive(Debug, Default)]
+/// The new values of fields, to be put into a CONNECT. Not to be printed: one is a password.
+#[derive(Default)]
+#[expect(missing_debug_implementations, reason = "it holds a password")]
 pub struct Replacements {
     client_id: Option<Arc<String>>,
     username: Option<Arc<String>>,
@@ -63,7 +64,7 @@ impl Rewriting {
         Self {
             client_id: field(&connect.client_id),
             username: field(&connect.username),
-            password: field(&connect.password),
+            password: field(&connect.password).map(|password| password.known_as("connect.password")),
         }
     }
 
@@ -102,6 +103,13 @@ impl Replacements {
 /// Compiles an expression; says what is wrong with it in the document's problems.
 pub(crate) fn compile(source: Option<&At<String>>, wanted: Wanted, document: &mut Document) -> Option<Expression> {
     let source = source?;
+    if document.is_substituted(&source.span) {
+        // It would be code, and both the code and what is wrong with it are shown.
+        let problem =
+            document.problems.error(&source.span, "nothing from outside the file can be put into an expression");
+        problem.hint("`${ENV:...}` and `${FILE:...}` are for values that are no expressions");
+        return None;
+    }
     match Expression::compile(source, wanted) {
         Ok(expression) => Some(expression),
         Err(errors) => {

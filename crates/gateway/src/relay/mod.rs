@@ -2,4 +2,4 @@
 
 mod raw;
 
-pub use raw::{Ends, Ended, relay};
+pub use raw::{Ends, relay};

@@ -12,13 +12,13 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use portcullis_wire::{Disconnect, Scanner, Version};
+use portcullis_wire::{Disconnect, Scanner};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::net::Stream;
-use crate::observe::ListenerMetrics;
+use crate::observe::Record;
 use crate::outcome::CloseReason;
 
 /// Read at once: as much as one TLS record holds.
@@ -41,38 +41,25 @@ pub struct Ends {
     pub broker: Stream,
     /// What the broker has said already, from its first byte on.
     pub greeting: Vec<u8>,
-    /// What the client speaks.
-    pub version: Version,
+    /// Whether the gateway may end the session with a DISCONNECT of its own: in MQTT 5, once the broker has accepted
+    /// the client [MQTT-3.14.0-1].
+    pub may_say_goodbye: bool,
 }
 
-/// How a relay ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// Why.
-    pub reason: CloseReason,
-    /// Bytes from the client.
-    pub received: u64,
-    /// Bytes to the client.
-    pub sent: u64,
-}
-
-/// Moves bytes until both sides have ended, one is lost, or `stop` says so.
-pub async fn relay(ends: Ends, metrics: &ListenerMetrics, stop: &CancellationToken) -> Ended {
+/// Moves bytes until both sides have ended, one is lost, or `stop` says so. They are counted as they go, so that even
+/// a session that is cut off has a true record.
+pub async fn relay(ends: Ends, record: &mut Record, stop: &CancellationToken) -> CloseReason {
     let mut relay = Relay::new(ends);
-    metrics.sent.inc_by(relay.down.bytes);
     let mut stopped = pin!(stop.cancelled());
-    let reason = poll_fn(|cx| {
+    poll_fn(|cx| {
         if !relay.is_stopping && stopped.as_mut().poll(cx).is_ready() {
             relay.say_goodbye();
         }
-        let (received, sent) = (relay.up.bytes, relay.down.bytes);
         let poll = relay.poll(cx);
-        metrics.received.inc_by(relay.up.bytes - received);
-        metrics.sent.inc_by(relay.down.bytes - sent);
+        record.moved(std::mem::take(&mut relay.up.bytes), std::mem::take(&mut relay.down.bytes));
         poll
     })
-    .await;
-    Ended { reason, received: relay.up.bytes, sent: relay.down.bytes }
+    .await
 }
 
 struct Relay {
@@ -80,45 +67,55 @@ struct Relay {
     broker: Stream,
     up: Flow,
     down: Flow,
-    version: Version,
+    may_say_goodbye: bool,
     /// The first thing that happened: what comes after is its consequence.
     reason: Option<CloseReason>,
     is_stopping: bool,
+    /// The broker takes nothing more; it may still have something to say.
+    is_broker_deaf: bool,
+    /// Which direction has its turn first: a flood in one is not to starve the other.
+    is_downs_turn: bool,
     /// Set once one side has ended.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Relay {
     fn new(ends: Ends) -> Self {
-        let mut down = Flow { scanner: (ends.version == Version::V5).then(Scanner::new), ..Flow::default() };
+        let mut down = Flow { scanner: ends.may_say_goodbye.then(Scanner::new), ..Flow::default() };
         down.take(&ends.greeting);
         Self {
             client: ends.client,
             broker: ends.broker,
             up: Flow::default(),
             down,
-            version: ends.version,
+            may_say_goodbye: ends.may_say_goodbye,
             reason: None,
             is_stopping: false,
+            is_broker_deaf: false,
+            is_downs_turn: false,
             deadline: None,
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        if let Poll::Ready(Err(side)) = self.up.poll(cx, &mut self.client, &mut self.broker) {
-            return Poll::Ready(self.because(side.lost_upwards()));
+        self.is_downs_turn = !self.is_downs_turn;
+        for is_down in [self.is_downs_turn, !self.is_downs_turn] {
+            if let Some(lost) = if is_down { self.poll_down(cx) } else { self.poll_up(cx) } {
+                return Poll::Ready(self.because(lost));
+            }
         }
-        if let Poll::Ready(Err(side)) = self.down.poll(cx, &mut self.broker, &mut self.client) {
-            return Poll::Ready(self.because(side.lost_downwards()));
-        }
-        if self.up.has_ended() {
+        if self.up.has_ended() && !self.is_broker_deaf {
             self.because(CloseReason::Ok);
         }
         if self.down.has_ended() {
             self.because(CloseReason::UpstreamClosed);
         }
-        let Some(reason) = self.reason else { return Poll::Pending };
-        let is_over = if self.is_stopping { self.down.is_closed() } else { self.up.is_closed() && self.down.is_closed() };
+        if self.reason.is_none() && !self.is_broker_deaf {
+            return Poll::Pending;
+        }
+        let reason = self.reason.unwrap_or(CloseReason::UpstreamLost);
+        let is_over =
+            if self.is_stopping { self.down.is_closed() } else { self.up.is_closed() && self.down.is_closed() };
         if is_over {
             return Poll::Ready(reason);
         }
@@ -126,6 +123,29 @@ impl Relay {
         let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
         ready!(deadline.as_mut().poll(cx));
         Poll::Ready(if reason == CloseReason::UpstreamClosed { CloseReason::HalfCloseTimeout } else { reason })
+    }
+
+    /// `Some`: the session is over at once.
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Option<CloseReason> {
+        match self.up.poll(cx, &mut self.client, &mut self.broker) {
+            Poll::Ready(Err(Broken::Reading)) => Some(CloseReason::ClientLost),
+            Poll::Ready(Err(Broken::Writing)) => {
+                // What a broker says before it hangs up, why for instance, is still to reach the client.
+                self.is_broker_deaf = true;
+                self.up.abandon();
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// `Some`: the session is over at once.
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Option<CloseReason> {
+        match self.down.poll(cx, &mut self.broker, &mut self.client) {
+            Poll::Ready(Err(Broken::Reading)) => Some(CloseReason::UpstreamLost),
+            Poll::Ready(Err(Broken::Writing)) => Some(CloseReason::ClientLost),
+            _ => None,
+        }
     }
 
     fn because(&mut self, reason: CloseReason) -> CloseReason {
@@ -137,7 +157,7 @@ impl Relay {
         self.is_stopping = true;
         self.because(CloseReason::Drained);
         self.deadline = None;
-        let goodbye = (self.version == Version::V5).then(|| Disconnect::ServerShuttingDown.packet());
+        let goodbye = self.may_say_goodbye.then(|| Disconnect::ServerShuttingDown.packet());
         self.down.end_with(goodbye);
     }
 }
@@ -149,22 +169,6 @@ enum Broken {
     Writing,
 }
 
-impl Broken {
-    const fn lost_upwards(self) -> CloseReason {
-        match self {
-            Broken::Reading => CloseReason::ClientLost,
-            Broken::Writing => CloseReason::UpstreamLost,
-        }
-    }
-
-    const fn lost_downwards(self) -> CloseReason {
-        match self {
-            Broken::Reading => CloseReason::UpstreamLost,
-            Broken::Writing => CloseReason::ClientLost,
-        }
-    }
-}
-
 /// One direction.
 #[derive(Default)]
 struct Flow {
@@ -173,7 +177,7 @@ struct Flow {
     written: usize,
     state: State,
     is_unflushed: bool,
-    /// Bytes read.
+    /// Bytes read since they were last asked for.
     bytes: u64,
     /// Follows the packets, where a goodbye may have to be put between them.
     scanner: Option<Scanner>,
@@ -296,6 +300,11 @@ impl Flow {
             (Some(_), Some(_)) => self.goodbye = goodbye,
             _ => self.state = State::Ending,
         }
+    }
+
+    /// Gives up: what is pending has nowhere to go.
+    fn abandon(&mut self) {
+        (self.pending, self.written, self.state) = (Vec::new(), 0, State::Closed);
     }
 
     fn has_ended(&self) -> bool {

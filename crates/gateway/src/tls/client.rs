@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::files::{read_anchors, read_pair};
+use super::files::{read_anchors, read_pair, warn_if_exposed};
 use super::provider;
 use crate::config::model::UpstreamTls;
 use crate::config::{At, Complaint, Document};
@@ -54,17 +54,18 @@ impl ClientTls {
             .with_root_certificates(roots);
         let config = match (&tls.certificate, &tls.private_key) {
             (None, None) => builder.with_no_client_auth(),
-            (Some(chain), Some(key)) => match read_pair(&document.resolve(chain), &document.resolve(key)) {
-                Ok(pair) => {
-                    builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
+            (Some(chain), Some(key)) => {
+                warn_if_exposed(&document.resolve(key), &key.span, document);
+                match read_pair(&document.resolve(chain), &document.resolve(key)) {
+                    Ok(pair) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
                         Arc::unwrap_or_clone(pair),
-                    )))
+                    ))),
+                    Err(complaint) => {
+                        document.problems.complain(&chain.span, complaint);
+                        return None;
+                    }
                 }
-                Err(complaint) => {
-                    document.problems.complain(&chain.span, complaint);
-                    return None;
-                }
-            },
+            }
             (Some(one), None) | (None, Some(one)) => {
                 document.problems.error(&one.span, "`certificate` and `private_key` go together");
                 return None;

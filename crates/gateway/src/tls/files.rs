@@ -1,5 +1,6 @@
 //! Certificates and keys from PEM files.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::provider;
-use crate::config::Complaint;
+use crate::config::{Complaint, Document, is_exposed};
 
 /// The certificates of a PEM file, in its order; at least one.
 ///
@@ -64,10 +65,12 @@ pub fn expiry(path: &Path) -> Result<i64, Complaint> {
     expiries.and_then(|all| all.into_iter().min()).ok_or_else(complaint)
 }
 
-/// Whether others than the owner and the group can read a file.
-pub(crate) fn is_exposed(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0)
+/// Warns of a private key that everybody can read.
+pub(super) fn warn_if_exposed(key: &Path, span: &Range<usize>, document: &mut Document) {
+    if is_exposed(key) {
+        let message = format!("everybody on this machine can read the private key {}", key.display());
+        document.problems.warning(span, message).hint(format!("chmod 600 {}", key.display()));
+    }
 }
 
 fn unreadable(path: &Path, error: &pem::Error) -> Complaint {

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::files::{is_exposed, read_anchors, read_pair};
+use super::files::{read_anchors, read_pair, warn_if_exposed};
 use super::verifier::{DeviceVerifier, reject};
 use super::{Certificate, provider};
 use crate::config::model::{Certificates, ClientAuth, ListenerTls, TlsVersion};
@@ -137,13 +137,13 @@ fn reason(error: &io::Error) -> Reject {
 
 fn read_pairs(tls: &At<ListenerTls>, document: &mut Document) -> Option<Vec<Arc<CertifiedKey>>> {
     let Some(certificate) = &tls.certificate else {
-        document.problems.error(&tls.span, "`certificate` is missing").hint("a PEM file, the server's own first");
+        document.missing(&tls.span, "certificate", "a PEM file, the server's own first");
         return None;
     };
     let pairs = match (&certificate.value, &tls.private_key) {
         (Certificates::One(chain), Some(key)) => vec![(chain, key.value.clone())],
         (Certificates::One(_), None) => {
-            document.problems.error(&tls.span, "`private_key` is missing");
+            document.missing(&tls.span, "private_key", "a PEM file, the key of the certificate");
             return None;
         }
         (Certificates::Many(_), Some(key)) => {
@@ -163,10 +163,7 @@ fn read_pairs(tls: &At<ListenerTls>, document: &mut Document) -> Option<Vec<Arc<
     let count = pairs.len();
     for (chain, key) in pairs {
         let (chain, key) = (document.resolve(chain), document.resolve(&key));
-        if is_exposed(&key) {
-            let message = format!("everybody on this machine can read the private key {}", key.display());
-            document.problems.warning(&certificate.span, message).hint(format!("chmod 600 {}", key.display()));
-        }
+        warn_if_exposed(&key, &certificate.span, document);
         match read_pair(&chain, &key) {
             Ok(pair) => read.push(pair),
             Err(complaint) => document.problems.complain(&certificate.span, complaint),
@@ -266,5 +263,9 @@ impl ResolvesServerCert for BySni {
 }
 
 fn dns_names(pair: &CertifiedKey) -> Vec<String> {
-    pair.cert.first().and_then(|der| Certificate::from_der(der)).map(|certificate| certificate.san.dns).unwrap_or_default()
+    pair.cert
+        .first()
+        .and_then(|der| Certificate::from_der(der))
+        .map(|certificate| certificate.san.dns)
+        .unwrap_or_default()
 }

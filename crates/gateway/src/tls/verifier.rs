@@ -34,7 +34,12 @@ impl DeviceVerifier {
         Self { anchors, subjects, depth: usize::from(depth), mandatory, provider }
     }
 
-    fn verify(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), webpki::Error> {
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), webpki::Error> {
         let leaf = EndEntityCert::try_from(leaf)?;
         let depth = |path: &VerifiedPath<'_>| {
             let is_short_enough = path.intermediate_certificates().count() <= self.depth;
@@ -140,7 +145,9 @@ pub(super) fn reject(error: &Error) -> Reject {
             rustls::PeerIncompatible::Tls12NotOffered
             | rustls::PeerIncompatible::Tls12NotOfferedOrEnabled
             | rustls::PeerIncompatible::Tls13RequiredForQuic
-            | rustls::PeerIncompatible::SupportedVersionsExtensionRequired => Reject::TlsVersion,
+            | rustls::PeerIncompatible::SupportedVersionsExtensionRequired
+            // The extension came with TLS 1.2 (RFC 5246, 7.4.1.4.1): without it, the client is older.
+            | rustls::PeerIncompatible::SignatureAlgorithmsExtensionRequired => Reject::TlsVersion,
             _ => Reject::TlsParameters,
         },
         Error::NoApplicationProtocol => Reject::TlsParameters,

@@ -14,6 +14,9 @@ use tokio::time::Instant;
 use super::pool::Endpoint;
 use crate::config::model::Balance;
 
+/// Points on the hash ring for each unit of weight, as NGINX has them.
+const POINTS_A_WEIGHT: usize = 160;
+
 /// What a choice is made by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choice<'a> {
@@ -29,6 +32,8 @@ pub(super) struct Balancer {
     /// Positions of those that are no backup.
     primaries: Vec<usize>,
     ring: Option<Continuum>,
+    /// How many points the ring has at most.
+    points: usize,
     /// Round robin: positions, each as often as its weight says, evenly mixed.
     sequence: Vec<usize>,
     cursor: AtomicUsize,
@@ -46,9 +51,11 @@ impl Balancer {
         let bucket = |position: &usize| Bucket::new(ring_address(&endpoints[*position]), endpoints[*position].weight);
         let ring = (balance == Balance::Hash && primaries.len() > 1)
             .then(|| Continuum::new(&primaries.iter().map(bucket).collect::<Vec<_>>()));
+        let weights: usize = primaries.iter().map(|position| endpoints[*position].weight as usize).sum();
         let sequence =
             if balance == Balance::RoundRobin { smooth_sequence(&endpoints, &primaries) } else { Vec::new() };
-        Self { balance, endpoints, primaries, ring, sequence, cursor: AtomicUsize::new(0) }
+        let points = POINTS_A_WEIGHT * weights;
+        Self { balance, endpoints, primaries, ring, points, sequence, cursor: AtomicUsize::new(0) }
     }
 
     /// All of them, in the order of the configuration.
@@ -92,24 +99,26 @@ impl Balancer {
 
     fn by_hash(&self, key: &[u8]) -> Vec<usize> {
         let mut order = Vec::with_capacity(self.primaries.len());
-        for address in self.ring.iter().flat_map(|ring| ring.node_iter(key)) {
+        // The iterator goes around the ring for ever, and two addresses may share all their points.
+        for address in self.ring.iter().flat_map(|ring| ring.node_iter(key).take(self.points)) {
             let of_address = |position: &&usize| ring_address(&self.endpoints[**position]) == *address;
             if let Some(position) = self.primaries.iter().find(of_address)
                 && !order.contains(position)
             {
                 order.push(*position);
                 if order.len() == self.primaries.len() {
-                    break;
+                    return order;
                 }
             }
         }
+        let missing: Vec<usize> = self.primaries.iter().copied().filter(|position| !order.contains(position)).collect();
+        order.extend(missing);
         order
     }
 
     /// Sessions for its weight; what has no session yet goes by weight alone.
     fn load(&self, position: usize, now: Instant) -> f64 {
-        let endpoint = &self.endpoints[position];
-        f64::from(endpoint.active() + 1) / (f64::from(endpoint.weight) * endpoint.state.health.ramp(now))
+        f64::from(self.endpoints[position].active() + 1) / self.weight(position, now)
     }
 
     fn by_load(&self, now: Instant) -> Vec<usize> {
@@ -121,27 +130,52 @@ impl Balancer {
 
     fn by_two(&self, now: Instant) -> Vec<usize> {
         let mut order = self.rotated(rand::rng().random_range(0..self.primaries.len()));
-        let up = order.iter().filter(|position| self.endpoints[**position].state.health.is_up(now)).count();
-        order.sort_by_key(|position| !self.endpoints[*position].state.health.is_up(now));
-        if up > 2 {
-            // `rotated` made the first one random; the other is any of those behind it.
-            order.swap(1, rand::rng().random_range(1..up));
+        order.sort_by_key(|position| !self.is_up(*position, now));
+        let up = order.iter().filter(|position| self.is_up(**position, now)).count();
+        for place in 0..up.min(2) {
+            let drawn = self.draw(&order[place..up], now);
+            order.swap(place, place + drawn);
         }
-        if self.load(order[1], now) < self.load(order[0], now) {
+        if up > 1 && self.load(order[1], now) < self.load(order[0], now) {
             order.swap(0, 1);
         }
         order
     }
 
+    /// The place in `of` of one drawn at random, by weight.
+    fn draw(&self, of: &[usize], now: Instant) -> usize {
+        let weight = |position: &usize| self.weight(*position, now);
+        let mut left = rand::rng().random::<f64>() * of.iter().map(weight).sum::<f64>();
+        let passed = |position: &usize| {
+            left -= weight(position);
+            left < 0.0
+        };
+        of.iter().position(passed).unwrap_or(0)
+    }
+
+    fn is_up(&self, position: usize, now: Instant) -> bool {
+        self.endpoints[position].state.health.is_up(now)
+    }
+
+    /// The weight that counts at present.
+    fn weight(&self, position: usize, now: Instant) -> f64 {
+        let endpoint = &self.endpoints[position];
+        f64::from(endpoint.weight) * endpoint.state.health.ramp(now)
+    }
+
     fn by_turn(&self, now: Instant) -> Vec<usize> {
-        let turn = |cursor: usize| self.sequence[cursor % self.sequence.len()];
+        // Turns of a server that is down are nobody's: given to the next, its neighbour would have twice its share.
+        let up: Vec<usize> = self.sequence.iter().copied().filter(|position| self.is_up(*position, now)).collect();
+        let turns = if up.is_empty() { &self.sequence } else { &up };
+        let turn = |cursor: usize| turns[cursor % turns.len()];
         let mut cursor = self.cursor.fetch_add(1, Ordering::Relaxed);
         // A server that is warming up passes on some of its turns.
         if rand::rng().random::<f64>() > self.endpoints[turn(cursor)].state.health.ramp(now) {
             cursor = self.cursor.fetch_add(1, Ordering::Relaxed);
         }
         let mut order = Vec::with_capacity(self.primaries.len());
-        for position in (cursor..cursor + self.sequence.len()).map(turn) {
+        let upcoming = (0..turns.len()).map(|ahead| turn(cursor.wrapping_add(ahead)));
+        for position in upcoming.chain(self.primaries.iter().copied()) {
             if !order.contains(&position) {
                 order.push(position);
             }
@@ -172,7 +206,8 @@ fn smooth_sequence(endpoints: &[Arc<Endpoint>], primaries: &[usize]) -> Vec<usiz
     (0..total)
         .filter_map(|_| {
             primaries.iter().for_each(|position| gained[*position] += weight(*position));
-            let richest = primaries.iter().copied().max_by_key(|position| (gained[*position], usize::MAX - position))?;
+            let richest =
+                primaries.iter().copied().max_by_key(|position| (gained[*position], usize::MAX - position))?;
             gained[richest] -= total;
             Some(richest)
         })
@@ -265,8 +300,21 @@ mod tests {
         assert_eq!(turns["10.0.0.3:1883"], 50);
         let held = counts(&Balancer::new(Balance::LeastConnections, endpoints(&[1, 3])), 400, true);
         assert!((295..=305).contains(&held["10.0.0.2:1883"]), "{held:?}");
+        let held = counts(&Balancer::new(Balance::RandomTwo, endpoints(&[1, 1, 1, 10])), 1300, true);
+        assert!((900..=1100).contains(&held["10.0.0.4:1883"]), "{held:?}");
+        let down = endpoints(&[1, 1, 1]);
+        take_down(&down[1]);
+        let turns = counts(&Balancer::new(Balance::RoundRobin, down), 100, false);
+        assert_eq!((turns["10.0.0.1:1883"], turns["10.0.0.3:1883"]), (50, 50), "and none has twice its share");
         let held = counts(&Balancer::new(Balance::RandomTwo, endpoints(&[1, 1, 1, 1])), 400, true);
         assert!(held.values().all(|count| (90..=110).contains(count)), "{held:?}");
+    }
+
+    #[test]
+    fn addresses_that_share_a_place_on_the_ring_are_all_tried() {
+        let all = ["[fe80::1%2]:1883", "[fe80::1%3]:1883"].map(|address| Endpoint::for_test(address, 1, false));
+        let balancer = Balancer::new(Balance::Hash, all.to_vec());
+        assert_eq!(balancer.candidates(Choice { key: b"thing001" }, Instant::now()).len(), 2);
     }
 
     #[test]

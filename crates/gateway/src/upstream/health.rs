@@ -32,7 +32,8 @@ pub(super) struct Check {
     passes: u32,
     username: Option<String>,
     password: Option<Secret>,
-    /// Unique to this gateway, so that two of them do not throw each other's checks off a broker.
+    /// Unique to this gateway, so that two of them do not throw each other's checks off a broker. Behind it comes what
+    /// tells servers apart, which may be one cluster; all in the 23 bytes that every broker takes [MQTT-3.1.3-5].
     client_id: String,
 }
 
@@ -49,7 +50,7 @@ impl Check {
             passes: health.passes.unwrap_or(1).max(1),
             username: health.username.clone(),
             password: health.password.as_ref().map(|password| password.value.clone()),
-            client_id: format!("portcullis-{:012x}", rand::rng().random::<u64>() >> 16),
+            client_id: format!("portcullis-{:08x}", rand::rng().random::<u32>()),
         }
     }
 
@@ -71,13 +72,15 @@ impl Check {
         }
     }
 
-    fn connect_packet(&self) -> Result<Vec<u8>, portcullis_wire::Error> {
+    fn connect_packet(&self, server: &str) -> Result<Vec<u8>, portcullis_wire::Error> {
+        let number = server.bytes().fold(0_u16, |number, byte| number.wrapping_mul(31).wrapping_add(byte.into()));
+        let client_id = format!("{}{number:04x}", self.client_id);
         let connect = Connect {
             version: Version::V311,
             clean_start: true,
             keep_alive: 60,
             properties: Properties::default(),
-            client_id: &self.client_id,
+            client_id: &client_id,
             will: None,
             username: self.username.as_deref(),
             password: self.password.as_ref().map(|password| password.expose().as_bytes()),
@@ -101,6 +104,8 @@ pub(super) struct PassiveLimits {
 pub(super) struct Health {
     /// What active checks say; true before the first.
     checked_up: AtomicBool,
+    /// There are no active checks; what one that is still on its way says counts no more.
+    is_unchecked: AtomicBool,
     /// Milliseconds; until then it is down because of failures. 0: it is not.
     down_until: AtomicU64,
     /// Milliseconds; when it was last seen to come back. 0: never.
@@ -127,10 +132,10 @@ fn milliseconds(at: Instant) -> u64 {
 
 impl Health {
     pub(super) fn new() -> Self {
-        let limits =
-            PassiveLimits { max_fails: 1, fail_timeout: Duration::from_secs(10), slow_start: Duration::ZERO };
+        let limits = PassiveLimits { max_fails: 1, fail_timeout: Duration::from_secs(10), slow_start: Duration::ZERO };
         Self {
             checked_up: AtomicBool::new(true),
+            is_unchecked: AtomicBool::new(false),
             down_until: AtomicU64::new(0),
             recovered_at: AtomicU64::new(0),
             limits: RwLock::new(limits),
@@ -138,12 +143,10 @@ impl Health {
         }
     }
 
-    /// Sets limits that a reload may have changed; without checks, no check can have anything against it.
+    /// Sets what a reload may have changed.
     pub(super) fn configure(&self, limits: PassiveLimits, checks_are_off: bool) {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
-        if checks_are_off {
-            self.checked_up.store(true, Ordering::Relaxed);
-        }
+        self.is_unchecked.store(checks_are_off, Ordering::Relaxed);
     }
 
     fn limits(&self) -> PassiveLimits {
@@ -156,7 +159,8 @@ impl Health {
 
     /// Whether sessions may be given to it.
     pub(super) fn is_up(&self, now: Instant) -> bool {
-        self.checked_up.load(Ordering::Relaxed) && self.down_until.load(Ordering::Relaxed) <= milliseconds(now)
+        (self.checked_up.load(Ordering::Relaxed) || self.is_unchecked.load(Ordering::Relaxed))
+            && self.down_until.load(Ordering::Relaxed) <= milliseconds(now)
     }
 
     /// A session's connect failed.
@@ -204,7 +208,8 @@ impl Health {
 
     /// The part of its weight that counts at present: grows to 1 over `slow_start` after it came back.
     pub(super) fn ramp(&self, now: Instant) -> f64 {
-        let (slow_start, recovered) = (self.limits().slow_start.as_secs_f64(), self.recovered_at.load(Ordering::Relaxed));
+        let (slow_start, recovered) =
+            (self.limits().slow_start.as_secs_f64(), self.recovered_at.load(Ordering::Relaxed));
         if slow_start == 0.0 || recovered == 0 {
             return 1.0;
         }
@@ -252,7 +257,7 @@ async fn attempt(upstream: &Upstream, endpoint: &Endpoint) -> io::Result<()> {
     if upstream.check.mode == HealthMode::Tcp {
         return stream.shutdown().await;
     }
-    stream.write_all(&upstream.check.connect_packet().map_err(io::Error::other)?).await?;
+    stream.write_all(&upstream.check.connect_packet(&endpoint.label).map_err(io::Error::other)?).await?;
     stream.flush().await?;
     let mut answer = Vec::with_capacity(64);
     loop {
@@ -298,6 +303,14 @@ mod tests {
         assert!(health.ramp(Instant::now()) < 0.1, "and begins slowly");
         advance(10).await;
         assert!((health.ramp(Instant::now()) - 0.5).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_check_that_comes_back_after_checks_were_turned_off_has_no_say() {
+        let health = Health::new();
+        health.configure(health.limits(), true);
+        health.checked(false, &Check::off(), Instant::now());
+        assert!(health.is_up(Instant::now()));
     }
 
     #[test]

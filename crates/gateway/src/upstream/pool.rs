@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -22,6 +23,8 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 const FAIL_TIMEOUT: Duration = Duration::from_secs(10);
 /// For all names together, when the configuration is loaded; later they are resolved in the background.
 const FIRST_RESOLUTION: Duration = Duration::from_secs(5);
+/// Between attempts while a name has no address at all.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Beyond, one server would fill a hash ring with a million points.
 const MAX_WEIGHT: u32 = 1000;
 
@@ -39,6 +42,8 @@ pub struct Upstream {
     limits: PassiveLimits,
     pub(super) tls: Option<ClientTls>,
     endpoints: ArcSwap<Balancer>,
+    /// Of every address with a session or a place among `endpoints`: one that leaves DNS and returns is still known.
+    states: Mutex<HashMap<Arc<str>, Weak<EndpointState>>>,
 }
 
 /// A server as configured.
@@ -46,7 +51,7 @@ pub struct Upstream {
 struct Server {
     address: Address,
     weight: u32,
-    max_connections: Option<u32>,
+    max_connections: Option<NonZeroU32>,
     backup: bool,
 }
 
@@ -56,6 +61,9 @@ enum Address {
     Socket(SocketAddr),
     Name(Arc<str>, u16),
 }
+
+/// An address of a server: its label, its host, and itself.
+type Resolved = (Arc<str>, Arc<str>, Option<SocketAddr>);
 
 /// One address of a server.
 #[derive(Debug)]
@@ -117,11 +125,11 @@ impl Upstream {
             Some(tls) => Some(ClientTls::compile(tls, document)?),
             None => None,
         };
-        let period = |period: Option<crate::config::Period>, default| period.map_or(default, |period| period.0);
+        let period = |period: Option<crate::config::Timeout>, default| period.map_or(default, |period| period.0);
         let name: Arc<str> = upstream.name.as_ref()?.value.as_str().into();
         Some(Self {
             servers: compile_servers(upstream, document)?,
-            resolve_interval: period(upstream.resolve_interval, RESOLVE_INTERVAL).max(Duration::from_secs(1)),
+            resolve_interval: period(upstream.resolve_interval, RESOLVE_INTERVAL),
             balance,
             hash_key,
             connect_timeout: period(upstream.connect_timeout, CONNECT_TIMEOUT),
@@ -133,6 +141,7 @@ impl Upstream {
             },
             tls,
             endpoints: ArcSwap::default(),
+            states: Mutex::default(),
             name,
         })
     }
@@ -150,7 +159,17 @@ impl Upstream {
     /// Resolves all names for the first time; what is known of endpoints that `previous` has too is taken over.
     pub(crate) async fn activate(&self, previous: Option<&Upstream>, observer: &Observer) {
         let known = previous.map(|previous| previous.endpoints.load_full());
+        if let Some(previous) = previous {
+            self.states().clone_from(&previous.states());
+        }
         self.resolve(known.as_deref(), observer, FIRST_RESOLUTION).await;
+    }
+
+    /// Removes its servers from the metrics: it is no longer configured.
+    pub(crate) fn retire(&self, observer: &Observer) {
+        for endpoint in self.endpoints.load().all() {
+            observer.metrics.forget_server(&self.name, &endpoint.label);
+        }
     }
 
     /// Starts resolving and checking in the background, until the upstream is dropped.
@@ -158,11 +177,13 @@ impl Upstream {
         if self.servers.iter().any(|server| matches!(server.address, Address::Name(..))) {
             let (this, observer, interval) = (Arc::downgrade(self), Arc::clone(observer), self.resolve_interval);
             tokio::spawn(async move {
+                // What the first resolution missed is asked for again soon.
+                let mut is_complete = false;
                 loop {
-                    tokio::time::sleep(interval).await;
+                    tokio::time::sleep(if is_complete { interval } else { RETRY_INTERVAL.min(interval) }).await;
                     let Some(this) = Weak::upgrade(&this) else { return };
                     let known = this.endpoints.load_full();
-                    this.resolve(Some(&known), &observer, interval).await;
+                    is_complete = this.resolve(Some(&known), &observer, interval).await;
                 }
             });
         }
@@ -193,54 +214,61 @@ impl Upstream {
         }
     }
 
-    async fn resolve(&self, known: Option<&Balancer>, observer: &Observer, within: Duration) {
-        let states: HashMap<&str, &Arc<EndpointState>> =
-            known.iter().flat_map(|known| known.all()).map(|endpoint| (&*endpoint.label, &endpoint.state)).collect();
+    /// Resolves all names at once and takes what they say; whether every one has an address.
+    async fn resolve(&self, known: Option<&Balancer>, observer: &Observer, within: Duration) -> bool {
         let deadline = Instant::now() + within;
+        let lookups = self.servers.iter().map(|server| self.addresses(server, known, deadline));
+        let resolved = futures_util::future::join_all(lookups).await;
+        let is_complete = resolved.iter().all(|addresses| !addresses.is_empty());
+        let endpoints = self.endpoints_of(resolved, observer);
+        let is_gone = |old: &&Arc<Endpoint>| !endpoints.iter().any(|endpoint| endpoint.label == old.label);
+        for gone in known.iter().flat_map(|known| known.all()).filter(is_gone) {
+            observer.metrics.forget_server(&self.name, &gone.label);
+        }
+        // The same endpoints keep the ring they have; building one is a few hundred hashes a server.
+        let current = self.endpoints.load();
+        if current.all().is_empty() || !current.is_of(&endpoints, self.balance) {
+            self.endpoints.store(Arc::new(Balancer::new(self.balance, endpoints)));
+        }
+        is_complete
+    }
+
+    fn endpoints_of(&self, resolved: Vec<Vec<Resolved>>, observer: &Observer) -> Vec<Arc<Endpoint>> {
+        let mut states = self.states();
+        states.retain(|_, state| state.strong_count() > 0);
         let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
-        for server in &self.servers {
-            for (label, host, address) in self.addresses(server, known, deadline).await {
+        for (server, addresses) in self.servers.iter().zip(resolved) {
+            for (label, host, address) in addresses {
                 // Two names may have one address.
                 if endpoints.iter().any(|endpoint| endpoint.label == label) {
                     continue;
                 }
-                let state = match states.get(&*label) {
-                    Some(state) => Arc::clone(state),
-                    None => Arc::new(EndpointState {
-                        active: AtomicU32::new(0),
-                        health: Health::new(),
-                        metrics: observer.metrics.server(&self.name, &label),
-                    }),
-                };
+                let state = states.get(&label).and_then(Weak::upgrade).unwrap_or_else(|| {
+                    let metrics = observer.metrics.server(&self.name, &label);
+                    Arc::new(EndpointState { active: AtomicU32::new(0), health: Health::new(), metrics })
+                });
+                states.insert(Arc::clone(&label), Arc::downgrade(&state));
                 state.health.configure(self.limits, self.check.is_off());
                 endpoints.push(Arc::new(Endpoint {
                     label,
                     host,
                     address,
                     weight: server.weight,
-                    max_connections: server.max_connections.unwrap_or(u32::MAX),
+                    max_connections: server.max_connections.map_or(u32::MAX, NonZeroU32::get),
                     backup: server.backup,
                     state,
                 }));
             }
         }
-        for gone in states.keys().filter(|label| !endpoints.iter().any(|endpoint| *endpoint.label == ***label)) {
-            observer.metrics.forget_server(&self.name, gone);
-        }
-        // The same endpoints keep the ring they have; building one is a few hundred hashes a server.
-        if known.is_some_and(|known| known.is_of(&endpoints, self.balance)) && !self.endpoints.load().all().is_empty() {
-            return;
-        }
-        self.endpoints.store(Arc::new(Balancer::new(self.balance, endpoints)));
+        endpoints
+    }
+
+    fn states(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Weak<EndpointState>>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a server resolves to: label, host, address. A name that cannot be resolved keeps the addresses it had.
-    async fn addresses(
-        &self,
-        server: &Server,
-        known: Option<&Balancer>,
-        deadline: Instant,
-    ) -> Vec<(Arc<str>, Arc<str>, Option<SocketAddr>)> {
+    async fn addresses(&self, server: &Server, known: Option<&Balancer>, deadline: Instant) -> Vec<Resolved> {
         let (name, port) = match &server.address {
             Address::Embedded => return vec![("embedded".into(), "embedded".into(), None)],
             Address::Socket(address) => {
@@ -260,7 +288,9 @@ impl Upstream {
             }
         };
         if found.is_empty() {
-            let of_name = |endpoint: &&Arc<Endpoint>| endpoint.host == *name;
+            let of_name = |endpoint: &&Arc<Endpoint>| {
+                endpoint.host == *name && endpoint.address.is_some_and(|address| address.port() == port)
+            };
             let known = known.iter().flat_map(|known| known.all()).filter(of_name);
             return known.map(|known| (Arc::clone(&known.label), Arc::clone(name), known.address)).collect();
         }
@@ -303,7 +333,7 @@ impl Endpoint {
 
 fn compile_servers(upstream: &At<model::Upstream>, document: &mut Document) -> Option<Vec<Server>> {
     let Some(servers) = &upstream.servers else {
-        document.problems.error(&upstream.span, "`servers` is missing").hint("servers = [\"10.0.0.113:1883\"]");
+        document.missing(&upstream.span, "servers", "servers = [\"10.0.0.113:1883\"]");
         return None;
     };
     if servers.is_empty() {

@@ -47,7 +47,8 @@ async fn another_client_id_is_refused_in_each_version_and_nothing_reaches_the_br
 async fn identities_that_only_look_alike_are_refused() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
     let gateway = gateway(&pki, &broker, ADMIT).await;
-    let candidates = ["THING001", "thing001 ", " thing001", "thing0011", "thing00", "", "thing001/", "thing001\u{200b}"];
+    let candidates =
+        ["THING001", "thing001 ", " thing001", "thing0011", "thing00", "", "thing001/", "thing001\u{200b}"];
     for client_id in candidates {
         let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
         client.write(&connect(client_id)).await;
@@ -129,7 +130,11 @@ async fn all_three_fields_are_replaced_and_the_rest_is_kept() {
         b"\x00\x05admin\x00\x09forbidden\xc0\x00",
     ]
     .concat();
-    let sent = { let mut sent = sent; sent[1] = u8::try_from(sent.len() - 4).unwrap(); sent };
+    let sent = {
+        let mut sent = sent;
+        sent[1] = u8::try_from(sent.len() - 4).unwrap();
+        sent
+    };
     client.write(&sent).await;
     let field = |text: &str| [&u16::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat();
     let body = [

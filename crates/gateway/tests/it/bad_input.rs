@@ -32,9 +32,25 @@ async fn each_kind_of_rubbish_has_its_reason() {
         ("256 MiB", huge, b"", "400 connect_too_large"),
         ("length of five bytes", b"\x10\x80\x80\x80\x80\x01", b"", "400 malformed_connect"),
         ("3.1.1, reserved flag", b"\x10\x0d\x00\x04MQTT\x04\x03\x00\x3c\x00\x01a", b"", "400 malformed_connect"),
-        ("5, reserved flag", b"\x10\x0e\x00\x04MQTT\x05\x03\x00\x3c\x00\x00\x01a", b"\x20\x03\x00\x81\x00", "400 malformed_connect"),
-        ("level 6", b"\x10\x0d\x00\x04MQTT\x06\x02\x00\x3c\x00\x01a", b"", "400 unsupported_version"),
-        ("5, receive maximum 0", b"\x10\x11\x00\x04MQTT\x05\x02\x00\x3c\x03\x21\x00\x00\x00\x01a", b"\x20\x03\x00\x82\x00", "400 protocol_error"),
+        (
+            "5, reserved flag",
+            b"\x10\x0e\x00\x04MQTT\x05\x03\x00\x3c\x00\x00\x01a",
+            b"\x20\x03\x00\x81\x00",
+            "400 malformed_connect",
+        ),
+        (
+            "level 6",
+            b"\x10\x0d\x00\x04MQTT\x06\x02\x00\x3c\x00\x01a",
+            b"\x20\x03\x00\x84\x00",
+            "400 unsupported_version",
+        ),
+        ("level 2", b"\x10\x0d\x00\x04MQTT\x02\x02\x00\x3c\x00\x01a", b"\x20\x02\x00\x01", "400 unsupported_version"),
+        (
+            "5, receive maximum 0",
+            b"\x10\x11\x00\x04MQTT\x05\x02\x00\x3c\x03\x21\x00\x00\x00\x01a",
+            b"\x20\x03\x00\x82\x00",
+            "400 protocol_error",
+        ),
         ("U+0000", b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01\x00", b"", "400 malformed_connect"),
     ];
     for (what, bytes, expected, reason) in rows {
@@ -97,7 +113,9 @@ async fn one_byte_a_time_is_fine_until_the_time_is_up() {
     assert!(broker.is_left_alone().await);
     drop(patient);
     let lines = gateway.lines(2).await;
-    assert!(lines.iter().any(|line| line.ends_with(" 400 11 0 - - connect_timeout") || line.contains("connect_timeout")));
+    assert!(
+        lines.iter().any(|line| line.ends_with(" 400 11 0 - - connect_timeout") || line.contains("connect_timeout"))
+    );
 }
 
 #[tokio::test]

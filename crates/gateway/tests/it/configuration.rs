@@ -33,6 +33,9 @@ fn expressions_are_judged_at_load() {
         ("mqtt.client_id.matches('[')", "the pattern of `matches` is wrong", ""),
         ("mqtt.client_id.matches(mqtt.username)", "the pattern of `matches` must be a literal", ""),
         ("cert.san.dns.all(a, cert.san.uri.all(b, a == b))", "may not stand inside each other", ""),
+        ("mqtt.version.startsWith('5')", "`startsWith` is for strings, and this is a number", ""),
+        ("starts_with(mqtt.client_id, 'a')", "unknown function `starts_with`", "did you mean `startsWith`?"),
+        ("mqtt.user_properties.all(k, k.matches('^a'))", "`matches` may not stand in `all`", ""),
         ("mqtt.client_id ==", "", ""),
         ("mqtt.keep_alive.x == 1", "a number has no field `x`", ""),
     ] {
@@ -42,6 +45,20 @@ fn expressions_are_judged_at_load() {
     }
     let long = format!("{listener}[listener.admit]\nrequire = [\"mqtt.client_id == '{}'\"]\n{REST}", "x".repeat(5000));
     assert!(problems(&long).contains("at most 4096 bytes"));
+}
+
+#[test]
+fn nothing_from_outside_is_put_into_an_expression() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("pw"), "s3cret").unwrap();
+    let pw = dir.path().join("pw");
+    let listener = "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\nupstream = \"brokers\"\n";
+    for expression in ["${FILE:pw}", "'${FILE:pw}' + mqtt.username"] {
+        let expression = expression.replace("pw}", &format!("{}}}", pw.display()));
+        let text = problems(&format!("{listener}[listener.connect]\npassword = \"{expression}\"\n{REST}"));
+        assert!(text.contains("nothing from outside the file can be put into an expression"), "{text}");
+        assert!(!text.contains("s3cret"), "{text}");
+    }
 }
 
 #[test]
@@ -70,8 +87,7 @@ fn mistakes_of_meaning_are_errors() {
     let pki = Pki::new();
     let tls = pki.listener_tls();
     let with = |from: &str, to: &str| {
-        let whole =
-            format!("[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{tls}{REST}");
+        let whole = format!("[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{tls}{REST}");
         assert!(whole.contains(from), "{from}");
         problems(&whole.replace(from, to))
     };
@@ -89,6 +105,9 @@ fn mistakes_of_meaning_are_errors() {
         ("[listener.tls]", "[listener.tls]\nclient_auth = \"none\"", "`client_ca` is set, but"),
         ("[listener.tls]", "protocol = \"tcp\"\n[listener.tls]", "[listener.tls] without effect"),
         ("[[upstream]]", "[runtime]\nlog = \"loud\"\n[[upstream]]", "`loud` is no log level"),
+        ("[listener.tls]", "connect_timeout = \"0s\"\n[listener.tls]", "at least \"1ms\" is wanted"),
+        ("[listener.tls]", "connect_timeout = \"500000000000y\"\n[listener.tls]", "ten years are the most"),
+        ("[listener.tls]", "max_connections = 0\n[listener.tls]", "nonzero"),
         ("[[upstream]]", "[admin]\nbind = \"x\"\n[[upstream]]", "`x` is no address and port"),
         ("[[upstream]]", "[access_log]\npath = \"no/such/x.log\"\n[[upstream]]", "the folder of"),
     ] {
@@ -109,7 +128,11 @@ fn every_example_passes() {
         count += 1;
         // The files that an example names are made where the example says.
         let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
-        for (name, file) in [("certs/server.pem", pki.chain("localhost")), ("certs/server.key", pki.key("localhost")), ("certs/devices-ca.pem", pki.root())] {
+        for (name, file) in [
+            ("certs/server.pem", pki.chain("localhost")),
+            ("certs/server.key", pki.key("localhost")),
+            ("certs/devices-ca.pem", pki.root()),
+        ] {
             std::fs::create_dir_all(dir.path().join("certs")).unwrap();
             std::fs::copy(file, dir.path().join(name)).unwrap();
         }

@@ -17,7 +17,9 @@ fn certificate(dir: &std::path::Path, subject: &str, string_mask: &str) -> (Cert
         assert!(output.status.success(), "{subject}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout k.pem -config req.cnf -out c.pem -days 1");
+    openssl(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout k.pem -config req.cnf -out c.pem -days 1",
+    );
     let text = openssl("x509 -in c.pem -noout -subject -nameopt RFC2253");
     let text = text.trim_end_matches('\n').strip_prefix("subject=").unwrap().to_owned();
     (CertificateDer::from_pem_file(dir.join("c.pem")).unwrap(), text)
@@ -31,13 +33,12 @@ fn the_same_text_as_openssl() {
         "C = DE\nST = Bayern\nL = München\nO = Möbel & Söhne, Inc.\nOU = Fleet + Edge\nCN = thing001",
         "O = \"quoted \\\"name\\\"\"\nCN = a\\\\b",
         "O = <Angle>; semicolon\nCN = \\#hash",
-        "CN = # hash # in # it",
         "O = \" leading and trailing \"\nCN = \" \"",
         "O = 東京\nCN = 🛰",
         "C = US\nO = Example\n+OU = Left\n+UID = right\nCN = multi",
         "DC = com\n1.DC = example\nCN = dots\nemailAddress = a@example.com",
         "serialNumber = 0042\nSN = Sur\nGN = Given\ntitle = Dr\ninitials = X\npseudonym = p\nCN = many",
-        "2.5.4.97 = VATDE-1\ndnQualifier = q\ngenerationQualifier = jr\nx500UniqueIdentifier = u\nCN = rare",
+        "organizationIdentifier = VATDE-1\ndnQualifier = q\ngenerationQualifier = jr\nCN = rare",
         "1.2.3.4.5 = unknown type\nCN = unknown",
         "postalCode = 80331\nstreetAddress = Marienplatz 1\nbusinessCategory = b\nname = n\ndescription = d\nCN = more",
         "CN = tab\\tand\\nnewline",

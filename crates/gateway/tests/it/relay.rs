@@ -104,6 +104,46 @@ async fn a_drained_mqtt_5_client_is_told_so_between_packets_only() {
 }
 
 #[tokio::test]
+async fn what_a_broker_says_before_it_hangs_up_reaches_the_client() {
+    let (gateway, mut client, mut connection) = session(5).await;
+    // The broker has had enough in the midst of an upload: it says why and closes with bytes unread, which is a reset.
+    let flood = vec![0; 256 << 10];
+    while let Ok(()) = tokio::time::timeout(Duration::from_millis(300), client.write(&flood)).await {}
+    connection.write(b"\xe0\x02\x95\x00").await;
+    drop(connection);
+    client.expect(b"\xe0\x02\x95\x00").await;
+    drop(client);
+    let outcome = gateway.outcome().await;
+    assert!(outcome.starts_with("200 upstream_closed") || outcome.starts_with("502 upstream_lost"), "{outcome}");
+}
+
+#[tokio::test]
+async fn no_goodbye_before_the_broker_has_accepted() {
+    let broker = Broker::start().await;
+    let gateway = TestGateway::plain(&format!("{}\n[runtime]\ndrain_timeout = \"100ms\"\n", broker.upstream())).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect_v5("thing001")).await;
+    let mut connection = broker.accept().await;
+    connection.expect(&connect_v5("thing001")).await;
+    // AUTH, "continue authentication": CONNACK is still to come, and no DISCONNECT may be before it [MQTT-3.14.0-1].
+    let auth = b"\xf0\x09\x18\x07\x15\x00\x04SCRA";
+    connection.write(auth).await;
+    client.expect(auth).await;
+    soon("the drain", gateway.gateway.drain()).await;
+    assert!(client.read_to_end().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_session_that_is_cut_off_on_its_way_has_its_line_too() {
+    let broker = Broker::start().await;
+    let gateway = TestGateway::plain(&broker.upstream()).await;
+    let _silent = Client::tcp(gateway.address()).await;
+    portcullis_testkit::eventually("the connection", || (gateway.gateway.connections() == 1).then_some(())).await;
+    gateway.gateway.stop().await;
+    assert_eq!(gateway.outcome().await, "200 drained");
+}
+
+#[tokio::test]
 async fn a_drained_mqtt_3_client_is_closed() {
     let (gateway, mut client, _connection) = session(4).await;
     soon("the drain", gateway.gateway.drain()).await;

@@ -58,9 +58,8 @@ async fn a_bad_file_changes_nothing_and_says_why() {
 #[tokio::test]
 async fn listeners_come_and_go() {
     let broker = Broker::start().await;
-    let listener = |name: &str| {
-        TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"").replace("\"devices\"", &format!("{name:?}"))
-    };
+    let listener =
+        |name: &str| TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"").replace("\"devices\"", &format!("{name:?}"));
     let gateway = TestGateway::start(&format!("{}{}", listener("a"), broker.upstream())).await;
     let a = gateway.address();
     gateway.write(&format!("{}{}{}", listener("a"), listener("b"), broker.upstream()));
@@ -99,4 +98,18 @@ async fn server_certificates_and_address_rules_follow_a_reload() {
     let mut denied = Client::tcp(gateway.address()).await;
     assert!(denied.read_to_end().await.is_empty());
     assert!(gateway.lines(3).await[2].ends_with("address_denied"));
+}
+
+#[tokio::test]
+async fn a_listener_can_be_renamed_without_a_gap() {
+    let broker = Broker::start().await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"").replace(":0\"", &format!(":{port}\""));
+    let gateway = TestGateway::start(&format!("{listener}{}", broker.upstream())).await;
+    gateway.write(&format!("{}{}", listener.replace("\"devices\"", "\"things\""), broker.upstream()));
+    gateway.gateway.reload().await.unwrap();
+    assert_eq!(gateway.gateway.addresses()[0].0.as_ref(), "things");
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect("thing001")).await;
+    broker.accept().await.expect(&connect("thing001")).await;
 }

@@ -189,7 +189,19 @@ async fn an_x509_version_1_certificate_has_its_own_reason() {
     };
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "v1.key"];
     openssl(&[&["req", "-new", "-subj", "/CN=thing001", "-out", "v1.csr"], &key[..]].concat());
-    openssl(&["x509", "-req", "-in", "v1.csr", "-CA", "ca.pem", "-CAkey", "root.key", "-CAcreateserial", "-out", "v1.pem"]);
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        "v1.csr",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "root.key",
+        "-CAcreateserial",
+        "-out",
+        "v1.pem",
+    ]);
     // rustls would not even offer it.
     let address = gateway.address().to_string();
     let dir = chain.dir.path().to_owned();

@@ -133,7 +133,12 @@ fn openssl_s_client_in_both_tls_versions() {
             .spawn()
             .unwrap();
         // CONNECT and PINGREQ in one; CONNACK and PINGRESP come back.
-        child.stdin.as_mut().unwrap().write_all(b"\x10\x14\x00\x04MQTT\x04\x02\x00\x3c\x00\x08thing001\xc0\x00").unwrap();
+        child
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(b"\x10\x14\x00\x04MQTT\x04\x02\x00\x3c\x00\x08thing001\xc0\x00")
+            .unwrap();
         let mut answer = [0; 6];
         child.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
         assert_eq!(answer, *b"\x20\x02\x00\x00\xd0\x00");
@@ -142,7 +147,14 @@ fn openssl_s_client_in_both_tls_versions() {
         let _ = child.wait();
     }
     // A version that is long gone.
-    let old = finish(command("openssl").args(["s_client", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0", "-connect", &gateway.address.to_string()]));
+    let old = finish(command("openssl").args([
+        "s_client",
+        "-tls1_1",
+        "-cipher",
+        "ALL:@SECLEVEL=0",
+        "-connect",
+        &gateway.address.to_string(),
+    ]));
     assert!(!old.status.success());
     eventually("its reason", || gateway.lines(3).iter().any(|line| line.ends_with(" tls_version")).then_some(()));
 }

@@ -19,7 +19,8 @@ fn the_right_identity_is_served_the_wrong_one_and_none_are_refused_and_the_broke
     assert!(gateway.lines(1)[0].ends_with(" TLS 500 0 0 - - no_certificate"), "{:?}", gateway.lines(1));
 
     // With the certificate of thing001 and another client ID: refused by CONNACK.
-    let wrong = finish(gateway.mosquitto("mosquitto_pub", "thing001", "BADTHING").args(["-t", "test/1", "-m", "hello"]));
+    let wrong =
+        finish(gateway.mosquitto("mosquitto_pub", "thing001", "BADTHING").args(["-t", "test/1", "-m", "hello"]));
     assert!(!wrong.status.success());
     let said = String::from_utf8_lossy(&wrong.stderr).to_lowercase();
     assert!(said.contains("not authorised"), "{said}");
@@ -30,7 +31,8 @@ fn the_right_identity_is_served_the_wrong_one_and_none_are_refused_and_the_broke
     assert_eq!(broker.log(), before, "the broker was left alone");
 
     // With its own client ID: served, and known to the broker by its certificate's subject.
-    let right = finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "test/1", "-m", "hello"]));
+    let right =
+        finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "test/1", "-m", "hello"]));
     assert!(right.status.success(), "{right:?}");
     let line = &gateway.lines(3)[2];
     assert!(line.contains(" TLS 200 ") && line.ends_with(&format!(" 127.0.0.1:{} thing001 ok", broker.port)), "{line}");

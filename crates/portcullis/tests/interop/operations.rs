@@ -12,13 +12,15 @@ fn sighup_reloads_without_dropping_a_session_and_a_bad_file_changes_nothing() {
     let subscriber = subscriber(&gateway, &|| broker.log(), &[], "sub");
     let configuration = fs::read_to_string(gateway.config()).unwrap();
     let publish = |client_id| {
-        finish(gateway.mosquitto("mosquitto_pub", "thing001", client_id).args(["-t", "other", "-m", "x"])).status.success()
+        finish(gateway.mosquitto("mosquitto_pub", "thing001", client_id).args(["-t", "other", "-m", "x"]))
+            .status
+            .success()
     };
 
     fs::write(gateway.config(), configuration.replace("cert.subject.cn'", "cert.subject.common_name'")).unwrap();
     gateway.process.signal("HUP");
     eventually("the failed reload", || gateway.own_log().contains("reload failed, nothing was changed").then_some(()));
-    assert!(gateway.own_log().contains("portcullis.toml:9:"), "it says where: {}", gateway.own_log());
+    assert!(gateway.own_log().contains("portcullis.toml:10:"), "it says where: {}", gateway.own_log());
     assert!(publish("thing001") && !publish("BADTHING"));
 
     fs::write(gateway.config(), configuration.replace("== cert.subject.cn'", "== \"x\" + cert.subject.cn'")).unwrap();
@@ -55,7 +57,7 @@ fn sigterm_drains_with_a_deadline_and_tells_mqtt_5_clients() {
     let _ = subscriber.kill();
     let output = subscriber.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("received DISCONNECT (139)"), "0x8B, server shutting down: {said}");
+    assert!(said.to_lowercase().contains("received disconnect (139)"), "0x8B, server shutting down: {said}");
 }
 
 #[test]

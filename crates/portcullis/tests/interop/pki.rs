@@ -28,7 +28,10 @@ fn everything_it_writes_is_strictly_valid() {
         let output = portcullis(dir, arguments);
         assert!(output.status.success(), "{arguments}: {output:?}");
     }
-    openssl(dir, "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout thing002.key -subj /O=Fleet/CN=thing002 -out thing002.csr");
+    openssl(
+        dir,
+        "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout thing002.key -subj /O=Fleet/CN=thing002 -out thing002.csr",
+    );
     let signed = portcullis(dir, "pki sign thing002.csr");
     assert!(signed.status.success(), "{signed:?}");
 
@@ -48,7 +51,9 @@ fn everything_it_writes_is_strictly_valid() {
     let list = String::from_utf8_lossy(&list.stdout);
     let serial = openssl(dir, "x509 -in pki/issued/thing001.pem -noout -serial");
     assert!(list.contains(serial.trim().strip_prefix("serial=").unwrap()), "{list}");
-    for line in ["root         Example root", "intermediate Example intermediate", "server       gw", "device       thing002"] {
+    for line in
+        ["root         Example root", "intermediate Example intermediate", "server       gw", "device       thing002"]
+    {
         assert!(list.contains(line), "{line} in:\n{list}");
     }
 }
@@ -59,7 +64,12 @@ fn a_request_does_not_get_to_be_an_authority() {
     let dir = dir.path();
     assert!(portcullis(dir, "pki init").status.success());
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout k.pem";
-    openssl(dir, &format!("req -new {key} -subj /CN=evil -addext basicConstraints=critical,CA:TRUE -addext subjectAltName=DNS:gw.example.com -out evil.csr"));
+    openssl(
+        dir,
+        &format!(
+            "req -new {key} -subj /CN=evil -addext basicConstraints=critical,CA:TRUE -addext subjectAltName=DNS:gw.example.com -out evil.csr"
+        ),
+    );
     assert!(portcullis(dir, "pki sign evil.csr").status.success());
     let text = openssl(dir, "x509 -in pki/issued/evil.pem -noout -text");
     assert!(text.contains("CA:FALSE") && !text.contains("gw.example.com") && !text.contains("Server Authentication"));

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Asks again and again, until the answer is there.
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {
         if let Some(answer) = ask() {
@@ -25,7 +25,7 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A process that is killed when the test ends.
-pub struct Process(pub Child);
+pub(crate) struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -36,26 +36,26 @@ impl Drop for Process {
 
 impl Process {
     /// Sends a signal by its name.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
     /// Waits for it to end by itself; its exit code.
-    pub fn exit_code(&mut self) -> Option<i32> {
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
         eventually("the end of a process", || self.0.try_wait().unwrap()).code()
     }
 }
 
 /// Starts a program that may not be installed.
-pub fn command(program: &str) -> Command {
+pub(crate) fn command(program: &str) -> Command {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
     assert!(found.status.success(), "{program} is not installed: run ./test.sh, which installs what the tests need");
     Command::new(program)
 }
 
 /// Runs a command to its end, which has to come.
-pub fn finish(command: &mut Command) -> Output {
+pub(crate) fn finish(command: &mut Command) -> Output {
     let name = format!("{command:?}");
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
@@ -70,36 +70,37 @@ pub fn finish(command: &mut Command) -> Output {
 }
 
 /// A port that was free a moment ago.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-pub fn wait_for_port(port: u16) {
+pub(crate) fn wait_for_port(port: u16) {
     eventually("a port to open", || TcpStream::connect(("127.0.0.1", port)).ok());
 }
 
 /// The folder `./test.sh` installs Python's and Node's packages into.
-pub fn installed(path: &str) -> PathBuf {
+pub(crate) fn installed(path: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/interop").join(path);
     assert!(path.exists(), "{} is not there: run ./test.sh, which installs what the tests need", path.display());
     path
 }
 
 /// A mosquitto broker that tells everything it sees.
-pub struct Mosquitto {
+pub(crate) struct Mosquitto {
     process: Process,
     dir: TempDir,
-    pub port: u16,
+    pub(crate) port: u16,
 }
 
 impl Mosquitto {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::on(free_port())
     }
 
-    pub fn on(port: u16) -> Self {
+    pub(crate) fn on(port: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\nlog_type all\nlog_dest stderr\nuser root\n");
+        let config =
+            format!("listener {port} 127.0.0.1\nallow_anonymous true\nlog_type all\nlog_dest stderr\nuser root\n");
         fs::write(dir.path().join("m.conf"), config).unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
         let process = command("mosquitto")
@@ -114,11 +115,11 @@ impl Mosquitto {
         this
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
-    pub fn kill(mut self) -> u16 {
+    pub(crate) fn kill(mut self) -> u16 {
         self.process.0.kill().unwrap();
         self.process.0.wait().unwrap();
         self.port
@@ -126,26 +127,28 @@ impl Mosquitto {
 }
 
 /// The built binary, as `portcullis run`.
-pub struct Gateway {
-    pub process: Process,
+pub(crate) struct Gateway {
+    pub(crate) process: Process,
     dir: TempDir,
-    pub pki: Pki,
-    pub address: SocketAddr,
-    pub admin: SocketAddr,
+    pub(crate) pki: Pki,
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
 }
 
-pub const ADMIT: &str = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n\
+pub(crate) const ADMIT: &str = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n\
                          [listener.connect]\nusername = 'cert.subject.dn'\n";
 
 impl Gateway {
     /// Mutual TLS in front of a broker on this port.
-    pub fn start(broker: u16) -> Self {
-        Self::with(&format!("{ADMIT}[[upstream]]\nname = \"brokers\"\nservers = [\"127.0.0.1:{broker}\"]\n\
-                             health = {{ mode = \"off\" }}\nfail_timeout = \"200ms\"\n"))
+    pub(crate) fn start(broker: u16) -> Self {
+        Self::with(&format!(
+            "{ADMIT}[[upstream]]\nname = \"brokers\"\nservers = [\"127.0.0.1:{broker}\"]\n\
+                             health = {{ mode = \"off\" }}\nfail_timeout = \"200ms\"\n"
+        ))
     }
 
     /// A listener with mutual TLS, and what is given behind its `[listener.tls]`.
-    pub fn with(rest: &str) -> Self {
+    pub(crate) fn with(rest: &str) -> Self {
         let (dir, pki) = (tempfile::tempdir().unwrap(), Pki::new());
         let configuration = format!(
             "[[listener]]\nname = \"devices\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{}{rest}\n\
@@ -183,16 +186,16 @@ impl Gateway {
         Self { process, dir, pki, admin: addresses[0], address: addresses[1] }
     }
 
-    pub fn own_log(&self) -> String {
+    pub(crate) fn own_log(&self) -> String {
         fs::read_to_string(self.dir.path().join("own.log")).unwrap_or_default()
     }
 
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.dir.path().join("portcullis.toml")
     }
 
     /// The lines of the access log, once there are that many.
-    pub fn lines(&self, count: usize) -> Vec<String> {
+    pub(crate) fn lines(&self, count: usize) -> Vec<String> {
         eventually(&format!("{count} access lines"), || {
             let text = fs::read_to_string(self.dir.path().join("access.log")).unwrap_or_default();
             let lines: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -201,7 +204,7 @@ impl Gateway {
     }
 
     /// A mosquitto client that connects here with the certificate of a device.
-    pub fn mosquitto(&self, program: &str, device: &str, client_id: &str) -> Command {
+    pub(crate) fn mosquitto(&self, program: &str, device: &str, client_id: &str) -> Command {
         self.pki.device(device);
         let mut command = command(program);
         command
@@ -213,7 +216,7 @@ impl Gateway {
     }
 
     /// What the admin interface answers.
-    pub fn ask(&self, path: &str) -> String {
+    pub(crate) fn ask(&self, path: &str) -> String {
         use std::io::{Read, Write};
         let mut http = TcpStream::connect(self.admin).unwrap();
         write!(http, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
@@ -224,7 +227,7 @@ impl Gateway {
 }
 
 /// A subscriber that runs until it has seen one message; started when the broker has taken the subscription.
-pub fn subscriber(gateway: &Gateway, broker: &dyn Fn() -> String, options: &[&str], device: &str) -> Child {
+pub(crate) fn subscriber(gateway: &Gateway, broker: &dyn Fn() -> String, options: &[&str], device: &str) -> Child {
     let child = gateway
         .mosquitto("mosquitto_sub", device, device)
         .args(["-t", "test/#", "-v", "-C", "1", "-W", "20"])

@@ -56,12 +56,14 @@ fn haproxy_in_front_passes_tls_through() {
     );
     fs::write(dir.path().join("haproxy.cfg"), configuration).unwrap();
     let mut haproxy = command("haproxy");
-    let haproxy = haproxy.args(["-db", "-f"]).arg(dir.path().join("haproxy.cfg")).stderr(Stdio::null()).spawn().unwrap();
+    let haproxy =
+        haproxy.args(["-db", "-f"]).arg(dir.path().join("haproxy.cfg")).stderr(Stdio::null()).spawn().unwrap();
     let _haproxy = Process(haproxy);
     wait_for_port(port);
     // The probe above reached the gateway, too: a connection that says nothing.
     gateway.address.set_port(port);
-    let published = finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "test/1", "-m", "x"]));
+    let published =
+        finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "test/1", "-m", "x"]));
     assert!(published.status.success(), "{published:?}");
     let lines = gateway.lines(2);
     assert!(lines.iter().any(|line| line.contains(" TLS 200 ") && line.ends_with(" thing001 ok")), "{lines:#?}");

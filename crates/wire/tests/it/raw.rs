@@ -2,19 +2,19 @@
 
 /// A CONNECT as a list of its bytes; public fields are spoilt at will.
 #[derive(Clone, Debug)]
-pub struct Raw {
-    pub first_byte: u8,
-    pub name: Vec<u8>,
-    pub level: u8,
-    pub flags: u8,
-    pub keep_alive: u16,
+pub(crate) struct Raw {
+    pub(crate) first_byte: u8,
+    pub(crate) name: Vec<u8>,
+    pub(crate) level: u8,
+    pub(crate) flags: u8,
+    pub(crate) keep_alive: u16,
     /// MQTT 5 properties without their length.
-    pub properties: Option<Vec<u8>>,
-    pub payload: Vec<u8>,
+    pub(crate) properties: Option<Vec<u8>>,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl Raw {
-    pub fn new(level: u8) -> Self {
+    pub(crate) fn new(level: u8) -> Self {
         Self {
             first_byte: 0x10,
             name: if level == 3 { b"MQIsdp".to_vec() } else { b"MQTT".to_vec() },
@@ -26,29 +26,29 @@ impl Raw {
         }
     }
 
-    pub fn flags(mut self, flags: u8) -> Self {
+    pub(crate) fn flags(mut self, flags: u8) -> Self {
         self.flags = flags;
         self
     }
 
-    pub fn properties(mut self, properties: &[u8]) -> Self {
+    pub(crate) fn properties(mut self, properties: &[u8]) -> Self {
         self.properties = Some(properties.to_vec());
         self
     }
 
     /// Replaces the payload by these fields, each with its length in front.
-    pub fn fields(mut self, fields: &[&[u8]]) -> Self {
+    pub(crate) fn fields(mut self, fields: &[&[u8]]) -> Self {
         self.payload = fields.iter().flat_map(|bytes| field(bytes)).collect();
         self
     }
 
     /// Replaces the payload.
-    pub fn payload(mut self, payload: &[u8]) -> Self {
+    pub(crate) fn payload(mut self, payload: &[u8]) -> Self {
         self.payload = payload.to_vec();
         self
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut body = field(&self.name);
         body.extend([self.level, self.flags]);
         body.extend(self.keep_alive.to_be_bytes());
@@ -65,14 +65,14 @@ impl Raw {
 }
 
 /// Bytes behind their two-byte length.
-pub fn field(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn field(bytes: &[u8]) -> Vec<u8> {
     let mut out = u16::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
     out.extend(bytes);
     out
 }
 
 /// A variable byte integer, by division as the specification's pseudo code does it.
-pub fn varint(mut value: usize) -> Vec<u8> {
+pub(crate) fn varint(mut value: usize) -> Vec<u8> {
     let mut out = Vec::new();
     loop {
         let digit = u8::try_from(value % 128).unwrap();

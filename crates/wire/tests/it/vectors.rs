@@ -52,12 +52,7 @@ fn illegal_packets_are_refused_for_the_right_reason() {
         refused("MQTT-3.1.2-3", "reserved flag", Raw::new(5).flags(0x03), Rule::ReservedConnectFlag),
         refused("MQTT-3.1.2-11", "will QoS without will", Raw::new(4).flags(0x0a), Rule::WillFlagsWithoutWill),
         refused("MQTT-3.1.2-13", "will retain without will", Raw::new(5).flags(0x22), Rule::WillFlagsWithoutWill),
-        refused(
-            "MQTT-3.1.2-12",
-            "will QoS 3",
-            Raw::new(4).flags(0x1e).fields(&[b"c", b"t", b"m"]),
-            Rule::WillQos,
-        ),
+        refused("MQTT-3.1.2-12", "will QoS 3", Raw::new(4).flags(0x1e).fields(&[b"c", b"t", b"m"]), Rule::WillQos),
         refused("MQTT-3.1.2-12", "will QoS 3", Raw::new(3).flags(0x1e).fields(&[b"c", b"t", b"m"]), Rule::WillQos),
         refused(
             "MQTT-3.1.2-22 (3.1.1)",
@@ -144,7 +139,8 @@ fn legal_packets_are_accepted_and_written_as_they_came() {
 fn mqtt_5_in_full() {
     let properties = b"\x11\0\0\x0e\x10\x21\0\x0a\x27\0\x01\0\0\x22\0\x05\x19\x01\x17\0\x26\0\x01k\0\x01v\
                        \x26\0\x01k\0\x01w\x15\0\x05SCRAM\x16\0\x02\0\xff";
-    let will_properties = b"\x18\0\0\0\x0a\x01\x01\x02\0\0\0\x3c\x03\0\x04text\x08\0\x01r\x09\0\x01\0\x26\0\x01a\0\x01b";
+    let will_properties =
+        b"\x18\0\0\0\x0a\x01\x01\x02\0\0\0\x3c\x03\0\x04text\x08\0\x01r\x09\0\x01\0\x26\0\x01a\0\x01b";
     let mut payload = field(b"thing001");
     payload.extend(varint(will_properties.len()));
     payload.extend(will_properties);
@@ -171,8 +167,7 @@ fn rewriting_touches_the_assigned_fields_only() {
     (connect.client_id, connect.username, connect.password) = (&long, Some("CN=thing001"), Some(b"pw".as_slice()));
     let mut encoded = Vec::new();
     connect.encode(&mut encoded).unwrap();
-    let expected =
-        Raw::new(4).flags(0xee).fields(&[long.as_bytes(), b"a/b", b"gone", b"CN=thing001", b"pw"]).bytes();
+    let expected = Raw::new(4).flags(0xee).fields(&[long.as_bytes(), b"a/b", b"gone", b"CN=thing001", b"pw"]).bytes();
     assert_eq!(encoded, expected);
     (connect.username, connect.password) = (None, None);
     encoded.clear();
@@ -195,7 +190,9 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing_behind() {
     assert_eq!(refused(Connect { username: Some("\0"), ..connect }), Rule::NullCharacter.into());
     assert_eq!(refused(Connect { username: Some(&too_long), ..connect }), Error::TooLarge);
     assert_eq!(refused(Connect { password: Some(b"p".as_slice()), ..connect }), Rule::PasswordWithoutUsername.into());
-    assert!(Connect { version: Version::V5, password: Some(b"p".as_slice()), ..connect }.encode(&mut Vec::new()).is_ok());
+    assert!(
+        Connect { version: Version::V5, password: Some(b"p".as_slice()), ..connect }.encode(&mut Vec::new()).is_ok()
+    );
 }
 
 #[test]
@@ -253,9 +250,13 @@ fn the_password_is_not_in_the_debug_text() {
 }
 
 #[test]
-fn the_claimed_version_is_known_of_a_malformed_packet() {
+fn a_malformed_or_unsupported_packet_is_answered_in_the_nearest_version() {
     let bytes = Raw::new(5).flags(0x03).bytes();
-    assert_eq!(Connect::claimed_version(&bytes), Some(Version::V5));
-    assert_eq!(Connect::claimed_version(&bytes[..6]), None);
-    assert_eq!(Connect::claimed_version(b"\x30\x09\x00\x04MQTT\x05"), None);
+    assert_eq!(Connect::version_to_answer_in(&bytes), Some(Version::V5));
+    assert_eq!(Connect::version_to_answer_in(&bytes[..6]), None);
+    assert_eq!(Connect::version_to_answer_in(b"\x30\x09\x00\x04MQTT\x05"), None);
+    for (level, version) in [(3, Version::V311), (6, Version::V5), (0x84, Version::V311), (0x85, Version::V5)] {
+        let bytes = Raw { name: b"MQTT".to_vec(), level, ..Raw::new(4) }.bytes();
+        assert_eq!(Connect::version_to_answer_in(&bytes), Some(version), "[MQTT-3.1.2-2] level {level}");
+    }
 }
