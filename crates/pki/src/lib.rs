@@ -351,7 +351,7 @@ fn entry(path: &Path) -> Result<Entry, Error> {
     Ok(Entry {
         path: path.to_owned(),
         name: name.unwrap_or_default().to_owned(),
-        serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02X}")).collect(),
+        serial: certificate.raw_serial_as_string().replace(':', "").to_uppercase(),
         kind,
         not_after: certificate.validity().not_after.timestamp(),
     })

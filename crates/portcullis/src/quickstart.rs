@@ -30,7 +30,9 @@ const DAYS: u32 = 365;
 const STEP: Duration = Duration::from_secs(10);
 /// Return code "not authorized" [MQTT-3.2.2.3 (3.1.1)].
 const NOT_AUTHORIZED: u8 = 5;
-const TOPIC: &str = "quickstart/hello";
+const TOPIC: &[u8] = b"quickstart/hello";
+#[expect(clippy::cast_possible_truncation, reason = "sixteen fit in a byte")]
+const TOPIC_LEN: u8 = TOPIC.len() as u8;
 
 pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure> {
     let dir = &arguments.dir;
@@ -157,11 +159,11 @@ async fn round_trip(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::R
     let mut stream = connect(address, config).await?;
     ensure!(connack(&mut stream, DEVICES[0]).await? == 0, "the broker refused");
     let topic = |bytes: &mut Vec<u8>| {
-        bytes.extend([0, TOPIC.len() as u8]);
-        bytes.extend(TOPIC.as_bytes());
+        bytes.extend([0, TOPIC_LEN]);
+        bytes.extend(TOPIC);
     };
     // SUBSCRIBE, packet identifier 1, QoS 0 [MQTT-3.8]; its answer is SUBACK [MQTT-3.9].
-    let mut subscribe = vec![0x82, TOPIC.len() as u8 + 5, 0, 1];
+    let mut subscribe = vec![0x82, TOPIC_LEN + 5, 0, 1];
     topic(&mut subscribe);
     subscribe.push(0);
     stream.write_all(&subscribe).await?;
@@ -169,7 +171,7 @@ async fn round_trip(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::R
     stream.read_exact(&mut suback).await?;
     ensure!(suback == [0x90, 3, 0, 1, 0], "the broker did not take the subscription");
     // PUBLISH, QoS 0 [MQTT-3.3]: comes back as it went.
-    let mut publish = vec![0x30, TOPIC.len() as u8 + 7];
+    let mut publish = vec![0x30, TOPIC_LEN + 7];
     topic(&mut publish);
     publish.extend(b"hello");
     stream.write_all(&publish).await?;

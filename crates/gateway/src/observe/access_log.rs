@@ -77,10 +77,10 @@ struct Counting<W> {
 
 impl<W: Write> Write for Counting<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Err(error) = self.writer.write_all(bytes) {
-            if self.failed.fetch_add(1, Ordering::Relaxed) == 0 {
-                tracing::error!(%error, "access log cannot be written");
-            }
+        if let Err(error) = self.writer.write_all(bytes)
+            && self.failed.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            tracing::error!(%error, "access log cannot be written");
         }
         Ok(bytes.len())
     }

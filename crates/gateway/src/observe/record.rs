@@ -119,6 +119,7 @@ impl Record {
     }
 
     /// Ends the record: writes it down.
+    #[expect(clippy::boxed_local, reason = "it lives in a box from accept on")]
     pub fn finish(mut self: Box<Self>, outcome: Outcome) {
         self.outcome = Some(outcome);
     }

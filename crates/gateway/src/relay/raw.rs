@@ -62,6 +62,7 @@ pub async fn relay(ends: Ends, record: &mut Record, stop: &CancellationToken) ->
     .await
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts")]
 struct Relay {
     client: Stream,
     broker: Stream,

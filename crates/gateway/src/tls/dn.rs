@@ -169,7 +169,7 @@ pub(super) enum Value {
 /// The characters of a string type; T61 and the like count as Latin-1, as everybody reads them.
 pub(super) fn text(value: &Any<'_>) -> Value {
     let wide = |size: usize, character: fn(&[u8]) -> u32| {
-        if value.data.len() % size != 0 {
+        if !value.data.len().is_multiple_of(size) {
             return None;
         }
         value.data.chunks(size).map(|chunk| char::from_u32(character(chunk))).collect::<Option<String>>()

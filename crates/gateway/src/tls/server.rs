@@ -64,7 +64,7 @@ impl ServerTls {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
-        let mut config = builder.with_cert_resolver(Arc::new(BySni::new(pairs)));
+        let mut config = builder.with_cert_resolver(Arc::new(BySni::new(&pairs)));
         config.alpn_protocols = match &tls.alpn {
             Some(protocols) => protocols.iter().map(|protocol| protocol.clone().into_bytes()).collect(),
             None => vec![b"mqtt".to_vec()],
@@ -235,9 +235,9 @@ struct BySni {
 }
 
 impl BySni {
-    fn new(pairs: Vec<Arc<CertifiedKey>>) -> Self {
+    fn new(pairs: &[Arc<CertifiedKey>]) -> Self {
         let mut names = HashMap::new();
-        for pair in &pairs {
+        for pair in pairs {
             for name in dns_names(pair) {
                 let name = name.to_ascii_lowercase();
                 let name = name.strip_prefix('*').map(str::to_owned).unwrap_or(name);

@@ -75,12 +75,13 @@ impl Upstream {
     }
 }
 
-#[cfg(feature = "embedded-broker")]
+#[cfg_attr(
+    feature = "embedded-broker",
+    expect(clippy::unnecessary_wraps, reason = "without the feature there is only the error")
+)]
 fn embedded() -> io::Result<Stream> {
-    Ok(Stream::Memory(super::embedded::connect()))
-}
-
-#[cfg(not(feature = "embedded-broker"))]
-fn embedded() -> io::Result<Stream> {
+    #[cfg(feature = "embedded-broker")]
+    return Ok(Stream::Memory(super::embedded::connect()));
+    #[cfg(not(feature = "embedded-broker"))]
     Err(io::Error::other("built without the embedded broker"))
 }

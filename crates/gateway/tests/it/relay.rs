@@ -18,7 +18,7 @@ async fn session(version: u8) -> (TestGateway, Client, BrokerConnection) {
 }
 
 fn noise(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+    (0..len).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -118,9 +118,9 @@ impl Chain {
     }
 
     fn config_builder(&self) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
+        use rustls::pki_types::pem::PemObject;
         portcullis_gateway::tls::install_crypto_provider();
         let mut roots = rustls::RootCertStore::empty();
-        use rustls::pki_types::pem::PemObject;
         let server = rustls::pki_types::CertificateDer::from_pem_file(self.dir.path().join("server-root.pem")).unwrap();
         roots.add(server).unwrap();
         rustls::ClientConfig::builder().with_root_certificates(roots)

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Stdio;
 
-use crate::processes::{Gateway, Mosquitto, eventually, finish, subscriber};
+use crate::processes::{Gateway, Mosquitto, Process, eventually, finish, subscriber};
 
 #[test]
 fn sighup_reloads_without_dropping_a_session_and_a_bad_file_changes_nothing() {
@@ -64,7 +64,7 @@ fn sigterm_drains_with_a_deadline_and_tells_mqtt_5_clients() {
 fn a_second_signal_stops_at_once() {
     let broker = Mosquitto::start();
     let mut gateway = Gateway::start(broker.port);
-    let _subscriber = subscriber(&gateway, &|| broker.log(), &[], "sub");
+    let _subscriber = Process(subscriber(&gateway, &|| broker.log(), &[], "sub"));
     let configuration = fs::read_to_string(gateway.config()).unwrap();
     fs::write(gateway.config(), configuration.replace("500ms", "10m")).unwrap();
     gateway.process.signal("HUP");

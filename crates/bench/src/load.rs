@@ -1,0 +1,222 @@
+//! The load: devices that connect, idle, and publish, and a broker that takes whatever comes.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use portcullis_pki::{Authority, Purpose, Request};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::proxies::Proxy;
+
+const DEVICE: &str = "thing001";
+const CONNECT: &[u8] = b"\x10\x14\x00\x04MQTT\x04\x02\x00\x00\x00\x08thing001";
+const WRONG_CONNECT: &[u8] = b"\x10\x14\x00\x04MQTT\x04\x02\x00\x00\x00\x08thing002";
+const CONNACK: &[u8] = b"\x20\x02\x00\x00";
+/// A PUBLISH with 64 bytes of payload.
+const MESSAGE_LEN: usize = MESSAGE_REST as usize + 2;
+const MESSAGE_REST: u8 = 2 + 6 + 64;
+/// At once: enough to keep two cores busy.
+const CONCURRENCY: usize = 16;
+/// Written at once when flooding.
+const FLOOD: usize = 16 << 10;
+
+type Session = TlsStream<TcpStream>;
+
+/// Certificates and a broker.
+pub(crate) struct Load {
+    pub(crate) broker: SocketAddr,
+    connector: TlsConnector,
+    received: Arc<AtomicUsize>,
+}
+
+impl Load {
+    /// Makes a PKI in `dir/pki` and starts the broker.
+    pub(crate) async fn prepare(dir: &Path) -> anyhow::Result<Self> {
+        let authority = Authority::init(&dir.join("pki"), "Bench")?;
+        let request = |name: &str, purpose| Request { name: name.to_owned(), organization: None, purpose, days: 2 };
+        authority.issue(&request("localhost", Purpose::Server(vec!["localhost".to_owned()])))?;
+        authority.issue(&request(DEVICE, Purpose::Device))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(authority.root())?)?;
+        let chain = CertificateDer::pem_file_iter(authority.chain_of(DEVICE))?.collect::<Result<_, _>>()?;
+        let key = PrivateKeyDer::from_pem_file(authority.key_of(DEVICE))?;
+        let mut config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)?;
+        config.resumption = rustls::client::Resumption::disabled();
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let (broker, received) = (listener.local_addr()?, Arc::new(AtomicUsize::new(0)));
+        tokio::spawn(accept(listener, Arc::clone(&received)));
+        Ok(Self { broker, connector: TlsConnector::from(Arc::new(config)), received })
+    }
+
+    /// The comparison is between proxies that check: one that lets another client ID in does not count.
+    pub(crate) async fn refuses_another(&self, proxy: &Proxy) -> anyhow::Result<()> {
+        let mut stream = tls(&self.connector, proxy.address).await?;
+        stream.write_all(WRONG_CONNECT).await?;
+        let mut answer = [0; 4];
+        let is_let_in = stream.read_exact(&mut answer).await.is_ok() && answer == CONNACK;
+        ensure!(!is_let_in, "{} lets another client ID in", proxy.name);
+        Ok(())
+    }
+
+    /// Connects, waits for CONNACK, closes, that many times; the time it took.
+    pub(crate) async fn connect(&self, proxy: &Proxy, count: usize) -> anyhow::Result<Duration> {
+        let (begin, left, mut workers) = (Instant::now(), Arc::new(AtomicUsize::new(count)), JoinSet::new());
+        for _ in 0..CONCURRENCY {
+            let (left, connector, address) = (Arc::clone(&left), self.connector.clone(), proxy.address);
+            workers.spawn(async move {
+                let take = |left: usize| left.checked_sub(1);
+                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                    session(&connector, address).await?.shutdown().await?;
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(result) = workers.join_next().await {
+            result??;
+        }
+        Ok(begin.elapsed())
+    }
+
+    /// Sessions that stay.
+    pub(crate) async fn sessions(&self, proxy: &Proxy, count: usize) -> anyhow::Result<Vec<Session>> {
+        let mut sessions = Vec::with_capacity(count);
+        while sessions.len() < count {
+            let some = (count - sessions.len()).min(CONCURRENCY);
+            let mut opening = JoinSet::new();
+            for _ in 0..some {
+                let (connector, address) = (self.connector.clone(), proxy.address);
+                opening.spawn(async move { session(&connector, address).await });
+            }
+            while let Some(session) = opening.join_next().await {
+                sessions.push(session??);
+            }
+        }
+        Ok(sessions)
+    }
+
+    /// Publishes that many messages a second over all sessions together; how many the broker got.
+    pub(crate) async fn paced(
+        &self,
+        mut sessions: Vec<Session>,
+        pace: usize,
+        duration: Duration,
+    ) -> anyhow::Result<(Vec<Session>, usize)> {
+        let (message, before) = (message(), self.received.load(Ordering::Relaxed));
+        let gap = Duration::from_secs_f64(sessions.len() as f64 / pace as f64);
+        let mut tick = tokio::time::interval(gap / 10);
+        let begin = Instant::now();
+        let part = sessions.len() / 10;
+        'load: loop {
+            for chunk in sessions.chunks_mut(part) {
+                tick.tick().await;
+                if begin.elapsed() >= duration {
+                    break 'load;
+                }
+                for session in chunk {
+                    session.write_all(&message).await?;
+                    session.flush().await?;
+                }
+            }
+        }
+        Ok((sessions, self.settled(before).await))
+    }
+
+    /// Publishes as fast as it goes; how many messages the broker got.
+    pub(crate) async fn flood(
+        &self,
+        sessions: Vec<Session>,
+        duration: Duration,
+    ) -> anyhow::Result<(Vec<Session>, usize)> {
+        let before = self.received.load(Ordering::Relaxed);
+        let flood: Arc<Vec<u8>> = Arc::new(message().repeat(FLOOD / MESSAGE_LEN));
+        let mut flooding = JoinSet::new();
+        for mut session in sessions {
+            let flood = Arc::clone(&flood);
+            flooding.spawn(async move {
+                let begin = Instant::now();
+                while begin.elapsed() < duration {
+                    session.write_all(&flood).await?;
+                }
+                session.flush().await?;
+                anyhow::Ok(session)
+            });
+        }
+        let mut sessions = Vec::new();
+        while let Some(session) = flooding.join_next().await {
+            sessions.push(session??);
+        }
+        Ok((sessions, self.settled(before).await))
+    }
+
+    /// Messages since `before`, once no more arrive.
+    async fn settled(&self, before: usize) -> usize {
+        let mut last = before;
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let now = self.received.load(Ordering::Relaxed);
+            if now == last {
+                return (now - before) / MESSAGE_LEN;
+            }
+            last = now;
+        }
+    }
+}
+
+async fn tls(connector: &TlsConnector, address: SocketAddr) -> anyhow::Result<Session> {
+    let socket = TcpStream::connect(address).await?;
+    socket.set_nodelay(true)?;
+    connector.connect(ServerName::try_from("localhost")?, socket).await.context("TLS handshake")
+}
+
+async fn session(connector: &TlsConnector, address: SocketAddr) -> anyhow::Result<Session> {
+    let mut stream = tls(connector, address).await?;
+    stream.write_all(CONNECT).await?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await?;
+    ensure!(answer == CONNACK, "refused");
+    Ok(stream)
+}
+
+fn message() -> Vec<u8> {
+    let mut message = vec![0x30, MESSAGE_REST, 0, 6];
+    message.extend(b"a/b/cd");
+    message.resize(MESSAGE_LEN, b'x');
+    message
+}
+
+/// Answers every CONNECT and counts the bytes of what comes behind it.
+async fn accept(listener: TcpListener, received: Arc<AtomicUsize>) {
+    while let Ok((mut socket, _)) = listener.accept().await {
+        let received = Arc::clone(&received);
+        tokio::spawn(async move {
+            let _ = socket.set_nodelay(true);
+            // The proxy may have put a user name into it, so its length is read from it: all are shorter than 128 bytes.
+            let mut head = [0; 2];
+            socket.read_exact(&mut head).await?;
+            let mut rest = vec![0; head[1].into()];
+            socket.read_exact(&mut rest).await?;
+            socket.write_all(CONNACK).await?;
+            // Kept small: a broker with a thousand idle connections is part of what is measured only by its noise.
+            let mut buffer = vec![0; 16 << 10];
+            loop {
+                match socket.read(&mut buffer).await? {
+                    0 => return std::io::Result::Ok(()),
+                    read => received.fetch_add(read, Ordering::Relaxed),
+                };
+            }
+        });
+    }
+}
