@@ -64,7 +64,7 @@ step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 if command -v cargo-deny >/dev/null; then
     step "licences and advisories"
-    cargo deny --offline check bans licenses sources
+    cargo deny check bans licenses sources
 else
     step "cargo-deny is not installed: licences were not checked (cargo install cargo-deny)"
 fi

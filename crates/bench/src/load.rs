@@ -51,7 +51,12 @@ impl Load {
         roots.add(CertificateDer::from_pem_file(authority.root())?)?;
         let chain = CertificateDer::pem_file_iter(authority.chain_of(DEVICE))?.collect::<Result<_, _>>()?;
         let key = PrivateKeyDer::from_pem_file(authority.key_of(DEVICE))?;
-        let mut config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+        // What both can do: the Debian OpenSSL has no post-quantum key exchange.
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
+        provider.cipher_suites = vec![rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384];
+        let mut config = ClientConfig::builder_with_provider(provider.into())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
         config.resumption = rustls::client::Resumption::disabled();

@@ -47,45 +47,57 @@ async fn main() -> anyhow::Result<()> {
     rlimit::increase_nofile_limit(u64::MAX)?;
     let dir = tempfile::tempdir()?;
     let load = Load::prepare(dir.path()).await?;
-    let proxies = [
-        Proxy::portcullis(&arguments.portcullis, dir.path(), load.broker).await?,
-        Proxy::nginx(dir.path(), load.broker).await?,
-    ];
-    let mut report = Report::new(proxies.each_ref().map(|proxy| proxy.name));
-    let duration = Duration::from_secs(arguments.seconds);
+    let mut report = Report::new(proxies::NAMES);
     for round in 0..arguments.rounds {
-        eprintln!("round {} of {}", round + 1, arguments.rounds);
-        for (column, proxy) in proxies.iter().enumerate() {
-            load.refuses_another(proxy).await?;
-            let begin = proxy.usage()?;
-            let elapsed = load.connect(proxy, arguments.connects).await?;
-            let cpu = proxy.usage()?.cpu_since(&begin);
-            let connects = arguments.connects as f64;
-            report.add("CPU µs per full mutual-TLS connect", column, cpu.as_secs_f64() * 1e6 / connects);
-            report.add("connects per second (load and proxy share 2 cores)", column, connects / elapsed.as_secs_f64());
-
-            let sessions = load.sessions(proxy, CONNECTIONS).await?;
-            let begin = proxy.usage()?;
-            let (sessions, sent) = load.paced(sessions, PACE, duration).await?;
-            let cpu = proxy.usage()?.cpu_since(&begin);
-            report.add("CPU µs per 64 B message, paced 10,000/s", column, cpu.as_secs_f64() * 1e6 / sent as f64);
-
-            let begin = proxy.usage()?;
-            let (sessions, sent) = load.flood(sessions, duration).await?;
-            let cpu = proxy.usage()?.cpu_since(&begin);
-            report.add("CPU µs per 64 B message, flooding", column, cpu.as_secs_f64() * 1e6 / sent as f64);
-            drop(sessions);
-            tokio::time::sleep(Duration::from_millis(500)).await;
-
-            let before = proxy.usage()?;
-            let sessions = load.sessions(proxy, arguments.idle).await?;
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            let grown = proxy.usage()?.pss.saturating_sub(before.pss);
-            report.add("bytes (PSS) per idle connection", column, grown as f64 / arguments.idle as f64);
-            drop(sessions);
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        for (column, name) in proxies::NAMES.into_iter().enumerate() {
+            eprintln!("round {} of {}: {name}", round + 1, arguments.rounds);
+            // Started anew, so that no measurement finds the memory of another.
+            let proxy = match column {
+                0 => Proxy::portcullis(&arguments.portcullis, dir.path(), load.broker).await?,
+                _ => Proxy::nginx(dir.path(), load.broker).await?,
+            };
+            measure(&arguments, &load, &proxy, column, &mut report).await?;
+            proxy.stop().await?;
         }
     }
     println!("{}", report.table());
+    Ok(())
+}
+
+async fn measure(
+    arguments: &Arguments,
+    load: &Load,
+    proxy: &Proxy,
+    column: usize,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    load.refuses_another(proxy).await?;
+    let duration = Duration::from_secs(arguments.seconds);
+
+    let before = proxy.usage()?;
+    let sessions = load.sessions(proxy, arguments.idle).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let grown = proxy.usage()?.pss.saturating_sub(before.pss);
+    report.add("bytes (PSS) per idle connection", column, grown as f64 / arguments.idle as f64);
+    drop(sessions);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    let begin = proxy.usage()?;
+    let elapsed = load.connect(proxy, arguments.connects).await?;
+    let cpu = proxy.usage()?.cpu_since(&begin);
+    let connects = arguments.connects as f64;
+    report.add("CPU µs per full mutual-TLS connect", column, cpu.as_secs_f64() * 1e6 / connects);
+    report.add("connects per second (load and proxy share 2 cores)", column, connects / elapsed.as_secs_f64());
+
+    let sessions = load.sessions(proxy, CONNECTIONS).await?;
+    let begin = proxy.usage()?;
+    let (sessions, sent) = load.paced(sessions, PACE, duration).await?;
+    let cpu = proxy.usage()?.cpu_since(&begin);
+    report.add("CPU µs per 64 B message, paced 10,000/s", column, cpu.as_secs_f64() * 1e6 / sent as f64);
+
+    let begin = proxy.usage()?;
+    let (_sessions, sent) = load.flood(sessions, duration).await?;
+    let cpu = proxy.usage()?.cpu_since(&begin);
+    report.add("CPU ns per 64 B message, flooding in 16 KiB writes", column, cpu.as_secs_f64() * 1e9 / sent as f64);
     Ok(())
 }

@@ -11,6 +11,9 @@ use tokio::process::{Child, Command};
 
 use crate::usage::{Usage, family};
 
+/// Those that are compared, in the order of the columns.
+pub(crate) const NAMES: [&str; 2] = ["Portcullis", "nginx, stream + njs"];
+
 /// A running proxy; killed when dropped.
 pub(crate) struct Proxy {
     pub(crate) name: &'static str,
@@ -52,7 +55,7 @@ log = "warn"
         fs::write(dir.join("portcullis.toml"), configuration)?;
         let mut command = Command::new(binary);
         command.arg("run").arg("-c").arg(dir.join("portcullis.toml"));
-        Self::start("Portcullis", address, command).await
+        Self::start(NAMES[0], address, command).await
     }
 
     /// Debian's nginx: stream, TLS, njs for the check, consistent hash, access log. It cannot rewrite CONNECT.
@@ -65,12 +68,11 @@ log = "warn"
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 load_module /usr/lib/nginx/modules/ngx_stream_js_module.so;
 worker_processes 2;
-worker_rlimit_nofile 65536;
 daemon off;
 user root;
 pid {at}/nginx.pid;
 error_log {at}/nginx.error.log;
-events {{ worker_connections 32768; }}
+events {{ worker_connections 9000; }}
 stream {{
     js_path {at};
     js_import check.js;
@@ -99,7 +101,7 @@ stream {{
         fs::write(dir.join("nginx.conf"), configuration)?;
         let mut command = Command::new("nginx");
         command.arg("-c").arg(dir.join("nginx.conf"));
-        Self::start("nginx, stream + njs", address, command).await
+        Self::start(NAMES[1], address, command).await
     }
 
     async fn start(name: &'static str, address: SocketAddr, mut command: Command) -> anyhow::Result<Self> {
@@ -115,6 +117,14 @@ stream {{
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         bail!("{name} does not listen")
+    }
+
+    /// Ends the proxy and its children; a master that is killed would leave them behind.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        let pid = self.process.id().context("the proxy has ended")?.to_string();
+        Command::new("kill").arg(pid).status().await?;
+        tokio::time::timeout(Duration::from_secs(10), self.process.wait()).await??;
+        Ok(())
     }
 
     /// CPU time and memory of the process and its children.
@@ -133,7 +143,7 @@ var id = '';
 function preread(s) {
     var seen = '';
     s.on('upload', function (data, flags) {
-        seen += data.toString('latin1');
+        seen += data;
         var at = 1, length = 0, shift = 0, byte;
         do {
             if (at >= seen.length) { return; }

@@ -8,18 +8,28 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
 
 use crate::net;
 use crate::runtime::AdminBind;
 use crate::server::Shared;
 
+const MAX_CONNECTIONS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of a kept-alive connection as a whole; the next request opens another.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Starts answering; returns the address, if it has one.
@@ -37,16 +47,40 @@ pub(crate) fn serve(bind: &AdminBind, shared: Arc<Shared>) -> io::Result<Option<
             let listener = net::bind(*address)?;
             let address = listener.local_addr()?;
             tracing::info!(%address, "admin interface");
-            tokio::spawn(async move { axum::serve(listener, router).await });
+            tokio::spawn(answer(router, async move || listener.accept().await.map(|(stream, _)| stream)));
             Ok(Some(address))
         }
         AdminBind::Unix(path) => {
             remove_stale_socket(path)?;
             let listener = UnixListener::bind(path)?;
             tracing::info!(path = %path.display(), "admin interface");
-            tokio::spawn(async move { axum::serve(listener, router).await });
+            tokio::spawn(answer(router, async move || listener.accept().await.map(|(stream, _)| stream)));
             Ok(None)
         }
+    }
+}
+
+/// Answers connections, a bounded number at once and each for a bounded time: also a scraper may hang.
+async fn answer<S>(router: Router, mut accept: impl AsyncFnMut() -> io::Result<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // Closed never, so there is always a place in the end.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(stream) = accept().await else {
+            tokio::time::sleep(ACCEPT_BACKOFF).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+            drop(place);
+        });
     }
 }
 
@@ -76,6 +110,9 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     }
     if let Some(log) = shared.observer.access_log.load().as_ref() {
         shared.observer.metrics.set_access_log_dropped(log.dropped());
+    }
+    if let Some(dropped) = shared.observer.log_dropped.get() {
+        shared.observer.metrics.set_log_dropped(dropped.dropped_lines() as u64);
     }
     ([(header::CONTENT_TYPE, OPEN_METRICS)], shared.observer.metrics.render())
 }

@@ -162,9 +162,10 @@ impl Authority {
             authority_params(&format!("{name} intermediate"), INTERMEDIATE_DAYS, BasicConstraints::Constrained(0))?;
         let intermediate = params.signed_by(&key, &Issuer::from_params(&root_params, &root_key))?;
         write_secret(&this.dir.join("root.key"), &root_key.serialize_pem())?;
-        write_new(&this.root(), &root.pem())?;
         write_secret(&this.dir.join("intermediate.key"), &key.serialize_pem())?;
         write_new(&this.dir.join("intermediate.pem"), &intermediate.pem())?;
+        // Last: it is what says that there is an authority.
+        write_new(&this.root(), &root.pem())?;
         Ok(this)
     }
 
@@ -208,7 +209,11 @@ impl Authority {
             return Err(Error::Exists(chain_path));
         }
         write_secret(&key_path, &key.serialize_pem())?;
-        write_new(&chain_path, &chain)?;
+        if let Err(error) = write_new(&chain_path, &chain) {
+            // A key without a certificate would only be in the way of the next attempt.
+            let _ = fs::remove_file(&key_path);
+            return Err(error);
+        }
         Ok(Issued { chain: chain_path, key: Some(key_path) })
     }
 

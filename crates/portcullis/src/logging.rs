@@ -4,14 +4,17 @@ use std::io::IsTerminal;
 
 use portcullis_gateway::Process;
 use portcullis_gateway::config::model::LogFormat;
+use portcullis_gateway::observe::Observer;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Starts logging; what is waiting is written when the guard is dropped.
-pub(crate) fn start(process: &Process) -> WorkerGuard {
+pub(crate) fn start(process: &Process, observer: &Observer) -> WorkerGuard {
     let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(std::io::stderr());
+    // Already set only if this was called before, when the first one goes on counting.
+    let _ = observer.log_dropped.set(writer.error_counter());
     // Loading has judged the directives. The libraries' own chatter is for those who ask for it by name.
     let targets: Targets = process.log.parse().unwrap_or_default();
     let targets = if process.log.contains('=') { targets } else { targets.with_target("mqtt5", tracing::Level::ERROR) };

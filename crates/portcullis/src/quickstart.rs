@@ -41,7 +41,7 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
     let observer = Observer::new();
     let Loaded { runtime, .. } =
         Runtime::load(&config, &observer).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
-    let _guard = crate::logging::start(&runtime.process);
+    let _guard = crate::logging::start(&runtime.process, &observer);
     crate::run::tokio_runtime(runtime.process.worker_threads)?.block_on(async {
         let gateway = Gateway::start(&config, runtime, Arc::clone(&observer)).await.map_err(|error| {
             let hint = format!("another `bind` can be set in {}", config.display());

@@ -19,7 +19,7 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     let Loaded { runtime, problems } =
         Runtime::load(path, &observer).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     print_problems(&problems);
-    let _guard = crate::logging::start(&runtime.process);
+    let _guard = crate::logging::start(&runtime.process, &observer);
     let tokio = tokio_runtime(runtime.process.worker_threads)?;
     let result = tokio.block_on(serve(path, runtime, Arc::clone(&observer)));
     // Tasks that are left have had their time; dropped, they still write their lines.

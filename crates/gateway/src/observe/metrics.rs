@@ -72,6 +72,7 @@ pub struct Metrics {
     server_connects: Family<ByServerResult, Counter>,
     certificate_expiry: Family<ByCertificate, Gauge>,
     reloads: Family<ByResult, Counter>,
+    access_lines_dropped: Gauge,
     log_lines_dropped: Gauge,
 }
 
@@ -96,6 +97,7 @@ impl Default for Metrics {
             server_connects: Family::default(),
             certificate_expiry: Family::default(),
             reloads: Family::default(),
+            access_lines_dropped: Gauge::default(),
             log_lines_dropped: Gauge::default(),
         };
         let m = &metrics;
@@ -122,8 +124,9 @@ impl Default for Metrics {
         registry.register(
             "access_log_dropped_lines",
             "Access lines lost since the log was opened, because the disk was too slow or full",
-            m.log_lines_dropped.clone(),
+            m.access_lines_dropped.clone(),
         );
+        registry.register("log_dropped_lines", "Lines of the gateway's own log dropped", m.log_lines_dropped.clone());
         let start: Gauge = Gauge::default();
         start.set(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs().cast_signed()));
         registry.register("start_timestamp_seconds", "When the process started", start);
@@ -196,6 +199,11 @@ impl Metrics {
 
     /// Sets how many access lines were dropped.
     pub fn set_access_log_dropped(&self, lines: u64) {
+        self.access_lines_dropped.set(lines.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Sets how many lines of the gateway's own log were dropped.
+    pub fn set_log_dropped(&self, lines: u64) {
         self.log_lines_dropped.set(lines.try_into().unwrap_or(i64::MAX));
     }
 

@@ -9,9 +9,10 @@ pub use access_log::{AccessLog, Format};
 pub use metrics::{ListenerMetrics, Metrics, ServerMetrics};
 pub use record::{Record, TlsNote, Transport};
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
+use tracing_appender::non_blocking::ErrorCounter;
 
 /// The process's one set of instruments. Outlives reloads, so that a session of weeks writes its line to the log of
 /// the day it ends.
@@ -21,6 +22,8 @@ pub struct Observer {
     pub metrics: Metrics,
     /// Where access lines go at present.
     pub access_log: ArcSwapOption<AccessLog>,
+    /// Counts the lines of the gateway's own log that were dropped, once somebody has started that log.
+    pub log_dropped: OnceLock<ErrorCounter>,
 }
 
 impl Observer {

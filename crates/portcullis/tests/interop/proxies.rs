@@ -12,7 +12,7 @@ fn the_user_name_is_what_nginx_calls_ssl_client_s_dn() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     let at = dir.path().display();
     let configuration = format!(
-        "pid {at}/pid; error_log {at}/error.log; daemon off; user root; events {{}}\n\
+        "pid {at}/pid; error_log {at}/error.log; daemon off; master_process off; user root; events {{}}\n\
          http {{ access_log off; client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; \
          uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
          server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {}; ssl_certificate_key {}; ssl_client_certificate {}; \
