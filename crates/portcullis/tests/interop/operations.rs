@@ -1,6 +1,7 @@
 //! What operators do: reload, drain, look, lose a broker.
 
 use std::fs;
+use std::net::TcpStream;
 use std::process::Stdio;
 
 use crate::processes::{Gateway, Mosquitto, Process, eventually, finish, subscriber};
@@ -121,4 +122,27 @@ fn metrics_count_what_happened() {
         assert!(metrics.contains(&line), "{line} in:\n{metrics}");
     }
     assert!(!metrics.contains("thing001") && !metrics.contains("BADTHING"), "no label that a client chose");
+}
+
+#[test]
+fn a_thousand_silent_connections_cost_little_memory() {
+    let broker = Mosquitto::start();
+    let gateway = Gateway::start(broker.port);
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", gateway.process.0.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    };
+    let before = resident();
+    let silent: Vec<TcpStream> = (0..1000).map(|_| TcpStream::connect(gateway.address).unwrap()).collect();
+    eventually("the connections", || {
+        gateway.ask("/metrics").contains("portcullis_connections_active{listener=\"devices\"} 1000").then_some(())
+    });
+    let each = resident().saturating_sub(before) / 1000;
+    assert!(each < 32 << 10, "{each} bytes for a connection that says nothing");
+    // And nobody else is harmed.
+    let published = finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "t", "-m", "x"]));
+    assert!(published.status.success(), "{published:?}");
+    drop(silent);
+    assert_eq!(gateway.lines(1001).iter().filter(|line| line.ends_with("- - handshake_closed")).count(), 1000);
 }
