@@ -33,10 +33,12 @@ LIST
         [ "$(id -u)" = 0 ] || sudo=(sudo)
         "${sudo[@]}" apt-get update -qq
         # Not started by their installation: the tests start their own.
-        printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee /usr/sbin/policy-rc.d >/dev/null
-        "${sudo[@]}" chmod +x /usr/sbin/policy-rc.d
+        if [ ! -e /usr/sbin/policy-rc.d ]; then
+            printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee /usr/sbin/policy-rc.d >/dev/null
+            trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+            "${sudo[@]}" chmod +x /usr/sbin/policy-rc.d
+        fi
         DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-        "${sudo[@]}" rm -f /usr/sbin/policy-rc.d
     fi
     mkdir -p target/interop
     if ! target/interop/venv/bin/python -c 'import paho.mqtt.client' 2>/dev/null; then
@@ -63,7 +65,7 @@ cargo test --workspace --locked --no-fail-fast
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 if command -v cargo-deny >/dev/null; then
-    step "licences and advisories"
+    step "licences, sources, bans (advisories need the advisory database: cargo deny check)"
     cargo deny check bans licenses sources
 else
     step "cargo-deny is not installed: licences were not checked (cargo install cargo-deny)"

@@ -158,11 +158,9 @@ impl Runtime {
             let previous = named(before, upstream.name()).map(|position| &*before[position]);
             upstream.activate(previous, observer)
         });
+        before.iter().for_each(|upstream| upstream.retire());
         futures_util::future::join_all(activations).await;
         self.upstreams.iter().for_each(|upstream| upstream.start(observer));
-        for retired in before.iter().filter(|upstream| named(&self.upstreams, upstream.name()).is_none()) {
-            retired.retire(observer);
-        }
         observer.metrics.set_certificate_expiry(self.expiries.iter().cloned());
     }
 }

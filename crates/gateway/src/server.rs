@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -49,7 +49,7 @@ pub(crate) struct Shared {
 
 struct Socket {
     address: SocketAddr,
-    accepting: AbortHandle,
+    accepting: JoinHandle<()>,
 }
 
 impl Drop for Socket {
@@ -194,7 +194,12 @@ impl Gateway {
         warn_of_restart(&previous, &runtime);
         let wanted: Vec<SocketKey> = runtime.sockets().map(|(key, _)| key).collect();
         // No longer accepted on, before there is no listener for what is accepted.
-        self.sockets().retain(|key, _| wanted.contains(key));
+        let closed: Vec<Socket> =
+            self.sockets().extract_if(|key, _| !wanted.contains(key)).map(|(_, socket)| socket).collect();
+        for mut socket in closed {
+            socket.accepting.abort();
+            let _ = (&mut socket.accepting).await;
+        }
         self.shared.runtime.store(Arc::new(runtime));
         let closed_log = self.shared.observer.access_log.swap(access_log);
         // Closing a log writes what is waiting in it.
@@ -262,7 +267,7 @@ fn start_accepting(
 ) -> HashMap<SocketKey, Socket> {
     let start = |(key, address, socket): (SocketKey, SocketAddr, TcpListener)| {
         tracing::info!(%address, "listening");
-        let accepting = tokio::spawn(accept(socket, key.clone(), Arc::clone(shared))).abort_handle();
+        let accepting = tokio::spawn(accept(socket, key.clone(), Arc::clone(shared)));
         (key, Socket { address, accepting })
     };
     bound.into_iter().map(start).collect()

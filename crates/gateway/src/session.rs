@@ -179,7 +179,7 @@ async fn negotiate(
     let (greeting, code) = match present(&mut dialed.stream, &packet).await {
         Ok(answer) => answer,
         Err(reject) => {
-            dialed.lease.failed();
+            dialed.lease.unanswered();
             return Err(refused(reject));
         }
     };

@@ -311,8 +311,22 @@ balance = "ketama"
 
     #[test]
     fn keys_of_protocols_to_come_are_unknown() {
-        for text in ["[[listener]]\nprotocol = \"ws\"", "[listener.tls]\ncrl = []", "[[authenticator]]\nname = \"a\""] {
-            assert!(!messages(text).is_empty(), "{text}");
+        for protocol in ["ws", "wss", "quic"] {
+            let found = messages(&format!("[[listener]]\nprotocol = \"{protocol}\""));
+            assert_eq!(found[0].0, format!("unknown value `{protocol}`"));
+        }
+        for (table, key) in [
+            ("[[listener]]\n[listener.tls]", "crl"),
+            ("[[listener]]\n[listener.tls]", "resumption"),
+            ("[[listener]]\n[listener.tls]", "session_lifetime"),
+            ("[[listener]]\n[listener.tls]", "psk"),
+            ("[[listener]]", "authenticate"),
+            ("[[listener]]", "proxy_protocol"),
+            ("[[upstream]]", "proxy_protocol"),
+            ("", "authenticator"),
+        ] {
+            let found = messages(&format!("{table}\n{key} = []"));
+            assert_eq!((found.len(), found[0].0.as_str()), (1, format!("unknown key `{key}`").as_str()), "{table}");
         }
     }
 

@@ -22,6 +22,10 @@ const USER_TIMEOUT: Duration = Duration::from_secs(105);
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // `[::]` is for IPv6 alone, as NGINX has it: "0.0.0.0" can stand beside it.
+        socket.set_only_v6(true)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

@@ -104,7 +104,7 @@ fn combined(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
     let result = write!(
         line,
         "{} [{}] {} {} {} {} {} {} {}",
-        record.remote.ip(),
+        record.remote.ip().to_canonical(),
         now.format("%d/%b/%Y:%H:%M:%S %z"),
         record.transport.label(),
         outcome.status(),
@@ -168,7 +168,7 @@ fn json(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
     let milliseconds = |duration: std::time::Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
     let line = JsonLine {
         time: now.to_rfc3339_opts(chrono::SecondsFormat::Millis, false),
-        remote_addr: record.remote.ip().to_string(),
+        remote_addr: record.remote.ip().to_canonical().to_string(),
         remote_port: record.remote.port(),
         listener: record.listener(),
         protocol: record.transport.label(),

@@ -67,9 +67,7 @@ pub struct Metrics {
     handshakes: Family<ByKind, Counter>,
     handshake_failures: Family<ByReason, Counter>,
     handshake_seconds: Family<ByListener, Histogram, fn() -> Histogram>,
-    server_active: Family<ByServer, Gauge>,
-    server_up: Family<ByServer, Gauge>,
-    server_connects: Family<ByServerResult, Counter>,
+    servers: ServerFamilies,
     certificate_expiry: Family<ByCertificate, Gauge>,
     reloads: Family<ByResult, Counter>,
     access_lines_dropped: Gauge,
@@ -92,9 +90,7 @@ impl Default for Metrics {
             handshakes: Family::default(),
             handshake_failures: Family::default(),
             handshake_seconds: Family::new_with_constructor(handshake_histogram),
-            server_active: Family::default(),
-            server_up: Family::default(),
-            server_connects: Family::default(),
+            servers: ServerFamilies::default(),
             certificate_expiry: Family::default(),
             reloads: Family::default(),
             access_lines_dropped: Gauge::default(),
@@ -112,9 +108,9 @@ impl Default for Metrics {
             "From accept to the end of the TLS handshake",
             m.handshake_seconds.clone(),
         );
-        registry.register("upstream_connections_active", "Sessions on a server", m.server_active.clone());
-        registry.register("upstream_up", "1 if a server may be given sessions, else 0", m.server_up.clone());
-        registry.register("upstream_connects", "Connects to a server, by result", m.server_connects.clone());
+        registry.register("upstream_connections_active", "Sessions on a server", m.servers.active.clone());
+        registry.register("upstream_up", "1 if a server may be given sessions, else 0", m.servers.up.clone());
+        registry.register("upstream_connects", "Connects to a server, by result", m.servers.connects.clone());
         registry.register(
             "certificate_expiry_timestamp_seconds",
             "When the first certificate of an owner and role expires",
@@ -165,26 +161,19 @@ impl Metrics {
         })
     }
 
-    /// The handles of a server.
+    /// The handles of a server; its series end when they are dropped.
     pub fn server(&self, upstream: &str, server: &str) -> ServerMetrics {
         let by = ByServer { upstream: upstream.to_owned(), server: server.to_owned() };
-        let connects = |result| {
-            let by = ByServerResult { upstream: upstream.to_owned(), server: server.to_owned(), result };
-            self.server_connects.get_or_create_owned(&by)
-        };
+        let connects = |result| self.servers.connects.get_or_create_owned(&by.with(result));
         ServerMetrics {
-            active: self.server_active.get_or_create_owned(&by),
-            up: self.server_up.get_or_create_owned(&by),
-            connected: connects("ok"),
-            failed: connects("failed"),
+            active: self.servers.active.get_or_create_owned(&by),
+            up: self.servers.up.get_or_create_owned(&by),
+            connected: connects(CONNECTED),
+            failed: connects(FAILED),
+            unanswered: connects(UNANSWERED),
+            families: self.servers.clone(),
+            by,
         }
-    }
-
-    /// Forgets a server that is no longer configured, or no longer what its name resolves to.
-    pub fn forget_server(&self, upstream: &str, server: &str) {
-        let by = ByServer { upstream: upstream.to_owned(), server: server.to_owned() };
-        self.server_active.remove(&by);
-        self.server_up.remove(&by);
     }
 
     /// Replaces the expiry times by these: owner (listener or upstream), role, seconds since 1970.
@@ -256,12 +245,44 @@ impl ListenerMetrics {
 }
 
 /// The instruments of one server.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ServerMetrics {
     pub(crate) active: Gauge,
     pub(crate) up: Gauge,
     pub(crate) connected: Counter,
     pub(crate) failed: Counter,
+    /// Connected, but CONNECT was not answered as by a broker.
+    pub(crate) unanswered: Counter,
+    families: ServerFamilies,
+    by: ByServer,
+}
+
+impl Drop for ServerMetrics {
+    /// A server that is no longer configured, or no longer what its name resolves to, leaves with its last session.
+    fn drop(&mut self) {
+        self.families.active.remove(&self.by);
+        self.families.up.remove(&self.by);
+        for result in [CONNECTED, FAILED, UNANSWERED] {
+            self.families.connects.remove(&self.by.with(result));
+        }
+    }
+}
+
+const CONNECTED: &str = "ok";
+const FAILED: &str = "failed";
+const UNANSWERED: &str = "unanswered";
+
+#[derive(Clone, Debug, Default)]
+struct ServerFamilies {
+    active: Family<ByServer, Gauge>,
+    up: Family<ByServer, Gauge>,
+    connects: Family<ByServerResult, Counter>,
+}
+
+impl ByServer {
+    fn with(&self, result: &'static str) -> ByServerResult {
+        ByServerResult { upstream: self.upstream.clone(), server: self.server.clone(), result }
+    }
 }
 
 /// Lets one through a second and counts the others.

@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use portcullis_wire::{Disconnect, Scanner};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::net::Stream;
+use crate::net::{Stream, discard_until_closed};
 use crate::observe::Record;
 use crate::outcome::CloseReason;
 
@@ -51,15 +51,21 @@ pub struct Ends {
 pub async fn relay(ends: Ends, record: &mut Record, stop: &CancellationToken) -> CloseReason {
     let mut relay = Relay::new(ends);
     let mut stopped = pin!(stop.cancelled());
-    poll_fn(|cx| {
+    let reason = poll_fn(|cx| {
         if !relay.is_stopping && stopped.as_mut().poll(cx).is_ready() {
             relay.say_goodbye();
         }
         let poll = relay.poll(cx);
-        record.moved(std::mem::take(&mut relay.up.bytes), std::mem::take(&mut relay.down.bytes));
+        record.moved(std::mem::take(&mut relay.up.read), std::mem::take(&mut relay.down.sent));
         poll
     })
-    .await
+    .await;
+    if relay.down.is_closed() && !relay.up.has_source_ended {
+        // The client has been told why this is the end; a reset for what it still sends could overtake that.
+        // In a box: its buffer is not for every idle session to carry.
+        Box::pin(discard_until_closed(&mut relay.client)).await;
+    }
+    reason
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "four independent facts")]
@@ -99,6 +105,8 @@ impl Relay {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        // First: a flood would leave it no turn.
+        let is_late = self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
         self.is_downs_turn = !self.is_downs_turn;
         for is_down in [self.is_downs_turn, !self.is_downs_turn] {
             if let Some(lost) = if is_down { self.poll_down(cx) } else { self.poll_up(cx) } {
@@ -120,10 +128,21 @@ impl Relay {
         if is_over {
             return Poll::Ready(reason);
         }
+        let too_late = match reason {
+            CloseReason::Ok | CloseReason::UpstreamClosed => CloseReason::HalfCloseTimeout,
+            reason => reason,
+        };
+        if is_late {
+            return Poll::Ready(too_late);
+        }
         let limit = if self.is_stopping { GOODBYE } else { HALF_CLOSE };
         let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
-        ready!(deadline.as_mut().poll(cx));
-        Poll::Ready(if reason == CloseReason::UpstreamClosed { CloseReason::HalfCloseTimeout } else { reason })
+        if !self.is_stopping && (self.up.read > 0 || self.down.sent > 0) {
+            // What is still coming over the half that is open may come.
+            deadline.as_mut().reset(Instant::now() + limit);
+        }
+        // Only being polled makes it wake this task.
+        deadline.as_mut().poll(cx).map(|()| too_late)
     }
 
     /// `Some`: the session is over at once.
@@ -178,8 +197,11 @@ struct Flow {
     written: usize,
     state: State,
     is_unflushed: bool,
-    /// Bytes read since they were last asked for.
-    bytes: u64,
+    /// Nothing is left to be read.
+    has_source_ended: bool,
+    /// Bytes read, and bytes written, since they were last asked for.
+    read: u64,
+    sent: u64,
     /// Follows the packets, where a goodbye may have to be put between them.
     scanner: Option<Scanner>,
     goodbye: Option<[u8; 4]>,
@@ -225,7 +247,7 @@ impl Flow {
         BUFFER.with_borrow_mut(|buffer| {
             let mut buffer = ReadBuf::new(buffer);
             match ready!(Pin::new(from).poll_read(cx, &mut buffer)) {
-                Ok(()) if buffer.filled().is_empty() => self.state = State::Ending,
+                Ok(()) if buffer.filled().is_empty() => self.end_of_source(),
                 Ok(()) => {
                     let chunk = self.pass(buffer.filled());
                     let written = match Pin::new(to).poll_write(cx, chunk) {
@@ -234,6 +256,7 @@ impl Flow {
                         Poll::Pending => 0,
                     };
                     self.is_unflushed = true;
+                    self.sent += written as u64;
                     let rest = &chunk[written..];
                     if !rest.is_empty() {
                         // In front of a goodbye that `pass` may have left there.
@@ -241,7 +264,7 @@ impl Flow {
                     }
                 }
                 // A client that closes without TLS' close_notify has ended all the same: MQTT frames itself.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.state = State::Ending,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.end_of_source(),
                 Err(_) => return Poll::Ready(Err(Broken::Reading)),
             }
             Poll::Ready(Ok(()))
@@ -252,7 +275,10 @@ impl Flow {
         while self.written < self.pending.len() {
             let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending[self.written..]));
             match written {
-                Ok(written @ 1..) => self.written += written,
+                Ok(written @ 1..) => {
+                    self.written += written;
+                    self.sent += written as u64;
+                }
                 _ => return Poll::Ready(Err(Broken::Writing)),
             }
             self.is_unflushed = true;
@@ -266,7 +292,7 @@ impl Flow {
     /// Counts and follows what was read; returns the part that is to be written. With a goodbye waiting and a boundary
     /// in the chunk, that is the part before the boundary, and the goodbye is put behind it.
     fn pass<'c>(&mut self, chunk: &'c [u8]) -> &'c [u8] {
-        self.bytes += chunk.len() as u64;
+        self.read += chunk.len() as u64;
         let Some(scanner) = &mut self.scanner else { return chunk };
         match (scanner.scan(chunk, |_| ()), self.goodbye) {
             (Ok(Some(boundary)), Some(goodbye)) => {
@@ -301,6 +327,10 @@ impl Flow {
             (Some(_), Some(_)) => self.goodbye = goodbye,
             _ => self.state = State::Ending,
         }
+    }
+
+    fn end_of_source(&mut self) {
+        (self.has_source_ended, self.state) = (true, State::Ending);
     }
 
     /// Gives up: what is pending has nowhere to go.

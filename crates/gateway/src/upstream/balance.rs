@@ -66,7 +66,11 @@ impl Balancer {
     /// Whether a balancer of these endpoints would be the same.
     pub(super) fn is_of(&self, endpoints: &[Arc<Endpoint>], balance: Balance) -> bool {
         let same = |a: &Arc<Endpoint>, b: &Arc<Endpoint>| {
-            a.label == b.label && a.weight == b.weight && a.backup == b.backup && Arc::ptr_eq(&a.state, &b.state)
+            a.label == b.label
+                && a.host == b.host
+                && a.weight == b.weight
+                && a.backup == b.backup
+                && Arc::ptr_eq(&a.state, &b.state)
         };
         self.balance == balance
             && self.endpoints.len() == endpoints.len()

@@ -50,7 +50,8 @@ impl Upstream {
                 Err(_) => io::ErrorKind::TimedOut.into(),
             };
             let was_up = health.is_up(Instant::now());
-            lease.failed();
+            endpoint.state.metrics.failed.inc();
+            drop(lease);
             health.failed(Instant::now());
             // The one failure that takes it down is told; those behind it would say nothing new.
             if was_up && !health.is_up(Instant::now()) {

@@ -168,7 +168,7 @@ impl Health {
         let (limits, now) = (self.limits(), milliseconds(now));
         let window = u64::try_from(limits.fail_timeout.as_millis()).unwrap_or(u64::MAX);
         let mut counts = self.counts();
-        if now.saturating_sub(counts.since) > window {
+        if counts.fails == 0 || now.saturating_sub(counts.since) > window {
             (counts.fails, counts.since) = (0, now);
         }
         counts.fails += 1;
@@ -303,6 +303,17 @@ mod tests {
         assert!(health.ramp(Instant::now()) < 0.1, "and begins slowly");
         advance(10).await;
         assert!((health.ramp(Instant::now()) - 0.5).abs() < 0.01);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_window_begins_with_the_first_failure() {
+        let health = Health::new();
+        health.configure(PassiveLimits { max_fails: 2, ..health.limits() }, false);
+        for seconds in [3, 8] {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            health.failed(Instant::now());
+        }
+        assert!(!health.is_up(Instant::now()), "8 s apart, wherever the clock began");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -44,6 +44,7 @@ pub struct Upstream {
     endpoints: ArcSwap<Balancer>,
     /// Of every address with a session or a place among `endpoints`: one that leaves DNS and returns is still known.
     states: Mutex<HashMap<Arc<str>, Weak<EndpointState>>>,
+    is_retired: AtomicBool,
 }
 
 /// A server as configured.
@@ -95,15 +96,14 @@ pub struct Lease(Arc<EndpointState>);
 impl Lease {
     /// The broker failed the session before it began. Counted, but nothing against the broker's health: what it makes of
     /// a CONNECT is in the client's hand, and one client must not take a broker from all the others.
-    pub fn failed(&self) {
-        self.0.metrics.failed.inc();
+    pub fn unanswered(&self) {
+        self.0.metrics.unanswered.inc();
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics.active.dec();
     }
 }
 
@@ -142,6 +142,7 @@ impl Upstream {
             tls,
             endpoints: ArcSwap::default(),
             states: Mutex::default(),
+            is_retired: AtomicBool::new(false),
             name,
         })
     }
@@ -165,11 +166,10 @@ impl Upstream {
         self.resolve(known.as_deref(), observer, FIRST_RESOLUTION).await;
     }
 
-    /// Removes its servers from the metrics: it is no longer configured.
-    pub(crate) fn retire(&self, observer: &Observer) {
-        for endpoint in self.endpoints.load().all() {
-            observer.metrics.forget_server(&self.name, &endpoint.label);
-        }
+    /// Says that another configuration is in force: what is still under way for this one has no more say in the state
+    /// that both share.
+    pub(crate) fn retire(&self) {
+        self.is_retired.store(true, Ordering::Relaxed);
     }
 
     /// Starts resolving and checking in the background, until the upstream is dropped.
@@ -210,7 +210,9 @@ impl Upstream {
     pub fn refresh_metrics(&self) {
         let now = Instant::now();
         for endpoint in self.endpoints.load().all() {
-            endpoint.state.metrics.up.set(endpoint.state.health.is_up(now).into());
+            let state = &endpoint.state;
+            state.metrics.up.set(state.health.is_up(now).into());
+            state.metrics.active.set(state.active.load(Ordering::Relaxed).into());
         }
     }
 
@@ -219,12 +221,11 @@ impl Upstream {
         let deadline = Instant::now() + within;
         let lookups = self.servers.iter().map(|server| self.addresses(server, known, deadline));
         let resolved = futures_util::future::join_all(lookups).await;
+        if self.is_retired.load(Ordering::Relaxed) {
+            return true;
+        }
         let is_complete = resolved.iter().all(|addresses| !addresses.is_empty());
         let endpoints = self.endpoints_of(resolved, observer);
-        let is_gone = |old: &&Arc<Endpoint>| !endpoints.iter().any(|endpoint| endpoint.label == old.label);
-        for gone in known.iter().flat_map(|known| known.all()).filter(is_gone) {
-            observer.metrics.forget_server(&self.name, &gone.label);
-        }
         // The same endpoints keep the ring they have; building one is a few hundred hashes a server.
         let current = self.endpoints.load();
         if current.all().is_empty() || !current.is_of(&endpoints, self.balance) {
@@ -303,7 +304,6 @@ impl Endpoint {
     pub(super) fn lease(&self) -> Option<Lease> {
         let taken = |active: u32| (active < self.max_connections).then_some(active + 1);
         self.state.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).ok()?;
-        self.state.metrics.active.inc();
         Some(Lease(Arc::clone(&self.state)))
     }
 
@@ -384,4 +384,70 @@ fn parse_address(text: &str) -> Result<Address, String> {
         return Err(format!("`{text}` is no address"));
     }
     Ok(Address::Name(host.into(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn upstream(servers: &str) -> Upstream {
+        let text = format!("[[upstream]]\nname = \"brokers\"\nservers = {servers}\n");
+        let mut document = Document::parse(Path::new("p.toml"), &text);
+        let config = std::mem::take(&mut document.config);
+        Upstream::compile(&config.upstream[0], &mut document).unwrap()
+    }
+
+    /// As if the only server's name had resolved to these.
+    fn resolved(addresses: &[&str]) -> Vec<Vec<Resolved>> {
+        let resolved = |address: &&str| ((*address).into(), "broker.invalid".into(), Some(address.parse().unwrap()));
+        vec![addresses.iter().map(resolved).collect()]
+    }
+
+    fn take(upstream: &Upstream, addresses: &[&str], observer: &Observer) {
+        let endpoints = upstream.endpoints_of(resolved(addresses), observer);
+        upstream.endpoints.store(Arc::new(Balancer::new(upstream.balance, endpoints)));
+    }
+
+    fn labels(upstream: &Upstream) -> Vec<Arc<str>> {
+        upstream.endpoints().all().iter().map(|endpoint| Arc::clone(&endpoint.label)).collect()
+    }
+
+    #[test]
+    fn a_new_answer_changes_the_servers_and_an_address_that_returns_is_remembered() {
+        let (upstream, observer) = (upstream("[\"broker.invalid:1883\"]"), Observer::new());
+        take(&upstream, &["192.0.2.1:1883", "192.0.2.2:1883"], &observer);
+        let lease = upstream.endpoints().all()[0].lease().unwrap();
+        take(&upstream, &["192.0.2.2:1883", "192.0.2.3:1883"], &observer);
+        assert_eq!(labels(&upstream), ["192.0.2.2:1883".into(), "192.0.2.3:1883".into()]);
+        assert!(observer.metrics.render().contains("server=\"192.0.2.1:1883\""), "a session is still on it");
+        take(&upstream, &["192.0.2.1:1883"], &observer);
+        assert_eq!(upstream.endpoints().all()[0].active(), 1, "its session still counts");
+        assert!(!observer.metrics.render().contains("server=\"192.0.2.3:1883\""), "nothing holds it any more");
+        drop(lease);
+        assert_eq!(upstream.endpoints().all()[0].active(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_resolved_keeps_its_addresses_and_its_port() {
+        let servers = "[\"broker.invalid:1883\", { address = \"broker.invalid:1884\", backup = true }]";
+        let (upstream, observer) = (upstream(servers), Observer::new());
+        let known = [resolved(&["192.0.2.1:1883"]), resolved(&["192.0.2.1:1884"])].concat();
+        let endpoints = upstream.endpoints_of(known, &observer);
+        upstream.endpoints.store(Arc::new(Balancer::new(upstream.balance, endpoints)));
+        let known = upstream.endpoints();
+        upstream.resolve(Some(&known), &observer, Duration::from_millis(500)).await;
+        assert_eq!(labels(&upstream), ["192.0.2.1:1883".into(), "192.0.2.1:1884".into()]);
+        let endpoints = upstream.endpoints();
+        assert_eq!(endpoints.all().iter().map(|endpoint| endpoint.backup).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[tokio::test]
+    async fn a_retired_upstream_changes_nothing_any_more() {
+        let (upstream, observer) = (upstream("[\"127.0.0.1:1883\"]"), Observer::new());
+        upstream.retire();
+        upstream.resolve(None, &observer, Duration::from_millis(500)).await;
+        assert!(labels(&upstream).is_empty());
+    }
 }

@@ -76,6 +76,40 @@ async fn a_half_closed_side_still_gets_what_is_on_its_way() {
 }
 
 #[tokio::test]
+async fn what_is_sent_is_what_is_counted() {
+    let (gateway, mut client, mut connection) = session(5).await;
+    connection.write(b"\xd0\x00").await;
+    client.expect(b"\xd0\x00").await;
+    let (gateway, drained) = (std::sync::Arc::new(gateway), connect_v5("thing001").len());
+    let draining = std::sync::Arc::clone(&gateway);
+    let drain = tokio::spawn(async move { draining.gateway.drain().await });
+    client.expect(b"\xe0\x02\x8b\x00").await;
+    client.shutdown().await;
+    soon("the drain", drain).await.unwrap();
+    // CONNACK, PINGRESP, DISCONNECT.
+    let line = gateway.lines(1).await.remove(0);
+    assert!(line.contains(&format!(" {drained} {} ", 5 + 2 + 4)) && line.ends_with(" drained"), "{line}");
+}
+
+#[tokio::test]
+async fn a_half_that_stays_open_has_its_time_and_no_more() {
+    let (gateway, mut client, mut connection) = session(4).await;
+    client.shutdown().await;
+    assert!(connection.read_to_end().await.is_empty());
+    // The broker says nothing and does not close.
+    let line = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            if gateway.gateway.connections() == 0 {
+                break gateway.lines(1).await.remove(0);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let line = line.await.unwrap();
+    assert!(line.ends_with(" half_close_timeout"), "{line}");
+}
+
+#[tokio::test]
 async fn a_broker_that_closes_closes_the_client() {
     let (gateway, mut client, connection) = session(4).await;
     drop(connection);

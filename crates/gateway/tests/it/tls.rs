@@ -247,9 +247,14 @@ async fn alpn_is_offered_and_a_client_without_is_served() {
     client.write(&connect("thing001")).await;
     broker.accept().await.expect(&connect("thing001")).await;
     let without = gateway(&broker, &pki.listener_tls()).await;
+    let mut plain = Client::tls(without.address(), &pki, "thing001").await;
+    plain.write(&connect("thing001")).await;
+    broker.accept().await.expect(&connect("thing001")).await;
+    drop(plain);
+    without.lines(1).await;
     config.alpn_protocols = vec![b"h2".to_vec()];
     assert!(Client::try_tls(without.address(), config, "localhost").await.is_err());
-    assert_eq!(without.outcome().await, "500 tls_parameters");
+    assert!(without.lines(2).await[1].ends_with(" TLS 500 0 0 - - tls_parameters"));
 }
 
 #[tokio::test]
@@ -278,6 +283,13 @@ async fn a_handshake_has_a_deadline() {
     let mut silent = Client::tcp(gateway.address()).await;
     assert!(silent.read_to_end().await.is_empty());
     assert_eq!(gateway.outcome().await, "500 handshake_timeout");
+    // One byte at a time does not buy more of it.
+    let mut slow = Client::tcp(gateway.address()).await;
+    for byte in b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" {
+        let _ = slow.try_write(&[*byte]).await;
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(gateway.lines(2).await[1].ends_with(" TLS 500 0 0 - - handshake_timeout"));
 }
 
 #[tokio::test]

@@ -173,3 +173,41 @@ async fn a_broker_that_returns_is_used_again() {
     let accepted = tokio::time::timeout(portcullis_testkit::PATIENCE, listener.accept()).await;
     assert!(accepted.is_ok(), "what counts as down is tried when nothing else is there");
 }
+
+#[tokio::test]
+async fn a_server_that_hangs_is_given_up_in_time() {
+    let broker = Broker::start().await;
+    // It takes connections and never answers the TLS handshake.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pki = portcullis_testkit::Pki::new();
+    let rest = format!("connect_timeout = \"200ms\"\n{OFF}\n[upstream.tls]\nca = {:?}\n", pki.root());
+    let gateway = TestGateway::plain(&upstream(&[silent.local_addr().unwrap().to_string()], &rest)).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect("thing001")).await;
+    assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x03");
+    assert_eq!(gateway.outcome().await, "502 upstream_unreachable");
+    assert!(broker.is_left_alone().await);
+}
+
+#[tokio::test]
+async fn both_wildcards_may_be_bound_and_a_unix_socket_answers() {
+    let broker = Broker::start().await;
+    let port = TcpListener::bind("0.0.0.0:0").await.unwrap().local_addr().unwrap().port();
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let both = format!("[\"0.0.0.0:{port}\", \"[::]:{port}\"]");
+    let configuration = format!(
+        "{}{}[admin]\nbind = \"unix:{}\"\n",
+        listener.replace("\"127.0.0.1:0\"", &both),
+        broker.upstream(),
+        socket.display()
+    );
+    let gateway = TestGateway::start(&configuration).await;
+    assert_eq!(gateway.gateway.addresses().len(), 2);
+    let mut http = tokio::net::UnixStream::connect(&socket).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut http, b"GET /livez HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut http, &mut answer).await.unwrap();
+    assert!(answer.contains("200 OK"), "{answer}");
+}

@@ -7,6 +7,7 @@ fn the_right_identity_is_served_the_wrong_one_and_none_are_refused_and_the_broke
     let broker = Mosquitto::start();
     let gateway = Gateway::start(broker.port);
     let before = broker.log();
+    let known = before.matches("New connection from 127.0.0.1").count();
 
     // Without a certificate: refused by TLS.
     let none = finish(
@@ -36,6 +37,7 @@ fn the_right_identity_is_served_the_wrong_one_and_none_are_refused_and_the_broke
     assert!(right.status.success(), "{right:?}");
     let line = &gateway.lines(3)[2];
     assert!(line.contains(" TLS 200 ") && line.ends_with(&format!(" 127.0.0.1:{} thing001 ok", broker.port)), "{line}");
+    assert_eq!(broker.log().matches("New connection from 127.0.0.1").count(), known + 1, "{}", broker.log());
     let dn = r"u'CN=thing001,O=M\C3\B6bel & S\C3\B6hne\, Inc.'";
     assert!(broker.log().contains(dn), "{dn} in:\n{}", broker.log());
 }
