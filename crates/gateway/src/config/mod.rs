@@ -1,5 +1,5 @@
 //! The configuration as typed: read, checked for grammar, every problem with its place. What it *means* is compiled by
-//! [`crate::runtime`].
+//! [`crate::Runtime`].
 
 mod load;
 pub mod model;

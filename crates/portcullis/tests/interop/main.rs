@@ -5,6 +5,7 @@
 
 mod clients;
 mod four;
+mod judge;
 mod operations;
 mod pki;
 mod processes;
