@@ -20,7 +20,7 @@ use report::Report;
 #[derive(Parser)]
 pub(crate) struct Arguments {
     /// The built binary
-    #[arg(long, default_value = "target/release/portcullis")]
+    #[arg(long, default_value = "target/dist/portcullis")]
     portcullis: PathBuf,
     /// How often each measurement is made, in turn
     #[arg(long, default_value_t = 5)]

@@ -18,7 +18,7 @@ pub struct TestGateway {
 }
 
 impl TestGateway {
-    /// Starts one with this configuration, to which the access log is added.
+    /// Starts one with this configuration, to which the access log's path is added.
     pub async fn start(configuration: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("portcullis.toml");
@@ -73,5 +73,9 @@ impl TestGateway {
 }
 
 fn with_log(configuration: &str) -> String {
-    format!("{configuration}\n[access_log]\npath = \"access.log\"\n")
+    let path = "path = \"access.log\"\n";
+    if configuration.contains("[access_log]\n") {
+        return configuration.replace("[access_log]\n", &format!("[access_log]\n{path}"));
+    }
+    format!("{configuration}\n[access_log]\n{path}")
 }

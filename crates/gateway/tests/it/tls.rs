@@ -325,3 +325,35 @@ async fn brokers_behind_tls_are_verified() {
     assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x03");
     assert_eq!(other_name.outcome().await, "502 upstream_unreachable");
 }
+
+#[tokio::test]
+async fn the_json_log_says_who_it_was() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let rest = format!("{}[access_log]\nformat = \"json\"\n", pki.listener_tls());
+    let gateway = gateway(&broker, &rest).await;
+    let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+    client.write(&connect("thing001")).await;
+    let mut connection = broker.accept().await;
+    connection.expect(&connect("thing001")).await;
+    connection.write(&connack(4)).await;
+    client.expect(&connack(4)).await;
+    client.shutdown().await;
+    drop(connection);
+    let line: serde_json::Value = serde_json::from_str(&gateway.lines(1).await[0]).unwrap();
+    for (key, value) in [
+        ("listener", "devices"),
+        ("protocol", "TLS"),
+        ("reason", "ok"),
+        ("stage", "relay"),
+        ("blame", "client"),
+        ("client_id", "thing001"),
+        ("tls_version", "TLSv1.3"),
+        ("cert_subject", r"CN=thing001,O=M\C3\B6bel & S\C3\B6hne\, Inc."),
+        ("upstream_addr", &broker.address().to_string()),
+    ] {
+        assert_eq!(line[key], value, "{key} in {line}");
+    }
+    assert_eq!(line["cert_serial"].as_str().map(str::len), Some(32), "{line}");
+    assert_eq!((&line["status"], &line["mqtt_version"], &line["tls_resumed"]), (&200.into(), &4.into(), &false.into()));
+    assert!(line["connect_ms"].as_f64() > Some(0.0) && line["duration_ms"].as_f64() >= line["connect_ms"].as_f64());
+}
