@@ -357,3 +357,20 @@ async fn the_json_log_says_who_it_was() {
     assert_eq!((&line["status"], &line["mqtt_version"], &line["tls_resumed"]), (&200.into(), &4.into(), &false.into()));
     assert!(line["connect_ms"].as_f64() > Some(0.0) && line["duration_ms"].as_f64() >= line["connect_ms"].as_f64());
 }
+
+#[tokio::test]
+async fn where_no_certificate_is_asked_for_sessions_are_resumed_and_counted_so() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let rest = "[listener.admit]\nrequire = ['tls.resumed == (mqtt.client_id == \"again\")']\n";
+    let gateway = gateway(&broker, &(pki.listener_tls_without_ca() + rest)).await;
+    let config = tls_config(&pki, None, rustls::ALL_VERSIONS);
+    for client_id in ["first", "again"] {
+        let mut client = Client::try_tls(gateway.address(), config.clone(), "localhost").await.unwrap();
+        client.write(&connect(client_id)).await;
+        let mut connection = broker.accept().await;
+        connection.expect(&connect(client_id)).await;
+        connection.write(&connack(4)).await;
+        // The ticket comes before it.
+        client.expect(&connack(4)).await;
+    }
+}
