@@ -35,7 +35,8 @@ LIST
         # Not started by their installation: the tests start their own.
         if [ ! -e /usr/sbin/policy-rc.d ]; then
             printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee /usr/sbin/policy-rc.d >/dev/null
-            trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+            # shellcheck disable=SC2064 # expanded now: the variable is gone at the end
+            trap "${sudo[*]} rm -f /usr/sbin/policy-rc.d" EXIT
             "${sudo[@]}" chmod +x /usr/sbin/policy-rc.d
         fi
         DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -111,8 +111,8 @@ impl Roots {
 pub struct TlsFacts {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
-    /// The cipher suite in the standard's name.
-    pub cipher: &'static str,
+    /// The cipher suite by the standard's name, as `TLS_AES_256_GCM_SHA384`.
+    pub cipher: Box<str>,
     /// The name the client asked for.
     pub sni: Option<Box<str>>,
     /// The application protocol agreed on.
@@ -210,7 +210,7 @@ fn name(name: &Name) -> Value {
 fn tls(tls: &TlsFacts) -> Fields {
     Fields::default()
         .text("version", tls.version)
-        .text("cipher", tls.cipher)
+        .text("cipher", &tls.cipher)
         .maybe("sni", tls.sni.as_deref())
         .maybe("alpn", tls.alpn.as_deref())
         .set("resumed", tls.resumed.into())

@@ -115,9 +115,12 @@ impl Accepted {
     /// What expressions may know of the TLS session.
     pub fn facts(&self) -> crate::expr::TlsFacts {
         let session = self.stream.get_ref().1;
+        let suite = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
+        // rustls says TLS13_ where the standard (RFC 8446, B.4), and so NGINX and OpenSSL, say TLS_.
+        let cipher = suite.strip_prefix("TLS13_").map_or_else(|| suite.into(), |rest| format!("TLS_{rest}").into());
         crate::expr::TlsFacts {
             version: self.version,
-            cipher: session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default(),
+            cipher,
             sni: session.server_name().map(Into::into),
             alpn: session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
             resumed: self.resumed,

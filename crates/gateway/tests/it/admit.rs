@@ -192,7 +192,7 @@ async fn expressions_see_tls_and_the_connection() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
     let rest = r#"[listener.admit]
 require = [
-    'tls.version == "TLSv1.3" && tls.cipher.startsWith("TLS13_")',
+    'tls.version == "TLSv1.3" && tls.cipher in ["TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"]',
     'tls.sni == "localhost" && !tls.resumed && !has(tls.psk_identity) && !has(tls.alpn)',
     'conn.remote_addr == "127.0.0.1" && conn.remote_port > 0 && conn.listener == "devices"',
     'cert.issuer.cn == "Test intermediate" && cert.issuer.dn == "CN=Test intermediate" && cert.subject.o.contains("Inc.")',
