@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use portcullis_pki::{Authority, Purpose, Request};
+use portcullis_pki::{Authority, Init, Purpose, Request};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -43,9 +43,12 @@ pub(crate) struct Load {
 impl Load {
     /// Makes a PKI in `dir/pki` and starts the broker.
     pub(crate) async fn prepare(dir: &Path) -> anyhow::Result<Self> {
-        let authority = Authority::init(&dir.join("pki"), "Bench")?;
-        let request = |name: &str, purpose| Request { name: name.to_owned(), organization: None, purpose, days: 2 };
-        authority.issue(&request("localhost", Purpose::Server(vec!["localhost".to_owned()])))?;
+        let authority = Authority::init(&dir.join("pki"), &Init { name: "Bench".to_owned(), ..Init::default() })?;
+        let request = |name: &str, purpose| {
+            let names = if purpose == Purpose::Server { vec![name.to_owned()] } else { Vec::new() };
+            Request { name: name.to_owned(), organization: None, purpose, names, days: 2 }
+        };
+        authority.issue(&request("localhost", Purpose::Server))?;
         authority.issue(&request(DEVICE, Purpose::Device))?;
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(authority.root())?)?;

@@ -43,7 +43,7 @@ const CONNECTIONS: usize = 100;
 #[tokio::main(worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    portcullis_gateway::tls::install_crypto_provider();
+    portcullis_gateway::crypto::install_crypto_provider();
     rlimit::increase_nofile_limit(u64::MAX)?;
     let dir = tempfile::tempdir()?;
     let load = Load::prepare(dir.path()).await?;

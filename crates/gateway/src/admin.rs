@@ -20,10 +20,11 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::net;
 use crate::runtime::AdminBind;
-use crate::server::Shared;
+use crate::session::Shared;
 
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,16 +33,28 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// What is asked about.
+#[derive(Clone)]
+struct Served {
+    shared: Arc<Shared>,
+    /// Set when the gateway takes no more connections.
+    draining: CancellationToken,
+}
+
 /// Starts answering; returns the address, if it has one.
 ///
 /// # Errors
 /// The address cannot be listened on.
-pub(crate) fn serve(bind: &AdminBind, shared: Arc<Shared>) -> io::Result<Option<SocketAddr>> {
+pub(crate) fn serve(
+    bind: &AdminBind,
+    shared: Arc<Shared>,
+    draining: CancellationToken,
+) -> io::Result<Option<SocketAddr>> {
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(shared);
+        .with_state(Served { shared, draining });
     match bind {
         AdminBind::Tcp(address) => {
             let listener = net::bind(*address)?;
@@ -92,9 +105,9 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
 }
 
 /// Ready: connections are taken, and every upstream has a server for them.
-async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+async fn ready(State(Served { shared, draining }): State<Served>) -> impl IntoResponse {
     let mut problems = String::new();
-    if shared.draining.is_cancelled() {
+    if draining.is_cancelled() {
         problems.push_str("draining\n");
     }
     for upstream in shared.runtime.load().upstreams.iter().filter(|upstream| !upstream.is_up()) {
@@ -104,7 +117,7 @@ async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     if problems.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, problems) }
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+async fn metrics(State(Served { shared, .. }): State<Served>) -> impl IntoResponse {
     for upstream in &shared.runtime.load().upstreams {
         upstream.refresh_metrics();
     }

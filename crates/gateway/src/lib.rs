@@ -6,7 +6,9 @@
 
 mod admin;
 pub mod config;
+pub mod crypto;
 pub mod expr;
+pub mod files;
 pub mod net;
 pub mod observe;
 pub mod outcome;
@@ -15,8 +17,11 @@ pub mod relay;
 mod runtime;
 mod server;
 pub mod session;
+pub mod sessions;
 pub mod tls;
+pub mod trust;
+mod upkeep;
 pub mod upstream;
 
-pub use runtime::{AdminBind, Listener, Loaded, Process, Runtime};
+pub use runtime::{AdminBind, Lasting, Listener, Loaded, Process, Runtime};
 pub use server::{Gateway, ReloadError, StartError};

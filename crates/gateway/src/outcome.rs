@@ -2,7 +2,7 @@
 //! it is, which status it is logged with and what the client is told. A new variant does not compile until all of this
 //! is said.
 
-use portcullis_wire::{Error as WireError, Refusal, Rule};
+use portcullis_wire::{Disconnect, Error as WireError, Refusal, Rule};
 
 /// How far a connection had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +114,12 @@ reasons! {
     CertificateVersion = "certificate_version", Handshake, Client, 500;
     /// The certificate is not for client authentication.
     CertificatePurpose = "certificate_purpose", Handshake, Client, 500;
+    /// A certificate of the chain is revoked.
+    CertificateRevoked = "certificate_revoked", Handshake, Client, 500;
+    /// No CRL speaks for a certificate of the chain.
+    CrlMissing = "crl_missing", Handshake, Gateway, 500;
+    /// The CRL that speaks for a certificate of the chain is out of date.
+    CrlExpired = "crl_expired", Handshake, Gateway, 500;
     /// The certificate is broken, or its signature is.
     CertificateInvalid = "certificate_invalid", Handshake, Client, 500;
     /// CONNECT did not arrive within `connect_timeout`.
@@ -169,6 +175,14 @@ reasons! {
     HalfCloseTimeout = "half_close_timeout", Relay, Client, 200;
     /// The gateway ended its work.
     Drained = "drained", Relay, Gateway, 200;
+    /// A certificate of the client's chain was revoked.
+    CertificateRevoked = "session_revoked", Relay, Gateway, 403;
+    /// A certificate of the client's chain expired.
+    CertificateExpired = "session_expired", Relay, Gateway, 403;
+    /// The trust anchor of the client's chain is no longer in `client_ca`, or its listener asks for none.
+    CaRemoved = "session_ca_removed", Relay, Gateway, 403;
+    /// The client's address is no longer allowed.
+    AddressDenied = "session_address_denied", Relay, Gateway, 403;
     /// A fault of the gateway itself.
     InternalError = "internal_error", Relay, Gateway, 500;
 }
@@ -194,6 +208,9 @@ impl Reject {
             | Reject::CertificateChainTooLong
             | Reject::CertificateVersion
             | Reject::CertificatePurpose
+            | Reject::CertificateRevoked
+            | Reject::CrlMissing
+            | Reject::CrlExpired
             | Reject::CertificateInvalid
             | Reject::ConnectTimeout
             | Reject::ClosedBeforeConnect
@@ -226,11 +243,36 @@ impl Reject {
             Reject::UnknownCa => {
                 "`client_ca` has no anchor for this chain; a device has to send its intermediates along"
             }
+            Reject::CrlMissing => {
+                "with `crl` set, each authority in a device's chain needs a CRL, the root too: `openssl crl -text` says \
+                 whose a list is; or `crl_missing = \"allow\"`"
+            }
+            Reject::CrlExpired => "the CRL's nextUpdate has passed: publish a new one",
             Reject::TlsOnPlainPort => "this listener has `protocol = \"tcp\"`",
             Reject::NotTls => "the client speaks without TLS on a listener with `protocol = \"tls\"`",
             Reject::ExpressionFailed => "test fields a client may leave out with has()",
             _ => return None,
         })
+    }
+}
+
+impl CloseReason {
+    /// What a client that speaks MQTT 5 is told when the gateway ends its session [MQTT-3.14.2-1].
+    pub const fn goodbye(self) -> Disconnect {
+        match self {
+            CloseReason::CertificateRevoked | CloseReason::CaRemoved | CloseReason::AddressDenied => {
+                Disconnect::NotAuthorized
+            }
+            CloseReason::CertificateExpired => Disconnect::MaximumConnectTime,
+            CloseReason::Ok
+            | CloseReason::UpstreamClosed
+            | CloseReason::UpstreamRefused
+            | CloseReason::ClientLost
+            | CloseReason::UpstreamLost
+            | CloseReason::HalfCloseTimeout
+            | CloseReason::Drained
+            | CloseReason::InternalError => Disconnect::ServerShuttingDown,
+        }
     }
 }
 
@@ -255,6 +297,12 @@ pub enum Outcome {
     Rejected(Reject),
     /// It was one.
     Closed(CloseReason),
+}
+
+impl From<Reject> for Outcome {
+    fn from(reject: Reject) -> Self {
+        Outcome::Rejected(reject)
+    }
 }
 
 macro_rules! either {

@@ -1,19 +1,21 @@
 //! The compiled configuration: one immutable snapshot that is swapped as a whole. Loading it is all of what `check`
 //! does, and the beginning of what `run` does.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::config::model::{self, AccessLogFormat, ClientAuth, LogFormat, OnReject, Protocol};
 use crate::config::{At, Document, Problems};
+use crate::files;
 use crate::net::AddressRules;
 use crate::observe::{ListenerMetrics, Observer};
 use crate::policy::{Admission, Rewriting};
-use crate::tls::{self, ServerTls};
+use crate::tls::{Context, Memory, ServerTls};
+use crate::trust::Knowledge;
 use crate::upstream::Upstream;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,6 +80,34 @@ pub struct Process {
     pub log_format: LogFormat,
 }
 
+/// What outlives reloads: what was seen and learned by way of one configuration is of use under the next.
+#[derive(Debug, Default)]
+pub struct Lasting {
+    /// Counters, and the access log.
+    pub observer: Arc<Observer>,
+    pub(crate) knowledge: Arc<Knowledge>,
+    /// By the listener's name; those in use.
+    memories: Mutex<HashMap<String, Weak<Memory>>>,
+}
+
+impl Lasting {
+    /// Nothing yet.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    fn memory(&self, listener: &str) -> Arc<Memory> {
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        memories.retain(|_, memory| memory.strong_count() > 0);
+        if let Some(memory) = memories.get(listener).and_then(Weak::upgrade) {
+            return memory;
+        }
+        let memory = Arc::new(Memory::default());
+        memories.insert(listener.to_owned(), Arc::downgrade(&memory));
+        memory
+    }
+}
+
 /// What tells one listening socket from another over reloads: its address, so that a listener may be renamed or an
 /// address given to another without a gap. Sockets of port 0 have no address before they are bound: for them it is the
 /// listener's name, and which of its addresses it is.
@@ -97,11 +127,11 @@ impl Runtime {
     ///
     /// # Errors
     /// Every problem, of which at least one is an error.
-    pub fn load(path: &Path, observer: &Observer) -> Result<Loaded, Problems> {
-        Self::compile(Document::read(path), observer)
+    pub fn load(path: &Path, lasting: &Lasting) -> Result<Loaded, Problems> {
+        Self::compile(Document::read(path), lasting)
     }
 
-    fn compile(mut document: Document, observer: &Observer) -> Result<Loaded, Problems> {
+    fn compile(mut document: Document, lasting: &Lasting) -> Result<Loaded, Problems> {
         // What could not be read at all has been said; what depends on it would only be noise.
         let was_read = !document.problems.has_errors();
         let config = std::mem::take(&mut document.config);
@@ -127,7 +157,7 @@ impl Runtime {
         for listener in &config.listener {
             expiries.of_listener(listener, &mut document);
             let upstream = find_upstream(listener, &upstreams, &known, &mut document);
-            listeners.extend(compile_listener(listener, upstream, &mut bound, observer, &mut document).map(Arc::new));
+            listeners.extend(compile_listener(listener, upstream, &mut bound, lasting, &mut document).map(Arc::new));
         }
         let process = compile_process(&config.runtime, &mut document);
         let admin = config.admin.as_ref().and_then(|admin| compile_admin(admin, &mut document));
@@ -137,6 +167,11 @@ impl Runtime {
         }
         let runtime = Self { listeners, upstreams, access_log, admin, process, expiries: expiries.0 };
         Ok(Loaded { runtime, problems: document.problems })
+    }
+
+    /// The listener of this name.
+    pub(crate) fn listener(&self, name: &str) -> Option<&Arc<Listener>> {
+        self.listeners.iter().find(|listener| *listener.name == *name)
     }
 
     /// The sockets it wants, and the listener of each.
@@ -214,11 +249,11 @@ fn compile_listener(
     listener: &At<model::Listener>,
     upstream: Option<Arc<Upstream>>,
     bound: &mut HashSet<SocketAddr>,
-    observer: &Observer,
+    lasting: &Lasting,
     document: &mut Document,
 ) -> Option<Listener> {
     let bind = compile_bind(listener, bound, document);
-    let tls = compile_tls(listener, document);
+    let tls = compile_tls(listener, lasting, document);
     let admission = Admission::compile(&listener.admit, document);
     let rewriting = Rewriting::compile(&listener.connect, document);
     let max_connect_size = listener.max_connect_size.as_ref().map_or(MAX_CONNECT_SIZE, |size| size.value.0);
@@ -239,7 +274,7 @@ fn compile_listener(
         admission,
         rewriting,
         upstream: upstream?,
-        metrics: observer.metrics.listener(name),
+        metrics: lasting.observer.metrics.listener(name),
     })
 }
 
@@ -273,9 +308,17 @@ fn compile_bind(
 
 /// `Some(None)`: the listener speaks no TLS.
 #[expect(clippy::option_option, reason = "the outer one is for a mistake in the configuration")]
-fn compile_tls(listener: &At<model::Listener>, document: &mut Document) -> Option<Option<ServerTls>> {
+fn compile_tls(
+    listener: &At<model::Listener>,
+    lasting: &Lasting,
+    document: &mut Document,
+) -> Option<Option<ServerTls>> {
     match (listener.protocol, &listener.tls) {
-        (Protocol::Tls, Some(tls)) => ServerTls::compile(tls, document).map(Some),
+        (Protocol::Tls, Some(tls)) => {
+            let name = listener.name.as_ref().map_or("", |name| name.as_str());
+            let context = Context { listener: name, knowledge: &lasting.knowledge, memory: lasting.memory(name) };
+            ServerTls::compile(tls, context, document).map(Some)
+        }
         (Protocol::Tls, None) => {
             let problem = document.problems.error(&listener.span, "a listener that speaks TLS needs [listener.tls]");
             problem.hint("or `protocol = \"tcp\"` for MQTT in the clear");
@@ -415,7 +458,7 @@ impl Expiries {
         document: &mut Document,
     ) {
         // Whoever uses the file says what is wrong with it.
-        let Ok(expires) = tls::expiry(&document.resolve(path)) else { return };
+        let Ok(expires) = files::expiry(&document.resolve(path)) else { return };
         if expires <= chrono::Utc::now().timestamp() {
             let when = chrono::DateTime::from_timestamp(expires, 0).map(|when| when.to_rfc3339()).unwrap_or_default();
             document.problems.warning(span, format!("a certificate in {} expired at {when}", path.display()));

@@ -16,9 +16,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Problems;
 use crate::net;
-use crate::observe::{AccessLog, Observer};
-use crate::runtime::{AdminBind, Loaded, Runtime, SocketKey};
-use crate::session;
+use crate::observe::AccessLog;
+use crate::outcome::CloseReason;
+use crate::runtime::{AdminBind, Lasting, Loaded, Runtime, SocketKey};
+use crate::session::{self, Shared};
+use crate::sessions::Sessions;
+use crate::upkeep;
 
 /// Waited after an accept that failed because descriptors or memory ran out: others may give some back.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
@@ -28,23 +31,17 @@ const GOODBYE: Duration = Duration::from_secs(3);
 /// A running gateway. Dropped, it stops listening; sessions go on until the process ends.
 pub struct Gateway {
     path: PathBuf,
+    lasting: Arc<Lasting>,
     shared: Arc<Shared>,
+    /// Connections that are served.
+    tasks: TaskTracker,
+    /// Set when the gateway takes no more connections.
+    draining: CancellationToken,
     /// Listening sockets.
     sockets: Mutex<HashMap<SocketKey, Socket>>,
     admin: Option<SocketAddr>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
-}
-
-/// What sessions, accept loops and the admin interface share.
-pub(crate) struct Shared {
-    pub(crate) runtime: ArcSwap<Runtime>,
-    pub(crate) observer: Arc<Observer>,
-    sessions: TaskTracker,
-    /// Set when the gateway takes no more connections.
-    pub(crate) draining: CancellationToken,
-    /// Ends the sessions that are left.
-    stop: CancellationToken,
 }
 
 struct Socket {
@@ -115,22 +112,18 @@ impl Gateway {
     ///
     /// # Errors
     /// A socket or a file cannot be opened. Nothing was started.
-    pub async fn start(path: &Path, runtime: Runtime, observer: Arc<Observer>) -> Result<Self, StartError> {
+    pub async fn start(path: &Path, runtime: Runtime, lasting: Arc<Lasting>) -> Result<Self, StartError> {
+        let observer = Arc::clone(&lasting.observer);
         raise_descriptor_limit();
         let access_log = open_access_log(&runtime)?;
         let bound = bind_new(&runtime, &HashMap::new())?;
         runtime.activate(None, &observer).await;
         observer.access_log.store(access_log);
-        let shared = Arc::new(Shared {
-            runtime: ArcSwap::from_pointee(runtime),
-            observer,
-            sessions: TaskTracker::new(),
-            draining: CancellationToken::new(),
-            stop: CancellationToken::new(),
-        });
+        let shared = Arc::new(Shared { runtime: ArcSwap::from_pointee(runtime), observer, sessions: Sessions::new() });
+        let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
         let bind = shared.runtime.load().admin.clone();
         let admin = match bind {
-            Some(bind) => crate::admin::serve(&bind, Arc::clone(&shared)).map_err(|error| {
+            Some(bind) => crate::admin::serve(&bind, Arc::clone(&shared), draining.clone()).map_err(|error| {
                 let text = match &bind {
                     AdminBind::Tcp(address) => address.to_string(),
                     AdminBind::Unix(path) => path.display().to_string(),
@@ -141,11 +134,15 @@ impl Gateway {
         };
         let gateway = Self {
             path: path.to_owned(),
-            sockets: Mutex::new(start_accepting(bound, &shared)),
-            shared,
+            lasting: Arc::clone(&lasting),
+            sockets: Mutex::new(start_accepting(bound, &shared, &tasks)),
+            shared: Arc::clone(&shared),
+            tasks,
+            draining,
             admin,
             reloading: tokio::sync::Mutex::new(()),
         };
+        tokio::spawn(upkeep::run(Arc::downgrade(&shared), lasting));
         Ok(gateway)
     }
 
@@ -165,7 +162,7 @@ impl Gateway {
 
     /// Sessions and connections on their way to be one.
     pub fn connections(&self) -> usize {
-        self.shared.sessions.len()
+        self.tasks.len()
     }
 
     /// Loads the configuration again and serves new connections by it. Sessions stay. Returns the warnings.
@@ -175,14 +172,18 @@ impl Gateway {
     pub async fn reload(&self) -> Result<Problems, ReloadError> {
         let _one_at_a_time = self.reloading.lock().await;
         let result = self.replace().await;
+        // Even one that failed has read CRLs.
+        let shared = Arc::clone(&self.shared);
+        let swept = tokio::task::spawn_blocking(move || upkeep::sweep(&shared)).await;
+        tracing::debug!(sessions_ended = swept.unwrap_or(0), "swept");
         self.shared.observer.metrics.count_reload(result.is_ok());
         result
     }
 
     async fn replace(&self) -> Result<Problems, ReloadError> {
-        let (path, observer) = (self.path.clone(), Arc::clone(&self.shared.observer));
+        let (path, lasting) = (self.path.clone(), Arc::clone(&self.lasting));
         // Files are read and certificates parsed: not on a thread that moves bytes.
-        let loaded = tokio::task::spawn_blocking(move || Runtime::load(&path, &observer)).await;
+        let loaded = tokio::task::spawn_blocking(move || Runtime::load(&path, &lasting)).await;
         let Loaded { runtime, problems } = match loaded {
             Ok(result) => result.map_err(ReloadError::Configuration)?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -204,30 +205,29 @@ impl Gateway {
         let closed_log = self.shared.observer.access_log.swap(access_log);
         // Closing a log writes what is waiting in it.
         tokio::task::spawn_blocking(move || drop(closed_log));
-        self.sockets().extend(start_accepting(bound, &self.shared));
+        self.sockets().extend(start_accepting(bound, &self.shared, &self.tasks));
         Ok(problems)
     }
 
     /// Takes no more connections, waits for sessions to end, at most for `drain_timeout`, then ends those that are left.
     pub async fn drain(&self) {
-        self.shared.draining.cancel();
+        self.draining.cancel();
         self.sockets().clear();
-        let sessions = &self.shared.sessions;
-        sessions.close();
+        self.tasks.close();
         let limit = self.shared.runtime.load().process.drain_timeout;
-        if tokio::time::timeout(limit, sessions.wait()).await.is_err() {
-            tracing::info!(sessions = sessions.len(), "drain timeout: ending the sessions that are left");
+        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
+            tracing::info!(sessions = self.tasks.len(), "drain timeout: ending the sessions that are left");
             self.stop().await;
         }
     }
 
     /// Ends all sessions at once; each still writes its line.
     pub async fn stop(&self) {
-        self.shared.draining.cancel();
+        self.draining.cancel();
         self.sockets().clear();
-        self.shared.sessions.close();
-        self.shared.stop.cancel();
-        let _ = tokio::time::timeout(GOODBYE, self.shared.sessions.wait()).await;
+        self.tasks.close();
+        self.shared.sessions.sweep(|_| Some(CloseReason::Drained));
+        let _ = tokio::time::timeout(GOODBYE, self.tasks.wait()).await;
     }
 
     fn sockets(&self) -> std::sync::MutexGuard<'_, HashMap<SocketKey, Socket>> {
@@ -237,7 +237,7 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        self.shared.draining.cancel();
+        self.draining.cancel();
     }
 }
 
@@ -264,17 +264,18 @@ fn bind_new(
 fn start_accepting(
     bound: Vec<(SocketKey, SocketAddr, TcpListener)>,
     shared: &Arc<Shared>,
+    tasks: &TaskTracker,
 ) -> HashMap<SocketKey, Socket> {
     let start = |(key, address, socket): (SocketKey, SocketAddr, TcpListener)| {
         tracing::info!(%address, "listening");
-        let accepting = tokio::spawn(accept(socket, key.clone(), Arc::clone(shared)));
+        let accepting = tokio::spawn(accept(socket, key.clone(), Arc::clone(shared), tasks.clone()));
         (key, Socket { address, accepting })
     };
     bound.into_iter().map(start).collect()
 }
 
 /// Accepts on one socket until aborted. One loop a socket and no state but `shared`, so that several may share a port.
-async fn accept(socket: TcpListener, key: SocketKey, shared: Arc<Shared>) {
+async fn accept(socket: TcpListener, key: SocketKey, shared: Arc<Shared>, tasks: TaskTracker) {
     let mut is_short = false;
     loop {
         match socket.accept().await {
@@ -282,9 +283,7 @@ async fn accept(socket: TcpListener, key: SocketKey, shared: Arc<Shared>) {
                 is_short = false;
                 let runtime = shared.runtime.load();
                 let Some((_, listener)) = runtime.sockets().find(|(other, _)| *other == key) else { continue };
-                let (listener, observer) = (Arc::clone(listener), Arc::clone(&shared.observer));
-                let serve = session::serve(stream, remote, listener, observer, shared.stop.clone());
-                shared.sessions.spawn(serve);
+                tasks.spawn(session::serve(stream, remote, Arc::clone(listener), Arc::clone(&shared)));
             }
             // The connection was gone before it was accepted.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {

@@ -3,13 +3,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use portcullis_wire::{Connack, Connect, FixedHeader, Limits, PacketType, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_util::sync::CancellationToken;
 
 use crate::config::model::OnReject;
 use crate::expr::{ConnFacts, Facts, TlsFacts};
@@ -17,7 +17,8 @@ use crate::net::{self, Stream};
 use crate::observe::{Observer, Record, TlsNote, Transport};
 use crate::outcome::{CloseReason, Outcome, Reject};
 use crate::relay::{Ends, relay};
-use crate::runtime::Listener;
+use crate::runtime::{Listener, Runtime};
+use crate::sessions::{Live, Session, Sessions};
 use crate::tls::Certificate;
 use crate::upstream::{Dialed, Lease};
 
@@ -28,33 +29,58 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The first read of a CONNECT; most are smaller.
 const CONNECT_BUFFER: usize = 1024;
 
-/// Serves a connection to its end. `stop` ends sessions that are still there when the gateway's time is up.
-pub async fn serve(
-    socket: TcpStream,
-    remote: SocketAddr,
-    listener: Arc<Listener>,
-    observer: Arc<Observer>,
-    stop: CancellationToken,
-) {
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Shared {
+    /// What is served by at present.
+    pub runtime: ArcSwap<Runtime>,
+    /// What is seen goes there.
+    pub observer: Arc<Observer>,
+    /// Those that are connected.
+    pub sessions: Arc<Sessions>,
+}
+
+/// Serves a connection to its end.
+pub async fn serve(socket: TcpStream, remote: SocketAddr, listener: Arc<Listener>, shared: Arc<Shared>) {
     let transport = if listener.tls.is_some() { Transport::Tls } else { Transport::Tcp };
+    let session = shared.sessions.open(Arc::clone(&listener.name), remote.ip());
+    let observer = Arc::clone(&shared.observer);
     let mut record = Record::open(observer, Arc::clone(&listener.metrics), transport, remote);
     // In a box of its own, so that an established session does not carry the size of the handshake around.
     let established = tokio::select! {
-        established = Box::pin(establish(socket, &listener, &mut record)) => Some(established),
-        () = stop.cancelled() => None,
+        established = Box::pin(establish(socket, &listener, &session, &shared, &mut record)) => established,
+        reason = session.ended() => Err(Outcome::Closed(reason)),
     };
     // What a session of weeks does not need: a configuration that may be replaced long before it ends.
-    drop(listener);
+    drop((listener, shared));
     let outcome = match established {
-        Some(Ok(Established { ends, refused, lease })) => {
-            let reason = relay(ends, &mut record, &stop).await;
+        Ok(Established { ends, refused, lease }) => {
+            let reason = relay(ends, &mut record, &session).await;
             drop(lease);
             Outcome::Closed(if refused { CloseReason::UpstreamRefused } else { reason })
         }
-        Some(Err(reject)) => Outcome::Rejected(reject),
-        None => Outcome::Closed(CloseReason::Drained),
+        Err(outcome) => outcome,
     };
     record.finish(outcome);
+}
+
+/// Whether a session may go on by the configuration and the lists of the moment: the reason, if it may not.
+pub fn judge(runtime: &Runtime, live: &Live) -> Option<CloseReason> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    let verdict = |listener: &Listener| match (live.credential(), listener.tls.as_ref().and_then(|tls| tls.trust())) {
+        (None, _) => None,
+        (Some(credential), Some(trust)) => trust.judge(credential, now).err().and_then(|it| it.ends_session()),
+        (Some(_), None) => Some(CloseReason::CaRemoved),
+    };
+    let Some(listener) = runtime.listener(&live.listener) else {
+        // Its listener is gone, perhaps only renamed. Somebody has to go on judging its certificate.
+        let verdicts: Vec<_> = runtime.listeners.iter().map(|listener| verdict(listener)).collect();
+        return verdicts.iter().copied().min_by_key(Option::is_some).unwrap_or(Some(CloseReason::CaRemoved));
+    };
+    if !listener.addresses.allows(live.remote) {
+        return Some(CloseReason::AddressDenied);
+    }
+    verdict(listener)
 }
 
 /// A session whose CONNECT the broker has answered.
@@ -71,11 +97,21 @@ struct Peer {
     certificate: Option<Certificate>,
 }
 
-async fn establish(socket: TcpStream, listener: &Listener, record: &mut Record) -> Result<Established, Reject> {
+async fn establish(
+    socket: TcpStream,
+    listener: &Listener,
+    session: &Session,
+    shared: &Shared,
+    record: &mut Record,
+) -> Result<Established, Outcome> {
     admit_address(listener, record)?;
     // Gone already: the next step will say so.
     let _ = net::tune(&socket);
-    let (mut client, peer) = secure(socket, listener, record).await?;
+    let (mut client, peer) = secure(socket, listener, session, record).await?;
+    // A change that came during the handshake may have been looked for in the index before the session was there.
+    if let Some(reason) = session.judged_by(|live| judge(&shared.runtime.load(), live)) {
+        return Err(Outcome::Closed(reason));
+    }
     match negotiate(&mut client, &peer, listener, record).await {
         Ok(Agreed { dialed, greeting, code, version }) => {
             record.connected();
@@ -85,7 +121,7 @@ async fn establish(socket: TcpStream, listener: &Listener, record: &mut Record) 
         }
         Err(Refused { reject, version }) => {
             refuse(client, reject, version, listener, record).await;
-            Err(reject)
+            Err(reject.into())
         }
     }
 }
@@ -101,11 +137,19 @@ fn admit_address(listener: &Listener, record: &Record) -> Result<(), Reject> {
     Ok(())
 }
 
-async fn secure(socket: TcpStream, listener: &Listener, record: &mut Record) -> Result<(Stream, Peer), Reject> {
+async fn secure(
+    socket: TcpStream,
+    listener: &Listener,
+    session: &Session,
+    record: &mut Record,
+) -> Result<(Stream, Peer), Reject> {
     let Some(tls) = &listener.tls else {
         return Ok((Stream::Tcp(socket), Peer { tls: None, certificate: None }));
     };
-    let accepted = tls.accept(socket).await?;
+    let mut accepted = tls.accept(socket).await?;
+    if let Some(credential) = accepted.credential.take() {
+        session.stand_on(credential);
+    }
     record.metrics().count_handshake(accepted.resumed, record.opened);
     record.tls = Some(TlsNote { version: accepted.version, resumed: accepted.resumed });
     if let Some(certificate) = accepted.certificate.as_ref().filter(|_| record.wants_certificate()) {
@@ -275,7 +319,7 @@ async fn refuse(
 /// The size of the future that serves a connection, in bytes: what an established session costs besides its sockets,
 /// its TLS state and its record.
 pub fn future_size() -> usize {
-    fn of<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+    fn of<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
         size_of::<F>()
     }
     of(serve)

@@ -1,95 +1,112 @@
-//! A small certificate authority in a folder: a root, an intermediate that signs, and what it has issued.
+//! A small certificate authority in a folder: a root, an intermediate that signs, what it has issued, and what of it
+//! is revoked.
 //!
 //! ```text
-//! DIR/root.pem          the trust anchor: `client_ca` of a listener, `--cafile` of a client
-//! DIR/root.key          to be kept elsewhere once the intermediate is there
+//! DIR/root.pem           the trust anchor: `client_ca` of a listener, `--cafile` of a client
+//! DIR/root.key           to be kept elsewhere once the intermediate is there
 //! DIR/intermediate.pem, intermediate.key
-//! DIR/issued/NAME.pem   chain, leaf first
-//! DIR/issued/NAME.key   unless the key never left its device
+//! DIR/issued/NAME.pem    chain, leaf first
+//! DIR/issued/NAME.key    unless the key never left its device
+//! DIR/index.txt          everything issued, in OpenSSL's form
+//! DIR/crl.pem            the CRLs of root and intermediate: `crl` of a listener
+//! DIR/root.crl, intermediate.crl    the same in DER, to be published
+//! DIR/authority.toml     what later certificates have in common
 //! ```
 //!
-//! The folder is all the state there is. Private keys are written readable by their owner alone, and nothing is ever
-//! written over.
+//! The folder is all the state there is. Private keys are written readable by their owner alone; of certificates and
+//! keys nothing is ever written over.
 
-use std::fmt;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+mod error;
+mod folder;
+mod index;
+mod template;
+
+pub use error::Error;
+pub use index::Reason;
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::rand;
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateRevocationList, CertificateRevocationListParams,
+    CertificateSigningRequestParams, CrlDistributionPoint, CrlIssuingDistributionPoint, DnType, Issuer, KeyIdMethod,
+    KeyPair, PublicKeyData, RevokedCertParams, SerialNumber, SignatureAlgorithm, SubjectPublicKeyInfo,
 };
+use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
 
-/// What can go wrong.
-#[derive(Debug)]
-pub enum Error {
-    /// A file cannot be read or written.
-    File(PathBuf, io::Error),
-    /// A file is there already; nothing is written over.
-    Exists(PathBuf),
-    /// There is no authority in this folder.
-    NoAuthority(PathBuf),
-    /// A name that cannot be certified.
-    Name(String, &'static str),
-    /// What a file contains is not what it should be.
-    Content(PathBuf, String),
-    /// A key or certificate cannot be made.
-    Make(rcgen::Error),
+use error::file_error;
+use folder::{file_name, replace, write_new, write_secret};
+use index::{Index, Line};
+
+/// How an authority is to be made.
+#[derive(Clone, Debug, Default)]
+pub struct Init {
+    /// Its name, in its certificates.
+    pub name: String,
+    /// Of its keys, and of those it makes.
+    pub algorithm: Algorithm,
+    /// Host names it may certify, and those below them; none: all.
+    pub permit_dns: Vec<String>,
+    /// Networks whose addresses it may certify; none: all.
+    pub permit_ip: Vec<String>,
+    /// Under which URL the folder's CRLs will be published.
+    pub crl_url: Option<String>,
+    /// Where an OCSP responder will answer.
+    pub ocsp_url: Option<String>,
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::File(path, _) => write!(f, "cannot read or write {}", path.display()),
-            Error::Exists(path) => write!(f, "{} is there already", path.display()),
-            Error::NoAuthority(path) => write!(f, "there is no certificate authority in {}", path.display()),
-            Error::Name(name, why) => write!(f, "`{}` cannot be certified: {why}", name.escape_debug()),
-            Error::Content(path, why) => write!(f, "{}: {why}", path.display()),
-            Error::Make(_) => f.write_str("cannot make a key or certificate"),
-        }
+/// Of a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names are the standards'")]
+pub enum Algorithm {
+    #[default]
+    EcP256,
+    EcP384,
+    Ed25519,
+}
+
+impl Algorithm {
+    fn key(self) -> Result<KeyPair, Error> {
+        let algorithm: &'static SignatureAlgorithm = match self {
+            Algorithm::EcP256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            Algorithm::EcP384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+            Algorithm::Ed25519 => &rcgen::PKCS_ED25519,
+        };
+        Ok(KeyPair::generate_for(algorithm)?)
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Error::File(_, error) => Some(error),
-            Error::Make(error) => Some(error),
-            _ => None,
-        }
-    }
+/// What all certificates of an authority have in common; kept in the folder.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    algorithm: Algorithm,
+    crl_url: Option<String>,
+    ocsp_url: Option<String>,
 }
 
-impl From<rcgen::Error> for Error {
-    fn from(error: rcgen::Error) -> Self {
-        Error::Make(error)
-    }
-}
-
-impl Error {
-    /// What to do about it.
-    pub const fn hint(&self) -> Option<&'static str> {
-        match self {
-            Error::NoAuthority(_) => Some("make one with `portcullis pki init`"),
-            Error::Exists(_) => Some("nothing is ever written over: choose another name, or move the file away"),
-            _ => None,
-        }
+impl Settings {
+    /// Where a CRL file of the folder is published.
+    fn crl(&self, file: &str) -> Option<String> {
+        self.crl_url.as_ref().map(|url| format!("{}/{file}", url.trim_end_matches('/')))
     }
 }
 
 /// What a certificate is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A server, under these host names and addresses.
-    Server(Vec<String>),
+    /// A server.
+    Server,
     /// A device that connects.
     Device,
+    /// Signing OCSP answers for the intermediate.
+    Ocsp,
 }
 
 /// What is to be certified.
@@ -101,6 +118,8 @@ pub struct Request {
     pub organization: Option<String>,
     /// What for.
     pub purpose: Purpose,
+    /// Alternative names: host names, addresses, URIs, mail addresses. Those of a server are what it is reached under.
+    pub names: Vec<String>,
     /// How long.
     pub days: u32,
 }
@@ -110,7 +129,7 @@ pub struct Request {
 pub struct Issued {
     /// The chain, leaf first.
     pub chain: PathBuf,
-    /// The private key, if it was made here.
+    /// The private key, if it is here.
     pub key: Option<PathBuf>,
 }
 
@@ -123,18 +142,20 @@ pub struct Entry {
     pub name: String,
     /// Upper-case hex.
     pub serial: String,
-    /// `root`, `intermediate`, `server` or `device`.
+    /// `root`, `intermediate`, `server`, `device` or `ocsp`.
     pub kind: &'static str,
     /// Seconds since 1970.
     pub not_after: i64,
+    /// Whether and why it is revoked.
+    pub revoked: Option<Reason>,
 }
 
 const ROOT_DAYS: i64 = 20 * 365;
 const INTERMEDIATE_DAYS: i64 = 10 * 365;
-/// A clock that is a little behind is no reason to refuse a new certificate.
-const BACKDATED: Duration = Duration::hours(1);
-/// Upper bound of a common name [RFC 5280, appendix A.1].
-const MAX_NAME_LEN: usize = 64;
+/// The root's CRL: it changes only if the intermediate is revoked, and the root's key is kept elsewhere.
+const ROOT_CRL_DAYS: i64 = 365;
+/// Of the first CRL of the intermediate.
+pub const CRL_DAYS: u32 = 30;
 
 /// A certificate authority in a folder.
 #[derive(Debug)]
@@ -143,29 +164,40 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes an authority: root and intermediate, EC P-256.
+    /// Makes an authority: root, intermediate, and a CRL of each.
     ///
     /// # Errors
-    /// There is one already, or the folder cannot be written.
-    pub fn init(dir: &Path, name: &str) -> Result<Self, Error> {
-        check_name(name)?;
+    /// There is one already, a name cannot be certified, or the folder cannot be written.
+    pub fn init(dir: &Path, init: &Init) -> Result<Self, Error> {
+        template::check_name(&init.name)?;
         let this = Self { dir: dir.to_owned() };
         if this.root().exists() {
             return Err(Error::Exists(this.root()));
         }
+        let constraints = template::name_constraints(init)?;
+        let (crl_url, ocsp_url) = (init.crl_url.clone(), init.ocsp_url.clone());
+        let settings = Settings { algorithm: init.algorithm, crl_url, ocsp_url };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(this.issued()).map_err(file_error(&this.issued()))?;
-        let root_key = KeyPair::generate()?;
-        let root_params = authority_params(&format!("{name} root"), ROOT_DAYS, BasicConstraints::Unconstrained)?;
+        let root_key = init.algorithm.key()?;
+        let root_name = format!("{} root", init.name);
+        let root_params = template::authority(&root_name, ROOT_DAYS, BasicConstraints::Unconstrained)?;
         let root = root_params.self_signed(&root_key)?;
-        let key = KeyPair::generate()?;
-        let params =
-            authority_params(&format!("{name} intermediate"), INTERMEDIATE_DAYS, BasicConstraints::Constrained(0))?;
+        let key = init.algorithm.key()?;
+        let intermediate_name = format!("{} intermediate", init.name);
+        let mut params = template::authority(&intermediate_name, INTERMEDIATE_DAYS, BasicConstraints::Constrained(0))?;
+        params.name_constraints = constraints;
+        // A responder answers for one authority; this one is asked about what the intermediate has issued.
+        let crl_only = Settings { ocsp_url: None, ..settings.clone() };
+        template::status(&mut params, &crl_only, "root.crl");
         let intermediate = params.signed_by(&key, &Issuer::from_params(&root_params, &root_key))?;
         write_secret(&this.dir.join("root.key"), &root_key.serialize_pem())?;
         write_secret(&this.dir.join("intermediate.key"), &key.serialize_pem())?;
         write_new(&this.dir.join("intermediate.pem"), &intermediate.pem())?;
+        let settings = toml::to_string(&settings).map_err(|error| this.broken_settings(&error))?;
+        write_new(&this.settings_path(), &settings)?;
         // Last: it is what says that there is an authority.
         write_new(&this.root(), &root.pem())?;
+        this.crl(CRL_DAYS)?;
         Ok(this)
     }
 
@@ -181,6 +213,11 @@ impl Authority {
     /// The trust anchor's file.
     pub fn root(&self) -> PathBuf {
         self.dir.join("root.pem")
+    }
+
+    /// The file with the CRLs of root and intermediate.
+    pub fn crls(&self) -> PathBuf {
+        self.dir.join("crl.pem")
     }
 
     /// Where the certificate of this name is, or would be.
@@ -202,14 +239,14 @@ impl Authority {
     /// # Errors
     /// The name cannot be certified or has a certificate already; the folder cannot be read or written.
     pub fn issue(&self, request: &Request) -> Result<Issued, Error> {
-        let key = KeyPair::generate()?;
-        let chain = self.certify(request, &key)?;
+        let key = self.settings()?.algorithm.key()?;
         let (chain_path, key_path) = (self.chain_of(&request.name), self.key_of(&request.name));
         if chain_path.exists() {
             return Err(Error::Exists(chain_path));
         }
+        let chain = self.certify(request, &key)?;
         write_secret(&key_path, &key.serialize_pem())?;
-        if let Err(error) = write_new(&chain_path, &chain) {
+        if let Err(error) = self.publish(&chain_path, &chain) {
             // A key without a certificate would only be in the way of the next attempt.
             let _ = fs::remove_file(&key_path);
             return Err(error);
@@ -219,23 +256,157 @@ impl Authority {
 
     /// Certifies the key of a PEM certificate signing request, which must be signed by that key. Of what it asks for,
     /// only the subject's common name and organisation count, unless `name` says otherwise: a device does not get to
-    /// say that it is an authority.
+    /// say that it is an authority, or which host names are its.
     ///
     /// # Errors
     /// As [`Authority::issue`]; the request is broken, or has no common name.
-    pub fn sign(&self, csr: &Path, name: Option<&str>, purpose: Purpose, days: u32) -> Result<Issued, Error> {
+    pub fn sign(
+        &self,
+        csr: &Path,
+        name: Option<&str>,
+        purpose: Purpose,
+        names: Vec<String>,
+        days: u32,
+    ) -> Result<Issued, Error> {
         let pem = fs::read_to_string(csr).map_err(file_error(csr))?;
         let parsed = CertificateSigningRequestParams::from_pem(&pem)
             .map_err(|error| Error::Content(csr.to_owned(), format!("no certificate signing request: {error}")))?;
         let asked = |kind: DnType| parsed.params.distinguished_name.get(&kind).and_then(text);
         let name = name.map(str::to_owned).or_else(|| asked(DnType::CommonName));
         let name = name.ok_or_else(|| Error::Content(csr.to_owned(), "the subject has no common name".to_owned()))?;
-        let organization = asked(DnType::OrganizationName);
-        let request = Request { name, organization, purpose, days };
-        let chain = self.certify(&request, &parsed.public_key)?;
+        let request = Request { name, organization: asked(DnType::OrganizationName), purpose, names, days };
         let path = self.chain_of(&request.name);
-        write_new(&path, &chain)?;
+        if path.exists() {
+            return Err(Error::Exists(path));
+        }
+        let chain = self.certify(&request, &parsed.public_key)?;
+        self.publish(&path, &chain)?;
         Ok(Issued { chain: path, key: None })
+    }
+
+    /// Certifies again what has a certificate: the same subject, names, purpose and key, unless it is to have a new
+    /// one. What was there stays, under its serial number, and stays valid.
+    ///
+    /// # Errors
+    /// There is no certificate of this name, or the folder cannot be written.
+    pub fn renew(&self, name: &str, days: u32, with_new_key: bool) -> Result<Issued, Error> {
+        let path = self.chain_of(name);
+        if !path.exists() {
+            return Err(Error::Unknown(name.to_owned()));
+        }
+        let pem = first_pem(&path)?;
+        let old = parse(&path, &pem)?;
+        let request = Request {
+            name: name.to_owned(),
+            organization: old.subject().iter_organization().next().and_then(|o| o.as_str().ok()).map(str::to_owned),
+            purpose: purpose(&old),
+            names: names(&old),
+            days,
+        };
+        let key_path = self.key_of(name);
+        let aside = |path: &Path| path.with_file_name(format!("{}.{}", serial_of(&old), extension(path)));
+        let key = if with_new_key { Some(self.settings()?.algorithm.key()?) } else { None };
+        let chain = match &key {
+            Some(key) => self.certify(&request, key)?,
+            None => self.certify(&request, &SubjectPublicKeyInfo::from_der(old.public_key().raw)?)?,
+        };
+        let moved = aside(&path);
+        fs::rename(&path, &moved).map_err(file_error(&path))?;
+        if let Some(key) = &key {
+            if key_path.exists() {
+                fs::rename(&key_path, aside(&key_path)).map_err(file_error(&key_path))?;
+            }
+            write_secret(&key_path, &key.serialize_pem())?;
+        }
+        self.publish(&path, &chain)?;
+        Ok(Issued { chain: path, key: key_path.exists().then_some(key_path) })
+    }
+
+    /// Revokes a certificate, by its common name or its serial number, and makes the CRLs anew. Returns its entry.
+    ///
+    /// # Errors
+    /// There is none, it is revoked already, or the folder cannot be written.
+    pub fn revoke(&self, name: &str, reason: Reason, crl_days: u32) -> Result<Entry, Error> {
+        let path = self.chain_of(name);
+        let by_serial = |entry: &Entry| entry.serial.eq_ignore_ascii_case(name) && entry.kind != "root";
+        let entries = self.list()?;
+        let found = entries.iter().find(|entry| entry.path == path).or_else(|| entries.iter().find(|it| by_serial(it)));
+        let mut entry = found.cloned().ok_or_else(|| Error::Unknown(name.to_owned()))?;
+        if entry.revoked.is_some() {
+            return Err(Error::Revoked(name.to_owned()));
+        }
+        let pem = first_pem(&entry.path)?;
+        let mut line = line_of(&parse(&entry.path, &pem)?);
+        line.revoked = Some((OffsetDateTime::now_utc(), reason));
+        Index::of(&self.dir).put(&line)?;
+        entry.revoked = Some(reason);
+        self.crl(crl_days)?;
+        Ok(entry)
+    }
+
+    /// Makes the CRLs anew: the intermediate's, valid for so many days, and the root's, if its key is here. Returns
+    /// the files.
+    ///
+    /// # Errors
+    /// The folder cannot be read or written.
+    pub fn crl(&self, days: u32) -> Result<Vec<PathBuf>, Error> {
+        let lines = Index::of(&self.dir).lines()?;
+        let (intermediate, root) = (self.dir.join("intermediate.pem"), self.root());
+        let intermediate_serial = serial_of(&parse(&intermediate, &first_pem(&intermediate)?)?);
+        let is_intermediate = |line: &&Line| line.serial == intermediate_serial;
+        let mut written = Vec::new();
+        let of_leaves: Vec<&Line> = lines.iter().filter(|line| !is_intermediate(line)).collect();
+        let crl = self.sign_crl("intermediate", &of_leaves, i64::from(days))?;
+        written.push(self.write_crl("intermediate.crl", crl.der())?);
+        let mut text = crl.pem()?;
+        let root_crl = self.dir.join("root.crl");
+        if self.dir.join("root.key").exists() {
+            let of_root: Vec<&Line> = lines.iter().filter(is_intermediate).collect();
+            let crl = self.sign_crl("root", &of_root, ROOT_CRL_DAYS)?;
+            written.push(self.write_crl("root.crl", crl.der())?);
+            text += &crl.pem()?;
+        } else if root_crl.exists() {
+            let der = fs::read(&root_crl).map_err(file_error(&root_crl))?;
+            text += &pem::encode(&pem::Pem::new("X509 CRL", der));
+        } else {
+            return Err(Error::Content(root, "its key is not here, and no root.crl that was made with it".to_owned()));
+        }
+        replace(&self.crls(), text.as_bytes())?;
+        written.push(self.crls());
+        Ok(written)
+    }
+
+    fn write_crl(&self, file: &str, der: &[u8]) -> Result<PathBuf, Error> {
+        let path = self.dir.join(file);
+        replace(&path, der)?;
+        Ok(path)
+    }
+
+    fn sign_crl(&self, authority: &str, lines: &[&Line], days: i64) -> Result<CertificateRevocationList, Error> {
+        let now = OffsetDateTime::now_utc();
+        let revoked = |line: &&Line| {
+            let (revocation_time, reason) = line.revoked?;
+            Some(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&from_hex(&line.serial)?),
+                revocation_time,
+                reason_code: Some(reason.code()),
+                invalidity_date: None,
+            })
+        };
+        let place = self.settings()?.crl(&format!("{authority}.crl"));
+        let params = CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + Duration::days(days),
+            // Rises with time, in milliseconds, which needs no file of its own.
+            crl_number: SerialNumber::from(u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)),
+            issuing_distribution_point: place.map(|url| CrlIssuingDistributionPoint {
+                distribution_point: CrlDistributionPoint { uris: vec![url] },
+                scope: None,
+            }),
+            revoked_certs: lines.iter().filter_map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(params.signed_by(&self.issuer(authority)?.0)?)
     }
 
     /// Everything in the folder: root, intermediate, then what was issued, by name.
@@ -243,123 +414,140 @@ impl Authority {
     /// # Errors
     /// A file cannot be read.
     pub fn list(&self) -> Result<Vec<Entry>, Error> {
-        let mut entries = vec![entry(&self.root())?, entry(&self.dir.join("intermediate.pem"))?];
-        let issued = fs::read_dir(self.issued()).map_err(file_error(&self.issued()))?;
-        let mut paths = Vec::new();
-        for file in issued {
-            paths.push(file.map_err(file_error(&self.issued()))?.path());
+        let lines = Index::of(&self.dir).lines()?;
+        let mut paths = vec![self.root(), self.dir.join("intermediate.pem")];
+        let mut issued = Vec::new();
+        for file in fs::read_dir(self.issued()).map_err(file_error(&self.issued()))? {
+            issued.push(file.map_err(file_error(&self.issued()))?.path());
         }
-        paths.sort();
-        for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "pem")) {
-            entries.push(entry(path)?);
-        }
-        Ok(entries)
+        issued.sort();
+        paths.extend(issued.into_iter().filter(|path| extension(path) == "pem"));
+        let entry = |path: PathBuf| {
+            let pem = first_pem(&path)?;
+            let certificate = parse(&path, &pem)?;
+            let serial = serial_of(&certificate);
+            let line = lines.iter().find(|line| line.serial == serial);
+            let name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+            Ok(Entry {
+                name: name.unwrap_or_default().to_owned(),
+                kind: kind(&certificate),
+                not_after: certificate.validity().not_after.timestamp(),
+                revoked: line.and_then(|line| line.revoked).map(|(_, reason)| reason),
+                serial,
+                path,
+            })
+        };
+        paths.into_iter().map(entry).collect()
     }
 
     fn certify(&self, request: &Request, key: &impl PublicKeyData) -> Result<String, Error> {
-        check_name(&request.name)?;
-        let (certificate, signer) = (self.dir.join("intermediate.pem"), self.dir.join("intermediate.key"));
-        let pem = fs::read_to_string(&certificate).map_err(file_error(&certificate))?;
-        let signer = KeyPair::from_pem(&fs::read_to_string(&signer).map_err(file_error(&signer))?)?;
-        let issuer = Issuer::from_ca_cert_pem(&pem, signer)?;
-        let params = leaf_params(request)?;
-        let leaf: Certificate = params.signed_by(key, &issuer)?;
+        template::check_name(&request.name)?;
+        let (issuer, pem) = self.issuer("intermediate")?;
+        let leaf: Certificate = template::leaf(request, &self.settings()?)?.signed_by(key, &issuer)?;
         Ok(leaf.pem() + &pem)
     }
-}
 
-fn authority_params(name: &str, days: i64, constraints: BasicConstraints) -> Result<CertificateParams, Error> {
-    let mut params = params(name, None, days)?;
-    params.is_ca = IsCa::Ca(constraints);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params)
-}
-
-fn leaf_params(request: &Request) -> Result<CertificateParams, Error> {
-    let mut params = params(&request.name, request.organization.as_deref(), i64::from(request.days))?;
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = match &request.purpose {
-        Purpose::Server(names) => {
-            for name in names {
-                params.subject_alt_names.push(match name.parse::<IpAddr>() {
-                    Ok(address) => SanType::IpAddress(address),
-                    Err(_) => SanType::DnsName(
-                        name.as_str().try_into().map_err(|_| Error::Name(name.clone(), "a host name is ASCII"))?,
-                    ),
-                });
-            }
-            vec![ExtendedKeyUsagePurpose::ServerAuth]
-        }
-        Purpose::Device => vec![ExtendedKeyUsagePurpose::ClientAuth],
-    };
-    Ok(params)
-}
-
-fn params(name: &str, organization: Option<&str>, days: i64) -> Result<CertificateParams, Error> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name = DistinguishedName::new();
-    if let Some(organization) = organization {
-        params.distinguished_name.push(DnType::OrganizationName, organization);
+    /// Enters a new certificate in the index, then writes it: one that is not in the index could not be revoked.
+    fn publish(&self, path: &Path, chain: &str) -> Result<(), Error> {
+        let pem = Pem::iter_from_buffer(chain.as_bytes()).next().and_then(Result::ok);
+        let pem = pem.ok_or_else(|| Error::Content(path.to_owned(), "no PEM".to_owned()))?;
+        Index::of(&self.dir).put(&line_of(&parse(path, &pem)?))?;
+        write_new(path, chain)
     }
-    params.distinguished_name.push(DnType::CommonName, name);
-    // Unpredictable [CA/B baseline requirements, 7.1], positive, and never shorter than it looks.
-    let mut serial = [0; 16];
-    rand::fill(&mut serial).map_err(|_| Error::Make(rcgen::Error::RingUnspecified))?;
-    serial[0] = serial[0] & 0x7f | 0x40;
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
-    let now = OffsetDateTime::now_utc();
-    params.not_before = now - BACKDATED;
-    params.not_after = now + Duration::days(days);
-    params.use_authority_key_identifier_extension = true;
-    Ok(params)
-}
 
-fn check_name(name: &str) -> Result<(), Error> {
-    let refuse = |why| Err(Error::Name(name.to_owned(), why));
-    match name {
-        "" => refuse("it is empty"),
-        _ if name.chars().count() > MAX_NAME_LEN => refuse("a common name has at most 64 characters"),
-        _ if name.chars().any(char::is_control) => refuse("it has control characters"),
-        // In topic rules that a client ID is put into, they would match other devices' topics.
-        _ if name.contains(['+', '#']) => refuse("`+` and `#` are wildcards in MQTT topics"),
-        _ => Ok(()),
+    /// `root` or `intermediate`, ready to sign, and its certificate.
+    fn issuer(&self, authority: &str) -> Result<(Issuer<'static, KeyPair>, String), Error> {
+        let (certificate, key) = (self.dir.join(format!("{authority}.pem")), self.dir.join(format!("{authority}.key")));
+        let pem = fs::read_to_string(&certificate).map_err(file_error(&certificate))?;
+        let key = KeyPair::from_pem(&fs::read_to_string(&key).map_err(file_error(&key))?)?;
+        Ok((Issuer::from_ca_cert_pem(&pem, key)?, pem))
     }
-}
 
-/// A name as a file name: what is not a letter, a digit, `-`, `_` or an inner dot is written `%HH`.
-fn file_name(name: &str) -> String {
-    let mut out = String::new();
-    for (position, byte) in name.bytes().enumerate() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => out.push(char::from(byte)),
-            b'.' if position > 0 => out.push('.'),
-            _ => out.push_str(&format!("%{byte:02X}")),
+    fn settings_path(&self) -> PathBuf {
+        self.dir.join("authority.toml")
+    }
+
+    fn settings(&self) -> Result<Settings, Error> {
+        let path = self.settings_path();
+        match fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).map_err(|error| self.broken_settings(&error)),
+            // A folder from before there were settings.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
+            Err(error) => Err(file_error(&path)(error)),
         }
     }
-    out
+
+    fn broken_settings(&self, error: &dyn std::fmt::Display) -> Error {
+        Error::Content(self.settings_path(), error.to_string())
+    }
 }
 
-fn entry(path: &Path) -> Result<Entry, Error> {
-    let broken = |why: &str| Error::Content(path.to_owned(), why.to_owned());
+fn first_pem(path: &Path) -> Result<Pem, Error> {
     let bytes = fs::read(path).map_err(file_error(path))?;
-    let pem = Pem::iter_from_buffer(&bytes).next().ok_or_else(|| broken("no PEM"))?.map_err(|_| broken("no PEM"))?;
-    let certificate = pem.parse_x509().map_err(|_| broken("no certificate"))?;
-    let is_server = certificate.extended_key_usage().ok().flatten().is_some_and(|usage| usage.value.server_auth);
-    let kind = match (certificate.is_ca(), certificate.issuer() == certificate.subject(), is_server) {
+    let pem = Pem::iter_from_buffer(&bytes).next().and_then(Result::ok);
+    pem.ok_or_else(|| Error::Content(path.to_owned(), "no PEM".to_owned()))
+}
+
+fn parse<'p>(path: &Path, pem: &'p Pem) -> Result<X509Certificate<'p>, Error> {
+    pem.parse_x509().map_err(|_| Error::Content(path.to_owned(), "no certificate".to_owned()))
+}
+
+fn purpose(certificate: &X509Certificate<'_>) -> Purpose {
+    match certificate.extended_key_usage().ok().flatten().map(|usage| usage.value) {
+        Some(usage) if usage.server_auth => Purpose::Server,
+        Some(usage) if usage.ocsp_signing => Purpose::Ocsp,
+        _ => Purpose::Device,
+    }
+}
+
+fn kind(certificate: &X509Certificate<'_>) -> &'static str {
+    match (certificate.is_ca(), certificate.issuer() == certificate.subject(), purpose(certificate)) {
         (true, true, _) => "root",
         (true, false, _) => "intermediate",
-        (false, _, true) => "server",
-        (false, _, false) => "device",
+        (false, _, Purpose::Server) => "server",
+        (false, _, Purpose::Device) => "device",
+        (false, _, Purpose::Ocsp) => "ocsp",
+    }
+}
+
+/// The alternative names that [`template`] writes.
+fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let name = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(text) | GeneralName::URI(text) | GeneralName::RFC822Name(text) => Some((*text).to_owned()),
+        GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
+            Ok(bytes) => Some(std::net::Ipv4Addr::from(bytes).to_string()),
+            Err(_) => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| std::net::Ipv6Addr::from(bytes).to_string()),
+        },
+        _ => None,
     };
-    let name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    Ok(Entry {
-        path: path.to_owned(),
-        name: name.unwrap_or_default().to_owned(),
-        serial: certificate.raw_serial_as_string().replace(':', "").to_uppercase(),
-        kind,
-        not_after: certificate.validity().not_after.timestamp(),
-    })
+    extension.value.general_names.iter().filter_map(name).collect()
+}
+
+fn line_of(certificate: &X509Certificate<'_>) -> Line {
+    let part = |name: &str, value: Option<&str>| value.map(|value| format!("/{name}={value}")).unwrap_or_default();
+    let subject = certificate.subject();
+    let organization = subject.iter_organization().next().and_then(|value| value.as_str().ok());
+    let common_name = subject.iter_common_name().next().and_then(|value| value.as_str().ok());
+    Line {
+        expires: certificate.validity().not_after.to_datetime(),
+        revoked: None,
+        serial: serial_of(certificate),
+        subject: part("O", organization) + &part("CN", common_name),
+    }
+}
+
+/// Upper-case hex, an even number of digits.
+fn serial_of(certificate: &X509Certificate<'_>) -> String {
+    certificate.raw_serial_as_string().replace(':', "").to_uppercase()
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
+}
+
+fn extension(path: &Path) -> &str {
+    path.extension().and_then(|extension| extension.to_str()).unwrap_or_default()
 }
 
 fn text(value: &rcgen::DnValue) -> Option<String> {
@@ -371,46 +559,32 @@ fn text(value: &rcgen::DnValue) -> Option<String> {
     }
 }
 
-fn write_secret(path: &Path, text: &str) -> Result<(), Error> {
-    write(path, text, 0o600)
-}
-
-fn write_new(path: &Path, text: &str) -> Result<(), Error> {
-    write(path, text, 0o644)
-}
-
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|error| {
-        if error.kind() == io::ErrorKind::AlreadyExists {
-            Error::Exists(path.to_owned())
-        } else {
-            Error::File(path.to_owned(), error)
-        }
-    })?;
-    file.write_all(text.as_bytes()).map_err(file_error(path))
-}
-
-fn file_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |error| Error::File(path, error)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
+    fn authority(dir: &Path) -> Authority {
+        Authority::init(dir, &Init { name: "Test".into(), ..Init::default() }).unwrap()
+    }
+
+    fn device(name: &str) -> Request {
+        Request { name: name.into(), organization: None, purpose: Purpose::Device, names: Vec::new(), days: 30 }
+    }
+
     #[test]
     fn keys_are_for_their_owner_and_nothing_is_written_over() {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::init(dir.path(), "Test").unwrap();
-        let request = Request { name: "thing001".into(), organization: None, purpose: Purpose::Device, days: 30 };
-        let issued = authority.issue(&request).unwrap();
+        let authority = authority(dir.path());
+        let issued = authority.issue(&device("thing001")).unwrap();
         for key in [issued.key.clone().unwrap(), dir.path().join("root.key"), dir.path().join("intermediate.key")] {
             assert_eq!(fs::metadata(key).unwrap().permissions().mode() & 0o777, 0o600);
         }
-        assert!(matches!(authority.issue(&request), Err(Error::Exists(_))));
-        assert!(matches!(Authority::init(dir.path(), "Test"), Err(Error::Exists(_))));
+        assert!(matches!(authority.issue(&device("thing001")), Err(Error::Exists(_))));
+        assert!(matches!(
+            Authority::init(dir.path(), &Init { name: "Test".into(), ..Init::default() }),
+            Err(Error::Exists(_))
+        ));
         let kinds: Vec<_> = authority.list().unwrap().into_iter().map(|entry| (entry.kind, entry.name)).collect();
         assert_eq!(kinds[2], ("device", "thing001".to_owned()));
         assert_eq!((kinds[0].0, kinds[1].0), ("root", "intermediate"));
@@ -419,11 +593,50 @@ mod tests {
     #[test]
     fn names_that_would_harm_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::init(dir.path(), "Test").unwrap();
+        let authority = authority(dir.path());
         for name in ["", "a#", "+", "a\nb", &"x".repeat(65)] {
-            let request = Request { name: name.into(), organization: None, purpose: Purpose::Device, days: 1 };
-            assert!(matches!(authority.issue(&request), Err(Error::Name(..))), "{name:?}");
+            assert!(matches!(authority.issue(&device(name)), Err(Error::Name(..))), "{name:?}");
         }
-        assert_eq!(file_name("../../etc/passwd"), "%2E.%2F..%2Fetc%2Fpasswd");
+    }
+
+    #[test]
+    fn what_is_revoked_is_found_by_name_and_by_number_and_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = authority(dir.path());
+        authority.issue(&device("a")).unwrap();
+        authority.issue(&device("b")).unwrap();
+        let serial = authority.list().unwrap().into_iter().find(|entry| entry.name == "b").unwrap().serial;
+        assert_eq!(authority.revoke("a", Reason::KeyCompromise, 1).unwrap().name, "a");
+        assert_eq!(authority.revoke(&serial.to_lowercase(), Reason::Superseded, 1).unwrap().name, "b");
+        assert!(matches!(authority.revoke("a", Reason::Unspecified, 1), Err(Error::Revoked(_))));
+        assert!(matches!(authority.revoke("c", Reason::Unspecified, 1), Err(Error::Unknown(_))));
+        let revoked: Vec<_> = authority.list().unwrap().into_iter().filter_map(|entry| entry.revoked).collect();
+        assert_eq!(revoked, [Reason::KeyCompromise, Reason::Superseded]);
+    }
+
+    #[test]
+    fn renewing_keeps_the_key_unless_told_otherwise_and_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = authority(dir.path());
+        let names = vec!["gw.example.com".to_owned(), "192.0.2.7".to_owned()];
+        let request = Request { purpose: Purpose::Server, names, ..device("gw") };
+        authority.issue(&request).unwrap();
+        let key = fs::read(authority.key_of("gw")).unwrap();
+        let certificate = |path: &Path| {
+            let pem = first_pem(path).unwrap();
+            let it = parse(path, &pem).unwrap();
+            (serial_of(&it), it.public_key().raw.to_vec(), super::names(&it), kind(&it))
+        };
+        let before = certificate(&authority.chain_of("gw"));
+        authority.renew("gw", 60, false).unwrap();
+        let after = certificate(&authority.chain_of("gw"));
+        assert_ne!(before.0, after.0);
+        assert_eq!((&before.1, &before.2, before.3), (&after.1, &after.2, after.3));
+        assert_eq!(fs::read(authority.key_of("gw")).unwrap(), key);
+        authority.renew("gw", 60, true).unwrap();
+        assert_ne!(certificate(&authority.chain_of("gw")).1, after.1);
+        assert_ne!(fs::read(authority.key_of("gw")).unwrap(), key);
+        assert_eq!(authority.list().unwrap().iter().filter(|entry| entry.name == "gw").count(), 3);
+        assert!(matches!(authority.renew("nobody", 60, false), Err(Error::Unknown(_))));
     }
 }

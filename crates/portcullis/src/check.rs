@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use portcullis_gateway::Runtime;
 use portcullis_gateway::config::Severity;
-use portcullis_gateway::observe::Observer;
+use portcullis_gateway::{Lasting, Runtime};
 
 use crate::report::{Failure, print_problems};
 
 pub(crate) fn check(path: &Path) -> Result<(), Failure> {
-    let loaded =
-        Runtime::load(path, &Observer::new()).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
+    let loaded = Runtime::load(path, &Lasting::new()).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     print_problems(&loaded.problems);
     let warnings = loaded.problems.count(Severity::Warning);
     let suffix = if warnings == 0 { "" } else { ", with warnings" };

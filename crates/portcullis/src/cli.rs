@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// The MQTT security gateway
@@ -83,6 +83,9 @@ pub(crate) struct QuickstartArguments {
     portcullis pki issue server gateway --san gw.example.com --san 192.0.2.7 --dir pki\n  \
     portcullis pki issue device thing001 --dir pki\n  \
     portcullis pki sign thing002.csr --dir pki    # the key stays on the device\n  \
+    portcullis pki renew thing001 --dir pki\n  \
+    portcullis pki revoke thing001 --reason key-compromise --dir pki\n  \
+    portcullis pki crl --crl-days 7 --dir pki    # from cron: CRLs expire\n  \
     portcullis pki list --dir pki")]
 pub(crate) struct PkiArguments {
     #[command(subcommand)]
@@ -98,13 +101,31 @@ pub(crate) struct PkiDir {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PkiCommand {
-    /// Makes a root and an intermediate that signs
+    /// Makes a root and an intermediate that signs, and their CRLs
+    #[command(after_help = "Examples:\n  portcullis pki init --name \"Example Fleet\"\n  \
+                            portcullis pki init --algorithm ed25519 --permit-dns example.com\n  \
+                            portcullis pki init --crl-url http://crl.example.com/fleet --ocsp-url http://ocsp.example.com/")]
     Init {
         #[command(flatten)]
         dir: PkiDir,
         /// The authority's name, in its certificates
         #[arg(long, default_value = "Portcullis")]
         name: String,
+        /// Of its keys, and of those it makes
+        #[arg(long, value_enum, default_value_t = Algorithm::EcP256)]
+        algorithm: Algorithm,
+        /// A host name it may certify, with those below it; may be given more than once [default: all]
+        #[arg(long, value_name = "NAME")]
+        permit_dns: Vec<String>,
+        /// A network whose addresses it may certify; may be given more than once [default: all]
+        #[arg(long, value_name = "NETWORK")]
+        permit_ip: Vec<String>,
+        /// Where root.crl and intermediate.crl will be published; stands in certificates and CRLs
+        #[arg(long, value_name = "URL")]
+        crl_url: Option<String>,
+        /// Where an OCSP responder will answer; stands in certificates
+        #[arg(long, value_name = "URL")]
+        ocsp_url: Option<String>,
     },
     /// Makes a key and a certificate for it
     Issue {
@@ -122,11 +143,54 @@ pub(crate) enum PkiCommand {
         /// The name to certify, in place of the request's common name
         #[arg(long)]
         name: Option<String>,
+        /// For a server, not for a device
+        #[arg(long)]
+        server: bool,
+        /// An alternative name: host name, address, URI or mail address; may be given more than once
+        #[arg(long = "san", value_name = "NAME")]
+        san: Vec<String>,
         /// How many days it is valid
         #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
-    /// Lists what is there, and when it expires
+    /// Certifies again what has a certificate: same subject, names, purpose and key
+    ///
+    /// The certificate that was there is kept under its serial number, and stays valid.
+    Renew {
+        /// Its common name
+        name: String,
+        #[command(flatten)]
+        dir: PkiDir,
+        /// How many days it is valid
+        #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+        /// Make a new key, too
+        #[arg(long)]
+        new_key: bool,
+    },
+    /// Revokes a certificate, and makes the CRLs anew
+    Revoke {
+        /// Its common name, or its serial number
+        name: String,
+        #[command(flatten)]
+        dir: PkiDir,
+        /// Why
+        #[arg(long, value_enum, default_value_t = Reason::Unspecified)]
+        reason: Reason,
+        #[command(flatten)]
+        crl: CrlArguments,
+    },
+    /// Makes the CRLs anew: crl.pem for the gateway, root.crl and intermediate.crl to publish
+    ///
+    /// A CRL is good for a limited time: run this more often than that, for instance daily. The root's is made only
+    /// where root.key is, and is good for a year.
+    Crl {
+        #[command(flatten)]
+        dir: PkiDir,
+        #[command(flatten)]
+        crl: CrlArguments,
+    },
+    /// Lists what is there, when it expires, and what is revoked
     List {
         #[command(flatten)]
         dir: PkiDir,
@@ -149,9 +213,48 @@ pub(crate) enum Issue {
     Device {
         /// Its common name: the client ID it will use
         name: String,
+        /// An alternative name: host name, address, URI or mail address; may be given more than once
+        #[arg(long = "san", value_name = "NAME")]
+        san: Vec<String>,
         #[command(flatten)]
         issue: IssueArguments,
     },
+    /// For an OCSP responder that answers for the intermediate
+    Ocsp {
+        /// Its common name
+        name: String,
+        #[command(flatten)]
+        issue: IssueArguments,
+    },
+}
+
+/// Of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Algorithm {
+    #[value(name = "ec-p256")]
+    EcP256,
+    #[value(name = "ec-p384")]
+    EcP384,
+    Ed25519,
+}
+
+/// Why a certificate is revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Reason {
+    Unspecified,
+    KeyCompromise,
+    CaCompromise,
+    AffiliationChanged,
+    Superseded,
+    CessationOfOperation,
+    PrivilegeWithdrawn,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CrlArguments {
+    /// How many days the intermediate's CRL is good for
+    #[arg(long = "crl-days", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: u32,
 }
 
 #[derive(Debug, Args)]

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {
-    portcullis_gateway::tls::install_crypto_provider();
+    portcullis_gateway::crypto::install_crypto_provider();
     match command {
         #[cfg(feature = "embedded-broker")]
         Command::Quickstart(arguments) => quickstart::quickstart(&arguments),

@@ -1,8 +1,8 @@
 //! `portcullis pki`.
 
-use portcullis_pki::{Authority, Error, Issued, Purpose, Request};
+use portcullis_pki::{Authority, Entry, Error, Init, Issued, Purpose, Request};
 
-use crate::cli::{Issue, IssueArguments, PkiArguments, PkiCommand};
+use crate::cli::{self, Issue, IssueArguments, PkiArguments, PkiCommand};
 use crate::report::Failure;
 
 pub(crate) fn pki(arguments: PkiArguments) -> Result<(), Failure> {
@@ -14,35 +14,83 @@ pub(crate) fn pki(arguments: PkiArguments) -> Result<(), Failure> {
 
 fn run(command: PkiCommand) -> Result<(), Error> {
     match command {
-        PkiCommand::Init { dir, name } => {
-            let authority = Authority::init(&dir.dir, &name)?;
+        PkiCommand::Init { dir, name, algorithm, permit_dns, permit_ip, crl_url, ocsp_url } => {
+            let algorithm = algorithm.into();
+            let init = Init { name, algorithm, permit_dns, permit_ip, crl_url, ocsp_url };
+            let authority = Authority::init(&dir.dir, &init)?;
             println!("made a certificate authority; devices are vouched for by {}", authority.root().display());
             println!("keep {} somewhere else: issuing does not need it", dir.dir.join("root.key").display());
         }
         PkiCommand::Issue { what } => {
-            let (name, purpose, IssueArguments { dir, organization, days }) = match what {
+            let (name, purpose, names, IssueArguments { dir, organization, days }) = match what {
                 Issue::Server { name, san, issue } => {
                     let names = if san.is_empty() { vec![name.clone()] } else { san };
-                    (name, Purpose::Server(names), issue)
+                    (name, Purpose::Server, names, issue)
                 }
-                Issue::Device { name, issue } => (name, Purpose::Device, issue),
+                Issue::Device { name, san, issue } => (name, Purpose::Device, san, issue),
+                Issue::Ocsp { name, issue } => (name, Purpose::Ocsp, Vec::new(), issue),
             };
             let authority = Authority::open(&dir.dir)?;
-            print(&authority.issue(&Request { name, organization, purpose, days })?);
+            print(&authority.issue(&Request { name, organization, purpose, names, days })?);
         }
-        PkiCommand::Sign { csr, dir, name, days } => {
-            print(&Authority::open(&dir.dir)?.sign(&csr, name.as_deref(), Purpose::Device, days)?);
+        PkiCommand::Sign { csr, dir, name, server, san, days } => {
+            let purpose = if server { Purpose::Server } else { Purpose::Device };
+            print(&Authority::open(&dir.dir)?.sign(&csr, name.as_deref(), purpose, san, days)?);
+        }
+        PkiCommand::Renew { name, dir, days, new_key } => {
+            print(&Authority::open(&dir.dir)?.renew(&name, days, new_key)?);
+        }
+        PkiCommand::Revoke { name, dir, reason, crl } => {
+            let authority = Authority::open(&dir.dir)?;
+            let Entry { name, serial, .. } = authority.revoke(&name, reason.into(), crl.days)?;
+            println!("revoked: {} ({serial})", name.escape_debug());
+            println!("CRLs: {}", authority.crls().display());
+        }
+        PkiCommand::Crl { dir, crl } => {
+            for path in Authority::open(&dir.dir)?.crl(crl.days)? {
+                println!("CRL: {}", path.display());
+            }
         }
         PkiCommand::List { dir } => {
-            println!("{:<12} {:<32} {:<25} SERIAL", "KIND", "NAME", "EXPIRES");
+            println!("{:<12} {:<32} {:<25} {:<32} STATUS", "KIND", "NAME", "EXPIRES", "SERIAL");
+            let now = chrono::Utc::now();
             for entry in Authority::open(&dir.dir)?.list()? {
-                let expires = chrono::DateTime::from_timestamp(entry.not_after, 0).map(|time| time.to_rfc3339());
-                let expires = expires.unwrap_or_default();
-                println!("{:<12} {:<32} {:<25} {}", entry.kind, entry.name.escape_debug(), expires, entry.serial);
+                let time = chrono::DateTime::from_timestamp(entry.not_after, 0).unwrap_or_default();
+                let status = match entry.revoked {
+                    Some(reason) => format!("revoked: {}", reason.label()),
+                    None if time < now => "expired".to_owned(),
+                    None => format!("{} days left", (time - now).num_days()),
+                };
+                let (name, expires) = (entry.name.escape_debug().to_string(), time.to_rfc3339());
+                println!("{:<12} {name:<32} {expires:<25} {:<32} {status}", entry.kind, entry.serial);
             }
         }
     }
     Ok(())
+}
+
+impl From<cli::Algorithm> for portcullis_pki::Algorithm {
+    fn from(algorithm: cli::Algorithm) -> Self {
+        match algorithm {
+            cli::Algorithm::EcP256 => Self::EcP256,
+            cli::Algorithm::EcP384 => Self::EcP384,
+            cli::Algorithm::Ed25519 => Self::Ed25519,
+        }
+    }
+}
+
+impl From<cli::Reason> for portcullis_pki::Reason {
+    fn from(reason: cli::Reason) -> Self {
+        match reason {
+            cli::Reason::Unspecified => Self::Unspecified,
+            cli::Reason::KeyCompromise => Self::KeyCompromise,
+            cli::Reason::CaCompromise => Self::CaCompromise,
+            cli::Reason::AffiliationChanged => Self::AffiliationChanged,
+            cli::Reason::Superseded => Self::Superseded,
+            cli::Reason::CessationOfOperation => Self::CessationOfOperation,
+            cli::Reason::PrivilegeWithdrawn => Self::PrivilegeWithdrawn,
+        }
+    }
 }
 
 fn print(issued: &Issued) {

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use portcullis_gateway::observe::Observer;
-use portcullis_gateway::{Gateway, Loaded, Runtime};
-use portcullis_pki::{Authority, Purpose, Request};
+use portcullis_gateway::{Gateway, Lasting, Loaded, Runtime};
+use portcullis_pki::{Authority, Init, Purpose, Request};
 use portcullis_wire::{Connack, Connect, Properties, Version};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -38,12 +37,12 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
     let dir = &arguments.dir;
     let authority = prepare(dir, arguments.bind)?;
     let config = dir.join("portcullis.toml");
-    let observer = Observer::new();
+    let lasting = Lasting::new();
     let Loaded { runtime, .. } =
-        Runtime::load(&config, &observer).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
-    let _guard = crate::logging::start(&runtime.process, &observer);
+        Runtime::load(&config, &lasting).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
+    let _guard = crate::logging::start(&runtime.process, &lasting.observer);
     crate::run::tokio_runtime(runtime.process.worker_threads)?.block_on(async {
-        let gateway = Gateway::start(&config, runtime, Arc::clone(&observer)).await.map_err(|error| {
+        let gateway = Gateway::start(&config, runtime, Arc::clone(&lasting)).await.map_err(|error| {
             let hint = format!("another `bind` can be set in {}", config.display());
             match crate::run::start_failure(error) {
                 Failure::Error(error, None) => Failure::Error(error, Some(hint)),
@@ -60,7 +59,7 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
             tokio::signal::ctrl_c().await?;
         }
         gateway.stop().await;
-        observer.access_log.store(None);
+        lasting.observer.access_log.store(None);
         Ok(())
     })
 }
@@ -73,13 +72,16 @@ fn prepare(dir: &Path, bind: SocketAddr) -> Result<Authority, Failure> {
         Authority::open(&pki)?
     } else {
         println!("PKI: {}, new", pki.display());
-        Authority::init(&pki, "Portcullis quickstart")?
+        Authority::init(&pki, &Init { name: "Portcullis quickstart".to_owned(), ..Init::default() })?
     };
-    let server = Purpose::Server(["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec());
-    let names = [(SERVER, server), (DEVICES[0], Purpose::Device), (DEVICES[1], Purpose::Device)];
+    let names = [(SERVER, Purpose::Server), (DEVICES[0], Purpose::Device), (DEVICES[1], Purpose::Device)];
     for (name, purpose) in names {
         if !authority.chain_of(name).exists() {
-            authority.issue(&Request { name: name.to_owned(), organization: None, purpose, days: DAYS })?;
+            let names = match purpose {
+                Purpose::Server => ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec(),
+                _ => Vec::new(),
+            };
+            authority.issue(&Request { name: name.to_owned(), organization: None, purpose, names, days: DAYS })?;
         }
     }
     let config = dir.join("portcullis.toml");

@@ -20,7 +20,7 @@ pub struct Client(Box<dyn Bytes>);
 
 /// The TLS side of a client with the certificate of `device`, if it is to have one, in these TLS versions.
 pub fn tls_config(pki: &Pki, device: Option<&str>, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
-    portcullis_gateway::tls::install_crypto_provider();
+    portcullis_gateway::crypto::install_crypto_provider();
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(pki.root()).unwrap()).unwrap();
     let builder = ClientConfig::builder_with_protocol_versions(versions).with_root_certificates(roots);

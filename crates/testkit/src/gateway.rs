@@ -4,8 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use portcullis_gateway::observe::Observer;
-use portcullis_gateway::{Gateway, Runtime};
+use portcullis_gateway::{Gateway, Lasting, Runtime};
 use tempfile::TempDir;
 
 use crate::eventually;
@@ -23,9 +22,9 @@ impl TestGateway {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("portcullis.toml");
         fs::write(&path, with_log(configuration)).unwrap();
-        let observer = Observer::new();
-        let loaded = Runtime::load(&path, &observer).unwrap_or_else(|problems| panic!("{}", problems.render(false)));
-        Self { gateway: Gateway::start(&path, loaded.runtime, observer).await.unwrap(), dir }
+        let lasting = Lasting::new();
+        let loaded = Runtime::load(&path, &lasting).unwrap_or_else(|problems| panic!("{}", problems.render(false)));
+        Self { gateway: Gateway::start(&path, loaded.runtime, lasting).await.unwrap(), dir }
     }
 
     /// One plain listener named `devices` and an upstream.
@@ -62,6 +61,13 @@ impl TestGateway {
             (lines.len() == count && text.ends_with('\n')).then_some(lines)
         })
         .await
+    }
+
+    /// A field of the last of so many lines of a log in JSON.
+    pub async fn field(&self, lines: usize, name: &str) -> String {
+        let line = self.lines(lines).await.pop().unwrap();
+        let value = serde_json::from_str::<serde_json::Value>(&line).unwrap()[name].clone();
+        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
     }
 
     /// Status and reason of the only line there is.

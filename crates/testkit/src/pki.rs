@@ -1,9 +1,12 @@
 //! A certificate authority in a temporary folder.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use portcullis_pki::{Authority, Purpose, Request};
+use portcullis_pki::{Authority, CRL_DAYS, Init, Purpose, Reason, Request};
+use rcgen::{CertificateParams, Issuer, KeyPair};
 use tempfile::TempDir;
+use time::{Duration, OffsetDateTime};
 
 /// A PKI with a server certificate for localhost; devices are made as tests ask for them.
 pub struct Pki {
@@ -14,8 +17,18 @@ pub struct Pki {
 impl Pki {
     /// Makes one.
     pub fn new() -> Self {
+        Self::named("Test")
+    }
+
+    /// Makes one of another name.
+    pub fn named(name: &str) -> Self {
+        Self::with(&Init { name: name.to_owned(), ..Init::default() })
+    }
+
+    /// Makes one that is as told.
+    pub fn with(init: &Init) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::init(dir.path(), "Test").unwrap();
+        let authority = Authority::init(dir.path(), init).unwrap();
         let this = Self { dir, authority };
         this.server("localhost", &["localhost", "127.0.0.1"]);
         this
@@ -23,20 +36,75 @@ impl Pki {
 
     /// Makes a server certificate.
     pub fn server(&self, name: &str, names: &[&str]) {
-        let names = names.iter().map(|name| (*name).to_owned()).collect();
-        self.issue(name, Purpose::Server(names), Some("Portcullis, \"Tests\""));
+        self.issue(name, Purpose::Server, names, Some("Portcullis, \"Tests\""));
     }
 
     /// Makes a device certificate, if there is none of this name.
     pub fn device(&self, name: &str) {
         if !self.chain(name).exists() {
-            self.issue(name, Purpose::Device, Some("Möbel & Söhne, Inc."));
+            self.issue(name, Purpose::Device, &[], Some("Möbel & Söhne, Inc."));
         }
     }
 
-    fn issue(&self, name: &str, purpose: Purpose, organization: Option<&str>) {
+    fn issue(&self, name: &str, purpose: Purpose, names: &[&str], organization: Option<&str>) {
         let organization = organization.map(str::to_owned);
-        self.authority.issue(&Request { name: name.to_owned(), organization, purpose, days: 30 }).unwrap();
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        self.authority.issue(&Request { name: name.to_owned(), organization, purpose, names, days: 30 }).unwrap();
+    }
+
+    /// Revokes the certificate of a name, or the one with a serial number, and makes the CRLs anew.
+    pub fn revoke(&self, name: &str) {
+        self.authority.revoke(name, Reason::KeyCompromise, CRL_DAYS).unwrap();
+    }
+
+    /// Makes the certificate of a device that is valid from an hour ago until so many seconds from now; less than
+    /// nothing is in the past. In the place of the one it may have.
+    pub fn device_until(&self, name: &str, seconds: i64) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = OffsetDateTime::now_utc() - Duration::hours(1);
+        params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.issuer("intermediate")).unwrap();
+        let intermediate = fs::read_to_string(self.dir().join("intermediate.pem")).unwrap();
+        fs::write(self.chain(name), leaf.pem() + &intermediate).unwrap();
+        fs::write(self.key(name), key.serialize_pem()).unwrap();
+    }
+
+    /// `root` or `intermediate`, ready to sign.
+    pub fn issuer(&self, authority: &str) -> Issuer<'static, KeyPair> {
+        let read = |what: &str| fs::read_to_string(self.dir().join(format!("{authority}.{what}"))).unwrap();
+        Issuer::from_ca_cert_pem(&read("pem"), KeyPair::from_pem(&read("key")).unwrap()).unwrap()
+    }
+
+    /// Writes CRLs of root and intermediate that revoke nothing and are good for so many seconds, into the place of
+    /// those that are there.
+    pub fn crls_until(&self, seconds: i64) {
+        let crl = |authority: &str| {
+            let now = OffsetDateTime::now_utc();
+            let params = rcgen::CertificateRevocationListParams {
+                this_update: now - Duration::hours(1),
+                next_update: now + Duration::seconds(seconds),
+                crl_number: rcgen::SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: Vec::new(),
+                key_identifier_method: rcgen::KeyIdMethod::Sha256,
+            };
+            params.signed_by(&self.issuer(authority)).unwrap().pem().unwrap()
+        };
+        fs::write(self.crls(), crl("root") + &crl("intermediate")).unwrap();
+    }
+
+    /// The authority itself.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The CRLs of root and intermediate.
+    pub fn crls(&self) -> PathBuf {
+        self.authority.crls()
     }
 
     /// The folder.
@@ -62,6 +130,11 @@ impl Pki {
     /// A `[listener.tls]` table with the server certificate, and `client_ca`.
     pub fn listener_tls(&self) -> String {
         format!("{}client_ca = {:?}\n", self.listener_tls_without_ca(), self.root())
+    }
+
+    /// A `[listener.tls]` table with the server certificate, `client_ca` and `crl`.
+    pub fn listener_tls_with_crl(&self) -> String {
+        format!("{}crl = [{:?}]\n", self.listener_tls(), self.crls())
     }
 
     /// A `[listener.tls]` table with the server certificate alone.

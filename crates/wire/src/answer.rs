@@ -126,6 +126,8 @@ pub enum Disconnect {
     ServerShuttingDown = 0x8b,
     /// 0x98: an operator ended the session.
     AdministrativeAction = 0x98,
+    /// 0xA0: the time that the client was authorised for is over.
+    MaximumConnectTime = 0xa0,
 }
 
 impl Disconnect {

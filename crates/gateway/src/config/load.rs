@@ -316,9 +316,6 @@ balance = "ketama"
             assert_eq!(found[0].0, format!("unknown value `{protocol}`"));
         }
         for (table, key) in [
-            ("[[listener]]\n[listener.tls]", "crl"),
-            ("[[listener]]\n[listener.tls]", "resumption"),
-            ("[[listener]]\n[listener.tls]", "session_lifetime"),
             ("[[listener]]\n[listener.tls]", "psk"),
             ("[[listener]]", "authenticate"),
             ("[[listener]]", "proxy_protocol"),

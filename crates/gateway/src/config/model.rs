@@ -99,6 +99,17 @@ pub struct ListenerTls {
     pub client_ca: Option<At<PathBuf>>,
     /// How many intermediates a device's chain may have. Default: 2.
     pub verify_depth: Option<At<u8>>,
+    /// PEM or DER files of certificate revocation lists. If there is one, each authority in a device's chain needs one.
+    pub crl: Vec<At<String>>,
+    /// What becomes of a device whose CRL is missing or out of date. Default: refuse.
+    pub crl_missing: Option<At<CrlMissing>>,
+    /// How sessions are resumed. Default: both.
+    pub resumption: Option<At<Resumption>>,
+    /// How long after its full handshake a session may be resumed; 7d at most. Default: 1h.
+    pub session_lifetime: Option<At<Timeout>>,
+    /// Makes tickets that listeners of the same name on other gateways with the same secret take, too; at least 32
+    /// characters.
+    pub ticket_secret: Option<At<Secret>>,
     /// TLS versions offered. Default: both.
     pub versions: Option<At<Vec<TlsVersion>>>,
     /// From accept to the end of the handshake. Default: 10s.
@@ -149,6 +160,30 @@ pub enum ClientAuth {
     Optional,
     /// None is asked for.
     None,
+}
+
+/// What becomes of a device whose CRL is missing or out of date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CrlMissing {
+    /// It is refused: nobody knows whether it is revoked.
+    Refuse,
+    /// It is let in.
+    Allow,
+}
+
+/// How sessions are resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Resumption {
+    /// The client keeps the session's state, sealed.
+    Tickets,
+    /// The gateway keeps it.
+    Cache,
+    /// Tickets for clients that take them, else the cache.
+    Both,
+    /// Each handshake is a full one.
+    Off,
 }
 
 /// A TLS version.

@@ -2,24 +2,24 @@
 //!
 //! A session holds no buffer while it is idle. Bytes are read into a buffer of the thread, and written from it at once;
 //! only what the other side does not take is kept, one chunk at most, and nothing more is read until it is gone: a slow
-//! reader slows its writer down. The stream from broker to client is followed packet by packet where the gateway may
-//! have to say goodbye in it (MQTT 5), which it does between packets only.
+//! reader slows its writer down. The stream from broker to client is followed packet by packet: when the gateway ends a
+//! session it does so between packets, in MQTT 5 with a DISCONNECT that says why.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use portcullis_wire::{Disconnect, Scanner};
+use portcullis_wire::Scanner;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_util::sync::CancellationToken;
 
 use crate::net::{Stream, discard_until_closed};
 use crate::observe::Record;
 use crate::outcome::CloseReason;
+use crate::sessions::Session;
 
 /// Read at once: as much as one TLS record holds.
 const CHUNK: usize = 16 << 10;
@@ -46,14 +46,15 @@ pub struct Ends {
     pub may_say_goodbye: bool,
 }
 
-/// Moves bytes until both sides have ended, one is lost, or `stop` says so. They are counted as they go, so that even
-/// a session that is cut off has a true record.
-pub async fn relay(ends: Ends, record: &mut Record, stop: &CancellationToken) -> CloseReason {
+/// Moves bytes until both sides have ended, one is lost, or the session has to end. They are counted as they go, so
+/// that even a session that is cut off has a true record.
+pub async fn relay(ends: Ends, record: &mut Record, session: &Session) -> CloseReason {
     let mut relay = Relay::new(ends);
-    let mut stopped = pin!(stop.cancelled());
     let reason = poll_fn(|cx| {
-        if !relay.is_stopping && stopped.as_mut().poll(cx).is_ready() {
-            relay.say_goodbye();
+        if !relay.is_stopping
+            && let Poll::Ready(reason) = session.poll_end(cx)
+        {
+            relay.stop(reason);
         }
         let poll = relay.poll(cx);
         record.moved(std::mem::take(&mut relay.up.read), std::mem::take(&mut relay.down.sent));
@@ -88,7 +89,7 @@ struct Relay {
 
 impl Relay {
     fn new(ends: Ends) -> Self {
-        let mut down = Flow { scanner: ends.may_say_goodbye.then(Scanner::new), ..Flow::default() };
+        let mut down = Flow { scanner: Some(Scanner::new()), ..Flow::default() };
         down.take(&ends.greeting);
         Self {
             client: ends.client,
@@ -173,12 +174,11 @@ impl Relay {
     }
 
     /// Ends the session from the gateway's side: MQTT 5 has a packet for it, before there is only the end itself.
-    fn say_goodbye(&mut self) {
+    fn stop(&mut self, reason: CloseReason) {
         self.is_stopping = true;
-        self.because(CloseReason::Drained);
+        self.because(reason);
         self.deadline = None;
-        let goodbye = self.may_say_goodbye.then(|| Disconnect::ServerShuttingDown.packet());
-        self.down.end_with(goodbye);
+        self.down.end_with(self.may_say_goodbye.then(|| reason.goodbye().packet()));
     }
 }
 
@@ -202,7 +202,7 @@ struct Flow {
     /// Bytes read, and bytes written, since they were last asked for.
     read: u64,
     sent: u64,
-    /// Follows the packets, where a goodbye may have to be put between them.
+    /// Follows the packets, where the gateway may have to end between them.
     scanner: Option<Scanner>,
     goodbye: Option<[u8; 4]>,
 }
@@ -211,6 +211,8 @@ struct Flow {
 enum State {
     #[default]
     Open,
+    /// What belongs to the packet that is under way is still moved.
+    AtBoundary,
     /// Nothing more is read; what is pending is written, then the writing side is shut down.
     Ending,
     Closed,
@@ -228,7 +230,7 @@ impl Flow {
                     let _ = ready!(Pin::new(&mut *to).poll_shutdown(cx));
                     self.state = State::Closed;
                 }
-                State::Open => {
+                State::Open | State::AtBoundary => {
                     if self.poll_move(cx, from, to)?.is_pending() {
                         // The reader has nothing now: what was written is not to wait for more.
                         if self.is_unflushed {
@@ -294,16 +296,18 @@ impl Flow {
     fn pass<'c>(&mut self, chunk: &'c [u8]) -> &'c [u8] {
         self.read += chunk.len() as u64;
         let Some(scanner) = &mut self.scanner else { return chunk };
-        match (scanner.scan(chunk, |_| ()), self.goodbye) {
-            (Ok(Some(boundary)), Some(goodbye)) => {
-                self.pending.extend(goodbye);
-                self.state = State::Ending;
+        match (scanner.scan(chunk, |_| ()), self.state) {
+            (Ok(Some(boundary)), State::AtBoundary) => {
+                self.end_now();
                 &chunk[..boundary]
             }
             (Ok(_), _) => chunk,
             (Err(_), _) => {
-                // No MQTT: there will be no boundary to say goodbye at.
+                // No MQTT: there will be no boundary to end at.
                 self.scanner = None;
+                if self.state == State::AtBoundary {
+                    self.state = State::Ending;
+                }
                 chunk
             }
         }
@@ -319,14 +323,18 @@ impl Flow {
         if self.state != State::Open {
             return;
         }
-        match (&self.scanner, goodbye) {
-            (Some(scanner), Some(goodbye)) if scanner.at_boundary() => {
-                self.pending.extend(goodbye);
-                self.state = State::Ending;
+        match &self.scanner {
+            Some(scanner) => {
+                self.goodbye = goodbye;
+                if scanner.at_boundary() { self.end_now() } else { self.state = State::AtBoundary }
             }
-            (Some(_), Some(_)) => self.goodbye = goodbye,
-            _ => self.state = State::Ending,
+            None => self.state = State::Ending,
         }
+    }
+
+    fn end_now(&mut self) {
+        self.pending.extend(self.goodbye.take().into_iter().flatten());
+        self.state = State::Ending;
     }
 
     fn end_of_source(&mut self) {
@@ -339,7 +347,7 @@ impl Flow {
     }
 
     fn has_ended(&self) -> bool {
-        self.state != State::Open
+        !matches!(self.state, State::Open | State::AtBoundary)
     }
 
     fn is_closed(&self) -> bool {

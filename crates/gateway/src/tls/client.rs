@@ -9,10 +9,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::files::{read_anchors, read_pair, warn_if_exposed};
-use super::provider;
+use super::keys::{read_pair, warn_if_exposed};
 use crate::config::model::UpstreamTls;
 use crate::config::{At, Complaint, Document};
+use crate::crypto::provider;
+use crate::files::read_anchors;
 
 /// The TLS side of an upstream, compiled.
 #[derive(Clone)]

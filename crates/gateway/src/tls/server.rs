@@ -1,37 +1,48 @@
 //! TLS towards devices.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
-use rustls::pki_types::DnsName;
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WantsServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::{HandshakeKind, SupportedProtocolVersion};
+use arc_swap::ArcSwap;
+use rustls::server::{NoServerSessionStorage, WantsServerCert};
+use rustls::{HandshakeKind, ServerConfig, SupportedProtocolVersion};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::files::{read_anchors, read_pair, warn_if_exposed};
+use super::Certificate;
+use super::keys::ServerKeys;
+use super::resumption::{HANDSHAKE, Handshake, Memory, Resumption, TicketKeys};
 use super::verifier::{DeviceVerifier, reject};
-use super::{Certificate, provider};
-use crate::config::model::{Certificates, ClientAuth, ListenerTls, TlsVersion};
+use crate::config::model::Resumption as Ways;
+use crate::config::model::{ClientAuth, ListenerTls, TlsVersion};
 use crate::config::{At, Document};
+use crate::crypto::provider;
 use crate::net::discard_until_closed;
 use crate::outcome::Reject;
+use crate::trust::{Credential, Knowledge, Trust};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const VERIFY_DEPTH: u8 = 2;
-/// What webpki follows at most.
-const MAX_VERIFY_DEPTH: u8 = 6;
+const SESSION_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// The most a ticket may live [RFC 8446, 4.6.1].
+const MAX_SESSION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Of a secret that keys are derived from, in bytes.
+const MIN_TICKET_SECRET: usize = 32;
 
 /// The TLS side of a listener, compiled.
 #[derive(Debug)]
 pub struct ServerTls {
-    config: Arc<ServerConfig>,
+    /// Built from the rest; another one when trust anchors change, whose names stand in it.
+    config: ArcSwap<ServerConfig>,
+    versions: Vec<&'static SupportedProtocolVersion>,
+    keys: Arc<ServerKeys>,
+    /// `None`: devices are not asked for certificates.
+    trust: Option<Arc<Trust>>,
+    needs_certificate: bool,
+    alpn: Vec<Vec<u8>>,
+    resumption: Option<Arc<Resumption>>,
     handshake_timeout: Duration,
 }
 
@@ -42,40 +53,80 @@ pub struct Accepted {
     pub stream: Box<TlsStream<TcpStream>>,
     /// The certificate that the device proved to own.
     pub certificate: Option<Certificate>,
+    /// What of it is to be judged again for as long as the device is connected.
+    pub credential: Option<Credential>,
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
 }
 
+/// What a listener's TLS takes over from the one before a reload, and shares with others.
+#[derive(Clone, Debug)]
+pub(crate) struct Context<'a> {
+    /// The listener's name.
+    pub(crate) listener: &'a str,
+    pub(crate) knowledge: &'a Arc<Knowledge>,
+    pub(crate) memory: Arc<Memory>,
+}
+
 impl ServerTls {
     /// Compiles the table; says what is wrong with it in the document's problems. `None`: something is.
-    pub(crate) fn compile(tls: &At<ListenerTls>, document: &mut Document) -> Option<Self> {
-        let pairs = read_pairs(tls, document);
-        let verifier = compile_verifier(tls, document);
+    pub(crate) fn compile(tls: &At<ListenerTls>, context: Context<'_>, document: &mut Document) -> Option<Self> {
+        let keys = ServerKeys::compile(tls, document);
+        let trust = compile_trust(tls, context.knowledge, document);
         let versions = compile_versions(tls, document);
-        let (pairs, verifier) = (pairs?, verifier?);
-        let builder = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(versions.as_deref()?)
-            .map_err(|error| document.problems.error(&tls.span, error.to_string()).severity)
-            .ok()?;
-        let asks_for_certificates = verifier.is_some();
-        let builder: rustls::ConfigBuilder<ServerConfig, WantsServerCert> = match verifier {
-            Some(verifier) => builder.with_client_cert_verifier(verifier),
-            None => builder.with_no_client_auth(),
-        };
-        let mut config = builder.with_cert_resolver(Arc::new(BySni::new(&pairs)));
-        config.alpn_protocols = match &tls.alpn {
+        let resumption = compile_resumption(tls, context, document);
+        let (keys, versions, (trust, needs_certificate)) = (Arc::new(keys?), versions?, trust?);
+        let resumption = resumption?
+            .map(|resumption| Arc::new(Resumption { trust: trust.clone(), needs_certificate, ..resumption }));
+        let alpn = match &tls.alpn {
             Some(protocols) => protocols.iter().map(|protocol| protocol.clone().into_bytes()).collect(),
             None => vec![b"mqtt".to_vec()],
         };
-        if asks_for_certificates {
-            // A resumed session would skip the certificate, and with it all that has happened to it since.
-            config.session_storage = Arc::new(NoServerSessionStorage {});
-            config.send_tls13_tickets = 0;
-        }
+        let config = build(&versions, &keys, trust.as_ref(), needs_certificate, &alpn, resumption.as_ref());
         let handshake_timeout = tls.handshake_timeout.map_or(HANDSHAKE_TIMEOUT, |period| period.0);
-        Some(Self { config: Arc::new(config), handshake_timeout })
+        Some(Self {
+            config: ArcSwap::new(config),
+            versions,
+            keys,
+            trust,
+            needs_certificate,
+            alpn,
+            resumption,
+            handshake_timeout,
+        })
+    }
+
+    /// What devices' certificates are judged by; `None`: they are not asked for.
+    pub fn trust(&self) -> Option<&Arc<Trust>> {
+        self.trust.as_ref()
+    }
+
+    /// Reads certificates, keys and trust anchors again whose files have changed; says in the log what came of it. Of
+    /// what cannot be used, the last good one stays. Returns whether trust anchors are others now.
+    pub(crate) fn read_changed_files(&self, listener: &str) -> bool {
+        self.keys.read_if_changed(listener);
+        let Some(trust) = &self.trust else { return false };
+        match trust.read_if_changed() {
+            Ok(true) => {
+                tracing::info!(listener, "client_ca loaded");
+                self.config.store(build(
+                    &self.versions,
+                    &self.keys,
+                    self.trust.as_ref(),
+                    self.needs_certificate,
+                    &self.alpn,
+                    self.resumption.as_ref(),
+                ));
+                true
+            }
+            Ok(false) => false,
+            Err(complaint) => {
+                tracing::error!(listener, "client_ca: the last good one stays: {}", complaint.message);
+                false
+            }
+        }
     }
 
     /// Takes the handshake with a device to its end, within its deadline.
@@ -83,10 +134,14 @@ impl ServerTls {
     /// # Errors
     /// Why it failed. The device was sent the fitting alert.
     pub async fn accept(&self, socket: TcpStream) -> Result<Accepted, Reject> {
-        let accept = TlsAcceptor::from(Arc::clone(&self.config)).accept(socket).into_fallible();
-        let stream = match tokio::time::timeout(self.handshake_timeout, accept).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err((error, mut socket))) => {
+        let accept = TlsAcceptor::from(self.config.load_full()).accept(socket).into_fallible();
+        let accept = HANDSHAKE.scope(Handshake::default(), async {
+            let accepted = accept.await;
+            (accepted, HANDSHAKE.with(Handshake::take))
+        });
+        let (stream, handshake) = match tokio::time::timeout(self.handshake_timeout, accept).await {
+            Ok((Ok(stream), handshake)) => (stream, handshake),
+            Ok((Err((error, mut socket)), _)) => {
                 // Closed with bytes unread, the kernel would send a reset that can overtake the alert.
                 let reason = reason(&error);
                 let _ = socket.shutdown().await;
@@ -96,7 +151,19 @@ impl ServerTls {
             Err(_) => return Err(Reject::HandshakeTimeout),
         };
         let session = stream.get_ref().1;
+        let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+        let proof = if resumed { handshake.resumed.take() } else { handshake.verified.take() };
+        let credential = proof.and_then(|proof| proof.credential);
         let leaf = session.peer_certificates().and_then(|chain| chain.first());
+        let is_same = match (leaf, &credential) {
+            (Some(leaf), Some(credential)) => credential.is_of(leaf),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            // Whatever the way to this was: nobody would judge the certificate again.
+            return Err(Reject::CertificateInvalid);
+        }
         // webpki has read it already; that x509-parser cannot is no reason to go on without an identity.
         let certificate = match leaf {
             Some(leaf) => Some(Certificate::from_der(leaf).ok_or(Reject::CertificateInvalid)?),
@@ -106,8 +173,7 @@ impl ServerTls {
             Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
             _ => "TLSv1.3",
         };
-        let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
-        Ok(Accepted { stream: Box::new(stream), certificate, version, resumed })
+        Ok(Accepted { stream: Box::new(stream), certificate, credential, version, resumed })
     }
 }
 
@@ -138,61 +204,57 @@ fn reason(error: &io::Error) -> Reject {
     }
 }
 
-fn read_pairs(tls: &At<ListenerTls>, document: &mut Document) -> Option<Vec<Arc<CertifiedKey>>> {
-    let Some(certificate) = &tls.certificate else {
-        document.missing(&tls.span, "certificate", "a PEM file, the server's own first");
-        return None;
+fn build(
+    versions: &[&'static SupportedProtocolVersion],
+    keys: &Arc<ServerKeys>,
+    trust: Option<&Arc<Trust>>,
+    needs_certificate: bool,
+    alpn: &[Vec<u8>],
+    resumption: Option<&Arc<Resumption>>,
+) -> Arc<ServerConfig> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions)
+        .expect("aws-lc-rs speaks TLS 1.2 and 1.3");
+    let builder: rustls::ConfigBuilder<ServerConfig, WantsServerCert> = match trust {
+        Some(trust) => {
+            builder.with_client_cert_verifier(Arc::new(DeviceVerifier::new(Arc::clone(trust), needs_certificate)))
+        }
+        None => builder.with_no_client_auth(),
     };
-    let pairs = match (&certificate.value, &tls.private_key) {
-        (Certificates::One(chain), Some(key)) => vec![(chain, key.value.clone())],
-        (Certificates::One(_), None) => {
-            document.missing(&tls.span, "private_key", "a PEM file, the key of the certificate");
-            return None;
+    let mut config = builder.with_cert_resolver(Arc::clone(keys) as _);
+    config.alpn_protocols = alpn.to_vec();
+    // One is enough for a device, which has one connection; each carries the device's chain.
+    config.send_tls13_tickets = 1;
+    match resumption {
+        Some(resumption) => {
+            config.ticketer = Arc::clone(resumption) as _;
+            config.session_storage = Arc::clone(resumption) as _;
         }
-        (Certificates::Many(_), Some(key)) => {
-            let problem = document.problems.error(&key.span, "each certificate in the list has its own key");
-            problem.hint("write `private_key` into the list's tables");
-            return None;
-        }
-        (Certificates::Many(pairs), None) => {
-            pairs.iter().map(|pair| (&pair.certificate, pair.private_key.clone())).collect()
-        }
-    };
-    if pairs.is_empty() {
-        document.problems.error(&certificate.span, "the list of certificates is empty");
-        return None;
-    }
-    let mut read = Vec::new();
-    let count = pairs.len();
-    for (chain, key) in pairs {
-        let (chain, key) = (document.resolve(chain), document.resolve(&key));
-        warn_if_exposed(&key, &certificate.span, document);
-        match read_pair(&chain, &key) {
-            Ok(pair) => read.push(pair),
-            Err(complaint) => document.problems.complain(&certificate.span, complaint),
+        None => {
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
         }
     }
-    (read.len() == count).then_some(read)
+    Arc::new(config)
 }
 
-/// `Some(None)`: devices are not asked for certificates.
-#[expect(clippy::option_option, reason = "the outer one is for a mistake in the configuration")]
-fn compile_verifier(tls: &At<ListenerTls>, document: &mut Document) -> Option<Option<Arc<DeviceVerifier>>> {
+/// What devices' certificates are judged by, if they are asked for, and whether they must have one. The outer `None`:
+/// something is wrong.
+fn compile_trust(
+    tls: &At<ListenerTls>,
+    knowledge: &Arc<Knowledge>,
+    document: &mut Document,
+) -> Option<(Option<Arc<Trust>>, bool)> {
     let auth = match (&tls.client_auth, &tls.client_ca) {
         (Some(auth), _) => auth.value,
         (None, Some(_)) => ClientAuth::Required,
         (None, None) => ClientAuth::None,
     };
-    let mut depth = VERIFY_DEPTH;
-    if let Some(wanted) = &tls.verify_depth {
-        depth = wanted.value;
-        if depth > MAX_VERIFY_DEPTH {
-            let message = format!("`verify_depth` is {MAX_VERIFY_DEPTH} at most");
-            document.problems.error(&wanted.span, message);
-        }
+    if let (Some(crl), None) = (tls.crl.first(), &tls.client_ca) {
+        document.problems.error(&crl.span, "`crl` is about the certificates of `client_ca`, which is not set");
     }
     match (auth, &tls.client_ca) {
-        (ClientAuth::None, None) => Some(None),
+        (ClientAuth::None, None) => Some((None, false)),
         (ClientAuth::None, Some(ca)) => {
             let problem = document.problems.error(&ca.span, "`client_ca` is set, but `client_auth = \"none\"`");
             problem.hint("take one of them out");
@@ -203,17 +265,53 @@ fn compile_verifier(tls: &At<ListenerTls>, document: &mut Document) -> Option<Op
             document.problems.error(span, "`client_auth` needs `client_ca`");
             None
         }
-        (ClientAuth::Required | ClientAuth::Optional, Some(ca)) => match read_anchors(&document.resolve(ca)) {
-            Ok(anchors) => {
-                let mandatory = auth == ClientAuth::Required;
-                Some(Some(Arc::new(DeviceVerifier::new(anchors, depth, mandatory, provider()))))
-            }
-            Err(complaint) => {
-                document.problems.complain(&ca.span, complaint);
-                None
-            }
-        },
+        (ClientAuth::Required | ClientAuth::Optional, Some(ca)) => {
+            let trust = Trust::compile(tls, ca, knowledge, document)?;
+            Some((Some(Arc::new(trust)), auth == ClientAuth::Required))
+        }
     }
+}
+
+/// `Some(None)`: nothing is resumed.
+#[expect(clippy::option_option, reason = "the outer one is for a mistake in the configuration")]
+fn compile_resumption(
+    tls: &At<ListenerTls>,
+    context: Context<'_>,
+    document: &mut Document,
+) -> Option<Option<Resumption>> {
+    let lifetime = tls.session_lifetime.as_ref().map_or(SESSION_LIFETIME, |at| at.value.0);
+    if let Some(at) = tls.session_lifetime.as_ref().filter(|_| lifetime > MAX_SESSION_LIFETIME) {
+        document.problems.error(&at.span, "`session_lifetime` is 7d at most");
+        return None;
+    }
+    let ways = tls.resumption.as_ref().map_or(Ways::Both, |at| at.value);
+    let gives_tickets = matches!(ways, Ways::Tickets | Ways::Both);
+    let mut shared = None;
+    if let Some(secret) = &tls.ticket_secret {
+        if secret.expose().len() < MIN_TICKET_SECRET {
+            let message = format!("`ticket_secret` has fewer than {MIN_TICKET_SECRET} characters");
+            document.problems.error(&secret.span, message).hint("openssl rand -hex 32");
+            return None;
+        }
+        if !gives_tickets {
+            document.problems.error(&secret.span, "`ticket_secret` without effect: `resumption` gives no tickets");
+            return None;
+        }
+        if !document.is_substituted(&secret.span) {
+            let problem = document.problems.warning(&secret.span, "a secret in the configuration file itself");
+            problem.hint("ticket_secret = \"${FILE:ticket.secret}\"");
+        }
+        shared = Some(TicketKeys::shared(secret.expose(), context.listener));
+    }
+    Some((ways != Ways::Off).then_some(Resumption {
+        memory: context.memory,
+        shared,
+        trust: None,
+        needs_certificate: false,
+        lifetime: i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX),
+        gives_tickets,
+        stores: matches!(ways, Ways::Cache | Ways::Both),
+    }))
 }
 
 fn compile_versions(tls: &At<ListenerTls>, document: &mut Document) -> Option<Vec<&'static SupportedProtocolVersion>> {
@@ -227,48 +325,4 @@ fn compile_versions(tls: &At<ListenerTls>, document: &mut Document) -> Option<Ve
         TlsVersion::V13 => &rustls::version::TLS13,
     };
     Some(versions.iter().map(version).collect())
-}
-
-/// Chooses the certificate by the name the client asks for; the first is for all names that none has.
-#[derive(Debug)]
-struct BySni {
-    first: Arc<CertifiedKey>,
-    /// Lower-case names; `*.example.com` stands under `.example.com`.
-    names: HashMap<String, Arc<CertifiedKey>>,
-}
-
-impl BySni {
-    fn new(pairs: &[Arc<CertifiedKey>]) -> Self {
-        let mut names = HashMap::new();
-        for pair in pairs {
-            for name in dns_names(pair) {
-                let name = name.to_ascii_lowercase();
-                let name = name.strip_prefix('*').map(str::to_owned).unwrap_or(name);
-                names.entry(name).or_insert_with(|| Arc::clone(pair));
-            }
-        }
-        Self { first: Arc::clone(&pairs[0]), names }
-    }
-
-    fn find(&self, name: &str) -> Option<Arc<CertifiedKey>> {
-        // rustls lets no name through that is not a valid one.
-        let name = DnsName::try_from(name).ok()?.to_lowercase_owned();
-        let name = name.as_ref();
-        let wildcard = || name.find('.').and_then(|dot| self.names.get(&name[dot..]));
-        self.names.get(name).or_else(wildcard).cloned()
-    }
-}
-
-impl ResolvesServerCert for BySni {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(hello.server_name().and_then(|name| self.find(name)).unwrap_or_else(|| Arc::clone(&self.first)))
-    }
-}
-
-fn dns_names(pair: &CertifiedKey) -> Vec<String> {
-    pair.cert
-        .first()
-        .and_then(|der| Certificate::from_der(der))
-        .map(|certificate| certificate.san.dns)
-        .unwrap_or_default()
 }

@@ -7,64 +7,43 @@ use std::sync::Arc;
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
-use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
+use super::resumption::{HANDSHAKE, Proof};
+use crate::crypto::provider;
 use crate::outcome::Reject;
+use crate::trust::{Anchors, Distrust, Trust};
 
 #[derive(Debug)]
 pub(super) struct DeviceVerifier {
-    anchors: Vec<TrustAnchor<'static>>,
-    subjects: Vec<DistinguishedName>,
-    depth: usize,
+    trust: Arc<Trust>,
+    /// Those that clients are told of.
+    anchors: Arc<Anchors>,
     mandatory: bool,
     provider: Arc<CryptoProvider>,
 }
 
 impl DeviceVerifier {
-    pub(super) fn new(
-        anchors: Vec<TrustAnchor<'static>>,
-        depth: u8,
-        mandatory: bool,
-        provider: Arc<CryptoProvider>,
-    ) -> Self {
-        let subjects = anchors.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
-        Self { anchors, subjects, depth: usize::from(depth), mandatory, provider }
-    }
-
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), webpki::Error> {
-        let leaf = EndEntityCert::try_from(leaf)?;
-        let depth = |path: &VerifiedPath<'_>| {
-            let is_short_enough = path.intermediate_certificates().count() <= self.depth;
-            if is_short_enough { Ok(()) } else { Err(webpki::Error::MaximumPathDepthExceeded) }
-        };
-        leaf.verify_for_usage(
-            self.provider.signature_verification_algorithms.all,
-            &self.anchors,
-            rest,
-            now,
-            KeyUsage::client_auth(),
-            None,
-            Some(&depth),
-        )?;
-        Ok(())
+    pub(super) fn new(trust: Arc<Trust>, mandatory: bool) -> Self {
+        Self { anchors: trust.anchors(), trust, mandatory, provider: provider() }
     }
 }
 
 impl ClientCertVerifier for DeviceVerifier {
+    fn offer_client_auth(&self) -> bool {
+        // Asked in full handshakes only: a session that was to be resumed will not be.
+        let _ = HANDSHAKE.try_with(|handshake| handshake.resumed.take());
+        true
+    }
+
     fn client_auth_mandatory(&self) -> bool {
         self.mandatory
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.subjects
+        self.anchors.subjects()
     }
 
     fn verify_client_cert(
@@ -73,10 +52,13 @@ impl ClientCertVerifier for DeviceVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        match self.verify(end_entity, intermediates, now) {
-            Ok(()) => Ok(ClientCertVerified::assertion()),
-            Err(error) => Err(alert(error).into()),
-        }
+        let credential = self.trust.verify(end_entity, intermediates, now).map_err(alert)?;
+        let at = now.as_secs().cast_signed();
+        self.trust.judge(&credential, at).map_err(distrusted)?;
+        let proof = Proof { credential: Some(credential), at };
+        let handshake = HANDSHAKE.try_with(|handshake| handshake.verified.replace(Some(proof)));
+        handshake.map_err(|_| Error::General("a handshake without a place for its credential".to_owned()))?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -119,6 +101,19 @@ fn alert(error: webpki::Error) -> CertificateError {
     }
 }
 
+/// Likewise, for a chain whose signatures are good.
+fn distrusted(distrust: Distrust) -> CertificateError {
+    match distrust {
+        Distrust::UnknownCa => CertificateError::UnknownIssuer,
+        Distrust::TooLong => alert(webpki::Error::MaximumPathDepthExceeded),
+        Distrust::Expired => CertificateError::Expired,
+        Distrust::NotYetValid => CertificateError::NotValidYet,
+        Distrust::Revoked => CertificateError::Revoked,
+        Distrust::CrlMissing => CertificateError::UnknownRevocationStatus,
+        Distrust::CrlExpired => CertificateError::ExpiredRevocationList,
+    }
+}
+
 /// The reason in the log for a handshake that failed.
 pub(super) fn reject(error: &Error) -> Reject {
     match error {
@@ -129,6 +124,9 @@ pub(super) fn reject(error: &Error) -> Reject {
                 Reject::CertificateNotYetValid
             }
             CertificateError::UnknownIssuer => Reject::UnknownCa,
+            CertificateError::Revoked => Reject::CertificateRevoked,
+            CertificateError::UnknownRevocationStatus => Reject::CrlMissing,
+            CertificateError::ExpiredRevocationList => Reject::CrlExpired,
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 Reject::CertificatePurpose
             }

@@ -2,15 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use portcullis_gateway::Runtime;
-use portcullis_gateway::observe::Observer;
+use portcullis_gateway::{Lasting, Runtime};
 use portcullis_testkit::Pki;
 
 fn problems(configuration: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("p.toml");
     std::fs::write(&path, configuration).unwrap();
-    match Runtime::load(&path, &Observer::new()) {
+    match Runtime::load(&path, &Lasting::new()) {
         Ok(loaded) => loaded.problems.render(false),
         Err(problems) => problems.render(false),
     }
@@ -138,7 +137,7 @@ fn every_example_passes() {
         }
         let copy: PathBuf = dir.path().join("portcullis.toml");
         std::fs::copy(&path, &copy).unwrap();
-        let loaded = Runtime::load(&copy, &Observer::new());
+        let loaded = Runtime::load(&copy, &Lasting::new());
         let text = match &loaded {
             Ok(loaded) => loaded.problems.render(false),
             Err(problems) => problems.render(false),

@@ -7,13 +7,16 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["outcome"],
     &["observe"],
-    &["net"],
+    &["crypto", "files", "net"],
+    &["trust"],
     &["expr", "tls"],
     &["policy"],
     &["upstream"],
+    &["sessions"],
     &["relay"],
     &["runtime"],
     &["session"],
+    &["upkeep"],
     &["server", "admin"],
 ];
 

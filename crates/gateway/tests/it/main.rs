@@ -8,5 +8,7 @@ mod imports;
 mod names;
 mod relay;
 mod reload;
+mod resumption;
 mod tls;
+mod trust;
 mod upstream;

@@ -119,7 +119,7 @@ impl Chain {
 
     fn config_builder(&self) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
         use rustls::pki_types::pem::PemObject;
-        portcullis_gateway::tls::install_crypto_provider();
+        portcullis_gateway::crypto::install_crypto_provider();
         let mut roots = rustls::RootCertStore::empty();
         let server = rustls::pki_types::CertificateDer::from_pem_file(self.dir.path().join("server-root.pem")).unwrap();
         roots.add(server).unwrap();
@@ -258,25 +258,6 @@ async fn alpn_is_offered_and_a_client_without_is_served() {
 }
 
 #[tokio::test]
-async fn nothing_is_resumed_where_certificates_are_asked_for() {
-    let (pki, broker) = (Pki::new(), Broker::start().await);
-    for versions in [&rustls::version::TLS12, &rustls::version::TLS13] {
-        let tls = format!("{}[listener.admit]\nrequire = ['!tls.resumed']\n", pki.listener_tls());
-        let gateway = gateway(&broker, &tls).await;
-        // One configuration, so one session cache, for both.
-        let config = tls_config(&pki, Some("thing001"), &[versions]);
-        for _ in 0..2 {
-            let mut client = Client::try_tls(gateway.address(), config.clone(), "localhost").await.unwrap();
-            client.write(&connect("thing001")).await;
-            let mut connection = broker.accept().await;
-            connection.expect(&connect("thing001")).await;
-            connection.write(&connack(4)).await;
-            client.expect(&connack(4)).await;
-        }
-    }
-}
-
-#[tokio::test]
 async fn a_handshake_has_a_deadline() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
     let gateway = gateway(&broker, &format!("{}handshake_timeout = \"200ms\"\n", pki.listener_tls())).await;
@@ -295,7 +276,7 @@ async fn a_handshake_has_a_deadline() {
 #[tokio::test]
 async fn brokers_behind_tls_are_verified() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
-    portcullis_gateway::tls::install_crypto_provider();
+    portcullis_gateway::crypto::install_crypto_provider();
     let key = pki.key("localhost");
     let server = {
         use rustls::pki_types::pem::PemObject;

@@ -1,16 +1,13 @@
-//! Certificates and keys from PEM files.
+//! Certificates from PEM files, and whether a file is still what it was.
 
-use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
-use rustls::sign::CertifiedKey;
+use rustls::pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::provider;
-use crate::config::{Complaint, Document, is_exposed};
+use crate::config::Complaint;
 
 /// The certificates of a PEM file, in its order; at least one.
 ///
@@ -27,26 +24,11 @@ pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint
     Ok(chain)
 }
 
-/// A chain and its key, which must belong together.
-pub(super) fn read_pair(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Complaint> {
-    let certificates = read_chain(chain)?;
-    let der = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
-        pem::Error::NoItemsFound => Complaint::new(format!("{} contains no private key", key.display()))
-            .hint("PKCS#8, SEC1 or PKCS#1 without a passphrase is wanted"),
-        error => unreadable(key, &error),
-    })?;
-    match CertifiedKey::from_der(certificates, der, &provider()) {
-        Ok(pair) => Ok(Arc::new(pair)),
-        Err(rustls::Error::InconsistentKeys(_)) => {
-            let message = format!("{} is not the key of {}", key.display(), chain.display());
-            Err(Complaint::new(message).hint("the certificate file has to begin with the server's own certificate"))
-        }
-        Err(error) => Err(Complaint::new(format!("{} cannot be used: {error}", key.display()))),
-    }
-}
-
 /// The trust anchors of a PEM bundle.
-pub(super) fn read_anchors(path: &Path) -> Result<Vec<TrustAnchor<'static>>, Complaint> {
+///
+/// # Errors
+/// The file cannot be read, or has something that is no trust anchor.
+pub fn read_anchors(path: &Path) -> Result<Vec<TrustAnchor<'static>>, Complaint> {
     let anchor = |certificate: &CertificateDer<'_>| webpki::anchor_from_trusted_cert(certificate).map(|a| a.to_owned());
     let anchors: Result<Vec<_>, _> = read_chain(path)?.iter().map(anchor).collect();
     anchors.map_err(|error| Complaint::new(format!("{}: not a trust anchor: {error}", path.display())))
@@ -65,18 +47,37 @@ pub fn expiry(path: &Path) -> Result<i64, Complaint> {
     expiries.and_then(|all| all.into_iter().min()).ok_or_else(complaint)
 }
 
-/// Warns of a private key that everybody can read.
-pub(super) fn warn_if_exposed(key: &Path, span: &Range<usize>, document: &mut Document) {
-    if is_exposed(key) {
-        let message = format!("everybody on this machine can read the private key {}", key.display());
-        document.problems.warning(span, message).hint(format!("chmod 600 {}", key.display()));
-    }
-}
-
-fn unreadable(path: &Path, error: &pem::Error) -> Complaint {
+/// Says that a PEM file cannot be read.
+pub(crate) fn unreadable(path: &Path, error: &pem::Error) -> Complaint {
     match error {
         pem::Error::Io(error) => Complaint::new(format!("{} cannot be read: {error}", path.display())),
         pem::Error::NoItemsFound => Complaint::new(format!("{} contains no PEM", path.display())),
         error => Complaint::new(format!("{} is no PEM: {error}", path.display())),
+    }
+}
+
+/// What tells one content of a file from the next without reading it. Symbolic links are followed: swapping one, as
+/// Kubernetes does, is a change. Asked for again and again rather than watched for: that works on every file system,
+/// and for files that are not there yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    len: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// Of the file as it is now; `None`: there is none that can be looked at.
+    pub fn of(path: &Path) -> Option<Self> {
+        let file = std::fs::metadata(path).ok()?;
+        Some(Self {
+            device: file.dev(),
+            inode: file.ino(),
+            len: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        })
     }
 }

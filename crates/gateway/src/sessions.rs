@@ -1,0 +1,217 @@
+//! Who is connected: an index of live sessions by certificate and by the time they have to end, so that those whom a
+//! change concerns are found without looking at the others. Enters: sessions as they open, and what has changed.
+//! Leaves: to each session concerned, the word that it is over. Never here: the judgement itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+
+use futures_util::task::AtomicWaker;
+
+use crate::outcome::CloseReason;
+use crate::trust::{Credential, Key};
+
+/// Locks that sessions are spread over, so that opening one seldom waits for another.
+const SHARDS: usize = 64;
+/// Entries looked at before a lock is given back.
+const CHUNK: usize = 256;
+
+type Id = u64;
+
+/// All live sessions of the process, from accept on.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    next: AtomicU64,
+    by_id: Sharded<BTreeMap<Id, Arc<Live>>>,
+    by_certificate: Sharded<BTreeSet<(Key, Id)>>,
+    /// Seconds since 1970.
+    by_expiry: Sharded<BTreeSet<(i64, Id)>>,
+}
+
+/// What is known of a live session by those who may end it.
+#[derive(Debug)]
+pub struct Live {
+    id: Id,
+    /// The listener's name.
+    pub listener: Arc<str>,
+    /// The client's address.
+    pub remote: IpAddr,
+    credential: OnceLock<Credential>,
+    /// 0: it may go on; else the place of the reason in [`CloseReason::ALL`], counted from 1.
+    end: AtomicU8,
+    waker: AtomicWaker,
+}
+
+impl Live {
+    /// The certificate chain it stands on, if there is one.
+    pub fn credential(&self) -> Option<&Credential> {
+        self.credential.get()
+    }
+
+    /// Tells the session that it is over. The first reason counts.
+    pub fn end(&self, reason: CloseReason) {
+        let place = CloseReason::ALL.iter().position(|other| *other == reason).map_or(1, |place| place + 1);
+        let place = u8::try_from(place).unwrap_or(1);
+        if self.end.compare_exchange(0, place, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    fn reason(&self) -> Option<CloseReason> {
+        let place = usize::from(self.end.load(Ordering::Acquire));
+        place.checked_sub(1).and_then(|place| CloseReason::ALL.get(place)).copied()
+    }
+}
+
+/// A session's own entry; dropped, the session is no longer live.
+#[derive(Debug)]
+pub struct Session {
+    live: Arc<Live>,
+    sessions: Arc<Sessions>,
+}
+
+impl Session {
+    /// From now on it is found by its certificates, and ends with them. The caller judges the credential after this:
+    /// whatever changes from then on, finds the session.
+    pub fn stand_on(&self, credential: Credential) {
+        let id = self.live.id;
+        for link in credential.links() {
+            self.sessions.by_certificate.of(link.key()).insert((link.key(), id));
+        }
+        self.sessions.by_expiry.of(id).insert((credential.not_after(), id));
+        // A session proves itself once.
+        let _ = self.live.credential.set(credential);
+    }
+
+    /// Has itself judged; the reason, if it is over.
+    pub fn judged_by(&self, judge: impl Fn(&Live) -> Option<CloseReason>) -> Option<CloseReason> {
+        judge(&self.live)
+    }
+
+    /// Why it has to end, once it has to.
+    pub fn poll_end(&self, cx: &Context<'_>) -> Poll<CloseReason> {
+        if let Some(reason) = self.live.reason() {
+            return Poll::Ready(reason);
+        }
+        self.live.waker.register(cx.waker());
+        // It may have been set in between.
+        self.live.reason().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Waits until it has to end.
+    pub async fn ended(&self) -> CloseReason {
+        std::future::poll_fn(|cx| self.poll_end(cx)).await
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let id = self.live.id;
+        if let Some(credential) = self.live.credential() {
+            for link in credential.links() {
+                self.sessions.by_certificate.of(link.key()).remove(&(link.key(), id));
+            }
+            self.sessions.by_expiry.of(id).remove(&(credential.not_after(), id));
+        }
+        self.sessions.by_id.of(id).remove(&id);
+    }
+}
+
+impl Sessions {
+    /// None.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Enters a connection.
+    pub fn open(self: &Arc<Self>, listener: Arc<str>, remote: IpAddr) -> Session {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (end, waker) = (AtomicU8::new(0), AtomicWaker::new());
+        let live = Arc::new(Live { id, listener, remote, credential: OnceLock::new(), end, waker });
+        self.by_id.of(id).insert(id, Arc::clone(&live));
+        Session { live, sessions: Arc::clone(self) }
+    }
+
+    /// Ends those of which `judge` says so, of all. No lock is held meanwhile.
+    pub fn sweep(&self, judge: impl Fn(&Live) -> Option<CloseReason>) -> usize {
+        let mut ended = 0;
+        for shard in &self.by_id.0 {
+            let mut from = 0;
+            loop {
+                let chunk: Vec<Arc<Live>> =
+                    lock(shard).range(from..).take(CHUNK).map(|(_, live)| Arc::clone(live)).collect();
+                let Some(last) = chunk.last() else { break };
+                from = last.id + 1;
+                ended += end_those(&chunk, &judge);
+            }
+        }
+        ended
+    }
+
+    /// Ends those of which `judge` says so, of those that one of these certificates is in the chain of.
+    pub fn sweep_certificates(&self, keys: &[Key], judge: impl Fn(&Live) -> Option<CloseReason>) -> usize {
+        let mut ended = 0;
+        for key in keys {
+            let mut from = 0;
+            loop {
+                let ids: Vec<Id> = {
+                    let index = self.by_certificate.of(*key);
+                    index.range((*key, from)..=(*key, Id::MAX)).take(CHUNK).map(|(_, id)| *id).collect()
+                };
+                let Some(last) = ids.last() else { break };
+                from = last + 1;
+                let chunk: Vec<Arc<Live>> = ids.iter().filter_map(|id| self.get(*id)).collect();
+                ended += end_those(&chunk, &judge);
+            }
+        }
+        ended
+    }
+
+    /// Ends those whose certificates have expired. `now` is in seconds since 1970.
+    pub fn sweep_expired(&self, now: i64) -> usize {
+        let mut ended = 0;
+        for shard in &self.by_expiry.0 {
+            let mut from = (i64::MIN, 0);
+            loop {
+                let due: Vec<(i64, Id)> = lock(shard).range(from..(now, 0)).take(CHUNK).copied().collect();
+                let Some((expiry, id)) = due.last() else { break };
+                from = (*expiry, id + 1);
+                let chunk: Vec<Arc<Live>> = due.iter().filter_map(|(_, id)| self.get(*id)).collect();
+                ended += end_those(&chunk, &|_| Some(CloseReason::CertificateExpired));
+            }
+        }
+        ended
+    }
+
+    fn get(&self, id: Id) -> Option<Arc<Live>> {
+        self.by_id.of(id).get(&id).cloned()
+    }
+}
+
+fn end_those(sessions: &[Arc<Live>], judge: &impl Fn(&Live) -> Option<CloseReason>) -> usize {
+    let concerned = sessions.iter().filter(|live| live.reason().is_none());
+    concerned.filter_map(|live| judge(live).map(|reason| live.end(reason))).count()
+}
+
+/// One of many, each behind a lock of its own.
+#[derive(Debug)]
+struct Sharded<T>([Mutex<T>; SHARDS]);
+
+impl<T: Default> Default for Sharded<T> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Mutex::default()))
+    }
+}
+
+impl<T> Sharded<T> {
+    fn of(&self, key: u64) -> MutexGuard<'_, T> {
+        lock(&self.0[usize::try_from(key % SHARDS as u64).unwrap_or(0)])
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What was being done when its thread panicked was a single insertion.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

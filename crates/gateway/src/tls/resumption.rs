@@ -1,0 +1,257 @@
+//! Session resumption [RFC 8446, 2.2; RFC 5077; RFC 5246, F.1.4], without its holes: what is resumed carries the
+//! credential of its full handshake, and is judged again. What would be refused is not resumed; the device may then
+//! show a certificate as if it were new.
+//!
+//! rustls asks for tickets and for stored sessions in the midst of a handshake, without saying of which; so the
+//! handshake that is going on stands in a variable of the task.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::{hkdf, rand};
+use rustls::pki_types::UnixTime;
+use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::trust::{CLOCK_SKEW, Credential, Trust};
+
+/// How long one key makes tickets.
+const EPOCH: i64 = 60 * 60;
+/// Sessions a listener keeps for clients that do not take tickets; with the chain of a device, about 2 KiB each.
+const MAX_STORED: usize = 8192;
+/// In front of a ticket: the form it has.
+const FORM: u8 = 1;
+/// Form and epoch, in the clear; authenticated.
+const HEADER_LEN: usize = 9;
+
+tokio::task_local! {
+    /// The handshake that this task is in.
+    pub(super) static HANDSHAKE: Handshake;
+}
+
+/// What is learned of a device in the course of a handshake.
+#[derive(Default)]
+pub(super) struct Handshake {
+    /// From the certificate it has just shown.
+    pub(super) verified: RefCell<Option<Proof>>,
+    /// From the session it wants to resume.
+    pub(super) resumed: RefCell<Option<Proof>>,
+}
+
+/// What a device proved, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Proof {
+    /// `None`: it has shown no certificate.
+    pub(super) credential: Option<Credential>,
+    /// The time of the full handshake, in seconds since 1970: resuming does not make it younger.
+    pub(super) at: i64,
+}
+
+/// Resumption on one listener.
+#[derive(Debug)]
+pub(super) struct Resumption {
+    pub(super) memory: Arc<Memory>,
+    /// Of tickets that other gateways make and take, too; else they are the memory's.
+    pub(super) shared: Option<TicketKeys>,
+    pub(super) trust: Option<Arc<Trust>>,
+    /// A device without a certificate is refused.
+    pub(super) needs_certificate: bool,
+    /// Seconds.
+    pub(super) lifetime: i64,
+    pub(super) gives_tickets: bool,
+    pub(super) stores: bool,
+}
+
+/// What a listener remembers of sessions that may be resumed. Outlives reloads.
+#[derive(Debug)]
+pub struct Memory {
+    keys: TicketKeys,
+    stored: Arc<ServerSessionMemoryCache>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { keys: TicketKeys::random(), stored: ServerSessionMemoryCache::new(MAX_STORED) }
+    }
+}
+
+impl Resumption {
+    /// Puts what was learned of the device in front of a session's state.
+    fn wrap(&self, session: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let proof = HANDSHAKE.try_with(Handshake::proof).ok()?;
+        postcard::to_extend(&proof, Vec::with_capacity(512 + session.len())).ok().map(|mut wrapped| {
+            wrapped.extend_from_slice(session);
+            Zeroizing::new(wrapped)
+        })
+    }
+
+    /// Takes it off again, and judges it.
+    fn unwrap(&self, wrapped: &[u8]) -> Option<Vec<u8>> {
+        let (proof, session) = postcard::take_from_bytes::<Proof>(wrapped).ok()?;
+        let now = now();
+        if !(-CLOCK_SKEW..=self.lifetime).contains(&(now - proof.at)) {
+            return None;
+        }
+        match (&proof.credential, &self.trust) {
+            (Some(credential), Some(trust)) => trust.judge(credential, now).ok()?,
+            (None, None) => {}
+            (None, Some(_)) if !self.needs_certificate => {}
+            (None, Some(_)) | (Some(_), None) => return None,
+        }
+        HANDSHAKE.try_with(|handshake| handshake.resumed.replace(Some(proof))).ok()?;
+        Some(session.to_vec())
+    }
+
+    fn keys(&self) -> &TicketKeys {
+        self.shared.as_ref().unwrap_or(&self.memory.keys)
+    }
+
+    fn seal(&self, session: &[u8]) -> Option<Vec<u8>> {
+        let epoch = now() / EPOCH;
+        let key = self.keys().get(epoch, epoch, self.lifetime)?;
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).ok()?;
+        let mut sealed = self.wrap(session)?;
+        let mut ticket = vec![FORM];
+        ticket.extend(epoch.to_be_bytes());
+        let aad = Aad::from(ticket.clone());
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut *sealed).ok()?;
+        ticket.extend(nonce);
+        ticket.extend_from_slice(&sealed);
+        Some(ticket)
+    }
+
+    fn unseal(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let (header, rest) = ticket.split_at_checked(HEADER_LEN)?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
+        let (form, epoch) = header.split_first()?;
+        if *form != FORM {
+            return None;
+        }
+        let key = self.keys().get(i64::from_be_bytes(epoch.try_into().ok()?), now() / EPOCH, self.lifetime)?;
+        let mut sealed = Zeroizing::new(sealed.to_vec());
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let wrapped = key.open_in_place(nonce, Aad::from(header), &mut sealed).ok()?;
+        self.unwrap(wrapped)
+    }
+}
+
+impl Handshake {
+    /// What has been learned; nothing stays.
+    pub(super) fn take(&self) -> Self {
+        Self { verified: self.verified.take().into(), resumed: self.resumed.take().into() }
+    }
+
+    fn proof(&self) -> Proof {
+        let verified = self.verified.borrow().clone();
+        let proof = verified.or_else(|| self.resumed.borrow().clone());
+        proof.unwrap_or_else(|| Proof { credential: None, at: now() })
+    }
+}
+
+impl ProducesTickets for Resumption {
+    fn enabled(&self) -> bool {
+        self.gives_tickets
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.lifetime.try_into().unwrap_or(0)
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.seal(plain)
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        self.unseal(cipher)
+    }
+}
+
+impl StoresServerSessions for Resumption {
+    fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
+        self.wrap(&value).is_some_and(|wrapped| self.memory.stored.put(key, wrapped.to_vec()))
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.unwrap(&self.memory.stored.get(key)?)
+    }
+
+    fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.unwrap(&self.memory.stored.take(key)?)
+    }
+
+    fn can_cache(&self) -> bool {
+        self.stores
+    }
+}
+
+/// The keys that tickets are sealed with: another one for each epoch.
+pub(super) struct TicketKeys {
+    /// Keys are derived from it, for one listener; without it they are random.
+    secret: Option<(hkdf::Prk, Arc<str>)>,
+    known: ArcSwap<HashMap<i64, Arc<LessSafeKey>>>,
+    /// Held while one is made.
+    making: Mutex<()>,
+}
+
+impl fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TicketKeys(***)")
+    }
+}
+
+impl TicketKeys {
+    fn random() -> Self {
+        Self { secret: None, known: ArcSwap::default(), making: Mutex::new(()) }
+    }
+
+    /// The keys of whoever has the same secret, for listeners of this name.
+    pub(super) fn shared(secret: &str, listener: &str) -> Self {
+        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"portcullis session tickets");
+        Self { secret: Some((salt.extract(secret.as_bytes()), listener.into())), ..Self::random() }
+    }
+
+    /// The key of an epoch that tickets may be of now. A random one is made in its own epoch only, and is forgotten
+    /// with the last ticket that was made with it.
+    fn get(&self, epoch: i64, current: i64, lifetime: i64) -> Option<Arc<LessSafeKey>> {
+        let oldest = current - lifetime / EPOCH - 1;
+        // Another gateway's clock may be a little ahead.
+        let newest = if self.secret.is_some() { current + 1 } else { current };
+        if !(oldest..=newest).contains(&epoch) {
+            return None;
+        }
+        if let Some(key) = self.known.load().get(&epoch) {
+            return Some(Arc::clone(key));
+        }
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.load_full();
+        if let Some(key) = known.get(&epoch) {
+            return Some(Arc::clone(key));
+        }
+        let mut bytes = Zeroizing::new([0; 32]);
+        match &self.secret {
+            Some((secret, listener)) => {
+                let info = [b"listener ", listener.as_bytes(), &epoch.to_be_bytes()];
+                secret.expand(&info, hkdf::HKDF_SHA256).ok()?.fill(&mut *bytes).ok()?;
+            }
+            None if epoch == current => rand::fill(&mut *bytes).ok()?,
+            None => return None,
+        }
+        let key = Arc::new(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*bytes).ok()?));
+        let mut known = HashMap::clone(&known);
+        known.retain(|epoch, _| *epoch >= oldest);
+        known.insert(epoch, Arc::clone(&key));
+        self.known.store(Arc::new(known));
+        Some(key)
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    UnixTime::now().as_secs().cast_signed()
+}

@@ -1,0 +1,154 @@
+//! What is kept of a verified certificate chain for as long as its owner is connected, or may resume: enough to judge
+//! it again without its signatures.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use aws_lc_rs::digest;
+use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// An authority: its name and its key. A name alone would let the lists of one authority speak for another that calls
+/// itself the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct IssuerId([u8; 32]);
+
+impl IssuerId {
+    /// Of the authority that this certificate is of.
+    pub(super) fn of(certificate: &X509Certificate<'_>) -> Self {
+        Self(sha256(&[certificate.subject().as_raw(), certificate.public_key().raw].concat()))
+    }
+}
+
+/// A serial number, without leading zeros; of 20 octets at most [RFC 5280, 4.1.2.2].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Serial {
+    len: u8,
+    octets: [u8; 20],
+}
+
+impl Serial {
+    /// From the content of a DER INTEGER; `None` if it is too long.
+    pub(super) fn new(der: &[u8]) -> Option<Self> {
+        let start = der.iter().position(|octet| *octet != 0).unwrap_or(der.len());
+        let significant = &der[start..];
+        let mut octets = [0; 20];
+        octets.get_mut(..significant.len())?.copy_from_slice(significant);
+        Some(Self { len: u8::try_from(significant.len()).ok()?, octets })
+    }
+
+    /// Without leading zeros; none at all is zero.
+    pub fn octets(&self) -> &[u8] {
+        &self.octets[..usize::from(self.len)]
+    }
+}
+
+/// One certificate of a chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Who issued it.
+    pub issuer: IssuerId,
+    /// Its number there.
+    pub serial: Serial,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    /// Seconds since 1970.
+    pub not_after: i64,
+    /// Where its CRL is to be found [RFC 5280, 4.2.1.13].
+    pub distribution_points: Vec<String>,
+}
+
+/// Which entries of an index are about a certificate. Two certificates may share one: it nominates, it does not judge.
+pub type Key = u64;
+
+impl Link {
+    /// Its place in indexes.
+    pub fn key(&self) -> Key {
+        key(&self.issuer, &self.serial)
+    }
+}
+
+/// The place in indexes of the certificate that an authority gave this number.
+pub fn key(issuer: &IssuerId, serial: &Serial) -> Key {
+    let mut hasher = DefaultHasher::new();
+    (issuer, serial).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A chain whose signatures were verified once: from the device's own certificate up to the one that a trust anchor
+/// issued. At least one link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// SHA-256 of the device's own certificate.
+    leaf: [u8; 32],
+    links: Vec<Link>,
+}
+
+impl Credential {
+    /// From the certificates of a path that was just verified, the device's own first, up to the one that `anchor`
+    /// issued. `None`: one says something that cannot be read, or has too long a number.
+    pub(super) fn of(path: &[CertificateDer<'_>], anchor: IssuerId) -> Option<Self> {
+        let parsed = path.iter().map(|der| X509Certificate::from_der(der).map(|(_, certificate)| certificate).ok());
+        let certificates: Vec<X509Certificate<'_>> = parsed.collect::<Option<_>>()?;
+        let issuers = certificates.iter().skip(1).map(IssuerId::of).chain([anchor]);
+        let link = |(certificate, issuer): (&X509Certificate<'_>, IssuerId)| {
+            Some(Link {
+                issuer,
+                serial: Serial::new(certificate.raw_serial())?,
+                not_before: certificate.validity().not_before.timestamp(),
+                not_after: certificate.validity().not_after.timestamp(),
+                distribution_points: distribution_points(certificate),
+            })
+        };
+        let links: Vec<Link> = certificates.iter().zip(issuers).map(link).collect::<Option<_>>()?;
+        Some(Self { leaf: sha256(path.first()?), links })
+    }
+
+    /// Whether it is of this certificate, in DER.
+    pub fn is_of(&self, leaf: &[u8]) -> bool {
+        self.leaf == sha256(leaf)
+    }
+
+    /// From the device's own certificate up.
+    pub fn links(&self) -> &[Link] {
+        &self.links
+    }
+
+    /// The trust anchor that vouches for it.
+    pub fn anchor(&self) -> IssuerId {
+        self.links[self.links.len() - 1].issuer
+    }
+
+    /// When the first certificate of the chain expires, in seconds since 1970.
+    pub fn not_after(&self) -> i64 {
+        self.links.iter().map(|link| link.not_after).min().unwrap_or(i64::MIN)
+    }
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut sum = [0; 32];
+    sum.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    sum
+}
+
+/// The URLs in a certificate's CRL distribution points. A point that has an issuer of its own would have an indirect
+/// CRL, which is not read.
+fn distribution_points(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let points = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::CRLDistributionPoints(points) => Some(points),
+        _ => None,
+    });
+    let points = points.into_iter().flat_map(|points| &points.points).filter(|point| point.crl_issuer.is_none());
+    points.flat_map(|point| urls(point.distribution_point.as_ref())).collect()
+}
+
+/// The URLs of a distribution point.
+pub(super) fn urls(point: Option<&DistributionPointName<'_>>) -> Vec<String> {
+    let Some(DistributionPointName::FullName(names)) = point else { return Vec::new() };
+    let url = |name: &GeneralName<'_>| match name {
+        GeneralName::URI(url) => Some((*url).to_owned()),
+        _ => None,
+    };
+    names.iter().filter_map(url).collect()
+}

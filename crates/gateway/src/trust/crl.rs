@@ -1,0 +1,224 @@
+//! Certificate revocation lists [RFC 5280, 5]. Enters: bytes of a file or of an answer. Leaves: who is revoked, for
+//! whom the list speaks, and until when.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::pki_types::CertificateRevocationListDer;
+use rustls::pki_types::pem::PemObject;
+use webpki::BorrowedCertRevocationList;
+use x509_parser::der_parser::asn1_rs::{Any, Class};
+use x509_parser::extensions::{ParsedExtension, X509Extension};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::time::ASN1Time;
+
+use super::IssuerId;
+use super::credential::{Key, Link, Serial, key, urls};
+use super::issuers::Issuer;
+use super::signature::Signed;
+
+/// One list. Whether it may be believed depends on who signed it: see [`Crl::learn`].
+#[derive(Debug)]
+pub(super) struct Crl {
+    der: Box<[u8]>,
+    /// The issuer's name, in DER.
+    issuer: Box<[u8]>,
+    /// Rises with each list of an issuer and scope. Big-endian, without leading zeros.
+    number: Box<[u8]>,
+    /// Seconds since 1970.
+    pub(super) this_update: i64,
+    /// Seconds since 1970; the list says nothing from then on.
+    pub(super) next_update: i64,
+    scope: Scope,
+    /// In order.
+    revoked: Box<[Serial]>,
+    /// The authorities it was found to be signed by, or not.
+    judged: ArcSwap<Vec<(IssuerId, bool)>>,
+}
+
+/// For which certificates of its issuer a list speaks [RFC 5280, 5.2.5].
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Scope {
+    only_user_certificates: bool,
+    only_authorities: bool,
+    /// If there are any, only for certificates that name one of them.
+    distribution_points: Vec<String>,
+}
+
+/// Authorities that one list is judged for at most: they have the same name, so there are few.
+const MAX_JUDGED: usize = 64;
+
+impl Crl {
+    /// Reads all lists of a file: PEM, or one in DER.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a few words.
+    pub(super) fn read(bytes: &[u8]) -> Result<Vec<Self>, String> {
+        if bytes.first() == Some(&0x30) {
+            return Ok(vec![Self::from_der(bytes)?]);
+        }
+        let ders: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(bytes).collect();
+        let ders = ders.map_err(|error| format!("no PEM and no DER: {error}"))?;
+        if ders.is_empty() {
+            return Err("no CRL in it: neither `-----BEGIN X509 CRL-----` nor DER".to_owned());
+        }
+        ders.iter().map(|der| Self::from_der(der)).collect()
+    }
+
+    fn from_der(der: &[u8]) -> Result<Self, String> {
+        // webpki refuses what it does not understand: deltas, indirect lists, unknown critical extensions.
+        let list = BorrowedCertRevocationList::from_der(der).map_err(explain)?;
+        let mut revoked = Vec::new();
+        for entry in &list {
+            let entry = entry.map_err(explain)?;
+            revoked.push(Serial::new(entry.serial_number).ok_or("a serial number of more than 20 octets")?);
+        }
+        revoked.sort_unstable();
+        revoked.dedup();
+        let head = Head::read(der).ok_or("a CRL whose head cannot be read")?;
+        Ok(Self {
+            der: der.into(),
+            issuer: head.issuer.into(),
+            number: head.number.iter().copied().skip_while(|octet| *octet == 0).collect(),
+            this_update: head.this_update,
+            next_update: head.next_update,
+            scope: head.scope,
+            revoked: revoked.into(),
+            judged: ArcSwap::default(),
+        })
+    }
+
+    /// Finds out whether this authority has signed the list, once.
+    pub(super) fn learn(&self, issuer: &Issuer) {
+        let is_known = |judged: &[(IssuerId, bool)]| judged.iter().any(|(id, _)| *id == issuer.id);
+        if is_known(&self.judged.load()) || !issuer.is_named(&self.issuer) {
+            return;
+        }
+        let is_signed = issuer.may_sign_lists() && Signed::from_der(&self.der).is_some_and(|it| it.is_by(&issuer.der));
+        self.judged.rcu(|judged| {
+            let mut judged = Vec::clone(judged);
+            if judged.len() < MAX_JUDGED && !is_known(&judged) {
+                judged.push((issuer.id, is_signed));
+            }
+            judged
+        });
+    }
+
+    fn is_by(&self, issuer: &IssuerId) -> bool {
+        self.judged.load().contains(&(*issuer, true))
+    }
+
+    /// Whether all authorities of the list's name that are known say that it is not theirs.
+    pub(super) fn is_disowned(&self) -> bool {
+        let judged = self.judged.load();
+        !judged.is_empty() && judged.iter().all(|(_, is_signed)| !is_signed)
+    }
+
+    /// Whether the list speaks for a certificate, which may be an authority's.
+    pub(super) fn covers(&self, link: &Link, is_authority: bool) -> bool {
+        let scope = &self.scope;
+        let is_kind = if is_authority { !scope.only_user_certificates } else { !scope.only_authorities };
+        let points = &scope.distribution_points;
+        // A certificate that names no place may be in any list of its issuer.
+        let is_place = points.is_empty()
+            || link.distribution_points.is_empty()
+            || points.iter().any(|point| link.distribution_points.contains(point));
+        is_kind && is_place && self.is_by(&link.issuer)
+    }
+
+    pub(super) fn revokes(&self, serial: &Serial) -> bool {
+        self.revoked.binary_search(serial).is_ok()
+    }
+
+    /// Those that this list revokes and `before` did not.
+    pub(super) fn newly_revoked(&self, before: &[Arc<Crl>]) -> Vec<Key> {
+        let judged = self.judged.load();
+        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.issuer == self.issuer).collect();
+        let is_new = |serial: &&Serial| !same.iter().any(|other| other.revokes(serial));
+        let issuers = || judged.iter().filter(|(_, is_signed)| *is_signed);
+        self.revoked.iter().filter(is_new).flat_map(|serial| issuers().map(move |(id, _)| key(id, serial))).collect()
+    }
+
+    /// Whether it is an earlier list of the same issuer and scope.
+    pub(super) fn precedes(&self, other: &Self) -> bool {
+        let (len, other_len) = (self.number.len(), other.number.len());
+        let is_lower = (len, &self.number) < (other_len, &other.number);
+        self.issuer == other.issuer && self.scope == other.scope && is_lower
+    }
+
+    /// How many certificates it revokes.
+    pub(super) fn len(&self) -> usize {
+        self.revoked.len()
+    }
+}
+
+/// What stands before and behind the entries.
+struct Head<'d> {
+    issuer: &'d [u8],
+    number: &'d [u8],
+    this_update: i64,
+    next_update: i64,
+    scope: Scope,
+}
+
+impl<'d> Head<'d> {
+    /// Of a list that webpki has read.
+    fn read(der: &'d [u8]) -> Option<Self> {
+        let (_, tbs) = Any::from_der(Signed::from_der(der)?.tbs).ok()?;
+        let (rest, _version) = Any::from_der(tbs.data).ok()?;
+        let (name, _algorithm) = Any::from_der(rest).ok()?;
+        let (rest, _) = Any::from_der(name).ok()?;
+        let issuer = &name[..name.len() - rest.len()];
+        let (rest, this_update) = ASN1Time::from_der(rest).ok()?;
+        let (mut rest, next_update) = ASN1Time::from_der(rest).ok()?;
+        let (mut number, mut scope) = (&[][..], Scope::default());
+        while !rest.is_empty() {
+            let (behind, part) = Any::from_der(rest).ok()?;
+            // [0]: the extensions; the entries are a SEQUENCE.
+            if part.class() == Class::ContextSpecific {
+                let (_, extensions) = Any::from_der(part.data).ok()?;
+                let mut left = extensions.data;
+                while !left.is_empty() {
+                    let (behind, extension) = X509Extension::from_der(left).ok()?;
+                    match extension.parsed_extension() {
+                        ParsedExtension::CRLNumber(_) => number = Any::from_der(extension.value).ok()?.1.data,
+                        ParsedExtension::IssuingDistributionPoint(point) => {
+                            scope.only_user_certificates = point.only_contains_user_certs;
+                            scope.only_authorities = point.only_contains_ca_certs;
+                            scope.distribution_points = urls(point.distribution_point.as_ref());
+                            if point.distribution_point.is_some() && scope.distribution_points.is_empty() {
+                                // A place that cannot be compared.
+                                return None;
+                            }
+                        }
+                        _ => {}
+                    }
+                    left = behind;
+                }
+            }
+            rest = behind;
+        }
+        Some(Self { issuer, number, this_update: this_update.timestamp(), next_update: next_update.timestamp(), scope })
+    }
+}
+
+fn explain(error: webpki::Error) -> String {
+    match error {
+        webpki::Error::UnsupportedDeltaCrl => {
+            "a delta CRL, which says only what has changed; complete CRLs are wanted".to_owned()
+        }
+        webpki::Error::UnsupportedIndirectCrl => "an indirect CRL, which speaks for other authorities".to_owned(),
+        webpki::Error::UnsupportedCrlVersion => {
+            "a CRL of version 1, which has no number; version 2 is wanted".to_owned()
+        }
+        webpki::Error::UnsupportedRevocationReasonsPartitioning => {
+            "a CRL for some reasons of revocation only; one for all reasons is wanted".to_owned()
+        }
+        error => format!("no CRL that can be used: {error}"),
+    }
+}
+
+/// Whether the certificate says that its key may sign lists [RFC 5280, 4.2.1.3]; one that says nothing may.
+pub(super) fn may_sign_lists(certificate: &X509Certificate<'_>) -> bool {
+    certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.crl_sign()))
+}

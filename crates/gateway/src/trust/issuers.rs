@@ -1,0 +1,67 @@
+//! The authorities that are known: trust anchors, and intermediates that devices have shown.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::IssuerId;
+use super::crl::may_sign_lists;
+
+/// An authority's certificate.
+#[derive(Debug)]
+pub(super) struct Issuer {
+    pub(super) id: IssuerId,
+    pub(super) der: Box<[u8]>,
+}
+
+impl Issuer {
+    /// `None`: it cannot be read.
+    pub(super) fn from_der(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        Some(Self { id: IssuerId::of(&certificate), der: der.into() })
+    }
+
+    fn certificate(&self) -> Option<X509Certificate<'_>> {
+        X509Certificate::from_der(&self.der).ok().map(|(_, certificate)| certificate)
+    }
+
+    /// Whether this is its name, in DER.
+    pub(super) fn is_named(&self, name: &[u8]) -> bool {
+        self.certificate().is_some_and(|certificate| certificate.subject().as_raw() == name)
+    }
+
+    pub(super) fn may_sign_lists(&self) -> bool {
+        self.certificate().is_some_and(|certificate| may_sign_lists(&certificate))
+    }
+}
+
+/// More authorities than any fleet has; those beyond have no CRL, so that with CRLs configured their devices are
+/// refused.
+const MAX_ISSUERS: usize = 4096;
+
+/// All that are known. Read in each handshake, written when a new one is seen.
+#[derive(Debug, Default)]
+pub(super) struct Issuers(ArcSwap<HashMap<IssuerId, Arc<Issuer>>>);
+
+impl Issuers {
+    pub(super) fn get(&self, id: &IssuerId) -> Option<Arc<Issuer>> {
+        self.0.load().get(id).cloned()
+    }
+
+    /// Remembers an authority that a trust anchor vouches for; `true`: it is new.
+    pub(super) fn add(&self, issuer: Arc<Issuer>) -> bool {
+        let mut is_new = false;
+        self.0.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            is_new = known.len() < MAX_ISSUERS && known.insert(issuer.id, Arc::clone(&issuer)).is_none();
+            known
+        });
+        is_new
+    }
+
+    pub(super) fn all(&self) -> Arc<HashMap<IssuerId, Arc<Issuer>>> {
+        self.0.load_full()
+    }
+}

@@ -1,0 +1,45 @@
+//! Signatures of authorities on what is not a certificate: lists and answers about certificates.
+
+use rustls::pki_types::CertificateDer;
+use webpki::EndEntityCert;
+use x509_parser::der_parser::asn1_rs::{Any, BitString, FromDer};
+
+use crate::crypto::provider;
+
+/// `SIGNED { tbs, algorithm, signature }` [X.509], taken apart; nothing is believed yet.
+pub(super) struct Signed<'d> {
+    /// What is signed, with its tag and length.
+    pub(super) tbs: &'d [u8],
+    /// The content of the AlgorithmIdentifier.
+    algorithm: &'d [u8],
+    signature: &'d [u8],
+}
+
+impl<'d> Signed<'d> {
+    /// Takes a DER value apart; `None` if it is not of this form.
+    pub(super) fn from_der(der: &'d [u8]) -> Option<Self> {
+        let (_, outer) = Any::from_der(der).ok()?;
+        let (rest, _) = Any::from_der(outer.data).ok()?;
+        let tbs = &outer.data[..outer.data.len() - rest.len()];
+        let (rest, algorithm) = Any::from_der(rest).ok()?;
+        let (_, signature) = BitString::from_der(rest).ok()?;
+        let signature = &rest[rest.len().checked_sub(signature.data.len())?..];
+        Some(Self { tbs, algorithm: algorithm.data, signature })
+    }
+
+    /// Whether the key of this certificate has signed it.
+    pub(super) fn is_by(&self, signer: &[u8]) -> bool {
+        is_signed_by(signer, self.algorithm, self.tbs, self.signature)
+    }
+}
+
+/// Whether the key of the certificate `signer` has signed `message`. `algorithm` is the content of the
+/// AlgorithmIdentifier. One the provider does not know, SHA-1 for instance, has signed nothing.
+pub(super) fn is_signed_by(signer: &[u8], algorithm: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    let signer = CertificateDer::from(signer);
+    let Ok(signer) = EndEntityCert::try_from(&signer) else { return false };
+    let algorithms = provider().signature_verification_algorithms.all;
+    let mut fitting = algorithms.iter().filter(|known| known.signature_alg_id().as_ref() == algorithm);
+    // ECDSA's identifier leaves the curve open: several may fit, and each looks at the key.
+    fitting.any(|algorithm| signer.verify_signature(*algorithm, message, signature).is_ok())
+}
