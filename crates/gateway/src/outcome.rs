@@ -120,6 +120,8 @@ reasons! {
     CrlMissing = "crl_missing", Handshake, Gateway, 500;
     /// The CRL that speaks for a certificate of the chain is out of date.
     CrlExpired = "crl_expired", Handshake, Gateway, 500;
+    /// No OCSP responder has answered for a certificate of the chain.
+    OcspMissing = "ocsp_missing", Handshake, Gateway, 500;
     /// The certificate is broken, or its signature is.
     CertificateInvalid = "certificate_invalid", Handshake, Client, 500;
     /// CONNECT did not arrive within `connect_timeout`.
@@ -208,9 +210,6 @@ impl Reject {
             | Reject::CertificateChainTooLong
             | Reject::CertificateVersion
             | Reject::CertificatePurpose
-            | Reject::CertificateRevoked
-            | Reject::CrlMissing
-            | Reject::CrlExpired
             | Reject::CertificateInvalid
             | Reject::ConnectTimeout
             | Reject::ClosedBeforeConnect
@@ -222,7 +221,14 @@ impl Reject {
             Reject::ConnectTooLarge => Refusal::PacketTooLarge,
             Reject::ClientIdRejected => Refusal::ClientId,
             // One answer for all of them: which rule refused is the operator's to know.
-            Reject::IdentityMismatch | Reject::ExpressionFailed | Reject::RewriteFailed => Refusal::NotAuthorized,
+            Reject::IdentityMismatch
+            | Reject::ExpressionFailed
+            | Reject::RewriteFailed
+            // Found out after the handshake.
+            | Reject::CertificateRevoked
+            | Reject::CrlMissing
+            | Reject::CrlExpired
+            | Reject::OcspMissing => Refusal::NotAuthorized,
             Reject::UpstreamUnreachable
             | Reject::UpstreamFull
             | Reject::UpstreamClosed
@@ -246,6 +252,9 @@ impl Reject {
             Reject::CrlMissing => {
                 "with `crl` set, each authority in a device's chain needs a CRL, the root too: `openssl crl -text` says \
                  whose a list is; or `crl_missing = \"allow\"`"
+            }
+            Reject::OcspMissing => {
+                "the gateway's own log says what the responder answered; or `ocsp_failure = \"allow\"`"
             }
             Reject::CrlExpired => "the CRL's nextUpdate has passed: publish a new one",
             Reject::TlsOnPlainPort => "this listener has `protocol = \"tcp\"`",

@@ -194,7 +194,9 @@ impl Runtime {
             upstream.activate(previous, observer)
         });
         before.iter().for_each(|upstream| upstream.retire());
-        futures_util::future::join_all(activations).await;
+        let trusts = self.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.trust());
+        let prepared = futures_util::future::join_all(trusts.map(|trust| trust.prepare()));
+        tokio::join!(futures_util::future::join_all(activations), prepared);
         self.upstreams.iter().for_each(|upstream| upstream.start(observer));
         observer.metrics.set_certificate_expiry(self.expiries.iter().cloned());
     }

@@ -20,6 +20,7 @@ use crate::relay::{Ends, relay};
 use crate::runtime::{Listener, Runtime};
 use crate::sessions::{Live, Session, Sessions};
 use crate::tls::Certificate;
+use crate::trust::Distrust;
 use crate::upstream::{Dialed, Lease};
 
 /// For a broker to answer CONNECT: it may ask an authentication service first.
@@ -69,7 +70,7 @@ pub fn judge(runtime: &Runtime, live: &Live) -> Option<CloseReason> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
     let verdict = |listener: &Listener| match (live.credential(), listener.tls.as_ref().and_then(|tls| tls.trust())) {
         (None, _) => None,
-        (Some(credential), Some(trust)) => trust.judge(credential, now).err().and_then(|it| it.ends_session()),
+        (Some(credential), Some(trust)) => trust.judge(credential, now).err().and_then(Distrust::ends_session),
         (Some(_), None) => Some(CloseReason::CaRemoved),
     };
     let Some(listener) = runtime.listener(&live.listener) else {
@@ -112,7 +113,7 @@ async fn establish(
     if let Some(reason) = session.judged_by(|live| judge(&shared.runtime.load(), live)) {
         return Err(Outcome::Closed(reason));
     }
-    match negotiate(&mut client, &peer, listener, record).await {
+    match negotiate(&mut client, &peer, listener, session, record).await {
         Ok(Agreed { dialed, greeting, code, version }) => {
             record.connected();
             let may_say_goodbye = version == Version::V5 && code == Some(0);
@@ -185,11 +186,14 @@ async fn negotiate(
     client: &mut Stream,
     peer: &Peer,
     listener: &Listener,
+    session: &Session,
     record: &mut Record,
 ) -> Result<Agreed, Refused> {
     let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
-    let read = read_connect(client, &mut buffer, listener);
-    let result = timeout(listener.connect_timeout, read).await.unwrap_or(Err(Reject::ConnectTimeout));
+    let read = timeout(listener.connect_timeout, read_connect(client, &mut buffer, listener));
+    // What authorities say of the certificate is asked for meanwhile.
+    let (result, settled) = tokio::join!(read, settle(listener, session));
+    let result = result.unwrap_or(Err(Reject::ConnectTimeout));
     record.moved(buffer.len() as u64, 0);
     let claimed = Connect::version_to_answer_in(&buffer);
     let (connect, used) = result
@@ -198,6 +202,7 @@ async fn negotiate(
     record.client_id = Some(connect.client_id.into());
     record.mqtt_version = Some(connect.version);
     let refused = |reject| Refused { reject, version: Some(connect.version) };
+    settled.map_err(refused)?;
 
     let conn = ConnFacts { remote: record.remote, listener: &listener.name };
     let facts = Facts { certificate: peer.certificate.as_ref(), tls: peer.tls.as_ref(), mqtt: &connect, conn };
@@ -228,6 +233,13 @@ async fn negotiate(
         }
     };
     Ok(Agreed { dialed, greeting, code, version: connect.version })
+}
+
+async fn settle(listener: &Listener, session: &Session) -> Result<(), Reject> {
+    match (session.credential(), listener.tls.as_ref().and_then(|tls| tls.trust())) {
+        (Some(credential), Some(trust)) => Ok(trust.settle(credential).await?),
+        _ => Ok(()),
+    }
 }
 
 /// Reads until CONNECT is whole; what the client has sent behind it stays in the buffer.

@@ -85,6 +85,11 @@ impl Session {
         let _ = self.live.credential.set(credential);
     }
 
+    /// The certificate chain it stands on, if there is one.
+    pub fn credential(&self) -> Option<&Credential> {
+        self.live.credential()
+    }
+
     /// Has itself judged; the reason, if it is over.
     pub fn judged_by(&self, judge: impl Fn(&Live) -> Option<CloseReason>) -> Option<CloseReason> {
         judge(&self.live)
@@ -167,6 +172,11 @@ impl Sessions {
             }
         }
         ended
+    }
+
+    /// Whether somebody is connected who has one of these certificates in the chain.
+    pub fn has_certificate(&self, key: Key) -> bool {
+        self.by_certificate.of(key).range((key, 0)..=(key, Id::MAX)).next().is_some()
     }
 
     /// Ends those whose certificates have expired. `now` is in seconds since 1970.

@@ -19,6 +19,7 @@ pub(crate) async fn run(shared: Weak<Shared>, lasting: Arc<Lasting>) {
     loop {
         ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
+        lasting.knowledge.fetch_due(|key| shared.sessions.has_certificate(key));
         let lasting = Arc::clone(&lasting);
         // Files are read and certificates parsed: not on a thread that moves bytes.
         let result = tokio::task::spawn_blocking(move || tick(&shared, &lasting)).await;

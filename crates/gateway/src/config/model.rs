@@ -99,10 +99,26 @@ pub struct ListenerTls {
     pub client_ca: Option<At<PathBuf>>,
     /// How many intermediates a device's chain may have. Default: 2.
     pub verify_depth: Option<At<u8>>,
-    /// PEM or DER files of certificate revocation lists. If there is one, each authority in a device's chain needs one.
+    /// Certificate revocation lists: PEM or DER files, or `http` and `https` URLs. If there is one, each authority in a
+    /// device's chain needs one.
     pub crl: Vec<At<String>>,
+    /// Whether CRLs are fetched from where certificates say they are, too. Default: false.
+    pub crl_distribution_points: bool,
     /// What becomes of a device whose CRL is missing or out of date. Default: refuse.
-    pub crl_missing: Option<At<CrlMissing>>,
+    pub crl_missing: Option<At<OnFailure>>,
+    /// How often CRLs are fetched again at least, and OCSP responders asked again about connected devices. Default: 15m.
+    pub revocation_refresh: Option<Timeout>,
+    /// Which certificates OCSP responders are asked about. Default: off.
+    pub ocsp: Ocsp,
+    /// URL of the responder. Default: the one that the certificate names.
+    pub ocsp_responder: Option<At<String>>,
+    /// What becomes of a device for which no responder answers, or not in time. Default: refuse.
+    pub ocsp_failure: Option<At<OnFailure>>,
+    /// How long a device waits, after its handshake, for responders and for CRLs that only its certificate names.
+    /// Default: 5s.
+    pub ocsp_timeout: Option<Timeout>,
+    /// Whether the handshake brings an OCSP answer about the server's certificate along. Default: false.
+    pub ocsp_stapling: bool,
     /// How sessions are resumed. Default: both.
     pub resumption: Option<At<Resumption>>,
     /// How long after its full handshake a session may be resumed; 7d at most. Default: 1h.
@@ -162,14 +178,27 @@ pub enum ClientAuth {
     None,
 }
 
-/// What becomes of a device whose CRL is missing or out of date.
+/// What becomes of a device about which nobody can say whether it is revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum CrlMissing {
-    /// It is refused: nobody knows whether it is revoked.
+pub enum OnFailure {
+    /// It is refused.
     Refuse,
     /// It is let in.
     Allow,
+}
+
+/// Which certificates OCSP responders are asked about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Ocsp {
+    /// None.
+    #[default]
+    Off,
+    /// The device's own.
+    Leaf,
+    /// The device's own and those of the intermediates.
+    Chain,
 }
 
 /// How sessions are resumed.

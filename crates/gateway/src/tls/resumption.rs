@@ -82,7 +82,7 @@ impl Default for Memory {
 
 impl Resumption {
     /// Puts what was learned of the device in front of a session's state.
-    fn wrap(&self, session: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    fn wrap(session: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let proof = HANDSHAKE.try_with(Handshake::proof).ok()?;
         postcard::to_extend(&proof, Vec::with_capacity(512 + session.len())).ok().map(|mut wrapped| {
             wrapped.extend_from_slice(session);
@@ -98,10 +98,12 @@ impl Resumption {
             return None;
         }
         match (&proof.credential, &self.trust) {
-            (Some(credential), Some(trust)) => trust.judge(credential, now).ok()?,
+            (Some(credential), Some(trust)) if trust.knows_authorities_of(credential) => {
+                trust.judge_for_now(credential, now).ok()?;
+            }
             (None, None) => {}
             (None, Some(_)) if !self.needs_certificate => {}
-            (None, Some(_)) | (Some(_), None) => return None,
+            (None | Some(_), Some(_)) | (Some(_), None) => return None,
         }
         HANDSHAKE.try_with(|handshake| handshake.resumed.replace(Some(proof))).ok()?;
         Some(session.to_vec())
@@ -116,7 +118,7 @@ impl Resumption {
         let key = self.keys().get(epoch, epoch, self.lifetime)?;
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).ok()?;
-        let mut sealed = self.wrap(session)?;
+        let mut sealed = Self::wrap(session)?;
         let mut ticket = vec![FORM];
         ticket.extend(epoch.to_be_bytes());
         let aad = Aad::from(ticket.clone());
@@ -174,7 +176,7 @@ impl ProducesTickets for Resumption {
 
 impl StoresServerSessions for Resumption {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
-        self.wrap(&value).is_some_and(|wrapped| self.memory.stored.put(key, wrapped.to_vec()))
+        Self::wrap(&value).is_some_and(|wrapped| self.memory.stored.put(key, wrapped.to_vec()))
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {

@@ -54,7 +54,7 @@ impl ClientCertVerifier for DeviceVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let credential = self.trust.verify(end_entity, intermediates, now).map_err(alert)?;
         let at = now.as_secs().cast_signed();
-        self.trust.judge(&credential, at).map_err(distrusted)?;
+        self.trust.judge_for_now(&credential, at).map_err(distrusted)?;
         let proof = Proof { credential: Some(credential), at };
         let handshake = HANDSHAKE.try_with(|handshake| handshake.verified.replace(Some(proof)));
         handshake.map_err(|_| Error::General("a handshake without a place for its credential".to_owned()))?;
@@ -109,7 +109,7 @@ fn distrusted(distrust: Distrust) -> CertificateError {
         Distrust::Expired => CertificateError::Expired,
         Distrust::NotYetValid => CertificateError::NotValidYet,
         Distrust::Revoked => CertificateError::Revoked,
-        Distrust::CrlMissing => CertificateError::UnknownRevocationStatus,
+        Distrust::CrlMissing | Distrust::OcspMissing => CertificateError::UnknownRevocationStatus,
         Distrust::CrlExpired => CertificateError::ExpiredRevocationList,
     }
 }

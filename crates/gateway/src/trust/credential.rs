@@ -7,6 +7,7 @@ use aws_lc_rs::digest;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
+use x509_parser::oid_registry::OID_PKIX_ACCESS_DESCRIPTOR_OCSP;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// An authority: its name and its key. A name alone would let the lists of one authority speak for another that calls
@@ -15,6 +16,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub struct IssuerId([u8; 32]);
 
 impl IssuerId {
+    /// Comes before all others.
+    pub(super) const MIN: Self = Self([0; 32]);
+
     /// Of the authority that this certificate is of.
     pub(super) fn of(certificate: &X509Certificate<'_>) -> Self {
         Self(sha256(&[certificate.subject().as_raw(), certificate.public_key().raw].concat()))
@@ -29,6 +33,9 @@ pub struct Serial {
 }
 
 impl Serial {
+    /// Comes before all others.
+    pub(super) const MIN: Self = Self { len: 0, octets: [0; 20] };
+
     /// From the content of a DER INTEGER; `None` if it is too long.
     pub(super) fn new(der: &[u8]) -> Option<Self> {
         let start = der.iter().position(|octet| *octet != 0).unwrap_or(der.len());
@@ -57,6 +64,8 @@ pub struct Link {
     pub not_after: i64,
     /// Where its CRL is to be found [RFC 5280, 4.2.1.13].
     pub distribution_points: Vec<String>,
+    /// Who answers for it by OCSP [RFC 5280, 4.2.2.1].
+    pub responder: Option<String>,
 }
 
 /// Which entries of an index are about a certificate. Two certificates may share one: it nominates, it does not judge.
@@ -70,7 +79,7 @@ impl Link {
 }
 
 /// The place in indexes of the certificate that an authority gave this number.
-pub fn key(issuer: &IssuerId, serial: &Serial) -> Key {
+pub(super) fn key(issuer: &IssuerId, serial: &Serial) -> Key {
     let mut hasher = DefaultHasher::new();
     (issuer, serial).hash(&mut hasher);
     hasher.finish()
@@ -99,6 +108,7 @@ impl Credential {
                 not_before: certificate.validity().not_before.timestamp(),
                 not_after: certificate.validity().not_after.timestamp(),
                 distribution_points: distribution_points(certificate),
+                responder: responder(certificate),
             })
         };
         let links: Vec<Link> = certificates.iter().zip(issuers).map(link).collect::<Option<_>>()?;
@@ -141,6 +151,20 @@ fn distribution_points(certificate: &X509Certificate<'_>) -> Vec<String> {
     });
     let points = points.into_iter().flat_map(|points| &points.points).filter(|point| point.crl_issuer.is_none());
     points.flat_map(|point| urls(point.distribution_point.as_ref())).collect()
+}
+
+/// The URL of a certificate's first OCSP responder.
+pub(crate) fn responder(certificate: &X509Certificate<'_>) -> Option<String> {
+    let access = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityInfoAccess(access) => Some(access),
+        _ => None,
+    })?;
+    access.accessdescs.iter().find_map(|description| match &description.access_location {
+        GeneralName::URI(url) if description.access_method == OID_PKIX_ACCESS_DESCRIPTOR_OCSP => {
+            Some((*url).to_owned())
+        }
+        _ => None,
+    })
 }
 
 /// The URLs of a distribution point.

@@ -51,11 +51,11 @@ impl Issuers {
     }
 
     /// Remembers an authority that a trust anchor vouches for; `true`: it is new.
-    pub(super) fn add(&self, issuer: Arc<Issuer>) -> bool {
+    pub(super) fn add(&self, issuer: &Arc<Issuer>) -> bool {
         let mut is_new = false;
         self.0.rcu(|known| {
             let mut known = HashMap::clone(known);
-            is_new = known.len() < MAX_ISSUERS && known.insert(issuer.id, Arc::clone(&issuer)).is_none();
+            is_new = known.len() < MAX_ISSUERS && known.insert(issuer.id, Arc::clone(issuer)).is_none();
             known
         });
         is_new

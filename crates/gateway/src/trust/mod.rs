@@ -1,30 +1,37 @@
 //! Whether a device's certificate is to be believed, now and for as long as the device is connected. Enters: a chain as
-//! it was shown, or a credential that was verified before. Leaves: a verdict. Never here: a handshake, a session, and
-//! waiting, except in what fetches in the background.
+//! it was shown, or a credential that was verified before. Leaves: a verdict. Never here: a handshake or a session; and
+//! nothing waits for a network but [`Trust::settle`] and what fetches in the background.
 
+mod anchors;
 mod credential;
 mod crl;
+mod fetch;
 mod issuers;
+mod knowledge;
+mod ocsp;
 mod signature;
 mod source;
+mod statuses;
 
+pub use anchors::Anchors;
 pub use credential::{Credential, IssuerId, Key, Link, Serial};
+pub use knowledge::{CrlNote, Knowledge};
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustls::DistinguishedName;
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use futures_util::future::join_all;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
-use crate::config::model::{CrlMissing, ListenerTls};
+use crate::config::model::{ListenerTls, Ocsp, OnFailure};
 use crate::config::{At, Complaint, Document};
 use crate::crypto::provider;
-use crate::files::{Stamp, read_anchors, read_chain};
+use crate::files::Stamp;
 use crate::outcome::{CloseReason, Reject};
-use issuers::{Issuer, Issuers};
+use ocsp::OcspStatus;
 use source::{Origin, Source, Status};
 
 const VERIFY_DEPTH: u8 = 2;
@@ -32,6 +39,10 @@ const VERIFY_DEPTH: u8 = 2;
 const MAX_VERIFY_DEPTH: u8 = 6;
 /// Tolerated in times that another machine's clock wrote, in seconds.
 pub(crate) const CLOCK_SKEW: i64 = 300;
+const REFRESH: Duration = Duration::from_secs(15 * 60);
+const OCSP_TIMEOUT: Duration = Duration::from_secs(5);
+/// URLs that certificates may name, of one listener.
+const MAX_DISTRIBUTION_POINTS: usize = 256;
 
 /// Why a certificate is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +61,8 @@ pub enum Distrust {
     CrlMissing,
     /// The CRL for a certificate of the chain is out of date.
     CrlExpired,
+    /// No OCSP responder has answered for a certificate of the chain.
+    OcspMissing,
 }
 
 impl From<Distrust> for Reject {
@@ -62,6 +75,7 @@ impl From<Distrust> for Reject {
             Distrust::Revoked => Reject::CertificateRevoked,
             Distrust::CrlMissing => Reject::CrlMissing,
             Distrust::CrlExpired => Reject::CrlExpired,
+            Distrust::OcspMissing => Reject::OcspMissing,
         }
     }
 }
@@ -74,96 +88,8 @@ impl Distrust {
             Distrust::UnknownCa | Distrust::TooLong => Some(CloseReason::CaRemoved),
             Distrust::Expired | Distrust::NotYetValid => Some(CloseReason::CertificateExpired),
             Distrust::Revoked => Some(CloseReason::CertificateRevoked),
-            Distrust::CrlMissing | Distrust::CrlExpired => None,
+            Distrust::CrlMissing | Distrust::CrlExpired | Distrust::OcspMissing => None,
         }
-    }
-}
-
-/// What is known of authorities and their lists, by whichever listener it was learned. Outlives reloads.
-#[derive(Debug, Default)]
-pub struct Knowledge {
-    issuers: Issuers,
-    /// Those in use, so that listeners share them.
-    sources: Mutex<HashMap<Origin, Weak<Source>>>,
-}
-
-impl Knowledge {
-    fn source(&self, origin: Origin) -> Arc<Source> {
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        sources.retain(|_, source| source.strong_count() > 0);
-        if let Some(source) = sources.get(&origin).and_then(Weak::upgrade) {
-            return source;
-        }
-        let source = Arc::new(Source::new(origin.clone()));
-        sources.insert(origin, Arc::downgrade(&source));
-        source
-    }
-
-    fn sources(&self) -> Vec<Arc<Source>> {
-        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        sources.values().filter_map(Weak::upgrade).collect()
-    }
-
-    /// Remembers an authority, and which lists it has signed.
-    fn learn(&self, der: &[u8]) {
-        let Some(issuer) = Issuer::from_der(der).map(Arc::new) else { return };
-        if self.issuers.add(Arc::clone(&issuer)) {
-            self.sources().iter().for_each(|source| source.learn(&issuer));
-        }
-    }
-
-    /// Reads the CRL files that have changed. Returns the keys of certificates that are now revoked, and what is wrong
-    /// with files that cannot be used, of which the last good content stays.
-    pub fn read_changed_files(&self) -> (Vec<Key>, Vec<String>) {
-        let (mut revoked, mut problems) = (Vec::new(), Vec::new());
-        for source in self.sources() {
-            match source.read_if_changed(&self.issuers) {
-                Ok(Some(keys)) => {
-                    tracing::info!(crl = %source.origin, newly_revoked = keys.len(), "CRL loaded");
-                    revoked.extend(keys);
-                }
-                Ok(None) => {}
-                Err(problem) => problems.push(problem),
-            }
-        }
-        (revoked, problems)
-    }
-}
-
-/// The trust anchors of a bundle.
-#[derive(Debug)]
-pub struct Anchors {
-    anchors: Vec<TrustAnchor<'static>>,
-    ids: Vec<IssuerId>,
-    subjects: Vec<DistinguishedName>,
-}
-
-impl Anchors {
-    fn read(path: &Path, knowledge: &Knowledge) -> Result<Self, Complaint> {
-        let not_an_anchor = |what: &str| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
-        let anchors = read_anchors(path)?;
-        let mut ids = Vec::new();
-        for der in read_chain(path)? {
-            ids.push(Issuer::from_der(&der).ok_or_else(|| not_an_anchor("it cannot be read"))?.id);
-            knowledge.learn(&der);
-        }
-        if ids.len() != anchors.len() {
-            return Err(not_an_anchor("it changed while it was read"));
-        }
-        let subjects = anchors.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
-        Ok(Self { anchors, ids, subjects })
-    }
-
-    /// Their names, as a hint for clients.
-    pub fn subjects(&self) -> &[DistinguishedName] {
-        &self.subjects
-    }
-
-    fn id_of(&self, anchor: &TrustAnchor<'_>) -> Option<IssuerId> {
-        let is_it = |other: &TrustAnchor<'_>| {
-            other.subject == anchor.subject && other.subject_public_key_info == anchor.subject_public_key_info
-        };
-        self.anchors.iter().position(is_it).map(|position| self.ids[position])
     }
 }
 
@@ -175,8 +101,24 @@ pub struct Trust {
     stamp: Mutex<Option<Stamp>>,
     anchors: ArcSwap<Anchors>,
     depth: usize,
+    /// Configured ones.
     sources: Vec<Arc<Source>>,
-    crl_missing: CrlMissing,
+    /// Those that certificates have named, if they are believed in this.
+    named: Option<Mutex<Vec<Arc<Source>>>>,
+    crl_missing: OnFailure,
+    /// Seconds.
+    refresh: i64,
+    ocsp: Ocsp,
+    ocsp_responder: Option<String>,
+    ocsp_failure: OnFailure,
+    ocsp_timeout: Duration,
+}
+
+/// What is not known of a chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Open {
+    crl: Option<Distrust>,
+    ocsp: Option<Distrust>,
 }
 
 impl Trust {
@@ -199,7 +141,26 @@ impl Trust {
         let client_ca = document.resolve(ca);
         let stamp = Mutex::new(Stamp::of(&client_ca));
         let anchors = Anchors::read(&client_ca, knowledge);
-        let sources = compile_sources(tls, knowledge, document);
+        let refresh = tls.revocation_refresh.map_or(REFRESH, |period| period.0);
+        let refresh = i64::try_from(refresh.as_secs()).unwrap_or(i64::MAX).max(1);
+        let sources = compile_sources(tls, refresh, knowledge, document);
+        let ocsp_responder = tls.ocsp_responder.as_ref().map(|url| url.value.clone());
+        if let Some(url) = tls.ocsp_responder.as_ref().filter(|url| !fetch::is_url(url)) {
+            document
+                .problems
+                .error(&url.span, format!("`{}` is no URL", url.value))
+                .hint("\"http://ocsp.example.com/\"");
+        }
+        let allow = |at: &Option<At<OnFailure>>| at.as_ref().map_or(OnFailure::Refuse, |at| at.value);
+        for (key, at, what) in [
+            ("crl_missing", &tls.crl_missing, "whose CRL is missing or out of date"),
+            ("ocsp_failure", &tls.ocsp_failure, "for which no OCSP responder answers"),
+        ] {
+            if let Some(at) = at.as_ref().filter(|at| at.value == OnFailure::Allow) {
+                let message = format!("a device {what} is let in: {key} = \"allow\"");
+                document.problems.warning(&at.span, message);
+            }
+        }
         match anchors {
             Ok(anchors) => Some(Self {
                 knowledge: Arc::clone(knowledge),
@@ -208,13 +169,28 @@ impl Trust {
                 anchors: ArcSwap::from_pointee(anchors),
                 depth: usize::from(depth),
                 sources,
-                crl_missing: tls.crl_missing.as_ref().map_or(CrlMissing::Refuse, |at| at.value),
+                named: tls.crl_distribution_points.then(Mutex::default),
+                crl_missing: allow(&tls.crl_missing),
+                refresh,
+                ocsp: tls.ocsp,
+                ocsp_responder,
+                ocsp_failure: allow(&tls.ocsp_failure),
+                ocsp_timeout: tls.ocsp_timeout.map_or(OCSP_TIMEOUT, |period| period.0),
             }),
             Err(complaint) => {
                 document.problems.complain(&ca.span, complaint);
                 None
             }
         }
+    }
+
+    /// Fetches what is configured by URL, for the first time; to be called before the first handshake. Takes a bounded
+    /// time, whatever comes of it.
+    pub(crate) async fn prepare(&self) {
+        let Knowledge { fetcher, issuers, .. } = &*self.knowledge;
+        let fetch = join_all(self.sources.iter().map(|source| source.fetch_first(fetcher, issuers)));
+        // What is not there by then is tried again and again in the background.
+        let _ = tokio::time::timeout(self.ocsp_timeout, fetch).await;
     }
 
     /// The trust anchors of the moment.
@@ -236,9 +212,9 @@ impl Trust {
             *last = now;
         }
         let anchors = Anchors::read(&self.client_ca, &self.knowledge)?;
-        let is_same = anchors.ids == self.anchors.load().ids;
+        let are_others = !anchors.are_same(&self.anchors.load());
         self.anchors.store(Arc::new(anchors));
-        Ok(!is_same)
+        Ok(are_others)
     }
 
     /// Verifies a chain as it was shown: signatures up to an anchor, validity, purpose, depth. What remains is
@@ -260,7 +236,7 @@ impl Trust {
         };
         let path = leaf.verify_for_usage(
             provider().signature_verification_algorithms.all,
-            &anchors.anchors,
+            anchors.list(),
             rest,
             now,
             KeyUsage::client_auth(),
@@ -269,7 +245,7 @@ impl Trust {
             Some(&depth),
         )?;
         let mut certificates = vec![leaf.der()];
-        certificates.extend(path.intermediate_certificates().map(|certificate| certificate.der()));
+        certificates.extend(path.intermediate_certificates().map(webpki::Cert::der));
         let anchor = anchors.id_of(path.anchor()).ok_or(webpki::Error::UnknownIssuer)?;
         let credential = Credential::of(&certificates, anchor).ok_or(webpki::Error::BadDer)?;
         for (authority, link) in certificates.iter().skip(1).zip(credential.links()) {
@@ -280,19 +256,65 @@ impl Trust {
         Ok(credential)
     }
 
-    /// Judges a chain again whose signatures were verified before: when a session is resumed, and when something has
-    /// changed while the device is connected. `now` is in seconds since 1970.
+    /// Judges a chain whose signatures were verified, by what is known: at a handshake, when a session is resumed, and
+    /// when something has changed while the device is connected. `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// Why it is not believed any more.
+    /// Why it is not believed.
     pub fn judge(&self, credential: &Credential, now: i64) -> Result<(), Distrust> {
-        if !self.anchors.load().ids.contains(&credential.anchor()) {
+        let open = self.look(credential, now)?;
+        match (open.crl, open.ocsp) {
+            (Some(distrust), _) if self.crl_missing == OnFailure::Refuse => Err(distrust),
+            (_, Some(distrust)) if self.ocsp_failure == OnFailure::Refuse => Err(distrust),
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`Trust::judge`], but for what may yet be found out by [`Trust::settle`].
+    ///
+    /// # Errors
+    /// Why it is not believed.
+    pub(crate) fn judge_for_now(&self, credential: &Credential, now: i64) -> Result<(), Distrust> {
+        match self.judge(credential, now) {
+            Err(Distrust::CrlMissing | Distrust::CrlExpired) if self.named.is_some() => {
+                self.look(credential, now).map(drop)
+            }
+            Err(Distrust::OcspMissing) => Ok(()),
+            verdict => verdict,
+        }
+    }
+
+    /// Finds out what is not known of a chain yet, from the CRLs it names and from OCSP responders, and judges it. To be
+    /// called after the handshake and before anything is done for the device; takes `ocsp_timeout` at most.
+    ///
+    /// # Errors
+    /// Why it is not believed.
+    pub async fn settle(&self, credential: &Credential) -> Result<(), Distrust> {
+        let open = self.look(credential, now())?;
+        if open != Open::default() {
+            let asking = async { tokio::join!(self.fetch_named(credential), self.ask_responders(credential)) };
+            // What has not come by then is not known.
+            let _ = tokio::time::timeout(self.ocsp_timeout, asking).await;
+        }
+        self.judge(credential, now())
+    }
+
+    /// Whether signatures on lists and answers about this chain could be verified: its authorities have been seen, by
+    /// this process.
+    pub(crate) fn knows_authorities_of(&self, credential: &Credential) -> bool {
+        let checks_nothing = self.sources.is_empty() && self.named.is_none() && self.ocsp == Ocsp::Off;
+        checks_nothing || credential.links().iter().all(|link| self.knowledge.issuers.get(&link.issuer).is_some())
+    }
+
+    /// What is certain is an error, what is not known is handed back.
+    fn look(&self, credential: &Credential, now: i64) -> Result<Open, Distrust> {
+        if !self.anchors.load().contains(&credential.anchor()) {
             return Err(Distrust::UnknownCa);
         }
         if credential.links().len() > self.depth + 1 {
             return Err(Distrust::TooLong);
         }
-        let mut verdict = Ok(());
+        let mut open = Open::default();
         for (place, link) in credential.links().iter().enumerate() {
             if now > link.not_after {
                 return Err(Distrust::Expired);
@@ -300,26 +322,103 @@ impl Trust {
             if now < link.not_before {
                 return Err(Distrust::NotYetValid);
             }
-            if self.sources.is_empty() {
-                continue;
-            }
-            let statuses = self.sources.iter().map(|source| source.status(link, place > 0, now));
-            match statuses.max().unwrap_or(Status::Unknown) {
+            match self.crl_status(link, place > 0, now) {
                 // Said at once: it counts more than a list that is missing further down.
-                Status::Revoked => return Err(Distrust::Revoked),
-                Status::Good => {}
-                Status::Stale if self.crl_missing == CrlMissing::Refuse => verdict = Err(Distrust::CrlExpired),
-                Status::Unknown if self.crl_missing == CrlMissing::Refuse => verdict = Err(Distrust::CrlMissing),
-                Status::Stale | Status::Unknown => {}
+                Some(Status::Revoked) => return Err(Distrust::Revoked),
+                Some(Status::Stale) => open.crl = Some(Distrust::CrlExpired),
+                Some(Status::Unknown) => open.crl = Some(Distrust::CrlMissing),
+                Some(Status::Good) | None => {}
+            }
+            if self.asks_about(place) {
+                match self.knowledge.statuses.get(link, now) {
+                    Some(OcspStatus::Revoked) => return Err(Distrust::Revoked),
+                    Some(OcspStatus::Good) => {}
+                    Some(OcspStatus::Unknown) | None => open.ocsp = Some(Distrust::OcspMissing),
+                }
             }
         }
-        verdict
+        Ok(open)
+    }
+
+    /// `None`: CRLs are not looked at.
+    fn crl_status(&self, link: &Link, is_authority: bool, now: i64) -> Option<Status> {
+        if self.sources.is_empty() && self.named.is_none() {
+            return None;
+        }
+        let status = |source: &Arc<Source>| source.status(link, is_authority, now);
+        let configured = self.sources.iter().map(status).max().unwrap_or(Status::Unknown);
+        let named = self.named.as_ref().map(|named| named.lock().unwrap_or_else(PoisonError::into_inner));
+        let named = named.and_then(|named| named.iter().map(status).max()).unwrap_or(Status::Unknown);
+        Some(configured.max(named))
+    }
+
+    fn asks_about(&self, place: usize) -> bool {
+        match self.ocsp {
+            Ocsp::Off => false,
+            Ocsp::Leaf => place == 0,
+            Ocsp::Chain => true,
+        }
+    }
+
+    async fn fetch_named(&self, credential: &Credential) {
+        let Some(named) = &self.named else { return };
+        let mut wanted = Vec::new();
+        for (place, link) in credential.links().iter().enumerate() {
+            if self.crl_status(link, place > 0, now()) >= Some(Status::Good) {
+                continue;
+            }
+            for url in link.distribution_points.iter().filter(|url| fetch::is_url(url)) {
+                let origin = Origin::Url(url.clone());
+                let mut named = named.lock().unwrap_or_else(PoisonError::into_inner);
+                let known = named.iter().find(|source| source.origin == origin).cloned();
+                let source = match known {
+                    Some(source) => source,
+                    None if named.len() >= MAX_DISTRIBUTION_POINTS => continue,
+                    None => {
+                        let source = self.knowledge.source(origin);
+                        source.refresh_every(self.refresh);
+                        named.push(Arc::clone(&source));
+                        source
+                    }
+                };
+                wanted.push(source);
+            }
+        }
+        let Knowledge { fetcher, issuers, .. } = &*self.knowledge;
+        join_all(wanted.iter().map(|source| source.fetch_first(fetcher, issuers))).await;
+    }
+
+    async fn ask_responders(&self, credential: &Credential) {
+        let asked = credential.links().iter().enumerate().filter(|(place, _)| self.asks_about(*place));
+        join_all(asked.map(async |(_, link)| {
+            let responder = self.ocsp_responder.as_ref().or(link.responder.as_ref());
+            let Some(responder) = responder.filter(|url| fetch::is_url(url)) else { return };
+            let Some(issuer) = self.knowledge.issuers.get(&link.issuer) else { return };
+            self.knowledge.statuses.ask(&self.knowledge.fetcher, link, issuer, responder, self.refresh).await;
+        }))
+        .await;
     }
 }
 
-fn compile_sources(tls: &At<ListenerTls>, knowledge: &Knowledge, document: &mut Document) -> Vec<Arc<Source>> {
+fn compile_sources(
+    tls: &At<ListenerTls>,
+    refresh: i64,
+    knowledge: &Knowledge,
+    document: &mut Document,
+) -> Vec<Arc<Source>> {
     let mut sources = Vec::new();
     for crl in &tls.crl {
+        if crl.contains("://") {
+            if !fetch::is_url(crl) {
+                let problem = document.problems.error(&crl.span, format!("`{}` cannot be fetched", crl.value));
+                problem.hint("a file, or \"http://...\" or \"https://...\"");
+                continue;
+            }
+            let source = knowledge.source(Origin::Url(crl.value.clone()));
+            source.refresh_every(refresh);
+            sources.push(source);
+            continue;
+        }
         let source = knowledge.source(Origin::File(document.resolve(&PathBuf::from(&crl.value))));
         // What it says is looked at below, even if somebody has seen it before.
         let _ = source.read_if_changed(&knowledge.issuers);
@@ -328,9 +427,10 @@ fn compile_sources(tls: &At<ListenerTls>, knowledge: &Knowledge, document: &mut 
         }
         sources.push(source);
     }
-    if let Some(missing) = tls.crl_missing.as_ref().filter(|missing| missing.value == CrlMissing::Allow) {
-        let message = "a device whose CRL is missing or out of date is let in";
-        document.problems.warning(&missing.span, message);
-    }
     sources
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    UnixTime::now().as_secs().cast_signed()
 }

@@ -2,7 +2,7 @@
 
 use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
-use x509_parser::der_parser::asn1_rs::{Any, BitString, FromDer};
+use x509_parser::der_parser::asn1_rs::{Any, FromDer};
 
 use crate::crypto::provider;
 
@@ -13,6 +13,8 @@ pub(super) struct Signed<'d> {
     /// The content of the AlgorithmIdentifier.
     algorithm: &'d [u8],
     signature: &'d [u8],
+    /// What stands behind the signature.
+    pub(super) rest: &'d [u8],
 }
 
 impl<'d> Signed<'d> {
@@ -22,9 +24,10 @@ impl<'d> Signed<'d> {
         let (rest, _) = Any::from_der(outer.data).ok()?;
         let tbs = &outer.data[..outer.data.len() - rest.len()];
         let (rest, algorithm) = Any::from_der(rest).ok()?;
-        let (_, signature) = BitString::from_der(rest).ok()?;
-        let signature = &rest[rest.len().checked_sub(signature.data.len())?..];
-        Some(Self { tbs, algorithm: algorithm.data, signature })
+        let (rest, signature) = Any::from_der(rest).ok()?;
+        // A BIT STRING begins with the number of bits it does not use: none, of whole octets.
+        let [0, signature @ ..] = signature.data else { return None };
+        Some(Self { tbs, algorithm: algorithm.data, signature, rest })
     }
 
     /// Whether the key of this certificate has signed it.

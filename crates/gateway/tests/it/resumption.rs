@@ -206,7 +206,10 @@ impl rustls::client::ClientSessionStore for AnyName {
     fn insert_tls13_ticket(&self, _: Name, value: rustls::client::Tls13ClientSessionValue) {
         self.0.insert_tls13_ticket(anybody(), value);
     }
-    fn take_tls13_ticket(&self, _: &rustls::pki_types::ServerName<'_>) -> Option<rustls::client::Tls13ClientSessionValue> {
+    fn take_tls13_ticket(
+        &self,
+        _: &rustls::pki_types::ServerName<'_>,
+    ) -> Option<rustls::client::Tls13ClientSessionValue> {
         self.0.take_tls13_ticket(&anybody())
     }
 }

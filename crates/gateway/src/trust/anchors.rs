@@ -1,0 +1,70 @@
+//! The trust anchors of a bundle.
+
+use std::path::Path;
+
+use rustls::DistinguishedName;
+use rustls::pki_types::TrustAnchor;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::IssuerId;
+use super::issuers::Issuer;
+use super::knowledge::Knowledge;
+use crate::config::Complaint;
+use crate::files::{read_anchors, read_chain};
+
+/// The trust anchors of a bundle.
+#[derive(Debug)]
+pub struct Anchors {
+    list: Vec<TrustAnchor<'static>>,
+    ids: Vec<IssuerId>,
+    subjects: Vec<DistinguishedName>,
+    not_after: i64,
+}
+
+impl Anchors {
+    pub(super) fn read(path: &Path, knowledge: &Knowledge) -> Result<Self, Complaint> {
+        let not_an_anchor = |what: &str| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
+        let list = read_anchors(path)?;
+        let (mut ids, mut not_after) = (Vec::new(), i64::MAX);
+        for der in read_chain(path)? {
+            let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| not_an_anchor("it cannot be read"))?;
+            not_after = not_after.min(certificate.validity().not_after.timestamp());
+            ids.push(Issuer::from_der(&der).ok_or_else(|| not_an_anchor("it cannot be read"))?.id);
+            knowledge.learn(&der);
+        }
+        if ids.len() != list.len() {
+            return Err(not_an_anchor("the file changed while it was read"));
+        }
+        let subjects = list.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
+        Ok(Self { list, ids, subjects, not_after })
+    }
+
+    /// Their names, as a hint for clients.
+    pub fn subjects(&self) -> &[DistinguishedName] {
+        &self.subjects
+    }
+
+    /// When the first of them expires, in seconds since 1970.
+    pub const fn not_after(&self) -> i64 {
+        self.not_after
+    }
+
+    pub(super) fn list(&self) -> &[TrustAnchor<'static>] {
+        &self.list
+    }
+
+    pub(super) fn contains(&self, id: &IssuerId) -> bool {
+        self.ids.contains(id)
+    }
+
+    pub(super) fn are_same(&self, other: &Self) -> bool {
+        self.ids == other.ids
+    }
+
+    pub(super) fn id_of(&self, anchor: &TrustAnchor<'_>) -> Option<IssuerId> {
+        let is_it = |other: &TrustAnchor<'_>| {
+            other.subject == anchor.subject && other.subject_public_key_info == anchor.subject_public_key_info
+        };
+        self.list.iter().position(is_it).map(|position| self.ids[position])
+    }
+}

@@ -1,0 +1,142 @@
+//! HTTP towards authorities: small answers, within a time, over verified TLS where the URL says `https`. Never on the
+//! way of a handshake.
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::crypto::provider;
+
+/// For one exchange as a whole.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Of a CRL: a million revoked certificates are about 40 MB.
+const MAX_CRL_LEN: usize = 64 << 20;
+/// Of an OCSP answer, which has a certificate in it at most.
+const MAX_ANSWER_LEN: usize = 64 << 10;
+
+/// An HTTP client.
+#[derive(Default)]
+pub(super) struct Fetcher(OnceLock<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>);
+
+impl fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fetcher")
+    }
+}
+
+/// What makes the next request for the same thing conditional [RFC 9110, 13].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Validators {
+    etag: Option<HeaderValue>,
+    last_modified: Option<HeaderValue>,
+}
+
+/// What came.
+pub(super) enum Fetched {
+    New(Bytes, Validators),
+    NotModified,
+}
+
+impl Fetcher {
+    /// Fetches a CRL, unless it is the one that the validators are of.
+    ///
+    /// # Errors
+    /// What went wrong, in a few words.
+    pub(super) async fn get(&self, url: &str, validators: &Validators) -> Result<Fetched, String> {
+        let mut request = Request::builder().method(Method::GET).uri(url);
+        let conditions =
+            [(header::IF_NONE_MATCH, &validators.etag), (header::IF_MODIFIED_SINCE, &validators.last_modified)];
+        for (name, value) in conditions {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        let request = request.body(Full::default()).map_err(|error| error.to_string())?;
+        let (status, headers, body) = self.exchange(request, MAX_CRL_LEN).await?;
+        let value = |name: HeaderName| headers.get(name).cloned();
+        match status {
+            StatusCode::OK => {
+                let (etag, last_modified) = (value(header::ETAG), value(header::LAST_MODIFIED));
+                Ok(Fetched::New(body, Validators { etag, last_modified }))
+            }
+            StatusCode::NOT_MODIFIED => Ok(Fetched::NotModified),
+            status => Err(format!("the answer is {status}")),
+        }
+    }
+
+    /// Asks an OCSP responder [RFC 6960, A.1].
+    ///
+    /// # Errors
+    /// What went wrong, in a few words.
+    pub(super) async fn post_ocsp(&self, url: &str, question: Vec<u8>) -> Result<Bytes, String> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(url)
+            .header(header::CONTENT_TYPE, "application/ocsp-request")
+            .header(header::ACCEPT, "application/ocsp-response")
+            .body(Full::from(question))
+            .map_err(|error| error.to_string())?;
+        match self.exchange(request, MAX_ANSWER_LEN).await? {
+            (StatusCode::OK, _, body) => Ok(body),
+            (status, ..) => Err(format!("the answer is {status}")),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        max_len: usize,
+    ) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+        let agent = concat!("portcullis/", env!("CARGO_PKG_VERSION"));
+        request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(agent));
+        let exchange = async {
+            // Redirections are not followed: an authority says where its lists are.
+            let answer = self.client().request(request).await.map_err(|error| explain(&error))?;
+            let (head, body) = answer.into_parts();
+            let body = Limited::new(body, max_len).collect().await.map_err(|error| error.to_string())?;
+            Ok((head.status, head.headers, body.to_bytes()))
+        };
+        tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err("it took too long".to_owned()))
+    }
+
+    fn client(&self) -> &Client<HttpsConnector<HttpConnector>, Full<Bytes>> {
+        self.0.get_or_init(|| {
+            // Read when the first URL is asked for: most gateways have none.
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            let tls = ClientConfig::builder_with_provider(provider())
+                .with_safe_default_protocol_versions()
+                .expect("aws-lc-rs speaks TLS 1.2 and 1.3")
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+            Client::builder(TokioExecutor::new()).pool_idle_timeout(TIMEOUT).build(connector)
+        })
+    }
+}
+
+/// Whether a URL is one that is fetched.
+pub(super) fn is_url(text: &str) -> bool {
+    let has_host = |uri: hyper::Uri| uri.host().is_some_and(|host| !host.is_empty());
+    (text.starts_with("http://") || text.starts_with("https://")) && text.parse().is_ok_and(has_host)
+}
+
+fn explain(error: &hyper_util::client::legacy::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}

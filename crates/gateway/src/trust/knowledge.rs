@@ -1,0 +1,95 @@
+//! What is known of authorities, their lists and their answers, by whichever listener it was learned.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::credential::Key;
+use super::fetch::Fetcher;
+use super::issuers::{Issuer, Issuers};
+use super::source::{Origin, Source};
+use super::statuses::Statuses;
+
+/// What is known. Outlives reloads.
+#[derive(Debug, Default)]
+pub struct Knowledge {
+    pub(super) issuers: Issuers,
+    pub(super) statuses: Arc<Statuses>,
+    pub(super) fetcher: Fetcher,
+    /// Those in use, so that listeners share them.
+    sources: Mutex<HashMap<Origin, Weak<Source>>>,
+}
+
+/// A CRL that is in use, for operators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CrlNote {
+    /// Its file or URL.
+    pub origin: String,
+    /// When it was made, in seconds since 1970; of several in one file, the oldest.
+    pub this_update: i64,
+    /// When it ceases to count, in seconds since 1970; of several, the first.
+    pub next_update: i64,
+    /// How many certificates it revokes.
+    pub revoked: usize,
+}
+
+impl Knowledge {
+    pub(super) fn source(&self, origin: Origin) -> Arc<Source> {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.retain(|_, source| source.strong_count() > 0);
+        if let Some(source) = sources.get(&origin).and_then(Weak::upgrade) {
+            return source;
+        }
+        let source = Arc::new(Source::new(origin.clone()));
+        sources.insert(origin, Arc::downgrade(&source));
+        source
+    }
+
+    fn sources(&self) -> Vec<Arc<Source>> {
+        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Remembers an authority, and which lists it has signed.
+    pub(super) fn learn(&self, der: &[u8]) {
+        let Some(issuer) = Issuer::from_der(der).map(Arc::new) else { return };
+        if self.issuers.add(&issuer) {
+            self.sources().iter().for_each(|source| source.learn(&issuer));
+        }
+    }
+
+    /// Reads the CRL files that have changed. Returns the keys of certificates that are now revoked, and what is wrong
+    /// with files that cannot be used, of which the last good content stays.
+    pub fn read_changed_files(&self) -> (Vec<Key>, Vec<String>) {
+        let (mut revoked, mut problems) = (self.statuses.take_revoked(), Vec::new());
+        for source in self.sources() {
+            match source.read_if_changed(&self.issuers) {
+                Ok(Some(keys)) => {
+                    tracing::info!(crl = %source.origin, newly_revoked = keys.len(), "CRL loaded");
+                    revoked.extend(keys);
+                }
+                Ok(None) => {}
+                Err(problem) => problems.push(problem),
+            }
+            revoked.extend(source.take_revoked());
+        }
+        (revoked, problems)
+    }
+
+    /// Fetches again, in the background, the CRLs and OCSP answers whose time has come; of the answers those of
+    /// certificates that `is_live`.
+    pub fn fetch_due(self: &Arc<Self>, is_live: impl Fn(Key) -> bool) {
+        for source in self.sources().into_iter().filter(|source| source.is_due()) {
+            let this = Arc::clone(self);
+            tokio::spawn(async move { source.fetch(&this.fetcher, &this.issuers).await });
+        }
+        for entry in self.statuses.due(is_live) {
+            let this = Arc::clone(self);
+            tokio::spawn(async move { entry.ask(&this.fetcher).await });
+        }
+    }
+
+    /// The CRLs in use.
+    pub fn crls(&self) -> Vec<CrlNote> {
+        self.sources().iter().filter_map(|source| source.note()).collect()
+    }
+}
