@@ -23,8 +23,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::net;
-use crate::runtime::AdminBind;
+use crate::runtime::{AdminBind, Lasting};
 use crate::session::Shared;
+use crate::upkeep;
 
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,6 +38,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 #[derive(Clone)]
 struct Served {
     shared: Arc<Shared>,
+    lasting: Arc<Lasting>,
     /// Set when the gateway takes no more connections.
     draining: CancellationToken,
 }
@@ -48,13 +50,14 @@ struct Served {
 pub(crate) fn serve(
     bind: &AdminBind,
     shared: Arc<Shared>,
+    lasting: Arc<Lasting>,
     draining: CancellationToken,
 ) -> io::Result<Option<SocketAddr>> {
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(Served { shared, draining });
+        .with_state(Served { shared, lasting, draining });
     match bind {
         AdminBind::Tcp(address) => {
             let listener = net::bind(*address)?;
@@ -105,7 +108,7 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
 }
 
 /// Ready: connections are taken, and every upstream has a server for them.
-async fn ready(State(Served { shared, draining }): State<Served>) -> impl IntoResponse {
+async fn ready(State(Served { shared, draining, .. }): State<Served>) -> impl IntoResponse {
     let mut problems = String::new();
     if draining.is_cancelled() {
         problems.push_str("draining\n");
@@ -117,7 +120,8 @@ async fn ready(State(Served { shared, draining }): State<Served>) -> impl IntoRe
     if problems.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, problems) }
 }
 
-async fn metrics(State(Served { shared, .. }): State<Served>) -> impl IntoResponse {
+async fn metrics(State(Served { shared, lasting, .. }): State<Served>) -> impl IntoResponse {
+    upkeep::refresh_metrics(&shared, &lasting);
     for upstream in &shared.runtime.load().upstreams {
         upstream.refresh_metrics();
     }

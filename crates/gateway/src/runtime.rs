@@ -12,7 +12,7 @@ use crate::config::model::{self, AccessLogFormat, ClientAuth, LogFormat, OnRejec
 use crate::config::{At, Document, Problems};
 use crate::files;
 use crate::net::AddressRules;
-use crate::observe::{ListenerMetrics, Observer};
+use crate::observe::{Expiry, ListenerMetrics, Observer};
 use crate::policy::{Admission, Rewriting};
 use crate::tls::{Context, Memory, ServerTls};
 use crate::trust::Knowledge;
@@ -38,7 +38,7 @@ pub struct Runtime {
     pub admin: Option<AdminBind>,
     /// The process as a whole.
     pub process: Process,
-    expiries: Vec<(String, &'static str, i64)>,
+    upstream_expiries: Vec<Expiry>,
 }
 
 /// Where devices connect, compiled.
@@ -155,7 +155,7 @@ impl Runtime {
         let mut listeners = Vec::new();
         let mut bound = HashSet::new();
         for listener in &config.listener {
-            expiries.of_listener(listener, &mut document);
+            Expiries::of_listener(listener, &mut document);
             let upstream = find_upstream(listener, &upstreams, &known, &mut document);
             listeners.extend(compile_listener(listener, upstream, &mut bound, lasting, &mut document).map(Arc::new));
         }
@@ -165,7 +165,7 @@ impl Runtime {
         if document.problems.has_errors() {
             return Err(document.problems);
         }
-        let runtime = Self { listeners, upstreams, access_log, admin, process, expiries: expiries.0 };
+        let runtime = Self { listeners, upstreams, access_log, admin, process, upstream_expiries: expiries.0 };
         Ok(Loaded { runtime, problems: document.problems })
     }
 
@@ -198,7 +198,14 @@ impl Runtime {
         let prepared = futures_util::future::join_all(trusts.map(|trust| trust.prepare()));
         tokio::join!(futures_util::future::join_all(activations), prepared);
         self.upstreams.iter().for_each(|upstream| upstream.start(observer));
-        observer.metrics.set_certificate_expiry(self.expiries.iter().cloned());
+    }
+
+    /// When certificates expire: those in use, whatever their files say by now.
+    pub(crate) fn expiries(&self) -> Vec<Expiry> {
+        let listeners = self.listeners.iter().filter_map(|listener| Some((&listener.name, listener.tls.as_ref()?)));
+        let expiry = |owner: &Arc<str>, (role, not_after)| Expiry { owner: owner.to_string(), role, not_after };
+        let of_listeners = listeners.flat_map(|(name, tls)| tls.expiries().map(move |it| expiry(name, it)));
+        of_listeners.chain(self.upstream_expiries.iter().cloned()).collect()
     }
 }
 
@@ -424,47 +431,42 @@ fn compile_access_log(log: &At<model::AccessLog>, document: &mut Document) -> Op
     Some((file, log.format))
 }
 
-/// When certificates expire, for the metrics; those that have are warned of.
-struct Expiries(Vec<(String, &'static str, i64)>);
+/// Those of upstreams, kept; of all, those that have expired are warned of.
+struct Expiries(Vec<Expiry>);
 
 impl Expiries {
-    fn of_listener(&mut self, listener: &At<model::Listener>, document: &mut Document) {
-        let (Some(tls), Some(name)) = (&listener.tls, &listener.name) else { return };
+    fn of_listener(listener: &At<model::Listener>, document: &mut Document) {
+        let Some(tls) = &listener.tls else { return };
         if let Some(certificate) = &tls.certificate {
             let paths: Vec<&Path> = match &certificate.value {
                 model::Certificates::One(path) => vec![path],
                 model::Certificates::Many(pairs) => pairs.iter().map(|pair| pair.certificate.as_path()).collect(),
             };
-            paths.iter().for_each(|path| self.add(name, "server", path, &certificate.span, document));
+            for path in paths {
+                expiry(path, &certificate.span, document);
+            }
         }
         if let Some(ca) = &tls.client_ca {
-            self.add(name, "client_ca", ca, &ca.span, document);
+            expiry(ca, &ca.span, document);
         }
     }
 
     fn of_upstream(&mut self, upstream: &At<model::Upstream>, document: &mut Document) {
         let (Some(tls), Some(name)) = (&upstream.tls, &upstream.name) else { return };
         for (role, file) in [("upstream", &tls.certificate), ("upstream_ca", &tls.ca)] {
-            if let Some(file) = file {
-                self.add(name, role, file, &file.span, document);
-            }
+            let not_after = file.as_ref().and_then(|file| expiry(file, &file.span, document));
+            self.0.extend(not_after.map(|not_after| Expiry { owner: name.value.clone(), role, not_after }));
         }
     }
+}
 
-    fn add(
-        &mut self,
-        owner: &str,
-        role: &'static str,
-        path: &Path,
-        span: &std::ops::Range<usize>,
-        document: &mut Document,
-    ) {
-        // Whoever uses the file says what is wrong with it.
-        let Ok(expires) = files::expiry(&document.resolve(path)) else { return };
-        if expires <= chrono::Utc::now().timestamp() {
-            let when = chrono::DateTime::from_timestamp(expires, 0).map(|when| when.to_rfc3339()).unwrap_or_default();
-            document.problems.warning(span, format!("a certificate in {} expired at {when}", path.display()));
-        }
-        self.0.push((owner.to_owned(), role, expires));
+/// When the first certificate of a file expires; warns if it has.
+fn expiry(path: &Path, span: &std::ops::Range<usize>, document: &mut Document) -> Option<i64> {
+    // Whoever uses the file says what is wrong with it.
+    let expires = files::expiry(&document.resolve(path)).ok()?;
+    if expires <= chrono::Utc::now().timestamp() {
+        let when = chrono::DateTime::from_timestamp(expires, 0).map(|when| when.to_rfc3339()).unwrap_or_default();
+        document.problems.warning(span, format!("a certificate in {} expired at {when}", path.display()));
     }
+    Some(expires)
 }

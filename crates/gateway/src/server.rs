@@ -20,7 +20,7 @@ use crate::observe::AccessLog;
 use crate::outcome::CloseReason;
 use crate::runtime::{AdminBind, Lasting, Loaded, Runtime, SocketKey};
 use crate::session::{self, Shared};
-use crate::sessions::Sessions;
+use crate::sessions::{Inventory, Sessions};
 use crate::upkeep;
 
 /// Waited after an accept that failed because descriptors or memory ran out: others may give some back.
@@ -123,13 +123,14 @@ impl Gateway {
         let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
         let bind = shared.runtime.load().admin.clone();
         let admin = match bind {
-            Some(bind) => crate::admin::serve(&bind, Arc::clone(&shared), draining.clone()).map_err(|error| {
-                let text = match &bind {
-                    AdminBind::Tcp(address) => address.to_string(),
-                    AdminBind::Unix(path) => path.display().to_string(),
-                };
-                StartError::Admin(text, error)
-            })?,
+            Some(bind) => crate::admin::serve(&bind, Arc::clone(&shared), Arc::clone(&lasting), draining.clone())
+                .map_err(|error| {
+                    let text = match &bind {
+                        AdminBind::Tcp(address) => address.to_string(),
+                        AdminBind::Unix(path) => path.display().to_string(),
+                    };
+                    StartError::Admin(text, error)
+                })?,
             None => None,
         };
         let gateway = Self {
@@ -158,6 +159,11 @@ impl Gateway {
     /// The address of the admin interface, if it has one.
     pub const fn admin_address(&self) -> Option<SocketAddr> {
         self.admin
+    }
+
+    /// The certificates that devices are connected with.
+    pub fn inventory(&self) -> Inventory {
+        self.shared.sessions.inventory(chrono::Utc::now().timestamp())
     }
 
     /// Sessions and connections on their way to be one.

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use futures_util::task::AtomicWaker;
 
 use crate::outcome::CloseReason;
-use crate::trust::{Credential, Key};
+use crate::trust::{Credential, IssuerId, Key};
 
 /// Locks that sessions are spread over, so that opening one seldom waits for another.
 const SHARDS: usize = 64;
@@ -28,7 +28,22 @@ pub struct Sessions {
     by_certificate: Sharded<BTreeSet<(Key, Id)>>,
     /// Seconds since 1970.
     by_expiry: Sharded<BTreeSet<(i64, Id)>>,
+    /// How many stand on certificates of an issuer that expire on a day, counted from 1970.
+    by_day: Mutex<BTreeMap<(IssuerId, i64), usize>>,
 }
+
+/// The certificates that devices are connected with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// How many each authority has issued.
+    pub by_issuer: Vec<(IssuerId, usize)>,
+    /// How many expire within so many days, for a few numbers of days.
+    pub expiring: Vec<(u32, usize)>,
+}
+
+/// Within how many days certificates may expire, for the inventory.
+const EXPIRING_WITHIN: [u32; 6] = [1, 7, 30, 90, 365, 3650];
+const DAY: i64 = 24 * 60 * 60;
 
 /// What is known of a live session by those who may end it.
 #[derive(Debug)]
@@ -81,6 +96,7 @@ impl Session {
             self.sessions.by_certificate.of(link.key()).insert((link.key(), id));
         }
         self.sessions.by_expiry.of(id).insert((credential.not_after(), id));
+        *lock(&self.sessions.by_day).entry(day_of(&credential)).or_default() += 1;
         // A session proves itself once.
         let _ = self.live.credential.set(credential);
     }
@@ -119,6 +135,13 @@ impl Drop for Session {
                 self.sessions.by_certificate.of(link.key()).remove(&(link.key(), id));
             }
             self.sessions.by_expiry.of(id).remove(&(credential.not_after(), id));
+            let mut by_day = lock(&self.sessions.by_day);
+            if let Some(count) = by_day.get_mut(&day_of(credential)) {
+                *count -= 1;
+                if *count == 0 {
+                    by_day.remove(&day_of(credential));
+                }
+            }
         }
         self.sessions.by_id.of(id).remove(&id);
     }
@@ -195,9 +218,28 @@ impl Sessions {
         ended
     }
 
+    /// The certificates that devices are connected with. `now` is in seconds since 1970.
+    pub fn inventory(&self, now: i64) -> Inventory {
+        // As many entries as there are issuers and days, however many sessions.
+        let by_day = lock(&self.by_day).clone();
+        let mut by_issuer: BTreeMap<IssuerId, usize> = BTreeMap::new();
+        for ((issuer, _), count) in &by_day {
+            *by_issuer.entry(*issuer).or_default() += count;
+        }
+        let within = |days: u32| {
+            let due = by_day.iter().filter(|((_, day), _)| *day <= now / DAY + i64::from(days));
+            (days, due.map(|(_, count)| count).sum())
+        };
+        Inventory { by_issuer: by_issuer.into_iter().collect(), expiring: EXPIRING_WITHIN.map(within).to_vec() }
+    }
+
     fn get(&self, id: Id) -> Option<Arc<Live>> {
         self.by_id.of(id).get(&id).cloned()
     }
+}
+
+fn day_of(credential: &Credential) -> (IssuerId, i64) {
+    (credential.issuer(), credential.not_after() / DAY)
 }
 
 fn end_those(sessions: &[Arc<Live>], judge: &impl Fn(&Live) -> Option<CloseReason>) -> usize {

@@ -91,8 +91,10 @@ pub struct ListenerTls {
     /// SNI chooses one, the first being for clients without SNI.
     #[schemars(required)]
     pub certificate: Option<At<Certificates>>,
-    /// PEM file of the private key.
-    pub private_key: Option<At<PathBuf>>,
+    /// PEM file of the private key; or a PKCS#11 URI of a key in a token.
+    pub private_key: Option<At<String>>,
+    /// What the private key is encrypted with, if it is.
+    pub private_key_passphrase: Option<At<Secret>>,
     /// Whether a device has to show a certificate. Default: required if `client_ca` is set, else none.
     pub client_auth: Option<At<ClientAuth>>,
     /// PEM bundle of trust anchors for devices.
@@ -162,8 +164,10 @@ impl<'de> Deserialize<'de> for Certificates {
 pub struct CertificatePair {
     /// PEM file of the chain, leaf first.
     pub certificate: PathBuf,
-    /// PEM file of the private key.
-    pub private_key: PathBuf,
+    /// PEM file of the private key; or a PKCS#11 URI of a key in a token.
+    pub private_key: String,
+    /// What the private key is encrypted with, if it is.
+    pub private_key_passphrase: Option<Secret>,
 }
 
 /// Whether a device has to show a certificate.
@@ -382,8 +386,10 @@ pub struct UpstreamTls {
     pub ca: Option<At<PathBuf>>,
     /// PEM file of the gateway's own chain, leaf first.
     pub certificate: Option<At<PathBuf>>,
-    /// PEM file of its private key.
-    pub private_key: Option<At<PathBuf>>,
+    /// PEM file of its private key; or a PKCS#11 URI of a key in a token.
+    pub private_key: Option<At<String>>,
+    /// What the private key is encrypted with, if it is.
+    pub private_key_passphrase: Option<At<Secret>>,
     /// The name the broker's certificate must have. Default: the host in its address.
     pub server_name: Option<At<String>>,
 }

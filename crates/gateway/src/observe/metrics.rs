@@ -52,6 +52,46 @@ struct ByCertificate {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCrl {
+    /// Its file or URL.
+    crl: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByIssuer {
+    issuer: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByDays {
+    days: u32,
+}
+
+/// When a certificate expires, or the first of several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// The listener or upstream it belongs to.
+    pub owner: String,
+    /// `server`, `client_ca`, `upstream` or `upstream_ca`.
+    pub role: &'static str,
+    /// Seconds since 1970.
+    pub not_after: i64,
+}
+
+#[derive(Debug, Default)]
+struct CrlFamilies {
+    this_update: Family<ByCrl, Gauge>,
+    next_update: Family<ByCrl, Gauge>,
+    entries: Family<ByCrl, Gauge>,
+}
+
+#[derive(Debug, Default)]
+struct InventoryFamilies {
+    by_issuer: Family<ByIssuer, Gauge>,
+    expiring: Family<ByDays, Gauge>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByResult {
     result: &'static str,
 }
@@ -69,6 +109,8 @@ pub struct Metrics {
     handshake_seconds: Family<ByListener, Histogram, fn() -> Histogram>,
     servers: ServerFamilies,
     certificate_expiry: Family<ByCertificate, Gauge>,
+    crls: CrlFamilies,
+    inventory: InventoryFamilies,
     reloads: Family<ByResult, Counter>,
     access_lines_dropped: Gauge,
     log_lines_dropped: Gauge,
@@ -92,6 +134,8 @@ impl Default for Metrics {
             handshake_seconds: Family::new_with_constructor(handshake_histogram),
             servers: ServerFamilies::default(),
             certificate_expiry: Family::default(),
+            crls: CrlFamilies::default(),
+            inventory: InventoryFamilies::default(),
             reloads: Family::default(),
             access_lines_dropped: Gauge::default(),
             log_lines_dropped: Gauge::default(),
@@ -115,6 +159,23 @@ impl Default for Metrics {
             "certificate_expiry_timestamp_seconds",
             "When the first certificate of an owner and role expires",
             m.certificate_expiry.clone(),
+        );
+        registry.register("crl_this_update_timestamp_seconds", "When a CRL was made", m.crls.this_update.clone());
+        registry.register(
+            "crl_next_update_timestamp_seconds",
+            "When a CRL ceases to count",
+            m.crls.next_update.clone(),
+        );
+        registry.register("crl_entries", "Certificates that a CRL revokes", m.crls.entries.clone());
+        registry.register(
+            "device_certificates",
+            "Connected devices with a certificate, by its issuer",
+            m.inventory.by_issuer.clone(),
+        );
+        registry.register(
+            "device_certificates_expiring",
+            "Connected devices whose certificate expires within so many days",
+            m.inventory.expiring.clone(),
         );
         registry.register("reloads", "Reloads of the configuration, by result", m.reloads.clone());
         registry.register(
@@ -176,13 +237,40 @@ impl Metrics {
         }
     }
 
-    /// Replaces the expiry times by these: owner (listener or upstream), role, seconds since 1970.
-    pub fn set_certificate_expiry(&self, expiries: impl IntoIterator<Item = (String, &'static str, i64)>) {
+    /// Replaces the expiry times by these.
+    pub fn set_certificate_expiry(&self, expiries: &[Expiry]) {
         self.certificate_expiry.clear();
-        for (owner, role, expires) in expiries {
-            let gauge = self.certificate_expiry.get_or_create_owned(&ByCertificate { owner, role });
-            let known = gauge.get();
-            gauge.set(if known == 0 { expires } else { known.min(expires) });
+        for Expiry { owner, role, not_after } in expiries {
+            let by = ByCertificate { owner: owner.clone(), role };
+            self.certificate_expiry.get_or_create_owned(&by).set(*not_after);
+        }
+    }
+
+    /// Replaces what is known of CRLs: file or URL, when it was made, when it ceases to count (seconds since 1970), how
+    /// many certificates it revokes.
+    pub fn set_crls(&self, crls: impl IntoIterator<Item = (String, i64, i64, usize)>) {
+        let families = [&self.crls.this_update, &self.crls.next_update, &self.crls.entries];
+        families.iter().for_each(|family| family.clear());
+        for (crl, this_update, next_update, entries) in crls {
+            let by = ByCrl { crl };
+            let values = [this_update, next_update, i64::try_from(entries).unwrap_or(i64::MAX)];
+            for (family, value) in families.iter().zip(values) {
+                family.get_or_create_owned(&by).set(value);
+            }
+        }
+    }
+
+    /// Replaces the counts of certificates that devices are connected with: by issuer, and those that expire within so
+    /// many days.
+    pub fn set_inventory(&self, by_issuer: &[(String, usize)], expiring: &[(u32, usize)]) {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.inventory.by_issuer.clear();
+        for (issuer, count) in by_issuer {
+            let by = ByIssuer { issuer: issuer.clone() };
+            self.inventory.by_issuer.get_or_create_owned(&by).set(gauge(*count));
+        }
+        for (days, count) in expiring {
+            self.inventory.expiring.get_or_create_owned(&ByDays { days: *days }).set(gauge(*count));
         }
     }
 

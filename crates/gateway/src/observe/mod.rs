@@ -6,7 +6,7 @@ mod metrics;
 mod record;
 
 pub use access_log::{AccessLog, Format};
-pub use metrics::{ListenerMetrics, Metrics, ServerMetrics};
+pub use metrics::{Expiry, ListenerMetrics, Metrics, ServerMetrics};
 pub use record::{Record, TlsNote, Transport};
 
 use std::sync::{Arc, OnceLock};

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::keys::{read_pair, warn_if_exposed};
+use super::keys::{KeySource, read_pair};
 use crate::config::model::UpstreamTls;
 use crate::config::{At, Complaint, Document};
 use crate::crypto::provider;
@@ -56,8 +56,9 @@ impl ClientTls {
         let config = match (&tls.certificate, &tls.private_key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(chain), Some(key)) => {
-                warn_if_exposed(&document.resolve(key), &key.span, document);
-                match read_pair(&document.resolve(chain), &document.resolve(key)) {
+                let passphrase = tls.private_key_passphrase.as_ref().map(|passphrase| &passphrase.value);
+                let key = KeySource::compile(key, passphrase, &key.span, document)?;
+                match read_pair(&document.resolve(chain), &key) {
                     Ok(pair) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
                         Arc::unwrap_or_clone(pair),
                     ))),
@@ -67,8 +68,8 @@ impl ClientTls {
                     }
                 }
             }
-            (Some(one), None) | (None, Some(one)) => {
-                document.problems.error(&one.span, "`certificate` and `private_key` go together");
+            (Some(At { span, .. }), None) | (None, Some(At { span, .. })) => {
+                document.problems.error(span, "`certificate` and `private_key` go together");
                 return None;
             }
         };

@@ -1,23 +1,34 @@
 //! The gateway's own certificates towards devices, and their private keys.
 
 use std::collections::HashMap;
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use pkcs8::EncryptedPrivateKeyInfo;
 use rustls::pki_types::DnsName;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use zeroize::Zeroizing;
 
 use super::Certificate;
+#[cfg(feature = "pkcs11")]
+use super::pkcs11::TokenUri;
 use super::resumption::now;
 use crate::config::model::{Certificates, ListenerTls};
-use crate::config::{At, Complaint, Document, is_exposed};
+use crate::config::{At, Complaint, Document, Secret, is_exposed};
 use crate::crypto::provider;
 use crate::files::{Stamp, read_chain, unreadable};
+use crate::trust::Knowledge;
+
+/// An OCSP answer is taken away before it is out of date, for the sake of clocks that are ahead; in seconds.
+const STAPLE_MARGIN: i64 = 30;
+/// An OCSP answer is not asked for more often; in seconds.
+const STAPLE_RETRY: i64 = 10;
 
 /// The certificates of a listener. They follow their files.
 #[derive(Debug)]
@@ -26,13 +37,68 @@ pub(super) struct ServerKeys {
     /// Of the files, when they were last read.
     stamps: Mutex<Vec<Option<Stamp>>>,
     current: ArcSwap<BySni>,
+    /// When to ask for each pair's OCSP answer, in seconds since 1970; `None`: handshakes bring none along.
+    staples: Option<Mutex<Vec<Staple>>>,
+}
+
+/// An OCSP answer about a certificate of the gateway's own [RFC 6066, 8].
+#[derive(Clone, Copy, Debug, Default)]
+struct Staple {
+    /// When to ask for another one, in seconds since 1970.
+    next: i64,
+    /// When it is to be taken away, likewise; 0: there is none.
+    until: i64,
 }
 
 /// Where a certificate and its key are.
 #[derive(Clone, Debug)]
 struct Files {
     chain: PathBuf,
-    key: PathBuf,
+    key: KeySource,
+}
+
+/// Where a private key is.
+#[derive(Clone, Debug)]
+pub(super) enum KeySource {
+    File(PathBuf, Option<Secret>),
+    #[cfg(feature = "pkcs11")]
+    Token(Box<TokenUri>),
+}
+
+impl KeySource {
+    /// Reads what the configuration says of a key at `span`: a path, or a PKCS#11 URI; warns of a file that everybody
+    /// can read. `None`: it is wrong.
+    pub(super) fn compile(
+        text: &str,
+        passphrase: Option<&Secret>,
+        span: &Range<usize>,
+        document: &mut Document,
+    ) -> Option<Self> {
+        if text.starts_with("pkcs11:") {
+            #[cfg(feature = "pkcs11")]
+            match TokenUri::parse(text, |path| document.resolve(path)) {
+                Ok(uri) => return Some(Self::Token(Box::new(uri))),
+                Err(complaint) => document.problems.complain(span, complaint),
+            }
+            #[cfg(not(feature = "pkcs11"))]
+            document.problems.error(span, "this gateway was built without PKCS#11").hint("--features pkcs11");
+            return None;
+        }
+        let path = document.resolve(Path::new(text));
+        if is_exposed(&path) {
+            let message = format!("everybody on this machine can read the private key {}", path.display());
+            document.problems.warning(span, message).hint(format!("chmod 600 {}", path.display()));
+        }
+        Some(Self::File(path, passphrase.cloned()))
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        match self {
+            Self::File(path, _) => Stamp::of(path),
+            #[cfg(feature = "pkcs11")]
+            Self::Token(_) => None,
+        }
+    }
 }
 
 impl ServerKeys {
@@ -43,8 +109,11 @@ impl ServerKeys {
             document.missing(&tls.span, "certificate", "a PEM file, the server's own first");
             return None;
         };
-        let pairs = match (&certificate.value, &tls.private_key) {
-            (Certificates::One(chain), Some(key)) => vec![(chain, key.value.clone())],
+        let passphrase = tls.private_key_passphrase.as_ref();
+        let pairs: Vec<(&PathBuf, String, Option<&Secret>)> = match (&certificate.value, &tls.private_key) {
+            (Certificates::One(chain), Some(key)) => {
+                vec![(chain, key.value.clone(), passphrase.map(|passphrase| &passphrase.value))]
+            }
             (Certificates::One(_), None) => {
                 document.missing(&tls.span, "private_key", "a PEM file, the key of the certificate");
                 return None;
@@ -54,21 +123,26 @@ impl ServerKeys {
                 problem.hint("write `private_key` into the list's tables");
                 return None;
             }
-            (Certificates::Many(pairs), None) => {
-                pairs.iter().map(|pair| (&pair.certificate, pair.private_key.clone())).collect()
-            }
+            (Certificates::Many(pairs), None) => pairs
+                .iter()
+                .map(|pair| (&pair.certificate, pair.private_key.clone(), pair.private_key_passphrase.as_ref()))
+                .collect(),
         };
         if pairs.is_empty() {
             document.problems.error(&certificate.span, "the list of certificates is empty");
             return None;
         }
-        let mut read = Vec::new();
         let mut files = Vec::new();
-        for (chain, key) in pairs {
-            let (chain, key) = (document.resolve(chain), document.resolve(&key));
-            warn_if_exposed(&key, &certificate.span, document);
-            files.push(Files { chain, key });
+        let count = pairs.len();
+        for (chain, key, passphrase) in pairs {
+            let chain = document.resolve(chain);
+            let span = tls.private_key.as_ref().map_or(&certificate.span, |key| &key.span);
+            files.extend(KeySource::compile(&key, passphrase, span, document).map(|key| Files { chain, key }));
         }
+        if files.len() != count {
+            return None;
+        }
+        let mut read = Vec::new();
         let stamps = stamps(&files);
         for Files { chain, key } in &files {
             match read_pair(chain, key) {
@@ -77,7 +151,69 @@ impl ServerKeys {
             }
         }
         let current = ArcSwap::from_pointee(BySni::new(&read)?);
-        (read.len() == files.len()).then_some(Self { files, stamps: Mutex::new(stamps), current })
+        if read.len() != files.len() {
+            return None;
+        }
+        if tls.ocsp_stapling {
+            let cannot = read.iter().filter(|pair| pair.cert.len() < 2).count();
+            if cannot > 0 {
+                let message = "`ocsp_stapling` needs the issuer's certificate behind the server's own";
+                document.problems.warning(&certificate.span, message);
+            }
+        }
+        let staples = tls.ocsp_stapling.then(|| Mutex::new(vec![Staple::default(); read.len()]));
+        Some(Self { files, stamps: Mutex::new(stamps), current, staples })
+    }
+
+    /// Takes away OCSP answers that are about to be out of date; returns whether others are to be asked for.
+    pub(super) fn check_staples(&self) -> bool {
+        let Some(mut staples) = self.staples() else { return false };
+        let now = now();
+        for (place, staple) in staples.iter_mut().enumerate() {
+            if staple.until != 0 && now + STAPLE_MARGIN >= staple.until {
+                self.current.rcu(|current| current.with_staple(place, None));
+                staple.until = 0;
+            }
+        }
+        staples.iter().any(|staple| now >= staple.next)
+    }
+
+    /// Asks for OCSP answers whose time has come.
+    pub(super) async fn fetch_staples(&self, knowledge: &Knowledge) {
+        let due: Vec<usize> = match self.staples() {
+            Some(mut staples) => {
+                let due = staples.iter_mut().enumerate().filter(|(_, staple)| now() >= staple.next);
+                // Not again while this is under way.
+                due.map(|(place, staple)| {
+                    staple.next = now() + STAPLE_RETRY;
+                    place
+                })
+                .collect()
+            }
+            None => return,
+        };
+        for place in due {
+            let current = self.current.load_full();
+            let Some(pair) = current.pairs.get(place) else { continue };
+            let [leaf, issuer, ..] = pair.cert.as_slice() else { continue };
+            match knowledge.ocsp_answer_about(leaf, issuer).await {
+                Ok((answer, until)) => {
+                    // The pair may have been replaced meanwhile.
+                    self.current.rcu(|newest| match newest.pairs.get(place) {
+                        Some(it) if it.cert == pair.cert => newest.with_staple(place, Some(answer.clone())),
+                        _ => BySni::clone(newest),
+                    });
+                    if let Some(mut staples) = self.staples() {
+                        staples[place] = Staple { next: now() + ((until - now()) / 2).max(STAPLE_RETRY), until };
+                    }
+                }
+                Err(error) => tracing::warn!("OCSP stapling: {error}"),
+            }
+        }
+    }
+
+    fn staples(&self) -> Option<MutexGuard<'_, Vec<Staple>>> {
+        self.staples.as_ref().map(|staples| staples.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Reads all pairs again if a file has changed. One that cannot be used, of which certificate and key do not belong
@@ -94,6 +230,9 @@ impl ServerKeys {
         match self.read() {
             Ok(current) => {
                 self.current.store(Arc::new(current));
+                if let Some(mut staples) = self.staples() {
+                    staples.fill(Staple::default());
+                }
                 tracing::info!(listener, "certificate and key loaded");
             }
             Err(complaint) => {
@@ -127,32 +266,57 @@ impl ResolvesServerCert for ServerKeys {
 }
 
 fn stamps(files: &[Files]) -> Vec<Option<Stamp>> {
-    files.iter().flat_map(|files| [Stamp::of(&files.chain), Stamp::of(&files.key)]).collect()
+    files.iter().flat_map(|files| [Stamp::of(&files.chain), files.key.stamp()]).collect()
 }
 
 /// A chain and its key, which must belong together.
-pub(super) fn read_pair(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Complaint> {
+pub(super) fn read_pair(chain: &Path, key: &KeySource) -> Result<Arc<CertifiedKey>, Complaint> {
     let certificates = read_chain(chain)?;
-    let der = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
-        pem::Error::NoItemsFound => Complaint::new(format!("{} contains no private key", key.display()))
-            .hint("PKCS#8, SEC1 or PKCS#1 without a passphrase is wanted"),
-        error => unreadable(key, &error),
-    })?;
+    let (path, passphrase) = match key {
+        KeySource::File(path, passphrase) => (path, passphrase),
+        #[cfg(feature = "pkcs11")]
+        KeySource::Token(uri) => {
+            let key = super::pkcs11::key(uri, &certificates[0])?;
+            return Ok(Arc::new(CertifiedKey::new(certificates, key)));
+        }
+    };
+    let der = read_key(path, passphrase.as_ref())?;
     match CertifiedKey::from_der(certificates, der, &provider()) {
         Ok(pair) => Ok(Arc::new(pair)),
         Err(rustls::Error::InconsistentKeys(_)) => {
-            let message = format!("{} is not the key of {}", key.display(), chain.display());
+            let message = format!("{} is not the key of {}", path.display(), chain.display());
             Err(Complaint::new(message).hint("the certificate file has to begin with the server's own certificate"))
         }
-        Err(error) => Err(Complaint::new(format!("{} cannot be used: {error}", key.display()))),
+        Err(error) => Err(Complaint::new(format!("{} cannot be used: {error}", path.display()))),
     }
 }
 
-/// Warns of a private key that everybody can read.
-pub(super) fn warn_if_exposed(key: &Path, span: &Range<usize>, document: &mut Document) {
-    if is_exposed(key) {
-        let message = format!("everybody on this machine can read the private key {}", key.display());
-        document.problems.warning(span, message).hint(format!("chmod 600 {}", key.display()));
+/// A private key from a PEM file: PKCS#8, PKCS#8 under a passphrase, SEC1 or PKCS#1.
+fn read_key(path: &Path, passphrase: Option<&Secret>) -> Result<PrivateKeyDer<'static>, Complaint> {
+    let text = Zeroizing::new(fs::read(path).map_err(|error| unreadable(path, &pem::Error::Io(error)))?);
+    let sections = ::pem::parse_many(&*text).unwrap_or_default();
+    if sections.iter().any(|section| section.headers().get("Proc-Type").is_some_and(|kind| kind.contains("ENCRYPTED")))
+    {
+        let complaint = Complaint::new(format!("{} is encrypted in OpenSSL's old form", path.display()));
+        return Err(complaint.hint("openssl pkcs8 -topk8 -in old.key -out new.key"));
+    }
+    let encrypted = sections.into_iter().find(|section| section.tag() == "ENCRYPTED PRIVATE KEY");
+    match (encrypted, passphrase) {
+        (Some(section), Some(passphrase)) => {
+            let decrypted = EncryptedPrivateKeyInfo::try_from(section.contents())
+                .and_then(|info| info.decrypt(passphrase.expose()))
+                .map_err(|error| Complaint::new(format!("{} cannot be decrypted: {error}", path.display())))?;
+            Ok(PrivateKeyDer::Pkcs8(decrypted.as_bytes().to_vec().into()))
+        }
+        (Some(_), None) => Err(Complaint::new(format!("{} is encrypted", path.display()))
+            .hint("private_key_passphrase = \"${FILE:passphrase}\"")),
+        (None, Some(_)) => Err(Complaint::new(format!("{} is not encrypted", path.display()))
+            .hint("take `private_key_passphrase` out, or encrypt it: openssl pkcs8 -topk8")),
+        (None, None) => PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
+            pem::Error::NoItemsFound => Complaint::new(format!("{} contains no private key", path.display()))
+                .hint("PKCS#8, SEC1 or PKCS#1 is wanted"),
+            error => unreadable(path, &error),
+        }),
     }
 }
 
@@ -162,7 +326,7 @@ fn expires(pair: &CertifiedKey) -> Option<i64> {
 }
 
 /// Chooses the certificate by the name the client asks for; the first is for all names that none has.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct BySni {
     first: Arc<CertifiedKey>,
     /// Lower-case names; `*.example.com` stands under `.example.com`.
@@ -182,6 +346,16 @@ impl BySni {
             }
         }
         Some(Self { first: Arc::clone(pairs.first()?), names, pairs: pairs.to_vec() })
+    }
+
+    /// Itself, but for the OCSP answer of one pair.
+    fn with_staple(&self, place: usize, answer: Option<Vec<u8>>) -> Self {
+        let mut pairs = self.pairs.clone();
+        if let Some(pair) = pairs.get_mut(place) {
+            let CertifiedKey { cert, key, .. } = &**pair;
+            *pair = Arc::new(CertifiedKey { cert: cert.clone(), key: Arc::clone(key), ocsp: answer });
+        }
+        Self::new(&pairs).unwrap_or_else(|| self.clone())
     }
 
     fn find(&self, name: Option<&str>) -> Arc<CertifiedKey> {

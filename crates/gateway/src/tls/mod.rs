@@ -5,6 +5,8 @@ mod certificate;
 mod client;
 mod dn;
 mod keys;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
 mod resumption;
 mod server;
 mod verifier;

@@ -16,8 +16,7 @@ use super::Certificate;
 use super::keys::ServerKeys;
 use super::resumption::{HANDSHAKE, Handshake, Memory, Resumption, TicketKeys};
 use super::verifier::{DeviceVerifier, reject};
-use crate::config::model::Resumption as Ways;
-use crate::config::model::{ClientAuth, ListenerTls, TlsVersion};
+use crate::config::model::{ClientAuth, ListenerTls, Ocsp, Resumption as Ways, TlsVersion};
 use crate::config::{At, Document};
 use crate::crypto::provider;
 use crate::net::discard_until_closed;
@@ -101,6 +100,23 @@ impl ServerTls {
     /// What devices' certificates are judged by; `None`: they are not asked for.
     pub fn trust(&self) -> Option<&Arc<Trust>> {
         self.trust.as_ref()
+    }
+
+    /// When the first of the server's certificates expires, in seconds since 1970, and the first of the trust anchors.
+    pub(crate) fn expiries(&self) -> impl Iterator<Item = (&'static str, i64)> {
+        let server = self.keys.expires().map(|expires| ("server", expires));
+        let anchors = self.trust.as_ref().map(|trust| ("client_ca", trust.anchors().not_after()));
+        server.into_iter().chain(anchors)
+    }
+
+    /// Whether OCSP answers about the server's certificates are to be fetched; those out of date are taken away.
+    pub(crate) fn check_staples(&self) -> bool {
+        self.keys.check_staples()
+    }
+
+    /// Fetches OCSP answers about the server's certificates, for handshakes to bring along.
+    pub(crate) async fn fetch_staples(&self, knowledge: &Knowledge) {
+        self.keys.fetch_staples(knowledge).await;
     }
 
     /// Reads certificates, keys and trust anchors again whose files have changed; says in the log what came of it. Of
@@ -250,8 +266,11 @@ fn compile_trust(
         (None, Some(_)) => ClientAuth::Required,
         (None, None) => ClientAuth::None,
     };
-    if let (Some(crl), None) = (tls.crl.first(), &tls.client_ca) {
-        document.problems.error(&crl.span, "`crl` is about the certificates of `client_ca`, which is not set");
+    if tls.client_ca.is_none() && (!tls.crl.is_empty() || tls.crl_distribution_points || tls.ocsp != Ocsp::Off) {
+        let span = tls.crl.first().map_or(&tls.span, |crl| &crl.span);
+        let message =
+            "`crl`, `crl_distribution_points` and `ocsp` are about certificates of `client_ca`, which is not set";
+        document.problems.error(span, message);
     }
     match (auth, &tls.client_ca) {
         (ClientAuth::None, None) => Some((None, false)),

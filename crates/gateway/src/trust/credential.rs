@@ -125,6 +125,11 @@ impl Credential {
         &self.links
     }
 
+    /// Who issued the device's own certificate.
+    pub fn issuer(&self) -> IssuerId {
+        self.links[0].issuer
+    }
+
     /// The trust anchor that vouches for it.
     pub fn anchor(&self) -> IssuerId {
         self.links[self.links.len() - 1].issuer

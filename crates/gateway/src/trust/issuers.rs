@@ -32,6 +32,11 @@ impl Issuer {
         self.certificate().is_some_and(|certificate| certificate.subject().as_raw() == name)
     }
 
+    /// Its name as text, in the order it is written in.
+    pub(super) fn name(&self) -> Option<String> {
+        self.certificate().map(|certificate| certificate.subject().to_string())
+    }
+
     pub(super) fn may_sign_lists(&self) -> bool {
         self.certificate().is_some_and(|certificate| may_sign_lists(&certificate))
     }

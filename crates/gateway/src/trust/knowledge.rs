@@ -3,11 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::credential::Key;
-use super::fetch::Fetcher;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::credential::{Key, responder};
+use super::fetch::{Fetcher, is_url};
 use super::issuers::{Issuer, Issuers};
+use super::ocsp::{OcspStatus, Question};
 use super::source::{Origin, Source};
 use super::statuses::Statuses;
+use super::{IssuerId, Serial, now};
 
 /// What is known. Outlives reloads.
 #[derive(Debug, Default)]
@@ -86,6 +90,31 @@ impl Knowledge {
             let this = Arc::clone(self);
             tokio::spawn(async move { entry.ask(&this.fetcher).await });
         }
+    }
+
+    /// Asks the responder that a certificate names about it; returns the answer in DER, and when it ceases to count, in
+    /// seconds since 1970. The answer is good: there is nothing to be gained from showing another one.
+    ///
+    /// # Errors
+    /// What went wrong, in a few words.
+    pub(crate) async fn ocsp_answer_about(&self, leaf: &[u8], issuer: &[u8]) -> Result<(Vec<u8>, i64), String> {
+        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| "the certificate cannot be read")?;
+        let url = responder(&certificate).filter(|url| is_url(url));
+        let url = url.ok_or("the certificate names no responder")?;
+        let serial = Serial::new(certificate.raw_serial()).ok_or("the certificate's number is too long")?;
+        let question = Question::about(&serial, issuer).ok_or("the certificate cannot be asked about")?;
+        let bytes =
+            self.fetcher.post_ocsp(&url, question.der.clone()).await.map_err(|error| format!("{url}: {error}"))?;
+        let answer = question.answer(&bytes, issuer, now()).map_err(|error| format!("{url}: {error}"))?;
+        match answer.status {
+            OcspStatus::Good => Ok((bytes.to_vec(), answer.next_update)),
+            status => Err(format!("{url}: the gateway's own certificate is {status:?}")),
+        }
+    }
+
+    /// The name of an authority, as expressions have it.
+    pub fn name_of(&self, issuer: &IssuerId) -> Option<String> {
+        self.issuers.get(issuer)?.name()
     }
 
     /// The CRLs in use.

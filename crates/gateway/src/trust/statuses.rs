@@ -115,7 +115,9 @@ impl Statuses {
         let taken: Vec<(i64, Id)> = {
             let mut due = lock(&self.due);
             let taken: Vec<_> = due.range(..(now + 1, (IssuerId::MIN, Serial::MIN))).take(BATCH).copied().collect();
-            taken.iter().for_each(|entry| drop(due.remove(entry)));
+            for entry in &taken {
+                due.remove(entry);
+            }
             taken
         };
         let mut ask = Vec::new();

@@ -10,3 +10,4 @@ mod operations;
 mod pki;
 mod processes;
 mod proxies;
+mod trust;

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portcullis_testkit::Pki;
@@ -130,9 +131,96 @@ impl Mosquitto {
 pub(crate) struct Gateway {
     pub(crate) process: Process,
     dir: TempDir,
-    pub(crate) pki: Pki,
+    pub(crate) pki: Arc<Pki>,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
+}
+
+/// How a gateway is to be started.
+pub(crate) struct Launch {
+    dir: TempDir,
+    pki: Arc<Pki>,
+    tls: String,
+    rest: String,
+    replaced: Vec<(String, String)>,
+    environment: Vec<(&'static str, PathBuf)>,
+}
+
+impl Launch {
+    /// A listener with mutual TLS, and what is given behind its `[listener.tls]`.
+    pub(crate) fn new(pki: Arc<Pki>, rest: &str) -> Self {
+        let (tls, rest) = (String::new(), rest.to_owned());
+        Self { dir: tempfile::tempdir().unwrap(), pki, tls, rest, replaced: Vec::new(), environment: Vec::new() }
+    }
+
+    /// Adds to `[listener.tls]`.
+    pub(crate) fn tls(mut self, text: &str) -> Self {
+        self.tls += text;
+        self
+    }
+
+    /// Writes this certificate and this key where those of the server would be.
+    pub(crate) fn server(mut self, chain: &Path, key: &str) -> Self {
+        self.replaced.push((format!("{:?}", self.pki.chain("localhost")), format!("{chain:?}")));
+        self.replaced.push((format!("{:?}", self.pki.key("localhost")), format!("{key:?}")));
+        self
+    }
+
+    /// Puts a file beside the configuration.
+    pub(crate) fn file(self, name: &str, text: &str) -> Self {
+        fs::write(self.dir.path().join(name), text).unwrap();
+        self
+    }
+
+    pub(crate) fn env(mut self, name: &'static str, value: &Path) -> Self {
+        self.environment.push((name, value.to_owned()));
+        self
+    }
+
+    pub(crate) fn start(self) -> Gateway {
+        let Self { dir, pki, tls, rest, replaced, environment } = self;
+        let mut configuration = format!(
+            "[[listener]]\nname = \"devices\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{}{tls}{rest}\n\
+             [access_log]\npath = \"access.log\"\n[admin]\nbind = \"127.0.0.1:0\"\n\
+             [runtime]\nlog_format = \"json\"\ndrain_timeout = \"500ms\"\n",
+            pki.listener_tls()
+        );
+        for (from, to) in replaced {
+            assert!(configuration.contains(&from), "{from} in {configuration}");
+            configuration = configuration.replace(&from, &to);
+        }
+        let path = dir.path().join("portcullis.toml");
+        fs::write(&path, configuration).unwrap();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_portcullis"))
+            .args(["run", "-c"])
+            .arg(&path)
+            .envs(environment)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let process = Process(process);
+        let (mut addresses, mut said) = (Vec::new(), String::new());
+        for line in lines.by_ref().map(Result::unwrap) {
+            if let Some((_, rest)) = line.split_once("\"address\":\"") {
+                addresses.push(rest.split('"').next().unwrap().parse().unwrap());
+            }
+            said += &format!("{line}\n");
+            if line.contains("\"message\":\"ready\"") {
+                break;
+            }
+        }
+        // The admin interface is announced before the listener, since it is there first.
+        assert_eq!(addresses.len(), 2, "admin interface and listener:\n{said}");
+        let mut log = File::create(dir.path().join("own.log")).unwrap();
+        std::io::Write::write_all(&mut log, said.as_bytes()).unwrap();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = std::io::Write::write_all(&mut log, (line + "\n").as_bytes());
+            }
+        });
+        Gateway { process, dir, pki, admin: addresses[0], address: addresses[1] }
+    }
 }
 
 pub(crate) const ADMIT: &str = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n\
@@ -149,41 +237,7 @@ impl Gateway {
 
     /// A listener with mutual TLS, and what is given behind its `[listener.tls]`.
     pub(crate) fn with(rest: &str) -> Self {
-        let (dir, pki) = (tempfile::tempdir().unwrap(), Pki::new());
-        let configuration = format!(
-            "[[listener]]\nname = \"devices\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{}{rest}\n\
-             [access_log]\npath = \"access.log\"\n[admin]\nbind = \"127.0.0.1:0\"\n\
-             [runtime]\nlog_format = \"json\"\ndrain_timeout = \"500ms\"\n",
-            pki.listener_tls()
-        );
-        let path = dir.path().join("portcullis.toml");
-        fs::write(&path, configuration).unwrap();
-        let mut process = Command::new(env!("CARGO_BIN_EXE_portcullis"))
-            .args(["run", "-c"])
-            .arg(&path)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let process = Process(process);
-        let mut addresses = Vec::new();
-        for line in lines.by_ref().map(Result::unwrap) {
-            if let Some((_, rest)) = line.split_once("\"address\":\"") {
-                addresses.push(rest.split('"').next().unwrap().parse().unwrap());
-            }
-            if line.contains("\"message\":\"ready\"") {
-                break;
-            }
-        }
-        let log = File::create(dir.path().join("own.log")).unwrap();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let _ = std::io::Write::write_all(&mut &log, (line + "\n").as_bytes());
-            }
-        });
-        // The admin interface is announced before the listener, since it is there first.
-        assert_eq!(addresses.len(), 2, "admin interface and listener");
-        Self { process, dir, pki, admin: addresses[0], address: addresses[1] }
+        Launch::new(Arc::default(), rest).start()
     }
 
     pub(crate) fn own_log(&self) -> String {

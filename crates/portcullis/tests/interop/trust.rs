@@ -1,0 +1,387 @@
+//! Revocation, stapling, resumption and server keys, with OpenSSL, SoftHSM2 and an ordinary web server on the other
+//! side.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use portcullis_pki::{Init, Purpose, Request};
+use portcullis_testkit::Pki;
+
+use crate::processes::{ADMIT, Gateway, Launch, Mosquitto, Process, command, eventually, finish, free_port, subscriber, wait_for_port};
+
+/// The bound that is stated: two seconds for a file to be noticed, five for the session to end.
+const BOUND: Duration = Duration::from_secs(7);
+
+fn upstream(broker: &Mosquitto) -> String {
+    format!(
+        "{ADMIT}[[upstream]]\nname = \"brokers\"\nservers = [\"127.0.0.1:{}\"]\nhealth = {{ mode = \"off\" }}\n",
+        broker.port
+    )
+}
+
+fn publish(gateway: &Gateway, device: &str) -> Output {
+    finish(gateway.mosquitto("mosquitto_pub", device, device).args(["-t", "t", "-m", "m"]))
+}
+
+#[test]
+fn a_connected_mosquitto_client_ends_when_its_certificate_is_revoked() {
+    let broker = Mosquitto::start();
+    let pki = Arc::new(Pki::new());
+    let crl = format!("crl = [{:?}]\n", pki.crls());
+    let gateway = Launch::new(pki, &upstream(&broker)).tls(&crl).start();
+    assert!(publish(&gateway, "thing002").status.success());
+    for version in ["mqttv311", "mqttv5"] {
+        let device = format!("thing-{version}");
+        let child = subscriber(&gateway, &|| broker.log(), &["-V", version, "-d"], &device);
+        let mut child = Process(child);
+        let begin = Instant::now();
+        gateway.pki.revoke(&device);
+        let lines = gateway.lines(if version == "mqttv311" { 2 } else { 3 });
+        let took = begin.elapsed();
+        println!("{version}: ended {took:?} after `pki revoke`");
+        assert!(took < BOUND, "{took:?}");
+        assert!(lines.last().unwrap().ends_with(" session_revoked"), "{lines:?}");
+        let _ = child.0.kill();
+        let output = child.0.stdout.take().map(std::io::read_to_string).transpose().unwrap_or_default();
+        assert!(version == "mqttv311" || output.unwrap_or_default().contains("DISCONNECT"));
+    }
+    let refused = publish(&gateway, "thing-mqttv5");
+    assert!(!refused.status.success());
+    assert!(publish(&gateway, "thing002").status.success(), "others are let in as before");
+}
+
+/// A web server with a folder's files, that tells each request.
+fn web_server(dir: &Path) -> (Process, u16, std::path::PathBuf) {
+    let port = free_port();
+    let log = dir.join("http.log");
+    let file = fs::File::create(&log).unwrap();
+    let child = command("python3")
+        .args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"])
+        .arg(dir)
+        .arg(port.to_string())
+        .stdout(Stdio::null())
+        .stderr(file)
+        .spawn()
+        .unwrap();
+    wait_for_port(port);
+    (Process(child), port, log)
+}
+
+#[test]
+fn crls_are_fetched_from_where_the_configuration_or_the_certificate_says() {
+    let broker = Mosquitto::start();
+    let served = tempfile::tempdir().unwrap();
+    let (_web, port, log) = web_server(served.path());
+    let url = format!("http://127.0.0.1:{port}");
+    for configured in [true, false] {
+        let pki = Pki::with(&Init { name: "Test".into(), crl_url: Some(url.clone()), ..Init::default() });
+        let copy = |pki: &Pki| {
+            for file in ["root.crl", "intermediate.crl"] {
+                fs::copy(pki.dir().join(file), served.path().join(file)).unwrap();
+            }
+        };
+        copy(&pki);
+        let tls = if configured {
+            format!("crl = [\"{url}/root.crl\", \"{url}/intermediate.crl\"]\nrevocation_refresh = \"2s\"\n")
+        } else {
+            "crl_distribution_points = true\nrevocation_refresh = \"2s\"\n".to_owned()
+        };
+        let gateway = Launch::new(Arc::new(pki), &upstream(&broker)).tls(&tls).start();
+        assert!(publish(&gateway, "thing001").status.success(), "{}", gateway.own_log());
+        let device = format!("held{configured}");
+        let _child = Process(subscriber(&gateway, &|| broker.log(), &[], &device));
+        // What has not changed is not sent again.
+        eventually("a 304", || fs::read_to_string(&log).unwrap().contains("304").then_some(()));
+        gateway.pki.revoke(&device);
+        copy(&gateway.pki);
+        assert!(gateway.lines(2)[1].ends_with(" session_revoked"));
+        assert!(!publish(&gateway, &device).status.success());
+        assert!(publish(&gateway, "thing001").status.success());
+        // The last good one stays.
+        fs::write(served.path().join("intermediate.crl"), "nothing").unwrap();
+        eventually("the complaint", || gateway.own_log().contains("the last good one stays").then_some(()));
+        assert!(publish(&gateway, "thing001").status.success());
+    }
+}
+
+/// A responder for a PKI that names `http://127.0.0.1:PORT` in its certificates.
+struct Responder {
+    process: Process,
+    port: u16,
+}
+
+impl Responder {
+    fn pki() -> (Pki, u16) {
+        let port = free_port();
+        let ocsp_url = Some(format!("http://127.0.0.1:{port}/"));
+        let pki = Pki::with(&Init { name: "Test".into(), ocsp_url, ..Init::default() });
+        let request = Request {
+            name: "responder".into(),
+            organization: None,
+            purpose: Purpose::Ocsp,
+            names: Vec::new(),
+            days: 30,
+        };
+        pki.authority().issue(&request).unwrap();
+        (pki, port)
+    }
+
+    fn start(pki: &Pki, port: u16, more: &[&str]) -> Self {
+        let (dir, chain, key) = (pki.dir(), pki.chain("responder"), pki.key("responder"));
+        let child = command("openssl")
+            .arg("ocsp")
+            .args(["-index".as_ref(), dir.join("index.txt").as_os_str()])
+            .args(["-CA".as_ref(), dir.join("intermediate.pem").as_os_str()])
+            .args(["-rsigner".as_ref(), chain.as_os_str(), "-rkey".as_ref(), key.as_os_str()])
+            .args(["-port", &port.to_string()])
+            .args(more)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for_port(port);
+        Self { process: Process(child), port }
+    }
+}
+
+#[test]
+fn openssls_responder_says_who_is_revoked() {
+    let broker = Mosquitto::start();
+    let (pki, port) = Responder::pki();
+    let responder = Responder::start(&pki, port, &["-nmin", "5"]);
+    let tls = "ocsp = \"leaf\"\nrevocation_refresh = \"5s\"\n";
+    let gateway = Launch::new(Arc::new(pki), &upstream(&broker)).tls(tls).start();
+    assert!(publish(&gateway, "thing001").status.success(), "{}", gateway.own_log());
+    let _child = Process(subscriber(&gateway, &|| broker.log(), &[], "held"));
+    gateway.pki.revoke("held");
+    assert!(gateway.lines(2)[1].ends_with(" session_revoked"), "asked again while the device is connected");
+    assert!(!publish(&gateway, "held").status.success());
+    gateway.pki.device("thing003");
+    gateway.pki.revoke("thing003");
+    assert!(!publish(&gateway, "thing003").status.success(), "revoked before it was first seen");
+    assert!(gateway.lines(4)[3].ends_with(" certificate_revoked"), "{:?}", gateway.lines(4));
+    // Without a responder: who is known is let in, who is not is not.
+    let port = responder.port;
+    drop(responder.process);
+    assert!(publish(&gateway, "thing001").status.success(), "the answer still holds");
+    let unknown = publish(&gateway, "thing004");
+    assert!(!unknown.status.success());
+    assert!(gateway.lines(6)[5].ends_with(" ocsp_missing"), "{:?}", gateway.lines(6));
+    let text = fs::read_to_string(gateway.config()).unwrap();
+    fs::write(gateway.config(), text.replace("ocsp = \"leaf\"", "ocsp = \"leaf\"\nocsp_failure = \"allow\"")).unwrap();
+    gateway.process.signal("HUP");
+    eventually("the reload", || gateway.own_log().contains("\"reloaded\"").then_some(()));
+    assert!(publish(&gateway, "thing005").status.success(), "soft failure");
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn an_answer_that_somebody_else_signed_is_none() {
+    let broker = Mosquitto::start();
+    let (pki, port) = Responder::pki();
+    let (impostor, _) = Responder::pki();
+    impostor.device("thing001");
+    // The same index and issuer, but the key of another authority's responder.
+    fs::copy(impostor.chain("responder"), pki.dir().join("issued/other.pem")).unwrap();
+    let child = command("openssl")
+        .arg("ocsp")
+        .args(["-index".as_ref(), pki.dir().join("index.txt").as_os_str()])
+        .args(["-CA".as_ref(), pki.dir().join("intermediate.pem").as_os_str()])
+        .args(["-rsigner".as_ref(), impostor.chain("responder").as_os_str()])
+        .args(["-rkey".as_ref(), impostor.key("responder").as_os_str()])
+        .args(["-port", &port.to_string(), "-nmin", "5"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _child = Process(child);
+    wait_for_port(port);
+    let gateway = Launch::new(Arc::new(pki), &upstream(&broker)).tls("ocsp = \"leaf\"\n").start();
+    assert!(!publish(&gateway, "thing001").status.success());
+    assert!(gateway.lines(1)[0].ends_with(" ocsp_missing"));
+    assert!(gateway.own_log().contains("not signed by the issuer"), "{}", gateway.own_log());
+}
+
+fn s_client(gateway: &Gateway, pki: &Pki, device: &str, more: &[&str]) -> String {
+    pki.device(device);
+    let output = finish(
+        command("openssl")
+            .args(["s_client", "-connect", &gateway.address.to_string(), "-servername", "localhost"])
+            .args(["-CAfile".as_ref(), pki.root().as_os_str()])
+            .args(["-cert".as_ref(), pki.chain(device).as_os_str(), "-cert_chain".as_ref(), pki.chain(device).as_os_str()])
+            .args(["-key".as_ref(), pki.key(device).as_os_str()])
+            .args(more),
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn the_servers_own_certificate_comes_with_an_answer() {
+    let broker = Mosquitto::start();
+    let (pki, port) = Responder::pki();
+    // Good for less than the margin: such an answer is never shown.
+    let responder = Responder::start(&pki, port, &["-nmin", "5"]);
+    let gateway = Launch::new(Arc::new(pki), &upstream(&broker)).tls("ocsp_stapling = true\n").start();
+    let status = eventually("an OCSP answer", || {
+        let said = s_client(&gateway, &gateway.pki, "thing001", &["-status"]);
+        said.contains("OCSP Response Status: successful").then_some(said)
+    });
+    assert!(status.contains("Cert Status: good"), "{status}");
+    drop(responder);
+}
+
+#[test]
+fn gateways_with_one_ticket_secret_resume_each_others_sessions() {
+    let broker = Mosquitto::start();
+    let shared = Arc::new(Pki::new());
+    for (versions, same) in [("-tls1_3", true), ("-tls1_2", true), ("-tls1_3", false), ("-tls1_2", false)] {
+        let start = |text: &str| {
+            let launch = Launch::new(Arc::clone(&shared), &upstream(&broker)).file("secret", text);
+            launch.tls("ticket_secret = \"${FILE:secret}\"\n").start()
+        };
+        let first = start("0123456789abcdef0123456789abcdef");
+        let second = start(if same { "0123456789abcdef0123456789abcdef" } else { "fedcba9876543210fedcba9876543210" });
+        let session = shared.dir().join(format!("session{versions}{same}"));
+        let session = session.to_str().unwrap();
+        // In TLS 1.3 the ticket comes behind the handshake, so the client has to wait for something.
+        let made = s_client(&first, &shared, "thing001", &[versions, "-sess_out", session, "-ign_eof"]);
+        assert!(made.contains("New, TLSv1"), "{made}");
+        let resumed = s_client(&second, &shared, "thing001", &[versions, "-sess_in", session]);
+        assert_eq!(resumed.contains("Reused, TLSv1"), same, "{versions} {same}: {resumed}");
+    }
+}
+
+#[test]
+fn a_servers_certificate_follows_its_files() {
+    let broker = Mosquitto::start();
+    let pki = Arc::new(Pki::new());
+    // As Kubernetes does it: files behind a link to a folder, that is swapped.
+    let dir = tempfile::tempdir().unwrap();
+    let fill = |folder: &str, chain: &str, key: &str| {
+        let folder = dir.path().join(folder);
+        fs::create_dir(&folder).unwrap();
+        fs::copy(pki.chain(chain), folder.join("tls.crt")).unwrap();
+        fs::copy(pki.key(key), folder.join("tls.key")).unwrap();
+    };
+    let point_to = |folder: &str| {
+        let new = dir.path().join("new");
+        std::os::unix::fs::symlink(folder, &new).unwrap();
+        fs::rename(&new, dir.path().join("data")).unwrap();
+    };
+    pki.server("second", &["localhost"]);
+    pki.server("third", &["localhost"]);
+    fill("1", "localhost", "localhost");
+    fill("2", "second", "second");
+    fill("mismatched", "third", "second");
+    point_to("1");
+    let (chain, key) = (dir.path().join("data/tls.crt"), dir.path().join("data/tls.key"));
+    let launch = Launch::new(Arc::clone(&pki), &upstream(&broker));
+    let gateway = launch.server(&chain, key.to_str().unwrap()).start();
+    let subject = || s_client(&gateway, &gateway.pki, "thing001", &[]);
+    assert!(subject().contains("CN = localhost"), "{}", subject());
+    point_to("2");
+    eventually("the second certificate", || subject().contains("CN = second").then_some(()));
+    point_to("mismatched");
+    eventually("the complaint", || gateway.own_log().contains("the last good ones stay").then_some(()));
+    assert!(subject().contains("CN = second"));
+    gateway.pki.device_until("expired", -5);
+    fs::create_dir(dir.path().join("expired")).unwrap();
+    fs::copy(gateway.pki.chain("expired"), dir.path().join("expired/tls.crt")).unwrap();
+    fs::copy(gateway.pki.key("expired"), dir.path().join("expired/tls.key")).unwrap();
+    point_to("expired");
+    eventually("the complaint", || gateway.own_log().contains("has expired").then_some(()));
+    assert!(subject().contains("CN = second"));
+}
+
+#[test]
+fn keys_of_every_form_are_read() {
+    let broker = Mosquitto::start();
+    let (pki, dir) = (Arc::new(Pki::new()), tempfile::tempdir().unwrap());
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let openssl = |arguments: &str| {
+        let output = finish(command("openssl").current_dir(dir.path()).args(arguments.split(' ')));
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    fs::write(dir.path().join("passphrase"), "correct horse\n").unwrap();
+    openssl("ecparam -name prime256v1 -genkey -noout -out p256-sec1.key");
+    openssl("pkcs8 -topk8 -nocrypt -in p256-sec1.key -out p256-pkcs8.key");
+    openssl("pkcs8 -topk8 -in p256-sec1.key -passout file:passphrase -out p256-encrypted.key");
+    openssl("pkcs8 -topk8 -scrypt -in p256-sec1.key -passout file:passphrase -out p256-scrypt.key");
+    openssl("ecparam -name secp384r1 -genkey -noout -out p384-sec1.key");
+    openssl("genrsa -traditional -out rsa-pkcs1.key 2048");
+    openssl("pkcs8 -topk8 -in rsa-pkcs1.key -passout file:passphrase -out rsa-encrypted.key");
+    openssl("genpkey -algorithm ed25519 -out ed25519-pkcs8.key");
+    for name in
+        ["p256-sec1", "p256-pkcs8", "p256-encrypted", "p256-scrypt", "p384-sec1", "rsa-pkcs1", "rsa-encrypted", "ed25519-pkcs8"]
+    {
+        openssl(&format!("req -new -key {name}.key -passin file:passphrase -subj /CN={name} -out {name}.csr"));
+        let names = vec!["localhost".to_owned()];
+        let csr = dir.path().join(format!("{name}.csr"));
+        let issued = pki.authority().sign(&csr, None, Purpose::Server, names, 30).unwrap();
+        let is_encrypted = name.contains("encrypted") || name.contains("scrypt");
+        let passphrase = format!("private_key_passphrase = \"${{FILE:{}}}\"\n", at("passphrase"));
+        let launch = Launch::new(Arc::clone(&pki), &upstream(&broker)).server(&issued.chain, &at(&format!("{name}.key")));
+        let gateway = launch.tls(if is_encrypted { &passphrase } else { "" }).start();
+        let said = s_client(&gateway, &pki, "thing001", &[]);
+        assert!(said.contains(&format!("CN = {name}")) && said.contains("Verify return code: 0 (ok)"), "{name}: {said}");
+    }
+}
+
+#[test]
+fn keys_stay_in_a_token() {
+    let module = "/usr/lib/softhsm/libsofthsm2.so";
+    assert!(Path::new(module).exists(), "{module} is not there: run ./test.sh, which installs what the tests need");
+    let (pki, dir) = (Arc::new(Pki::new()), tempfile::tempdir().unwrap());
+    let broker = Mosquitto::start();
+    fs::create_dir(dir.path().join("tokens")).unwrap();
+    let config = dir.path().join("softhsm2.conf");
+    fs::write(&config, format!("directories.tokendir = {}\n", dir.path().join("tokens").display())).unwrap();
+    fs::write(dir.path().join("pin"), "1234\n").unwrap();
+    let softhsm = |arguments: &str| {
+        let output =
+            finish(command("softhsm2-util").env("SOFTHSM2_CONF", &config).current_dir(dir.path()).args(arguments.split(' ')));
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let openssl = |arguments: &str| {
+        let output = finish(command("openssl").current_dir(dir.path()).args(arguments.split(' ')));
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    softhsm("--init-token --free --label gateway --pin 1234 --so-pin 5678");
+    for (id, name, make) in [
+        ("01", "p256", "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"),
+        ("02", "p384", "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384"),
+        ("03", "rsa", "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048"),
+        ("04", "ed25519", "genpkey -algorithm ED25519"),
+    ] {
+        openssl(&format!("{make} -out {name}.key"));
+        openssl(&format!("req -new -key {name}.key -subj /CN={name} -out {name}.csr"));
+        softhsm(&format!("--import {name}.key --token gateway --label {name} --id {id} --pin 1234"));
+        let csr = dir.path().join(format!("{name}.csr"));
+        let issued = pki.authority().sign(&csr, None, Purpose::Server, vec!["localhost".to_owned()], 30).unwrap();
+        // From here on, the token alone has it.
+        fs::remove_file(dir.path().join(format!("{name}.key"))).unwrap();
+        let pin = dir.path().join("pin");
+        let uri = format!("pkcs11:token=gateway;object={name}?module-path={module}&pin-source={}", pin.display());
+        let launch = Launch::new(Arc::clone(&pki), &upstream(&broker)).server(&issued.chain, &uri);
+        let gateway = launch.env("SOFTHSM2_CONF", &config).start();
+        for version in ["-tls1_2", "-tls1_3"] {
+            let said = s_client(&gateway, &pki, "thing001", &[version]);
+            assert!(said.contains(&format!("CN = {name}")) && said.contains("Verify return code: 0 (ok)"), "{name}: {said}");
+        }
+        // The key of another certificate is refused.
+        let wrong = fs::read_to_string(gateway.config()).unwrap();
+        let wrong = wrong.replace(&format!("{:?}", issued.chain), &format!("{:?}", pki.chain("localhost")));
+        let path = dir.path().join("wrong.toml");
+        fs::write(&path, wrong).unwrap();
+        let check = finish(
+            Command::new(env!("CARGO_BIN_EXE_portcullis")).env("SOFTHSM2_CONF", &config).args(["check", "-c"]).arg(&path),
+        );
+        let said = String::from_utf8_lossy(&check.stderr).into_owned() + &String::from_utf8_lossy(&check.stdout);
+        assert_eq!(check.status.code(), Some(78), "{said}");
+        assert!(said.contains("is not the key of the certificate") || said.contains("not sign"), "{said}");
+        assert!(!said.contains("1234"), "{said}");
+    }
+}
