@@ -36,8 +36,10 @@ use rcgen::{
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
+use x509_parser::prelude::FromDer;
 
 use error::file_error;
 use folder::{file_name, replace, write_new, write_secret};
@@ -279,7 +281,13 @@ impl Authority {
         if path.exists() {
             return Err(Error::Exists(path));
         }
-        let chain = self.certify(&request, &parsed.public_key)?;
+        // rcgen takes the curve of the signature's usual hash for the key's, so the key is taken as it was written.
+        let der = Pem::iter_from_buffer(pem.as_bytes()).next().and_then(Result::ok);
+        let der = der.ok_or_else(|| Error::Content(csr.to_owned(), "no PEM".to_owned()))?;
+        let (_, request_itself) = X509CertificationRequest::from_der(&der.contents)
+            .map_err(|error| Error::Content(csr.to_owned(), format!("no certificate signing request: {error}")))?;
+        let key = request_itself.certification_request_info.subject_pki.raw;
+        let chain = self.certify(&request, &SubjectPublicKeyInfo::from_der(key)?)?;
         self.publish(&path, &chain)?;
         Ok(Issued { chain: path, key: None })
     }

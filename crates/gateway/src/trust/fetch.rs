@@ -66,7 +66,8 @@ impl Fetcher {
         let value = |name: HeaderName| headers.get(name).cloned();
         match status {
             StatusCode::OK => {
-                let (etag, last_modified) = (value(header::ETAG), value(header::LAST_MODIFIED));
+                let last_modified = value(header::LAST_MODIFIED).filter(|at| is_settled(at, headers.get(header::DATE)));
+                let etag = value(header::ETAG);
                 Ok(Fetched::New(body, Validators { etag, last_modified }))
             }
             StatusCode::NOT_MODIFIED => Ok(Fetched::NotModified),
@@ -125,6 +126,16 @@ impl Fetcher {
     }
 }
 
+/// Whether what was changed at this time cannot change again without another time [RFC 9110, 8.8.2.2]: they are in
+/// whole seconds, and a list that is made anew within one would never be seen.
+fn is_settled(last_modified: &HeaderValue, date: Option<&HeaderValue>) -> bool {
+    let time = |value: &HeaderValue| chrono::DateTime::parse_from_rfc2822(value.to_str().ok()?).ok();
+    match (time(last_modified), date.and_then(time)) {
+        (Some(last_modified), Some(date)) => (date - last_modified).num_seconds() >= 2,
+        _ => false,
+    }
+}
+
 /// Whether a URL is one that is fetched.
 pub(super) fn is_url(text: &str) -> bool {
     let has_host = |uri: hyper::Uri| uri.host().is_some_and(|host| !host.is_empty());
@@ -139,4 +150,30 @@ fn explain(error: &hyper_util::client::legacy::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_counts_once_it_is_over() {
+        let at = |seconds: &str| HeaderValue::from_str(&format!("Sun, 22 Nov 2026 04:57:{seconds} GMT")).unwrap();
+        assert!(is_settled(&at("30"), Some(&at("32"))));
+        for (last_modified, date) in
+            [(at("30"), Some(at("31"))), (at("30"), None), (HeaderValue::from_static("x"), None)]
+        {
+            assert!(!is_settled(&last_modified, date.as_ref()), "{last_modified:?}");
+        }
+    }
+
+    #[test]
+    fn only_http_is_fetched() {
+        for url in ["http://a/", "https://a:1/b.crl"] {
+            assert!(is_url(url), "{url}");
+        }
+        for other in ["ldap://a/", "file:///etc/passwd", "http://", "a.pem", "http:///x", "http://a b/"] {
+            assert!(!is_url(other), "{other}");
+        }
+    }
 }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use rustls::pki_types::{CertificateDer, UnixTime};
+use tokio::task::JoinHandle;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use crate::config::model::{ListenerTls, Ocsp, OnFailure};
@@ -292,9 +293,9 @@ impl Trust {
     pub async fn settle(&self, credential: &Credential) -> Result<(), Distrust> {
         let open = self.look(credential, now())?;
         if open != Open::default() {
-            let asking = async { tokio::join!(self.fetch_named(credential), self.ask_responders(credential)) };
-            // What has not come by then is not known.
-            let _ = tokio::time::timeout(self.ocsp_timeout, asking).await;
+            // Tasks of their own: what takes longer than this device waits is of use to the next.
+            let asking = self.fetch_named(credential).into_iter().chain(self.ask_responders(credential));
+            let _ = tokio::time::timeout(self.ocsp_timeout, join_all(asking)).await;
         }
         self.judge(credential, now())
     }
@@ -330,7 +331,7 @@ impl Trust {
                 Some(Status::Good) | None => {}
             }
             if self.asks_about(place) {
-                match self.knowledge.statuses.get(link, now) {
+                match self.knowledge.statuses.get(link.issuer, link.serial, now) {
                     Some(OcspStatus::Revoked) => return Err(Distrust::Revoked),
                     Some(OcspStatus::Good) => {}
                     Some(OcspStatus::Unknown) | None => open.ocsp = Some(Distrust::OcspMissing),
@@ -360,9 +361,10 @@ impl Trust {
         }
     }
 
-    async fn fetch_named(&self, credential: &Credential) {
-        let Some(named) = &self.named else { return };
-        let mut wanted = Vec::new();
+    /// Begins to fetch the CRLs that the chain names and that are not there.
+    fn fetch_named(&self, credential: &Credential) -> Vec<JoinHandle<()>> {
+        let Some(named) = &self.named else { return Vec::new() };
+        let mut fetching = Vec::new();
         for (place, link) in credential.links().iter().enumerate() {
             if self.crl_status(link, place > 0, now()) >= Some(Status::Good) {
                 continue;
@@ -381,22 +383,28 @@ impl Trust {
                         source
                     }
                 };
-                wanted.push(source);
+                let knowledge = Arc::clone(&self.knowledge);
+                fetching.push(tokio::spawn(async move {
+                    source.fetch_first(&knowledge.fetcher, &knowledge.issuers).await;
+                }));
             }
         }
-        let Knowledge { fetcher, issuers, .. } = &*self.knowledge;
-        join_all(wanted.iter().map(|source| source.fetch_first(fetcher, issuers))).await;
+        fetching
     }
 
-    async fn ask_responders(&self, credential: &Credential) {
+    /// Begins to ask OCSP responders about the certificates of the chain that nothing is known of.
+    fn ask_responders(&self, credential: &Credential) -> Vec<JoinHandle<()>> {
         let asked = credential.links().iter().enumerate().filter(|(place, _)| self.asks_about(*place));
-        join_all(asked.map(async |(_, link)| {
+        let ask = |(_, link): (usize, &Link)| {
             let responder = self.ocsp_responder.as_ref().or(link.responder.as_ref());
-            let Some(responder) = responder.filter(|url| fetch::is_url(url)) else { return };
-            let Some(issuer) = self.knowledge.issuers.get(&link.issuer) else { return };
-            self.knowledge.statuses.ask(&self.knowledge.fetcher, link, issuer, responder, self.refresh).await;
-        }))
-        .await;
+            let responder = responder.filter(|url| fetch::is_url(url))?.clone();
+            let issuer = self.knowledge.issuers.get(&link.issuer)?;
+            let (knowledge, serial, refresh) = (Arc::clone(&self.knowledge), link.serial, self.refresh);
+            Some(tokio::spawn(async move {
+                knowledge.statuses.ask(&knowledge.fetcher, serial, issuer, &responder, refresh).await;
+            }))
+        };
+        asked.filter_map(ask).collect()
     }
 }
 

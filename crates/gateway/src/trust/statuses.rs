@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::Semaphore;
 
-use super::credential::{Key, Link};
+use super::credential::Key;
 use super::fetch::Fetcher;
 use super::issuers::Issuer;
 use super::ocsp::{Answer, OcspStatus, Question};
@@ -70,8 +70,8 @@ impl Default for Statuses {
 
 impl Statuses {
     /// What is known of a certificate at present; `None`: nothing.
-    pub(super) fn get(&self, link: &Link, now: i64) -> Option<OcspStatus> {
-        let entry = self.entry(&(link.issuer, link.serial))?;
+    pub(super) fn get(&self, issuer: IssuerId, serial: Serial, now: i64) -> Option<OcspStatus> {
+        let entry = self.entry(&(issuer, serial))?;
         let known = lock(&entry.known);
         // That an answer is out of date does not give anybody back a certificate.
         let holds = |answer: &Answer| now < answer.next_update || answer.status == OcspStatus::Revoked;
@@ -79,8 +79,15 @@ impl Statuses {
     }
 
     /// Asks the responder, unless the answer is there by now, or there was none a moment ago.
-    pub(super) async fn ask(&self, fetcher: &Fetcher, link: &Link, issuer: Arc<Issuer>, responder: &str, refresh: i64) {
-        let id = (link.issuer, link.serial);
+    pub(super) async fn ask(
+        &self,
+        fetcher: &Fetcher,
+        serial: Serial,
+        issuer: Arc<Issuer>,
+        responder: &str,
+        refresh: i64,
+    ) {
+        let id = (issuer.id, serial);
         let entry = match self.entry(&id) {
             Some(entry) => entry,
             None => {
@@ -102,7 +109,7 @@ impl Statuses {
         };
         let _turn = entry.turn.lock().await;
         let failed_at = lock(&entry.known).failed_at;
-        if self.get(link, now()).is_some() || failed_at.is_some_and(|at| now() < at + PAUSE) {
+        if self.get(id.0, id.1, now()).is_some() || failed_at.is_some_and(|at| now() < at + PAUSE) {
             return;
         }
         self.ask_now(fetcher, &entry).await;
