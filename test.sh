@@ -21,6 +21,7 @@ mosquitto-clients mosquitto_pub
 nginx nginx
 haproxy haproxy
 openssl openssl
+softhsm2 softhsm2-util
 curl curl
 procps kill
 python3-venv python3

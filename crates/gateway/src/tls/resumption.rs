@@ -257,3 +257,80 @@ impl TicketKeys {
 pub(super) fn now() -> i64 {
     UnixTime::now().as_secs().cast_signed()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resumption(secret: Option<&str>, listener: &str) -> Resumption {
+        Resumption {
+            memory: Arc::default(),
+            shared: secret.map(|secret| TicketKeys::shared(secret, listener)),
+            trust: None,
+            needs_certificate: false,
+            lifetime: 3600,
+            gives_tickets: true,
+            stores: true,
+        }
+    }
+
+    fn in_handshake<T>(work: impl FnOnce() -> T) -> T {
+        HANDSHAKE.sync_scope(Handshake::default(), work)
+    }
+
+    #[test]
+    fn a_ticket_is_taken_by_whom_it_is_for() {
+        const SECRET: &str = "0123456789abcdef0123456789abcdef";
+        let one = resumption(Some(SECRET), "a");
+        let ticket = in_handshake(|| one.encrypt(b"state")).unwrap();
+        assert!(!ticket.windows(5).any(|window| window == b"state"));
+        let take = |resumption: &Resumption| in_handshake(|| resumption.decrypt(&ticket));
+        assert_eq!(take(&one).as_deref(), Some(&b"state"[..]));
+        assert_eq!(take(&resumption(Some(SECRET), "a")).as_deref(), Some(&b"state"[..]), "the other gateway");
+        assert_eq!(take(&resumption(Some(SECRET), "b")), None, "another listener");
+        assert_eq!(take(&resumption(Some(&SECRET.to_uppercase()), "a")), None, "another secret");
+        assert_eq!(take(&resumption(None, "a")), None, "random keys");
+        assert_eq!(one.decrypt(&ticket), None, "outside of a handshake there is nobody to resume");
+        assert_eq!(one.encrypt(b"state"), None);
+    }
+
+    #[test]
+    fn a_ticket_that_was_changed_is_none() {
+        let resumption = resumption(None, "a");
+        let ticket = in_handshake(|| resumption.encrypt(b"state")).unwrap();
+        for place in 0..ticket.len() {
+            let mut changed = ticket.clone();
+            changed[place] ^= 1;
+            assert_eq!(in_handshake(|| resumption.decrypt(&changed)), None, "{place}");
+            assert_eq!(in_handshake(|| resumption.decrypt(&ticket[..place])), None, "{place}");
+        }
+        assert_eq!(in_handshake(|| resumption.decrypt(&[ticket, vec![0]].concat())), None);
+    }
+
+    #[test]
+    fn keys_come_and_go() {
+        let keys = TicketKeys::random();
+        let lifetime = 2 * EPOCH;
+        assert!(keys.get(100, 100, lifetime).is_some());
+        assert!(keys.get(100, 103, lifetime).is_some(), "while there may be tickets of it");
+        assert!(keys.get(100, 104, lifetime).is_none());
+        assert!(keys.get(101, 103, lifetime).is_none(), "a random one is made in its own time only");
+        assert!(keys.get(i64::MAX, 103, lifetime).is_none() && keys.get(i64::MIN, 103, lifetime).is_none());
+        keys.get(110, 110, lifetime).unwrap();
+        assert_eq!(keys.known.load().len(), 1, "what nobody needs is forgotten");
+        let shared = TicketKeys::shared("0123456789abcdef0123456789abcdef", "a");
+        assert!(shared.get(101, 100, lifetime).is_some(), "another gateway's clock is ahead");
+        assert!(shared.get(102, 100, lifetime).is_none());
+    }
+
+    #[test]
+    fn what_was_proved_long_ago_is_not_resumed() {
+        let resumption = resumption(None, "a");
+        for (age, is_resumed) in [(0, true), (3500, true), (3700, false), (-100, true), (-1000, false)] {
+            let proof = Proof { credential: None, at: now() - age };
+            let handshake = Handshake { resumed: Some(proof).into(), ..Handshake::default() };
+            let ticket = HANDSHAKE.sync_scope(handshake, || resumption.encrypt(b"state")).unwrap();
+            assert_eq!(in_handshake(|| resumption.decrypt(&ticket)).is_some(), is_resumed, "{age}");
+        }
+    }
+}

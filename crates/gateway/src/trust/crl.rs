@@ -208,8 +208,13 @@ fn explain(error: webpki::Error) -> String {
             "a delta CRL, which says only what has changed; complete CRLs are wanted".to_owned()
         }
         webpki::Error::UnsupportedIndirectCrl => "an indirect CRL, which speaks for other authorities".to_owned(),
-        webpki::Error::UnsupportedCrlVersion => {
-            "a CRL of version 1, which has no number; version 2 is wanted".to_owned()
+        webpki::Error::UnsupportedCrlIssuingDistributionPoint => {
+            "a CRL whose issuing distribution point names no place; with it, or without the extension, it can be used"
+                .to_owned()
+        }
+        // A list of version 1 has no field for it.
+        webpki::Error::UnsupportedCrlVersion | webpki::Error::BadDer => {
+            "a CRL that is cut off or broken, or of version 1, which has no number; version 2 is wanted".to_owned()
         }
         webpki::Error::UnsupportedRevocationReasonsPartitioning => {
             "a CRL for some reasons of revocation only; one for all reasons is wanted".to_owned()

@@ -116,6 +116,38 @@ fn mistakes_of_meaning_are_errors() {
 }
 
 #[test]
+fn what_is_said_of_revocation_and_resumption_is_judged() {
+    let pki = Pki::new();
+    let listener = "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n";
+    let long = "x".repeat(32);
+    for (with_ca, line, word) in [
+        (true, "crl = [\"ldap://crl.example.com/\"]", "cannot be fetched"),
+        (true, "crl = [\"http://\"]", "cannot be fetched"),
+        (true, "crl = [\"http://crl.example.com/a.crl\"]\ncrl_missing = \"allow\"", "is let in"),
+        (true, "ocsp = \"leaf\"\nocsp_failure = \"allow\"", "is let in"),
+        (true, "ocsp = \"leaf\"\nocsp_responder = \"responder\"", "is no URL"),
+        (true, "ocsp = \"all\"", "unknown value `all`"),
+        (true, "revocation_refresh = \"0s\"", "at least"),
+        (true, "session_lifetime = \"8d\"", "7d at most"),
+        (true, "ticket_secret = \"short\"", "fewer than 32"),
+        (true, &format!("ticket_secret = \"{long}\""), "a secret in the configuration file itself"),
+        (true, &format!("ticket_secret = \"{long}\"\nresumption = \"cache\""), "without effect"),
+        (true, "private_key_passphrase = \"x\"", "is not encrypted"),
+        (false, "crl = [\"a.pem\"]", "`client_ca`, which is not set"),
+        (false, "ocsp = \"leaf\"", "`client_ca`, which is not set"),
+        (false, "crl_distribution_points = true", "`client_ca`, which is not set"),
+    ] {
+        let tls = if with_ca { pki.listener_tls() } else { pki.listener_tls_without_ca() };
+        let text = problems(&format!("{listener}{tls}{line}\n{REST}"));
+        assert!(text.contains(word), "{line}:\n{text}");
+    }
+    let token = "pkcs11:object=k?pin-value=hunter2";
+    let tls = pki.listener_tls().replace(&format!("{:?}", pki.key("localhost")), &format!("{token:?}"));
+    let text = problems(&format!("{listener}{tls}{REST}"));
+    assert!(text.contains("the PKCS#11 URI names no module"), "{text}");
+}
+
+#[test]
 fn every_example_passes() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
     let mut count = 0;

@@ -200,3 +200,112 @@ async fn a_session_of_a_listener_that_is_gone_stays_while_somebody_believes_its_
     pki.revoke("thing001");
     assert_eq!(client.read_to_end().await, b"\xe0\x02\x87\x00");
 }
+
+/// A CRL of the PKI's intermediate, made by OpenSSL with this section of extensions.
+fn openssl_crl(pki: &Pki, extensions: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display();
+    fs::write(dir.path().join("index.txt"), "").unwrap();
+    fs::write(dir.path().join("number"), "0100\n").unwrap();
+    let section = format!("crlnumber = {at}/number\ncrl_extensions = extensions\n[extensions]\n{extensions}\n");
+    let config = format!(
+        "[ca]\ndefault_ca = it\n[it]\ndatabase = {at}/index.txt\ndefault_md = sha256\ndefault_crl_days = 30\n{}",
+        if extensions.is_empty() { "" } else { &section }
+    );
+    fs::write(dir.path().join("cnf"), config).unwrap();
+    let output = std::process::Command::new("openssl")
+        .args(["ca", "-gencrl", "-config"])
+        .arg(dir.path().join("cnf"))
+        .args(["-cert".as_ref(), pki.dir().join("intermediate.pem").as_os_str()])
+        .args(["-keyfile".as_ref(), pki.dir().join("intermediate.key").as_os_str()])
+        .output()
+        .expect("openssl is not installed: run ./test.sh, which installs what the tests need");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn crls_that_cannot_be_used_are_refused_with_a_clear_word() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let gateway = gateway(&broker, &pki.listener_tls_with_crl()).await;
+    let good = fs::read(pki.crls()).unwrap();
+    let place = "[place]\nfullname = URI:http://crl.example.com/\n";
+    let idp = |more: &str| format!("issuingDistributionPoint = critical, @point\n[point]\n{more}\n{place}");
+    for (bytes, word) in [
+        (openssl_crl(&pki, "2.5.29.27 = critical,DER:02:01:01").into_bytes(), "a delta CRL"),
+        (openssl_crl(&pki, &idp("fullname = URI:http://x/\nindirectCRL = TRUE")).into_bytes(), "an indirect CRL"),
+        (openssl_crl(&pki, &idp("onlysomereasons = keyCompromise")).into_bytes(), "for some reasons"),
+        (
+            openssl_crl(&pki, "issuingDistributionPoint = critical, @point\n[point]\nonlyuser = TRUE").into_bytes(),
+            "names no place",
+        ),
+        (openssl_crl(&pki, "1.2.3.4 = critical,DER:02:01:01").into_bytes(), "no CRL that can be used"),
+        (openssl_crl(&pki, "").into_bytes(), "version 1"),
+        (b"\x30\x82\x00\x05hello".to_vec(), "no CRL that can be used"),
+        (good[..good.len() / 2].to_vec(), "no PEM"),
+        (Vec::new(), "no CRL in it"),
+        (fs::read(pki.chain("localhost")).unwrap(), "no CRL in it"),
+    ] {
+        fs::write(pki.crls(), &bytes).unwrap();
+        let error = gateway.gateway.reload().await.expect_err(word).to_string();
+        assert!(error.contains(word) && error.contains("crl.pem"), "{word}: {error}");
+    }
+    fs::remove_file(pki.crls()).unwrap();
+    let error = gateway.gateway.reload().await.expect_err("no file").to_string();
+    assert!(error.contains("cannot be read"), "{error}");
+    // Nothing of this has changed anything.
+    session(&gateway, &pki, &broker, "thing001", 4).await;
+}
+
+#[tokio::test]
+async fn a_crl_speaks_for_what_its_scope_says() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let root = fs::read_to_string(pki.crls()).unwrap();
+    let root = &root[root.rfind("-----BEGIN X509 CRL").unwrap()..];
+    let point = |more: &str| format!("issuingDistributionPoint = critical, @point\n[point]\n{more}\n");
+    for (extensions, outcome) in [
+        (point("fullname = URI:http://crl.example.com/\nonlyuser = TRUE"), None),
+        (point("fullname = URI:http://crl.example.com/\nonlyCA = TRUE"), Some("500 crl_missing")),
+        (point("fullname = URI:http://crl.example.com/"), None),
+    ] {
+        let path = pki.dir().join("scoped.pem");
+        fs::write(&path, openssl_crl(&pki, &extensions) + root).unwrap();
+        let gateway = gateway(&broker, &format!("{}crl = [{path:?}]\n", pki.listener_tls())).await;
+        match outcome {
+            None => drop(session(&gateway, &pki, &broker, "thing001", 4).await),
+            Some(outcome) => assert_eq!(refusal(&gateway, &pki, "thing001").await, outcome, "{extensions}"),
+        }
+    }
+    // A certificate that says where its list is, is in no list of another place.
+    let init =
+        portcullis_pki::Init { name: "Places".into(), crl_url: Some("http://here".into()), ..Default::default() };
+    let pki = Pki::with(&init);
+    let gateway = gateway(&broker, &pki.listener_tls_with_crl()).await;
+    drop(session(&gateway, &pki, &broker, "thing001", 4).await);
+    let root = fs::read_to_string(pki.crls()).unwrap();
+    let root = &root[root.rfind("-----BEGIN X509 CRL").unwrap()..];
+    fs::write(pki.crls(), openssl_crl(&pki, &point("fullname = URI:http://there/intermediate.crl")) + root).unwrap();
+    gateway.gateway.reload().await.unwrap();
+    let mut client = Client::tls(gateway.address(), &pki, "thing002").await;
+    let _ = client.try_write(&connect("thing002")).await;
+    client.read_to_end().await;
+    assert!(gateway.lines(2).await.iter().any(|line| line.ends_with(" crl_missing")));
+}
+
+#[tokio::test]
+async fn the_certificates_that_devices_have_are_counted() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let gateway = gateway(&broker, &pki.listener_tls()).await;
+    pki.device_until("soon", 3 * 24 * 60 * 60);
+    let _one = session(&gateway, &pki, &broker, "soon", 4).await;
+    let two = session(&gateway, &pki, &broker, "thing002", 4).await;
+    let count = || {
+        let inventory = gateway.gateway.inventory();
+        let by_issuer: Vec<usize> = inventory.by_issuer.iter().map(|(_, count)| *count).collect();
+        (by_issuer, inventory.expiring)
+    };
+    assert_eq!(count(), (vec![2], vec![(1, 0), (7, 1), (30, 2), (90, 2), (365, 2), (3650, 2)]));
+    drop(two);
+    gateway.lines(1).await;
+    assert_eq!(count(), (vec![1], vec![(1, 0), (7, 1), (30, 1), (90, 1), (365, 1), (3650, 1)]));
+}
