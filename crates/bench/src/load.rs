@@ -22,51 +22,58 @@ use crate::proxies::Proxy;
 const DEVICE: &str = "thing001";
 const CONNECT: &[u8] = b"\x10\x14\x00\x04MQTT\x04\x02\x00\x00\x00\x08thing001";
 const WRONG_CONNECT: &[u8] = b"\x10\x14\x00\x04MQTT\x04\x02\x00\x00\x00\x08thing002";
+pub(crate) const PINGREQ: [u8; 2] = [0xc0, 0];
+pub(crate) const PINGRESP: &[u8] = &[0xd0, 0];
 const CONNACK: &[u8] = b"\x20\x02\x00\x00";
 /// A PUBLISH with 64 bytes of payload.
 const MESSAGE_LEN: usize = MESSAGE_REST as usize + 2;
 const MESSAGE_REST: u8 = 2 + 6 + 64;
 /// At once: enough to keep two cores busy.
-const CONCURRENCY: usize = 16;
+pub(crate) const CONCURRENCY: usize = 16;
 /// Written at once when flooding.
 const FLOOD: usize = 16 << 10;
 
-type Session = TlsStream<TcpStream>;
+pub(crate) type Session = TlsStream<TcpStream>;
 
 /// Certificates and a broker.
 pub(crate) struct Load {
     pub(crate) broker: SocketAddr,
     connector: TlsConnector,
+    /// One for each worker, with the sessions it may resume.
+    resuming: Vec<TlsConnector>,
     received: Arc<AtomicUsize>,
 }
 
 impl Load {
     /// Makes a PKI in `dir/pki` and starts the broker.
     pub(crate) async fn prepare(dir: &Path) -> anyhow::Result<Self> {
+        Self::of(dir, &[DEVICE]).await.map(|(load, _)| load)
+    }
+
+    /// Likewise, with the connectors of several devices.
+    pub(crate) async fn of(dir: &Path, devices: &[&str]) -> anyhow::Result<(Self, Vec<TlsConnector>)> {
         let authority = Authority::init(&dir.join("pki"), &Init { name: "Bench".to_owned(), ..Init::default() })?;
         let request = |name: &str, purpose| {
             let names = if purpose == Purpose::Server { vec![name.to_owned()] } else { Vec::new() };
             Request { name: name.to_owned(), organization: None, purpose, names, days: 2 }
         };
         authority.issue(&request("localhost", Purpose::Server))?;
-        authority.issue(&request(DEVICE, Purpose::Device))?;
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(authority.root())?)?;
-        let chain = CertificateDer::pem_file_iter(authority.chain_of(DEVICE))?.collect::<Result<_, _>>()?;
-        let key = PrivateKeyDer::from_pem_file(authority.key_of(DEVICE))?;
-        // What both can do: the Debian OpenSSL has no post-quantum key exchange.
-        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-        provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
-        provider.cipher_suites = vec![rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384];
-        let mut config = ClientConfig::builder_with_provider(provider.into())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?;
-        config.resumption = rustls::client::Resumption::disabled();
+        let mut configs = Vec::new();
+        for device in devices {
+            authority.issue(&request(device, Purpose::Device))?;
+            configs.push(client_config(&authority, device)?);
+        }
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let (broker, received) = (listener.local_addr()?, Arc::new(AtomicUsize::new(0)));
         tokio::spawn(accept(listener, Arc::clone(&received)));
-        Ok(Self { broker, connector: TlsConnector::from(Arc::new(config)), received })
+        let resuming = (0..CONCURRENCY).map(|_| {
+            let mut config = configs[0].clone();
+            config.resumption = rustls::client::Resumption::in_memory_sessions(8);
+            TlsConnector::from(Arc::new(config))
+        });
+        let resuming = resuming.collect();
+        let connectors: Vec<_> = configs.into_iter().map(|config| TlsConnector::from(Arc::new(config))).collect();
+        Ok((Self { broker, connector: connectors[0].clone(), resuming, received }, connectors))
     }
 
     /// The comparison is between proxies that check: one that lets another client ID in does not count.
@@ -96,6 +103,30 @@ impl Load {
             result??;
         }
         Ok(begin.elapsed())
+    }
+
+    /// Connects as [`Load::connect`] does, each worker with the session of its last; how many were resumed.
+    pub(crate) async fn connect_again(&self, proxy: &Proxy, count: usize) -> anyhow::Result<usize> {
+        let (left, resumed, mut workers) = (Arc::new(AtomicUsize::new(count)), Arc::default(), JoinSet::new());
+        for connector in &self.resuming {
+            let (left, resumed) = (Arc::clone(&left), Arc::<AtomicUsize>::clone(&resumed));
+            let (connector, address) = (connector.clone(), proxy.address);
+            workers.spawn(async move {
+                let take = |left: usize| left.checked_sub(1);
+                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                    let mut session = session(&connector, address).await?;
+                    if session.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+                        resumed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    session.shutdown().await?;
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(result) = workers.join_next().await {
+            result??;
+        }
+        Ok(resumed.load(Ordering::Relaxed))
     }
 
     /// Sessions that stay.
@@ -183,6 +214,23 @@ impl Load {
     }
 }
 
+fn client_config(authority: &Authority, device: &str) -> anyhow::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority.root())?)?;
+    let chain = CertificateDer::pem_file_iter(authority.chain_of(device))?.collect::<Result<_, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(authority.key_of(device))?;
+    // What both can do: the Debian OpenSSL has no post-quantum key exchange.
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
+    provider.cipher_suites = vec![rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384];
+    let mut config = ClientConfig::builder_with_provider(provider.into())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)?;
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
+}
+
 async fn tls(connector: &TlsConnector, address: SocketAddr) -> anyhow::Result<Session> {
     let socket = TcpStream::connect(address).await?;
     socket.set_nodelay(true)?;
@@ -190,8 +238,17 @@ async fn tls(connector: &TlsConnector, address: SocketAddr) -> anyhow::Result<Se
 }
 
 async fn session(connector: &TlsConnector, address: SocketAddr) -> anyhow::Result<Session> {
+    session_as(connector, address, CONNECT).await
+}
+
+/// A session that begins with this CONNECT.
+pub(crate) async fn session_as(
+    connector: &TlsConnector,
+    address: SocketAddr,
+    connect: &[u8],
+) -> anyhow::Result<Session> {
     let mut stream = tls(connector, address).await?;
-    stream.write_all(CONNECT).await?;
+    stream.write_all(connect).await?;
     let mut answer = [0; 4];
     stream.read_exact(&mut answer).await?;
     ensure!(answer == CONNACK, "refused");
@@ -222,8 +279,11 @@ async fn accept(listener: TcpListener, received: Arc<AtomicUsize>) {
             loop {
                 match socket.read(&mut buffer).await? {
                     0 => return std::io::Result::Ok(()),
-                    read => received.fetch_add(read, Ordering::Relaxed),
-                };
+                    read if buffer[..read] == PINGREQ => socket.write_all(PINGRESP).await?,
+                    read => {
+                        received.fetch_add(read, Ordering::Relaxed);
+                    }
+                }
             }
         });
     }

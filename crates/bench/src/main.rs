@@ -2,25 +2,29 @@
 //! client ID, a broker chosen by hash, one access line. Both are started here, loaded in turn, and their processes' CPU
 //! time and memory read from /proc. README.md has the figures and what they mean.
 
+mod index;
 mod load;
 mod proxies;
 mod report;
+mod sweep;
 mod usage;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
-use load::Load;
+use load::{CONCURRENCY, Load};
 use proxies::Proxy;
 use report::Report;
 
 /// Measures Portcullis beside NGINX
 #[derive(Parser)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The built binary
-    #[arg(long, default_value = "target/dist/portcullis")]
+    #[arg(long, global = true, default_value = "target/dist/portcullis")]
     portcullis: PathBuf,
     /// How often each measurement is made, in turn
     #[arg(long, default_value_t = 5)]
@@ -36,6 +40,28 @@ pub(crate) struct Arguments {
     seconds: u64,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// Revokes some of many connected devices; how long until they are gone, and what the others notice of it
+    Sweep {
+        /// Connected devices
+        #[arg(long, default_value_t = 9000)]
+        sessions: usize,
+        /// Of which so many are revoked
+        #[arg(long, default_value_t = 50)]
+        revoked: usize,
+        /// Others that the same CRL revokes
+        #[arg(long, default_value_t = 100_000)]
+        entries: u32,
+    },
+    /// The index of live sessions alone
+    Index {
+        /// Sessions in it
+        #[arg(long, default_value_t = 1_000_000)]
+        sessions: u32,
+    },
+}
+
 /// Messages a second, over all connections, where they are paced.
 const PACE: usize = 10_000;
 const CONNECTIONS: usize = 100;
@@ -46,6 +72,13 @@ async fn main() -> anyhow::Result<()> {
     portcullis_gateway::crypto::install_crypto_provider();
     rlimit::increase_nofile_limit(u64::MAX)?;
     let dir = tempfile::tempdir()?;
+    match arguments.command {
+        Some(Command::Sweep { sessions, revoked, entries }) => {
+            return sweep::run(&arguments.portcullis, dir.path(), sessions, revoked, entries).await;
+        }
+        Some(Command::Index { sessions }) => return index::run(sessions),
+        None => {}
+    }
     let load = Load::prepare(dir.path()).await?;
     let mut report = Report::new(proxies::NAMES);
     for round in 0..arguments.rounds {
@@ -88,6 +121,13 @@ async fn measure(
     let connects = arguments.connects as f64;
     report.add("CPU µs per full mutual-TLS connect", column, cpu.as_secs_f64() * 1e6 / connects);
     report.add("connects per second (load and proxy share 2 cores)", column, connects / elapsed.as_secs_f64());
+
+    load.connect_again(proxy, CONCURRENCY).await?;
+    let begin = proxy.usage()?;
+    let resumed = load.connect_again(proxy, arguments.connects).await?;
+    let cpu = proxy.usage()?.cpu_since(&begin);
+    report.add("CPU µs per resumed connect, judged again", column, cpu.as_secs_f64() * 1e6 / connects);
+    report.add("share of those that were resumed", column, resumed as f64 / connects);
 
     let sessions = load.sessions(proxy, CONNECTIONS).await?;
     let begin = proxy.usage()?;

@@ -24,6 +24,16 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// The built binary: identity check, rewriting, hash, access log and metrics on.
     pub(crate) async fn portcullis(binary: &Path, dir: &Path, broker: SocketAddr) -> anyhow::Result<Self> {
+        Self::portcullis_with(binary, dir, broker, "").await
+    }
+
+    /// Likewise, with more in its `[listener.tls]`.
+    pub(crate) async fn portcullis_with(
+        binary: &Path,
+        dir: &Path,
+        broker: SocketAddr,
+        tls: &str,
+    ) -> anyhow::Result<Self> {
         let address = free_address()?;
         let configuration = format!(
             r#"
@@ -35,6 +45,7 @@ upstream = "brokers"
 certificate = "pki/issued/localhost.pem"
 private_key = "pki/issued/localhost.key"
 client_ca = "pki/root.pem"
+{tls}
 [listener.admit]
 require = ['mqtt.client_id == cert.subject.cn']
 [listener.connect]

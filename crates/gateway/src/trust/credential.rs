@@ -19,6 +19,11 @@ impl IssuerId {
     /// Comes before all others.
     pub(super) const MIN: Self = Self([0; 32]);
 
+    /// From a digest of the authority's name and key.
+    pub const fn new(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
     /// Of the authority that this certificate is of.
     pub(super) fn of(certificate: &X509Certificate<'_>) -> Self {
         Self(sha256(&[certificate.subject().as_raw(), certificate.public_key().raw].concat()))
@@ -37,7 +42,7 @@ impl Serial {
     pub(super) const MIN: Self = Self { len: 0, octets: [0; 20] };
 
     /// From the content of a DER INTEGER; `None` if it is too long.
-    pub(super) fn new(der: &[u8]) -> Option<Self> {
+    pub fn new(der: &[u8]) -> Option<Self> {
         let start = der.iter().position(|octet| *octet != 0).unwrap_or(der.len());
         let significant = &der[start..];
         let mut octets = [0; 20];
@@ -95,6 +100,12 @@ pub struct Credential {
 }
 
 impl Credential {
+    /// From the SHA-256 of the device's own certificate, and the certificates from it up to the one that a trust anchor
+    /// issued. `None`: there are none.
+    pub fn new(leaf: [u8; 32], links: Vec<Link>) -> Option<Self> {
+        (!links.is_empty()).then_some(Self { leaf, links })
+    }
+
     /// From the certificates of a path that was just verified, the device's own first, up to the one that `anchor`
     /// issued. `None`: one says something that cannot be read, or has too long a number.
     pub(super) fn of(path: &[CertificateDer<'_>], anchor: IssuerId) -> Option<Self> {
@@ -112,7 +123,7 @@ impl Credential {
             })
         };
         let links: Vec<Link> = certificates.iter().zip(issuers).map(link).collect::<Option<_>>()?;
-        Some(Self { leaf: sha256(path.first()?), links })
+        Self::new(sha256(path.first()?), links)
     }
 
     /// Whether it is of this certificate, in DER.

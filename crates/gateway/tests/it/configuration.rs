@@ -163,10 +163,13 @@ fn every_example_passes() {
             ("certs/server.pem", pki.chain("localhost")),
             ("certs/server.key", pki.key("localhost")),
             ("certs/devices-ca.pem", pki.root()),
+            ("certs/crl.pem", pki.crls()),
         ] {
             std::fs::create_dir_all(dir.path().join("certs")).unwrap();
             std::fs::copy(file, dir.path().join(name)).unwrap();
         }
+        std::fs::write(dir.path().join("certs/ticket.secret"), "0123456789abcdef0123456789abcdef").unwrap();
+        set_private(&dir.path().join("certs/ticket.secret"));
         let copy: PathBuf = dir.path().join("portcullis.toml");
         std::fs::copy(&path, &copy).unwrap();
         let loaded = Runtime::load(&copy, &Lasting::new());
@@ -177,7 +180,7 @@ fn every_example_passes() {
         assert!(loaded.is_ok(), "{}:\n{text}", path.display());
         assert!(!text.contains("warning") || path.ends_with("embedded.toml"), "{}:\n{text}", path.display());
     }
-    assert!(count >= 4, "{count} examples");
+    assert!(count >= 5, "{count} examples");
 }
 
 #[test]
@@ -189,4 +192,9 @@ fn the_published_schema_is_the_model_s() {
     }
     let published = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(published == schema, "run the tests once with UPDATE_SCHEMA=1 and commit docs/portcullis.schema.json");
+}
+
+fn set_private(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }

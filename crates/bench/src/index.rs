@@ -1,0 +1,103 @@
+//! The index of live sessions alone: what it costs to be in it, and what a sweep costs whom it does not concern.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use portcullis_gateway::outcome::CloseReason;
+use portcullis_gateway::sessions::{Session, Sessions};
+use portcullis_gateway::trust::{Credential, IssuerId, Key, Link, Serial};
+
+use crate::usage::Usage;
+
+/// Of an intermediate: a fleet of a million has more than one.
+const DEVICES_OF_ONE: u32 = 100_000;
+const DAY: i64 = 24 * 60 * 60;
+
+pub(crate) fn run(count: u32) -> anyhow::Result<()> {
+    let sessions = Sessions::new();
+    let listener: Arc<str> = "devices".into();
+    let address = std::net::Ipv4Addr::LOCALHOST.into();
+    let memory = Usage::of(&[std::process::id()])?.pss;
+    let open = |n: u32| {
+        let session = sessions.open(Arc::clone(&listener), address);
+        session.stand_on(credential(n));
+        session
+    };
+    let begin = Instant::now();
+    let held: Vec<Session> = (0..count).map(open).collect();
+    println!("{count} sessions entered: {:?} each", begin.elapsed() / count);
+    println!("memory: {} bytes each", Usage::of(&[std::process::id()])?.pss.saturating_sub(memory) / u64::from(count));
+
+    let none = |_: &portcullis_gateway::sessions::Live| None;
+    let keys = |range: std::ops::Range<u32>| -> Vec<Key> { range.map(|n| credential(n).links()[0].key()).collect() };
+    measure("a CRL that revokes one of them", open, count, || {
+        sessions.sweep_certificates(&keys(7..8), |_| Some(CloseReason::CertificateRevoked))
+    });
+    let strangers = keys(count..count + 1_000_000);
+    measure("a CRL that revokes 1,000,000 others", open, count, || {
+        sessions.sweep_certificates(&strangers, |_| Some(CloseReason::CertificateRevoked))
+    });
+    let intermediate = [credential(0).links()[1].key()];
+    measure("an intermediate of 100,000 that is judged again", open, count, || {
+        sessions.sweep_certificates(&intermediate, none)
+    });
+    measure("all of them judged again", open, count, || sessions.sweep(none));
+    measure("those that expire in the first of 365 days", open, count, || sessions.sweep_expired(DAY + 1));
+    let begin = Instant::now();
+    drop(held);
+    println!("{count} sessions left: {:?} each", begin.elapsed() / count);
+    Ok(())
+}
+
+/// Times a sweep, and what others see of it who come and go meanwhile.
+fn measure<T>(what: &str, open: impl Fn(u32) -> Session + Sync, count: u32, sweep: impl FnOnce() -> T)
+where
+    T: std::fmt::Display,
+{
+    let is_over = AtomicBool::new(false);
+    let (took, ended, mut others) = std::thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            let mut times = Vec::new();
+            for n in 0.. {
+                let begin = Instant::now();
+                drop(open(count + 2_000_000 + n % 1000));
+                times.push(begin.elapsed());
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            times
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        let begin = Instant::now();
+        let ended = sweep();
+        let took = begin.elapsed();
+        is_over.store(true, Ordering::Relaxed);
+        (took, ended, others.join().unwrap_or_default())
+    });
+    others.sort_unstable();
+    let at = |share: f64| others.get((others.len() as f64 * share) as usize).copied().unwrap_or_default();
+    println!(
+        "{what}: {took:?}, {ended} ended; a session that comes and goes meanwhile: median {:?}, p99.9 {:?}, max {:?}",
+        at(0.5),
+        at(0.999),
+        others.last().copied().unwrap_or_default()
+    );
+}
+
+fn credential(n: u32) -> Credential {
+    let id = |n: u32, kind: u8| {
+        let mut digest = [kind; 32];
+        digest[..4].copy_from_slice(&n.to_be_bytes());
+        IssuerId::new(digest)
+    };
+    let intermediate = n / DEVICES_OF_ONE;
+    let link = |issuer, serial: u32, not_after| {
+        let serial = Serial::new(&serial.to_be_bytes()).expect("four octets");
+        Link { issuer, serial, not_before: 0, not_after, distribution_points: Vec::new(), responder: None }
+    };
+    let not_after = i64::from(n % 365 + 1) * DAY;
+    let links = vec![link(id(intermediate, 1), n, not_after), link(id(0, 2), intermediate, 4000 * DAY)];
+    Credential::new([0; 32], links).expect("two links")
+}

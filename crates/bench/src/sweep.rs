@@ -1,0 +1,142 @@
+//! Revokes some of many connected devices: how long until they are gone, and what the others notice of it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use portcullis_pki::{Authority, Reason};
+use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
+use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+
+use crate::load::{CONCURRENCY, Load, PINGREQ, PINGRESP, Session, session_as};
+use crate::proxies::Proxy;
+
+const STAYING: &str = "thing001";
+const GOING: &str = "thing002";
+/// Before the revocation, and after it.
+const WATCHED: Duration = Duration::from_secs(8);
+
+pub(crate) async fn run(
+    binary: &Path,
+    dir: &Path,
+    sessions: usize,
+    revoked: usize,
+    entries: u32,
+) -> anyhow::Result<()> {
+    ensure!(revoked < sessions, "somebody has to stay");
+    let (load, connectors) = Load::of(dir, &[STAYING, GOING]).await?;
+    let pki = dir.join("pki");
+    let proxy = Proxy::portcullis_with(binary, dir, load.broker, "crl = [\"pki/crl.pem\"]").await?;
+    let address = proxy.address;
+    let open = async |count: usize, place: usize, name: &str| -> anyhow::Result<Vec<Session>> {
+        let mut connect = b"\x10\x14\x00\x04MQTT\x04\x02\x00\x00\x00\x08".to_vec();
+        connect.extend(name.as_bytes());
+        let mut opened = Vec::with_capacity(count);
+        while opened.len() < count {
+            let mut opening = JoinSet::new();
+            for _ in 0..(count - opened.len()).min(CONCURRENCY) {
+                let (connector, connect) = (connectors[place].clone(), connect.clone());
+                opening.spawn(async move { session_as(&connector, address, &connect).await });
+            }
+            while let Some(session) = opening.join_next().await {
+                opened.push(session??);
+            }
+        }
+        Ok(opened)
+    };
+    let mut staying = open(sessions - revoked, 0, STAYING).await?;
+    let going = open(revoked, 1, GOING).await?;
+    println!("{sessions} sessions");
+    let probe = staying.pop().expect("somebody stays");
+    let probe = tokio::spawn(ping(probe, WATCHED * 2));
+    tokio::time::sleep(WATCHED).await;
+
+    let begin = Instant::now();
+    // The device's revocation among many others: the list that the gateway has to read and compare is a long one.
+    Authority::open(&pki)?.revoke(GOING, Reason::KeyCompromise, 30)?;
+    write_long_crl(&pki, entries)?;
+    println!("a CRL of {entries} entries made in {:?}", begin.elapsed());
+    let begin = Instant::now();
+    let mut ending = JoinSet::new();
+    for mut session in going {
+        ending.spawn(async move {
+            let _ = session.read(&mut [0; 16]).await;
+            begin.elapsed()
+        });
+    }
+    let mut ended = Vec::new();
+    while let Some(time) = ending.join_next().await {
+        ended.push(time?);
+    }
+    ended.sort_unstable();
+    println!("revoked sessions gone after: first {:?}, last {:?}", ended[0], ended[ended.len() - 1]);
+    let times = probe.await??;
+    let (before, after): (Vec<_>, Vec<_>) = times.into_iter().partition(|(at, _)| *at < WATCHED);
+    for (what, mut times) in [("before", before), ("after", after)] {
+        times.sort_unstable_by_key(|(_, took)| *took);
+        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].1;
+        println!(
+            "PINGREQ to PINGRESP of another session, {what}: median {:?}, p99 {:?}, max {:?}",
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        );
+    }
+    for session in &mut staying {
+        session.write_all(&PINGREQ).await?;
+        session.read_exact(&mut [0; 2]).await.context("a session that nobody revoked is gone")?;
+    }
+    println!("{} others are still there", staying.len());
+    drop(staying);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    proxy.stop().await
+}
+
+/// How long an answer takes, again and again.
+async fn ping(mut session: Session, duration: Duration) -> anyhow::Result<Vec<(Duration, Duration)>> {
+    let (begin, mut times) = (Instant::now(), Vec::new());
+    while begin.elapsed() < duration {
+        let sent = Instant::now();
+        session.write_all(&PINGREQ).await?;
+        let mut answer = [0; 2];
+        session.read_exact(&mut answer).await?;
+        ensure!(answer == PINGRESP, "no PINGRESP");
+        times.push((begin.elapsed(), sent.elapsed()));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(times)
+}
+
+/// Puts that many more entries into the intermediate's CRL.
+fn write_long_crl(pki: &Path, entries: u32) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(pki.join("crl.pem"))?;
+    let root = &text[text.rfind("-----BEGIN X509 CRL").unwrap_or(0)..];
+    let read = |what: &str| std::fs::read_to_string(pki.join(format!("intermediate.{what}")));
+    let issuer = Issuer::from_ca_cert_pem(&read("pem")?, KeyPair::from_pem(&read("key")?)?)?;
+    let going = Authority::open(pki)?.list()?.into_iter().find(|entry| entry.name == GOING);
+    let serial = going.map(|entry| entry.serial).unwrap_or_default();
+    let octet = |at: usize| u8::from_str_radix(&serial[at..at + 2], 16);
+    let serial = (0..serial.len()).step_by(2).map(octet).collect::<Result<Vec<u8>, _>>()?;
+    let now = OffsetDateTime::now_utc();
+    let entry = |serial: &[u8]| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(serial),
+        revocation_time: now,
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let others = (0..entries).map(|n| entry(&[&[0x41; 12], &n.to_be_bytes()[..]].concat()));
+    let params = CertificateRevocationListParams {
+        this_update: now,
+        next_update: now + time::Duration::days(1),
+        crl_number: SerialNumber::from(u64::MAX),
+        issuing_distribution_point: None,
+        revoked_certs: others.chain([entry(&serial)]).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let new = pki.join("crl.new");
+    std::fs::write(&new, params.signed_by(&issuer)?.pem()? + root)?;
+    std::fs::rename(&new, pki.join("crl.pem"))?;
+    Ok(())
+}
