@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, TrustAnchor};
@@ -56,11 +58,67 @@ pub(crate) fn unreadable(path: &Path, error: &pem::Error) -> Complaint {
     }
 }
 
+/// Follows files: reads them again when they change, and what could not be read a little later.
+#[derive(Debug, Default)]
+pub(crate) struct Follower(Mutex<Followed>);
+
+#[derive(Debug, Default)]
+struct Followed {
+    /// Of the files as they were read last, well.
+    good: Option<Vec<Option<Stamp>>>,
+    /// What went wrong since, when, and with which files.
+    bad: Option<(Vec<Option<Stamp>>, Instant, String)>,
+}
+
+/// What cannot be read is tried again after so long even if it has not changed: descriptors, or a token, may be there
+/// again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+impl Follower {
+    /// Reads the files with `read` unless they are what they were when that went well. `None`: they are, or what is wrong
+    /// with them has been said.
+    pub(crate) fn read_if_changed<T>(
+        &self,
+        files: &[&Path],
+        read: impl FnOnce() -> Result<T, String>,
+    ) -> Option<Result<T, String>> {
+        // Held while they are read: who asks at the same time is to see what came of it.
+        let mut followed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken before reading: what changes meanwhile will have others.
+        let stamps: Vec<Option<Stamp>> = files.iter().map(|file| Stamp::of(file)).collect();
+        if followed.good.as_ref() == Some(&stamps) {
+            followed.bad = None;
+            return None;
+        }
+        let is_bad_still = |(bad, at, _): &(Vec<_>, Instant, String)| *bad == stamps && at.elapsed() < TRY_AGAIN;
+        if followed.bad.as_ref().is_some_and(is_bad_still) {
+            return None;
+        }
+        match read() {
+            Ok(value) => {
+                *followed = Followed { good: Some(stamps), bad: None };
+                Some(Ok(value))
+            }
+            Err(error) => {
+                let is_said = followed.bad.as_ref().is_some_and(|(_, _, said)| *said == error);
+                followed.bad = Some((stamps, Instant::now(), error.clone()));
+                (!is_said).then_some(Err(error))
+            }
+        }
+    }
+
+    /// What is wrong with the files at present.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let followed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        followed.bad.as_ref().map(|(_, _, error)| error.clone())
+    }
+}
+
 /// What tells one content of a file from the next without reading it. Symbolic links are followed: swapping one, as
 /// Kubernetes does, is a change. Asked for again and again rather than watched for: that works on every file system,
 /// and for files that are not there yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
+struct Stamp {
     device: u64,
     inode: u64,
     len: u64,
@@ -70,7 +128,7 @@ pub struct Stamp {
 
 impl Stamp {
     /// Of the file as it is now; `None`: there is none that can be looked at.
-    pub fn of(path: &Path) -> Option<Self> {
+    fn of(path: &Path) -> Option<Self> {
         let file = std::fs::metadata(path).ok()?;
         Some(Self {
             device: file.dev(),
@@ -79,5 +137,30 @@ impl Stamp {
             modified: (file.mtime(), file.mtime_nsec()),
             changed: (file.ctime(), file.ctime_nsec()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_is_tried_again_and_said_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let follower = Follower::default();
+        let read = |result: Result<u8, &str>| follower.read_if_changed(&[&path], || result.map_err(str::to_owned));
+        assert_eq!(read(Err("not there")), Some(Err("not there".to_owned())));
+        assert_eq!(read(Ok(1)), None, "not at once");
+        assert_eq!(follower.problem().as_deref(), Some("not there"));
+        std::fs::write(&path, "a").unwrap();
+        assert_eq!(read(Err("not there")), None, "said already");
+        std::fs::write(&path, "ab").unwrap();
+        assert_eq!(read(Ok(2)), Some(Ok(2)));
+        assert_eq!((read(Ok(3)), follower.problem()), (None, None));
+        std::fs::write(&path, "abc").unwrap();
+        assert_eq!(read(Err("bad")), Some(Err("bad".to_owned())));
+        follower.0.lock().unwrap().bad.as_mut().unwrap().1 = Instant::now().checked_sub(TRY_AGAIN).unwrap();
+        assert_eq!(read(Ok(4)), Some(Ok(4)), "later, though nothing has changed");
     }
 }

@@ -194,6 +194,9 @@ impl Gateway {
             Ok(result) => result.map_err(ReloadError::Configuration)?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
+        // CRLs that were read count from now on; names and URLs may take a while.
+        let shared = Arc::clone(&self.shared);
+        let _ = tokio::task::spawn_blocking(move || upkeep::sweep(&shared)).await;
         let access_log = open_access_log(&runtime).map_err(ReloadError::Start)?;
         let bound = bind_new(&runtime, &self.sockets()).map_err(ReloadError::Start)?;
         let previous = self.shared.runtime.load_full();

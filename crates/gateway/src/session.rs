@@ -74,9 +74,12 @@ pub fn judge(runtime: &Runtime, live: &Live) -> Option<CloseReason> {
         (Some(_), None) => Some(CloseReason::CaRemoved),
     };
     let Some(listener) = runtime.listener(&live.listener) else {
-        // Its listener is gone, perhaps only renamed. Somebody has to go on judging its certificate.
+        // Its listener is gone, perhaps only renamed. Somebody has to go on judging its certificate; whoever knows
+        // something against it, counts.
         let verdicts: Vec<_> = runtime.listeners.iter().map(|listener| verdict(listener)).collect();
-        return verdicts.iter().copied().min_by_key(Option::is_some).unwrap_or(Some(CloseReason::CaRemoved));
+        let against = verdicts.iter().flatten().find(|reason| **reason != CloseReason::CaRemoved);
+        let nobody = if verdicts.contains(&None) { None } else { Some(CloseReason::CaRemoved) };
+        return against.copied().or(nobody);
     };
     if !listener.addresses.allows(live.remote) {
         return Some(CloseReason::AddressDenied);

@@ -7,6 +7,7 @@
 //! DIR/intermediate.pem, intermediate.key
 //! DIR/issued/NAME.pem    chain, leaf first
 //! DIR/issued/NAME.key    unless the key never left its device
+//! DIR/replaced/          certificates that were renewed, and keys that were
 //! DIR/index.txt          everything issued, in OpenSSL's form
 //! DIR/crl.pem            the CRLs of root and intermediate: `crl` of a listener
 //! DIR/root.crl, intermediate.crl    the same in DER, to be published
@@ -16,9 +17,11 @@
 //! The folder is all the state there is. Private keys are written readable by their owner alone; of certificates and
 //! keys nothing is ever written over.
 
+mod crl;
 mod error;
 mod folder;
 mod index;
+mod reading;
 mod template;
 
 pub use error::Error;
@@ -29,21 +32,18 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateRevocationList, CertificateRevocationListParams,
-    CertificateSigningRequestParams, CrlDistributionPoint, CrlIssuingDistributionPoint, DnType, Issuer, KeyIdMethod,
-    KeyPair, PublicKeyData, RevokedCertParams, SerialNumber, SignatureAlgorithm, SubjectPublicKeyInfo,
+    BasicConstraints, Certificate, CertificateSigningRequestParams, DnType, Issuer, KeyPair, PublicKeyData,
+    SignatureAlgorithm, SubjectPublicKeyInfo,
 };
 use serde::{Deserialize, Serialize};
-use time::{Duration, OffsetDateTime};
-use x509_parser::certificate::X509Certificate;
 use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
 
 use error::file_error;
-use folder::{file_name, replace, write_new, write_secret};
-use index::{Index, Line};
+use folder::{file_name, write_new, write_secret};
+use index::Index;
+use reading::{extension, first_pem, kind, line_of, names, parse, purpose, serial_of};
 
 /// How an authority is to be made.
 #[derive(Clone, Debug, Default)]
@@ -154,8 +154,6 @@ pub struct Entry {
 
 const ROOT_DAYS: i64 = 20 * 365;
 const INTERMEDIATE_DAYS: i64 = 10 * 365;
-/// The root's CRL: it changes only if the intermediate is revoked, and the root's key is kept elsewhere.
-const ROOT_CRL_DAYS: i64 = 365;
 /// Of the first CRL of the intermediate.
 pub const CRL_DAYS: u32 = 30;
 
@@ -199,7 +197,7 @@ impl Authority {
         write_new(&this.settings_path(), &settings)?;
         // Last: it is what says that there is an authority.
         write_new(&this.root(), &root.pem())?;
-        this.crl(CRL_DAYS)?;
+        this.make_crls(CRL_DAYS)?;
         Ok(this)
     }
 
@@ -236,11 +234,27 @@ impl Authority {
         self.dir.join("issued")
     }
 
+    /// Where certificates are that others have taken the place of, under their numbers: a folder of its own, for a
+    /// device may have a name that looks like a number.
+    fn replaced(&self) -> PathBuf {
+        self.dir.join("replaced")
+    }
+
+    /// Keeps other processes from changing the folder, until it is dropped: what one revokes, another one that has read
+    /// the index before is not to undo.
+    fn lock(&self) -> Result<fs::File, Error> {
+        let path = self.dir.join(".lock");
+        let file = fs::OpenOptions::new().create(true).append(true).open(&path).map_err(file_error(&path))?;
+        file.lock().map_err(file_error(&path))?;
+        Ok(file)
+    }
+
     /// Makes a key, and a certificate for it.
     ///
     /// # Errors
     /// The name cannot be certified or has a certificate already; the folder cannot be read or written.
     pub fn issue(&self, request: &Request) -> Result<Issued, Error> {
+        let _lock = self.lock()?;
         let key = self.settings()?.algorithm.key()?;
         let (chain_path, key_path) = (self.chain_of(&request.name), self.key_of(&request.name));
         if chain_path.exists() {
@@ -270,6 +284,7 @@ impl Authority {
         names: Vec<String>,
         days: u32,
     ) -> Result<Issued, Error> {
+        let _lock = self.lock()?;
         let pem = fs::read_to_string(csr).map_err(file_error(csr))?;
         let parsed = CertificateSigningRequestParams::from_pem(&pem)
             .map_err(|error| Error::Content(csr.to_owned(), format!("no certificate signing request: {error}")))?;
@@ -298,6 +313,7 @@ impl Authority {
     /// # Errors
     /// There is no certificate of this name, or the folder cannot be written.
     pub fn renew(&self, name: &str, days: u32, with_new_key: bool) -> Result<Issued, Error> {
+        let _lock = self.lock()?;
         let path = self.chain_of(name);
         if !path.exists() {
             return Err(Error::Unknown(name.to_owned()));
@@ -312,14 +328,14 @@ impl Authority {
             days,
         };
         let key_path = self.key_of(name);
-        let aside = |path: &Path| path.with_file_name(format!("{}.{}", serial_of(&old), extension(path)));
+        let aside = |path: &Path| self.replaced().join(format!("{}.{}", serial_of(&old), extension(path)));
         let key = if with_new_key { Some(self.settings()?.algorithm.key()?) } else { None };
         let chain = match &key {
             Some(key) => self.certify(&request, key)?,
             None => self.certify(&request, &SubjectPublicKeyInfo::from_der(old.public_key().raw)?)?,
         };
-        let moved = aside(&path);
-        fs::rename(&path, &moved).map_err(file_error(&path))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(self.replaced()).map_err(file_error(&path))?;
+        fs::rename(&path, aside(&path)).map_err(file_error(&path))?;
         if let Some(key) = &key {
             if key_path.exists() {
                 fs::rename(&key_path, aside(&key_path)).map_err(file_error(&key_path))?;
@@ -330,94 +346,6 @@ impl Authority {
         Ok(Issued { chain: path, key: key_path.exists().then_some(key_path) })
     }
 
-    /// Revokes a certificate, by its common name or its serial number, and makes the CRLs anew. Returns its entry.
-    ///
-    /// # Errors
-    /// There is none, it is revoked already, or the folder cannot be written.
-    pub fn revoke(&self, name: &str, reason: Reason, crl_days: u32) -> Result<Entry, Error> {
-        let path = self.chain_of(name);
-        let by_serial = |entry: &Entry| entry.serial.eq_ignore_ascii_case(name) && entry.kind != "root";
-        let entries = self.list()?;
-        let found = entries.iter().find(|entry| entry.path == path).or_else(|| entries.iter().find(|it| by_serial(it)));
-        let mut entry = found.cloned().ok_or_else(|| Error::Unknown(name.to_owned()))?;
-        if entry.revoked.is_some() {
-            return Err(Error::Revoked(name.to_owned()));
-        }
-        let pem = first_pem(&entry.path)?;
-        let mut line = line_of(&parse(&entry.path, &pem)?);
-        line.revoked = Some((OffsetDateTime::now_utc(), reason));
-        Index::of(&self.dir).put(&line)?;
-        entry.revoked = Some(reason);
-        self.crl(crl_days)?;
-        Ok(entry)
-    }
-
-    /// Makes the CRLs anew: the intermediate's, valid for so many days, and the root's, if its key is here. Returns
-    /// the files.
-    ///
-    /// # Errors
-    /// The folder cannot be read or written.
-    pub fn crl(&self, days: u32) -> Result<Vec<PathBuf>, Error> {
-        let lines = Index::of(&self.dir).lines()?;
-        let (intermediate, root) = (self.dir.join("intermediate.pem"), self.root());
-        let intermediate_serial = serial_of(&parse(&intermediate, &first_pem(&intermediate)?)?);
-        let is_intermediate = |line: &&Line| line.serial == intermediate_serial;
-        let mut written = Vec::new();
-        let of_leaves: Vec<&Line> = lines.iter().filter(|line| !is_intermediate(line)).collect();
-        let crl = self.sign_crl("intermediate", &of_leaves, i64::from(days))?;
-        written.push(self.write_crl("intermediate.crl", crl.der())?);
-        let mut text = crl.pem()?;
-        let root_crl = self.dir.join("root.crl");
-        if self.dir.join("root.key").exists() {
-            let of_root: Vec<&Line> = lines.iter().filter(is_intermediate).collect();
-            let crl = self.sign_crl("root", &of_root, ROOT_CRL_DAYS)?;
-            written.push(self.write_crl("root.crl", crl.der())?);
-            text += &crl.pem()?;
-        } else if root_crl.exists() {
-            let der = fs::read(&root_crl).map_err(file_error(&root_crl))?;
-            text += &pem::encode(&pem::Pem::new("X509 CRL", der));
-        } else {
-            return Err(Error::Content(root, "its key is not here, and no root.crl that was made with it".to_owned()));
-        }
-        replace(&self.crls(), text.as_bytes())?;
-        written.push(self.crls());
-        Ok(written)
-    }
-
-    fn write_crl(&self, file: &str, der: &[u8]) -> Result<PathBuf, Error> {
-        let path = self.dir.join(file);
-        replace(&path, der)?;
-        Ok(path)
-    }
-
-    fn sign_crl(&self, authority: &str, lines: &[&Line], days: i64) -> Result<CertificateRevocationList, Error> {
-        let now = OffsetDateTime::now_utc();
-        let revoked = |line: &&Line| {
-            let (revocation_time, reason) = line.revoked?;
-            Some(RevokedCertParams {
-                serial_number: SerialNumber::from_slice(&from_hex(&line.serial)?),
-                revocation_time,
-                reason_code: Some(reason.code()),
-                invalidity_date: None,
-            })
-        };
-        // OpenSSL asks the root's list about the root, too, which names no place where its list would be.
-        let place = if authority == "root" { None } else { self.settings()?.crl(&format!("{authority}.crl")) };
-        let params = CertificateRevocationListParams {
-            this_update: now,
-            next_update: now + Duration::days(days),
-            // Rises with time, in milliseconds, which needs no file of its own.
-            crl_number: SerialNumber::from(u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)),
-            issuing_distribution_point: place.map(|url| CrlIssuingDistributionPoint {
-                distribution_point: CrlDistributionPoint { uris: vec![url] },
-                scope: None,
-            }),
-            revoked_certs: lines.iter().filter_map(revoked).collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        Ok(params.signed_by(&self.issuer(authority)?.0)?)
-    }
-
     /// Everything in the folder: root, intermediate, then what was issued, by name.
     ///
     /// # Errors
@@ -425,12 +353,17 @@ impl Authority {
     pub fn list(&self) -> Result<Vec<Entry>, Error> {
         let lines = Index::of(&self.dir).lines()?;
         let mut paths = vec![self.root(), self.dir.join("intermediate.pem")];
-        let mut issued = Vec::new();
-        for file in fs::read_dir(self.issued()).map_err(file_error(&self.issued()))? {
-            issued.push(file.map_err(file_error(&self.issued()))?.path());
+        for folder in [self.issued(), self.replaced()] {
+            if !folder.exists() {
+                continue;
+            }
+            let mut issued = Vec::new();
+            for file in fs::read_dir(&folder).map_err(file_error(&folder))? {
+                issued.push(file.map_err(file_error(&folder))?.path());
+            }
+            issued.sort();
+            paths.extend(issued.into_iter().filter(|path| extension(path) == "pem"));
         }
-        issued.sort();
-        paths.extend(issued.into_iter().filter(|path| extension(path) == "pem"));
         let entry = |path: PathBuf| {
             let pem = first_pem(&path)?;
             let certificate = parse(&path, &pem)?;
@@ -491,74 +424,6 @@ impl Authority {
     }
 }
 
-fn first_pem(path: &Path) -> Result<Pem, Error> {
-    let bytes = fs::read(path).map_err(file_error(path))?;
-    let pem = Pem::iter_from_buffer(&bytes).next().and_then(Result::ok);
-    pem.ok_or_else(|| Error::Content(path.to_owned(), "no PEM".to_owned()))
-}
-
-fn parse<'p>(path: &Path, pem: &'p Pem) -> Result<X509Certificate<'p>, Error> {
-    pem.parse_x509().map_err(|_| Error::Content(path.to_owned(), "no certificate".to_owned()))
-}
-
-fn purpose(certificate: &X509Certificate<'_>) -> Purpose {
-    match certificate.extended_key_usage().ok().flatten().map(|usage| usage.value) {
-        Some(usage) if usage.server_auth => Purpose::Server,
-        Some(usage) if usage.ocsp_signing => Purpose::Ocsp,
-        _ => Purpose::Device,
-    }
-}
-
-fn kind(certificate: &X509Certificate<'_>) -> &'static str {
-    match (certificate.is_ca(), certificate.issuer() == certificate.subject(), purpose(certificate)) {
-        (true, true, _) => "root",
-        (true, false, _) => "intermediate",
-        (false, _, Purpose::Server) => "server",
-        (false, _, Purpose::Device) => "device",
-        (false, _, Purpose::Ocsp) => "ocsp",
-    }
-}
-
-/// The alternative names that [`template`] writes.
-fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
-    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
-    let name = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(text) | GeneralName::URI(text) | GeneralName::RFC822Name(text) => Some((*text).to_owned()),
-        GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
-            Ok(bytes) => Some(std::net::Ipv4Addr::from(bytes).to_string()),
-            Err(_) => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| std::net::Ipv6Addr::from(bytes).to_string()),
-        },
-        _ => None,
-    };
-    extension.value.general_names.iter().filter_map(name).collect()
-}
-
-fn line_of(certificate: &X509Certificate<'_>) -> Line {
-    let part = |name: &str, value: Option<&str>| value.map(|value| format!("/{name}={value}")).unwrap_or_default();
-    let subject = certificate.subject();
-    let organization = subject.iter_organization().next().and_then(|value| value.as_str().ok());
-    let common_name = subject.iter_common_name().next().and_then(|value| value.as_str().ok());
-    Line {
-        expires: certificate.validity().not_after.to_datetime(),
-        revoked: None,
-        serial: serial_of(certificate),
-        subject: part("O", organization) + &part("CN", common_name),
-    }
-}
-
-/// Upper-case hex, an even number of digits.
-fn serial_of(certificate: &X509Certificate<'_>) -> String {
-    certificate.raw_serial_as_string().replace(':', "").to_uppercase()
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
-}
-
-fn extension(path: &Path) -> &str {
-    path.extension().and_then(|extension| extension.to_str()).unwrap_or_default()
-}
-
 fn text(value: &rcgen::DnValue) -> Option<String> {
     match value {
         rcgen::DnValue::Utf8String(text) => Some(text.clone()),
@@ -600,6 +465,22 @@ mod tests {
     }
 
     #[test]
+    fn what_one_revokes_another_does_not_undo() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = authority(dir.path());
+        (0..8).for_each(|n| drop(authority.issue(&device(&format!("old{n}"))).unwrap()));
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let authority = &authority;
+                scope.spawn(move || authority.issue(&device(&format!("new{n}"))).unwrap());
+                scope.spawn(move || authority.revoke(&format!("old{n}"), Reason::Unspecified, 1).unwrap());
+            }
+        });
+        let lines = Index::of(dir.path()).lines().unwrap();
+        assert_eq!((lines.len(), lines.iter().filter(|line| line.revoked.is_some()).count()), (16, 8));
+    }
+
+    #[test]
     fn names_that_would_harm_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let authority = authority(dir.path());
@@ -615,8 +496,9 @@ mod tests {
         authority.issue(&device("a")).unwrap();
         authority.issue(&device("b")).unwrap();
         let serial = authority.list().unwrap().into_iter().find(|entry| entry.name == "b").unwrap().serial;
-        assert_eq!(authority.revoke("a", Reason::KeyCompromise, 1).unwrap().name, "a");
-        assert_eq!(authority.revoke(&serial.to_lowercase(), Reason::Superseded, 1).unwrap().name, "b");
+        let names = |entries: Vec<Entry>| entries.into_iter().map(|entry| entry.name).collect::<Vec<_>>();
+        assert_eq!(names(authority.revoke("a", Reason::KeyCompromise, 1).unwrap()), ["a"]);
+        assert_eq!(names(authority.revoke(&serial.to_lowercase(), Reason::Superseded, 1).unwrap()), ["b"]);
         assert!(matches!(authority.revoke("a", Reason::Unspecified, 1), Err(Error::Revoked(_))));
         assert!(matches!(authority.revoke("c", Reason::Unspecified, 1), Err(Error::Unknown(_))));
         let revoked: Vec<_> = authority.list().unwrap().into_iter().filter_map(|entry| entry.revoked).collect();
@@ -647,5 +529,7 @@ mod tests {
         assert_ne!(fs::read(authority.key_of("gw")).unwrap(), key);
         assert_eq!(authority.list().unwrap().iter().filter(|entry| entry.name == "gw").count(), 3);
         assert!(matches!(authority.renew("nobody", 60, false), Err(Error::Unknown(_))));
+        // The first two have one key: it is of no use to revoke the last alone.
+        assert_eq!(authority.revoke("gw", Reason::KeyCompromise, 1).unwrap().len(), 3);
     }
 }

@@ -168,7 +168,10 @@ pub(crate) enum PkiCommand {
         #[arg(long)]
         new_key: bool,
     },
-    /// Revokes a certificate, and makes the CRLs anew
+    /// Revokes certificates, and makes the CRLs anew
+    ///
+    /// By a common name all that were issued under it, for a renewed certificate has the key of the one before; by a
+    /// serial number that one.
     Revoke {
         /// Its common name, or its serial number
         name: String,

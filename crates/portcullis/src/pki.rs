@@ -42,8 +42,9 @@ fn run(command: PkiCommand) -> Result<(), Error> {
         }
         PkiCommand::Revoke { name, dir, reason, crl } => {
             let authority = Authority::open(&dir.dir)?;
-            let Entry { name, serial, .. } = authority.revoke(&name, reason.into(), crl.days)?;
-            println!("revoked: {} ({serial})", name.escape_debug());
+            for Entry { name, serial, .. } in authority.revoke(&name, reason.into(), crl.days)? {
+                println!("revoked: {} ({serial})", name.escape_debug());
+            }
             println!("CRLs: {}", authority.crls().display());
         }
         PkiCommand::Crl { dir, crl } => {

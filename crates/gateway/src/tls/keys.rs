@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use pkcs8::EncryptedPrivateKeyInfo;
@@ -22,20 +23,19 @@ use super::resumption::now;
 use crate::config::model::{Certificates, ListenerTls};
 use crate::config::{At, Complaint, Document, Secret, is_exposed};
 use crate::crypto::provider;
-use crate::files::{Stamp, read_chain, unreadable};
+use crate::files::{Follower, read_chain, unreadable};
 use crate::trust::Knowledge;
 
 /// An OCSP answer is taken away before it is out of date, for the sake of clocks that are ahead; in seconds.
 const STAPLE_MARGIN: i64 = 30;
-/// An OCSP answer is not asked for more often; in seconds.
-const STAPLE_RETRY: i64 = 10;
+/// An OCSP answer is not asked for more often.
+const STAPLE_RETRY: Duration = Duration::from_secs(10);
 
 /// The certificates of a listener. They follow their files.
 #[derive(Debug)]
 pub(super) struct ServerKeys {
     files: Vec<Files>,
-    /// Of the files, when they were last read.
-    stamps: Mutex<Vec<Option<Stamp>>>,
+    follower: Follower,
     current: ArcSwap<BySni>,
     /// When to ask for each pair's OCSP answer, in seconds since 1970; `None`: handshakes bring none along.
     staples: Option<Mutex<Vec<Staple>>>,
@@ -44,9 +44,9 @@ pub(super) struct ServerKeys {
 /// An OCSP answer about a certificate of the gateway's own [RFC 6066, 8].
 #[derive(Clone, Copy, Debug, Default)]
 struct Staple {
-    /// When to ask for another one, in seconds since 1970.
-    next: i64,
-    /// When it is to be taken away, likewise; 0: there is none.
+    /// When to ask for another one; `None`: at once.
+    next: Option<Instant>,
+    /// When it is to be taken away, in seconds since 1970; 0: there is none.
     until: i64,
 }
 
@@ -74,7 +74,8 @@ impl KeySource {
         span: &Range<usize>,
         document: &mut Document,
     ) -> Option<Self> {
-        if text.starts_with("pkcs11:") {
+        // A scheme's case says nothing [RFC 3986, 3.1]; taken for a path, its PIN would be shown.
+        if text.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("pkcs11:")) {
             #[cfg(feature = "pkcs11")]
             match TokenUri::parse(text, |path| document.resolve(path)) {
                 Ok(uri) => return Some(Self::Token(Box::new(uri))),
@@ -92,9 +93,9 @@ impl KeySource {
         Some(Self::File(path, passphrase.cloned()))
     }
 
-    fn stamp(&self) -> Option<Stamp> {
+    fn file(&self) -> Option<&Path> {
         match self {
-            Self::File(path, _) => Stamp::of(path),
+            Self::File(path, _) => Some(path),
             #[cfg(feature = "pkcs11")]
             Self::Token(_) => None,
         }
@@ -142,16 +143,24 @@ impl ServerKeys {
         if files.len() != count {
             return None;
         }
+        let follower = Follower::default();
+        let mut complaints = Vec::new();
         let mut read = Vec::new();
-        let stamps = stamps(&files);
-        for Files { chain, key } in &files {
-            match read_pair(chain, key) {
-                Ok(pair) => read.push(pair),
-                Err(complaint) => document.problems.complain(&certificate.span, complaint),
+        let read_all = || {
+            for Files { chain, key } in &files {
+                match read_pair(chain, key) {
+                    Ok(pair) => read.push(pair),
+                    Err(complaint) => complaints.push(complaint),
+                }
             }
-        }
+            complaints.first().map_or(Ok(()), |complaint| Err(complaint.message.clone()))
+        };
+        // All that is wrong is said below.
+        let _ = follower.read_if_changed(&paths(&files), read_all);
+        let is_good = complaints.is_empty();
+        complaints.into_iter().for_each(|complaint| document.problems.complain(&certificate.span, complaint));
         let current = ArcSwap::from_pointee(BySni::new(&read)?);
-        if read.len() != files.len() {
+        if !is_good {
             return None;
         }
         if tls.ocsp_stapling {
@@ -162,7 +171,7 @@ impl ServerKeys {
             }
         }
         let staples = tls.ocsp_stapling.then(|| Mutex::new(vec![Staple::default(); read.len()]));
-        Some(Self { files, stamps: Mutex::new(stamps), current, staples })
+        Some(Self { files, follower, current, staples })
     }
 
     /// Takes away OCSP answers that are about to be out of date; returns whether others are to be asked for.
@@ -175,17 +184,17 @@ impl ServerKeys {
                 staple.until = 0;
             }
         }
-        staples.iter().any(|staple| now >= staple.next)
+        staples.iter().any(Staple::is_due)
     }
 
     /// Asks for OCSP answers whose time has come.
     pub(super) async fn fetch_staples(&self, knowledge: &Knowledge) {
         let due: Vec<usize> = match self.staples() {
             Some(mut staples) => {
-                let due = staples.iter_mut().enumerate().filter(|(_, staple)| now() >= staple.next);
+                let due = staples.iter_mut().enumerate().filter(|(_, staple)| staple.is_due());
                 // Not again while this is under way.
                 due.map(|(place, staple)| {
-                    staple.next = now() + STAPLE_RETRY;
+                    staple.next = Some(Instant::now() + STAPLE_RETRY);
                     place
                 })
                 .collect()
@@ -198,13 +207,13 @@ impl ServerKeys {
             let [leaf, issuer, ..] = pair.cert.as_slice() else { continue };
             match knowledge.ocsp_answer_about(leaf, issuer).await {
                 Ok((answer, until)) => {
+                    let Some(mut staples) = self.staples() else { return };
                     // The pair may have been replaced meanwhile.
-                    self.current.rcu(|newest| match newest.pairs.get(place) {
-                        Some(it) if it.cert == pair.cert => newest.with_staple(place, Some(answer.clone())),
-                        _ => BySni::clone(newest),
-                    });
-                    if let Some(mut staples) = self.staples() {
-                        staples[place] = Staple { next: now() + ((until - now()) / 2).max(STAPLE_RETRY), until };
+                    let newest = self.current.load_full();
+                    if newest.pairs.get(place).is_some_and(|it| it.cert == pair.cert) {
+                        self.current.store(Arc::new(newest.with_staple(place, Some(answer))));
+                        let half = Duration::from_secs(((until - now()) / 2).max(0).unsigned_abs());
+                        staples[place] = Staple { next: Some(Instant::now() + half.max(STAPLE_RETRY)), until };
                     }
                 }
                 Err(error) => tracing::warn!("OCSP stapling: {error}"),
@@ -219,25 +228,21 @@ impl ServerKeys {
     /// Reads all pairs again if a file has changed. One that cannot be used, of which certificate and key do not belong
     /// together, because only one of them has been replaced yet, or which has expired, changes nothing.
     pub(super) fn read_if_changed(&self, listener: &str) {
-        let stamps = stamps(&self.files);
-        {
-            let mut last = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
-            if *last == stamps {
-                return;
-            }
-            *last = stamps;
-        }
-        match self.read() {
-            Ok(current) => {
+        let read = || self.read().map_err(|complaint| complaint.message);
+        match self.follower.read_if_changed(&paths(&self.files), read) {
+            Some(Ok(current)) => {
+                // The lock of the staples is held: one that is on its way is of a pair that is being replaced.
+                let staples = self.staples();
                 self.current.store(Arc::new(current));
-                if let Some(mut staples) = self.staples() {
+                if let Some(mut staples) = staples {
                     staples.fill(Staple::default());
                 }
                 tracing::info!(listener, "certificate and key loaded");
             }
-            Err(complaint) => {
-                tracing::error!(listener, "certificate and key: the last good ones stay: {}", complaint.message);
+            Some(Err(problem)) => {
+                tracing::error!(listener, "certificate and key: the last good ones stay: {problem}");
             }
+            None => {}
         }
     }
 
@@ -259,14 +264,20 @@ impl ServerKeys {
     }
 }
 
+impl Staple {
+    fn is_due(&self) -> bool {
+        self.next.is_none_or(|next| Instant::now() >= next)
+    }
+}
+
 impl ResolvesServerCert for ServerKeys {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.current.load().find(hello.server_name()))
     }
 }
 
-fn stamps(files: &[Files]) -> Vec<Option<Stamp>> {
-    files.iter().flat_map(|files| [Stamp::of(&files.chain), files.key.stamp()]).collect()
+fn paths(files: &[Files]) -> Vec<&Path> {
+    files.iter().flat_map(|files| [Some(files.chain.as_path()), files.key.file()]).flatten().collect()
 }
 
 /// A chain and its key, which must belong together.

@@ -1,12 +1,13 @@
 //! Private keys that stay in a token: a card, a module, a service that speaks PKCS#11. Enters: a URI [RFC 7512]. Leaves:
 //! a key that signs handshakes, after it has shown that it is the certificate's.
 //!
-//! A token signs while its handshake waits, on the thread that moves bytes: one that takes more than a few milliseconds
-//! belongs behind a faster one.
+//! A token signs while its handshake waits. Where there are several threads, the others go on; but a token that takes more
+//! than a few milliseconds is what limits how many devices come in.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest;
@@ -22,6 +23,7 @@ use percent_encoding::percent_decode_str;
 use rustls::pki_types::CertificateDer;
 use rustls::sign::{Signer, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
+use tokio::runtime::RuntimeFlavor;
 use webpki::EndEntityCert;
 use x509_cert::der::Encode;
 use x509_cert::der::asn1::UintRef;
@@ -34,6 +36,8 @@ use crate::crypto::provider;
 const EXAMPLE: &str = "\"pkcs11:token=gateway;object=tls?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=pin\"";
 /// Sessions with a token that are kept for the next handshake.
 const MAX_IDLE_SESSIONS: usize = 16;
+/// Signatures under way at once, each of which holds a thread.
+const MAX_SIGNING: usize = 64;
 
 /// A PKCS#11 URI.
 #[derive(Clone)]
@@ -64,7 +68,7 @@ impl TokenUri {
     pub(super) fn parse(text: &str, resolve: impl Fn(&Path) -> PathBuf) -> Result<Self, Complaint> {
         let wrong = |what: &str| Complaint::new(format!("the PKCS#11 URI {what}")).hint(EXAMPLE);
         let (path, query) = text.split_once('?').unwrap_or((text, ""));
-        let path = path.strip_prefix("pkcs11:").unwrap_or(path).split(';').filter(|part| !part.is_empty());
+        let path = path.get("pkcs11:".len()..).unwrap_or_default().split(';').filter(|part| !part.is_empty());
         let query = query.split('&').filter(|part| !part.is_empty());
         let (mut token, mut object, mut id, mut module, mut pin) = (None, None, None, None, None);
         for attribute in path.chain(query) {
@@ -100,7 +104,12 @@ impl TokenUri {
 pub(super) fn key(uri: &TokenUri, certificate: &CertificateDer<'_>) -> Result<Arc<dyn SigningKey>, Complaint> {
     let kind = Kind::of(certificate)
         .ok_or_else(|| Complaint::new(format!("{uri}: the certificate's key is none that tokens are asked to use")))?;
-    let token = Arc::new(Token { uri: uri.clone(), idle: Mutex::default() });
+    let token = Arc::new(Token {
+        uri: uri.clone(),
+        idle: Mutex::default(),
+        signing: AtomicUsize::new(0),
+        is_pin_wrong: AtomicBool::new(false),
+    });
     let key = TokenKey { token, kind };
     let scheme = kind.schemes()[0];
     let signature = key.signer(scheme).sign(PROBE).map_err(|error| {
@@ -214,10 +223,29 @@ impl Signer for TokenSigner {
 struct Token {
     uri: TokenUri,
     idle: Mutex<Vec<(Session, ObjectHandle)>>,
+    /// Signatures under way.
+    signing: AtomicUsize,
+    /// Each further attempt would bring the token nearer to being locked.
+    is_pin_wrong: AtomicBool,
 }
 
 impl Token {
+    /// Signs; what else its thread had to do, another one does meanwhile.
     fn sign(&self, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, String> {
+        if self.signing.fetch_add(1, Ordering::Relaxed) >= MAX_SIGNING {
+            self.signing.fetch_sub(1, Ordering::Relaxed);
+            return Err("the token is too slow for the handshakes that come".to_owned());
+        }
+        let runtime = tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor());
+        let result = match runtime {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| self.sign_now(scheme, message)),
+            _ => self.sign_now(scheme, message),
+        };
+        self.signing.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
+    fn sign_now(&self, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, String> {
         let kept = lock(&self.idle).pop();
         // A session that was kept may be of a token that was taken out, and put in again.
         if let Some((session, key)) = kept
@@ -284,8 +312,15 @@ impl Token {
         let slot = slots.into_iter().find(is_wanted).ok_or("there is no such token")?;
         let session = module.open_ro_session(slot).map_err(say)?;
         if let Some(pin) = &uri.pin {
+            if self.is_pin_wrong.load(Ordering::Relaxed) {
+                return Err("its PIN was wrong; it is not tried again before a reload".to_owned());
+            }
             match session.login(UserType::User, Some(pin)) {
                 Ok(()) | Err(TokenError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
+                Err(error @ TokenError::Pkcs11(RvError::PinIncorrect | RvError::PinLocked, _)) => {
+                    self.is_pin_wrong.store(true, Ordering::Relaxed);
+                    return Err(say(error));
+                }
                 Err(error) => return Err(say(error)),
             }
         }

@@ -138,8 +138,8 @@ impl ServerTls {
                 true
             }
             Ok(false) => false,
-            Err(complaint) => {
-                tracing::error!(listener, "client_ca: the last good one stays: {}", complaint.message);
+            Err(problem) => {
+                tracing::error!(listener, "client_ca: the last good one stays: {problem}");
                 false
             }
         }

@@ -16,6 +16,10 @@ use crate::crypto::provider;
 use crate::outcome::Reject;
 use crate::trust::{Anchors, Distrust, Trust};
 
+/// Certificates beside its own that a device may show, and octets of all of them.
+const MAX_CHAIN: usize = 10;
+const MAX_CHAIN_LEN: usize = 16 << 10;
+
 #[derive(Debug)]
 pub(super) struct DeviceVerifier {
     trust: Arc<Trust>,
@@ -52,6 +56,11 @@ impl ClientCertVerifier for DeviceVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        // Certificates that are not on the path are kept, too, by whoever keeps the session.
+        let len: usize = intermediates.iter().map(|certificate| certificate.len()).sum::<usize>() + end_entity.len();
+        if len > MAX_CHAIN_LEN || intermediates.len() > MAX_CHAIN {
+            return Err(alert(webpki::Error::MaximumPathDepthExceeded).into());
+        }
         let credential = self.trust.verify(end_entity, intermediates, now).map_err(alert)?;
         let at = now.as_secs().cast_signed();
         self.trust.judge_for_now(&credential, at).map_err(distrusted)?;

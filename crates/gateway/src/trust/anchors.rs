@@ -7,10 +7,9 @@ use rustls::pki_types::TrustAnchor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::IssuerId;
-use super::issuers::Issuer;
 use super::knowledge::Knowledge;
 use crate::config::Complaint;
-use crate::files::{read_anchors, read_chain};
+use crate::files::read_chain;
 
 /// The trust anchors of a bundle.
 #[derive(Debug)]
@@ -24,17 +23,17 @@ pub struct Anchors {
 impl Anchors {
     pub(super) fn read(path: &Path, knowledge: &Knowledge) -> Result<Self, Complaint> {
         let not_an_anchor = |what: &str| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
-        let list = read_anchors(path)?;
-        let (mut ids, mut not_after) = (Vec::new(), i64::MAX);
-        for der in read_chain(path)? {
-            let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| not_an_anchor("it cannot be read"))?;
+        let ders = read_chain(path)?;
+        let (mut list, mut ids, mut not_after) = (Vec::new(), Vec::new(), i64::MAX);
+        for der in &ders {
+            let anchor = webpki::anchor_from_trusted_cert(der).map_err(|error| not_an_anchor(&error.to_string()))?;
+            let (_, certificate) = X509Certificate::from_der(der).map_err(|_| not_an_anchor("it cannot be read"))?;
             not_after = not_after.min(certificate.validity().not_after.timestamp());
-            ids.push(Issuer::from_der(&der).ok_or_else(|| not_an_anchor("it cannot be read"))?.id);
-            knowledge.learn(&der);
+            ids.push(IssuerId::of(&certificate));
+            list.push(anchor.to_owned());
         }
-        if ids.len() != list.len() {
-            return Err(not_an_anchor("the file changed while it was read"));
-        }
+        // Only once all of it is good.
+        ders.iter().for_each(|der| knowledge.learn(der));
         let subjects = list.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
         Ok(Self { list, ids, subjects, not_after })
     }

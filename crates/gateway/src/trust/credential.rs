@@ -7,7 +7,7 @@ use aws_lc_rs::digest;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
-use x509_parser::oid_registry::OID_PKIX_ACCESS_DESCRIPTOR_OCSP;
+use x509_parser::oid_registry::{OID_PKIX_ACCESS_DESCRIPTOR_OCSP, OID_X509_EXT_CRL_DISTRIBUTION_POINTS};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// An authority: its name and its key. A name alone would let the lists of one authority speak for another that calls
@@ -16,9 +16,6 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub struct IssuerId([u8; 32]);
 
 impl IssuerId {
-    /// Comes before all others.
-    pub(super) const MIN: Self = Self([0; 32]);
-
     /// From a digest of the authority's name and key.
     pub const fn new(digest: [u8; 32]) -> Self {
         Self(digest)
@@ -38,9 +35,6 @@ pub struct Serial {
 }
 
 impl Serial {
-    /// Comes before all others.
-    pub(super) const MIN: Self = Self { len: 0, octets: [0; 20] };
-
     /// From the content of a DER INTEGER; `None` if it is too long.
     pub fn new(der: &[u8]) -> Option<Self> {
         let start = der.iter().position(|octet| *octet != 0).unwrap_or(der.len());
@@ -67,8 +61,8 @@ pub struct Link {
     pub not_before: i64,
     /// Seconds since 1970.
     pub not_after: i64,
-    /// Where its CRL is to be found [RFC 5280, 4.2.1.13].
-    pub distribution_points: Vec<String>,
+    /// Where its CRL is to be found [RFC 5280, 4.2.1.13]; `None`: it does not say. What it says may be of no use.
+    pub distribution_points: Option<Vec<String>>,
     /// Who answers for it by OCSP [RFC 5280, 4.2.2.1].
     pub responder: Option<String>,
 }
@@ -158,15 +152,14 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     sum
 }
 
-/// The URLs in a certificate's CRL distribution points. A point that has an issuer of its own would have an indirect
-/// CRL, which is not read.
-fn distribution_points(certificate: &X509Certificate<'_>) -> Vec<String> {
-    let points = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::CRLDistributionPoints(points) => Some(points),
-        _ => None,
-    });
-    let points = points.into_iter().flat_map(|points| &points.points).filter(|point| point.crl_issuer.is_none());
-    points.flat_map(|point| urls(point.distribution_point.as_ref())).collect()
+/// The URLs in a certificate's CRL distribution points; `None`: it has none. A point that has an issuer of its own would
+/// have an indirect CRL, one that is for some reasons only is no answer: both are left out.
+fn distribution_points(certificate: &X509Certificate<'_>) -> Option<Vec<String>> {
+    let mut extensions = certificate.extensions().iter();
+    let extension = extensions.find(|extension| extension.oid == OID_X509_EXT_CRL_DISTRIBUTION_POINTS)?;
+    let ParsedExtension::CRLDistributionPoints(points) = extension.parsed_extension() else { return Some(Vec::new()) };
+    let plain = points.points.iter().filter(|point| point.crl_issuer.is_none() && point.reasons.is_none());
+    Some(plain.flat_map(|point| urls(point.distribution_point.as_ref())).collect())
 }
 
 /// The URL of a certificate's first OCSP responder.

@@ -1,9 +1,8 @@
 //! Certificate revocation lists [RFC 5280, 5]. Enters: bytes of a file or of an answer. Leaves: who is revoked, for
 //! whom the list speaks, and until when.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
 use webpki::BorrowedCertRevocationList;
@@ -17,7 +16,7 @@ use super::credential::{Key, Link, Serial, key, urls};
 use super::issuers::Issuer;
 use super::signature::Signed;
 
-/// One list. Whether it may be believed depends on who signed it: see [`Crl::learn`].
+/// One list. It counts only once its signer is known: see [`Crl::learn`].
 #[derive(Debug)]
 pub(super) struct Crl {
     der: Box<[u8]>,
@@ -27,13 +26,13 @@ pub(super) struct Crl {
     number: Box<[u8]>,
     /// Seconds since 1970.
     pub(super) this_update: i64,
-    /// Seconds since 1970; the list says nothing from then on.
+    /// Seconds since 1970; the list says nothing good of anybody from then on.
     pub(super) next_update: i64,
     scope: Scope,
     /// In order.
     revoked: Box<[Serial]>,
-    /// The authorities it was found to be signed by, or not.
-    judged: ArcSwap<Vec<(IssuerId, bool)>>,
+    /// The authority whose signature it has; not known at first.
+    signer: OnceLock<IssuerId>,
 }
 
 /// For which certificates of its issuer a list speaks [RFC 5280, 5.2.5].
@@ -45,24 +44,33 @@ struct Scope {
     distribution_points: Vec<String>,
 }
 
-/// Authorities that one list is judged for at most: they have the same name, so there are few.
-const MAX_JUDGED: usize = 64;
+/// How a list comes to speak for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coverage {
+    /// It does not.
+    None,
+    /// It is a list of one place among others, and the certificate does not say which place is its.
+    Perhaps,
+    Full,
+}
 
 impl Crl {
     /// Reads all lists of a file: PEM, or one in DER.
     ///
     /// # Errors
-    /// What is wrong with it, in a few words.
-    pub(super) fn read(bytes: &[u8]) -> Result<Vec<Self>, String> {
+    /// What is wrong with it, in a few words; more than `max` are wrong, too.
+    pub(super) fn read(bytes: &[u8], max: usize) -> Result<Vec<Self>, String> {
         if bytes.first() == Some(&0x30) {
             return Ok(vec![Self::from_der(bytes)?]);
         }
-        let ders: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(bytes).collect();
+        let ders = CertificateRevocationListDer::pem_slice_iter(bytes).take(max + 1);
+        let ders: Result<Vec<_>, _> = ders.collect();
         let ders = ders.map_err(|error| format!("no PEM and no DER: {error}"))?;
-        if ders.is_empty() {
-            return Err("no CRL in it: neither `-----BEGIN X509 CRL-----` nor DER".to_owned());
+        match ders.len() {
+            0 => Err("no CRL in it: neither `-----BEGIN X509 CRL-----` nor DER".to_owned()),
+            count if count > max => Err(format!("more than {max} CRLs")),
+            _ => ders.iter().map(|der| Self::from_der(der)).collect(),
         }
-        ders.iter().map(|der| Self::from_der(der)).collect()
     }
 
     fn from_der(der: &[u8]) -> Result<Self, String> {
@@ -75,7 +83,7 @@ impl Crl {
         }
         revoked.sort_unstable();
         revoked.dedup();
-        let head = Head::read(der).ok_or("a CRL whose head cannot be read")?;
+        let head = Head::read(der).ok_or("a CRL whose head or scope cannot be read")?;
         Ok(Self {
             der: der.into(),
             issuer: head.issuer.into(),
@@ -84,72 +92,78 @@ impl Crl {
             next_update: head.next_update,
             scope: head.scope,
             revoked: revoked.into(),
-            judged: ArcSwap::default(),
+            signer: OnceLock::new(),
         })
     }
 
-    /// Finds out whether this authority has signed the list, once.
+    /// Finds out whether this authority has signed the list; nobody else can have, then.
     pub(super) fn learn(&self, issuer: &Issuer) {
-        let is_known = |judged: &[(IssuerId, bool)]| judged.iter().any(|(id, _)| *id == issuer.id);
-        if is_known(&self.judged.load()) || !issuer.is_named(&self.issuer) {
-            return;
+        if self.signer.get().is_none()
+            && issuer.is_named(&self.issuer)
+            && issuer.may_sign_lists()
+            && Signed::from_der(&self.der).is_some_and(|signed| signed.is_by(&issuer.der))
+        {
+            // Somebody else may have found out at the same time.
+            let _ = self.signer.set(issuer.id);
         }
-        let is_signed = issuer.may_sign_lists() && Signed::from_der(&self.der).is_some_and(|it| it.is_by(&issuer.der));
-        self.judged.rcu(|judged| {
-            let mut judged = Vec::clone(judged);
-            if judged.len() < MAX_JUDGED && !is_known(&judged) {
-                judged.push((issuer.id, is_signed));
-            }
-            judged
-        });
     }
 
-    fn is_by(&self, issuer: &IssuerId) -> bool {
-        self.judged.load().contains(&(*issuer, true))
+    pub(super) fn signer(&self) -> Option<&IssuerId> {
+        self.signer.get()
     }
 
-    /// Whether all authorities of the list's name that are known say that it is not theirs.
-    pub(super) fn is_disowned(&self) -> bool {
-        let judged = self.judged.load();
-        !judged.is_empty() && judged.iter().all(|(_, is_signed)| !is_signed)
+    /// Whether an authority has the name that the list says is its issuer's.
+    pub(super) fn names(&self, issuer: &Issuer) -> bool {
+        issuer.is_named(&self.issuer)
     }
 
     /// Whether the list speaks for a certificate, which may be an authority's.
-    pub(super) fn covers(&self, link: &Link, is_authority: bool) -> bool {
+    pub(super) fn coverage(&self, link: &Link, is_authority: bool) -> Coverage {
         let scope = &self.scope;
         let is_kind = if is_authority { !scope.only_user_certificates } else { !scope.only_authorities };
-        let points = &scope.distribution_points;
-        // A certificate that names no place may be in any list of its issuer.
-        let is_place = points.is_empty()
-            || link.distribution_points.is_empty()
-            || points.iter().any(|point| link.distribution_points.contains(point));
-        is_kind && is_place && self.is_by(&link.issuer)
+        if !is_kind || self.signer() != Some(&link.issuer) {
+            return Coverage::None;
+        }
+        let places = &scope.distribution_points;
+        match &link.distribution_points {
+            _ if places.is_empty() => Coverage::Full,
+            None => Coverage::Perhaps,
+            Some(named) if places.iter().any(|place| named.contains(place)) => Coverage::Full,
+            Some(_) => Coverage::None,
+        }
     }
 
     pub(super) fn revokes(&self, serial: &Serial) -> bool {
         self.revoked.binary_search(serial).is_ok()
     }
 
-    /// Those that this list revokes and `before` did not.
-    pub(super) fn newly_revoked(&self, before: &[Arc<Crl>]) -> Vec<Key> {
-        let judged = self.judged.load();
-        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.issuer == self.issuer).collect();
-        let is_new = |serial: &&Serial| !same.iter().any(|other| other.revokes(serial));
-        let issuers = || judged.iter().filter(|(_, is_signed)| *is_signed);
-        self.revoked.iter().filter(is_new).flat_map(|serial| issuers().map(move |(id, _)| key(id, serial))).collect()
+    /// Whether it is of the same signer and scope.
+    pub(super) fn stands_beside(&self, other: &Self) -> bool {
+        self.signer().is_some() && self.signer() == other.signer() && self.scope == other.scope
     }
 
-    /// Whether it is an earlier list of the same issuer and scope.
-    pub(super) fn precedes(&self, other: &Self) -> bool {
-        let (len, other_len) = (self.number.len(), other.number.len());
-        let is_lower = (len, &self.number) < (other_len, &other.number);
-        self.issuer == other.issuer && self.scope == other.scope && is_lower
+    /// Whether it was made before another one of the same signer and scope. The number is optional in practice.
+    pub(super) fn is_older_than(&self, other: &Self) -> bool {
+        let rank = |crl: &Self| (crl.number.len(), crl.number.clone(), crl.this_update);
+        self.stands_beside(other) && rank(self) < rank(other)
     }
 
     /// How many certificates it revokes.
     pub(super) fn len(&self) -> usize {
         self.revoked.len()
     }
+}
+
+/// The keys of certificates that are revoked by lists of `after` and by none of `before`.
+pub(super) fn newly_revoked(before: &[Arc<Crl>], after: &[Arc<Crl>]) -> Vec<Key> {
+    let mut keys = Vec::new();
+    for list in after.iter().filter(|list| !before.iter().any(|other| Arc::ptr_eq(list, other))) {
+        let Some(signer) = list.signer() else { continue };
+        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.signer() == Some(signer)).collect();
+        let is_new = |serial: &&Serial| !same.iter().any(|other| other.revokes(serial));
+        keys.extend(list.revoked.iter().filter(is_new).map(|serial| key(signer, serial)));
+    }
+    keys
 }
 
 /// What stands before and behind the entries.
@@ -191,6 +205,8 @@ impl<'d> Head<'d> {
                                 return None;
                             }
                         }
+                        // Better none than one whose scope was taken for everything.
+                        ParsedExtension::ParseError { .. } => return None,
                         _ => {}
                     }
                     left = behind;

@@ -14,6 +14,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::Semaphore;
 
 use crate::crypto::provider;
 
@@ -27,6 +28,9 @@ const MAX_ANSWER_LEN: usize = 64 << 10;
 /// An HTTP client.
 #[derive(Default)]
 pub(super) struct Fetcher(OnceLock<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>);
+
+/// CRLs that are fetched at once: each may be large.
+static FETCHING: Semaphore = Semaphore::const_new(4);
 
 impl fmt::Debug for Fetcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,6 +66,8 @@ impl Fetcher {
             }
         }
         let request = request.body(Full::default()).map_err(|error| error.to_string())?;
+        // Closed never.
+        let _permit = FETCHING.acquire().await.map_err(|error| error.to_string())?;
         let (status, headers, body) = self.exchange(request, MAX_CRL_LEN).await?;
         let value = |name: HeaderName| headers.get(name).cloned();
         match status {

@@ -23,6 +23,11 @@ impl Issuer {
         Some(Self { id: IssuerId::of(&certificate), der: der.into() })
     }
 
+    /// As it was shown; another certificate may be of the same authority.
+    pub(super) fn is_certificate(&self, der: &[u8]) -> bool {
+        *self.der == *der
+    }
+
     fn certificate(&self) -> Option<X509Certificate<'_>> {
         X509Certificate::from_der(&self.der).ok().map(|(_, certificate)| certificate)
     }
@@ -55,15 +60,22 @@ impl Issuers {
         self.0.load().get(id).cloned()
     }
 
-    /// Remembers an authority that a trust anchor vouches for; `true`: it is new.
-    pub(super) fn add(&self, issuer: &Arc<Issuer>) -> bool {
-        let mut is_new = false;
+    /// Whether a certificate of an authority would say nothing new. Of several of one authority, one that may sign lists
+    /// counts more than one that may not.
+    pub(super) fn knows(&self, issuer: &Issuer) -> bool {
+        let known = self.0.load();
+        known.get(&issuer.id).is_some_and(|known| known.may_sign_lists() || !issuer.may_sign_lists())
+    }
+
+    /// Remembers an authority that a trust anchor vouches for.
+    pub(super) fn add(&self, issuer: &Arc<Issuer>) {
         self.0.rcu(|known| {
             let mut known = HashMap::clone(known);
-            is_new = known.len() < MAX_ISSUERS && known.insert(issuer.id, Arc::clone(issuer)).is_none();
+            if known.len() < MAX_ISSUERS || known.contains_key(&issuer.id) {
+                known.insert(issuer.id, Arc::clone(issuer));
+            }
             known
         });
-        is_new
     }
 
     pub(super) fn all(&self) -> Arc<HashMap<IssuerId, Arc<Issuer>>> {

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::credential::{Key, responder};
@@ -16,12 +18,19 @@ use super::{IssuerId, Serial, now};
 /// What is known. Outlives reloads.
 #[derive(Debug, Default)]
 pub struct Knowledge {
-    pub(super) issuers: Issuers,
+    pub(super) issuers: Arc<Issuers>,
     pub(super) statuses: Arc<Statuses>,
     pub(super) fetcher: Fetcher,
     /// Those in use, so that listeners share them.
     sources: Mutex<HashMap<Origin, Weak<Source>>>,
+    /// Those that certificates have named, by URL. They stay: a reload is not to forget them.
+    named: ArcSwap<HashMap<String, Arc<Source>>>,
+    /// Held while an authority is being learned, so that nobody finds it known and its lists not.
+    learning: Mutex<()>,
 }
+
+/// URLs that certificates may name, of all authorities together.
+const MAX_NAMED: usize = 1024;
 
 /// A CRL that is in use, for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,27 +62,48 @@ impl Knowledge {
         sources.values().filter_map(Weak::upgrade).collect()
     }
 
+    /// The source of a URL that a certificate names, if it is known.
+    pub(super) fn named(&self, url: &str) -> Option<Arc<Source>> {
+        self.named.load().get(url).cloned()
+    }
+
+    /// The source of a URL that a certificate names; `None`: there are too many.
+    pub(super) fn name(&self, url: &str, refresh: Duration) -> Option<Arc<Source>> {
+        let source = match self.named(url) {
+            Some(source) => source,
+            None if self.named.load().len() >= MAX_NAMED => return None,
+            None => {
+                let source = self.source(Origin::Url(url.to_owned()));
+                self.named.rcu(|named| {
+                    let mut named = HashMap::clone(named);
+                    named.insert(url.to_owned(), Arc::clone(&source));
+                    named
+                });
+                source
+            }
+        };
+        source.refresh_every(refresh);
+        Some(source)
+    }
+
     /// Remembers an authority, and which lists it has signed.
     pub(super) fn learn(&self, der: &[u8]) {
         let Some(issuer) = Issuer::from_der(der).map(Arc::new) else { return };
-        if self.issuers.add(&issuer) {
+        let _learning = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.issuers.knows(&issuer) {
+            // Before anybody finds it known; and again, for lists that have come meanwhile.
+            self.sources().iter().for_each(|source| source.learn(&issuer));
+            self.issuers.add(&issuer);
             self.sources().iter().for_each(|source| source.learn(&issuer));
         }
     }
 
-    /// Reads the CRL files that have changed. Returns the keys of certificates that are now revoked, and what is wrong
-    /// with files that cannot be used, of which the last good content stays.
+    /// Reads the CRL files that have changed. Returns the keys of certificates that are now revoked, in these or in what
+    /// was fetched, and what is wrong with files that cannot be used, of which the last good content stays.
     pub fn read_changed_files(&self) -> (Vec<Key>, Vec<String>) {
         let (mut revoked, mut problems) = (self.statuses.take_revoked(), Vec::new());
         for source in self.sources() {
-            match source.read_if_changed(&self.issuers) {
-                Ok(Some(keys)) => {
-                    tracing::info!(crl = %source.origin, newly_revoked = keys.len(), "CRL loaded");
-                    revoked.extend(keys);
-                }
-                Ok(None) => {}
-                Err(problem) => problems.push(problem),
-            }
+            problems.extend(source.read_if_changed(&self.issuers).err());
             revoked.extend(source.take_revoked());
         }
         (revoked, problems)

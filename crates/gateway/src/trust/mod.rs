@@ -18,7 +18,7 @@ pub use credential::{Credential, IssuerId, Key, Link, Serial};
 pub use knowledge::{CrlNote, Knowledge};
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -28,10 +28,11 @@ use tokio::task::JoinHandle;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use crate::config::model::{ListenerTls, Ocsp, OnFailure};
-use crate::config::{At, Complaint, Document};
+use crate::config::{At, Document};
 use crate::crypto::provider;
-use crate::files::Stamp;
+use crate::files::Follower;
 use crate::outcome::{CloseReason, Reject};
+use crl::Coverage;
 use ocsp::OcspStatus;
 use source::{Origin, Source, Status};
 
@@ -42,8 +43,6 @@ const MAX_VERIFY_DEPTH: u8 = 6;
 pub(crate) const CLOCK_SKEW: i64 = 300;
 const REFRESH: Duration = Duration::from_secs(15 * 60);
 const OCSP_TIMEOUT: Duration = Duration::from_secs(5);
-/// URLs that certificates may name, of one listener.
-const MAX_DISTRIBUTION_POINTS: usize = 256;
 
 /// Why a certificate is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,16 +98,15 @@ impl Distrust {
 pub struct Trust {
     knowledge: Arc<Knowledge>,
     client_ca: PathBuf,
-    stamp: Mutex<Option<Stamp>>,
+    file: Follower,
     anchors: ArcSwap<Anchors>,
     depth: usize,
     /// Configured ones.
     sources: Vec<Arc<Source>>,
-    /// Those that certificates have named, if they are believed in this.
-    named: Option<Mutex<Vec<Arc<Source>>>>,
+    /// Whether certificates are believed in where their CRLs are.
+    follows_names: bool,
     crl_missing: OnFailure,
-    /// Seconds.
-    refresh: i64,
+    refresh: Duration,
     ocsp: Ocsp,
     ocsp_responder: Option<String>,
     ocsp_failure: OnFailure,
@@ -120,6 +118,8 @@ pub struct Trust {
 struct Open {
     crl: Option<Distrust>,
     ocsp: Option<Distrust>,
+    /// There is an OCSP answer for everything, but one is old enough for another.
+    is_old: bool,
 }
 
 impl Trust {
@@ -140,10 +140,17 @@ impl Trust {
             }
         }
         let client_ca = document.resolve(ca);
-        let stamp = Mutex::new(Stamp::of(&client_ca));
-        let anchors = Anchors::read(&client_ca, knowledge);
+        let file = Follower::default();
+        let mut anchors = None;
+        let read = || {
+            let read = Anchors::read(&client_ca, knowledge);
+            let problem = read.as_ref().err().map(|complaint| complaint.message.clone());
+            anchors = Some(read);
+            problem.map_or(Ok(()), Err)
+        };
+        // What is wrong with them is said below, with its hint.
+        let _ = file.read_if_changed(&[&client_ca], read);
         let refresh = tls.revocation_refresh.map_or(REFRESH, |period| period.0);
-        let refresh = i64::try_from(refresh.as_secs()).unwrap_or(i64::MAX).max(1);
         let sources = compile_sources(tls, refresh, knowledge, document);
         let ocsp_responder = tls.ocsp_responder.as_ref().map(|url| url.value.clone());
         if let Some(url) = tls.ocsp_responder.as_ref().filter(|url| !fetch::is_url(url)) {
@@ -162,15 +169,15 @@ impl Trust {
                 document.problems.warning(&at.span, message);
             }
         }
-        match anchors {
+        match anchors? {
             Ok(anchors) => Some(Self {
                 knowledge: Arc::clone(knowledge),
                 client_ca,
-                stamp,
+                file,
                 anchors: ArcSwap::from_pointee(anchors),
                 depth: usize::from(depth),
                 sources,
-                named: tls.crl_distribution_points.then(Mutex::default),
+                follows_names: tls.crl_distribution_points,
                 crl_missing: allow(&tls.crl_missing),
                 refresh,
                 ocsp: tls.ocsp,
@@ -202,20 +209,17 @@ impl Trust {
     /// Reads the trust anchors again if their file has changed; `true`: they are others now.
     ///
     /// # Errors
-    /// They cannot be read; the last good ones stay.
-    pub fn read_if_changed(&self) -> Result<bool, Complaint> {
-        let now = Stamp::of(&self.client_ca);
-        {
-            let mut last = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
-            if *last == now {
-                return Ok(false);
+    /// They cannot be read; the last good ones stay. Said once.
+    pub fn read_if_changed(&self) -> Result<bool, String> {
+        let read = || Anchors::read(&self.client_ca, &self.knowledge).map_err(|complaint| complaint.message);
+        match self.file.read_if_changed(&[&self.client_ca], read).transpose()? {
+            Some(anchors) => {
+                let are_others = !anchors.are_same(&self.anchors.load());
+                self.anchors.store(Arc::new(anchors));
+                Ok(are_others)
             }
-            *last = now;
+            None => Ok(false),
         }
-        let anchors = Anchors::read(&self.client_ca, &self.knowledge)?;
-        let are_others = !anchors.are_same(&self.anchors.load());
-        self.anchors.store(Arc::new(anchors));
-        Ok(are_others)
     }
 
     /// Verifies a chain as it was shown: signatures up to an anchor, validity, purpose, depth. What remains is
@@ -250,7 +254,8 @@ impl Trust {
         let anchor = anchors.id_of(path.anchor()).ok_or(webpki::Error::UnknownIssuer)?;
         let credential = Credential::of(&certificates, anchor).ok_or(webpki::Error::BadDer)?;
         for (authority, link) in certificates.iter().skip(1).zip(credential.links()) {
-            if self.knowledge.issuers.get(&link.issuer).is_none() {
+            let known = self.knowledge.issuers.get(&link.issuer);
+            if known.is_none_or(|known| !known.is_certificate(authority)) {
                 self.knowledge.learn(authority);
             }
         }
@@ -277,7 +282,7 @@ impl Trust {
     /// Why it is not believed.
     pub(crate) fn judge_for_now(&self, credential: &Credential, now: i64) -> Result<(), Distrust> {
         match self.judge(credential, now) {
-            Err(Distrust::CrlMissing | Distrust::CrlExpired) if self.named.is_some() => {
+            Err(Distrust::CrlMissing | Distrust::CrlExpired) if self.follows_names => {
                 self.look(credential, now).map(drop)
             }
             Err(Distrust::OcspMissing) => Ok(()),
@@ -303,7 +308,7 @@ impl Trust {
     /// Whether signatures on lists and answers about this chain could be verified: its authorities have been seen, by
     /// this process.
     pub(crate) fn knows_authorities_of(&self, credential: &Credential) -> bool {
-        let checks_nothing = self.sources.is_empty() && self.named.is_none() && self.ocsp == Ocsp::Off;
+        let checks_nothing = !self.looks_at_crls() && self.ocsp == Ocsp::Off;
         checks_nothing || credential.links().iter().all(|link| self.knowledge.issuers.get(&link.issuer).is_some())
     }
 
@@ -332,25 +337,40 @@ impl Trust {
             }
             if self.asks_about(place) {
                 match self.knowledge.statuses.get(link.issuer, link.serial, now) {
-                    Some(OcspStatus::Revoked) => return Err(Distrust::Revoked),
-                    Some(OcspStatus::Good) => {}
-                    Some(OcspStatus::Unknown) | None => open.ocsp = Some(Distrust::OcspMissing),
+                    Some((OcspStatus::Revoked, _)) => return Err(Distrust::Revoked),
+                    Some((OcspStatus::Good, age)) => open.is_old |= age >= self.refresh,
+                    Some((OcspStatus::Unknown, _)) | None => open.ocsp = Some(Distrust::OcspMissing),
                 }
             }
         }
         Ok(open)
     }
 
+    fn looks_at_crls(&self) -> bool {
+        self.follows_names || !self.sources.is_empty()
+    }
+
     /// `None`: CRLs are not looked at.
     fn crl_status(&self, link: &Link, is_authority: bool, now: i64) -> Option<Status> {
-        if self.sources.is_empty() && self.named.is_none() {
+        if !self.looks_at_crls() {
             return None;
         }
-        let status = |source: &Arc<Source>| source.status(link, is_authority, now);
-        let configured = self.sources.iter().map(status).max().unwrap_or(Status::Unknown);
-        let named = self.named.as_ref().map(|named| named.lock().unwrap_or_else(PoisonError::into_inner));
-        let named = named.and_then(|named| named.iter().map(status).max()).unwrap_or(Status::Unknown);
-        Some(configured.max(named))
+        let (mut sure, mut perhaps) = (Status::Unknown, None);
+        let mut tell = |coverage, status| match coverage {
+            // Of lists of several places, each has to be there and to say so.
+            Coverage::Perhaps if status != Status::Revoked => perhaps = perhaps.min(Some(status)).or(Some(status)),
+            _ => sure = sure.max(status),
+        };
+        self.sources.iter().for_each(|source| source.tell(link, is_authority, now, &mut tell));
+        if self.follows_names {
+            let urls = link.distribution_points.iter().flatten();
+            let named = urls.filter_map(|url| self.knowledge.named(url));
+            named.for_each(|source| source.tell(link, is_authority, now, &mut tell));
+        }
+        if self.sources.iter().any(|source| source.is_empty()) {
+            perhaps = perhaps.min(Some(Status::Unknown));
+        }
+        Some(sure.max(perhaps.unwrap_or(Status::Unknown)))
     }
 
     fn asks_about(&self, place: usize) -> bool {
@@ -363,26 +383,13 @@ impl Trust {
 
     /// Begins to fetch the CRLs that the chain names and that are not there.
     fn fetch_named(&self, credential: &Credential) -> Vec<JoinHandle<()>> {
-        let Some(named) = &self.named else { return Vec::new() };
         let mut fetching = Vec::new();
         for (place, link) in credential.links().iter().enumerate() {
-            if self.crl_status(link, place > 0, now()) >= Some(Status::Good) {
+            if !self.follows_names || self.crl_status(link, place > 0, now()) >= Some(Status::Good) {
                 continue;
             }
-            for url in link.distribution_points.iter().filter(|url| fetch::is_url(url)) {
-                let origin = Origin::Url(url.clone());
-                let mut named = named.lock().unwrap_or_else(PoisonError::into_inner);
-                let known = named.iter().find(|source| source.origin == origin).cloned();
-                let source = match known {
-                    Some(source) => source,
-                    None if named.len() >= MAX_DISTRIBUTION_POINTS => continue,
-                    None => {
-                        let source = self.knowledge.source(origin);
-                        source.refresh_every(self.refresh);
-                        named.push(Arc::clone(&source));
-                        source
-                    }
-                };
+            for url in link.distribution_points.iter().flatten().filter(|url| fetch::is_url(url)) {
+                let Some(source) = self.knowledge.name(url, self.refresh) else { continue };
                 let knowledge = Arc::clone(&self.knowledge);
                 fetching.push(tokio::spawn(async move {
                     source.fetch_first(&knowledge.fetcher, &knowledge.issuers).await;
@@ -410,7 +417,7 @@ impl Trust {
 
 fn compile_sources(
     tls: &At<ListenerTls>,
-    refresh: i64,
+    refresh: Duration,
     knowledge: &Knowledge,
     document: &mut Document,
 ) -> Vec<Arc<Source>> {

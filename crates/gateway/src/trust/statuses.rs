@@ -1,38 +1,40 @@
 //! What OCSP responders have said of certificates that devices have shown, for as long as it holds.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::credential::Key;
+use super::credential::{Key, key};
 use super::fetch::Fetcher;
 use super::issuers::Issuer;
 use super::ocsp::{Answer, OcspStatus, Question};
 use super::{IssuerId, Serial, now};
 
-/// Certificates remembered at most; about 200 bytes each.
+/// Certificates remembered at most; about 300 bytes each.
 const MAX_ENTRIES: usize = 1_000_000;
-/// Questions under way at once.
-const MAX_ASKING: usize = 64;
-/// A responder that failed is left alone for so long, in seconds.
-const PAUSE: i64 = 5;
-/// An answer is not asked for again sooner, in seconds.
-const MIN_REFRESH: i64 = 5;
+/// Responders remembered at most.
+const MAX_RESPONDERS: usize = 1024;
+/// Questions to one responder under way at once.
+const MAX_ASKING: usize = 16;
+/// A responder that failed is left alone for so long.
+const PAUSE: Duration = Duration::from_secs(5);
+/// An answer is not asked for again sooner.
+const MIN_REFRESH: Duration = Duration::from_secs(5);
 /// Entries whose turn it is that are looked at in one go.
-const BATCH: usize = 4096;
+const BATCH: usize = 512;
 
 type Id = (IssuerId, Serial);
 
 /// The answers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Statuses {
     entries: RwLock<HashMap<Id, Arc<Entry>>>,
-    /// When which is to be asked for again, in seconds since 1970.
-    due: Mutex<BTreeSet<(i64, Id)>>,
-    asking: Semaphore,
-    /// Responders that put nonces into their answers; they always have to.
-    with_nonce: Mutex<BTreeSet<Arc<str>>>,
+    /// When which is to be asked for again, or to be forgotten.
+    due: Mutex<BTreeSet<(Instant, Id)>>,
+    responders: Mutex<HashMap<String, Arc<Responder>>>,
     /// Certificates found to be revoked, whose sessions have not been told yet.
     revoked: Mutex<Vec<Key>>,
 }
@@ -41,100 +43,106 @@ pub(super) struct Statuses {
 struct Entry {
     id: Id,
     issuer: Arc<Issuer>,
-    responder: Arc<str>,
-    /// Seconds.
-    refresh: i64,
-    known: Mutex<Known>,
+    state: Mutex<State>,
     /// Held by whoever asks.
     turn: tokio::sync::Mutex<()>,
 }
 
-#[derive(Debug, Default)]
-struct Known {
-    answer: Option<Answer>,
-    /// Seconds since 1970.
-    failed_at: Option<i64>,
+#[derive(Debug)]
+struct State {
+    /// Of the configuration of whoever has asked last.
+    responder: Arc<Responder>,
+    refresh: Duration,
+    answer: Option<(Answer, Instant)>,
+    failed_at: Option<Instant>,
+    /// Its one place in the order.
+    due: Option<Instant>,
 }
 
-impl Default for Statuses {
-    fn default() -> Self {
-        Self {
-            entries: RwLock::default(),
-            due: Mutex::default(),
-            asking: Semaphore::new(MAX_ASKING),
-            with_nonce: Mutex::default(),
-            revoked: Mutex::default(),
-        }
-    }
+#[derive(Debug)]
+struct Responder {
+    url: String,
+    asking: Semaphore,
+    /// It puts nonces into its answers; it always has to.
+    has_nonces: AtomicBool,
+    failed_at: Mutex<Option<Instant>>,
 }
 
 impl Statuses {
-    /// What is known of a certificate at present; `None`: nothing.
-    pub(super) fn get(&self, issuer: IssuerId, serial: Serial, now: i64) -> Option<OcspStatus> {
+    /// What is known of a certificate at present, and since how long; `None`: nothing. `now` is in seconds since 1970.
+    pub(super) fn get(&self, issuer: IssuerId, serial: Serial, now: i64) -> Option<(OcspStatus, Duration)> {
         let entry = self.entry(&(issuer, serial))?;
-        let known = lock(&entry.known);
+        let state = lock(&entry.state);
+        let (answer, asked_at) = state.answer?;
         // That an answer is out of date does not give anybody back a certificate.
-        let holds = |answer: &Answer| now < answer.next_update || answer.status == OcspStatus::Revoked;
-        known.answer.filter(holds).map(|answer| answer.status)
+        let holds = now < answer.next_update || answer.status == OcspStatus::Revoked;
+        holds.then(|| (answer.status, asked_at.elapsed()))
     }
 
-    /// Asks the responder, unless the answer is there by now, or there was none a moment ago.
+    /// Asks a responder, unless a recent answer is there by now, or there was none a moment ago.
     pub(super) async fn ask(
         &self,
         fetcher: &Fetcher,
         serial: Serial,
         issuer: Arc<Issuer>,
         responder: &str,
-        refresh: i64,
+        refresh: Duration,
     ) {
         let id = (issuer.id, serial);
-        let entry = match self.entry(&id) {
-            Some(entry) => entry,
-            None => {
-                let entry = Entry {
-                    id,
-                    issuer,
-                    responder: responder.into(),
-                    refresh,
-                    known: Mutex::default(),
-                    turn: tokio::sync::Mutex::default(),
-                };
-                let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-                if entries.len() >= MAX_ENTRIES {
-                    tracing::error!("OCSP: too many certificates to remember more");
-                    return;
-                }
-                Arc::clone(entries.entry(id).or_insert(Arc::new(entry)))
+        let Some(responder) = self.responder(responder) else { return };
+        let entry = {
+            let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+            if entries.len() >= MAX_ENTRIES && !entries.contains_key(&id) {
+                tracing::error!("OCSP: too many certificates to remember more");
+                return;
             }
+            let state = State { responder: Arc::clone(&responder), refresh, answer: None, failed_at: None, due: None };
+            let new = || Arc::new(Entry { id, issuer, state: Mutex::new(state), turn: tokio::sync::Mutex::default() });
+            Arc::clone(entries.entry(id).or_insert_with(new))
         };
         let _turn = entry.turn.lock().await;
-        let failed_at = lock(&entry.known).failed_at;
-        if self.get(id.0, id.1, now()).is_some() || failed_at.is_some_and(|at| now() < at + PAUSE) {
-            return;
+        {
+            let mut state = lock(&entry.state);
+            (state.responder, state.refresh) = (responder, refresh);
+            let is_recent = |(answer, at): (Answer, Instant)| {
+                let patience = if answer.status == OcspStatus::Unknown { PAUSE } else { refresh };
+                at.elapsed() < patience && now() < answer.next_update
+            };
+            if state.answer.is_some_and(is_recent) || state.failed_at.is_some_and(|at| at.elapsed() < PAUSE) {
+                return;
+            }
         }
         self.ask_now(fetcher, &entry).await;
     }
 
-    /// Asks again for those whose turn it is, of which `is_live` says that somebody is connected with them; forgets the
-    /// others once their answers do not hold any more.
+    /// Takes out those whose turn it is, of which `is_live` says that somebody is connected with them; the others are
+    /// forgotten once their answers do not hold any more.
     pub(super) fn due(self: &Arc<Self>, is_live: impl Fn(Key) -> bool) -> Vec<DueEntry> {
-        let now = now();
-        let taken: Vec<(i64, Id)> = {
+        let taken: Vec<(Instant, Id)> = {
             let mut due = lock(&self.due);
-            let taken: Vec<_> = due.range(..(now + 1, (IssuerId::MIN, Serial::MIN))).take(BATCH).copied().collect();
+            let now = Instant::now();
+            let taken: Vec<_> = due.iter().take_while(|(at, _)| *at <= now).take(BATCH).copied().collect();
             for entry in &taken {
                 due.remove(entry);
             }
             taken
         };
         let mut ask = Vec::new();
-        for (_, id) in taken {
+        for (at, id) in taken {
             let Some(entry) = self.entry(&id) else { continue };
-            let next_update = lock(&entry.known).answer.map_or(now, |answer| answer.next_update);
-            if is_live(super::credential::key(&id.0, &id.1)) {
+            let holds_for = {
+                let mut state = lock(&entry.state);
+                if state.due != Some(at) {
+                    continue;
+                }
+                state.due = None;
+                state.answer.map_or(0, |(answer, _)| answer.next_update - now())
+            };
+            if is_live(key(&id.0, &id.1)) {
                 ask.push(DueEntry { statuses: Arc::clone(self), entry });
-            } else if now < next_update {
-                lock(&self.due).insert((next_update, id));
+            } else if holds_for > 0 {
+                // Whoever comes back with it finds an answer that is old, and has it asked for.
+                self.plan(&entry, Duration::from_secs(holds_for.unsigned_abs()));
             } else {
                 self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
             }
@@ -151,43 +159,77 @@ impl Statuses {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    async fn ask_now(&self, fetcher: &Fetcher, entry: &Arc<Entry>) {
-        // Closed never.
-        let Ok(_permit) = self.asking.acquire().await else { return };
-        let result = self.exchange(fetcher, entry).await;
-        let now = now();
-        let again = match result {
-            Ok(answer) => {
-                let before = {
-                    let mut known = lock(&entry.known);
-                    known.failed_at = None;
-                    known.answer.replace(answer).map(|answer| answer.status)
-                };
-                if answer.status == OcspStatus::Revoked && before != Some(OcspStatus::Revoked) {
-                    lock(&self.revoked).push(super::credential::key(&entry.id.0, &entry.id.1));
-                }
-                // Before it is too late: the responder may be slow, or down for a while.
-                let half = (answer.next_update - now) / 2;
-                now + entry.refresh.min(half).max(MIN_REFRESH)
-            }
-            Err(error) => {
-                tracing::warn!(responder = %entry.responder, "OCSP: {error}");
-                lock(&entry.known).failed_at = Some(now);
-                now + PAUSE
-            }
-        };
-        lock(&self.due).insert((again, entry.id));
+    fn responder(&self, url: &str) -> Option<Arc<Responder>> {
+        let mut responders = lock(&self.responders);
+        if let Some(responder) = responders.get(url) {
+            return Some(Arc::clone(responder));
+        }
+        if responders.len() >= MAX_RESPONDERS {
+            tracing::error!("OCSP: too many responders to remember more");
+            return None;
+        }
+        let (url, asking) = (url.to_owned(), Semaphore::new(MAX_ASKING));
+        let responder = Arc::new(Responder {
+            url: url.clone(),
+            asking,
+            has_nonces: AtomicBool::new(false),
+            failed_at: Mutex::default(),
+        });
+        responders.insert(url, Arc::clone(&responder));
+        Some(responder)
     }
 
+    fn plan(&self, entry: &Entry, after: Duration) {
+        let at = Instant::now() + after;
+        let before = lock(&entry.state).due.replace(at);
+        let mut due = lock(&self.due);
+        before.map(|before| due.remove(&(before, entry.id)));
+        due.insert((at, entry.id));
+    }
+
+    async fn ask_now(&self, fetcher: &Fetcher, entry: &Arc<Entry>) {
+        let responder = Arc::clone(&lock(&entry.state).responder);
+        let result = responder.exchange(fetcher, entry).await;
+        let again = match result {
+            Ok(answer) => {
+                let (before, refresh) = {
+                    let mut state = lock(&entry.state);
+                    state.failed_at = None;
+                    let before = state.answer.replace((answer, Instant::now()));
+                    (before.map(|(answer, _)| answer.status), state.refresh)
+                };
+                if answer.status == OcspStatus::Revoked && before != Some(OcspStatus::Revoked) {
+                    lock(&self.revoked).push(key(&entry.id.0, &entry.id.1));
+                }
+                // Before it is too late: the responder may be slow, or down for a while.
+                let half = Duration::from_secs(((answer.next_update - now()) / 2).max(0).unsigned_abs());
+                refresh.min(half).max(MIN_REFRESH)
+            }
+            Err(error) => {
+                tracing::warn!(responder = %responder.url, "OCSP: {error}");
+                lock(&entry.state).failed_at = Some(Instant::now());
+                PAUSE
+            }
+        };
+        self.plan(entry, again);
+    }
+}
+
+impl Responder {
     async fn exchange(&self, fetcher: &Fetcher, entry: &Entry) -> Result<Answer, String> {
+        // Closed never.
+        let _permit = self.asking.acquire().await.map_err(|error| error.to_string())?;
+        if lock(&self.failed_at).is_some_and(|at| at.elapsed() < PAUSE) {
+            return Err("it has failed a moment ago".to_owned());
+        }
         let question =
             Question::about(&entry.id.1, &entry.issuer.der).ok_or("the certificate cannot be asked about")?;
-        let answer = fetcher.post_ocsp(&entry.responder, question.der.clone()).await?;
-        let answer = question.answer(&answer, &entry.issuer.der, now())?;
-        let mut with_nonce = lock(&self.with_nonce);
+        let bytes = fetcher.post_ocsp(&self.url, question.der.clone()).await;
+        let bytes = bytes.inspect_err(|_| *lock(&self.failed_at) = Some(Instant::now()))?;
+        let answer = question.answer(&bytes, &entry.issuer.der, now())?;
         if answer.has_nonce {
-            with_nonce.insert(Arc::clone(&entry.responder));
-        } else if with_nonce.contains(&entry.responder) {
+            self.has_nonces.store(true, Ordering::Relaxed);
+        } else if self.has_nonces.load(Ordering::Relaxed) {
             return Err("an answer without the nonce that this responder has put into others".to_owned());
         }
         Ok(answer)

@@ -201,6 +201,76 @@ async fn a_session_of_a_listener_that_is_gone_stays_while_somebody_believes_its_
     assert_eq!(client.read_to_end().await, b"\xe0\x02\x87\x00");
 }
 
+#[tokio::test]
+async fn lists_of_an_authority_that_changed_its_key_stand_beside_each_other() {
+    // Two keys of one name; devices of the second have not been seen.
+    let (pki, later, broker) = (Pki::new(), Pki::new(), Broker::start().await);
+    let both = || fs::read_to_string(later.crls()).unwrap() + &fs::read_to_string(pki.crls()).unwrap();
+    let path = pki.dir().join("both.pem");
+    fs::write(&path, both()).unwrap();
+    let bundle = pki.dir().join("bundle.pem");
+    fs::write(&bundle, fs::read_to_string(pki.root()).unwrap() + &fs::read_to_string(later.root()).unwrap()).unwrap();
+    let tls = format!("{}client_ca = {bundle:?}\ncrl = [{path:?}]\n", pki.listener_tls_without_ca());
+    let gateway = gateway(&broker, &tls).await;
+    let (mut first, _first) = session(&gateway, &pki, &broker, "thing001", 4).await;
+    pki.revoke("thing001");
+    fs::write(&path, both()).unwrap();
+    first.read_to_end().await;
+    assert_eq!(gateway.outcome().await, "403 session_revoked");
+    // The first device of the other key makes its list count.
+    later.device("thing002");
+    later.device("thing003");
+    later.revoke("thing003");
+    fs::write(&path, both()).unwrap();
+    gateway.gateway.reload().await.unwrap();
+    let mut config = portcullis_testkit::tls_config(&pki, None, rustls::ALL_VERSIONS);
+    config.client_auth_cert_resolver =
+        portcullis_testkit::tls_config(&later, Some("thing002"), rustls::ALL_VERSIONS).client_auth_cert_resolver;
+    let mut client = Client::try_tls(gateway.address(), config.clone(), "localhost").await.unwrap();
+    client.write(&connect("thing002")).await;
+    broker.accept().await.expect(&connect("thing002")).await;
+    config.client_auth_cert_resolver =
+        portcullis_testkit::tls_config(&later, Some("thing003"), rustls::ALL_VERSIONS).client_auth_cert_resolver;
+    let mut client = Client::try_tls(gateway.address(), config, "localhost").await.unwrap();
+    let _ = client.try_write(&connect("thing003")).await;
+    client.read_to_end().await;
+    let lines = gateway.lines(3).await;
+    assert!(lines.iter().any(|line| line.ends_with(" certificate_revoked")), "{lines:#?}");
+}
+
+#[tokio::test]
+async fn a_listener_that_asks_for_less_does_not_speak_for_one_that_is_gone() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let lenient = format!("{}{}", TestGateway::LISTENER.replace("\"devices\"", "\"lenient\""), pki.listener_tls());
+    let strict = format!("{}{}", TestGateway::LISTENER, pki.listener_tls_with_crl());
+    let configuration = format!("{strict}{lenient}{}", broker.upstream());
+    let gateway = TestGateway::start(&configuration).await;
+    let (mut client, _connection) = session(&gateway, &pki, &broker, "thing001", 5).await;
+    gateway.write(&configuration.replace("\"devices\"", "\"renamed\""));
+    gateway.gateway.reload().await.unwrap();
+    pki.revoke("thing001");
+    assert_eq!(client.read_to_end().await, b"\xe0\x02\x87\x00");
+}
+
+#[tokio::test]
+async fn a_chain_that_is_padded_is_refused() {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let gateway = gateway(&broker, &pki.listener_tls()).await;
+    pki.device("thing001");
+    let chain: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_file_iter(pki.chain("thing001")).unwrap().map(Result::unwrap).collect();
+    let padding = std::iter::repeat_n(chain[1].clone(), 12);
+    let mut config = portcullis_testkit::tls_config(&pki, None, &[&rustls::version::TLS12]);
+    let key = PrivateKeyDer::from_pem_file(pki.key("thing001")).unwrap();
+    let signing = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+    let certified = rustls::sign::CertifiedKey::new(chain.into_iter().chain(padding).collect(), signing);
+    config.client_auth_cert_resolver = std::sync::Arc::new(rustls::sign::SingleCertAndKey::from(certified));
+    assert!(Client::try_tls(gateway.address(), config, "localhost").await.is_err());
+    assert_eq!(gateway.outcome().await, "500 certificate_chain_too_long");
+}
+
 /// A CRL of the PKI's intermediate, made by OpenSSL with this section of extensions.
 fn openssl_crl(pki: &Pki, extensions: &str) -> String {
     let dir = tempfile::tempdir().unwrap();

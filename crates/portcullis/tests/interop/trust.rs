@@ -96,6 +96,9 @@ fn crls_are_fetched_from_where_the_configuration_or_the_certificate_says() {
         assert!(publish(&gateway, "thing001").status.success(), "{}", gateway.own_log());
         let device = format!("held{configured}");
         let _child = Process(subscriber(&gateway, &|| broker.log(), &[], &device));
+        // A reload forgets nothing of what was fetched.
+        gateway.process.signal("HUP");
+        eventually("the reload", || gateway.own_log().contains("\"reloaded\"").then_some(()));
         // What has not changed is not sent again.
         let not_modified = || fs::read_to_string(&log).unwrap().matches(" 304 ").count();
         let before = not_modified();
@@ -128,7 +131,7 @@ impl Responder {
             days: 30,
         };
         pki.authority().issue(&request).unwrap();
-        for device in ["thing001", "thing003", "thing004", "thing005", "held"] {
+        for device in ["thing001", "thing003", "thing004", "thing005", "thing006", "held"] {
             pki.device(device);
         }
         (pki, port)
@@ -172,11 +175,18 @@ fn openssls_responder_says_who_is_revoked() {
     let responder = Responder::start(&gateway.pki, &gateway.pki, port);
     assert!(gateway.lines(3)[2].ends_with(" session_revoked"), "asked again while the device is connected");
     assert!(!publish(&gateway, "held").status.success());
+    // Who was away when the answer was to be asked for again, is asked about when it comes back.
+    assert!(publish(&gateway, "thing006").status.success());
+    gateway.pki.revoke("thing006");
+    drop(responder);
+    let responder = Responder::start(&gateway.pki, &gateway.pki, port);
+    std::thread::sleep(Duration::from_secs(6));
+    assert!(!publish(&gateway, "thing006").status.success());
     // Without a responder: who is known is let in, who is not is not.
     drop(responder);
     assert!(publish(&gateway, "thing001").status.success(), "the answer still holds");
     assert!(!publish(&gateway, "thing004").status.success());
-    assert!(gateway.lines(6)[5].ends_with(" ocsp_missing"), "{:?}", gateway.lines(6));
+    assert!(gateway.lines(8)[7].ends_with(" ocsp_missing"), "{:?}", gateway.lines(8));
     let text = fs::read_to_string(gateway.config()).unwrap();
     fs::write(gateway.config(), text.replace("ocsp = \"leaf\"", "ocsp = \"leaf\"\nocsp_failure = \"allow\"")).unwrap();
     gateway.process.signal("HUP");

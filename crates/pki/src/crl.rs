@@ -1,0 +1,136 @@
+//! Revoking, and the lists that say so.
+
+use std::fs;
+use std::path::PathBuf;
+
+use rcgen::{
+    CertificateRevocationList, CertificateRevocationListParams, CrlDistributionPoint, CrlIssuingDistributionPoint,
+    KeyIdMethod, RevokedCertParams, SerialNumber,
+};
+use time::{Duration, OffsetDateTime};
+
+use crate::error::file_error;
+use crate::folder::replace;
+use crate::index::{Index, Line, Reason};
+use crate::reading::{first_pem, line_of, parse, serial_of};
+use crate::{Authority, Entry, Error};
+
+/// The root's CRL: it changes only if the intermediate is revoked, and the root's key is kept elsewhere.
+const ROOT_CRL_DAYS: i64 = 365;
+
+impl Authority {
+    /// Revokes what was issued under a common name, all of it, for a renewed certificate has the key of the one before;
+    /// or one certificate, by its serial number. Makes the CRLs anew. Returns what was revoked.
+    ///
+    /// # Errors
+    /// There is none, all are revoked already, or the folder cannot be written.
+    pub fn revoke(&self, name: &str, reason: Reason, crl_days: u32) -> Result<Vec<Entry>, Error> {
+        let _lock = self.lock()?;
+        let entries = self.list()?;
+        let is_leaf = |entry: &&Entry| !matches!(entry.kind, "root" | "intermediate");
+        let mut found: Vec<Entry> =
+            entries.iter().filter(is_leaf).filter(|entry| entry.name == name).cloned().collect();
+        if found.is_empty() {
+            let by_serial = |entry: &&Entry| entry.serial.eq_ignore_ascii_case(name) && entry.kind != "root";
+            found.extend(entries.iter().find(by_serial).cloned());
+        }
+        if found.is_empty() {
+            return Err(Error::Unknown(name.to_owned()));
+        }
+        found.retain(|entry| entry.revoked.is_none());
+        if found.is_empty() {
+            return Err(Error::Revoked(name.to_owned()));
+        }
+        for entry in &mut found {
+            let pem = first_pem(&entry.path)?;
+            let mut line = line_of(&parse(&entry.path, &pem)?);
+            line.revoked = Some((OffsetDateTime::now_utc(), reason));
+            Index::of(&self.dir).put(&line)?;
+            entry.revoked = Some(reason);
+        }
+        self.make_crls(crl_days)?;
+        Ok(found)
+    }
+
+    /// Makes the CRLs anew: the intermediate's, valid for so many days, and the root's, if its key is here. Returns
+    /// the files.
+    ///
+    /// # Errors
+    /// The folder cannot be read or written.
+    pub fn crl(&self, days: u32) -> Result<Vec<PathBuf>, Error> {
+        let _lock = self.lock()?;
+        self.make_crls(days)
+    }
+
+    pub(crate) fn make_crls(&self, days: u32) -> Result<Vec<PathBuf>, Error> {
+        let lines = Index::of(&self.dir).lines()?;
+        let (intermediate, root) = (self.dir.join("intermediate.pem"), self.root());
+        let intermediate_serial = serial_of(&parse(&intermediate, &first_pem(&intermediate)?)?);
+        let is_intermediate = |line: &&Line| line.serial == intermediate_serial;
+        let mut written = Vec::new();
+        let of_leaves: Vec<&Line> = lines.iter().filter(|line| !is_intermediate(line)).collect();
+        let crl = self.sign_crl("intermediate", &of_leaves, i64::from(days))?;
+        written.push(self.write_crl("intermediate.crl", crl.der())?);
+        let mut text = crl.pem()?;
+        let root_crl = self.dir.join("root.crl");
+        if self.dir.join("root.key").exists() {
+            let of_root: Vec<&Line> = lines.iter().filter(is_intermediate).collect();
+            let crl = self.sign_crl("root", &of_root, ROOT_CRL_DAYS)?;
+            written.push(self.write_crl("root.crl", crl.der())?);
+            text += &crl.pem()?;
+        } else if root_crl.exists() {
+            let der = fs::read(&root_crl).map_err(file_error(&root_crl))?;
+            text += &pem::encode(&pem::Pem::new("X509 CRL", der));
+        } else {
+            return Err(Error::Content(root, "its key is not here, and no root.crl that was made with it".to_owned()));
+        }
+        replace(&self.crls(), text.as_bytes())?;
+        written.push(self.crls());
+        Ok(written)
+    }
+
+    fn write_crl(&self, file: &str, der: &[u8]) -> Result<PathBuf, Error> {
+        let path = self.dir.join(file);
+        replace(&path, der)?;
+        Ok(path)
+    }
+
+    fn sign_crl(&self, authority: &str, lines: &[&Line], days: i64) -> Result<CertificateRevocationList, Error> {
+        let now = OffsetDateTime::now_utc();
+        let mut revoked_certs = Vec::new();
+        for line in lines {
+            let Some((revocation_time, reason)) = line.revoked else { continue };
+            // Left out without a word, it would be let in again.
+            let broken =
+                || Error::Content(self.dir.join("index.txt"), format!("`{}` is no serial number", line.serial));
+            revoked_certs.push(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&from_hex(&line.serial).ok_or_else(broken)?),
+                revocation_time,
+                reason_code: Some(reason.code()),
+                invalidity_date: None,
+            });
+        }
+        // OpenSSL asks the root's list about the root, too, which names no place where its list would be.
+        let place = if authority == "root" { None } else { self.settings()?.crl(&format!("{authority}.crl")) };
+        let params = CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + Duration::days(days),
+            // Rises with time, in milliseconds, which needs no file of its own.
+            crl_number: SerialNumber::from(u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)),
+            issuing_distribution_point: place.map(|url| CrlIssuingDistributionPoint {
+                distribution_point: CrlDistributionPoint { uris: vec![url] },
+                scope: None,
+            }),
+            revoked_certs,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(params.signed_by(&self.issuer(authority)?.0)?)
+    }
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    if text.len() % 2 != 0 {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
+}
