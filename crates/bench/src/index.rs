@@ -95,7 +95,7 @@ fn credential(n: u32) -> Credential {
     let intermediate = n / DEVICES_OF_ONE;
     let link = |issuer, serial: u32, not_after| {
         let serial = Serial::new(&serial.to_be_bytes()).expect("four octets");
-        Link { issuer, serial, not_before: 0, not_after, distribution_points: Vec::new(), responder: None }
+        Link { issuer, serial, not_before: 0, not_after, distribution_points: None, responder: None }
     };
     let not_after = i64::from(n % 365 + 1) * DAY;
     let links = vec![link(id(intermediate, 1), n, not_after), link(id(0, 2), intermediate, 4000 * DAY)];

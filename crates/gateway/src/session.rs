@@ -50,7 +50,8 @@ pub async fn serve(socket: TcpStream, remote: SocketAddr, listener: Arc<Listener
     // In a box of its own, so that an established session does not carry the size of the handshake around.
     let established = tokio::select! {
         established = Box::pin(establish(socket, &listener, &session, &shared, &mut record)) => established,
-        reason = session.ended() => Err(Outcome::Closed(reason)),
+        // One that is refused already is only being told.
+        reason = session.ended() => Err(record.decided().unwrap_or(Outcome::Closed(reason))),
     };
     // What a session of weeks does not need: a configuration that may be replaced long before it ends.
     drop((listener, shared));
@@ -150,7 +151,18 @@ async fn secure(
     let Some(tls) = &listener.tls else {
         return Ok((Stream::Tcp(socket), Peer { tls: None, certificate: None }));
     };
-    let mut accepted = tls.accept(socket).await?;
+    let mut accepted = match tls.accept(socket).await {
+        Ok(accepted) => accepted,
+        Err((reject, socket)) => {
+            record.decide(reject);
+            if let Some(mut socket) = socket {
+                // Closed with bytes unread, the kernel would send a reset that can overtake the alert.
+                let _ = socket.shutdown().await;
+                net::discard_until_closed(&mut socket).await;
+            }
+            return Err(reject);
+        }
+    };
     if let Some(credential) = accepted.credential.take() {
         session.stand_on(credential);
     }
@@ -315,6 +327,7 @@ async fn refuse(
     listener: &Listener,
     record: &mut Record,
 ) {
+    record.decide(reject);
     let code = version.and_then(|version| Some((version, reject.refusal()?.code(version)?)));
     let say = async {
         if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {

@@ -8,7 +8,7 @@ use portcullis_wire::Version;
 
 use super::access_log::Format;
 use super::{ListenerMetrics, Observer};
-use crate::outcome::{Blame, CloseReason, Outcome, Stage};
+use crate::outcome::{Blame, CloseReason, Outcome, Reject, Stage};
 
 /// What a client speaks below MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +65,7 @@ pub struct Record {
     /// From accept to the broker's CONNACK.
     pub connected_after: Option<Duration>,
     outcome: Option<Outcome>,
+    decided: Option<Outcome>,
 }
 
 impl Record {
@@ -92,7 +93,18 @@ impl Record {
             cert_serial: None,
             connected_after: None,
             outcome: None,
+            decided: None,
         })
+    }
+
+    /// Notes that the connection is refused, before the client is told.
+    pub fn decide(&mut self, reject: Reject) {
+        self.decided = Some(reject.into());
+    }
+
+    /// How it was decided to end, if it was.
+    pub const fn decided(&self) -> Option<Outcome> {
+        self.decided
     }
 
     /// Whether the log has a place for what the certificate says.

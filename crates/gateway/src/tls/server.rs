@@ -7,7 +7,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::server::{NoServerSessionStorage, WantsServerCert};
 use rustls::{HandshakeKind, ServerConfig, SupportedProtocolVersion};
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -19,7 +18,6 @@ use super::verifier::{DeviceVerifier, reject};
 use crate::config::model::{ClientAuth, ListenerTls, Ocsp, Resumption as Ways, TlsVersion};
 use crate::config::{At, Document};
 use crate::crypto::provider;
-use crate::net::discard_until_closed;
 use crate::outcome::Reject;
 use crate::trust::{Credential, Knowledge, Trust};
 
@@ -148,8 +146,9 @@ impl ServerTls {
     /// Takes the handshake with a device to its end, within its deadline.
     ///
     /// # Errors
-    /// Why it failed. The device was sent the fitting alert.
-    pub async fn accept(&self, socket: TcpStream) -> Result<Accepted, Reject> {
+    /// Why it failed. The device is sent the fitting alert; what is left of the socket is for the caller to close, in such
+    /// a way that the alert arrives.
+    pub async fn accept(&self, socket: TcpStream) -> Result<Accepted, (Reject, Option<TcpStream>)> {
         let accept = TlsAcceptor::from(self.config.load_full()).accept(socket).into_fallible();
         let accept = HANDSHAKE.scope(Handshake::default(), async {
             let accepted = accept.await;
@@ -157,14 +156,8 @@ impl ServerTls {
         });
         let (stream, handshake) = match tokio::time::timeout(self.handshake_timeout, accept).await {
             Ok((Ok(stream), handshake)) => (stream, handshake),
-            Ok((Err((error, mut socket)), _)) => {
-                // Closed with bytes unread, the kernel would send a reset that can overtake the alert.
-                let reason = reason(&error);
-                let _ = socket.shutdown().await;
-                discard_until_closed(&mut socket).await;
-                return Err(reason);
-            }
-            Err(_) => return Err(Reject::HandshakeTimeout),
+            Ok((Err((error, socket)), _)) => return Err((reason(&error), Some(socket))),
+            Err(_) => return Err((Reject::HandshakeTimeout, None)),
         };
         let session = stream.get_ref().1;
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
@@ -178,11 +171,11 @@ impl ServerTls {
         };
         if !is_same {
             // Whatever the way to this was: nobody would judge the certificate again.
-            return Err(Reject::CertificateInvalid);
+            return Err((Reject::CertificateInvalid, None));
         }
         // webpki has read it already; that x509-parser cannot is no reason to go on without an identity.
         let certificate = match leaf {
-            Some(leaf) => Some(Certificate::from_der(leaf).ok_or(Reject::CertificateInvalid)?),
+            Some(leaf) => Some(Certificate::from_der(leaf).ok_or((Reject::CertificateInvalid, None))?),
             None => None,
         };
         let version = match session.protocol_version() {

@@ -17,6 +17,7 @@ use super::{CLOCK_SKEW, Serial};
 
 const SHA_1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");
 const NONCE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.2");
+const NO_CHECK: &str = "1.3.6.1.5.5.7.48.1.5";
 const BASIC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
 /// How long an answer holds that does not say how long, in seconds.
 const DEFAULT_VALIDITY: i64 = 300;
@@ -139,12 +140,15 @@ fn certificates(rest: &[u8]) -> Vec<&[u8]> {
     found
 }
 
-/// Whether the issuer has certified this one to answer in its place [RFC 6960, 4.2.2.2].
+/// Whether the issuer has certified this one to answer in its place [RFC 6960, 4.2.2.2]. One that would have to be asked
+/// about itself is not believed: only those that the issuer exempts from that [RFC 6960, 4.2.2.2.1].
 fn may_answer(signer: &[u8], issuer: &[u8], now: i64) -> bool {
     let Ok((_, certificate)) = X509Certificate::from_der(signer) else { return false };
     let usage = certificate.extended_key_usage().ok().flatten();
     let validity = certificate.validity();
-    usage.is_some_and(|usage| usage.value.ocsp_signing)
+    let is_exempt = certificate.extensions().iter().any(|extension| extension.oid.to_id_string() == NO_CHECK);
+    is_exempt
+        && usage.is_some_and(|usage| usage.value.ocsp_signing)
         && (validity.not_before.timestamp()..=validity.not_after.timestamp()).contains(&now)
         && Signed::from_der(signer).is_some_and(|signed| signed.is_by(issuer))
 }
