@@ -152,3 +152,51 @@ fn may_answer(signer: &[u8], issuer: &[u8], now: i64) -> bool {
         && (validity.not_before.timestamp()..=validity.not_after.timestamp()).contains(&now)
         && Signed::from_der(signer).is_some_and(|signed| signed.is_by(issuer))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What OpenSSL's responder said, without a nonce, and the certificate of the issuer.
+    const ANSWER: &[u8] = include_bytes!("../../tests/data/ocsp-answer.der");
+    const ISSUER: &[u8] = include_bytes!("../../tests/data/ocsp-issuer.der");
+    const SERIAL: [u8; 16] = 0x5D63_CD43_9E6E_EF18_C73C_685E_F5F2_AA7A_u128.to_be_bytes();
+    /// When it was said.
+    const THEN: i64 = 1_795_325_798;
+
+    fn question(serial: &[u8]) -> Question {
+        Question::about(&Serial::new(serial).unwrap(), ISSUER).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_about_one_certificate_for_a_time() {
+        let answer = question(&SERIAL).answer(ANSWER, ISSUER, THEN).unwrap();
+        assert_eq!((answer.status, answer.has_nonce), (OcspStatus::Good, false));
+        for (serial, issuer, now, why) in [
+            (&SERIAL[1..], ISSUER, THEN, "about other certificates"),
+            (&SERIAL[..], ISSUER, THEN - 3600, "out of date"),
+            (&SERIAL[..], ISSUER, answer.next_update, "not signed"),
+            (&SERIAL[..], &ANSWER[..], THEN, "not signed"),
+        ] {
+            let error = question(serial).answer(ANSWER, issuer, now).unwrap_err();
+            assert!(error.contains(why), "{why}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_was_changed_says_nothing_else() {
+        let question = question(&SERIAL);
+        let honest = question.answer(ANSWER, ISSUER, THEN).unwrap();
+        for place in 0..ANSWER.len() {
+            assert!(question.answer(&ANSWER[..place], ISSUER, THEN).is_err(), "cut off at {place}");
+            for bit in 0..8 {
+                let mut changed = ANSWER.to_vec();
+                changed[place] ^= 1 << bit;
+                // Outside of what is signed, a change may be of no consequence.
+                if let Ok(answer) = question.answer(&changed, ISSUER, THEN) {
+                    assert_eq!(answer, honest, "{place}.{bit}");
+                }
+            }
+        }
+    }
+}

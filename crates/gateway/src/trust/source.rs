@@ -412,6 +412,23 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_was_changed_counts_for_nothing() {
+        let pki = Pki::new();
+        let (issuers, id, honest) = (knowing(&pki), issuer(&pki).id, list(&pki, 7, 0, 1, Some("http://here/")));
+        for place in 0..honest.len() {
+            for bytes in [honest[..place].to_vec(), {
+                let mut changed = honest.clone();
+                changed[place] ^= 1 << (place % 8);
+                changed
+            }] {
+                let source = url();
+                let _ = source.replace(&bytes, &issuers);
+                assert_eq!(status(&source, id, 1), Status::Unknown, "{place}");
+            }
+        }
+    }
+
+    #[test]
     fn too_many_lists_are_none() {
         let (pki, source) = (Pki::new(), url());
         let one = ::pem::encode(&::pem::Pem::new("X509 CRL", list(&pki, 1, 0, 1, None)));

@@ -166,6 +166,12 @@ impl Launch {
         self
     }
 
+    /// Writes something else where this stands.
+    pub(crate) fn replace(mut self, from: &str, to: &str) -> Self {
+        self.replaced.push((from.to_owned(), to.to_owned()));
+        self
+    }
+
     /// Puts a file beside the configuration.
     pub(crate) fn file(self, name: &str, text: &str) -> Self {
         fs::write(self.dir.path().join(name), text).unwrap();

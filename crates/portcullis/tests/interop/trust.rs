@@ -410,3 +410,79 @@ fn keys_stay_in_a_token() {
         assert!(!said.contains("1234"), "{said}");
     }
 }
+
+#[test]
+fn what_expires_is_said_in_time() {
+    let broker = Mosquitto::start();
+    let pki = Arc::new(Pki::new());
+    let days = |name: &str, purpose, days| {
+        let names = if purpose == Purpose::Server { vec!["localhost".to_owned()] } else { Vec::new() };
+        pki.authority().issue(&Request { name: name.into(), organization: None, purpose, names, days }).unwrap()
+    };
+    let server = days("soon", Purpose::Server, 5);
+    let upstream_pair = days("gateway", Purpose::Device, 1);
+    days("anchor", Purpose::Device, 20);
+    let bundle = pki.dir().join("bundle.pem");
+    let text = |path: &Path| fs::read_to_string(path).unwrap();
+    fs::write(
+        &bundle,
+        text(&pki.root()) + text(&pki.chain("anchor")).split_inclusive("-----END CERTIFICATE-----\n").next().unwrap(),
+    )
+    .unwrap();
+    pki.crls_until(2);
+    let tls = format!("crl = [{:?}]\n", pki.crls());
+    let rest = format!(
+        "{}tls = {{ ca = {bundle:?}, certificate = {:?}, private_key = {:?} }}\n",
+        upstream(&broker),
+        upstream_pair.chain,
+        upstream_pair.key.unwrap()
+    );
+    let launch =
+        Launch::new(Arc::clone(&pki), &rest).tls(&tls).server(&server.chain, server.key.unwrap().to_str().unwrap());
+    let gateway = launch.replace(&format!("client_ca = {:?}", pki.root()), &format!("client_ca = {bundle:?}")).start();
+    for (role, left) in [("server", 4), ("client_ca", 19), ("upstream", 0), ("upstream_ca", 19)] {
+        let said = format!("\"role\":\"{role}\"");
+        let line = eventually(role, || {
+            gateway
+                .own_log()
+                .lines()
+                .find(|line| line.contains("is about to expire") && line.contains(&said))
+                .map(str::to_owned)
+        });
+        // Within a second of its making, it is a day more.
+        let says = |days: i32| line.contains(&format!("\"days_left\":{days},"));
+        assert!(says(left) || says(left + 1), "{line}");
+    }
+    eventually("the end of the CRL", || gateway.own_log().contains("a CRL is out of date").then_some(()));
+    std::thread::sleep(Duration::from_secs(2));
+    let log = gateway.own_log();
+    assert_eq!(log.matches("is about to expire").count(), 4, "each is said once: {log}");
+    assert_eq!(log.matches("a CRL is out of date").count(), 1, "{log}");
+    let metrics = gateway.ask("/metrics");
+    for metric in [
+        "portcullis_certificate_expiry_timestamp_seconds{owner=\"devices\",role=\"server\"}",
+        "portcullis_certificate_expiry_timestamp_seconds{owner=\"devices\",role=\"client_ca\"}",
+        "portcullis_certificate_expiry_timestamp_seconds{owner=\"brokers\",role=\"upstream\"}",
+        "portcullis_crl_next_update_timestamp_seconds{crl=",
+        "portcullis_crl_this_update_timestamp_seconds{crl=",
+        "portcullis_crl_entries{crl=",
+        "portcullis_device_certificates_expiring{days=\"30\"} 0",
+    ] {
+        assert!(metrics.contains(metric), "{metric} in\n{metrics}");
+    }
+}
+
+#[test]
+fn metrics_say_which_certificates_are_connected() {
+    let broker = Mosquitto::start();
+    let gateway = Gateway::start(broker.port);
+    let _child = Process(subscriber(&gateway, &|| broker.log(), &[], "thing001"));
+    let metrics = gateway.ask("/metrics");
+    for metric in [
+        "portcullis_device_certificates{issuer=\"CN=Test intermediate\"} 1",
+        "portcullis_device_certificates_expiring{days=\"7\"} 0",
+        "portcullis_device_certificates_expiring{days=\"90\"} 1",
+    ] {
+        assert!(metrics.contains(metric), "{metric} in\n{metrics}");
+    }
+}
