@@ -22,6 +22,7 @@ nginx nginx
 haproxy haproxy
 openssl openssl
 softhsm2 softhsm2-util
+testssl.sh testssl
 curl curl
 procps kill
 python3-venv python3

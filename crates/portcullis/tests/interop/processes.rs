@@ -57,11 +57,16 @@ pub(crate) fn command(program: &str) -> Command {
 
 /// Runs a command to its end, which has to come.
 pub(crate) fn finish(command: &mut Command) -> Output {
+    finish_within(PATIENCE, command)
+}
+
+/// Likewise, but not too soon.
+pub(crate) fn finish_within(patience: Duration, command: &mut Command) -> Output {
     let name = format!("{command:?}");
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > patience {
             let _ = child.kill();
             panic!("timed out: {name}: {:?}", child.wait_with_output());
         }

@@ -12,7 +12,8 @@ use portcullis_pki::{Init, Purpose, Request};
 use portcullis_testkit::Pki;
 
 use crate::processes::{
-    ADMIT, Gateway, Launch, Mosquitto, Process, command, eventually, finish, free_port, subscriber, wait_for_port,
+    ADMIT, Gateway, Launch, Mosquitto, Process, command, eventually, finish, finish_within, free_port, subscriber,
+    wait_for_port,
 };
 
 /// The bound that is stated: two seconds for a file to be noticed, five for the session to end.
@@ -484,5 +485,42 @@ fn metrics_say_which_certificates_are_connected() {
         "portcullis_device_certificates_expiring{days=\"90\"} 1",
     ] {
         assert!(metrics.contains(metric), "{metric} in\n{metrics}");
+    }
+}
+
+#[test]
+fn testssl_finds_nothing_above_low() {
+    let broker = Mosquitto::start();
+    // Of the certificate, the tool wants to know where its revocation is published, and that it is not about to expire.
+    let url = |host: &str| Some(format!("http://{host}.example.com/"));
+    let init = Init { name: "Test".into(), crl_url: url("crl"), ocsp_url: url("ocsp"), ..Init::default() };
+    let pki = Arc::new(Pki::with(&init));
+    let request = Request {
+        name: "gw".into(),
+        organization: None,
+        purpose: Purpose::Server,
+        names: vec!["localhost".into()],
+        days: 365,
+    };
+    let server = pki.authority().issue(&request).unwrap();
+    let launch = Launch::new(pki, &upstream(&broker)).server(&server.chain, server.key.unwrap().to_str().unwrap());
+    let gateway = launch.start();
+    let report = gateway.pki.dir().join("report.csv");
+    let address = format!("localhost:{}", gateway.address.port());
+    let output = finish_within(
+        Duration::from_secs(400),
+        command("testssl")
+            .args(["--quiet", "--color", "0", "--warnings", "batch", "--ip", "127.0.0.1", "--openssl-timeout", "5"])
+            .args(["--csvfile".as_ref(), report.as_os_str(), "--add-ca".as_ref(), gateway.pki.root().as_os_str()])
+            .arg(address),
+    );
+    let report = fs::read_to_string(report).unwrap();
+    // id, name and address, port, severity, finding, and two more.
+    let findings: Vec<Vec<&str>> =
+        report.lines().skip(1).map(|line| line.trim_matches('"').split("\",\"").collect()).collect();
+    let has = |severity: &str| findings.iter().filter(|finding| finding.get(3) == Some(&severity)).count();
+    assert!(has("OK") > 30, "{output:?}\n{report}");
+    for severity in ["MEDIUM", "HIGH", "CRITICAL", "FATAL"] {
+        assert_eq!(has(severity), 0, "{report}");
     }
 }
