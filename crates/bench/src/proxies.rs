@@ -99,8 +99,8 @@ stream {{
         ssl_verify_client on;
         ssl_verify_depth 2;
         ssl_protocols TLSv1.2 TLSv1.3;
-        ssl_session_cache off;
-        ssl_session_tickets off;
+        ssl_session_cache shared:sessions:10m;
+        ssl_session_tickets on;
         js_preread check.preread;
         preread_timeout 10s;
         tcp_nodelay on;

@@ -66,6 +66,8 @@ pub(crate) struct Follower(Mutex<Followed>);
 struct Followed {
     /// Of the files as they were read last, well.
     good: Option<Vec<Option<Stamp>>>,
+    /// As they were when they were looked at last.
+    seen: Vec<Option<Stamp>>,
     /// What went wrong since, when, and with which files.
     bad: Option<(Vec<Option<Stamp>>, Instant, String)>,
 }
@@ -77,9 +79,13 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 impl Follower {
     /// Reads the files with `read` unless they are what they were when that went well. `None`: they are, or what is wrong
     /// with them has been said.
+    ///
+    /// `at_once`: somebody says that they are ready. Else they are read once they have not changed for a while: a bundle
+    /// that is half written looks like a whole one.
     pub(crate) fn read_if_changed<T>(
         &self,
         files: &[&Path],
+        at_once: bool,
         read: impl FnOnce() -> Result<T, String>,
     ) -> Option<Result<T, String>> {
         // Held while they are read: who asks at the same time is to see what came of it.
@@ -90,13 +96,16 @@ impl Follower {
             followed.bad = None;
             return None;
         }
+        if std::mem::replace(&mut followed.seen, stamps.clone()) != stamps && !at_once {
+            return None;
+        }
         let is_bad_still = |(bad, at, _): &(Vec<_>, Instant, String)| *bad == stamps && at.elapsed() < TRY_AGAIN;
-        if followed.bad.as_ref().is_some_and(is_bad_still) {
+        if !at_once && followed.bad.as_ref().is_some_and(is_bad_still) {
             return None;
         }
         match read() {
             Ok(value) => {
-                *followed = Followed { good: Some(stamps), bad: None };
+                *followed = Followed { good: Some(stamps.clone()), seen: stamps, bad: None };
                 Some(Ok(value))
             }
             Err(error) => {
@@ -149,13 +158,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let follower = Follower::default();
-        let read = |result: Result<u8, &str>| follower.read_if_changed(&[&path], || result.map_err(str::to_owned));
-        assert_eq!(read(Err("not there")), Some(Err("not there".to_owned())));
+        let look = |at_once, result: Result<u8, &str>| {
+            follower.read_if_changed(&[&path], at_once, || result.map_err(str::to_owned))
+        };
+        // Once to see that it has changed, once to see that it has not again.
+        let read = |result: Result<u8, &str>| {
+            let first = look(false, result);
+            if first.is_some() { first } else { look(false, result) }
+        };
+        assert_eq!(look(true, Err("not there")), Some(Err("not there".to_owned())));
         assert_eq!(read(Ok(1)), None, "not at once");
         assert_eq!(follower.problem().as_deref(), Some("not there"));
         std::fs::write(&path, "a").unwrap();
         assert_eq!(read(Err("not there")), None, "said already");
         std::fs::write(&path, "ab").unwrap();
+        assert_eq!(look(false, Ok(2)), None, "it may be half written");
         assert_eq!(read(Ok(2)), Some(Ok(2)));
         assert_eq!((read(Ok(3)), follower.problem()), (None, None));
         std::fs::write(&path, "abc").unwrap();

@@ -194,6 +194,7 @@ impl Runtime {
             upstream.activate(previous, observer)
         });
         before.iter().for_each(|upstream| upstream.retire());
+        self.listeners.iter().filter_map(|listener| listener.tls.as_ref()).for_each(ServerTls::is_served_by);
         let trusts = self.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.trust());
         let prepared = futures_util::future::join_all(trusts.map(|trust| trust.prepare()));
         tokio::join!(futures_util::future::join_all(activations), prepared);
@@ -203,8 +204,13 @@ impl Runtime {
     /// When certificates expire: those in use, whatever their files say by now.
     pub(crate) fn expiries(&self) -> Vec<Expiry> {
         let listeners = self.listeners.iter().filter_map(|listener| Some((&listener.name, listener.tls.as_ref()?)));
-        let expiry = |owner: &Arc<str>, (role, not_after)| Expiry { owner: owner.to_string(), role, not_after };
-        let of_listeners = listeners.flat_map(|(name, tls)| tls.expiries().map(move |it| expiry(name, it)));
+        let expiry = |owner: &Arc<str>, (role, subject, not_after)| Expiry {
+            owner: owner.to_string(),
+            role,
+            subject,
+            not_after,
+        };
+        let of_listeners = listeners.flat_map(|(name, tls)| tls.expiries().into_iter().map(move |it| expiry(name, it)));
         of_listeners.chain(self.upstream_expiries.iter().cloned()).collect()
     }
 }
@@ -455,7 +461,8 @@ impl Expiries {
         let (Some(tls), Some(name)) = (&upstream.tls, &upstream.name) else { return };
         for (role, file) in [("upstream", &tls.certificate), ("upstream_ca", &tls.ca)] {
             let not_after = file.as_ref().and_then(|file| expiry(file, &file.span, document));
-            self.0.extend(not_after.map(|not_after| Expiry { owner: name.value.clone(), role, not_after }));
+            let subject = file.as_ref().map(|file| file.value.display().to_string()).unwrap_or_default();
+            self.0.extend(not_after.map(|not_after| Expiry { owner: name.value.clone(), role, subject, not_after }));
         }
     }
 }

@@ -215,6 +215,7 @@ impl Gateway {
         // Closing a log writes what is waiting in it.
         tokio::task::spawn_blocking(move || drop(closed_log));
         self.sockets().extend(start_accepting(bound, &self.shared, &self.tasks));
+        tokio::spawn(upkeep::settle_all(Arc::clone(&self.shared)));
         Ok(problems)
     }
 

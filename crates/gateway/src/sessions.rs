@@ -162,9 +162,21 @@ impl Sessions {
         Session { live, sessions: Arc::clone(self) }
     }
 
+    /// All of them, at about this time.
+    pub fn all(&self) -> Vec<Arc<Live>> {
+        let mut all = Vec::new();
+        self.visit(|chunk| all.extend_from_slice(chunk));
+        all
+    }
+
     /// Ends those of which `judge` says so, of all. No lock is held meanwhile.
     pub fn sweep(&self, judge: impl Fn(&Live) -> Option<CloseReason>) -> usize {
         let mut ended = 0;
+        self.visit(|chunk| ended += end_those(chunk, &judge));
+        ended
+    }
+
+    fn visit(&self, mut visit: impl FnMut(&[Arc<Live>])) {
         for shard in &self.by_id.0 {
             let mut from = 0;
             loop {
@@ -172,10 +184,9 @@ impl Sessions {
                     lock(shard).range(from..).take(CHUNK).map(|(_, live)| Arc::clone(live)).collect();
                 let Some(last) = chunk.last() else { break };
                 from = last.id + 1;
-                ended += end_those(&chunk, &judge);
+                visit(&chunk);
             }
         }
-        ended
     }
 
     /// Ends those of which `judge` says so, of those that one of these certificates is in the chain of.

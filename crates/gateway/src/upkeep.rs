@@ -1,46 +1,74 @@
-//! What has to be looked after while the gateway runs, once a second: files that change, lists and answers to fetch,
+//! What has to be looked after while the gateway runs, again and again: files that change, lists and answers to fetch,
 //! certificates that expire, sessions that are over because of it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::time::{MissedTickBehavior, interval};
+use futures_util::StreamExt;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::observe::Expiry;
 use crate::runtime::Lasting;
 use crate::session::{Shared, judge};
+use crate::sessions::Live;
 use crate::tls::ServerTls;
 
-/// How late a change of a file is noticed at most, and the end of a certificate's validity.
+/// How late the end of a certificate's validity is noticed at most, and that it was revoked.
 const PERIOD: Duration = Duration::from_secs(1);
+/// A file that has changed is read after one of these to two.
+const FILES_PERIOD: Duration = Duration::from_millis(500);
 /// Days before a certificate expires on which it is said.
 const WARN_AT: [i64; 4] = [30, 7, 1, 0];
 const DAY: i64 = 24 * 60 * 60;
+/// Connected devices that are asked about at once after a reload.
+const MAX_SETTLING: usize = 16;
 /// Issuers that metrics tell apart at most.
 const MAX_ISSUERS: usize = 64;
 
-/// Looks after the gateway for as long as it is there.
+/// Looks after the gateway for as long as it is there. Files have a loop of their own: a file system, or a token, that
+/// hangs is not to keep sessions from ending.
 pub(crate) async fn run(shared: Weak<Shared>, lasting: Arc<Lasting>) {
-    let mut ticks = interval(PERIOD);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::join!(look_after_sessions(shared.clone(), Arc::clone(&lasting)), look_after_files(shared, lasting));
+}
+
+async fn look_after_sessions(shared: Weak<Shared>, lasting: Arc<Lasting>) {
+    let mut ticks = ticks(PERIOD);
     let mut warned = Warned::default();
     loop {
         ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
         fetch_due(&shared, &lasting);
         let lasting = Arc::clone(&lasting);
-        // Files are read and certificates parsed: not on a thread that moves bytes.
         let result = tokio::task::spawn_blocking(move || {
-            look_after(&shared, &lasting);
+            end_sessions(&shared, &lasting);
             warned.warn(&shared, &lasting, now());
             warned
         });
         warned = result.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "upkeep failed; it goes on");
+            tracing::error!(%error, "looking after sessions failed; it goes on");
             Warned::default()
         });
     }
+}
+
+async fn look_after_files(shared: Weak<Shared>, lasting: Arc<Lasting>) {
+    let mut ticks = ticks(FILES_PERIOD);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else { return };
+        let lasting = Arc::clone(&lasting);
+        // Files are read and certificates parsed: not on a thread that moves bytes.
+        if let Err(error) = tokio::task::spawn_blocking(move || read_files(&shared, &lasting)).await {
+            tracing::error!(%error, "looking after files failed; it goes on");
+        }
+    }
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Begins, in the background, to fetch what is to be had from the network.
@@ -58,25 +86,29 @@ fn fetch_due(shared: &Arc<Shared>, lasting: &Arc<Lasting>) {
     }
 }
 
-fn look_after(shared: &Shared, lasting: &Lasting) {
-    let (revoked, problems) = lasting.knowledge.read_changed_files();
-    for problem in problems {
+fn end_sessions(shared: &Shared, lasting: &Lasting) {
+    let runtime = shared.runtime.load_full();
+    let revoked = lasting.knowledge.take_revoked();
+    let ended = shared.sessions.sweep_certificates(&revoked, |live| judge(&runtime, live))
+        + shared.sessions.sweep_expired(now());
+    if ended > 0 {
+        tracing::info!(sessions = ended, "sessions ended: their certificates are no longer good");
+    }
+}
+
+fn read_files(shared: &Shared, lasting: &Lasting) {
+    for problem in lasting.knowledge.read_changed_files() {
         tracing::error!("CRL: the last good one stays: {problem}");
     }
-    let runtime = shared.runtime.load_full();
-    let mut ended = shared.sessions.sweep_certificates(&revoked, |live| judge(&runtime, live));
     let mut have_anchors_changed = false;
-    for listener in &runtime.listeners {
+    for listener in &shared.runtime.load_full().listeners {
         if let Some(tls) = &listener.tls {
             have_anchors_changed |= tls.read_changed_files(&listener.name);
         }
     }
     if have_anchors_changed {
-        ended += sweep(shared);
-    }
-    ended += shared.sessions.sweep_expired(now());
-    if ended > 0 {
-        tracing::info!(sessions = ended, "sessions ended: their certificates are no longer good");
+        let ended = sweep(shared);
+        tracing::info!(sessions = ended, "sessions judged by other trust anchors; so many ended");
     }
 }
 
@@ -84,6 +116,21 @@ fn look_after(shared: &Shared, lasting: &Lasting) {
 pub(crate) fn sweep(shared: &Shared) -> usize {
     let runtime = shared.runtime.load_full();
     shared.sessions.sweep(|live| judge(&runtime, live))
+}
+
+/// Asks authorities about devices that are connected, as they would be asked if the devices came now: a configuration may
+/// ask for more than the one they came under. What comes of it, ends them as ever.
+pub(crate) async fn settle_all(shared: Arc<Shared>) {
+    let shared = &shared;
+    let settle = async |live: Arc<Live>| {
+        let listener = shared.runtime.load().listener(&live.listener).cloned();
+        let trust = listener.as_ref().and_then(|listener| listener.tls.as_ref()?.trust());
+        if let (Some(credential), Some(trust)) = (live.credential(), trust) {
+            // That nothing is known ends nobody.
+            let _ = trust.settle(credential).await;
+        }
+    };
+    futures_util::stream::iter(shared.sessions.all()).for_each_concurrent(MAX_SETTLING, settle).await;
 }
 
 /// Sets the metrics that say what is there, rather than what happened.
@@ -109,26 +156,30 @@ pub(crate) fn refresh_metrics(shared: &Shared, lasting: &Lasting) {
 /// What has been warned of, so that it is said once.
 #[derive(Default)]
 struct Warned {
-    /// By owner and role: when it expires, and how many of [`WARN_AT`] have been reached.
-    certificates: HashMap<(String, &'static str), (i64, usize)>,
+    /// By certificate: how many of [`WARN_AT`] have been reached.
+    certificates: HashMap<Expiry, usize>,
     /// By file or URL: the end of the list's validity.
     crls: HashMap<String, i64>,
 }
 
 impl Warned {
     fn warn(&mut self, shared: &Shared, lasting: &Lasting, now: i64) {
-        for Expiry { owner, role, not_after } in shared.runtime.load().expiries() {
-            let left = not_after - now;
+        let expiries = shared.runtime.load().expiries();
+        self.certificates.retain(|known, _| expiries.contains(known));
+        for expiry in expiries {
+            let left = expiry.not_after - now;
             let reached = WARN_AT.iter().filter(|days| left <= **days * DAY).count();
-            let last = self.certificates.insert((owner.clone(), role), (not_after, reached));
-            if reached == 0 || last.is_some_and(|last| last == (not_after, reached)) {
+            let last = self.certificates.insert(expiry.clone(), reached);
+            if reached == 0 || last == Some(reached) {
                 continue;
             }
+            let Expiry { owner, role, subject, not_after } = expiry;
             let expires = chrono::DateTime::from_timestamp(not_after, 0).map(|at| at.to_rfc3339()).unwrap_or_default();
             if left <= 0 {
-                tracing::error!(owner, role, expires, "a certificate has expired");
+                tracing::error!(owner, role, subject, expires, "a certificate has expired");
             } else {
-                tracing::warn!(owner, role, expires, days_left = left / DAY, "a certificate is about to expire");
+                let days_left = left / DAY;
+                tracing::warn!(owner, role, subject, expires, days_left, "a certificate is about to expire");
             }
         }
         for crl in lasting.knowledge.crls().into_iter().filter(|crl| crl.next_update <= now) {

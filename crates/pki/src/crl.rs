@@ -41,6 +41,10 @@ impl Authority {
         if found.is_empty() {
             return Err(Error::Revoked(name.to_owned()));
         }
+        let root_key = self.dir.join("root.key");
+        if found.iter().any(|entry| entry.kind == "intermediate") && !root_key.exists() {
+            return Err(Error::NoRootKey(root_key));
+        }
         for entry in &mut found {
             let pem = first_pem(&entry.path)?;
             let mut line = line_of(&parse(&entry.path, &pem)?);

@@ -19,6 +19,10 @@ pub enum Error {
     Content(PathBuf, String),
     /// There is no certificate of this name or number.
     Unknown(String),
+    /// The certificate is revoked, and with it its key.
+    KeyRevoked(String),
+    /// What has to be signed needs the root's key, which is not here.
+    NoRootKey(PathBuf),
     /// The certificate is revoked already.
     Revoked(String),
     /// A key or certificate cannot be made.
@@ -37,6 +41,8 @@ impl fmt::Display for Error {
                 write!(f, "no certificate named or numbered `{}` was issued here", name.escape_debug())
             }
             Error::Revoked(name) => write!(f, "`{}` is revoked already", name.escape_debug()),
+            Error::KeyRevoked(name) => write!(f, "`{}` is revoked, and with it its key", name.escape_debug()),
+            Error::NoRootKey(path) => write!(f, "{} is not there", path.display()),
             Error::Make(_) => f.write_str("cannot make a key or certificate"),
         }
     }
@@ -63,6 +69,10 @@ impl Error {
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Error::NoAuthority(_) => Some("make one with `portcullis pki init`"),
+            Error::KeyRevoked(_) => Some("give it another one with --new-key"),
+            Error::NoRootKey(_) => {
+                Some("the root's CRL says that the intermediate is revoked: put the key back for a moment")
+            }
             Error::Unknown(_) => Some("`portcullis pki list` says what there is"),
             Error::Exists(_) => Some("nothing is ever written over: choose another name, or move the file away"),
             _ => None,

@@ -311,7 +311,7 @@ impl Authority {
     /// one. What was there stays, under its serial number, and stays valid.
     ///
     /// # Errors
-    /// There is no certificate of this name, or the folder cannot be written.
+    /// There is no certificate of this name, it is revoked and would keep its key, or the folder cannot be written.
     pub fn renew(&self, name: &str, days: u32, with_new_key: bool) -> Result<Issued, Error> {
         let _lock = self.lock()?;
         let path = self.chain_of(name);
@@ -320,6 +320,10 @@ impl Authority {
         }
         let pem = first_pem(&path)?;
         let old = parse(&path, &pem)?;
+        let is_revoked = self.list()?.iter().any(|entry| entry.serial == serial_of(&old) && entry.revoked.is_some());
+        if is_revoked && !with_new_key {
+            return Err(Error::KeyRevoked(name.to_owned()));
+        }
         let request = Request {
             name: name.to_owned(),
             organization: old.subject().iter_organization().next().and_then(|o| o.as_str().ok()).map(str::to_owned),
@@ -531,5 +535,11 @@ mod tests {
         assert!(matches!(authority.renew("nobody", 60, false), Err(Error::Unknown(_))));
         // The first two have one key: it is of no use to revoke the last alone.
         assert_eq!(authority.revoke("gw", Reason::KeyCompromise, 1).unwrap().len(), 3);
+        assert!(matches!(authority.renew("gw", 60, false), Err(Error::KeyRevoked(_))));
+        authority.renew("gw", 60, true).unwrap();
+        let intermediate = authority.list().unwrap().remove(1).serial;
+        fs::remove_file(dir.path().join("root.key")).unwrap();
+        assert!(authority.revoke(&intermediate, Reason::CaCompromise, 1).is_err(), "nobody could publish it");
+        assert_eq!(authority.list().unwrap()[1].revoked, None);
     }
 }

@@ -26,6 +26,8 @@ pub struct Problem {
     pub span: Option<Range<usize>>,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The line has a secret in it: only its place is shown.
+    pub hides_line: bool,
 }
 
 /// What is wrong with a value, said by code that does not know where the value was written.
@@ -75,8 +77,10 @@ impl Problems {
     }
 
     /// Adds what other code says of the value at `span`, as an error.
-    pub(crate) fn complain(&mut self, span: &Range<usize>, complaint: Complaint) {
-        self.error(span, complaint.message).hint = complaint.hint;
+    pub(crate) fn complain(&mut self, span: &Range<usize>, complaint: Complaint) -> &mut Problem {
+        let problem = self.error(span, complaint.message);
+        problem.hint = complaint.hint;
+        problem
     }
 
     /// Adds a warning; a hint may be added to what is returned.
@@ -90,7 +94,7 @@ impl Problems {
     }
 
     fn push(&mut self, severity: Severity, span: Option<Range<usize>>, message: String) -> &mut Problem {
-        self.list.push(Problem { severity, message, span, hint: None });
+        self.list.push(Problem { severity, message, span, hint: None, hides_line: false });
         let last = self.list.len() - 1;
         &mut self.list[last]
     }
@@ -106,6 +110,12 @@ impl Problems {
     }
 
     fn line(&self, problem: &Problem) -> String {
+        let hint = problem.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        self.placed(problem) + &hint
+    }
+
+    /// File, line, column and message.
+    fn placed(&self, problem: &Problem) -> String {
         let mut line = self.path.display().to_string();
         if let Some(span) = &problem.span {
             let before = &self.source[..span.start.min(self.source.len())];
@@ -113,11 +123,7 @@ impl Problems {
             let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
             line += &format!(":{row}:{column}");
         }
-        line += &format!(": {}", problem.message);
-        if let Some(hint) = &problem.hint {
-            line += &format!(" ({hint})");
-        }
-        line
+        line + &format!(": {}", problem.message)
     }
 
     /// How many there are of one severity.
@@ -150,6 +156,7 @@ impl Problems {
             };
             let title = level.clone().primary_title(problem.message.as_str());
             let mut groups = vec![match &problem.span {
+                Some(_) if problem.hides_line => Group::with_title(level.primary_title(self.placed(problem))),
                 Some(span) => title.element(
                     Snippet::source(self.source.as_str())
                         .path(path.as_str())
@@ -175,6 +182,12 @@ impl Problems {
 }
 
 impl Problem {
+    /// Keeps the line from being shown: there is a secret in it.
+    pub(crate) fn hide_line(&mut self) -> &mut Self {
+        self.hides_line = true;
+        self
+    }
+
     /// Says what to do about it.
     pub(crate) fn hint(&mut self, hint: impl Into<String>) -> &mut Self {
         self.hint = Some(hint.into());

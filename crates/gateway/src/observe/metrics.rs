@@ -67,13 +67,15 @@ struct ByDays {
     days: u32,
 }
 
-/// When a certificate expires, or the first of several.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// When a certificate expires.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Expiry {
     /// The listener or upstream it belongs to.
     pub owner: String,
     /// `server`, `client_ca`, `upstream` or `upstream_ca`.
     pub role: &'static str,
+    /// Whose certificate it is.
+    pub subject: String,
     /// Seconds since 1970.
     pub not_after: i64,
 }
@@ -240,9 +242,11 @@ impl Metrics {
     /// Replaces the expiry times by these.
     pub fn set_certificate_expiry(&self, expiries: &[Expiry]) {
         self.certificate_expiry.clear();
-        for Expiry { owner, role, not_after } in expiries {
+        for Expiry { owner, role, not_after, .. } in expiries {
+            let same = expiries.iter().filter(|other| other.owner == *owner && other.role == *role);
+            let first = same.map(|other| other.not_after).min().unwrap_or(*not_after);
             let by = ByCertificate { owner: owner.clone(), role };
-            self.certificate_expiry.get_or_create_owned(&by).set(*not_after);
+            self.certificate_expiry.get_or_create_owned(&by).set(first);
         }
     }
 

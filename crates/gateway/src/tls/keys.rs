@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use zeroize::Zeroizing;
 use super::Certificate;
 #[cfg(feature = "pkcs11")]
 use super::pkcs11::TokenUri;
-use super::resumption::now;
+use super::resumption::{Memory, now};
 use crate::config::model::{Certificates, ListenerTls};
 use crate::config::{At, Complaint, Document, Secret, is_exposed};
 use crate::crypto::provider;
@@ -28,6 +29,8 @@ use crate::trust::Knowledge;
 
 /// An OCSP answer is taken away before it is out of date, for the sake of clocks that are ahead; in seconds.
 const STAPLE_MARGIN: i64 = 30;
+/// OCSP answers remembered over reloads.
+const MAX_STAPLES: usize = 256;
 /// An OCSP answer is not asked for more often.
 const STAPLE_RETRY: Duration = Duration::from_secs(10);
 
@@ -39,6 +42,7 @@ pub(super) struct ServerKeys {
     current: ArcSwap<BySni>,
     /// When to ask for each pair's OCSP answer, in seconds since 1970; `None`: handshakes bring none along.
     staples: Option<Mutex<Vec<Staple>>>,
+    memory: Arc<Memory>,
 }
 
 /// An OCSP answer about a certificate of the gateway's own [RFC 6066, 8].
@@ -79,8 +83,9 @@ impl KeySource {
             #[cfg(feature = "pkcs11")]
             match TokenUri::parse(text, |path| document.resolve(path)) {
                 Ok(uri) => return Some(Self::Token(Box::new(uri))),
-                Err(complaint) => document.problems.complain(span, complaint),
-            }
+                // It may have the PIN in it.
+                Err(complaint) => document.problems.complain(span, complaint).hide_line(),
+            };
             #[cfg(not(feature = "pkcs11"))]
             document.problems.error(span, "this gateway was built without PKCS#11").hint("--features pkcs11");
             return None;
@@ -105,7 +110,7 @@ impl KeySource {
 impl ServerKeys {
     /// Reads all pairs that the table names; says what is wrong with them in the document's problems. `None`:
     /// something is.
-    pub(super) fn compile(tls: &At<ListenerTls>, document: &mut Document) -> Option<Self> {
+    pub(super) fn compile(tls: &At<ListenerTls>, memory: &Arc<Memory>, document: &mut Document) -> Option<Self> {
         let Some(certificate) = &tls.certificate else {
             document.missing(&tls.span, "certificate", "a PEM file, the server's own first");
             return None;
@@ -149,6 +154,10 @@ impl ServerKeys {
         let read_all = || {
             for Files { chain, key } in &files {
                 match read_pair(chain, key) {
+                    // At first, better than nothing: some devices do not look. Later, there is a better one.
+                    Ok(pair) if has_expired(&pair) && memory.is_in_use.load(Ordering::Relaxed) => {
+                        complaints.push(Complaint::new(format!("{} has expired", chain.display())));
+                    }
                     Ok(pair) => read.push(pair),
                     Err(complaint) => complaints.push(complaint),
                 }
@@ -156,9 +165,11 @@ impl ServerKeys {
             complaints.first().map_or(Ok(()), |complaint| Err(complaint.message.clone()))
         };
         // All that is wrong is said below.
-        let _ = follower.read_if_changed(&paths(&files), read_all);
+        let _ = follower.read_if_changed(&paths(&files), true, read_all);
         let is_good = complaints.is_empty();
-        complaints.into_iter().for_each(|complaint| document.problems.complain(&certificate.span, complaint));
+        for complaint in complaints {
+            document.problems.complain(&certificate.span, complaint);
+        }
         let current = ArcSwap::from_pointee(BySni::new(&read)?);
         if !is_good {
             return None;
@@ -171,7 +182,26 @@ impl ServerKeys {
             }
         }
         let staples = tls.ocsp_stapling.then(|| Mutex::new(vec![Staple::default(); read.len()]));
-        Some(Self { files, follower, current, staples })
+        let this = Self { files, follower, current, staples, memory: Arc::clone(memory) };
+        this.remember_staples();
+        Some(this)
+    }
+
+    /// Puts OCSP answers that are known to the certificates they are about.
+    fn remember_staples(&self) {
+        let Some(mut staples) = self.staples() else { return };
+        let known = self.memory.staples.lock().unwrap_or_else(PoisonError::into_inner);
+        for (place, pair) in self.current.load_full().pairs.iter().enumerate() {
+            let answer = pair.cert.first().and_then(|leaf| known.get(leaf.as_ref()));
+            if let Some((answer, until)) = answer.filter(|(_, until)| now() + STAPLE_MARGIN < *until) {
+                self.current.rcu(|current| current.with_staple(place, Some(answer.clone())));
+                staples[place] = Staple { next: None, until: *until };
+            }
+        }
+    }
+
+    pub(super) fn is_served_by(&self) {
+        self.memory.is_in_use.store(true, Ordering::Relaxed);
     }
 
     /// Takes away OCSP answers that are about to be out of date; returns whether others are to be asked for.
@@ -211,7 +241,13 @@ impl ServerKeys {
                     // The pair may have been replaced meanwhile.
                     let newest = self.current.load_full();
                     if newest.pairs.get(place).is_some_and(|it| it.cert == pair.cert) {
-                        self.current.store(Arc::new(newest.with_staple(place, Some(answer))));
+                        self.current.store(Arc::new(newest.with_staple(place, Some(answer.clone()))));
+                        let mut known = self.memory.staples.lock().unwrap_or_else(PoisonError::into_inner);
+                        if known.len() >= MAX_STAPLES {
+                            known.clear();
+                        }
+                        known.insert(leaf.to_vec(), (answer, until));
+                        drop(known);
                         let half = Duration::from_secs(((until - now()) / 2).max(0).unsigned_abs());
                         staples[place] = Staple { next: Some(Instant::now() + half.max(STAPLE_RETRY)), until };
                     }
@@ -229,7 +265,7 @@ impl ServerKeys {
     /// together, because only one of them has been replaced yet, or which has expired, changes nothing.
     pub(super) fn read_if_changed(&self, listener: &str) {
         let read = || self.read().map_err(|complaint| complaint.message);
-        match self.follower.read_if_changed(&paths(&self.files), read) {
+        match self.follower.read_if_changed(&paths(&self.files), false, read) {
             Some(Ok(current)) => {
                 // The lock of the staples is held: one that is on its way is of a pair that is being replaced.
                 let staples = self.staples();
@@ -250,7 +286,7 @@ impl ServerKeys {
         let mut pairs = Vec::new();
         for Files { chain, key } in &self.files {
             let pair = read_pair(chain, key)?;
-            if expires(&pair).is_some_and(|expires| expires < now()) {
+            if has_expired(&pair) {
                 return Err(Complaint::new(format!("{} has expired", chain.display())));
             }
             pairs.push(pair);
@@ -258,9 +294,12 @@ impl ServerKeys {
         BySni::new(&pairs).ok_or_else(|| Complaint::new("there is none"))
     }
 
-    /// When the first of them expires, in seconds since 1970.
-    pub(super) fn expires(&self) -> Option<i64> {
-        self.current.load().pairs.iter().filter_map(|pair| expires(pair)).min()
+    /// Whose each of them is, and when the first certificate of its chain expires, in seconds since 1970.
+    pub(super) fn expiries(&self) -> Vec<(String, i64)> {
+        let current = self.current.load();
+        let subject = |pair: &CertifiedKey| Certificate::from_der(pair.cert.first()?)?.subject.dn;
+        let expiry = |pair: &Arc<CertifiedKey>| Some((subject(pair).unwrap_or_default(), expires(pair)?));
+        current.pairs.iter().filter_map(expiry).collect()
     }
 }
 
@@ -329,6 +368,10 @@ fn read_key(path: &Path, passphrase: Option<&Secret>) -> Result<PrivateKeyDer<'s
             error => unreadable(path, &error),
         }),
     }
+}
+
+fn has_expired(pair: &CertifiedKey) -> bool {
+    expires(pair).is_some_and(|expires| expires < now())
 }
 
 /// When the first certificate of a chain expires, in seconds since 1970.

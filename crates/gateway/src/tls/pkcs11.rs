@@ -4,10 +4,10 @@
 //! A token signs while its handshake waits. Where there are several threads, the others go on; but a token that takes more
 //! than a few milliseconds is what limits how many devices come in.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest;
@@ -47,6 +47,8 @@ pub(super) struct TokenUri {
     object: Option<String>,
     id: Option<Vec<u8>>,
     pin: Option<AuthPin>,
+    /// A hash of module, token and PIN.
+    pin_id: [u8; 32],
 }
 
 impl fmt::Debug for TokenUri {
@@ -62,6 +64,9 @@ impl fmt::Display for TokenUri {
         write!(f, "pkcs11:token={token};object={object}")
     }
 }
+
+/// By [`TokenUri::pin_id`]: each further attempt would bring a token nearer to being locked.
+static WRONG_PINS: Mutex<BTreeSet<[u8; 32]>> = Mutex::new(BTreeSet::new());
 
 impl TokenUri {
     /// Reads a URI; `resolve` makes relative paths absolute.
@@ -96,7 +101,11 @@ impl TokenUri {
             return Err(wrong("names no key: `object` or `id` is wanted"));
         }
         let module = module.ok_or_else(|| wrong("names no module"))?;
-        Ok(Self { module, token, object, id, pin: pin.map(Into::into) })
+        let mut hash = digest::Context::new(&digest::SHA256);
+        hash.update(format!("{module:?} {token:?} {pin:?}").as_bytes());
+        let mut pin_id = [0; 32];
+        pin_id.copy_from_slice(hash.finish().as_ref());
+        Ok(Self { module, token, object, id, pin: pin.map(Into::into), pin_id })
     }
 }
 
@@ -104,12 +113,7 @@ impl TokenUri {
 pub(super) fn key(uri: &TokenUri, certificate: &CertificateDer<'_>) -> Result<Arc<dyn SigningKey>, Complaint> {
     let kind = Kind::of(certificate)
         .ok_or_else(|| Complaint::new(format!("{uri}: the certificate's key is none that tokens are asked to use")))?;
-    let token = Arc::new(Token {
-        uri: uri.clone(),
-        idle: Mutex::default(),
-        signing: AtomicUsize::new(0),
-        is_pin_wrong: AtomicBool::new(false),
-    });
+    let token = Arc::new(Token { uri: uri.clone(), idle: Mutex::default(), signing: AtomicUsize::new(0) });
     let key = TokenKey { token, kind };
     let scheme = kind.schemes()[0];
     let signature = key.signer(scheme).sign(PROBE).map_err(|error| {
@@ -225,8 +229,6 @@ struct Token {
     idle: Mutex<Vec<(Session, ObjectHandle)>>,
     /// Signatures under way.
     signing: AtomicUsize,
-    /// Each further attempt would bring the token nearer to being locked.
-    is_pin_wrong: AtomicBool,
 }
 
 impl Token {
@@ -312,13 +314,13 @@ impl Token {
         let slot = slots.into_iter().find(is_wanted).ok_or("there is no such token")?;
         let session = module.open_ro_session(slot).map_err(say)?;
         if let Some(pin) = &uri.pin {
-            if self.is_pin_wrong.load(Ordering::Relaxed) {
-                return Err("its PIN was wrong; it is not tried again before a reload".to_owned());
+            if lock(&WRONG_PINS).contains(&uri.pin_id) {
+                return Err("its PIN was wrong, and is not tried again by this process".to_owned());
             }
             match session.login(UserType::User, Some(pin)) {
                 Ok(()) | Err(TokenError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
                 Err(error @ TokenError::Pkcs11(RvError::PinIncorrect | RvError::PinLocked, _)) => {
-                    self.is_pin_wrong.store(true, Ordering::Relaxed);
+                    lock(&WRONG_PINS).insert(uri.pin_id);
                     return Err(say(error));
                 }
                 Err(error) => return Err(say(error)),

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -67,16 +68,26 @@ pub(super) struct Resumption {
     pub(super) stores: bool,
 }
 
-/// What a listener remembers of sessions that may be resumed. Outlives reloads.
+/// What a listener remembers: of sessions that may be resumed, and of OCSP answers about its own certificates. Outlives
+/// reloads.
 #[derive(Debug)]
 pub struct Memory {
     keys: TicketKeys,
     stored: Arc<ServerSessionMemoryCache>,
+    /// By certificate in DER: the answer, and when it ceases to count, in seconds since 1970.
+    pub(super) staples: Mutex<HashMap<Vec<u8>, (Vec<u8>, i64)>>,
+    /// Set once the listener has been served by.
+    pub(super) is_in_use: AtomicBool,
 }
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { keys: TicketKeys::random(), stored: ServerSessionMemoryCache::new(MAX_STORED) }
+        Self {
+            keys: TicketKeys::random(),
+            stored: ServerSessionMemoryCache::new(MAX_STORED),
+            staples: Mutex::default(),
+            is_in_use: AtomicBool::new(false),
+        }
     }
 }
 

@@ -70,7 +70,7 @@ pub(crate) struct Context<'a> {
 impl ServerTls {
     /// Compiles the table; says what is wrong with it in the document's problems. `None`: something is.
     pub(crate) fn compile(tls: &At<ListenerTls>, context: Context<'_>, document: &mut Document) -> Option<Self> {
-        let keys = ServerKeys::compile(tls, document);
+        let keys = ServerKeys::compile(tls, &context.memory, document);
         let trust = compile_trust(tls, context.knowledge, document);
         let versions = compile_versions(tls, document);
         let resumption = compile_resumption(tls, context, document);
@@ -95,16 +95,23 @@ impl ServerTls {
         })
     }
 
+    /// Notes that it is served by: what comes later has to be better than nothing.
+    pub(crate) fn is_served_by(&self) {
+        self.keys.is_served_by();
+    }
+
     /// What devices' certificates are judged by; `None`: they are not asked for.
     pub fn trust(&self) -> Option<&Arc<Trust>> {
         self.trust.as_ref()
     }
 
-    /// When the first of the server's certificates expires, in seconds since 1970, and the first of the trust anchors.
-    pub(crate) fn expiries(&self) -> impl Iterator<Item = (&'static str, i64)> {
-        let server = self.keys.expires().map(|expires| ("server", expires));
-        let anchors = self.trust.as_ref().map(|trust| ("client_ca", trust.anchors().not_after()));
-        server.into_iter().chain(anchors)
+    /// Role, subject and end of each of the server's certificates and of the trust anchors, in seconds since 1970.
+    pub(crate) fn expiries(&self) -> Vec<(&'static str, String, i64)> {
+        let mut all: Vec<_> = self.keys.expiries().into_iter().map(|(name, end)| ("server", name, end)).collect();
+        let anchors = self.trust.as_ref().map(|trust| trust.anchors());
+        let anchors = anchors.iter().flat_map(|anchors| anchors.expiries());
+        all.extend(anchors.map(|(name, end)| ("client_ca", name.clone(), *end)));
+        all
     }
 
     /// Whether OCSP answers about the server's certificates are to be fetched; those out of date are taken away.
@@ -304,16 +311,17 @@ fn compile_resumption(
     if let Some(secret) = &tls.ticket_secret {
         if secret.expose().len() < MIN_TICKET_SECRET {
             let message = format!("`ticket_secret` has fewer than {MIN_TICKET_SECRET} characters");
-            document.problems.error(&secret.span, message).hint("openssl rand -hex 32");
+            document.problems.error(&secret.span, message).hide_line().hint("openssl rand -hex 32");
             return None;
         }
         if !gives_tickets {
-            document.problems.error(&secret.span, "`ticket_secret` without effect: `resumption` gives no tickets");
+            let message = "`ticket_secret` without effect: `resumption` gives no tickets";
+            document.problems.error(&secret.span, message).hide_line();
             return None;
         }
         if !document.is_substituted(&secret.span) {
             let problem = document.problems.warning(&secret.span, "a secret in the configuration file itself");
-            problem.hint("ticket_secret = \"${FILE:ticket.secret}\"");
+            problem.hide_line().hint("ticket_secret = \"${FILE:ticket.secret}\"");
         }
         shared = Some(TicketKeys::shared(secret.expose(), context.listener));
     }

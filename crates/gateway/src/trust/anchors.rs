@@ -17,25 +17,26 @@ pub struct Anchors {
     list: Vec<TrustAnchor<'static>>,
     ids: Vec<IssuerId>,
     subjects: Vec<DistinguishedName>,
-    not_after: i64,
+    /// Whose each is, and when it expires, in seconds since 1970.
+    expiries: Vec<(String, i64)>,
 }
 
 impl Anchors {
     pub(super) fn read(path: &Path, knowledge: &Knowledge) -> Result<Self, Complaint> {
         let not_an_anchor = |what: &str| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
         let ders = read_chain(path)?;
-        let (mut list, mut ids, mut not_after) = (Vec::new(), Vec::new(), i64::MAX);
+        let (mut list, mut ids, mut expiries) = (Vec::new(), Vec::new(), Vec::new());
         for der in &ders {
             let anchor = webpki::anchor_from_trusted_cert(der).map_err(|error| not_an_anchor(&error.to_string()))?;
             let (_, certificate) = X509Certificate::from_der(der).map_err(|_| not_an_anchor("it cannot be read"))?;
-            not_after = not_after.min(certificate.validity().not_after.timestamp());
+            expiries.push((certificate.subject().to_string(), certificate.validity().not_after.timestamp()));
             ids.push(IssuerId::of(&certificate));
             list.push(anchor.to_owned());
         }
         // Only once all of it is good.
         ders.iter().for_each(|der| knowledge.learn(der));
         let subjects = list.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
-        Ok(Self { list, ids, subjects, not_after })
+        Ok(Self { list, ids, subjects, expiries })
     }
 
     /// Their names, as a hint for clients.
@@ -43,9 +44,9 @@ impl Anchors {
         &self.subjects
     }
 
-    /// When the first of them expires, in seconds since 1970.
-    pub const fn not_after(&self) -> i64 {
-        self.not_after
+    /// Whose each is, and when it expires, in seconds since 1970.
+    pub fn expiries(&self) -> &[(String, i64)] {
+        &self.expiries
     }
 
     pub(super) fn list(&self) -> &[TrustAnchor<'static>] {

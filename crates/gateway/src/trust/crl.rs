@@ -159,7 +159,8 @@ pub(super) fn newly_revoked(before: &[Arc<Crl>], after: &[Arc<Crl>]) -> Vec<Key>
     let mut keys = Vec::new();
     for list in after.iter().filter(|list| !before.iter().any(|other| Arc::ptr_eq(list, other))) {
         let Some(signer) = list.signer() else { continue };
-        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.signer() == Some(signer)).collect();
+        // Of another scope, it may have revoked nobody who is concerned now.
+        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.stands_beside(list)).collect();
         let is_new = |serial: &&Serial| !same.iter().any(|other| other.revokes(serial));
         keys.extend(list.revoked.iter().filter(is_new).map(|serial| key(signer, serial)));
     }
@@ -230,7 +231,8 @@ fn explain(error: webpki::Error) -> String {
         }
         // A list of version 1 has no field for it.
         webpki::Error::UnsupportedCrlVersion | webpki::Error::BadDer => {
-            "a CRL that is cut off or broken, or of version 1, which has no number; version 2 is wanted".to_owned()
+            "a CRL that is cut off or broken, or of version 1, or without nextUpdate; version 2 with it is wanted"
+                .to_owned()
         }
         webpki::Error::UnsupportedRevocationReasonsPartitioning => {
             "a CRL for some reasons of revocation only; one for all reasons is wanted".to_owned()

@@ -98,15 +98,16 @@ impl Knowledge {
         }
     }
 
-    /// Reads the CRL files that have changed. Returns the keys of certificates that are now revoked, in these or in what
-    /// was fetched, and what is wrong with files that cannot be used, of which the last good content stays.
-    pub fn read_changed_files(&self) -> (Vec<Key>, Vec<String>) {
-        let (mut revoked, mut problems) = (self.statuses.take_revoked(), Vec::new());
-        for source in self.sources() {
-            problems.extend(source.read_if_changed(&self.issuers).err());
-            revoked.extend(source.take_revoked());
-        }
-        (revoked, problems)
+    /// Reads the CRL files that have changed. Returns what is wrong with those that cannot be used, of which the last good
+    /// content stays.
+    pub fn read_changed_files(&self) -> Vec<String> {
+        self.sources().iter().filter_map(|source| source.read_if_changed(false, &self.issuers).err()).collect()
+    }
+
+    /// The keys of certificates that were found to be revoked since this was asked last.
+    pub fn take_revoked(&self) -> Vec<Key> {
+        let of_lists = self.sources().into_iter().flat_map(|source| source.take_revoked());
+        of_lists.chain(self.statuses.take_revoked()).collect()
     }
 
     /// Fetches again, in the background, the CRLs and OCSP answers whose time has come; of the answers those of

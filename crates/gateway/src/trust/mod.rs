@@ -86,9 +86,10 @@ impl Distrust {
     pub const fn ends_session(self) -> Option<CloseReason> {
         match self {
             Distrust::UnknownCa | Distrust::TooLong => Some(CloseReason::CaRemoved),
-            Distrust::Expired | Distrust::NotYetValid => Some(CloseReason::CertificateExpired),
+            Distrust::Expired => Some(CloseReason::CertificateExpired),
             Distrust::Revoked => Some(CloseReason::CertificateRevoked),
-            Distrust::CrlMissing | Distrust::CrlExpired | Distrust::OcspMissing => None,
+            // It was valid before: the clock was set back.
+            Distrust::NotYetValid | Distrust::CrlMissing | Distrust::CrlExpired | Distrust::OcspMissing => None,
         }
     }
 }
@@ -149,7 +150,7 @@ impl Trust {
             problem.map_or(Ok(()), Err)
         };
         // What is wrong with them is said below, with its hint.
-        let _ = file.read_if_changed(&[&client_ca], read);
+        let _ = file.read_if_changed(&[&client_ca], true, read);
         let refresh = tls.revocation_refresh.map_or(REFRESH, |period| period.0);
         let sources = compile_sources(tls, refresh, knowledge, document);
         let ocsp_responder = tls.ocsp_responder.as_ref().map(|url| url.value.clone());
@@ -212,7 +213,7 @@ impl Trust {
     /// They cannot be read; the last good ones stay. Said once.
     pub fn read_if_changed(&self) -> Result<bool, String> {
         let read = || Anchors::read(&self.client_ca, &self.knowledge).map_err(|complaint| complaint.message);
-        match self.file.read_if_changed(&[&self.client_ca], read).transpose()? {
+        match self.file.read_if_changed(&[&self.client_ca], false, read).transpose()? {
             Some(anchors) => {
                 let are_others = !anchors.are_same(&self.anchors.load());
                 self.anchors.store(Arc::new(anchors));
@@ -436,7 +437,7 @@ fn compile_sources(
         }
         let source = knowledge.source(Origin::File(document.resolve(&PathBuf::from(&crl.value))));
         // What it says is looked at below, even if somebody has seen it before.
-        let _ = source.read_if_changed(&knowledge.issuers);
+        let _ = source.read_if_changed(true, &knowledge.issuers);
         if let Some(problem) = source.problem() {
             document.problems.error(&crl.span, problem);
         }

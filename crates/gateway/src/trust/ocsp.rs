@@ -36,6 +36,8 @@ pub(super) struct Question {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) status: OcspStatus,
+    /// Seconds since 1970.
+    pub(super) this_update: i64,
     /// Seconds since 1970; from then on, the answer is none.
     pub(super) next_update: i64,
     /// Whether it was made for this question.
@@ -107,7 +109,7 @@ impl Question {
         let time = |time: &x509_ocsp::OcspGeneralizedTime| time.0.to_unix_duration().as_secs().cast_signed();
         let this_update = time(&single.this_update);
         let next_update = single.next_update.as_ref().map_or(this_update + DEFAULT_VALIDITY, time);
-        if now + CLOCK_SKEW < this_update || now >= next_update {
+        if !is_fresh_at(this_update, next_update, now) {
             return Err("the answer is out of date".to_owned());
         }
         let status = match single.cert_status {
@@ -115,7 +117,7 @@ impl Question {
             CertStatus::Revoked(_) => OcspStatus::Revoked,
             CertStatus::Unknown(_) => OcspStatus::Unknown,
         };
-        Ok(Answer { status, next_update, has_nonce: nonce.is_some() })
+        Ok(Answer { status, this_update, next_update, has_nonce: nonce.is_some() })
     }
 
     fn is_about(&self, other: &CertId) -> bool {
@@ -126,6 +128,10 @@ impl Question {
             && other.issuer_key_hash == id.issuer_key_hash
             && other.serial_number == id.serial_number
     }
+}
+
+const fn is_fresh_at(this_update: i64, next_update: i64, now: i64) -> bool {
+    this_update <= now + CLOCK_SKEW && now < next_update
 }
 
 /// The certificates that an answer brings, in DER.
@@ -175,11 +181,21 @@ mod tests {
         for (serial, issuer, now, why) in [
             (&SERIAL[1..], ISSUER, THEN, "about other certificates"),
             (&SERIAL[..], ISSUER, THEN - 3600, "out of date"),
+            // The responder's own certificate ends before its answer does.
             (&SERIAL[..], ISSUER, answer.next_update, "not signed"),
             (&SERIAL[..], &ANSWER[..], THEN, "not signed"),
         ] {
             let error = question(serial).answer(ANSWER, issuer, now).unwrap_err();
             assert!(error.contains(why), "{why}: {error}");
+        }
+        for (this_update, next_update, now, is_fresh) in [
+            (100, 200, 150, true),
+            (100, 200, 199, true),
+            (100, 200, 200, false),
+            (1000, 2000, 500, false),
+            (1000, 2000, 800, true),
+        ] {
+            assert_eq!(is_fresh_at(this_update, next_update, now), is_fresh, "{now}");
         }
     }
 

@@ -21,6 +21,8 @@ use crate::files::Follower;
 const MIN_REFRESH: Duration = Duration::from_secs(2);
 /// What failed is tried again after this at the latest.
 const MAX_RETRY: Duration = Duration::from_secs(60);
+/// For others to be fetched first.
+const WAITING: Duration = Duration::from_secs(10 * 60);
 /// Lists in one file at most; and in one answer.
 const MAX_LISTS_OF_FILE: usize = 4096;
 const MAX_LISTS_OF_URL: usize = 64;
@@ -62,6 +64,8 @@ struct Lists {
     signed: Vec<Arc<Crl>>,
     /// By authorities that have not been seen yet, for all that is known.
     pending: Vec<Arc<Crl>>,
+    /// Those that came last, signed or pending; others may be kept beside them.
+    latest: Vec<Arc<Crl>>,
 }
 
 /// When to fetch. By a clock that nobody sets.
@@ -100,13 +104,14 @@ impl Source {
 
     /// Reads the file again if it is not what it was; returns what is wrong with it if that has not been said. The last
     /// good lists stay.
-    pub(super) fn read_if_changed(&self, issuers: &Issuers) -> Result<(), String> {
+    /// `at_once`: even if it has changed only just now.
+    pub(super) fn read_if_changed(&self, at_once: bool, issuers: &Issuers) -> Result<(), String> {
         let Origin::File(path) = &self.origin else { return Ok(()) };
         let read = || {
             let bytes = std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
             self.replace(&bytes, issuers)
         };
-        match self.file.read_if_changed(&[path], read) {
+        match self.file.read_if_changed(&[path], at_once, read) {
             Some(Ok(())) => tracing::info!(crl = %self.origin, "CRL loaded"),
             Some(Err(problem)) => return Err(problem),
             None => {}
@@ -132,8 +137,8 @@ impl Source {
         for list in &lists {
             known.values().for_each(|issuer| list.learn(issuer));
         }
-        let (signed, pending): (Vec<_>, Vec<_>) =
-            lists.into_iter().map(Arc::new).partition(|list| list.signer().is_some());
+        let latest: Vec<Arc<Crl>> = lists.into_iter().map(Arc::new).collect();
+        let (signed, pending): (Vec<_>, Vec<_>) = latest.iter().cloned().partition(|list| list.signer().is_some());
         let not_signed = || format!("{}: not signed by the authority whose name it has", self.origin);
         let is_known = |list: &Arc<Crl>| known.values().any(|issuer| list.names(issuer));
         let changing = lock(&self.changing);
@@ -149,7 +154,7 @@ impl Source {
             if before.signed.iter().any(is_lost) || (signed.is_empty() && pending.iter().all(is_known)) {
                 return Err(not_signed());
             }
-            Lists { signed, pending }
+            Lists { signed, pending, latest }
         } else {
             if pending.iter().any(is_known) {
                 return Err(not_signed());
@@ -158,7 +163,7 @@ impl Source {
                 // Over plain HTTP, somebody on the way could send a list from before a revocation.
                 return Err(format!("{}: older than the CRL that is there", self.origin));
             }
-            Lists { signed: merged(&before.signed, signed), pending }
+            Lists { signed: merged(&before.signed, signed), pending, latest }
         };
         self.store(&before, after);
         drop(changing);
@@ -180,7 +185,7 @@ impl Source {
         if !signed.is_empty() {
             let newer = signed.into_iter().filter(|list| !before.signed.iter().any(|other| list.is_older_than(other)));
             let signed = merged(&before.signed, newer.collect());
-            self.store(&before, Lists { signed, pending });
+            self.store(&before, Lists { signed, pending, latest: before.latest.clone() });
         }
     }
 
@@ -201,7 +206,7 @@ impl Source {
         let mut plan = lock(&self.plan);
         let is_due = matches!(self.origin, Origin::Url(_)) && plan.next.is_none_or(|next| Instant::now() >= next);
         if is_due {
-            plan.next = Some(Instant::now() + MAX_RETRY);
+            plan.next = Some(Instant::now() + WAITING);
         }
         is_due
     }
@@ -254,16 +259,17 @@ impl Source {
             Err(problem) => Err(format!("{url}: {problem}")),
         };
         let mut plan = lock(&self.plan);
+        let left = self.lists.load().latest.iter().map(|list| list.next_update - now()).min().unwrap_or(0);
         let wait = match result {
-            Ok(()) => {
+            Ok(()) if left > 0 => {
                 plan.failures = 0;
-                let now = now();
-                let left = self.lists.load().signed.iter().map(|list| list.next_update - now).min().unwrap_or(0);
-                let left = Duration::from_secs(left.max(0).unsigned_abs());
-                left.clamp(MIN_REFRESH, plan.refresh.max(MIN_REFRESH))
+                Duration::from_secs(left.unsigned_abs()).clamp(MIN_REFRESH, plan.refresh.max(MIN_REFRESH))
             }
-            Err(problem) => {
-                tracing::warn!("CRL: the last good one stays: {problem}");
+            // Also where the authority is late: it is asked again and again, but less and less often.
+            result => {
+                if let Err(problem) = result {
+                    tracing::warn!("CRL: the last good one stays: {problem}");
+                }
                 plan.failures = plan.failures.saturating_add(1);
                 (MIN_REFRESH * (1 << plan.failures.min(5))).min(MAX_RETRY).min(plan.refresh)
             }
@@ -279,7 +285,7 @@ impl Source {
     /// For operators; `None`: there is no list.
     pub(super) fn note(&self) -> Option<CrlNote> {
         let lists = self.lists.load();
-        let all = || lists.signed.iter().chain(&lists.pending);
+        let all = || lists.latest.iter();
         Some(CrlNote {
             origin: self.origin.to_string(),
             this_update: all().map(|list| list.this_update).min()?,

@@ -1,7 +1,6 @@
 //! What OCSP responders have said of certificates that devices have shown, for as long as it holds.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -17,8 +16,13 @@ use super::{IssuerId, Serial, now};
 const MAX_ENTRIES: usize = 1_000_000;
 /// Responders remembered at most.
 const MAX_RESPONDERS: usize = 1024;
-/// Questions to one responder under way at once.
+/// Questions to one responder under way at once: about devices that wait, and about those that are connected.
 const MAX_ASKING: usize = 16;
+const MAX_ASKING_AGAIN: usize = 4;
+/// A responder that stops putting nonces into its answers is not believed for so long.
+const NONCES_EXPECTED: Duration = Duration::from_secs(24 * 60 * 60);
+/// Whoever is revoked is remembered, also beyond the answer's end; looked at again after so long.
+const REVOKED_AGAIN: Duration = Duration::from_secs(24 * 60 * 60);
 /// A responder that failed is left alone for so long.
 const PAUSE: Duration = Duration::from_secs(5);
 /// An answer is not asked for again sooner.
@@ -62,9 +66,10 @@ struct State {
 #[derive(Debug)]
 struct Responder {
     url: String,
-    asking: Semaphore,
-    /// It puts nonces into its answers; it always has to.
-    has_nonces: AtomicBool,
+    /// For devices that wait, and for those that are connected already.
+    asking: [Semaphore; 2],
+    /// When it last put a nonce into an answer; it has to go on.
+    had_nonce: Mutex<Option<Instant>>,
     failed_at: Mutex<Option<Instant>>,
 }
 
@@ -112,7 +117,7 @@ impl Statuses {
                 return;
             }
         }
-        self.ask_now(fetcher, &entry).await;
+        self.ask_now(fetcher, &entry, false).await;
     }
 
     /// Takes out those whose turn it is, of which `is_live` says that somebody is connected with them; the others are
@@ -136,13 +141,17 @@ impl Statuses {
                     continue;
                 }
                 state.due = None;
-                state.answer.map_or(0, |(answer, _)| answer.next_update - now())
+                match state.answer {
+                    Some((answer, _)) if answer.status == OcspStatus::Revoked => REVOKED_AGAIN,
+                    Some((answer, _)) => Duration::from_secs((answer.next_update - now()).max(0).unsigned_abs()),
+                    None => Duration::ZERO,
+                }
             };
             if is_live(key(&id.0, &id.1)) {
                 ask.push(DueEntry { statuses: Arc::clone(self), entry });
-            } else if holds_for > 0 {
+            } else if !holds_for.is_zero() {
                 // Whoever comes back with it finds an answer that is old, and has it asked for.
-                self.plan(&entry, Duration::from_secs(holds_for.unsigned_abs()));
+                self.plan(&entry, holds_for.min(REVOKED_AGAIN));
             } else {
                 self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
             }
@@ -168,13 +177,9 @@ impl Statuses {
             tracing::error!("OCSP: too many responders to remember more");
             return None;
         }
-        let (url, asking) = (url.to_owned(), Semaphore::new(MAX_ASKING));
-        let responder = Arc::new(Responder {
-            url: url.clone(),
-            asking,
-            has_nonces: AtomicBool::new(false),
-            failed_at: Mutex::default(),
-        });
+        let (url, asking) = (url.to_owned(), [Semaphore::new(MAX_ASKING), Semaphore::new(MAX_ASKING_AGAIN)]);
+        let responder =
+            Arc::new(Responder { url: url.clone(), asking, had_nonce: Mutex::default(), failed_at: Mutex::default() });
         responders.insert(url, Arc::clone(&responder));
         Some(responder)
     }
@@ -187,9 +192,9 @@ impl Statuses {
         due.insert((at, entry.id));
     }
 
-    async fn ask_now(&self, fetcher: &Fetcher, entry: &Arc<Entry>) {
+    async fn ask_now(&self, fetcher: &Fetcher, entry: &Arc<Entry>, is_again: bool) {
         let responder = Arc::clone(&lock(&entry.state).responder);
-        let result = responder.exchange(fetcher, entry).await;
+        let result = responder.exchange(fetcher, entry, is_again).await;
         let again = match result {
             Ok(answer) => {
                 let (before, refresh) = {
@@ -206,31 +211,41 @@ impl Statuses {
                 refresh.min(half).max(MIN_REFRESH)
             }
             Err(error) => {
-                tracing::warn!(responder = %responder.url, "OCSP: {error}");
+                if let Some(error) = error {
+                    tracing::warn!(responder = %responder.url, "OCSP: {error}");
+                }
                 lock(&entry.state).failed_at = Some(Instant::now());
                 PAUSE
             }
         };
-        self.plan(entry, again);
+        // Not all at once, those that came at once.
+        self.plan(entry, again.mul_f64(rand::random_range(0.8..1.0)));
     }
 }
 
 impl Responder {
-    async fn exchange(&self, fetcher: &Fetcher, entry: &Entry) -> Result<Answer, String> {
+    /// The error is `None` where nothing new went wrong.
+    async fn exchange(&self, fetcher: &Fetcher, entry: &Entry, is_again: bool) -> Result<Answer, Option<String>> {
         // Closed never.
-        let _permit = self.asking.acquire().await.map_err(|error| error.to_string())?;
+        let _permit = self.asking[usize::from(is_again)].acquire().await.map_err(|error| Some(error.to_string()))?;
         if lock(&self.failed_at).is_some_and(|at| at.elapsed() < PAUSE) {
-            return Err("it has failed a moment ago".to_owned());
+            return Err(None);
         }
-        let question =
-            Question::about(&entry.id.1, &entry.issuer.der).ok_or("the certificate cannot be asked about")?;
+        let question = Question::about(&entry.id.1, &entry.issuer.der);
+        let question = question.ok_or_else(|| Some("the certificate cannot be asked about".to_owned()))?;
         let bytes = fetcher.post_ocsp(&self.url, question.der.clone()).await;
-        let bytes = bytes.inspect_err(|_| *lock(&self.failed_at) = Some(Instant::now()))?;
-        let answer = question.answer(&bytes, &entry.issuer.der, now())?;
+        let bytes = bytes.inspect_err(|_| *lock(&self.failed_at) = Some(Instant::now())).map_err(Some)?;
+        let answer = question.answer(&bytes, &entry.issuer.der, now()).map_err(Some)?;
+        let mut had_nonce = lock(&self.had_nonce);
         if answer.has_nonce {
-            self.has_nonces.store(true, Ordering::Relaxed);
-        } else if self.has_nonces.load(Ordering::Relaxed) {
-            return Err("an answer without the nonce that this responder has put into others".to_owned());
+            *had_nonce = Some(Instant::now());
+        } else if had_nonce.is_some_and(|at| at.elapsed() < NONCES_EXPECTED) {
+            return Err(Some("an answer without the nonce that this responder has put into others".to_owned()));
+        }
+        let before = lock(&entry.state).answer;
+        if before.is_some_and(|(before, _)| answer.this_update < before.this_update) {
+            // Without a nonce, somebody on the way could send one from before a revocation.
+            return Err(Some("an answer that is older than the one before".to_owned()));
         }
         Ok(answer)
     }
@@ -246,7 +261,7 @@ impl DueEntry {
     /// Asks the responder.
     pub(super) async fn ask(self, fetcher: &Fetcher) {
         let _turn = self.entry.turn.lock().await;
-        self.statuses.ask_now(fetcher, &self.entry).await;
+        self.statuses.ask_now(fetcher, &self.entry, true).await;
     }
 }
 

@@ -159,6 +159,28 @@ async fn a_session_of_one_listener_is_none_on_another() {
 }
 
 #[tokio::test]
+async fn not_even_where_the_same_devices_are_believed() {
+    for versions in BOTH {
+        for ways in ["both", "cache"] {
+            let (pki, broker) = (Pki::new(), Broker::start().await);
+            let second = TestGateway::LISTENER.replace("\"devices\"", "\"others\"");
+            let tls = format!("{}resumption = \"{ways}\"\n", pki.listener_tls());
+            let rest = format!("{tls}[access_log]\nformat = \"json\"\n{second}{tls}{}", broker.upstream());
+            let gateway = TestGateway::start(&format!("{}{rest}", TestGateway::LISTENER)).await;
+            let mut config = tls_config(&pki, Some("thing001"), versions);
+            if ways == "cache" {
+                config.resumption = Resumption::in_memory_sessions(8).tls12_resumption(Tls12Resumption::SessionIdOnly);
+            }
+            assert!(attempt(&gateway, &config, &broker).await);
+            assert!(attempt_at(&gateway, 1, &config, "localhost", &broker).await, "in full");
+            assert_eq!(gateway.field(2, "tls_resumed").await, "false", "{ways}");
+            assert!(attempt_at(&gateway, 1, &config, "localhost", &broker).await);
+            assert_eq!(gateway.field(3, "tls_resumed").await, "true", "{ways}: it is not that nothing is resumed");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_session_made_under_one_name_is_none_under_another() {
     for versions in BOTH {
         let (pki, broker) = (Pki::new(), Broker::start().await);
