@@ -31,6 +31,8 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use pkcs8::der::SecretDocument;
+use pkcs8::{LineEnding, PrivateKeyInfo};
 use rcgen::{
     BasicConstraints, Certificate, CertificateSigningRequestParams, DnType, Issuer, KeyPair, PublicKeyData,
     SignatureAlgorithm, SubjectPublicKeyInfo,
@@ -39,6 +41,7 @@ use serde::{Deserialize, Serialize};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
+use zeroize::Zeroizing;
 
 use error::file_error;
 use folder::{file_name, write_new, write_secret};
@@ -190,8 +193,8 @@ impl Authority {
         let crl_only = Settings { ocsp_url: None, ..settings.clone() };
         template::status(&mut params, &crl_only, "root.crl");
         let intermediate = params.signed_by(&key, &Issuer::from_params(&root_params, &root_key))?;
-        write_secret(&this.dir.join("root.key"), &root_key.serialize_pem())?;
-        write_secret(&this.dir.join("intermediate.key"), &key.serialize_pem())?;
+        write_secret(&this.dir.join("root.key"), &key_pem(&root_key)?)?;
+        write_secret(&this.dir.join("intermediate.key"), &key_pem(&key)?)?;
         write_new(&this.dir.join("intermediate.pem"), &intermediate.pem())?;
         let settings = toml::to_string(&settings).map_err(|error| this.broken_settings(&error))?;
         write_new(&this.settings_path(), &settings)?;
@@ -261,7 +264,7 @@ impl Authority {
             return Err(Error::Exists(chain_path));
         }
         let chain = self.certify(request, &key)?;
-        write_secret(&key_path, &key.serialize_pem())?;
+        write_secret(&key_path, &key_pem(&key)?)?;
         if let Err(error) = self.publish(&chain_path, &chain) {
             // A key without a certificate would only be in the way of the next attempt.
             let _ = fs::remove_file(&key_path);
@@ -344,7 +347,7 @@ impl Authority {
             if key_path.exists() {
                 fs::rename(&key_path, aside(&key_path)).map_err(file_error(&key_path))?;
             }
-            write_secret(&key_path, &key.serialize_pem())?;
+            write_secret(&key_path, &key_pem(key)?)?;
         }
         self.publish(&path, &chain)?;
         Ok(Issued { chain: path, key: key_path.exists().then_some(key_path) })
@@ -426,6 +429,17 @@ impl Authority {
     fn broken_settings(&self, error: &dyn std::fmt::Display) -> Error {
         Error::Content(self.settings_path(), error.to_string())
     }
+}
+
+/// A private key as PKCS#8 without the public key [RFC 5208]: with it [RFC 5958], as keys for Ed25519 are made here,
+/// OpenSSL 3.0 does not read it.
+fn key_pem(key: &KeyPair) -> Result<Zeroizing<String>, Error> {
+    let der = Zeroizing::new(key.serialize_der());
+    let broken = || Error::Make(rcgen::Error::CouldNotParseKeyPair);
+    let mut info = PrivateKeyInfo::try_from(der.as_slice()).map_err(|_| broken())?;
+    info.public_key = None;
+    let document = SecretDocument::encode_msg(&info).map_err(|_| broken())?;
+    document.to_pem("PRIVATE KEY", LineEnding::LF).map_err(|_| broken())
 }
 
 fn text(value: &rcgen::DnValue) -> Option<String> {

@@ -144,7 +144,9 @@ fn what_is_said_of_revocation_and_resumption_is_judged() {
     let token = "pkcs11:object=k?pin-value=hunter2";
     let tls = pki.listener_tls().replace(&format!("{:?}", pki.key("localhost")), &format!("{token:?}"));
     let text = problems(&format!("{listener}{tls}{REST}"));
-    assert!(text.contains("the PKCS#11 URI names no module"), "{text}");
+    assert!(text.contains("the PKCS#11 URI names no module") && !text.contains("hunter2"), "{text}");
+    let text = problems(&format!("{listener}{}ticket_secret = \"{long}\"\n{REST}", pki.listener_tls()));
+    assert!(text.contains("a secret in the configuration file itself") && !text.contains(&long), "{text}");
 }
 
 #[test]

@@ -62,6 +62,16 @@ async fn a_connected_device_ends_soon_after_its_certificate_is_revoked() {
 }
 
 #[tokio::test]
+async fn lists_in_der_count_as_well() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let files = [pki.dir().join("root.crl"), pki.dir().join("intermediate.crl")];
+    let gateway = gateway(&broker, &format!("{}crl = {files:?}\n", pki.listener_tls())).await;
+    let (mut client, _connection) = session(&gateway, &pki, &broker, "thing001", 5).await;
+    pki.revoke("thing001");
+    assert_eq!(client.read_to_end().await, b"\xe0\x02\x87\x00");
+}
+
+#[tokio::test]
 async fn a_session_ends_between_packets() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
     let gateway = gateway(&broker, &pki.listener_tls_with_crl()).await;

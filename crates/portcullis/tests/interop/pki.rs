@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use portcullis_pki::{Algorithm, Init};
 use portcullis_testkit::Pki;
 
 use crate::processes::{Process, command, finish, free_port, wait_for_port};
@@ -171,8 +172,17 @@ fn what_it_renews_and_revokes_is_strictly_valid_and_revoked_for_openssl() {
 
 #[test]
 fn mosquitto_and_nginx_take_its_certificates_and_its_crls() {
-    let pki = Pki::new();
+    for algorithm in [Algorithm::EcP256, Algorithm::EcP384, Algorithm::Ed25519] {
+        take_certificates_and_crls(algorithm);
+    }
+}
+
+fn take_certificates_and_crls(algorithm: Algorithm) {
+    let permit_dns = vec!["localhost".to_owned()];
+    let permit_ip = vec!["127.0.0.0/8".to_owned()];
+    let pki = Pki::with(&Init { name: "Test".into(), algorithm, permit_dns, permit_ip, ..Init::default() });
     pki.device("thing001");
+    pki.authority().renew("thing001", 30, true).unwrap();
     pki.device("revoked");
     pki.revoke("revoked");
     let dir = tempfile::tempdir().unwrap();

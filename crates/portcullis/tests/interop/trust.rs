@@ -209,6 +209,101 @@ fn an_answer_that_somebody_else_signed_is_none() {
     assert!(gateway.own_log().contains("not signed by the issuer"), "{}", gateway.own_log());
 }
 
+/// A port on which everybody is let in and nobody is answered.
+fn silence() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let held: Vec<_> = listener.incoming().take(64).collect();
+        std::thread::sleep(Duration::from_secs(60));
+        drop(held);
+    });
+    port
+}
+
+#[test]
+fn authorities_that_are_silent_hold_up_no_handshake() {
+    let broker = Mosquitto::start();
+    let port = silence();
+    let crl = format!("crl = [\"http://127.0.0.1:{port}/a.crl\"]\nocsp_timeout = \"1s\"\n");
+    let gateway = Launch::new(Arc::default(), &upstream(&broker)).tls(&crl).start();
+    let begin = Instant::now();
+    assert!(!publish(&gateway, "thing001").status.success());
+    assert!(gateway.lines(1)[0].ends_with(" crl_missing"));
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    for failure in ["refuse", "allow"] {
+        let ocsp = format!(
+            "ocsp = \"leaf\"\nocsp_responder = \"http://127.0.0.1:{port}/\"\nocsp_timeout = \"1s\"\nocsp_failure = \"{failure}\"\n"
+        );
+        let gateway = Launch::new(Arc::default(), &upstream(&broker)).tls(&ocsp).start();
+        let begin = Instant::now();
+        assert_eq!(publish(&gateway, "thing001").status.success(), failure == "allow", "{}", gateway.own_log());
+        let took = begin.elapsed();
+        assert!((Duration::from_secs(1)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    }
+}
+
+#[test]
+fn the_responder_may_be_configured_and_the_whole_chain_asked_about() {
+    let broker = Mosquitto::start();
+    let (pki, port) = Responder::pki();
+    let plain = Pki::new();
+    plain
+        .authority()
+        .issue(&Request {
+            name: "responder".into(),
+            organization: None,
+            purpose: Purpose::Ocsp,
+            names: Vec::new(),
+            days: 30,
+        })
+        .unwrap();
+    plain.device("thing001");
+    drop(pki);
+    let plain = Arc::new(plain);
+    let _responder = Responder::start(&plain, &plain, port);
+    for (which, is_let_in) in [("leaf", true), ("chain", false)] {
+        let tls = format!("ocsp = \"{which}\"\nocsp_responder = \"http://127.0.0.1:{port}/\"\n");
+        let gateway = Launch::new(Arc::clone(&plain), &upstream(&broker)).tls(&tls).start();
+        // This responder knows nothing of what the root has issued.
+        assert_eq!(publish(&gateway, "thing001").status.success(), is_let_in, "{which}: {}", gateway.own_log());
+    }
+}
+
+#[test]
+fn crls_over_https_come_from_whom_they_should() {
+    let broker = Mosquitto::start();
+    let (pki, port) = (Arc::new(Pki::new()), free_port());
+    let script = format!(
+        "import http.server, ssl, functools\n\
+         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory={:?})\n\
+         server = http.server.ThreadingHTTPServer(('127.0.0.1', {port}), handler)\n\
+         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n\
+         context.load_cert_chain({:?}, {:?})\n\
+         server.socket = context.wrap_socket(server.socket, server_side=True)\n\
+         server.serve_forever()\n",
+        pki.dir(),
+        pki.chain("localhost"),
+        pki.key("localhost")
+    );
+    let mut python = command("python3");
+    let python = python.args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let _web = Process(python);
+    wait_for_port(port);
+    let tls = format!("crl = [\"https://localhost:{port}/root.crl\", \"https://localhost:{port}/intermediate.crl\"]\n");
+    for is_known in [true, false] {
+        let launch = Launch::new(Arc::clone(&pki), &upstream(&broker)).tls(&tls);
+        // What the system trusts is for this variable to say.
+        let launch = if is_known { launch.env("SSL_CERT_FILE", &pki.root()) } else { launch };
+        let gateway = launch.start();
+        assert_eq!(publish(&gateway, "thing001").status.success(), is_known, "{}", gateway.own_log());
+        if !is_known {
+            assert!(gateway.lines(1)[0].ends_with(" crl_missing"));
+            assert!(gateway.own_log().contains("the last good one stays: https://localhost"), "{}", gateway.own_log());
+        }
+    }
+}
+
 fn s_client(gateway: &Gateway, pki: &Pki, device: &str, more: &[&str]) -> String {
     pki.device(device);
     let output = finish(
@@ -301,6 +396,9 @@ fn a_servers_certificate_follows_its_files() {
     fs::copy(gateway.pki.key("expired"), dir.path().join("expired/tls.key")).unwrap();
     point_to("expired");
     eventually("the complaint", || gateway.own_log().contains("has expired").then_some(()));
+    assert!(subject().contains("CN = second"));
+    gateway.process.signal("HUP");
+    eventually("the refusal", || gateway.own_log().contains("reload failed").then_some(()));
     assert!(subject().contains("CN = second"));
 }
 
