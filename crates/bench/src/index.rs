@@ -77,11 +77,11 @@ where
         (took, ended, others.join().unwrap_or_default())
     });
     others.sort_unstable();
-    let at = |share: f64| others.get((others.len() as f64 * share) as usize).copied().unwrap_or_default();
+    let at = |per_mille: usize| others.get(others.len() * per_mille / 1000).copied().unwrap_or_default();
     println!(
         "{what}: {took:?}, {ended} ended; a session that comes and goes meanwhile: median {:?}, p99.9 {:?}, max {:?}",
-        at(0.5),
-        at(0.999),
+        at(500),
+        at(999),
         others.last().copied().unwrap_or_default()
     );
 }

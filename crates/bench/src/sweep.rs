@@ -80,12 +80,12 @@ pub(crate) async fn run(
     let (before, after): (Vec<_>, Vec<_>) = times.into_iter().partition(|(at, _)| *at < WATCHED);
     for (what, mut times) in [("before", before), ("after", after)] {
         times.sort_unstable_by_key(|(_, took)| *took);
-        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].1;
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100].1;
         println!(
             "PINGREQ to PINGRESP of another session, {what}: median {:?}, p99 {:?}, max {:?}",
-            at(0.5),
-            at(0.99),
-            at(1.0)
+            at(50),
+            at(99),
+            at(100)
         );
     }
     for session in &mut staying {

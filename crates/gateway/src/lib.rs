@@ -25,3 +25,4 @@ pub mod upstream;
 
 pub use runtime::{AdminBind, Lasting, Listener, Loaded, Process, Runtime};
 pub use server::{Gateway, ReloadError, StartError};
+pub use upkeep::CertificateStatus;

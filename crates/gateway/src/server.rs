@@ -20,8 +20,8 @@ use crate::observe::AccessLog;
 use crate::outcome::CloseReason;
 use crate::runtime::{AdminBind, Lasting, Loaded, Runtime, SocketKey};
 use crate::session::{self, Shared};
-use crate::sessions::{Inventory, Sessions};
-use crate::upkeep;
+use crate::sessions::Sessions;
+use crate::upkeep::{self, CertificateStatus};
 
 /// Waited after an accept that failed because descriptors or memory ran out: others may give some back.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
@@ -161,9 +161,9 @@ impl Gateway {
         self.admin
     }
 
-    /// The certificates that devices are connected with.
-    pub fn inventory(&self) -> Inventory {
-        self.shared.sessions.inventory(chrono::Utc::now().timestamp())
+    /// What there is to say of certificates at the moment.
+    pub fn certificate_status(&self) -> CertificateStatus {
+        upkeep::certificate_status(&self.shared, &self.lasting)
     }
 
     /// Sessions and connections on their way to be one.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
+use serde::Serialize;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::observe::Expiry;
@@ -13,6 +14,7 @@ use crate::runtime::Lasting;
 use crate::session::{Shared, judge};
 use crate::sessions::Live;
 use crate::tls::ServerTls;
+use crate::trust::CrlNote;
 
 /// How late the end of a certificate's validity is noticed at most, and that it was revoked.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -133,24 +135,47 @@ pub(crate) async fn settle_all(shared: Arc<Shared>) {
     futures_util::stream::iter(shared.sessions.all()).for_each_concurrent(MAX_SETTLING, settle).await;
 }
 
-/// Sets the metrics that say what is there, rather than what happened.
-pub(crate) fn refresh_metrics(shared: &Shared, lasting: &Lasting) {
-    let metrics = &shared.observer.metrics;
-    metrics.set_certificate_expiry(&shared.runtime.load().expiries());
-    let crls = lasting.knowledge.crls().into_iter();
-    metrics.set_crls(crls.map(|crl| (crl.origin, crl.this_update, crl.next_update, crl.revoked)));
+/// What there is to say of certificates at a moment: those of the gateway, those devices are connected with, and CRLs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CertificateStatus {
+    /// The gateway's own and its trust anchors.
+    pub certificates: Vec<Expiry>,
+    /// CRLs in use.
+    pub crls: Vec<CrlNote>,
+    /// Connected devices by the name of who issued their certificates, and how many; the rest of many as `other`.
+    pub devices_by_issuer: Vec<(String, usize)>,
+    /// How many of them have a certificate that expires within so many days; the larger include the smaller.
+    pub devices_expiring: Vec<(u32, usize)>,
+}
+
+/// What there is to say at the moment.
+pub(crate) fn certificate_status(shared: &Shared, lasting: &Lasting) -> CertificateStatus {
     let inventory = shared.sessions.inventory(now());
-    let mut by_issuer: Vec<(String, usize)> = Vec::new();
+    let mut devices_by_issuer: Vec<(String, usize)> = Vec::new();
     for (issuer, count) in inventory.by_issuer {
-        let name = lasting.knowledge.name_of(&issuer).filter(|_| by_issuer.len() < MAX_ISSUERS);
+        let name = lasting.knowledge.name_of(&issuer).filter(|_| devices_by_issuer.len() < MAX_ISSUERS);
         let name = name.unwrap_or_else(|| "other".to_owned());
         // Two authorities may call themselves the same.
-        match by_issuer.iter_mut().find(|(other, _)| *other == name) {
+        match devices_by_issuer.iter_mut().find(|(other, _)| *other == name) {
             Some((_, sum)) => *sum += count,
-            None => by_issuer.push((name, count)),
+            None => devices_by_issuer.push((name, count)),
         }
     }
-    metrics.set_inventory(&by_issuer, &inventory.expiring);
+    CertificateStatus {
+        certificates: shared.runtime.load().expiries(),
+        crls: lasting.knowledge.crls(),
+        devices_by_issuer,
+        devices_expiring: inventory.expiring,
+    }
+}
+
+/// Sets the metrics that say what is there, rather than what happened.
+pub(crate) fn refresh_metrics(shared: &Shared, lasting: &Lasting) {
+    let (metrics, status) = (&shared.observer.metrics, certificate_status(shared, lasting));
+    metrics.set_certificate_expiry(&status.certificates);
+    let crls = status.crls.into_iter();
+    metrics.set_crls(crls.map(|crl| (crl.origin, crl.this_update, crl.next_update, crl.revoked)));
+    metrics.set_inventory(&status.devices_by_issuer, &status.devices_expiring);
 }
 
 /// What has been warned of, so that it is said once.
@@ -174,12 +199,12 @@ impl Warned {
                 continue;
             }
             let Expiry { owner, role, subject, not_after } = expiry;
-            let expires = chrono::DateTime::from_timestamp(not_after, 0).map(|at| at.to_rfc3339()).unwrap_or_default();
+            let end = chrono::DateTime::from_timestamp(not_after, 0).map(|at| at.to_rfc3339()).unwrap_or_default();
             if left <= 0 {
-                tracing::error!(owner, role, subject, expires, "a certificate has expired");
+                tracing::error!(owner, role, subject, expires = end, "a certificate has expired");
             } else {
                 let days_left = left / DAY;
-                tracing::warn!(owner, role, subject, expires, days_left, "a certificate is about to expire");
+                tracing::warn!(owner, role, subject, expires = end, days_left, "a certificate is about to expire");
             }
         }
         for crl in lasting.knowledge.crls().into_iter().filter(|crl| crl.next_update <= now) {

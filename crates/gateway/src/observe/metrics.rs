@@ -68,7 +68,7 @@ struct ByDays {
 }
 
 /// When a certificate expires.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Expiry {
     /// The listener or upstream it belongs to.
     pub owner: String,

@@ -98,6 +98,7 @@ impl KeySource {
         Some(Self::File(path, passphrase.cloned()))
     }
 
+    #[cfg_attr(not(feature = "pkcs11"), expect(clippy::unnecessary_wraps, reason = "a token is no file"))]
     fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path, _) => Some(path),

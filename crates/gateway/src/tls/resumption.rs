@@ -74,11 +74,13 @@ pub(super) struct Resumption {
 pub struct Memory {
     keys: TicketKeys,
     stored: Arc<ServerSessionMemoryCache>,
-    /// By certificate in DER: the answer, and when it ceases to count, in seconds since 1970.
-    pub(super) staples: Mutex<HashMap<Vec<u8>, (Vec<u8>, i64)>>,
+    pub(super) staples: Mutex<Staples>,
     /// Set once the listener has been served by.
     pub(super) is_in_use: AtomicBool,
 }
+
+/// By certificate in DER: the OCSP answer about it, and when that ceases to count, in seconds since 1970.
+type Staples = HashMap<Vec<u8>, (Vec<u8>, i64)>;
 
 impl Default for Memory {
     fn default() -> Self {

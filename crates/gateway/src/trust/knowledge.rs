@@ -33,7 +33,7 @@ pub struct Knowledge {
 const MAX_NAMED: usize = 1024;
 
 /// A CRL that is in use, for operators.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct CrlNote {
     /// Its file or URL.
     pub origin: String,

@@ -42,6 +42,7 @@ const MAX_VERIFY_DEPTH: u8 = 6;
 /// Tolerated in times that another machine's clock wrote, in seconds.
 pub(crate) const CLOCK_SKEW: i64 = 300;
 const REFRESH: Duration = Duration::from_secs(15 * 60);
+const OCSP_IS_OFF: &str = "without effect: `ocsp` is off";
 const OCSP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a certificate is not believed.
@@ -159,6 +160,16 @@ impl Trust {
                 .problems
                 .error(&url.span, format!("`{}` is no URL", url.value))
                 .hint("\"http://ocsp.example.com/\"");
+        }
+        let has_crls = !tls.crl.is_empty() || tls.crl_distribution_points;
+        for (span, is_used, message) in [
+            (tls.crl_missing.as_ref().map(|at| &at.span), has_crls, "`crl_missing` without effect: there is no `crl`"),
+            (tls.ocsp_responder.as_ref().map(|at| &at.span), tls.ocsp != Ocsp::Off, OCSP_IS_OFF),
+            (tls.ocsp_failure.as_ref().map(|at| &at.span), tls.ocsp != Ocsp::Off, OCSP_IS_OFF),
+        ] {
+            if let (Some(span), false) = (span, is_used) {
+                document.problems.warning(span, message);
+            }
         }
         let allow = |at: &Option<At<OnFailure>>| at.as_ref().map_or(OnFailure::Refuse, |at| at.value);
         for (key, at, what) in [

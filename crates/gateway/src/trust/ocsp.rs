@@ -183,7 +183,7 @@ mod tests {
             (&SERIAL[..], ISSUER, THEN - 3600, "out of date"),
             // The responder's own certificate ends before its answer does.
             (&SERIAL[..], ISSUER, answer.next_update, "not signed"),
-            (&SERIAL[..], &ANSWER[..], THEN, "not signed"),
+            (&SERIAL[..], ANSWER, THEN, "not signed"),
         ] {
             let error = question(serial).answer(ANSWER, issuer, now).unwrap_err();
             assert!(error.contains(why), "{why}: {error}");

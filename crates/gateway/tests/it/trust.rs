@@ -380,12 +380,14 @@ async fn the_certificates_that_devices_have_are_counted() {
     let _one = session(&gateway, &pki, &broker, "soon", 4).await;
     let two = session(&gateway, &pki, &broker, "thing002", 4).await;
     let count = || {
-        let inventory = gateway.gateway.inventory();
-        let by_issuer: Vec<usize> = inventory.by_issuer.iter().map(|(_, count)| *count).collect();
-        (by_issuer, inventory.expiring)
+        let status = gateway.gateway.certificate_status();
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["certificates"][0]["role"], "server", "{json}");
+        (status.devices_by_issuer, status.devices_expiring)
     };
-    assert_eq!(count(), (vec![2], vec![(1, 0), (7, 1), (30, 2), (90, 2), (365, 2), (3650, 2)]));
+    let issued = |count| vec![("CN=Test intermediate".to_owned(), count)];
+    assert_eq!(count(), (issued(2), vec![(1, 0), (7, 1), (30, 2), (90, 2), (365, 2), (3650, 2)]));
     drop(two);
     gateway.lines(1).await;
-    assert_eq!(count(), (vec![1], vec![(1, 0), (7, 1), (30, 1), (90, 1), (365, 1), (3650, 1)]));
+    assert_eq!(count(), (issued(1), vec![(1, 0), (7, 1), (30, 1), (90, 1), (365, 1), (3650, 1)]));
 }
