@@ -200,6 +200,13 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_with_the_nonce_of_another_question_is_none() {
+        let with_nonce = include_bytes!("../../tests/data/ocsp-answer-with-nonce.der");
+        let error = question(&SERIAL).answer(with_nonce, ISSUER, THEN + 7200).unwrap_err();
+        assert!(error.contains("to another question"), "{error}");
+    }
+
+    #[test]
     fn an_answer_that_was_changed_says_nothing_else() {
         let question = question(&SERIAL);
         let honest = question.answer(ANSWER, ISSUER, THEN).unwrap();

@@ -2,7 +2,7 @@
 //! side.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -116,6 +116,47 @@ fn crls_are_fetched_from_where_the_configuration_or_the_certificate_says() {
     }
 }
 
+#[test]
+fn a_crl_is_fetched_again_when_its_time_is_over() {
+    let broker = Mosquitto::start();
+    let served = tempfile::tempdir().unwrap();
+    let (_web, port, _) = web_server(served.path());
+    let pki = Arc::new(Pki::new());
+    pki.crls_until(4);
+    let publish_list = || fs::copy(pki.crls(), served.path().join("all.pem")).unwrap();
+    publish_list();
+    let tls = format!("crl = [\"http://127.0.0.1:{port}/all.pem\"]\n");
+    let gateway = Launch::new(Arc::clone(&pki), &upstream(&broker)).tls(&tls).start();
+    assert!(publish(&gateway, "thing001").status.success(), "{}", gateway.own_log());
+    pki.authority().crl(30).unwrap();
+    publish_list();
+    eventually("the next list", || (gateway.own_log().matches("CRL fetched").count() > 1).then_some(()));
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(
+        publish(&gateway, "thing001").status.success(),
+        "though every quarter of an hour would do: {}",
+        gateway.own_log()
+    );
+}
+
+#[test]
+fn a_list_without_end_is_given_up() {
+    let broker = Mosquitto::start();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().take(4).map_while(Result::ok) {
+            let chunk = vec![b'x'; 1 << 20];
+            let mut socket = socket;
+            let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n");
+            while socket.write_all(&chunk).is_ok() {}
+        }
+    });
+    let tls = format!("crl = [\"http://127.0.0.1:{port}/\"]\n");
+    let gateway = Launch::new(Arc::default(), &upstream(&broker)).tls(&tls).start();
+    eventually("its end", || gateway.own_log().contains("length limit exceeded").then_some(()));
+}
+
 /// OpenSSL's responder, which reads the index once; for a PKI that names `http://127.0.0.1:PORT` in its certificates.
 struct Responder(#[expect(dead_code, reason = "ends with it")] Process);
 
@@ -140,13 +181,17 @@ impl Responder {
 
     /// With the key of the responder of another authority, or of this one.
     fn start(pki: &Pki, signer: &Pki, port: u16) -> Self {
+        Self::good_for(pki, signer, port, 5)
+    }
+
+    fn good_for(pki: &Pki, signer: &Pki, port: u16, minutes: u8) -> Self {
         let mut child = command("openssl")
             .arg("ocsp")
             .args(["-index".as_ref(), pki.dir().join("index.txt").as_os_str()])
             .args(["-CA".as_ref(), pki.dir().join("intermediate.pem").as_os_str()])
             .args(["-rsigner".as_ref(), signer.chain("responder").as_os_str()])
             .args(["-rkey".as_ref(), signer.key("responder").as_os_str()])
-            .args(["-port", &port.to_string(), "-nmin", "5"])
+            .args(["-port", &port.to_string(), "-nmin", &minutes.to_string()])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -326,7 +371,7 @@ fn s_client(gateway: &Gateway, pki: &Pki, device: &str, more: &[&str]) -> String
 fn the_servers_own_certificate_comes_with_an_answer() {
     let broker = Mosquitto::start();
     let (pki, port) = Responder::pki();
-    let responder = Responder::start(&pki, &pki, port);
+    let responder = Responder::good_for(&pki, &pki, port, 1);
     let gateway = Launch::new(Arc::new(pki), &upstream(&broker)).tls("ocsp_stapling = true\n").start();
     let status = eventually("an OCSP answer", || {
         let said = s_client(&gateway, &gateway.pki, "thing001", &["-status"]);
@@ -334,6 +379,16 @@ fn the_servers_own_certificate_comes_with_an_answer() {
     });
     assert!(status.contains("Cert Status: good"), "{status}");
     drop(responder);
+    // A reload keeps it; its time takes it away, before that is over.
+    gateway.process.signal("HUP");
+    eventually("the reload", || gateway.own_log().contains("\"reloaded\"").then_some(()));
+    assert!(s_client(&gateway, &gateway.pki, "thing001", &["-status"]).contains("Cert Status: good"));
+    let begin = Instant::now();
+    while s_client(&gateway, &gateway.pki, "thing001", &["-status"]).contains("Cert Status: good") {
+        assert!(begin.elapsed() < Duration::from_secs(50), "good for a minute, and taken away half a minute before");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    assert!(begin.elapsed() > Duration::from_secs(10), "{:?}", begin.elapsed());
 }
 
 #[test]
@@ -354,6 +409,27 @@ fn gateways_with_one_ticket_secret_resume_each_others_sessions() {
         assert!(made.contains("New, TLSv1"), "{made}");
         let resumed = s_client(&second, &shared, "thing001", &[versions, "-sess_in", session]);
         assert_eq!(resumed.contains("Reused, TLSv1"), same, "{versions} {same}: {resumed}");
+    }
+}
+
+#[test]
+fn openssl_does_not_resume_once_its_certificate_is_revoked() {
+    let broker = Mosquitto::start();
+    for versions in ["-tls1_3", "-tls1_2"] {
+        let pki = Arc::new(Pki::new());
+        let crl = format!("crl = [{:?}]\n", pki.crls());
+        let gateway = Launch::new(Arc::clone(&pki), &upstream(&broker)).tls(&crl).start();
+        let session = pki.dir().join("session");
+        let session = session.to_str().unwrap();
+        s_client(&gateway, &pki, "thing001", &[versions, "-sess_out", session, "-ign_eof"]);
+        assert!(s_client(&gateway, &pki, "thing001", &[versions, "-sess_in", session]).contains("Reused, TLSv1"));
+        pki.revoke("thing001");
+        eventually("the list", || gateway.own_log().contains("CRL loaded").then_some(()));
+        let after = s_client(&gateway, &pki, "thing001", &[versions, "-sess_in", session, "-ign_eof"]);
+        assert!(!after.contains("Reused, TLSv1"), "{after}");
+        eventually("the reason", || {
+            gateway.lines(3).iter().any(|line| line.ends_with(" certificate_revoked")).then_some(())
+        });
     }
 }
 
