@@ -207,10 +207,12 @@ impl Trust {
     /// Fetches what is configured by URL, for the first time; to be called before the first handshake. Takes a bounded
     /// time, whatever comes of it.
     pub(crate) async fn prepare(&self) {
-        let Knowledge { fetcher, issuers, .. } = &*self.knowledge;
-        let fetch = join_all(self.sources.iter().map(|source| source.fetch_first(fetcher, issuers)));
-        // What is not there by then is tried again and again in the background.
-        let _ = tokio::time::timeout(self.ocsp_timeout, fetch).await;
+        let fetch = self.sources.iter().cloned().map(|source| {
+            let knowledge = Arc::clone(&self.knowledge);
+            tokio::spawn(async move { source.fetch_first(&knowledge.fetcher, &knowledge.issuers).await })
+        });
+        // What is not there by then goes on in the background.
+        let _ = tokio::time::timeout(self.ocsp_timeout, join_all(fetch)).await;
     }
 
     /// The trust anchors of the moment.

@@ -228,6 +228,8 @@ impl Source {
             plan.failures > 0 && plan.next.is_some_and(|next| Instant::now() < next)
         };
         if self.is_empty() && !has_just_failed {
+            // Not by anybody else meanwhile.
+            lock(&self.plan).next = Some(Instant::now() + WAITING);
             self.fetch_in_turn(turn, fetcher, issuers).await;
         }
     }
