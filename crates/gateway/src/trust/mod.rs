@@ -155,7 +155,9 @@ impl Trust {
         let refresh = tls.revocation_refresh.map_or(REFRESH, |period| period.0);
         let sources = compile_sources(tls, refresh, knowledge, document);
         let ocsp_responder = tls.ocsp_responder.as_ref().map(|url| url.value.clone());
-        if let Some(url) = tls.ocsp_responder.as_ref().filter(|url| !fetch::is_url(url)) {
+        if let Some(url) =
+            tls.ocsp_responder.as_ref().filter(|url| !fetch::is_url(url) && !document.is_substituted(&url.span))
+        {
             document
                 .problems
                 .error(&url.span, format!("`{}` is no URL", url.value))
@@ -436,7 +438,13 @@ fn compile_sources(
     document: &mut Document,
 ) -> Vec<Arc<Source>> {
     let mut sources = Vec::new();
-    for crl in &tls.crl {
+    for url in tls.crl.iter().chain(&tls.ocsp_responder) {
+        if document.is_substituted(&url.span) {
+            let problem = document.problems.error(&url.span, "nothing from outside the file can be put into this");
+            problem.hint("it is shown in logs and metrics");
+        }
+    }
+    for crl in tls.crl.iter().filter(|crl| !document.is_substituted(&crl.span)).collect::<Vec<_>>() {
         if crl.contains("://") {
             if !fetch::is_url(crl) {
                 let problem = document.problems.error(&crl.span, format!("`{}` cannot be fetched", crl.value));

@@ -141,6 +141,14 @@ fn what_is_said_of_revocation_and_resumption_is_judged() {
         let text = problems(&format!("{listener}{tls}{line}\n{REST}"));
         assert!(text.contains(word), "{line}:\n{text}");
     }
+    // What was put in would be shown: in the log, in metrics, in this very message.
+    let secret = pki.dir().join("secret");
+    std::fs::write(&secret, "hunter2").unwrap();
+    for line in ["crl = [\"http://user:${FILE:X}@a/b.crl\"]", "ocsp = \"leaf\"\nocsp_responder = \"${FILE:X}\""] {
+        let line = line.replace('X', secret.to_str().unwrap());
+        let text = problems(&format!("{listener}{}{line}\n{REST}", pki.listener_tls()));
+        assert!(text.contains("nothing from outside the file") && !text.contains("hunter2"), "{text}");
+    }
     let token = "pkcs11:object=k?pin-value=hunter2";
     let tls = pki.listener_tls().replace(&format!("{:?}", pki.key("localhost")), &format!("{token:?}"));
     let text = problems(&format!("{listener}{tls}{REST}"));
