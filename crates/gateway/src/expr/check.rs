@@ -3,7 +3,7 @@
 use cel::Program;
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 
-use super::facts::{NAMES, Type};
+use super::facts::{NAMES, OPTIONAL, Type};
 use super::{ExpressionError, Names, Wanted};
 use crate::config::suggest;
 
@@ -70,8 +70,8 @@ const FUNCTIONS: &[(&str, Type)] = &[
     ("trim", Type::String),
 ];
 
-/// The name under which a client's certificate is known.
-const CERTIFICATE: &str = "cert";
+/// The fields of `tls` that are proved, as `cert` is, and not only agreed on.
+const PROOFS: &[&str] = &["psk_identity", "key_name", "key_fingerprint"];
 
 /// `all`, `exists` and the like may stand in each other that deep: one deep, a client's user properties are walked
 /// once; two deep, 9,000 of them would be walked 81 million times.
@@ -85,7 +85,6 @@ pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<N
         bound: Vec::new(),
         depth: 0,
         names: Names::default(),
-        is_guarded: false,
         errors: Vec::new(),
     };
     let found = checker.type_of(program.expression());
@@ -97,7 +96,6 @@ pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<N
         let message = format!("this expression yields {}, {article} is wanted", found.name());
         checker.errors.push(ExpressionError { message, span: 0..source.len(), hint: None });
     }
-    checker.names.needs_certificate &= !checker.is_guarded;
     if checker.errors.is_empty() { Ok(checker.names) } else { Err(checker.errors) }
 }
 
@@ -108,8 +106,6 @@ struct Checker<'a> {
     bound: Vec<&'a str>,
     depth: usize,
     names: Names,
-    /// It asks with `has()` for something of the certificate.
-    is_guarded: bool,
     errors: Vec<ExpressionError>,
 }
 
@@ -136,7 +132,12 @@ impl<'a> Checker<'a> {
         match &node.expr {
             Expr::Ident(name) => self.name(node, name),
             Expr::Select(select) => {
-                let found = match self.type_of(&select.operand) {
+                let uses_others = self.names.uses_other_than_proofs;
+                let operand = self.type_of(&select.operand);
+                if path(&select.operand.expr) == "tls" && PROOFS.contains(&select.field.as_str()) {
+                    self.names.uses_other_than_proofs = uses_others;
+                }
+                let found = match operand {
                     Type::Struct(fields) => self.field(node, &select.operand.expr, fields, &select.field),
                     Type::Map | Type::Unknown => Type::Unknown,
                     other => {
@@ -144,7 +145,12 @@ impl<'a> Checker<'a> {
                         Type::Unknown
                     }
                 };
-                self.is_guarded |= select.test && path(&select.operand.expr).split('.').next() == Some(CERTIFICATE);
+                if select.test {
+                    let path = path(&select.operand.expr);
+                    let root = path.split('.').next().unwrap_or_default();
+                    let position = NAMES.iter().take(OPTIONAL).position(|(name, _)| *name == root);
+                    position.into_iter().for_each(|position| self.names.guarded.insert(position));
+                }
                 if select.test { Type::Bool } else { found }
             }
             Expr::Call(call) => self.call(node, call),
@@ -200,7 +206,7 @@ impl<'a> Checker<'a> {
         }
         if let Some(position) = NAMES.iter().position(|(known, _)| *known == name) {
             self.names.roots.insert(position);
-            self.names.needs_certificate |= name == CERTIFICATE;
+            self.names.uses_other_than_proofs |= name != "cert";
             return NAMES[position].1;
         }
         let suggestion = suggest(name, NAMES.iter().map(|(known, _)| *known));

@@ -8,6 +8,7 @@ use cel::objects::{Key, Map, Value};
 use cel::{Context, Env};
 use chrono::{DateTime, FixedOffset, Utc};
 use portcullis_wire::Connect;
+use serde_json::Value as Json;
 
 use crate::tls::{Certificate, Name};
 
@@ -73,6 +74,8 @@ const TLS: Type = Type::Struct(&[
     ("alpn", Type::String),
     ("resumed", Type::Bool),
     ("psk_identity", Type::String),
+    ("key_name", Type::String),
+    ("key_fingerprint", Type::String),
 ]);
 
 const MQTT: Type = Type::Struct(&[
@@ -88,9 +91,22 @@ const MQTT: Type = Type::Struct(&[
 const CONN: Type =
     Type::Struct(&[("remote_addr", Type::String), ("remote_port", Type::Int), ("listener", Type::String)]);
 
+const DEVICE: Type = Type::Struct(&[("id", Type::String), ("groups", Type::List), ("attributes", Type::Map)]);
+
 /// The top-level names.
-pub(super) const NAMES: &[(&str, Type)] =
-    &[("cert", CERT), ("tls", TLS), ("mqtt", MQTT), ("conn", CONN), ("now", Type::Timestamp)];
+pub(super) const NAMES: &[(&str, Type)] = &[
+    ("cert", CERT),
+    ("jwt", Type::Map),
+    ("device", DEVICE),
+    ("http", Type::Map),
+    ("tls", TLS),
+    ("mqtt", MQTT),
+    ("conn", CONN),
+    ("now", Type::Timestamp),
+];
+
+/// How many of [`NAMES`], from the first, a client may have nothing for.
+pub(super) const OPTIONAL: usize = 4;
 
 /// A set of positions in [`NAMES`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,8 +117,22 @@ impl Roots {
         self.0 |= 1 << position;
     }
 
-    const fn contains(self, position: usize) -> bool {
+    pub(super) const fn contains(self, position: usize) -> bool {
         self.0 & 1 << position != 0
+    }
+
+    /// Those of this set that are in the other, too.
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Those of this set that are not in the other.
+    pub(super) const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    pub(super) const fn is_empty(self) -> bool {
+        self.0 == 0
     }
 }
 
@@ -119,6 +149,19 @@ pub struct TlsFacts {
     pub alpn: Option<Box<str>>,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
+    /// Whose pre-shared key was used.
+    pub psk_identity: Option<Box<str>>,
+    /// The raw public key it proved to own.
+    pub raw_key: Option<RawKey>,
+}
+
+/// A raw public key [RFC 7250].
+#[derive(Clone, Debug)]
+pub struct RawKey {
+    /// SHA-256 of its SubjectPublicKeyInfo, in lower-case hex.
+    pub fingerprint: Box<str>,
+    /// What the file of keys calls it.
+    pub name: Option<Box<str>>,
 }
 
 /// Where the connection came from and to.
@@ -141,9 +184,32 @@ pub struct Facts<'a> {
     pub mqtt: &'a Connect<'a>,
     /// The connection.
     pub conn: ConnFacts<'a>,
+    /// What authenticators found out.
+    pub found: Found<'a>,
+}
+
+/// What authenticators found out about a client, each as a JSON object.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Found<'a> {
+    /// The claims of its token.
+    pub jwt: Option<&'a Json>,
+    /// Its entry in the device registry.
+    pub device: Option<&'a Json>,
+    /// What the authentication service said of it.
+    pub http: Option<&'a Json>,
 }
 
 impl Facts<'_> {
+    /// Those of the optional names that there is nothing for.
+    pub(super) fn missing(&self) -> Roots {
+        let Found { jwt, device, http } = self.found;
+        let mut missing = Roots::default();
+        let there = [self.certificate.is_some(), jwt.is_some(), device.is_some(), http.is_some()];
+        let absent = there.into_iter().enumerate().filter(|(_, is_there)| !is_there);
+        absent.for_each(|(position, _)| missing.insert(position));
+        missing
+    }
+
     /// The values of the names in `roots`. What is not there (a certificate, a user name) is a field that is missing,
     /// so that looking at it is an error and asking for it with `has()` is false.
     pub(super) fn context(&self, env: Arc<Env>, roots: Roots) -> Context<'static, 'static> {
@@ -159,6 +225,9 @@ impl Facts<'_> {
     fn value(&self, name: &str) -> Value {
         match name {
             "cert" => self.certificate.map_or_else(Fields::default, certificate).into(),
+            "jwt" => self.found.jwt.map_or_else(|| Fields::default().into(), json),
+            "device" => self.found.device.map_or_else(|| Fields::default().into(), json),
+            "http" => self.found.http.map_or_else(|| Fields::default().into(), json),
             "tls" => self.tls.map_or_else(Fields::default, tls).into(),
             "mqtt" => mqtt(self.mqtt).into(),
             "conn" => Fields::default()
@@ -214,6 +283,9 @@ fn tls(tls: &TlsFacts) -> Fields {
         .maybe("sni", tls.sni.as_deref())
         .maybe("alpn", tls.alpn.as_deref())
         .set("resumed", tls.resumed.into())
+        .maybe("psk_identity", tls.psk_identity.as_deref())
+        .maybe("key_name", tls.raw_key.as_ref().and_then(|key| key.name.as_deref()))
+        .maybe("key_fingerprint", tls.raw_key.as_ref().map(|key| &*key.fingerprint))
 }
 
 fn mqtt(connect: &Connect<'_>) -> Fields {
@@ -233,6 +305,25 @@ fn mqtt(connect: &Connect<'_>) -> Fields {
     match connect.will {
         Some(will) => fields.set("will", Fields::default().text("topic", will.topic).into()),
         None => fields,
+    }
+}
+
+/// A JSON document as a value. Its depth is bounded by the parser's.
+fn json(document: &Json) -> Value {
+    match document {
+        Json::Null => Value::Null,
+        Json::Bool(value) => (*value).into(),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => number.into(),
+            (None, Some(number)) => number.into(),
+            (None, None) => number.as_f64().unwrap_or(f64::NAN).into(),
+        },
+        Json::String(value) => text(value),
+        Json::Array(items) => Value::List(Arc::new(items.iter().map(json).collect())),
+        Json::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| (name.clone().into(), json(value)));
+            Value::Map(Map { map: Arc::new(fields.collect()) })
+        }
     }
 }
 

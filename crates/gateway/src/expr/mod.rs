@@ -3,14 +3,14 @@
 //! refusal. Nothing here ever guesses: an error, a field that is not there, a value of another type is a refusal.
 //!
 //! In two ways this is stricter than CEL. `||` and `&&` go from left to right and hand an error on, where CEL may absorb
-//! it. And an expression that uses `cert` without asking for it with `has()` refuses every client that has none,
-//! whatever else the expression says.
+//! it. And an expression that uses `cert`, `jwt`, `device` or `http` without asking for it with `has()` refuses every client
+//! that has none, whatever else the expression says.
 
 mod check;
 mod facts;
 mod strict;
 
-pub use facts::{ConnFacts, Facts, TlsFacts};
+pub use facts::{ConnFacts, Facts, Found, RawKey, TlsFacts};
 
 use std::fmt;
 use std::ops::Range;
@@ -53,8 +53,10 @@ pub struct Expression {
 struct Names {
     /// The top-level ones, so that the others need not be made.
     roots: facts::Roots,
-    /// It uses `cert`, and does not ask with `has()` whether there is one.
-    needs_certificate: bool,
+    /// Of the optional ones, those it asks for with `has()`.
+    guarded: facts::Roots,
+    /// It uses something that TLS does not prove.
+    uses_other_than_proofs: bool,
 }
 
 /// What is wrong with an expression.
@@ -87,6 +89,13 @@ impl Expression {
         Ok(Self { name: source.into(), tree: strict::strict(program.expression().clone()), names })
     }
 
+    /// Whether it uses nothing but what the TLS layer proved, and that for certain: a certificate, a raw key, the
+    /// identity of a pre-shared key.
+    pub(crate) fn is_about_proofs(&self) -> bool {
+        let names = &self.names;
+        !names.roots.is_empty() && !names.uses_other_than_proofs && names.guarded.is_empty()
+    }
+
     /// Replaces the source as what the log calls this expression.
     #[must_use]
     pub fn known_as(self, name: &str) -> Self {
@@ -116,8 +125,8 @@ impl Expression {
     }
 
     fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Reject> {
-        if self.names.needs_certificate && facts.certificate.is_none() {
-            return Err(self.failed("there is no certificate"));
+        if !facts.missing().and(self.names.roots).without(self.names.guarded).is_empty() {
+            return Err(self.failed("a certificate, token, device or answer that it uses is not there"));
         }
         let context = facts.context(Arc::clone(&LANGUAGE), self.names.roots);
         // The error's own text quotes values, of which some are secrets; its kind is enough to find the place.

@@ -1,14 +1,15 @@
 //! What is known of authorities, their lists and their answers, by whichever listener it was learned.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::credential::{Key, responder};
-use super::fetch::{Fetcher, is_url};
+use crate::fetch::{Fetcher, is_url};
+use crate::kept::Kept;
 use super::issuers::{Issuer, Issuers};
 use super::ocsp::{OcspStatus, Question};
 use super::source::{Origin, Source};
@@ -22,7 +23,7 @@ pub struct Knowledge {
     pub(super) statuses: Arc<Statuses>,
     pub(super) fetcher: Fetcher,
     /// Those in use, so that listeners share them.
-    sources: Mutex<HashMap<Origin, Weak<Source>>>,
+    sources: Kept<Origin, Source>,
     /// Those that certificates have named, by URL. They stay: a reload is not to forget them.
     named: ArcSwap<HashMap<String, Arc<Source>>>,
     /// Held while an authority is being learned, so that nobody finds it known and its lists not.
@@ -47,19 +48,7 @@ pub struct CrlNote {
 
 impl Knowledge {
     pub(super) fn source(&self, origin: Origin) -> Arc<Source> {
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        sources.retain(|_, source| source.strong_count() > 0);
-        if let Some(source) = sources.get(&origin).and_then(Weak::upgrade) {
-            return source;
-        }
-        let source = Arc::new(Source::new(origin.clone()));
-        sources.insert(origin, Arc::downgrade(&source));
-        source
-    }
-
-    fn sources(&self) -> Vec<Arc<Source>> {
-        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        sources.values().filter_map(Weak::upgrade).collect()
+        self.sources.get_or_insert_with(origin.clone(), || Source::new(origin))
     }
 
     /// The source of a URL that a certificate names, if it is known.
@@ -92,28 +81,28 @@ impl Knowledge {
         let _learning = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.issuers.knows(&issuer) {
             // Before anybody finds it known; and again, for lists that have come meanwhile.
-            self.sources().iter().for_each(|source| source.learn(&issuer));
+            self.sources.values().iter().for_each(|source| source.learn(&issuer));
             self.issuers.add(&issuer);
-            self.sources().iter().for_each(|source| source.learn(&issuer));
+            self.sources.values().iter().for_each(|source| source.learn(&issuer));
         }
     }
 
     /// Reads the CRL files that have changed. Returns what is wrong with those that cannot be used, of which the last good
     /// content stays.
     pub fn read_changed_files(&self) -> Vec<String> {
-        self.sources().iter().filter_map(|source| source.read_if_changed(false, &self.issuers).err()).collect()
+        self.sources.values().iter().filter_map(|source| source.read_if_changed(false, &self.issuers).err()).collect()
     }
 
     /// The keys of certificates that were found to be revoked since this was asked last.
     pub fn take_revoked(&self) -> Vec<Key> {
-        let of_lists = self.sources().into_iter().flat_map(|source| source.take_revoked());
+        let of_lists = self.sources.values().into_iter().flat_map(|source| source.take_revoked());
         of_lists.chain(self.statuses.take_revoked()).collect()
     }
 
     /// Fetches again, in the background, the CRLs and OCSP answers whose time has come; of the answers those of
     /// certificates that `is_live`.
     pub fn fetch_due(self: &Arc<Self>, is_live: impl Fn(Key) -> bool) {
-        for source in self.sources().into_iter().filter(|source| source.is_due()) {
+        for source in self.sources.values().into_iter().filter(|source| source.is_due()) {
             let this = Arc::clone(self);
             tokio::spawn(async move { source.fetch(&this.fetcher, &this.issuers).await });
         }
@@ -150,6 +139,6 @@ impl Knowledge {
 
     /// The CRLs in use.
     pub fn crls(&self) -> Vec<CrlNote> {
-        self.sources().iter().filter_map(|source| source.note()).collect()
+        self.sources.values().iter().filter_map(|source| source.note()).collect()
     }
 }

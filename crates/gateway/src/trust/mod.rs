@@ -5,7 +5,6 @@
 mod anchors;
 mod credential;
 mod crl;
-mod fetch;
 mod issuers;
 mod knowledge;
 mod ocsp;
@@ -30,6 +29,7 @@ use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use crate::config::model::{ListenerTls, Ocsp, OnFailure};
 use crate::config::{At, Document};
 use crate::crypto::provider;
+use crate::fetch::is_url;
 use crate::files::Follower;
 use crate::outcome::{CloseReason, Reject};
 use crl::Coverage;
@@ -156,7 +156,7 @@ impl Trust {
         let sources = compile_sources(tls, refresh, knowledge, document);
         let ocsp_responder = tls.ocsp_responder.as_ref().map(|url| url.value.clone());
         if let Some(url) =
-            tls.ocsp_responder.as_ref().filter(|url| !fetch::is_url(url) && !document.is_substituted(&url.span))
+            tls.ocsp_responder.as_ref().filter(|url| !is_url(url) && !document.is_substituted(&url.span))
         {
             document
                 .problems
@@ -404,7 +404,7 @@ impl Trust {
             if !self.follows_names || self.crl_status(link, place > 0, now()) >= Some(Status::Good) {
                 continue;
             }
-            for url in link.distribution_points.iter().flatten().filter(|url| fetch::is_url(url)) {
+            for url in link.distribution_points.iter().flatten().filter(|url| is_url(url)) {
                 let Some(source) = self.knowledge.name(url, self.refresh) else { continue };
                 let knowledge = Arc::clone(&self.knowledge);
                 fetching.push(tokio::spawn(async move {
@@ -420,7 +420,7 @@ impl Trust {
         let asked = credential.links().iter().enumerate().filter(|(place, _)| self.asks_about(*place));
         let ask = |(_, link): (usize, &Link)| {
             let responder = self.ocsp_responder.as_ref().or(link.responder.as_ref());
-            let responder = responder.filter(|url| fetch::is_url(url))?.clone();
+            let responder = responder.filter(|url| is_url(url))?.clone();
             let issuer = self.knowledge.issuers.get(&link.issuer)?;
             let (knowledge, serial, refresh) = (Arc::clone(&self.knowledge), link.serial, self.refresh);
             Some(tokio::spawn(async move {
@@ -446,7 +446,7 @@ fn compile_sources(
     }
     for crl in tls.crl.iter().filter(|crl| !document.is_substituted(&crl.span)).collect::<Vec<_>>() {
         if crl.contains("://") {
-            if !fetch::is_url(crl) {
+            if !is_url(crl) {
                 let problem = document.problems.error(&crl.span, format!("`{}` cannot be fetched", crl.value));
                 problem.hint("a file, or \"http://...\" or \"https://...\"");
                 continue;

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 
 use super::credential::{Key, Link};
 use super::crl::{Coverage, Crl, newly_revoked};
-use super::fetch::{Fetched, Fetcher, Validators};
+use crate::fetch::{Fetched, Fetcher, Validators};
 use super::issuers::{Issuer, Issuers};
 use super::knowledge::CrlNote;
 use super::now;
@@ -246,7 +246,7 @@ impl Source {
         issuers: &Arc<Issuers>,
     ) {
         let Origin::Url(url) = &self.origin else { return };
-        let result = match fetcher.get(url, &validators).await {
+        let result = match fetcher.get_crl(url, &validators).await {
             Ok(Fetched::New(bytes, new)) => {
                 let (this, issuers) = (Arc::clone(self), Arc::clone(issuers));
                 // Millions of entries are read, and their signature verified: not on a thread that moves bytes.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::credential::{Key, key};
-use super::fetch::Fetcher;
+use crate::fetch::Fetcher;
 use super::issuers::Issuer;
 use super::ocsp::{Answer, OcspStatus, Question};
 use super::{IssuerId, Serial, now};

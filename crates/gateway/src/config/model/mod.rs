@@ -1,6 +1,13 @@
 //! Every key a configuration file may have. The documentation comments are the reference: the JSON schema is made
 //! from them.
 
+mod auth;
+
+pub use auth::{
+    Authenticator, AuthenticatorKind, Ban, BanEvent, BanKey, Identity, Password, Psk, PskFormat, RawKeys, Token,
+    TokenAlgorithm, TokenField,
+};
+
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -15,12 +22,16 @@ use super::value::{At, ByteSize, Cidr, OneOrMany, Period, Secret, Timeout};
 pub struct Config {
     /// Where devices connect.
     pub listener: Vec<At<Listener>>,
+    /// What knows clients by their passwords or tokens.
+    pub authenticator: Vec<At<Authenticator>>,
     /// Groups of brokers.
     pub upstream: Vec<At<Upstream>>,
     /// One line for each connection. Off if absent.
     pub access_log: Option<At<AccessLog>>,
     /// The process as a whole.
     pub runtime: Runtime,
+    /// How identities are signed towards brokers; for `connect.password`.
+    pub identity: Option<At<Identity>>,
     /// HTTP for operators. Off if absent.
     pub admin: Option<Admin>,
 }
@@ -55,6 +66,10 @@ pub struct Listener {
     pub on_reject: OnReject,
     /// TLS towards devices. Required by protocol tls.
     pub tls: Option<At<ListenerTls>>,
+    /// Names of authenticators, in order: the first that knows a client decides, and one that none knows is refused.
+    pub authenticate: Vec<At<String>>,
+    /// Who is refused for a while.
+    pub ban: Vec<At<Ban>>,
     /// Who is let in.
     pub admit: Admit,
     /// What CONNECT is rewritten to.
@@ -128,6 +143,10 @@ pub struct ListenerTls {
     /// Makes tickets that listeners of the same name on other gateways with the same secret take, too; at least 32
     /// characters.
     pub ticket_secret: Option<At<Secret>>,
+    /// Pre-shared keys in place of certificates.
+    pub psk: Option<At<Psk>>,
+    /// Keys without certificates.
+    pub raw_keys: Option<At<RawKeys>>,
     /// TLS versions offered. Default: both.
     pub versions: Option<At<Vec<TlsVersion>>>,
     /// From accept to the end of the handshake. Default: 10s.
@@ -246,8 +265,8 @@ pub struct Connect {
     pub client_id: Option<At<String>>,
     /// Replaces the user name.
     pub username: Option<At<String>>,
-    /// Replaces the password.
-    pub password: Option<At<String>>,
+    /// Replaces the password: a CEL string, or a table of what a signed token is made of.
+    pub password: Option<At<Password>>,
 }
 
 /// A group of brokers that serve the same clients.

@@ -1,7 +1,8 @@
-//! HTTP towards authorities: small answers, within a time, over verified TLS where the URL says `https`. Never on the
-//! way of a handshake.
+//! HTTP towards others: authorities, issuers of tokens, authentication services. Bounded answers, within a time, over
+//! verified TLS where the URL says `https`. Never on the way of a handshake.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -13,21 +14,31 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::TrustAnchor;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Semaphore;
 
+use crate::config::Complaint;
 use crate::crypto::provider;
+use crate::files::read_anchors;
 
 /// For one exchange as a whole.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Of a CRL: a million revoked certificates are about 40 MB.
 const MAX_CRL_LEN: usize = 64 << 20;
-/// Of an OCSP answer, which has a certificate in it at most.
+/// Of an OCSP answer, which has a certificate in it at most, and of that of an authentication service.
 const MAX_ANSWER_LEN: usize = 64 << 10;
+
+/// Of a set of keys.
+const MAX_KEYS_LEN: usize = 256 << 10;
 
 /// An HTTP client.
 #[derive(Default)]
-pub(super) struct Fetcher(OnceLock<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>);
+pub(crate) struct Fetcher {
+    client: OnceLock<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>,
+    /// `None`: those of the system.
+    anchors: Option<Vec<TrustAnchor<'static>>>,
+}
 
 /// CRLs that are fetched at once: each may be large.
 static FETCHING: Semaphore = Semaphore::const_new(4);
@@ -40,23 +51,45 @@ impl fmt::Debug for Fetcher {
 
 /// What makes the next request for the same thing conditional [RFC 9110, 13].
 #[derive(Clone, Debug, Default)]
-pub(super) struct Validators {
+pub(crate) struct Validators {
     etag: Option<HeaderValue>,
     last_modified: Option<HeaderValue>,
 }
 
 /// What came.
-pub(super) enum Fetched {
+pub(crate) enum Fetched {
     New(Bytes, Validators),
     NotModified,
 }
 
 impl Fetcher {
+    /// One that believes servers which these trust anchors vouch for, and no others.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn with_anchors(path: &Path) -> Result<Self, Complaint> {
+        Ok(Self { client: OnceLock::new(), anchors: Some(read_anchors(path)?) })
+    }
+
     /// Fetches a CRL, unless it is the one that the validators are of.
     ///
     /// # Errors
     /// What went wrong, in a few words.
-    pub(super) async fn get(&self, url: &str, validators: &Validators) -> Result<Fetched, String> {
+    pub(crate) async fn get_crl(&self, url: &str, validators: &Validators) -> Result<Fetched, String> {
+        // Closed never.
+        let _permit = FETCHING.acquire().await.map_err(|error| error.to_string())?;
+        self.get(url, validators, MAX_CRL_LEN).await
+    }
+
+    /// Fetches a set of keys, likewise.
+    ///
+    /// # Errors
+    /// What went wrong, in a few words.
+    pub(crate) async fn get_keys(&self, url: &str, validators: &Validators) -> Result<Fetched, String> {
+        self.get(url, validators, MAX_KEYS_LEN).await
+    }
+
+    async fn get(&self, url: &str, validators: &Validators, max_len: usize) -> Result<Fetched, String> {
         let mut request = Request::builder().method(Method::GET).uri(url);
         let conditions =
             [(header::IF_NONE_MATCH, &validators.etag), (header::IF_MODIFIED_SINCE, &validators.last_modified)];
@@ -66,9 +99,7 @@ impl Fetcher {
             }
         }
         let request = request.body(Full::default()).map_err(|error| error.to_string())?;
-        // Closed never.
-        let _permit = FETCHING.acquire().await.map_err(|error| error.to_string())?;
-        let (status, headers, body) = self.exchange(request, MAX_CRL_LEN).await?;
+        let (status, headers, body) = self.exchange(request, max_len).await?;
         let value = |name: HeaderName| headers.get(name).cloned();
         match status {
             StatusCode::OK => {
@@ -85,7 +116,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// What went wrong, in a few words.
-    pub(super) async fn post_ocsp(&self, url: &str, question: Vec<u8>) -> Result<Bytes, String> {
+    pub(crate) async fn post_ocsp(&self, url: &str, question: Vec<u8>) -> Result<Bytes, String> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(url)
@@ -97,6 +128,28 @@ impl Fetcher {
             (StatusCode::OK, _, body) => Ok(body),
             (status, ..) => Err(format!("the answer is {status}")),
         }
+    }
+
+    /// Sends a JSON document, with these headers; the answer's status and body. The time it may take is the caller's to
+    /// bound, too.
+    ///
+    /// # Errors
+    /// What went wrong, in a few words.
+    pub(crate) async fn post_json(
+        &self,
+        url: &str,
+        headers: &HeaderMap,
+        document: Vec<u8>,
+    ) -> Result<(StatusCode, Bytes), String> {
+        let mut request = Request::builder().method(Method::POST).uri(url);
+        if let Some(all) = request.headers_mut() {
+            all.extend(headers.clone());
+            all.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            all.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        }
+        let request = request.body(Full::from(document)).map_err(|error| error.to_string())?;
+        let (status, _, body) = self.exchange(request, MAX_ANSWER_LEN).await?;
+        Ok((status, body))
     }
 
     async fn exchange(
@@ -117,10 +170,13 @@ impl Fetcher {
     }
 
     fn client(&self) -> &Client<HttpsConnector<HttpConnector>, Full<Bytes>> {
-        self.0.get_or_init(|| {
+        self.client.get_or_init(|| {
             // Read when the first URL is asked for: most gateways have none.
             let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            match &self.anchors {
+                Some(anchors) => roots.extend(anchors.iter().cloned()),
+                None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+            }
             let tls = ClientConfig::builder_with_provider(provider())
                 .with_safe_default_protocol_versions()
                 .expect("aws-lc-rs speaks TLS 1.2 and 1.3")
@@ -143,7 +199,7 @@ fn is_settled(last_modified: &HeaderValue, date: Option<&HeaderValue>) -> bool {
 }
 
 /// Whether a URL is one that is fetched.
-pub(super) fn is_url(text: &str) -> bool {
+pub(crate) fn is_url(text: &str) -> bool {
     let has_host = |uri: hyper::Uri| uri.host().is_some_and(|host| !host.is_empty());
     (text.starts_with("http://") || text.starts_with("https://")) && text.parse().is_ok_and(has_host)
 }

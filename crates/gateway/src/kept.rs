@@ -1,0 +1,41 @@
+//! What several owners share for as long as one of them has it: found by its key, forgotten with the last of them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Values by key; it keeps none alive itself.
+pub(crate) struct Kept<K, V>(Mutex<HashMap<K, Weak<V>>>);
+
+impl<K: Hash + Eq, V> Kept<K, V> {
+    /// The value of this key; made, if nobody has it.
+    pub(crate) fn get_or_insert_with(&self, key: K, make: impl FnOnce() -> V) -> Arc<V> {
+        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        values.retain(|_, value| value.strong_count() > 0);
+        if let Some(value) = values.get(&key).and_then(Weak::upgrade) {
+            return value;
+        }
+        let value = Arc::new(make());
+        values.insert(key, Arc::downgrade(&value));
+        value
+    }
+
+    /// All that somebody has.
+    pub(crate) fn values(&self) -> Vec<Arc<V>> {
+        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        values.values().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl<K, V> Default for Kept<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K, V> fmt::Debug for Kept<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kept")
+    }
+}

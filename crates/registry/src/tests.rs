@@ -1,0 +1,115 @@
+//! On SQLite; what PostgreSQL does, the interop tests see.
+
+use super::*;
+use serde_json::json;
+
+async fn registry(dir: &tempfile::TempDir) -> Registry {
+    let path = dir.path().join("devices.db").display().to_string();
+    Registry::open(&Url::parse(&format!("sqlite:{path}"), str::to_owned).unwrap()).await.unwrap()
+}
+
+fn device(id: &str) -> Device {
+    Device {
+        state: State::Banned(1_900_000_000),
+        groups: vec!["a".to_owned(), "b c".to_owned()],
+        attributes: json!({ "site": "Köln", "floor": 3 }).as_object().unwrap().clone(),
+        pins: vec!["0".repeat(64), "f".repeat(64)],
+        psk: Some(Psk { identity: format!("psk of {id}"), key: from_hex(&"0a".repeat(16)).unwrap() }),
+        password_hash: Some(Hash("$argon2id$...".to_owned())),
+        ..Device::new(id)
+    }
+}
+
+#[tokio::test]
+async fn what_is_put_in_comes_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let one = device("one");
+    registry.add(&[one.clone(), Device::new("two")]).await.unwrap();
+    assert_eq!(registry.get("one").await.unwrap(), Some(one.clone()));
+    assert_eq!(registry.list("").await.unwrap(), [one.clone(), Device::new("two")]);
+    assert_eq!(registry.list("one").await.unwrap(), [Device::new("two")]);
+    let changed = registry.change("two", |device| device.groups.push("x".to_owned())).await.unwrap();
+    assert_eq!(registry.get("two").await.unwrap(), Some(changed));
+    registry.remove("one").await.unwrap();
+    assert_eq!(registry.get("one").await.unwrap(), None);
+    registry.add(&[one]).await.unwrap();
+    assert!(!format!("{:?}", registry.get("one").await).contains("argon2id"));
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(dir.path().join("devices.db")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "there are keys in it");
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    registry.add(&[device("one")]).await.unwrap();
+    let before = registry.revision().await.unwrap();
+    assert!(matches!(registry.add(&[Device::new("new"), Device::new("one")]).await, Err(Error::Exists(_))));
+    assert_eq!(registry.get("new").await.unwrap(), None, "all or none");
+    assert!(matches!(registry.add(&[device("two")]).await, Err(Error::Taken(_))), "another's PSK identity");
+    let pinned = Device { pins: device("one").pins, ..Device::new("two") };
+    assert!(matches!(registry.add(&[pinned]).await, Err(Error::Taken(_))), "another's pin");
+    assert!(matches!(registry.change("two", |_| ()).await, Err(Error::Unknown(_))));
+    assert!(matches!(registry.remove("two").await, Err(Error::Unknown(_))));
+    let long = "x".repeat(300);
+    let psk = |key: &str| Some(Psk { identity: "i".to_owned(), key: from_hex(key).unwrap() });
+    for wrong in [
+        Device::new(""),
+        Device::new(&long),
+        Device::new("a\nb"),
+        Device { pins: vec!["F".repeat(64)], ..Device::new("x") },
+        Device { psk: psk("0102"), ..Device::new("x") },
+        Device { attributes: json!({ "a": "x".repeat(9000) }).as_object().unwrap().clone(), ..Device::new("x") },
+    ] {
+        assert!(matches!(registry.add(&[wrong.clone()]).await, Err(Error::Invalid(_))), "{wrong:?}");
+    }
+    assert_eq!(registry.revision().await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn changes_are_told_since_a_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    assert_eq!(registry.changes(0).await.unwrap(), []);
+    registry.add(&[Device::new("a"), device("b"), Device::new("c")]).await.unwrap();
+    let all = registry.changes(0).await.unwrap();
+    let seen: Vec<(i64, &str)> = all.iter().map(|change| (change.revision, change.id.as_str())).collect();
+    assert_eq!(seen, [(1, "a"), (2, "b"), (3, "c")]);
+    assert_eq!(all[1].device, Some(device("b")));
+    registry.remove("b").await.unwrap();
+    registry.change("a", |device| device.state = State::Disabled).await.unwrap();
+    let since = registry.changes(3).await.unwrap();
+    let seen: Vec<_> = since.iter().map(|change| (change.id.as_str(), change.device.is_some())).collect();
+    assert_eq!(seen, [("b", false), ("a", true)]);
+    assert_eq!(registry.changes(5).await.unwrap(), []);
+    assert_eq!(registry.revision().await.unwrap(), 5);
+}
+
+#[tokio::test]
+async fn writers_take_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, other) = (registry(&dir).await, registry(&dir).await);
+    let add = async |registry: &Registry, prefix: &str| {
+        for n in 0..50 {
+            registry.add(&[Device::new(format!("{prefix}{n}"))]).await.unwrap();
+        }
+    };
+    tokio::join!(add(&one, "a"), add(&other, "b"));
+    let revisions: Vec<i64> = one.changes(0).await.unwrap().iter().map(|change| change.revision).collect();
+    assert_eq!(revisions, (1..=100).collect::<Vec<i64>>());
+}
+
+#[test]
+fn urls() {
+    let parse = |text: &str| Url::parse(text, |path| format!("/etc/{path}"));
+    assert_eq!(parse("sqlite:a.db").unwrap().path(), Some("/etc/a.db"));
+    for wrong in ["", "a.db", "sqlite:", "sqlite:a?mode=memory", "sqlite::memory:", "mysql://a/b"] {
+        assert!(parse(wrong).is_err(), "{wrong}");
+    }
+    assert!(!parse("postgres://u:secret@localhost/d").unwrap().is_unverified());
+    assert!(parse("postgres://u:secret@db.example.com/d").unwrap().is_unverified());
+    assert!(!parse("postgres://u:secret@db.example.com/d?sslmode=verify-full").unwrap().is_unverified());
+    assert!(!format!("{:?}", parse("postgres://u:secret@localhost/d")).contains("secret"));
+}
