@@ -32,15 +32,15 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     let none = |_: &portcullis_gateway::sessions::Live| None;
     let keys = |range: std::ops::Range<u32>| -> Vec<Key> { range.map(|n| credential(n).links()[0].key()).collect() };
     measure("a CRL that revokes one of them", open, count, || {
-        sessions.sweep_certificates(&keys(7..8), |_| Some(CloseReason::CertificateRevoked))
+        sessions.sweep_keys(&keys(7..8), |_| Some(CloseReason::CertificateRevoked))
     });
     let strangers = keys(count..count + 1_000_000);
     measure("a CRL that revokes 1,000,000 others", open, count, || {
-        sessions.sweep_certificates(&strangers, |_| Some(CloseReason::CertificateRevoked))
+        sessions.sweep_keys(&strangers, |_| Some(CloseReason::CertificateRevoked))
     });
     let intermediate = [credential(0).links()[1].key()];
     measure("an intermediate of 100,000 that is judged again", open, count, || {
-        sessions.sweep_certificates(&intermediate, none)
+        sessions.sweep_keys(&intermediate, none)
     });
     measure("all of them judged again", open, count, || sessions.sweep(none));
     measure("those that expire in the first of 365 days", open, count, || sessions.sweep_expired(DAY + 1));

@@ -57,6 +57,8 @@ pub(crate) fn serve(
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/jwks.json", get(jwks))
+        .route("/.well-known/jwks.json", get(jwks))
         .with_state(Served { shared, lasting, draining });
     match bind {
         AdminBind::Tcp(address) => {
@@ -118,6 +120,14 @@ async fn ready(State(Served { shared, draining, .. }): State<Served>) -> impl In
         let _ = writeln!(problems, "upstream {} has no server that is up", upstream.name());
     }
     if problems.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, problems) }
+}
+
+/// The public keys of the tokens that brokers get.
+async fn jwks(State(Served { shared, .. }): State<Served>) -> impl IntoResponse {
+    match &shared.runtime.load().signer {
+        Some(signer) => Ok(([(header::CONTENT_TYPE, "application/jwk-set+json")], signer.jwks())),
+        None => Err((StatusCode::NOT_FOUND, "no [identity] is configured\n")),
+    }
 }
 
 async fn metrics(State(Served { shared, lasting, .. }): State<Served>) -> impl IntoResponse {

@@ -1,5 +1,6 @@
 //! Certificates from PEM files, and whether a file is still what it was.
 
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 use crate::config::Complaint;
 
@@ -58,6 +60,41 @@ pub(crate) fn unreadable(path: &Path, error: &pem::Error) -> Complaint {
     }
 }
 
+/// Of a file of credentials: a million of them are about 120 MB.
+const MAX_ENTRIES_LEN: u64 = 256 << 20;
+
+/// Reads a file of credentials: lines of `name:value`, in which blank lines and those that begin with `#` count for
+/// nothing. Hands each to `take`, which says in a few words what is wrong with it.
+///
+/// # Errors
+/// The file cannot be read, or a line of it cannot be used; its number is told, never its value.
+pub(crate) fn read_entries(
+    path: &Path,
+    mut take: impl FnMut(&str, &[u8]) -> Result<(), String>,
+) -> Result<(), Complaint> {
+    let unreadable = |error: std::io::Error| Complaint::new(format!("{} cannot be read: {error}", path.display()));
+    let mut bytes = Zeroizing::new(Vec::new());
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    file.take(MAX_ENTRIES_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_ENTRIES_LEN {
+        return Err(Complaint::new(format!("{} is larger than {} MiB", path.display(), MAX_ENTRIES_LEN >> 20)));
+    }
+    for (place, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.trim_ascii().is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        let complain = |what: &str| Complaint::new(format!("{}, line {}: {what}", path.display(), place + 1));
+        let colon = line.iter().position(|byte| *byte == b':').ok_or_else(|| complain("there is no `:` in it"))?;
+        let name = std::str::from_utf8(&line[..colon]).map_err(|_| complain("the name is no UTF-8"))?;
+        if name.is_empty() {
+            return Err(complain("the name is empty"));
+        }
+        take(name, &line[colon + 1..]).map_err(|what| complain(&what))?;
+    }
+    Ok(())
+}
+
 /// Follows files: reads them again when they change, and what could not be read a little later.
 #[derive(Debug, Default)]
 pub(crate) struct Follower(Mutex<Followed>);
@@ -77,6 +114,22 @@ struct Followed {
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 impl Follower {
+    /// Reads a file for the first time, as the configuration is loaded; what is wrong with it is said there.
+    pub(crate) fn read_first<T>(
+        &self,
+        file: &Path,
+        read: impl FnOnce() -> Result<T, Complaint>,
+    ) -> Result<T, Complaint> {
+        let mut result = None;
+        let _ = self.read_if_changed(&[file], true, || {
+            let read = read();
+            let problem = read.as_ref().err().map(|complaint| complaint.message.clone());
+            result = Some(read);
+            problem.map_or(Ok(()), Err)
+        });
+        result.unwrap_or_else(|| Err(Complaint::new(format!("{} was not read", file.display()))))
+    }
+
     /// Reads the files with `read` unless they are what they were when that went well. `None`: they are, or what is wrong
     /// with them has been said.
     ///

@@ -5,16 +5,20 @@
 //! is [`session`], readable from top to bottom.
 
 mod admin;
+pub mod auth;
+pub mod bans;
 pub mod config;
 pub mod crypto;
 pub mod expr;
 mod fetch;
 pub mod files;
+pub mod identity;
 mod kept;
 pub mod net;
 pub mod observe;
 pub mod outcome;
 pub mod policy;
+pub mod registry;
 pub mod relay;
 mod runtime;
 mod server;

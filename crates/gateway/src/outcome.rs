@@ -84,6 +84,8 @@ reasons! {
     Reject;
     /// The address is denied by `allow` and `deny`.
     AddressDenied = "address_denied", Accept, Client, 403;
+    /// The client has come, or failed, too often and is refused for a while.
+    Banned = "banned", Accept, Client, 403;
     /// The listener has `max_connections` already.
     TooManyConnections = "too_many_connections", Accept, Gateway, 503;
     /// The handshake took longer than `handshake_timeout`.
@@ -124,6 +126,12 @@ reasons! {
     OcspMissing = "ocsp_missing", Handshake, Gateway, 500;
     /// The certificate is broken, or its signature is.
     CertificateInvalid = "certificate_invalid", Handshake, Client, 500;
+    /// Nobody knows the identity of a pre-shared key.
+    UnknownPsk = "unknown_psk_identity", Handshake, Client, 500;
+    /// The pre-shared key is not the one of this identity.
+    WrongPsk = "wrong_psk", Handshake, Client, 500;
+    /// Nobody knows the raw public key.
+    UnknownKey = "unknown_key", Handshake, Client, 500;
     /// CONNECT did not arrive within `connect_timeout`.
     ConnectTimeout = "connect_timeout", Connect, Client, 400;
     /// The client closed before CONNECT was whole.
@@ -142,6 +150,28 @@ reasons! {
     ConnectTooLarge = "connect_too_large", Connect, Client, 400;
     /// The client identifier is empty where it may not be.
     ClientIdRejected = "client_id_rejected", Connect, Client, 400;
+    /// No authenticator knows the client.
+    UnknownClient = "unknown_client", Admit, Client, 403;
+    /// The password is wrong, or there is none.
+    BadCredentials = "bad_credentials", Admit, Client, 403;
+    /// The token is none, not for this place, or its signature is wrong.
+    TokenInvalid = "token_invalid", Admit, Client, 403;
+    /// The token has expired.
+    TokenExpired = "token_expired", Admit, Client, 403;
+    /// The authentication service refuses the client.
+    AuthenticationDenied = "authentication_denied", Admit, Client, 403;
+    /// The device is disabled in the registry.
+    DeviceDisabled = "device_disabled", Admit, Client, 403;
+    /// The device is banned in the registry.
+    DeviceBanned = "device_banned", Admit, Client, 403;
+    /// The device is pinned to other keys than the one it has shown.
+    PinMismatch = "pin_mismatch", Admit, Client, 403;
+    /// Whether the client is in the registry cannot be found out.
+    RegistryUnavailable = "registry_unavailable", Admit, Gateway, 503;
+    /// The authentication service, or the issuer's keys, cannot be had.
+    AuthenticationUnavailable = "authentication_unavailable", Admit, Gateway, 503;
+    /// Too many passwords are waiting to be verified.
+    AuthenticationBusy = "authentication_busy", Admit, Gateway, 503;
     /// An expression in `admit.require` is false.
     IdentityMismatch = "identity_mismatch", Admit, Client, 403;
     /// An expression has no value for this client: a field that is not there, a wrong type.
@@ -183,6 +213,17 @@ reasons! {
     CertificateExpired = "session_expired", Relay, Gateway, 403;
     /// The trust anchor of the client's chain is no longer in `client_ca`, or its listener asks for none.
     CaRemoved = "session_ca_removed", Relay, Gateway, 403;
+    /// What the client has proved itself with was removed or changed: a password, a pre-shared key, a raw public key, a
+    /// pin, or the authenticator as a whole.
+    CredentialWithdrawn = "session_credential_withdrawn", Relay, Gateway, 403;
+    /// The client's token, or the answer of the authentication service, expired.
+    TokenExpired = "session_token_expired", Relay, Gateway, 403;
+    /// The device was disabled in the registry.
+    DeviceDisabled = "session_device_disabled", Relay, Gateway, 403;
+    /// The device was banned in the registry.
+    DeviceBanned = "session_device_banned", Relay, Gateway, 403;
+    /// The device was removed from the registry.
+    DeviceRemoved = "session_device_removed", Relay, Gateway, 403;
     /// The client's address is no longer allowed.
     AddressDenied = "session_address_denied", Relay, Gateway, 403;
     /// A fault of the gateway itself.
@@ -196,6 +237,9 @@ impl Reject {
         Some(match self {
             Reject::AddressDenied
             | Reject::TooManyConnections
+            | Reject::UnknownPsk
+            | Reject::WrongPsk
+            | Reject::UnknownKey
             | Reject::HandshakeTimeout
             | Reject::HandshakeClosed
             | Reject::NotTls
@@ -220,21 +264,93 @@ impl Reject {
             Reject::UnsupportedVersion => Refusal::UnsupportedVersion,
             Reject::ConnectTooLarge => Refusal::PacketTooLarge,
             Reject::ClientIdRejected => Refusal::ClientId,
-            // One answer for all of them: which rule refused is the operator's to know.
+            // One answer for all of them: whether there is such a user or device is the operator's to know.
+            Reject::UnknownClient
+            | Reject::BadCredentials
+            | Reject::TokenInvalid
+            | Reject::TokenExpired
+            | Reject::AuthenticationDenied
+            | Reject::DeviceDisabled
+            | Reject::DeviceBanned
+            | Reject::PinMismatch => Refusal::BadCredentials,
+            // Likewise which rule refused.
             Reject::IdentityMismatch
             | Reject::ExpressionFailed
             | Reject::RewriteFailed
+            | Reject::Banned
             // Found out after the handshake.
             | Reject::CertificateRevoked
             | Reject::CrlMissing
             | Reject::CrlExpired
             | Reject::OcspMissing => Refusal::NotAuthorized,
-            Reject::UpstreamUnreachable
+            Reject::RegistryUnavailable
+            | Reject::AuthenticationUnavailable
+            | Reject::AuthenticationBusy
+            | Reject::UpstreamUnreachable
             | Reject::UpstreamFull
             | Reject::UpstreamClosed
             | Reject::UpstreamTimeout
             | Reject::UpstreamProtocol => Refusal::ServerUnavailable,
         })
+    }
+
+    /// Whether the client has failed to prove who it is: what bans count.
+    pub const fn is_failed_proof(self) -> bool {
+        match self {
+            Reject::NoCertificate
+            | Reject::CertificateExpired
+            | Reject::CertificateNotYetValid
+            | Reject::UnknownCa
+            | Reject::CertificateChainTooLong
+            | Reject::CertificateVersion
+            | Reject::CertificatePurpose
+            | Reject::CertificateRevoked
+            | Reject::CertificateInvalid
+            | Reject::UnknownPsk
+            | Reject::WrongPsk
+            | Reject::UnknownKey
+            | Reject::UnknownClient
+            | Reject::BadCredentials
+            | Reject::TokenInvalid
+            | Reject::TokenExpired
+            | Reject::AuthenticationDenied
+            | Reject::DeviceDisabled
+            | Reject::DeviceBanned
+            | Reject::PinMismatch
+            | Reject::IdentityMismatch
+            | Reject::ExpressionFailed => true,
+            Reject::AddressDenied
+            | Reject::Banned
+            | Reject::TooManyConnections
+            | Reject::HandshakeTimeout
+            | Reject::HandshakeClosed
+            | Reject::NotTls
+            | Reject::TlsVersion
+            | Reject::TlsParameters
+            | Reject::ServerCertificateRefused
+            | Reject::HandshakeFailed
+            | Reject::CrlMissing
+            | Reject::CrlExpired
+            | Reject::OcspMissing
+            | Reject::ConnectTimeout
+            | Reject::ClosedBeforeConnect
+            | Reject::TlsOnPlainPort
+            | Reject::NotConnect
+            | Reject::MalformedConnect
+            | Reject::ProtocolError
+            | Reject::UnsupportedVersion
+            | Reject::ConnectTooLarge
+            | Reject::ClientIdRejected
+            | Reject::RegistryUnavailable
+            | Reject::AuthenticationUnavailable
+            | Reject::AuthenticationBusy
+            | Reject::RewriteFailed
+            | Reject::UpstreamUnreachable
+            | Reject::UpstreamFull
+            | Reject::UpstreamClosed
+            | Reject::UpstreamTimeout
+            | Reject::UpstreamProtocol => false,
+        }
     }
 
     /// What to do about it, where the word alone would leave an operator looking.
@@ -256,6 +372,9 @@ impl Reject {
             Reject::OcspMissing => {
                 "the gateway's own log says what the responder answered; or `ocsp_failure = \"allow\"`"
             }
+            Reject::RegistryUnavailable => {
+                "the registry's database cannot be reached, or has not been read yet; devices that were known go on"
+            }
             Reject::CrlExpired => "the CRL's nextUpdate has passed: publish a new one",
             Reject::TlsOnPlainPort => "this listener has `protocol = \"tcp\"`",
             Reject::NotTls => "the client speaks without TLS on a listener with `protocol = \"tls\"`",
@@ -269,10 +388,14 @@ impl CloseReason {
     /// What a client that speaks MQTT 5 is told when the gateway ends its session [MQTT-3.14.2-1].
     pub const fn goodbye(self) -> Disconnect {
         match self {
-            CloseReason::CertificateRevoked | CloseReason::CaRemoved | CloseReason::AddressDenied => {
-                Disconnect::NotAuthorized
-            }
-            CloseReason::CertificateExpired => Disconnect::MaximumConnectTime,
+            CloseReason::CertificateRevoked
+            | CloseReason::CaRemoved
+            | CloseReason::AddressDenied
+            | CloseReason::CredentialWithdrawn
+            | CloseReason::DeviceDisabled
+            | CloseReason::DeviceBanned
+            | CloseReason::DeviceRemoved => Disconnect::NotAuthorized,
+            CloseReason::CertificateExpired | CloseReason::TokenExpired => Disconnect::MaximumConnectTime,
             CloseReason::Ok
             | CloseReason::UpstreamClosed
             | CloseReason::UpstreamRefused

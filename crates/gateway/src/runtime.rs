@@ -1,19 +1,24 @@
 //! The compiled configuration: one immutable snapshot that is swapped as a whole. Loading it is all of what `check`
 //! does, and the beginning of what `run` does.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::{self, Authenticator};
+use crate::bans::{self, Bans};
 use crate::config::model::{self, AccessLogFormat, ClientAuth, LogFormat, OnReject, Protocol};
 use crate::config::{At, Document, Problems};
 use crate::files;
+use crate::identity::Signer;
+use crate::kept::Kept;
 use crate::net::AddressRules;
 use crate::observe::{Expiry, ListenerMetrics, Observer};
 use crate::policy::{Admission, Rewriting};
+use crate::registry::Replica;
 use crate::tls::{Context, Memory, ServerTls};
 use crate::trust::Knowledge;
 use crate::upstream::Upstream;
@@ -32,6 +37,10 @@ pub struct Runtime {
     pub listeners: Vec<Arc<Listener>>,
     /// In the order of the file.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// What listeners ask who a client is, in the order of the file.
+    pub authenticators: Vec<Arc<Authenticator>>,
+    /// What signs identities towards brokers.
+    pub signer: Option<Arc<Signer>>,
     /// Where access lines go, and what they look like.
     pub access_log: Option<(PathBuf, AccessLogFormat)>,
     /// Where operators ask.
@@ -52,6 +61,9 @@ pub struct Listener {
     pub(crate) max_connections: u32,
     pub(crate) on_reject: OnReject,
     pub(crate) tls: Option<ServerTls>,
+    pub(crate) bans: Bans,
+    /// In the order in which they are asked.
+    pub(crate) authenticators: Vec<Arc<Authenticator>>,
     pub(crate) admission: Admission,
     pub(crate) rewriting: Rewriting,
     pub(crate) upstream: Arc<Upstream>,
@@ -86,8 +98,10 @@ pub struct Lasting {
     /// Counters, and the access log.
     pub observer: Arc<Observer>,
     pub(crate) knowledge: Arc<Knowledge>,
-    /// By the listener's name; those in use.
-    memories: Mutex<HashMap<String, Weak<Memory>>>,
+    pub(crate) sources: auth::Sources,
+    bans: bans::Memories,
+    /// By the listener's name.
+    memories: Kept<String, Memory>,
 }
 
 impl Lasting {
@@ -97,14 +111,7 @@ impl Lasting {
     }
 
     fn memory(&self, listener: &str) -> Arc<Memory> {
-        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
-        memories.retain(|_, memory| memory.strong_count() > 0);
-        if let Some(memory) = memories.get(listener).and_then(Weak::upgrade) {
-            return memory;
-        }
-        let memory = Arc::new(Memory::default());
-        memories.insert(listener.to_owned(), Arc::downgrade(&memory));
-        memory
+        self.memories.get_or_insert_with(listener.to_owned(), Memory::default)
     }
 }
 
@@ -138,6 +145,8 @@ impl Runtime {
         let mut expiries = Expiries(Vec::new());
         let names = |table: &str| table.to_owned();
         check_names(config.upstream.iter().map(|at| (&at.span, at.name.as_ref())), &names("upstream"), &mut document);
+        let tables = config.authenticator.iter().map(|at| (&at.span, at.name.as_ref()));
+        check_names(tables, &names("authenticator"), &mut document);
         check_names(config.listener.iter().map(|at| (&at.span, at.name.as_ref())), &names("listener"), &mut document);
         let upstreams: Vec<Arc<Upstream>> = config
             .upstream
@@ -152,12 +161,22 @@ impl Runtime {
         }
         let known: Vec<&str> =
             config.upstream.iter().filter_map(|upstream| upstream.name.as_ref()).map(|name| name.as_str()).collect();
+        let signer = match &config.identity {
+            Some(identity) => Signer::compile(identity, &mut document).map(Arc::new),
+            None => None,
+        };
+        let tables = config.authenticator.iter();
+        let authenticators: Vec<Arc<Authenticator>> = tables
+            .filter_map(|table| Authenticator::compile(table, &lasting.sources, &mut document).map(Arc::new))
+            .collect();
         let mut listeners = Vec::new();
         let mut bound = HashSet::new();
+        let context =
+            ListenerContext { config: &config, authenticators: &authenticators, signer: signer.as_ref(), lasting };
         for listener in &config.listener {
             Expiries::of_listener(listener, &mut document);
             let upstream = find_upstream(listener, &upstreams, &known, &mut document);
-            listeners.extend(compile_listener(listener, upstream, &mut bound, lasting, &mut document).map(Arc::new));
+            listeners.extend(compile_listener(listener, upstream, &mut bound, &context, &mut document).map(Arc::new));
         }
         let process = compile_process(&config.runtime, &mut document);
         let admin = config.admin.as_ref().and_then(|admin| compile_admin(admin, &mut document));
@@ -165,13 +184,27 @@ impl Runtime {
         if document.problems.has_errors() {
             return Err(document.problems);
         }
-        let runtime = Self { listeners, upstreams, access_log, admin, process, upstream_expiries: expiries.0 };
+        let runtime = Self {
+            listeners,
+            upstreams,
+            authenticators,
+            signer,
+            access_log,
+            admin,
+            process,
+            upstream_expiries: expiries.0,
+        };
         Ok(Loaded { runtime, problems: document.problems })
     }
 
     /// The listener of this name.
     pub(crate) fn listener(&self, name: &str) -> Option<&Arc<Listener>> {
         self.listeners.iter().find(|listener| *listener.name == *name)
+    }
+
+    /// The authenticator of this name.
+    pub(crate) fn authenticator(&self, name: &str) -> Option<&Arc<Authenticator>> {
+        self.authenticators.iter().find(|authenticator| *authenticator.name == *name)
     }
 
     /// The sockets it wants, and the listener of each.
@@ -197,7 +230,9 @@ impl Runtime {
         self.listeners.iter().filter_map(|listener| listener.tls.as_ref()).for_each(ServerTls::is_served_by);
         let trusts = self.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.trust());
         let prepared = futures_util::future::join_all(trusts.map(|trust| trust.prepare()));
-        tokio::join!(futures_util::future::join_all(activations), prepared);
+        let authenticators = self.authenticators.iter().map(|authenticator| authenticator.prepare());
+        let authenticators = futures_util::future::join_all(authenticators);
+        tokio::join!(futures_util::future::join_all(activations), prepared, authenticators);
         self.upstreams.iter().for_each(|upstream| upstream.start(observer));
     }
 
@@ -239,6 +274,55 @@ fn check_names<'a>(
     }
 }
 
+/// What listeners refer to.
+struct ListenerContext<'a> {
+    config: &'a model::Config,
+    authenticators: &'a [Arc<Authenticator>],
+    signer: Option<&'a Arc<Signer>>,
+    lasting: &'a Lasting,
+}
+
+impl ListenerContext<'_> {
+    /// The device registry, if there is one and only one.
+    fn registry(&self) -> Option<&Arc<Replica>> {
+        let mut registries = self.authenticators.iter().filter_map(|authenticator| authenticator.registry());
+        registries.next().filter(|_| registries.next().is_none())
+    }
+}
+
+/// The authenticators that a listener names.
+fn find_authenticators(
+    listener: &At<model::Listener>,
+    context: &ListenerContext<'_>,
+    document: &mut Document,
+) -> Vec<Arc<Authenticator>> {
+    let known: Vec<&str> =
+        context.config.authenticator.iter().filter_map(|table| Some(table.name.as_ref()?.as_str())).collect();
+    let mut found: Vec<Arc<Authenticator>> = Vec::new();
+    for name in &listener.authenticate {
+        if !known.contains(&name.as_str()) {
+            unknown_name("authenticator", name, &known, document);
+        }
+        if found.iter().any(|other| *other.name == *name.value) {
+            document.problems.error(&name.span, format!("`{}` is asked already", name.value));
+            continue;
+        }
+        let named = context.authenticators.iter().find(|authenticator| *authenticator.name == *name.value);
+        found.extend(named.cloned());
+    }
+    found
+}
+
+/// Says that there is no table of a name, and which may have been meant.
+fn unknown_name(table: &str, name: &At<String>, known: &[&str], document: &mut Document) {
+    let suggestion = crate::config::suggest(name, known.iter().copied());
+    let problem = document.problems.error(&name.span, format!("there is no {table} named `{}`", name.value));
+    problem.hint(match suggestion {
+        Some(suggestion) => format!("did you mean `{suggestion}`?"),
+        None => format!("known are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
+    });
+}
+
 fn find_upstream(
     listener: &At<model::Listener>,
     upstreams: &[Arc<Upstream>],
@@ -250,12 +334,7 @@ fn find_upstream(
         return None;
     };
     if !known.contains(&name.as_str()) {
-        let suggestion = crate::config::suggest(name, known.iter().copied());
-        let problem = document.problems.error(&name.span, format!("there is no upstream named `{}`", name.value));
-        problem.hint(match suggestion {
-            Some(suggestion) => format!("did you mean `{suggestion}`?"),
-            None => format!("known are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
-        });
+        unknown_name("upstream", name, known, document);
     }
     upstreams.iter().find(|upstream| upstream.name() == name.as_str()).cloned()
 }
@@ -264,13 +343,16 @@ fn compile_listener(
     listener: &At<model::Listener>,
     upstream: Option<Arc<Upstream>>,
     bound: &mut HashSet<SocketAddr>,
-    lasting: &Lasting,
+    context: &ListenerContext<'_>,
     document: &mut Document,
 ) -> Option<Listener> {
     let bind = compile_bind(listener, bound, document);
-    let tls = compile_tls(listener, lasting, document);
+    let tls = compile_tls(listener, context, document);
+    let authenticators = find_authenticators(listener, context, document);
     let admission = Admission::compile(&listener.admit, document);
-    let rewriting = Rewriting::compile(&listener.connect, document);
+    let rewriting = Rewriting::compile(&listener.connect, context.signer, document);
+    let label = listener.name.as_ref().map_or("", |name| name.as_str());
+    let bans = Bans::compile(&listener.ban, label, &context.lasting.bans, document);
     let max_connect_size = listener.max_connect_size.as_ref().map_or(MAX_CONNECT_SIZE, |size| size.value.0);
     if let Some(size) = listener.max_connect_size.as_ref().filter(|size| size.value.0 > MAX_MAX_CONNECT_SIZE) {
         document.problems.error(&size.span, "`max_connect_size` is 1MiB at most");
@@ -286,10 +368,12 @@ fn compile_listener(
         max_connections: listener.max_connections.map_or(MAX_CONNECTIONS, NonZeroU32::get),
         on_reject: listener.on_reject,
         tls: tls?,
+        bans,
+        authenticators,
         admission,
         rewriting,
         upstream: upstream?,
-        metrics: lasting.observer.metrics.listener(name),
+        metrics: context.lasting.observer.metrics.listener(name),
     })
 }
 
@@ -325,13 +409,14 @@ fn compile_bind(
 #[expect(clippy::option_option, reason = "the outer one is for a mistake in the configuration")]
 fn compile_tls(
     listener: &At<model::Listener>,
-    lasting: &Lasting,
+    context: &ListenerContext<'_>,
     document: &mut Document,
 ) -> Option<Option<ServerTls>> {
     match (listener.protocol, &listener.tls) {
         (Protocol::Tls, Some(tls)) => {
             let name = listener.name.as_ref().map_or("", |name| name.as_str());
-            let context = Context { listener: name, knowledge: &lasting.knowledge, memory: lasting.memory(name) };
+            let (knowledge, memory) = (&context.lasting.knowledge, context.lasting.memory(name));
+            let context = Context { listener: name, knowledge, memory, registry: context.registry() };
             ServerTls::compile(tls, context, document).map(Some)
         }
         (Protocol::Tls, None) => {
@@ -350,23 +435,43 @@ fn compile_tls(
 /// Legal, but seldom meant: nobody is asked to prove anything.
 fn warn_of_open_door(listener: &At<model::Listener>, admission: &Admission, document: &mut Document) {
     let tls = listener.tls.as_ref();
+    let has_keys = tls.is_some_and(|tls| tls.psk.is_some() || (tls.raw_keys.is_some() && tls.client_ca.is_none()));
     let auth = tls.and_then(|tls| tls.client_auth.as_ref()).map(|auth| auth.value);
     let asks = match auth {
         Some(auth) => auth,
-        None if tls.is_some_and(|tls| tls.client_ca.is_some()) => ClientAuth::Required,
+        None if has_keys || tls.is_some_and(|tls| tls.client_ca.is_some()) => ClientAuth::Required,
         None => ClientAuth::None,
     };
-    if asks == ClientAuth::None && admission.is_empty() {
+    let is_asked = !listener.authenticate.is_empty();
+    if asks == ClientAuth::None && admission.is_empty() && !is_asked {
         let problem =
             document.problems.warning(&listener.span, "clients of this listener prove nothing to the gateway");
-        problem.hint("set `client_ca` in [listener.tls], or `require` in [listener.admit]");
-    } else if asks == ClientAuth::Optional && admission.is_empty() {
+        problem.hint("set `client_ca` in [listener.tls], `authenticate`, or `require` in [listener.admit]");
+    } else if asks == ClientAuth::Optional && admission.is_empty() && !is_asked {
         let message = "certificates are optional, and nothing is required of clients without one";
         document.problems.warning(&listener.span, message).hint("add `require` to [listener.admit]");
-    } else if asks == ClientAuth::Required && admission.is_empty() && listener.connect.client_id.is_none() {
-        let message = "any device can take any other device's client ID: nothing binds it to the certificate";
-        let problem = document.problems.warning(&listener.span, message);
-        problem.hint("[listener.admit] require = ['mqtt.client_id == cert.subject.cn']");
+    } else if (asks == ClientAuth::Required || is_asked) && admission.is_empty() && listener.connect.client_id.is_none()
+    {
+        let proof = if has_keys {
+            "key"
+        } else if asks == ClientAuth::Required {
+            "certificate"
+        } else {
+            "user"
+        };
+        let message = format!("any device can take any other device's client ID: nothing binds it to the {proof}");
+        let example = match proof {
+            "key" if tls.is_some_and(|tls| tls.psk.is_some()) => "tls.psk_identity",
+            "key" => "tls.key_name",
+            "certificate" => "cert.subject.cn",
+            _ => "mqtt.username",
+        };
+        let hint = format!("[listener.admit] require = ['mqtt.client_id == {example}']");
+        document.problems.warning(&listener.span, message).hint(hint);
+    }
+    if is_asked && tls.is_none() {
+        let message = "passwords and tokens come over this listener in the clear";
+        document.problems.warning(&listener.span, message).hint("protocol = \"tls\"");
     }
 }
 

@@ -11,15 +11,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::auth::{self, Principal};
 use crate::config::model::OnReject;
-use crate::expr::{ConnFacts, Facts, TlsFacts};
+use crate::expr::{ConnFacts, Facts, Found, TlsFacts};
 use crate::net::{self, Stream};
 use crate::observe::{Observer, Record, TlsNote, Transport};
 use crate::outcome::{CloseReason, Outcome, Reject};
+use crate::registry::Entry;
 use crate::relay::{Ends, relay};
 use crate::runtime::{Listener, Runtime};
-use crate::sessions::{Live, Session, Sessions};
-use crate::tls::Certificate;
+use crate::sessions::{Grounds, Live, Session, Sessions};
+use crate::tls::{Accepted, Certificate, KeyGround, ServerTls};
 use crate::trust::Distrust;
 use crate::upstream::{Dialed, Lease};
 
@@ -53,6 +55,11 @@ pub async fn serve(socket: TcpStream, remote: SocketAddr, listener: Arc<Listener
         // One that is refused already is only being told.
         reason = session.ended() => Err(record.decided().unwrap_or(Outcome::Closed(reason))),
     };
+    if let Err(Outcome::Rejected(reject)) = &established
+        && reject.is_failed_proof()
+    {
+        listener.bans.failed(remote.ip());
+    }
     // What a session of weeks does not need: a configuration that may be replaced long before it ends.
     drop((listener, shared));
     let outcome = match established {
@@ -68,24 +75,51 @@ pub async fn serve(socket: TcpStream, remote: SocketAddr, listener: Arc<Listener
 
 /// Whether a session may go on by the configuration and the lists of the moment: the reason, if it may not.
 pub fn judge(runtime: &Runtime, live: &Live) -> Option<CloseReason> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
-    let verdict = |listener: &Listener| match (live.credential(), listener.tls.as_ref().and_then(|tls| tls.trust())) {
-        (None, _) => None,
-        (Some(credential), Some(trust)) => trust.judge(credential, now).err().and_then(Distrust::ends_session),
-        (Some(_), None) => Some(CloseReason::CaRemoved),
-    };
-    let Some(listener) = runtime.listener(&live.listener) else {
-        // Its listener is gone, perhaps only renamed. Somebody has to go on judging its certificate; whoever knows
-        // something against it, counts.
-        let verdicts: Vec<_> = runtime.listeners.iter().map(|listener| verdict(listener)).collect();
-        let against = verdicts.iter().flatten().find(|reason| **reason != CloseReason::CaRemoved);
-        let nobody = if verdicts.contains(&None) { None } else { Some(CloseReason::CaRemoved) };
-        return against.copied().or(nobody);
-    };
-    if !listener.addresses.allows(live.remote) {
+    let now = now();
+    let listener = runtime.listener(&live.listener);
+    if listener.is_some_and(|listener| !listener.addresses.allows(live.remote)) {
         return Some(CloseReason::AddressDenied);
     }
-    verdict(listener)
+    let by_tls = match listener {
+        Some(listener) => judge_tls(listener, live, now),
+        None => {
+            // Its listener is gone, perhaps only renamed. Somebody has to go on judging what it stands on; whoever knows
+            // something against it, counts.
+            let is_foreign =
+                |reason: CloseReason| matches!(reason, CloseReason::CaRemoved | CloseReason::CredentialWithdrawn);
+            let verdicts: Vec<_> = runtime.listeners.iter().map(|listener| judge_tls(listener, live, now)).collect();
+            let against = verdicts.iter().flatten().find(|reason| !is_foreign(**reason));
+            let nobody = if verdicts.contains(&None) { None } else { verdicts.first().copied().flatten() };
+            against.copied().or(nobody)
+        }
+    };
+    let standing = live.grounds().and_then(|grounds| grounds.standing.as_ref());
+    by_tls.or_else(|| {
+        let standing = standing?;
+        // Where nobody is asked any more, nothing can be withdrawn.
+        if listener.is_some_and(|listener| listener.authenticators.is_empty()) {
+            return None;
+        }
+        let is_asked =
+            |listener: &Arc<Listener>| listener.authenticators.iter().any(|it| *it.name == *standing.authenticator());
+        match runtime.authenticator(standing.authenticator()) {
+            Some(authenticator) if listener.is_none_or(is_asked) => authenticator.judge(standing, now),
+            _ => Some(CloseReason::CredentialWithdrawn),
+        }
+    })
+}
+
+/// Likewise, for what the session has proved in its handshake.
+fn judge_tls(listener: &Listener, live: &Live, now: i64) -> Option<CloseReason> {
+    let tls = listener.tls.as_ref();
+    let of_certificate = live.credential().and_then(|credential| match tls.and_then(ServerTls::trust) {
+        Some(trust) => trust.judge(credential, now).err().and_then(Distrust::ends_session),
+        None => Some(CloseReason::CaRemoved),
+    });
+    of_certificate.or_else(|| {
+        let key = live.grounds()?.key.as_ref()?;
+        tls.map_or(Some(CloseReason::CredentialWithdrawn), |tls| tls.judge(key, now))
+    })
 }
 
 /// A session whose CONNECT the broker has answered.
@@ -97,9 +131,12 @@ struct Established {
 }
 
 /// Who a client proved to be, below MQTT.
+#[derive(Default)]
 struct Peer {
     tls: Option<TlsFacts>,
     certificate: Option<Certificate>,
+    key: Option<KeyGround>,
+    device: Option<Arc<Entry>>,
 }
 
 async fn establish(
@@ -117,17 +154,18 @@ async fn establish(
     if let Some(reason) = session.judged_by(|live| judge(&shared.runtime.load(), live)) {
         return Err(Outcome::Closed(reason));
     }
-    match negotiate(&mut client, &peer, listener, session, record).await {
+    match negotiate(&mut client, peer, listener, session, shared, record).await {
         Ok(Agreed { dialed, greeting, code, version }) => {
             record.connected();
             let may_say_goodbye = version == Version::V5 && code == Some(0);
             let ends = Ends { client, broker: dialed.stream, greeting, may_say_goodbye };
             Ok(Established { ends, refused: code.is_some_and(|code| code != 0), lease: dialed.lease })
         }
-        Err(Refused { reject, version }) => {
+        Err(Refused { outcome: Outcome::Rejected(reject), version }) => {
             refuse(client, reject, version, listener, record).await;
             Err(reject.into())
         }
+        Err(Refused { outcome, .. }) => Err(outcome),
     }
 }
 
@@ -135,6 +173,9 @@ async fn establish(
 fn admit_address(listener: &Listener, record: &Record) -> Result<(), Reject> {
     if !listener.addresses.allows(record.remote.ip()) {
         return Err(Reject::AddressDenied);
+    }
+    if listener.bans.is_connect_refused(record.remote.ip()) {
+        return Err(Reject::Banned);
     }
     if record.metrics().active() > u64::from(listener.max_connections) {
         return Err(Reject::TooManyConnections);
@@ -149,16 +190,14 @@ async fn secure(
     record: &mut Record,
 ) -> Result<(Stream, Peer), Reject> {
     let Some(tls) = &listener.tls else {
-        return Ok((Stream::Tcp(socket), Peer { tls: None, certificate: None }));
+        return Ok((Stream::Tcp(socket), Peer::default()));
     };
     let mut accepted = match tls.accept(socket).await {
         Ok(accepted) => accepted,
-        Err((reject, socket)) => {
+        Err((reject, unfinished)) => {
             record.decide(reject);
-            if let Some(mut socket) = socket {
-                // Closed with bytes unread, the kernel would send a reset that can overtake the alert.
-                let _ = socket.shutdown().await;
-                net::discard_until_closed(&mut socket).await;
+            if let Some(unfinished) = unfinished {
+                unfinished.close().await;
             }
             return Err(reject);
         }
@@ -166,14 +205,17 @@ async fn secure(
     if let Some(credential) = accepted.credential.take() {
         session.stand_on(credential);
     }
-    record.metrics().count_handshake(accepted.resumed, record.opened);
-    record.tls = Some(TlsNote { version: accepted.version, resumed: accepted.resumed });
-    if let Some(certificate) = accepted.certificate.as_ref().filter(|_| record.wants_certificate()) {
-        record.cert_subject = certificate.subject.dn.as_deref().map(Into::into);
-        record.cert_serial = Some(certificate.serial.as_str().into());
+    let Accepted { stream, certificate, facts, ground: key, device, .. } = accepted;
+    record.metrics().count_handshake(facts.resumed, record.opened);
+    record.tls = Some(TlsNote { version: facts.version, resumed: facts.resumed });
+    if record.wants_certificate() {
+        let subject = certificate.as_ref().and_then(|certificate| certificate.subject.dn.as_deref());
+        record.cert_subject = subject.map(Into::into);
+        record.cert_serial = certificate.as_ref().map(|certificate| certificate.serial.as_str().into());
+        let raw_key = facts.raw_key.as_ref();
+        record.tls_identity = facts.psk.as_ref().map(|psk| psk.identity.clone()).or_else(|| raw_key?.name.clone());
     }
-    let facts = accepted.facts();
-    Ok((Stream::FromDevice(accepted.stream), Peer { tls: Some(facts), certificate: accepted.certificate }))
+    Ok((stream, Peer { tls: Some(facts), certificate, key, device }))
 }
 
 /// What came of CONNECT.
@@ -187,21 +229,16 @@ struct Agreed {
 
 /// A refusal, and the version to say it in, if it is known.
 struct Refused {
-    reject: Reject,
+    outcome: Outcome,
     version: Option<Version>,
-}
-
-impl From<Reject> for Refused {
-    fn from(reject: Reject) -> Self {
-        Self { reject, version: None }
-    }
 }
 
 async fn negotiate(
     client: &mut Stream,
-    peer: &Peer,
+    peer: Peer,
     listener: &Listener,
     session: &Session,
+    shared: &Shared,
     record: &mut Record,
 ) -> Result<Agreed, Refused> {
     let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
@@ -213,23 +250,40 @@ async fn negotiate(
     let claimed = Connect::version_to_answer_in(&buffer);
     let (connect, used) = result
         .and_then(|()| decode(&buffer, listener)?.ok_or(Reject::MalformedConnect))
-        .map_err(|reject| Refused { reject, version: claimed })?;
+        .map_err(|reject| Refused { outcome: reject.into(), version: claimed })?;
     record.client_id = Some(connect.client_id.into());
     record.mqtt_version = Some(connect.version);
-    let refused = |reject| Refused { reject, version: Some(connect.version) };
+    let refused = |reject: Reject| Refused { outcome: reject.into(), version: Some(connect.version) };
     settled.map_err(refused)?;
 
     let conn = ConnFacts { remote: record.remote, listener: &listener.name };
-    let facts = Facts { certificate: peer.certificate.as_ref(), tls: peer.tls.as_ref(), mqtt: &connect, conn };
+    let facts = Facts {
+        certificate: peer.certificate.as_ref(),
+        tls: peer.tls.as_ref(),
+        mqtt: &connect,
+        conn,
+        found: Found::default(),
+    };
+    let mut principal = identify(&facts, peer.device.as_deref(), listener, record).await.map_err(refused)?;
+    session.stand_also_on(Grounds { key: peer.key, standing: principal.standing.take() });
+    // What changed meanwhile may have been looked for in the index before the session was there.
+    if let Some(reason) = session.judged_by(|live| judge(&shared.runtime.load(), live)) {
+        return Err(Refused { outcome: Outcome::Closed(reason), version: Some(connect.version) });
+    }
+    let facts = Facts { found: principal.found(), ..facts };
     listener.admission.check(&facts).map_err(refused)?;
+    if listener.bans.is_client_refused(record.remote.ip(), connect.client_id) {
+        return Err(refused(Reject::Banned));
+    }
     let replacements = listener.rewriting.evaluate(&facts).map_err(refused)?;
+    let replacements = replacements.or_else(principal.client_id.clone(), principal.username.clone());
     let rewritten = replacements.apply(&connect);
     rewritten.check_client_id().map_err(|error| refused(error.into()))?;
     let key = match listener.upstream.hash_key() {
         Some(key) => key.text(&Facts { mqtt: &rewritten, ..facts }).map_err(refused)?,
         None => Arc::new(rewritten.client_id.to_owned()),
     };
-    let packet = if listener.rewriting.is_empty() {
+    let packet = if replacements.is_empty() {
         buffer.as_slice().into()
     } else {
         let mut packet = Vec::with_capacity(buffer.len() + 128);
@@ -248,6 +302,24 @@ async fn negotiate(
         }
     };
     Ok(Agreed { dialed, greeting, code, version: connect.version })
+}
+
+/// Finds out who the client is: by the registry, if its handshake was by a key of that, and by the authenticators.
+async fn identify(
+    facts: &Facts<'_>,
+    device: Option<&Entry>,
+    listener: &Listener,
+    record: &mut Record,
+) -> Result<Box<Principal>, Reject> {
+    if let Some(device) = device {
+        device.may_enter(now())?;
+    }
+    let mut principal = auth::authenticate(&listener.authenticators, facts).await?.unwrap_or_default();
+    if principal.device.is_none() {
+        principal.device = device.map(Entry::facts);
+    }
+    record.authenticator.clone_from(&principal.authenticator);
+    Ok(principal)
 }
 
 async fn settle(listener: &Listener, session: &Session) -> Result<(), Reject> {
@@ -342,6 +414,11 @@ async fn refuse(
     if said.is_ok() {
         net::discard_until_closed(&mut client).await;
     }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
 /// The size of the future that serves a connection, in bytes: what an established session costs besides its sockets,

@@ -10,7 +10,9 @@ use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 
+use crate::auth::Standing;
 use crate::outcome::CloseReason;
+use crate::tls::KeyGround;
 use crate::trust::{Credential, IssuerId, Key};
 
 /// Locks that sessions are spread over, so that opening one seldom waits for another.
@@ -25,7 +27,7 @@ type Id = u64;
 pub struct Sessions {
     next: AtomicU64,
     by_id: Sharded<BTreeMap<Id, Arc<Live>>>,
-    by_certificate: Sharded<BTreeSet<(Key, Id)>>,
+    by_key: Sharded<BTreeSet<(Key, Id)>>,
     /// Seconds since 1970.
     by_expiry: Sharded<BTreeSet<(i64, Id)>>,
     /// How many stand on certificates of an issuer that expire on a day, counted from 1970.
@@ -54,15 +56,51 @@ pub struct Live {
     /// The client's address.
     pub remote: IpAddr,
     credential: OnceLock<Credential>,
+    /// Seldom there, so in a box.
+    other: OnceLock<Box<Grounds>>,
     /// 0: it may go on; else the place of the reason in [`CloseReason::ALL`], counted from 1.
     end: AtomicU8,
     waker: AtomicWaker,
+}
+
+/// What a session stands on beside a certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grounds {
+    /// A key without a certificate.
+    pub key: Option<KeyGround>,
+    /// What an authenticator said of it.
+    pub standing: Option<Standing>,
+}
+
+impl Grounds {
+    fn keys(&self) -> impl Iterator<Item = Key> {
+        let (key, standing) = (self.key.as_ref().and_then(KeyGround::key), self.standing.as_ref());
+        key.into_iter().chain(standing.and_then(Standing::key))
+    }
+
+    fn until(&self) -> Option<i64> {
+        self.standing.as_ref().and_then(Standing::until)
+    }
 }
 
 impl Live {
     /// The certificate chain it stands on, if there is one.
     pub fn credential(&self) -> Option<&Credential> {
         self.credential.get()
+    }
+
+    /// What it stands on beside it.
+    pub fn grounds(&self) -> Option<&Grounds> {
+        self.other.get().map(|grounds| &**grounds)
+    }
+
+    /// Why it is over, of those reasons that come with time alone.
+    fn expired(&self, now: i64) -> Option<CloseReason> {
+        let has_passed = |until: Option<i64>| until.is_some_and(|until| until < now);
+        if has_passed(self.credential().map(Credential::not_after)) {
+            return Some(CloseReason::CertificateExpired);
+        }
+        has_passed(self.grounds().and_then(Grounds::until)).then_some(CloseReason::TokenExpired)
     }
 
     /// Tells the session that it is over. The first reason counts.
@@ -93,12 +131,24 @@ impl Session {
     pub fn stand_on(&self, credential: Credential) {
         let id = self.live.id;
         for link in credential.links() {
-            self.sessions.by_certificate.of(link.key()).insert((link.key(), id));
+            self.sessions.by_key.of(link.key()).insert((link.key(), id));
         }
         self.sessions.by_expiry.of(id).insert((credential.not_after(), id));
         *lock(&self.sessions.by_day).entry(day_of(&credential)).or_default() += 1;
         // A session proves itself once.
         let _ = self.live.credential.set(credential);
+    }
+
+    /// Likewise for what else it stands on; said once.
+    pub fn stand_also_on(&self, grounds: Grounds) {
+        let id = self.live.id;
+        for key in grounds.keys() {
+            self.sessions.by_key.of(key).insert((key, id));
+        }
+        if let Some(until) = grounds.until() {
+            self.sessions.by_expiry.of(id).insert((until, id));
+        }
+        let _ = self.live.other.set(Box::new(grounds));
     }
 
     /// The certificate chain it stands on, if there is one.
@@ -132,7 +182,7 @@ impl Drop for Session {
         let id = self.live.id;
         if let Some(credential) = self.live.credential() {
             for link in credential.links() {
-                self.sessions.by_certificate.of(link.key()).remove(&(link.key(), id));
+                self.sessions.by_key.of(link.key()).remove(&(link.key(), id));
             }
             self.sessions.by_expiry.of(id).remove(&(credential.not_after(), id));
             let mut by_day = lock(&self.sessions.by_day);
@@ -141,6 +191,14 @@ impl Drop for Session {
                 if *count == 0 {
                     by_day.remove(&day_of(credential));
                 }
+            }
+        }
+        if let Some(grounds) = self.live.grounds() {
+            for key in grounds.keys() {
+                self.sessions.by_key.of(key).remove(&(key, id));
+            }
+            if let Some(until) = grounds.until() {
+                self.sessions.by_expiry.of(id).remove(&(until, id));
             }
         }
         self.sessions.by_id.of(id).remove(&id);
@@ -157,7 +215,8 @@ impl Sessions {
     pub fn open(self: &Arc<Self>, listener: Arc<str>, remote: IpAddr) -> Session {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (end, waker) = (AtomicU8::new(0), AtomicWaker::new());
-        let live = Arc::new(Live { id, listener, remote, credential: OnceLock::new(), end, waker });
+        let live =
+            Arc::new(Live { id, listener, remote, credential: OnceLock::new(), other: OnceLock::new(), end, waker });
         self.by_id.of(id).insert(id, Arc::clone(&live));
         Session { live, sessions: Arc::clone(self) }
     }
@@ -189,14 +248,14 @@ impl Sessions {
         }
     }
 
-    /// Ends those of which `judge` says so, of those that one of these certificates is in the chain of.
-    pub fn sweep_certificates(&self, keys: &[Key], judge: impl Fn(&Live) -> Option<CloseReason>) -> usize {
+    /// Ends those of which `judge` says so, of those that stand on one of these: certificates of their chain, devices.
+    pub fn sweep_keys(&self, keys: &[Key], judge: impl Fn(&Live) -> Option<CloseReason>) -> usize {
         let mut ended = 0;
         for key in keys {
             let mut from = 0;
             loop {
                 let ids: Vec<Id> = {
-                    let index = self.by_certificate.of(*key);
+                    let index = self.by_key.of(*key);
                     index.range((*key, from)..=(*key, Id::MAX)).take(CHUNK).map(|(_, id)| *id).collect()
                 };
                 let Some(last) = ids.last() else { break };
@@ -210,10 +269,10 @@ impl Sessions {
 
     /// Whether somebody is connected who has one of these certificates in the chain.
     pub fn has_certificate(&self, key: Key) -> bool {
-        self.by_certificate.of(key).range((key, 0)..=(key, Id::MAX)).next().is_some()
+        self.by_key.of(key).range((key, 0)..=(key, Id::MAX)).next().is_some()
     }
 
-    /// Ends those whose certificates have expired. `now` is in seconds since 1970.
+    /// Ends those whose certificates or tokens have expired. `now` is in seconds since 1970.
     pub fn sweep_expired(&self, now: i64) -> usize {
         let mut ended = 0;
         for shard in &self.by_expiry.0 {
@@ -223,7 +282,7 @@ impl Sessions {
                 let Some((expiry, id)) = due.last() else { break };
                 from = (*expiry, id + 1);
                 let chunk: Vec<Arc<Live>> = due.iter().filter_map(|(_, id)| self.get(*id)).collect();
-                ended += end_those(&chunk, &|_| Some(CloseReason::CertificateExpired));
+                ended += end_those(&chunk, &|live| live.expired(now));
             }
         }
         ended

@@ -75,6 +75,7 @@ fn ticks(period: Duration) -> Interval {
 
 /// Begins, in the background, to fetch what is to be had from the network.
 fn fetch_due(shared: &Arc<Shared>, lasting: &Arc<Lasting>) {
+    shared.runtime.load().authenticators.iter().for_each(|authenticator| authenticator.fetch_due());
     lasting.knowledge.fetch_due(|key| shared.sessions.has_certificate(key));
     for listener in &shared.runtime.load().listeners {
         if listener.tls.as_ref().is_some_and(ServerTls::check_staples) {
@@ -90,11 +91,12 @@ fn fetch_due(shared: &Arc<Shared>, lasting: &Arc<Lasting>) {
 
 fn end_sessions(shared: &Shared, lasting: &Lasting) {
     let runtime = shared.runtime.load_full();
-    let revoked = lasting.knowledge.take_revoked();
-    let ended = shared.sessions.sweep_certificates(&revoked, |live| judge(&runtime, live))
-        + shared.sessions.sweep_expired(now());
+    let mut changed = lasting.knowledge.take_revoked();
+    changed.extend(lasting.sources.registries.values().iter().flat_map(|registry| registry.take_changed()));
+    let ended =
+        shared.sessions.sweep_keys(&changed, |live| judge(&runtime, live)) + shared.sessions.sweep_expired(now());
     if ended > 0 {
-        tracing::info!(sessions = ended, "sessions ended: their certificates are no longer good");
+        tracing::info!(sessions = ended, "sessions ended: what they stood on is no longer good");
     }
 }
 
@@ -102,15 +104,20 @@ fn read_files(shared: &Shared, lasting: &Lasting) {
     for problem in lasting.knowledge.read_changed_files() {
         tracing::error!("CRL: the last good one stays: {problem}");
     }
-    let mut have_anchors_changed = false;
-    for listener in &shared.runtime.load_full().listeners {
+    let runtime = shared.runtime.load_full();
+    let mut have_changed = false;
+    for listener in &runtime.listeners {
         if let Some(tls) = &listener.tls {
-            have_anchors_changed |= tls.read_changed_files(&listener.name);
+            have_changed |= tls.read_changed_files(&listener.name);
         }
     }
-    if have_anchors_changed {
+    for authenticator in &runtime.authenticators {
+        have_changed |= authenticator.read_changed_files();
+    }
+    runtime.signer.iter().for_each(|signer| signer.read_changed_files());
+    if have_changed {
         let ended = sweep(shared);
-        tracing::info!(sessions = ended, "sessions judged by other trust anchors; so many ended");
+        tracing::info!(sessions = ended, "sessions judged by what was read anew; so many ended");
     }
 }
 

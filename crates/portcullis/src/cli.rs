@@ -41,6 +41,20 @@ pub(crate) enum Command {
     Check(ConfigArguments),
     /// A small certificate authority for fleets that have none
     Pki(PkiArguments),
+    /// Adds a user to a password file, or changes its password
+    ///
+    /// The password is asked for, or read from the first line of standard input. Its Argon2id hash is written; a running
+    /// gateway reads the file within two seconds.
+    #[command(after_help = "Examples:\n  portcullis passwd users.txt alice\n  \
+                            pass show alice | portcullis passwd users.txt alice")]
+    Passwd {
+        /// The file; made if it is not there
+        file: PathBuf,
+        /// The user's name
+        user: String,
+    },
+    /// The device registry
+    Device(DeviceArguments),
     /// Prints a completion script for a shell
     #[command(after_help = "Example:\n  portcullis completions bash > /etc/bash_completion.d/portcullis")]
     Completions {
@@ -270,4 +284,185 @@ pub(crate) struct IssueArguments {
     /// How many days it is valid
     #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub(crate) days: u32,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    export PORTCULLIS_DATABASE=sqlite:devices.db    # or -c portcullis.toml, or --database\n  \
+    portcullis device add thing001 --group pumps --attribute site=lyon\n  \
+    portcullis device psk thing001    # prints the new key\n  \
+    portcullis device pin thing001 --certificate thing001.pem\n  \
+    portcullis device disable thing001    # its session ends within seconds\n  \
+    portcullis device ban thing001 --for 2h\n  \
+    portcullis device import devices.csv\n  \
+    portcullis device list --group pumps")]
+pub(crate) struct DeviceArguments {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArguments,
+    #[command(subcommand)]
+    pub(crate) command: DeviceCommand,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DatabaseArguments {
+    /// sqlite:PATH, or postgres://USER:PASSWORD@HOST/DATABASE; a file is made if it is not there
+    #[arg(long, value_name = "URL", env = "PORTCULLIS_DATABASE", hide_env_values = true, global = true)]
+    pub(crate) database: Option<String>,
+    /// The gateway's configuration, whose registry is taken
+    #[arg(short, long, value_name = "FILE", global = true, conflicts_with = "database")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Adds a device, enabled
+    #[command(
+        after_help = "Example:\n  portcullis device add thing001 --group pumps --attribute site=lyon --attribute floor=3"
+    )]
+    Add {
+        /// Its ID
+        id: String,
+        #[command(flatten)]
+        properties: DeviceProperties,
+    },
+    /// Changes groups and attributes of a device
+    Set {
+        /// Its ID
+        id: String,
+        #[command(flatten)]
+        properties: DeviceProperties,
+        /// A group to leave; may be given more than once
+        #[arg(long, value_name = "GROUP")]
+        remove_group: Vec<String>,
+        /// An attribute to remove; may be given more than once
+        #[arg(long, value_name = "NAME")]
+        remove_attribute: Vec<String>,
+    },
+    /// Lists devices
+    List {
+        /// Only those of this group
+        #[arg(long)]
+        group: Option<String>,
+        /// Only those in this state
+        #[arg(long, value_enum)]
+        state: Option<DeviceState>,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows a device; never its keys
+    Show {
+        /// Its ID
+        id: String,
+        /// As a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lets a device in again
+    Enable {
+        /// Its ID
+        id: String,
+    },
+    /// Keeps a device out until it is enabled; its sessions end
+    Disable {
+        /// Its ID
+        id: String,
+    },
+    /// Keeps a device out for a time; its sessions end
+    Ban {
+        /// Its ID
+        id: String,
+        /// How long, as 30m, 2h, 7d
+        #[arg(long = "for", value_name = "PERIOD", value_parser = humantime::parse_duration)]
+        period: std::time::Duration,
+    },
+    /// Removes a device; its sessions end
+    Remove {
+        /// Its ID
+        id: String,
+    },
+    /// Gives a device a pre-shared key, and prints it; or takes it away
+    #[command(after_help = "Examples:\n  portcullis device psk thing001\n  \
+                            echo 6f1d...e2 | portcullis device psk thing001 --stdin --identity pump-1")]
+    Psk {
+        /// Its ID
+        id: String,
+        /// The key's identity [default: the ID]
+        #[arg(long)]
+        identity: Option<String>,
+        /// Read the key, in hexadecimal, from standard input instead of making one
+        #[arg(long)]
+        stdin: bool,
+        /// Take the key away
+        #[arg(long, conflicts_with_all = ["identity", "stdin"])]
+        remove: bool,
+    },
+    /// Gives a device a password, asked for or read from standard input; or takes it away
+    Password {
+        /// Its ID
+        id: String,
+        /// Take the password away
+        #[arg(long)]
+        remove: bool,
+    },
+    /// Pins a device to certificates or public keys
+    #[command(after_help = "Examples:\n  portcullis device pin thing001 --certificate thing001.pem\n  \
+                            portcullis device pin thing001 --fingerprint 9f86d0...0a08\n  \
+                            portcullis device pin thing001 --remove 9f86d0...0a08")]
+    Pin {
+        /// Its ID
+        id: String,
+        /// PEM file of the certificate; its public key is pinned, so that it may be renewed
+        #[arg(long, value_name = "FILE")]
+        certificate: Vec<PathBuf>,
+        /// SHA-256 of a certificate or of a public key (SubjectPublicKeyInfo), in hexadecimal
+        #[arg(long, value_name = "HEX")]
+        fingerprint: Vec<String>,
+        /// A fingerprint to remove
+        #[arg(long, value_name = "HEX")]
+        remove: Vec<String>,
+    },
+    /// Adds devices from a CSV file
+    ///
+    /// The first line names the columns: `id`; `state` (enabled or disabled), `groups` and `pins` (separated by `;`),
+    /// `psk_identity`, `psk` (hexadecimal), `password` or `password_hash`; each other column is an attribute. Nothing is
+    /// added if a line is wrong.
+    #[command(after_help = "Example:\n  printf 'id,groups,site\\nthing001,pumps;north,lyon\\n' > devices.csv\n  \
+                            portcullis device import devices.csv")]
+    Import {
+        /// The file; `-` is standard input
+        file: PathBuf,
+        /// What becomes of devices that are there already
+        #[arg(long, value_enum, default_value_t = Existing::Refuse)]
+        existing: Existing,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeviceProperties {
+    /// A group it belongs to; may be given more than once
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: Vec<String>,
+    /// Something else to know of it: NAME=VALUE, in which a VALUE that is JSON counts as that; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) attribute: Vec<String>,
+}
+
+/// Whether a device is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceState {
+    Enabled,
+    Disabled,
+    Banned,
+}
+
+/// What becomes of a device that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Existing {
+    /// Nothing is changed at all
+    Refuse,
+    /// It stays as it is
+    Skip,
+    /// It becomes the new one
+    Replace,
 }

@@ -2,7 +2,9 @@
 
 mod check;
 mod cli;
+mod device;
 mod logging;
+mod passwd;
 mod pki;
 #[cfg(feature = "embedded-broker")]
 mod quickstart;
@@ -31,6 +33,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Quickstart(arguments) => quickstart::quickstart(&arguments),
         Command::Run(arguments) => run::run(&arguments.config),
         Command::Check(arguments) => check::check(&arguments.config),
+        Command::Passwd { file, user } => passwd::passwd(&file, &user),
+        Command::Device(arguments) => device::device(arguments),
         Command::Pki(arguments) => pki::pki(arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut std::io::stdout());

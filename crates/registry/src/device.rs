@@ -139,7 +139,8 @@ fn is_fingerprint(text: &str) -> bool {
 
 /// Octets in hexadecimal, lower case.
 pub fn to_hex(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+    let digits = octets.iter().flat_map(|octet| [octet >> 4, octet & 15]);
+    digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
 }
 
 /// Octets from hexadecimal of either case; `None`: it is none.

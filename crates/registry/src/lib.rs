@@ -131,8 +131,7 @@ impl fmt::Display for Error {
             Error::Schema(_) => write!(f, "the schema of the registry's database cannot be brought up to date"),
             Error::Exists(id) => write!(f, "there is a device `{id}` already"),
             Error::Unknown(id) => write!(f, "there is no device `{id}`"),
-            Error::Taken(what) => write!(f, "{what}"),
-            Error::Invalid(what) => write!(f, "{what}"),
+            Error::Taken(what) | Error::Invalid(what) => write!(f, "{what}"),
             Error::Corrupt(id) => write!(f, "what the database has of device `{id}` cannot be read"),
         }
     }
@@ -152,6 +151,17 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         Error::Database(error)
     }
+}
+
+/// What becomes of a device that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// Nothing is changed at all.
+    Refuse,
+    /// It stays as it is.
+    Skip,
+    /// It becomes the new one.
+    Replace,
 }
 
 /// A device that has changed.
@@ -180,7 +190,8 @@ impl Registry {
                 Box::pin(async move {
                     if kind == Kind::Sqlite {
                         // Readers do not wait for writers.
-                        let pragmas = "PRAGMA journal_mode = WAL; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;";
+                        let pragmas =
+                            "PRAGMA journal_mode = WAL; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;";
                         sqlx::raw_sql(pragmas).execute(connection).await?;
                     }
                     Ok(())
@@ -234,22 +245,27 @@ impl Registry {
         Ok(changes(&rows, &pins)?.into_iter().filter_map(|change| change.device).collect())
     }
 
-    /// Adds devices, all of them or none.
+    /// Adds devices, all of them or none; returns how many were written.
     ///
     /// # Errors
-    /// One of them is there already or cannot be kept, or the database failed.
-    pub async fn add(&self, devices: &[Device]) -> Result<(), Error> {
+    /// One of them is there already and may not be, or cannot be kept; or the database failed.
+    pub async fn add(&self, devices: &[Device], existing: Existing) -> Result<usize, Error> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
-        let first = take_revisions(&mut transaction, devices.len()).await?;
+        let (first, mut written) = (take_revisions(&mut transaction, devices.len()).await?, 0);
         for (revision, device) in (first..).zip(devices) {
-            if read(&mut transaction, &device.id).await?.is_some() {
-                return Err(Error::Exists(device.id.clone()));
+            if existing != Existing::Replace && read(&mut transaction, &device.id).await?.is_some() {
+                match existing {
+                    Existing::Skip => continue,
+                    Existing::Refuse | Existing::Replace => return Err(Error::Exists(device.id.clone())),
+                }
             }
             write(&mut transaction, revision, &device.id, Some(device)).await?;
+            written += 1;
         }
         self.notify(&mut transaction).await?;
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        Ok(written)
     }
 
     /// Changes a device; returns what it is then.
@@ -379,12 +395,7 @@ async fn read(connection: &mut AnyConnection, id: &str) -> Result<Option<Device>
     Ok(changes(&rows, &pins)?.into_iter().find_map(|change| change.device))
 }
 
-async fn write(
-    connection: &mut AnyConnection,
-    revision: i64,
-    id: &str,
-    device: Option<&Device>,
-) -> Result<(), Error> {
+async fn write(connection: &mut AnyConnection, revision: i64, id: &str, device: Option<&Device>) -> Result<(), Error> {
     if let Some(device) = device {
         device.validate().map_err(|what| Error::Invalid(format!("device `{}`: {what}", id.escape_debug())))?;
     }

@@ -1,5 +1,7 @@
 //! On SQLite; what PostgreSQL does, the interop tests see.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 use serde_json::json;
 
@@ -25,7 +27,7 @@ async fn what_is_put_in_comes_out() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
     let one = device("one");
-    registry.add(&[one.clone(), Device::new("two")]).await.unwrap();
+    registry.add(&[one.clone(), Device::new("two")], Existing::Refuse).await.unwrap();
     assert_eq!(registry.get("one").await.unwrap(), Some(one.clone()));
     assert_eq!(registry.list("").await.unwrap(), [one.clone(), Device::new("two")]);
     assert_eq!(registry.list("one").await.unwrap(), [Device::new("two")]);
@@ -33,9 +35,8 @@ async fn what_is_put_in_comes_out() {
     assert_eq!(registry.get("two").await.unwrap(), Some(changed));
     registry.remove("one").await.unwrap();
     assert_eq!(registry.get("one").await.unwrap(), None);
-    registry.add(&[one]).await.unwrap();
+    registry.add(&[one], Existing::Refuse).await.unwrap();
     assert!(!format!("{:?}", registry.get("one").await).contains("argon2id"));
-    use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(dir.path().join("devices.db")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "there are keys in it");
 }
@@ -44,13 +45,19 @@ async fn what_is_put_in_comes_out() {
 async fn what_cannot_be_is_refused_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
-    registry.add(&[device("one")]).await.unwrap();
+    registry.add(&[device("one")], Existing::Refuse).await.unwrap();
     let before = registry.revision().await.unwrap();
-    assert!(matches!(registry.add(&[Device::new("new"), Device::new("one")]).await, Err(Error::Exists(_))));
+    assert!(matches!(
+        registry.add(&[Device::new("new"), Device::new("one")], Existing::Refuse).await,
+        Err(Error::Exists(_))
+    ));
     assert_eq!(registry.get("new").await.unwrap(), None, "all or none");
-    assert!(matches!(registry.add(&[device("two")]).await, Err(Error::Taken(_))), "another's PSK identity");
+    assert!(
+        matches!(registry.add(&[device("two")], Existing::Refuse).await, Err(Error::Taken(_))),
+        "another's PSK identity"
+    );
     let pinned = Device { pins: device("one").pins, ..Device::new("two") };
-    assert!(matches!(registry.add(&[pinned]).await, Err(Error::Taken(_))), "another's pin");
+    assert!(matches!(registry.add(&[pinned], Existing::Refuse).await, Err(Error::Taken(_))), "another's pin");
     assert!(matches!(registry.change("two", |_| ()).await, Err(Error::Unknown(_))));
     assert!(matches!(registry.remove("two").await, Err(Error::Unknown(_))));
     let long = "x".repeat(300);
@@ -63,9 +70,17 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
         Device { psk: psk("0102"), ..Device::new("x") },
         Device { attributes: json!({ "a": "x".repeat(9000) }).as_object().unwrap().clone(), ..Device::new("x") },
     ] {
-        assert!(matches!(registry.add(&[wrong.clone()]).await, Err(Error::Invalid(_))), "{wrong:?}");
+        assert!(
+            matches!(registry.add(std::slice::from_ref(&wrong), Existing::Refuse).await, Err(Error::Invalid(_))),
+            "{wrong:?}"
+        );
     }
     assert_eq!(registry.revision().await.unwrap(), before);
+    let again = [Device::new("one"), Device::new("two")];
+    assert_eq!(registry.add(&again, Existing::Skip).await.unwrap(), 1);
+    assert_eq!(registry.get("one").await.unwrap(), Some(device("one")));
+    assert_eq!(registry.add(&again, Existing::Replace).await.unwrap(), 2);
+    assert_eq!(registry.get("one").await.unwrap(), Some(Device::new("one")));
 }
 
 #[tokio::test]
@@ -73,7 +88,7 @@ async fn changes_are_told_since_a_number() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
     assert_eq!(registry.changes(0).await.unwrap(), []);
-    registry.add(&[Device::new("a"), device("b"), Device::new("c")]).await.unwrap();
+    registry.add(&[Device::new("a"), device("b"), Device::new("c")], Existing::Refuse).await.unwrap();
     let all = registry.changes(0).await.unwrap();
     let seen: Vec<(i64, &str)> = all.iter().map(|change| (change.revision, change.id.as_str())).collect();
     assert_eq!(seen, [(1, "a"), (2, "b"), (3, "c")]);
@@ -93,7 +108,7 @@ async fn writers_take_turns() {
     let (one, other) = (registry(&dir).await, registry(&dir).await);
     let add = async |registry: &Registry, prefix: &str| {
         for n in 0..50 {
-            registry.add(&[Device::new(format!("{prefix}{n}"))]).await.unwrap();
+            registry.add(&[Device::new(format!("{prefix}{n}"))], Existing::Refuse).await.unwrap();
         }
     };
     tokio::join!(add(&one, "a"), add(&other, "b"));

@@ -79,18 +79,13 @@ const MAX_COMPREHENSION_DEPTH: usize = 1;
 
 /// Judges a program; returns the names it uses.
 pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<Names, Vec<ExpressionError>> {
-    let mut checker = Checker {
-        source,
-        program,
-        bound: Vec::new(),
-        depth: 0,
-        names: Names::default(),
-        errors: Vec::new(),
-    };
+    let mut checker =
+        Checker { source, program, bound: Vec::new(), depth: 0, names: Names::default(), errors: Vec::new() };
     let found = checker.type_of(program.expression());
     let (expected, article) = match wanted {
         Wanted::Bool => (Type::Bool, "a boolean"),
         Wanted::String => (Type::String, "a string"),
+        Wanted::Json => (Type::Unknown, "something"),
     };
     if !found.fits(expected) {
         let message = format!("this expression yields {}, {article} is wanted", found.name());

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use cel::objects::{Key, Map, Value};
 use cel::{Context, Env};
 use chrono::{DateTime, FixedOffset, Utc};
+use portcullis_registry::to_hex;
 use portcullis_wire::Connect;
 use serde_json::Value as Json;
 
+use crate::registry::Fingerprint;
 use crate::tls::{Certificate, Name};
 
 /// A type as far as it is known at load.
@@ -149,17 +151,26 @@ pub struct TlsFacts {
     pub alpn: Option<Box<str>>,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
-    /// Whose pre-shared key was used.
-    pub psk_identity: Option<Box<str>>,
+    /// The pre-shared key that was used.
+    pub psk: Option<UsedPsk>,
     /// The raw public key it proved to own.
     pub raw_key: Option<RawKey>,
+}
+
+/// A pre-shared key that was used.
+#[derive(Clone, Debug)]
+pub struct UsedPsk {
+    /// Its identity.
+    pub identity: Box<str>,
+    /// Tells the key from others; for this process only.
+    pub mark: u64,
 }
 
 /// A raw public key [RFC 7250].
 #[derive(Clone, Debug)]
 pub struct RawKey {
-    /// SHA-256 of its SubjectPublicKeyInfo, in lower-case hex.
-    pub fingerprint: Box<str>,
+    /// Of its SubjectPublicKeyInfo.
+    pub fingerprint: Fingerprint,
     /// What the file of keys calls it.
     pub name: Option<Box<str>>,
 }
@@ -283,9 +294,9 @@ fn tls(tls: &TlsFacts) -> Fields {
         .maybe("sni", tls.sni.as_deref())
         .maybe("alpn", tls.alpn.as_deref())
         .set("resumed", tls.resumed.into())
-        .maybe("psk_identity", tls.psk_identity.as_deref())
+        .maybe("psk_identity", tls.psk.as_ref().map(|psk| &*psk.identity))
         .maybe("key_name", tls.raw_key.as_ref().and_then(|key| key.name.as_deref()))
-        .maybe("key_fingerprint", tls.raw_key.as_ref().map(|key| &*key.fingerprint))
+        .maybe("key_fingerprint", tls.raw_key.as_ref().map(|key| to_hex(&key.fingerprint)).as_deref())
 }
 
 fn mqtt(connect: &Connect<'_>) -> Fields {
@@ -325,6 +336,28 @@ fn json(document: &Json) -> Value {
             Value::Map(Map { map: Arc::new(fields.collect()) })
         }
     }
+}
+
+/// A value as JSON; `None`: it has none.
+pub(super) fn to_json(value: &Value) -> Option<Json> {
+    Some(match value {
+        Value::Null => Json::Null,
+        Value::Bool(value) => (*value).into(),
+        Value::Int(value) => (*value).into(),
+        Value::UInt(value) => (*value).into(),
+        Value::Float(value) => serde_json::Number::from_f64(*value)?.into(),
+        Value::String(value) => value.as_str().into(),
+        Value::Timestamp(time) => time.timestamp().into(),
+        Value::List(items) => Json::Array(items.iter().map(to_json).collect::<Option<_>>()?),
+        Value::Map(map) => {
+            let entry = |(key, value): (&Key, &Value)| match key {
+                Key::String(name) => Some((name.to_string(), to_json(value)?)),
+                _ => None,
+            };
+            Json::Object(map.map.iter().map(entry).collect::<Option<_>>()?)
+        }
+        _ => return None,
+    })
 }
 
 fn text(text: &str) -> Value {

@@ -10,7 +10,7 @@ mod check;
 mod facts;
 mod strict;
 
-pub use facts::{ConnFacts, Facts, Found, RawKey, TlsFacts};
+pub use facts::{ConnFacts, Facts, Found, RawKey, TlsFacts, UsedPsk};
 
 use std::fmt;
 use std::ops::Range;
@@ -19,6 +19,7 @@ use std::sync::{Arc, LazyLock};
 use cel::common::ast::IdedExpr;
 use cel::{Env, Value};
 
+use crate::config::{At, Document};
 use crate::outcome::Reject;
 
 /// Longer expressions are refused at load, in bytes.
@@ -38,6 +39,8 @@ pub enum Wanted {
     Bool,
     /// Text.
     String,
+    /// Whatever JSON has.
+    Json,
 }
 
 /// A compiled expression.
@@ -124,6 +127,14 @@ impl Expression {
         }
     }
 
+    /// Evaluates an expression that yields something that JSON has; timestamps are seconds since 1970.
+    ///
+    /// # Errors
+    /// [`Reject::ExpressionFailed`], whatever went wrong.
+    pub fn json(&self, facts: &Facts<'_>) -> Result<serde_json::Value, Reject> {
+        facts::to_json(&self.evaluate(facts)?).ok_or_else(|| self.failed("it yields something that JSON has not"))
+    }
+
     fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Reject> {
         if !facts.missing().and(self.names.roots).without(self.names.guarded).is_empty() {
             return Err(self.failed("a certificate, token, device or answer that it uses is not there"));
@@ -147,6 +158,28 @@ fn describe(error: &cel::ExecutionError) -> &'static str {
         E::NoSuchOverload(_) | E::UnexpectedType { .. } | E::ValuesNotComparable(..) => "types do not fit",
         E::IndexOutOfBounds(_) => "an index is out of bounds",
         _ => "it cannot be evaluated",
+    }
+}
+
+/// Compiles an expression; says what is wrong with it in the document's problems.
+pub(crate) fn compile(source: Option<&At<String>>, wanted: Wanted, document: &mut Document) -> Option<Expression> {
+    let source = source?;
+    if document.is_substituted(&source.span) {
+        // It would be code, and both the code and what is wrong with it are shown.
+        let problem =
+            document.problems.error(&source.span, "nothing from outside the file can be put into an expression");
+        problem.hint("`${ENV:...}` and `${FILE:...}` are for values that are no expressions");
+        return None;
+    }
+    match Expression::compile(source, wanted) {
+        Ok(expression) => Some(expression),
+        Err(errors) => {
+            for error in errors {
+                let span = document.problems.inside(&source.span, source, error.span);
+                document.problems.error(&span, error.message).hint = error.hint;
+            }
+            None
+        }
     }
 }
 

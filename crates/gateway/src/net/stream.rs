@@ -14,6 +14,8 @@ use tokio::net::TcpStream;
 pub enum Stream {
     Tcp(TcpStream),
     FromDevice(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    #[cfg(feature = "psk")]
+    FromPskDevice(Box<tokio_openssl::SslStream<TcpStream>>),
     ToBroker(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     /// The built-in broker.
     Memory(DuplexStream),
@@ -24,6 +26,8 @@ macro_rules! each {
         match $this.get_mut() {
             Stream::Tcp($stream) => $body,
             Stream::FromDevice($stream) => $body,
+            #[cfg(feature = "psk")]
+            Stream::FromPskDevice($stream) => $body,
             Stream::ToBroker($stream) => $body,
             Stream::Memory($stream) => $body,
         }

@@ -160,6 +160,8 @@ struct JsonLine<'a> {
     tls_resumed: Option<bool>,
     cert_subject: Option<&'a str>,
     cert_serial: Option<&'a str>,
+    tls_identity: Option<&'a str>,
+    authenticator: Option<&'a str>,
     connect_ms: Option<f64>,
     duration_ms: f64,
 }
@@ -185,6 +187,8 @@ fn json(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
         tls_resumed: record.tls.map(|tls| tls.resumed),
         cert_subject: record.cert_subject.as_deref(),
         cert_serial: record.cert_serial.as_deref(),
+        tls_identity: record.tls_identity.as_deref(),
+        authenticator: record.authenticator.as_deref(),
         connect_ms: record.connected_after.map(milliseconds),
         duration_ms: milliseconds(record.opened.elapsed()),
     };

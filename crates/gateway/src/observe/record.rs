@@ -62,6 +62,10 @@ pub struct Record {
     pub cert_subject: Option<Box<str>>,
     /// Its serial number, likewise.
     pub cert_serial: Option<Box<str>>,
+    /// The identity of its pre-shared key, or what its raw public key is called, likewise.
+    pub tls_identity: Option<Box<str>>,
+    /// The authenticator that knew it.
+    pub authenticator: Option<Arc<str>>,
     /// From accept to the broker's CONNACK.
     pub connected_after: Option<Duration>,
     outcome: Option<Outcome>,
@@ -91,6 +95,8 @@ impl Record {
             tls: None,
             cert_subject: None,
             cert_serial: None,
+            tls_identity: None,
+            authenticator: None,
             connected_after: None,
             outcome: None,
             decided: None,
@@ -131,7 +137,6 @@ impl Record {
     }
 
     /// Ends the record: writes it down.
-    #[expect(clippy::boxed_local, reason = "it lives in a box from accept on")]
     pub fn finish(mut self: Box<Self>, outcome: Outcome) {
         self.outcome = Some(outcome);
     }

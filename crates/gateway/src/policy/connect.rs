@@ -1,13 +1,20 @@
 //! Admission and rewriting of CONNECT. Enters: the packet as the client sent it, and what is known of the client.
 //! Leaves: the packet as the broker gets it, or a refusal. A pure function: no I/O, no state.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use portcullis_wire::Connect;
 
-use crate::config::{At, Document, model};
-use crate::expr::{Expression, Facts, Wanted};
+use crate::config::model::{self, Password};
+use crate::config::{At, Document};
+use crate::expr::{Expression, Facts, Wanted, compile};
+use crate::identity::{OWN_CLAIMS, Signer};
 use crate::outcome::Reject;
+
+/// Of a token towards a broker: it is used once, a moment later.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(5 * 60);
 
 /// `admit.require`: expressions that must all be true.
 #[derive(Debug, Default)]
@@ -20,7 +27,22 @@ pub struct Admission {
 pub struct Rewriting {
     client_id: Option<Expression>,
     username: Option<Expression>,
-    password: Option<Expression>,
+    password: Option<NewPassword>,
+}
+
+#[derive(Debug)]
+enum NewPassword {
+    Expression(Expression),
+    Token(Token),
+}
+
+/// What a token towards the broker is made of.
+#[derive(Debug)]
+struct Token {
+    signer: Arc<Signer>,
+    claims: Vec<(String, Expression)>,
+    audience: Option<String>,
+    lifetime: Duration,
 }
 
 /// The new values of fields, to be put into a CONNECT. Not to be printed: one is a password.
@@ -59,18 +81,19 @@ impl Admission {
 }
 
 impl Rewriting {
-    pub(crate) fn compile(connect: &model::Connect, document: &mut Document) -> Self {
+    /// Compiles the table; `signer` is what tokens are signed by, if there is one. Says what is wrong in the document's
+    /// problems.
+    pub(crate) fn compile(connect: &model::Connect, signer: Option<&Arc<Signer>>, document: &mut Document) -> Self {
+        let password = connect.password.as_ref().and_then(|at| match &at.value {
+            Password::Expression(source) => {
+                let source = At { value: source.clone(), span: at.span.clone() };
+                let password = compile(Some(&source), Wanted::String, document)?;
+                Some(NewPassword::Expression(password.known_as("connect.password")))
+            }
+            Password::Token(token) => Token::compile(token, &at.span, signer, document).map(NewPassword::Token),
+        });
         let mut field = |source: &Option<At<String>>| compile(source.as_ref(), Wanted::String, document);
-        Self {
-            client_id: field(&connect.client_id),
-            username: field(&connect.username),
-            password: field(&connect.password).map(|password| password.known_as("connect.password")),
-        }
-    }
-
-    /// Whether CONNECT goes on as it came.
-    pub const fn is_empty(&self) -> bool {
-        self.client_id.is_none() && self.username.is_none() && self.password.is_none()
+        Self { client_id: field(&connect.client_id), username: field(&connect.username), password }
     }
 
     /// Computes the new values; all of them from the CONNECT that the client sent.
@@ -82,12 +105,72 @@ impl Rewriting {
         Ok(Replacements {
             client_id: value(&self.client_id)?,
             username: value(&self.username)?,
-            password: value(&self.password)?,
+            password: match &self.password {
+                Some(NewPassword::Expression(password)) => Some(password.text(facts)?),
+                Some(NewPassword::Token(token)) => Some(Arc::new(token.make(facts)?)),
+                None => None,
+            },
         })
     }
 }
 
+impl Token {
+    fn compile(
+        token: &model::Token,
+        span: &Range<usize>,
+        signer: Option<&Arc<Signer>>,
+        document: &mut Document,
+    ) -> Option<Self> {
+        let Some(signer) = signer else {
+            let problem = document.problems.error(span, "a token needs a key to be signed with");
+            problem.hint("[identity] private_key = \"identity.key\" issuer = \"https://gateway.example.com\"");
+            return None;
+        };
+        if let Some(own) = token.claims.keys().find(|name| OWN_CLAIMS.contains(&name.as_str())) {
+            document.problems.error(span, format!("the claim `{own}` is set by the gateway"));
+            return None;
+        }
+        if !token.claims.contains_key("sub") {
+            let problem = document.problems.warning(span, "the token says nothing of who the client is: no `sub`");
+            problem.hint("claims = { sub = 'cert.subject.cn' }");
+        }
+        if token.audience.is_none() {
+            let problem = document.problems.warning(span, "any service that trusts this gateway takes the token");
+            problem.hint("audience = \"brokers\"");
+        }
+        let compile = |(name, source): (&String, &String)| {
+            let source = At { value: source.clone(), span: span.clone() };
+            let expression = compile(Some(&source), Wanted::Json, document)?;
+            Some((name.clone(), expression.known_as(&format!("connect.password.claims.{name}"))))
+        };
+        let claims: Option<Vec<_>> = token.claims.iter().map(compile).collect();
+        let lifetime = token.lifetime.map_or(TOKEN_LIFETIME, |period| period.0);
+        Some(Self { signer: Arc::clone(signer), claims: claims?, audience: token.audience.clone(), lifetime })
+    }
+
+    fn make(&self, facts: &Facts<'_>) -> Result<String, Reject> {
+        let claim = |(name, expression): &(String, Expression)| Ok((name.clone(), expression.json(facts)?));
+        let claims = self.claims.iter().map(claim).collect::<Result<_, Reject>>()?;
+        self.signer.sign(claims, self.audience.as_deref(), self.lifetime).map_err(|_| Reject::RewriteFailed)
+    }
+}
+
 impl Replacements {
+    /// Fills what nothing else replaces by what an authenticator says.
+    #[must_use]
+    pub fn or_else(self, client_id: Option<String>, username: Option<String>) -> Self {
+        Self {
+            client_id: self.client_id.or_else(|| client_id.map(Arc::new)),
+            username: self.username.or_else(|| username.map(Arc::new)),
+            password: self.password,
+        }
+    }
+
+    /// Whether CONNECT goes on as it came.
+    pub const fn is_empty(&self) -> bool {
+        self.client_id.is_none() && self.username.is_none() && self.password.is_none()
+    }
+
     /// The CONNECT with the new values in it.
     pub fn apply<'a>(&'a self, connect: &Connect<'a>) -> Connect<'a> {
         let text = |value: &'a Option<Arc<String>>| value.as_ref().map(|value| value.as_str());
@@ -96,28 +179,6 @@ impl Replacements {
             username: text(&self.username).or(connect.username),
             password: text(&self.password).map(str::as_bytes).or(connect.password),
             ..*connect
-        }
-    }
-}
-
-/// Compiles an expression; says what is wrong with it in the document's problems.
-pub(crate) fn compile(source: Option<&At<String>>, wanted: Wanted, document: &mut Document) -> Option<Expression> {
-    let source = source?;
-    if document.is_substituted(&source.span) {
-        // It would be code, and both the code and what is wrong with it are shown.
-        let problem =
-            document.problems.error(&source.span, "nothing from outside the file can be put into an expression");
-        problem.hint("`${ENV:...}` and `${FILE:...}` are for values that are no expressions");
-        return None;
-    }
-    match Expression::compile(source, wanted) {
-        Ok(expression) => Some(expression),
-        Err(errors) => {
-            for error in errors {
-                let span = document.problems.inside(&source.span, source, error.span);
-                document.problems.error(&span, error.message).hint = error.hint;
-            }
-            None
         }
     }
 }

@@ -2,5 +2,4 @@
 
 mod connect;
 
-pub(crate) use connect::compile;
 pub use connect::{Admission, Replacements, Rewriting};

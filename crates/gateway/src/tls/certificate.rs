@@ -1,8 +1,7 @@
 //! What a certificate says of its owner, in the form expressions and logs use.
 
-use std::fmt::Write as _;
-
 use aws_lc_rs::digest;
+use portcullis_registry::to_hex;
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::{
     OID_X509_COMMON_NAME, OID_X509_COUNTRY_NAME, OID_X509_LOCALITY_NAME, OID_X509_ORGANIZATION_NAME,
@@ -12,6 +11,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::X509Name;
 
 use super::dn::{Value, rfc2253, text};
+use crate::crypto::sha256;
+use crate::registry::Fingerprint;
 
 /// A certificate's content; that it is to be trusted was decided elsewhere.
 #[derive(Clone, Debug)]
@@ -81,12 +82,20 @@ impl Certificate {
 
     /// Lower-case hex.
     pub fn sha256(&self) -> String {
-        hex(digest::digest(&digest::SHA256, &self.der).as_ref())
+        to_hex(&sha256(&self.der))
+    }
+
+    /// Of the certificate, and of its public key (SubjectPublicKeyInfo).
+    pub fn fingerprints(&self) -> [Fingerprint; 2] {
+        // It was read before.
+        let key = X509Certificate::from_der(&self.der).map(|(_, certificate)| sha256(certificate.public_key().raw));
+        let certificate = sha256(&self.der);
+        [certificate, key.unwrap_or(certificate)]
     }
 
     /// Lower-case hex; for lists that were made with it, not for new ones.
     pub fn sha1(&self) -> String {
-        hex(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &self.der).as_ref())
+        to_hex(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &self.der).as_ref())
     }
 }
 
@@ -134,13 +143,5 @@ fn ip(bytes: &[u8]) -> Option<String> {
 
 fn serial(bytes: &[u8]) -> String {
     let first = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len().saturating_sub(1));
-    hex(&bytes[first..]).to_ascii_uppercase()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
-        // A String takes every write.
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
+    to_hex(&bytes[first..]).to_ascii_uppercase()
 }

@@ -5,7 +5,7 @@
 //! rustls asks for tickets and for stored sessions in the midst of a handshake, without saying of which; so the
 //! handshake that is going on stands in a variable of the task.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::AtomicBool;
@@ -42,6 +42,8 @@ pub(super) struct Handshake {
     pub(super) verified: RefCell<Option<Proof>>,
     /// From the session it wants to resume.
     pub(super) resumed: RefCell<Option<Proof>>,
+    /// The device shows a raw public key.
+    pub(super) is_raw: Cell<bool>,
 }
 
 /// What a device proved, and when.
@@ -159,7 +161,8 @@ impl Resumption {
 impl Handshake {
     /// What has been learned; nothing stays.
     pub(super) fn take(&self) -> Self {
-        Self { verified: self.verified.take().into(), resumed: self.resumed.take().into() }
+        let (verified, resumed) = (self.verified.take().into(), self.resumed.take().into());
+        Self { verified, resumed, is_raw: self.is_raw.clone() }
     }
 
     fn proof(&self) -> Proof {

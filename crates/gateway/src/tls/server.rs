@@ -5,34 +5,43 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustls::server::{NoServerSessionStorage, WantsServerCert};
+use rustls::server::{Acceptor, CertificateType, NoServerSessionStorage, WantsServerCert};
 use rustls::{HandshakeKind, ServerConfig, SupportedProtocolVersion};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
-use super::Certificate;
 use super::keys::ServerKeys;
-use super::resumption::{HANDSHAKE, Handshake, Memory, Resumption, TicketKeys};
+use super::raw_keys::{BareServerKeys, KeyVerifier, KnownKeys, Owner};
+use super::resumption::{HANDSHAKE, Handshake, Resumption, TicketKeys};
 use super::verifier::{DeviceVerifier, reject};
+use super::{Accepted, Certificate, Context, KeyGround, Rest, Unfinished};
 use crate::config::model::{ClientAuth, ListenerTls, Ocsp, Resumption as Ways, TlsVersion};
 use crate::config::{At, Document};
-use crate::crypto::provider;
+use crate::crypto::{provider, sha256};
+use crate::expr::{RawKey, TlsFacts};
+use crate::net::Stream;
 use crate::outcome::Reject;
-use crate::trust::{Credential, Knowledge, Trust};
+use crate::registry::Used;
+use crate::trust::{Knowledge, Trust};
 
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const SESSION_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// The most a ticket may live [RFC 8446, 4.6.1].
 const MAX_SESSION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Of a secret that keys are derived from, in bytes.
 const MIN_TICKET_SECRET: usize = 32;
 
-/// The TLS side of a listener, compiled.
+/// The TLS side of a listener whose server has a certificate, compiled.
 #[derive(Debug)]
-pub struct ServerTls {
-    /// Built from the rest; another one when trust anchors change, whose names stand in it.
-    config: ArcSwap<ServerConfig>,
+pub(super) struct CertificateTls {
+    /// Built from the rest; others when trust anchors change, whose names stand in them.
+    configs: ArcSwap<Configs>,
+    parts: Parts,
+}
+
+/// What configurations are built from.
+#[derive(Debug)]
+struct Parts {
     versions: Vec<&'static SupportedProtocolVersion>,
     keys: Arc<ServerKeys>,
     /// `None`: devices are not asked for certificates.
@@ -40,36 +49,30 @@ pub struct ServerTls {
     needs_certificate: bool,
     alpn: Vec<Vec<u8>>,
     resumption: Option<Arc<Resumption>>,
-    handshake_timeout: Duration,
+    raw_keys: Option<Arc<KnownKeys>>,
 }
 
-/// A finished handshake.
+/// One for each way in which the two sides show their keys: rustls has configurations that are all certificates or all
+/// raw keys.
 #[derive(Debug)]
-pub struct Accepted {
-    /// The encrypted stream.
-    pub stream: Box<TlsStream<TcpStream>>,
-    /// The certificate that the device proved to own.
-    pub certificate: Option<Certificate>,
-    /// What of it is to be judged again for as long as the device is connected.
-    pub credential: Option<Credential>,
-    /// `TLSv1.2` or `TLSv1.3`.
-    pub version: &'static str,
-    /// Whether an earlier session was resumed.
-    pub resumed: bool,
+struct Configs {
+    /// Devices with certificates, or without.
+    plain: Arc<ServerConfig>,
+    /// Likewise, and the server shows its bare key.
+    bare_server: Option<Arc<ServerConfig>>,
+    /// Devices with raw keys.
+    raw: Option<Arc<ServerConfig>>,
+    /// Likewise, and the server shows its bare key.
+    raw_bare_server: Option<Arc<ServerConfig>>,
 }
 
-/// What a listener's TLS takes over from the one before a reload, and shares with others.
-#[derive(Clone, Debug)]
-pub(crate) struct Context<'a> {
-    /// The listener's name.
-    pub(crate) listener: &'a str,
-    pub(crate) knowledge: &'a Arc<Knowledge>,
-    pub(crate) memory: Arc<Memory>,
-}
-
-impl ServerTls {
+impl CertificateTls {
     /// Compiles the table; says what is wrong with it in the document's problems. `None`: something is.
-    pub(crate) fn compile(tls: &At<ListenerTls>, context: Context<'_>, document: &mut Document) -> Option<Self> {
+    pub(super) fn compile(tls: &At<ListenerTls>, context: Context<'_>, document: &mut Document) -> Option<Self> {
+        let raw_keys = match &tls.raw_keys {
+            Some(table) => Some(Arc::new(KnownKeys::compile(table, context.registry, document)?)),
+            None => None,
+        };
         let keys = ServerKeys::compile(tls, &context.memory, document);
         let trust = compile_trust(tls, context.knowledge, document);
         let versions = compile_versions(tls, document);
@@ -81,65 +84,62 @@ impl ServerTls {
             Some(protocols) => protocols.iter().map(|protocol| protocol.clone().into_bytes()).collect(),
             None => vec![b"mqtt".to_vec()],
         };
-        let config = build(&versions, &keys, trust.as_ref(), needs_certificate, &alpn, resumption.as_ref());
-        let handshake_timeout = tls.handshake_timeout.map_or(HANDSHAKE_TIMEOUT, |period| period.0);
-        Some(Self {
-            config: ArcSwap::new(config),
-            versions,
-            keys,
-            trust,
-            needs_certificate,
-            alpn,
-            resumption,
-            handshake_timeout,
-        })
+        if raw_keys.is_some() && !versions.contains(&&rustls::version::TLS13) {
+            let span = tls.versions.as_ref().map_or(&tls.span, |at| &at.span);
+            document.problems.error(span, "raw public keys need TLS 1.3");
+            return None;
+        }
+        let parts = Parts { versions, keys, trust, needs_certificate, alpn, resumption, raw_keys };
+        Some(Self { configs: ArcSwap::from_pointee(parts.build()), parts })
+    }
+
+    pub(super) const fn raw_keys(&self) -> Option<&Arc<KnownKeys>> {
+        self.parts.raw_keys.as_ref()
     }
 
     /// Notes that it is served by: what comes later has to be better than nothing.
-    pub(crate) fn is_served_by(&self) {
-        self.keys.is_served_by();
+    pub(super) fn is_served_by(&self) {
+        self.parts.keys.is_served_by();
     }
 
     /// What devices' certificates are judged by; `None`: they are not asked for.
-    pub fn trust(&self) -> Option<&Arc<Trust>> {
-        self.trust.as_ref()
+    pub(super) fn trust(&self) -> Option<&Arc<Trust>> {
+        self.parts.trust.as_ref()
     }
 
     /// Role, subject and end of each of the server's certificates and of the trust anchors, in seconds since 1970.
-    pub(crate) fn expiries(&self) -> Vec<(&'static str, String, i64)> {
-        let mut all: Vec<_> = self.keys.expiries().into_iter().map(|(name, end)| ("server", name, end)).collect();
-        let anchors = self.trust.as_ref().map(|trust| trust.anchors());
+    pub(super) fn expiries(&self) -> Vec<(&'static str, String, i64)> {
+        let mut all: Vec<_> = self.parts.keys.expiries().into_iter().map(|(name, end)| ("server", name, end)).collect();
+        let anchors = self.parts.trust.as_ref().map(|trust| trust.anchors());
         let anchors = anchors.iter().flat_map(|anchors| anchors.expiries());
         all.extend(anchors.map(|(name, end)| ("client_ca", name.clone(), *end)));
         all
     }
 
     /// Whether OCSP answers about the server's certificates are to be fetched; those out of date are taken away.
-    pub(crate) fn check_staples(&self) -> bool {
-        self.keys.check_staples()
+    pub(super) fn check_staples(&self) -> bool {
+        self.parts.keys.check_staples()
     }
 
     /// Fetches OCSP answers about the server's certificates, for handshakes to bring along.
-    pub(crate) async fn fetch_staples(&self, knowledge: &Knowledge) {
-        self.keys.fetch_staples(knowledge).await;
+    pub(super) async fn fetch_staples(&self, knowledge: &Knowledge) {
+        self.parts.keys.fetch_staples(knowledge).await;
     }
 
     /// Reads certificates, keys and trust anchors again whose files have changed; says in the log what came of it. Of
-    /// what cannot be used, the last good one stays. Returns whether trust anchors are others now.
-    pub(crate) fn read_changed_files(&self, listener: &str) -> bool {
-        self.keys.read_if_changed(listener);
-        let Some(trust) = &self.trust else { return false };
+    /// what cannot be used, the last good one stays. Returns whether sessions are to be judged again.
+    pub(super) fn read_changed_files(&self, listener: &str) -> bool {
+        self.parts.keys.read_if_changed(listener);
+        let are_others = self.parts.raw_keys.as_ref().is_some_and(|keys| keys.read_changed_file(listener));
+        self.read_changed_anchors(listener) || are_others
+    }
+
+    fn read_changed_anchors(&self, listener: &str) -> bool {
+        let Some(trust) = &self.parts.trust else { return false };
         match trust.read_if_changed() {
             Ok(true) => {
                 tracing::info!(listener, "client_ca loaded");
-                self.config.store(build(
-                    &self.versions,
-                    &self.keys,
-                    self.trust.as_ref(),
-                    self.needs_certificate,
-                    &self.alpn,
-                    self.resumption.as_ref(),
-                ));
+                self.configs.store(Arc::new(self.parts.build()));
                 true
             }
             Ok(false) => false,
@@ -151,26 +151,47 @@ impl ServerTls {
     }
 
     /// Takes the handshake with a device to its end, within its deadline.
-    ///
-    /// # Errors
-    /// Why it failed. The device is sent the fitting alert; what is left of the socket is for the caller to close, in such
-    /// a way that the alert arrives.
-    pub async fn accept(&self, socket: TcpStream) -> Result<Accepted, (Reject, Option<TcpStream>)> {
-        let accept = TlsAcceptor::from(self.config.load_full()).accept(socket).into_fallible();
+    pub(super) async fn accept(
+        &self,
+        socket: TcpStream,
+        deadline: Duration,
+    ) -> Result<Accepted, (Reject, Option<Unfinished>)> {
         let accept = HANDSHAKE.scope(Handshake::default(), async {
-            let accepted = accept.await;
+            let accepted = match &self.parts.raw_keys {
+                None => {
+                    let accept = TlsAcceptor::from(Arc::clone(&self.configs.load().plain)).accept(socket);
+                    accept.into_fallible().await.map_err(|(error, socket)| (error, Some(socket)))
+                }
+                Some(_) => self.choose_and_accept(socket).await,
+            };
             (accepted, HANDSHAKE.with(Handshake::take))
         });
-        let (stream, handshake) = match tokio::time::timeout(self.handshake_timeout, accept).await {
+        let (stream, handshake) = match tokio::time::timeout(deadline, accept).await {
             Ok((Ok(stream), handshake)) => (stream, handshake),
-            Ok((Err((error, socket)), _)) => return Err((reason(&error), Some(socket))),
+            Ok((Err((error, socket)), _)) => {
+                return Err((reason(&error), socket.map(|socket| Unfinished(Rest::Tcp(socket)))));
+            }
             Err(_) => return Err((Reject::HandshakeTimeout, None)),
         };
         let session = stream.get_ref().1;
+        let leaf = session.peer_certificates().and_then(|chain| chain.first());
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+        let mut facts = facts(session, resumed);
+        if let (Some(keys), Some(key), true) = (&self.parts.raw_keys, leaf, handshake.is_raw.get()) {
+            let fingerprint = sha256(key);
+            // Again: it may have been taken away in the midst of the handshake.
+            let (ground, device, name) = match keys.owner(&fingerprint).ok_or((Reject::UnknownKey, None))? {
+                Owner::Named(name) => (KeyGround::RawKey(fingerprint), None, Some(name)),
+                Owner::Device(entry) => {
+                    (KeyGround::Device(Arc::clone(&entry.id), Used::Pin(fingerprint)), Some(entry), None)
+                }
+            };
+            facts.raw_key = Some(RawKey { fingerprint, name });
+            let stream = Stream::FromDevice(Box::new(stream));
+            return Ok(Accepted { stream, certificate: None, credential: None, facts, ground: Some(ground), device });
+        }
         let proof = if resumed { handshake.resumed.take() } else { handshake.verified.take() };
         let credential = proof.and_then(|proof| proof.credential);
-        let leaf = session.peer_certificates().and_then(|chain| chain.first());
         let is_same = match (leaf, &credential) {
             (Some(leaf), Some(credential)) => credential.is_of(leaf),
             (None, None) => true,
@@ -185,28 +206,123 @@ impl ServerTls {
             Some(leaf) => Some(Certificate::from_der(leaf).ok_or((Reject::CertificateInvalid, None))?),
             None => None,
         };
-        let version = match session.protocol_version() {
-            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
-            _ => "TLSv1.3",
+        let stream = Stream::FromDevice(Box::new(stream));
+        Ok(Accepted { stream, certificate, credential, facts, ground: None, device: None })
+    }
+
+    /// Looks into the ClientHello for how the device wants to show its key, and to see the server's [RFC 7250, 3].
+    async fn choose_and_accept(
+        &self,
+        socket: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, (io::Error, Option<TcpStream>)> {
+        let acceptor = LazyConfigAcceptor::new(Acceptor::default(), socket);
+        tokio::pin!(acceptor);
+        let start = match acceptor.as_mut().await {
+            Ok(start) => start,
+            Err(error) => {
+                return Err((error, acceptor.take_io()));
+            }
         };
-        Ok(Accepted { stream: Box::new(stream), certificate, credential, version, resumed })
+        let hello = start.client_hello();
+        let offers_raw = hello.client_cert_types().is_some_and(|types| types.contains(&CertificateType::RawPublicKey));
+        let wants_bare =
+            hello.server_cert_types().is_some_and(|types| types.first() == Some(&CertificateType::RawPublicKey));
+        let configs = self.configs.load_full();
+        // Where there is no other way, a device is told that its own is none.
+        let is_raw = offers_raw || self.parts.trust.is_none();
+        let config = match (is_raw, wants_bare) {
+            (false, false) => Some(&configs.plain),
+            (false, true) => configs.bare_server.as_ref(),
+            (true, false) => configs.raw.as_ref(),
+            (true, true) => configs.raw_bare_server.as_ref(),
+        };
+        HANDSHAKE.with(|handshake| handshake.is_raw.set(is_raw));
+        let config = Arc::clone(config.unwrap_or(&configs.plain));
+        start.into_stream(config).into_fallible().await.map_err(|(error, socket)| (error, Some(socket)))
     }
 }
 
-impl Accepted {
-    /// What expressions may know of the TLS session.
-    pub fn facts(&self) -> crate::expr::TlsFacts {
-        let session = self.stream.get_ref().1;
-        let suite = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
-        // rustls says TLS13_ where the standard (RFC 8446, B.4), and so NGINX and OpenSSL, say TLS_.
-        let cipher = suite.strip_prefix("TLS13_").map_or_else(|| suite.into(), |rest| format!("TLS_{rest}").into());
-        crate::expr::TlsFacts {
-            version: self.version,
-            cipher,
-            sni: session.server_name().map(Into::into),
-            alpn: session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
-            resumed: self.resumed,
+impl Parts {
+    fn build(&self) -> Configs {
+        let certificates = |bare| {
+            let builder = self.builder();
+            let builder = match &self.trust {
+                Some(trust) => {
+                    let verifier = DeviceVerifier::new(Arc::clone(trust), self.needs_certificate);
+                    builder.with_client_cert_verifier(Arc::new(verifier))
+                }
+                None => builder.with_no_client_auth(),
+            };
+            self.finish(builder, bare, self.resumption.as_ref())
+        };
+        let raw = |keys: &Arc<KnownKeys>, bare| {
+            let builder = ServerConfig::builder_with_provider(provider())
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .expect("aws-lc-rs speaks TLS 1.3");
+            let builder = builder.with_client_cert_verifier(Arc::new(KeyVerifier::new(Arc::clone(keys))));
+            // Not resumed: who had the key then may not have it now, and the handshake is a cheap one.
+            self.finish(builder, bare, None)
+        };
+        let raw_keys = self.raw_keys.as_ref();
+        Configs {
+            plain: certificates(false),
+            bare_server: raw_keys.map(|_| certificates(true)),
+            raw: raw_keys.map(|keys| raw(keys, false)),
+            raw_bare_server: raw_keys.map(|keys| raw(keys, true)),
         }
+    }
+
+    fn builder(&self) -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
+        ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&self.versions)
+            .expect("aws-lc-rs speaks TLS 1.2 and 1.3")
+    }
+
+    fn finish(
+        &self,
+        builder: rustls::ConfigBuilder<ServerConfig, WantsServerCert>,
+        bare: bool,
+        resumption: Option<&Arc<Resumption>>,
+    ) -> Arc<ServerConfig> {
+        let mut config = if bare {
+            builder.with_cert_resolver(Arc::new(BareServerKeys(Arc::clone(&self.keys))))
+        } else {
+            builder.with_cert_resolver(Arc::clone(&self.keys) as _)
+        };
+        config.alpn_protocols.clone_from(&self.alpn);
+        // All suites offered are good; that the server chooses is what auditors' tools ask for.
+        config.ignore_client_order = true;
+        // One is enough for a device, which has one connection; each carries the device's chain.
+        config.send_tls13_tickets = 1;
+        match resumption {
+            Some(resumption) => {
+                config.ticketer = Arc::clone(resumption) as _;
+                config.session_storage = Arc::clone(resumption) as _;
+            }
+            None => {
+                config.session_storage = Arc::new(NoServerSessionStorage {});
+                config.send_tls13_tickets = 0;
+            }
+        }
+        Arc::new(config)
+    }
+}
+
+/// What expressions may know of the TLS session.
+fn facts(session: &rustls::ServerConnection, resumed: bool) -> TlsFacts {
+    let suite = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
+    TlsFacts {
+        version: match session.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            _ => "TLSv1.3",
+        },
+        // rustls says TLS13_ where the standard (RFC 8446, B.4), and so NGINX and OpenSSL, say TLS_.
+        cipher: suite.strip_prefix("TLS13_").map_or_else(|| suite.into(), |rest| format!("TLS_{rest}").into()),
+        sni: session.server_name().map(Into::into),
+        alpn: session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
+        resumed,
+        psk: None,
+        raw_key: None,
     }
 }
 
@@ -218,42 +334,6 @@ fn reason(error: &io::Error) -> Reject {
         }
         None => Reject::HandshakeClosed,
     }
-}
-
-fn build(
-    versions: &[&'static SupportedProtocolVersion],
-    keys: &Arc<ServerKeys>,
-    trust: Option<&Arc<Trust>>,
-    needs_certificate: bool,
-    alpn: &[Vec<u8>],
-    resumption: Option<&Arc<Resumption>>,
-) -> Arc<ServerConfig> {
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(versions)
-        .expect("aws-lc-rs speaks TLS 1.2 and 1.3");
-    let builder: rustls::ConfigBuilder<ServerConfig, WantsServerCert> = match trust {
-        Some(trust) => {
-            builder.with_client_cert_verifier(Arc::new(DeviceVerifier::new(Arc::clone(trust), needs_certificate)))
-        }
-        None => builder.with_no_client_auth(),
-    };
-    let mut config = builder.with_cert_resolver(Arc::clone(keys) as _);
-    config.alpn_protocols = alpn.to_vec();
-    // All suites offered are good; that the server chooses is what auditors' tools ask for.
-    config.ignore_client_order = true;
-    // One is enough for a device, which has one connection; each carries the device's chain.
-    config.send_tls13_tickets = 1;
-    match resumption {
-        Some(resumption) => {
-            config.ticketer = Arc::clone(resumption) as _;
-            config.session_storage = Arc::clone(resumption) as _;
-        }
-        None => {
-            config.session_storage = Arc::new(NoServerSessionStorage {});
-            config.send_tls13_tickets = 0;
-        }
-    }
-    Arc::new(config)
 }
 
 /// What devices' certificates are judged by, if they are asked for, and whether they must have one. The outer `None`:

@@ -136,6 +136,7 @@ pub(super) fn reject(error: &Error) -> Reject {
             CertificateError::Revoked => Reject::CertificateRevoked,
             CertificateError::UnknownRevocationStatus => Reject::CrlMissing,
             CertificateError::ExpiredRevocationList => Reject::CrlExpired,
+            CertificateError::ApplicationVerificationFailure => Reject::UnknownKey,
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 Reject::CertificatePurpose
             }
@@ -155,6 +156,8 @@ pub(super) fn reject(error: &Error) -> Reject {
             | rustls::PeerIncompatible::SupportedVersionsExtensionRequired
             // The extension came with TLS 1.2 (RFC 5246, 7.4.1.4.1): without it, the client is older.
             | rustls::PeerIncompatible::SignatureAlgorithmsExtensionRequired => Reject::TlsVersion,
+            // It has shown none of those that are known here.
+            rustls::PeerIncompatible::IncorrectCertificateTypeExtension => Reject::UnknownKey,
             _ => Reject::TlsParameters,
         },
         Error::NoApplicationProtocol => Reject::TlsParameters,

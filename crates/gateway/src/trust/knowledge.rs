@@ -8,13 +8,13 @@ use arc_swap::ArcSwap;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::credential::{Key, responder};
-use crate::fetch::{Fetcher, is_url};
-use crate::kept::Kept;
 use super::issuers::{Issuer, Issuers};
 use super::ocsp::{OcspStatus, Question};
 use super::source::{Origin, Source};
 use super::statuses::Statuses;
 use super::{IssuerId, Serial, now};
+use crate::fetch::{Fetcher, is_url};
+use crate::kept::Kept;
 
 /// What is known. Outlives reloads.
 #[derive(Debug, Default)]

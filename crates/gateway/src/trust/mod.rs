@@ -143,20 +143,11 @@ impl Trust {
         }
         let client_ca = document.resolve(ca);
         let file = Follower::default();
-        let mut anchors = None;
-        let read = || {
-            let read = Anchors::read(&client_ca, knowledge);
-            let problem = read.as_ref().err().map(|complaint| complaint.message.clone());
-            anchors = Some(read);
-            problem.map_or(Ok(()), Err)
-        };
-        // What is wrong with them is said below, with its hint.
-        let _ = file.read_if_changed(&[&client_ca], true, read);
+        let anchors = file.read_first(&client_ca, || Anchors::read(&client_ca, knowledge));
         let refresh = tls.revocation_refresh.map_or(REFRESH, |period| period.0);
         let sources = compile_sources(tls, refresh, knowledge, document);
         let ocsp_responder = tls.ocsp_responder.as_ref().map(|url| url.value.clone());
-        if let Some(url) =
-            tls.ocsp_responder.as_ref().filter(|url| !is_url(url) && !document.is_substituted(&url.span))
+        if let Some(url) = tls.ocsp_responder.as_ref().filter(|url| !is_url(url) && !document.is_substituted(&url.span))
         {
             document
                 .problems
@@ -183,7 +174,7 @@ impl Trust {
                 document.problems.warning(&at.span, message);
             }
         }
-        match anchors? {
+        match anchors {
             Ok(anchors) => Some(Self {
                 knowledge: Arc::clone(knowledge),
                 client_ca,

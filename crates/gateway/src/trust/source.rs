@@ -11,10 +11,10 @@ use arc_swap::ArcSwap;
 
 use super::credential::{Key, Link};
 use super::crl::{Coverage, Crl, newly_revoked};
-use crate::fetch::{Fetched, Fetcher, Validators};
 use super::issuers::{Issuer, Issuers};
 use super::knowledge::CrlNote;
 use super::now;
+use crate::fetch::{Fetched, Fetcher, Validators};
 use crate::files::Follower;
 
 /// Nothing is fetched more often.

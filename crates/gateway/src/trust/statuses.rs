@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::credential::{Key, key};
-use crate::fetch::Fetcher;
 use super::issuers::Issuer;
 use super::ocsp::{Answer, OcspStatus, Question};
 use super::{IssuerId, Serial, now};
+use crate::fetch::Fetcher;
 
 /// Certificates remembered at most; about 300 bytes each.
 const MAX_ENTRIES: usize = 1_000_000;

@@ -120,7 +120,7 @@ impl Upstream {
             let message = "`slow_start` has no effect with `balance = \"hash\"`: a key has one server";
             document.problems.warning(&slow_start.span, message);
         }
-        let hash_key = crate::policy::compile(upstream.hash_key.as_ref(), Wanted::String, document);
+        let hash_key = crate::expr::compile(upstream.hash_key.as_ref(), Wanted::String, document);
         let tls = match &upstream.tls {
             Some(tls) => Some(ClientTls::compile(tls, document)?),
             None => None,

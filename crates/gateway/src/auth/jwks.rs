@@ -1,0 +1,185 @@
+//! The public keys of an issuer of tokens [RFC 7517], from a file or a URL: kept, followed, and the last good ones stay.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey};
+use serde::Deserialize;
+
+use crate::config::Complaint;
+use crate::fetch::{Fetched, Fetcher, Validators};
+use crate::files::Follower;
+
+/// Keys of an issuer at most.
+const MAX_KEYS: usize = 64;
+/// After a failure, or for a key that is not known, a URL is fetched again no sooner.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// The keys of an issuer.
+#[derive(Debug)]
+pub(crate) struct Jwks {
+    origin: Origin,
+    /// `None`: there are none yet.
+    keys: ArcSwapOption<Vec<Key>>,
+}
+
+#[derive(Debug)]
+enum Origin {
+    File(PathBuf, Follower),
+    Url(Box<Remote>),
+}
+
+#[derive(Debug)]
+struct Remote {
+    url: String,
+    fetcher: Fetcher,
+    /// Held while it is being fetched.
+    turn: tokio::sync::Mutex<Validators>,
+    /// When it was asked for last.
+    asked: Mutex<Option<Instant>>,
+}
+
+/// A key that tokens are verified with.
+pub(super) struct Key {
+    id: Option<String>,
+    /// Those it may be used with.
+    algorithms: Vec<Algorithm>,
+    public: DecodingKey,
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Key({:?})", self.id)
+    }
+}
+
+impl Jwks {
+    /// Those of a file, which is read at once.
+    ///
+    /// # Errors
+    /// It cannot be read, or has no key that can be used.
+    pub(super) fn file(path: PathBuf) -> Result<Self, Complaint> {
+        let follower = Follower::default();
+        let keys = follower.read_first(&path, || read_file(&path))?;
+        Ok(Self { origin: Origin::File(path, follower), keys: ArcSwapOption::from_pointee(keys) })
+    }
+
+    /// Those of a URL, to be fetched.
+    pub(super) fn url(url: String, fetcher: Fetcher) -> Self {
+        let remote = Remote { url, fetcher, turn: tokio::sync::Mutex::default(), asked: Mutex::default() };
+        Self { origin: Origin::Url(Box::new(remote)), keys: ArcSwapOption::empty() }
+    }
+
+    /// Keys that a token with this key ID and algorithm may be signed with. `None`: there are no keys yet.
+    ///
+    /// A key without an ID may be meant by any token, one with an ID by those that name it.
+    pub(super) fn candidates(&self, id: Option<&str>, algorithm: Algorithm) -> Option<Vec<DecodingKey>> {
+        let keys = self.keys.load();
+        let may_be = |key: &&Key| match (key.id.as_deref(), id) {
+            (Some(known), Some(id)) => known == id,
+            (None, _) | (_, None) => true,
+        };
+        let fitting = keys.as_ref()?.iter().filter(may_be).filter(|key| key.algorithms.contains(&algorithm));
+        Some(fitting.map(|key| key.public.clone()).collect())
+    }
+
+    /// Reads the file again if it has changed, and says in the log what came of it.
+    pub(super) fn read_changed_file(&self, authenticator: &str) {
+        let Origin::File(path, follower) = &self.origin else { return };
+        match follower.read_if_changed(&[path], false, || read_file(path).map_err(|complaint| complaint.message)) {
+            Some(Ok(keys)) => {
+                tracing::info!(authenticator, keys = keys.len(), "keys of tokens loaded");
+                self.keys.store(Some(Arc::new(keys)));
+            }
+            Some(Err(problem)) => tracing::error!(authenticator, "keys of tokens: the last good ones stay: {problem}"),
+            None => {}
+        }
+    }
+
+    /// Whether it is a URL that was asked for longer ago than `refresh`, or that is to be tried again.
+    pub(super) fn is_due(&self, refresh: Duration) -> bool {
+        let Origin::Url(remote) = &self.origin else { return false };
+        let period = if self.keys.load().is_some() { refresh } else { RETRY };
+        remote.was_asked_within(period.max(RETRY)).is_none()
+    }
+
+    /// Fetches them, unless they were asked for a moment ago; says in the log what came of it.
+    pub(super) async fn fetch(&self) {
+        let Origin::Url(remote) = &self.origin else { return };
+        let mut validators = remote.turn.lock().await;
+        if remote.was_asked_within(RETRY).is_some() {
+            return;
+        }
+        *remote.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let keys = match remote.fetcher.get_keys(&remote.url, &validators).await {
+            Ok(Fetched::New(bytes, new)) => parse(&bytes).inspect(|_| *validators = new),
+            Ok(Fetched::NotModified) => return,
+            Err(problem) => Err(problem),
+        };
+        match keys {
+            Ok(keys) => {
+                tracing::info!(url = remote.url, keys = keys.len(), "keys of tokens fetched");
+                self.keys.store(Some(Arc::new(keys)));
+            }
+            Err(problem) => tracing::error!(url = remote.url, "keys of tokens cannot be fetched: {problem}"),
+        }
+    }
+}
+
+impl Remote {
+    fn was_asked_within(&self, period: Duration) -> Option<Instant> {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.filter(|asked| asked.elapsed() < period)
+    }
+}
+
+fn read_file(path: &PathBuf) -> Result<Vec<Key>, Complaint> {
+    let complain = |what: String| Complaint::new(format!("{}: {what}", path.display()));
+    parse(&std::fs::read(path).map_err(|error| complain(error.to_string()))?).map_err(complain)
+}
+
+/// Keys that cannot be used here are passed over, as RFC 7517, 5 wants it: secret ones above all, which would let
+/// whoever can verify a token make one.
+fn parse(bytes: &[u8]) -> Result<Vec<Key>, String> {
+    #[derive(Deserialize)]
+    struct Set {
+        keys: Vec<serde_json::Value>,
+    }
+    let set: Set = serde_json::from_slice(bytes).map_err(|_| "this is no JWKS: `{ \"keys\": [...] }`".to_owned())?;
+    let keys: Vec<Key> = set.keys.into_iter().take(MAX_KEYS).filter_map(key).collect();
+    if keys.is_empty() { Err("there is no public key for signatures in it".to_owned()) } else { Ok(keys) }
+}
+
+fn key(value: serde_json::Value) -> Option<Key> {
+    let jwk: Jwk = serde_json::from_value(value).ok()?;
+    if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
+        return None;
+    }
+    let by_type = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => {
+            use Algorithm::{PS256, PS384, PS512, RS256, RS384, RS512};
+            vec![PS256, PS384, PS512, RS256, RS384, RS512]
+        }
+        AlgorithmParameters::EllipticCurve(parameters) => match parameters.curve {
+            EllipticCurve::P256 => vec![Algorithm::ES256],
+            EllipticCurve::P384 => vec![Algorithm::ES384],
+            _ => return None,
+        },
+        AlgorithmParameters::OctetKeyPair(parameters) if parameters.curve == EllipticCurve::Ed25519 => {
+            vec![Algorithm::EdDSA]
+        }
+        _ => return None,
+    };
+    let algorithms = match jwk.common.key_algorithm {
+        None => by_type,
+        Some(named) => {
+            let named = Algorithm::try_from(named).ok()?;
+            by_type.into_iter().filter(|algorithm| *algorithm == named).collect()
+        }
+    };
+    let public = DecodingKey::from_jwk(&jwk).ok()?;
+    (!algorithms.is_empty()).then_some(Key { id: jwk.common.key_id, algorithms, public })
+}

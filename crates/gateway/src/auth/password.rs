@@ -1,0 +1,310 @@
+//! Password hashes, and verifying passwords against them: slow on purpose, so on threads of its own, a bounded number at
+//! once, which give way to those that move bytes.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use argon2::password_hash::rand_core::OsRng;
+use argon2::password_hash::{PasswordHash as Phc, PasswordHasher, PasswordVerifier, SaltString};
+use argon2::{Algorithm, Argon2, Params, Version};
+use aws_lc_rs::pbkdf2;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::sync::oneshot;
+use zeroize::Zeroizing;
+
+use super::cache::{Cache, Question};
+use crate::crypto::mark;
+use crate::outcome::Reject;
+
+/// Passwords that wait at most; a verification takes some 20 to 100 ms.
+const MAX_WAITING: usize = 256;
+/// How long a client waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How much the verifying threads give way, as `nice` counts.
+const NICENESS: i32 = 10;
+
+// What a hash may cost: a mistake in a file is not to stop everybody.
+const MAX_ARGON2_MEMORY_KIB: u32 = 256 << 10;
+const MAX_ARGON2_PASSES: u32 = 32;
+const MAX_ARGON2_LANES: u32 = 16;
+const MAX_BCRYPT_COST: u32 = 16;
+/// Octets.
+const MAX_BCRYPT_PASSWORD: usize = 72;
+const MAX_PBKDF2_ITERATIONS: u32 = 10_000_000;
+
+/// Memory, passes and lanes of the hashes we make: OWASP's recommendation of 2023.
+const ARGON2: (u32, u32, u32) = (19 << 10, 2, 1);
+
+/// The hash of a password. Not to be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PasswordHash {
+    text: Box<str>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Argon2,
+    Bcrypt,
+    /// As mosquitto writes it: `$7$iterations$salt$hash`.
+    Pbkdf2,
+}
+
+impl PasswordHash {
+    /// Reads an Argon2 hash in PHC form, a bcrypt hash, or PBKDF2-SHA512 as `mosquitto_passwd` writes it.
+    ///
+    /// # Errors
+    /// What is wrong with it, without quoting it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let kind = if text.starts_with("$argon2") {
+            check_argon2(text)?;
+            Kind::Argon2
+        } else if ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| text.starts_with(prefix)) {
+            check_bcrypt(text)?;
+            Kind::Bcrypt
+        } else if text.starts_with("$7$") {
+            Pbkdf2::parse(text).ok_or("this is no PBKDF2 hash as `mosquitto_passwd` writes it")?;
+            Kind::Pbkdf2
+        } else if text.starts_with("$6$") {
+            return Err("a hash of one round of SHA-512, as mosquitto wrote them before 2.0, is too weak".to_owned());
+        } else {
+            return Err("this is no hash that is known here: Argon2, bcrypt, or mosquitto's PBKDF2".to_owned());
+        };
+        Ok(Self { text: text.into(), kind })
+    }
+
+    /// Makes the Argon2id hash of a password; takes some 30 ms.
+    ///
+    /// # Errors
+    /// It cannot be hashed.
+    pub fn make(password: &[u8]) -> Result<String, String> {
+        let (memory, passes, lanes) = ARGON2;
+        let params = Params::new(memory, passes, lanes, None).map_err(|error| error.to_string())?;
+        let salt = SaltString::generate(&mut OsRng);
+        let hasher = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        hasher.hash_password(password, &salt).map(|hash| hash.to_string()).map_err(|error| error.to_string())
+    }
+
+    /// What tells it from others, to find out later whether it has changed.
+    pub(super) fn mark(&self) -> u64 {
+        mark(self.text.as_bytes())
+    }
+
+    fn is_of(&self, password: &[u8]) -> bool {
+        match self.kind {
+            Kind::Argon2 => {
+                Phc::new(&self.text).is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok())
+            }
+            // It looks at no more octets than these: what comes behind would not count.
+            Kind::Bcrypt => {
+                password.len() <= MAX_BCRYPT_PASSWORD && bcrypt::verify(password, &self.text).unwrap_or(false)
+            }
+            // HMAC fills short keys up with zeros, so that one behind the password would not count [RFC 2104, 2].
+            Kind::Pbkdf2 => Pbkdf2::parse(&self.text).is_some_and(|hash| {
+                !password.ends_with(&[0])
+                    && pbkdf2::verify(pbkdf2::PBKDF2_HMAC_SHA512, hash.iterations, &hash.salt, password, &hash.hash)
+                        .is_ok()
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for PasswordHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PasswordHash(***)")
+    }
+}
+
+fn check_argon2(text: &str) -> Result<(), String> {
+    let wrong = |_| "this is no Argon2 hash".to_owned();
+    let hash = Phc::new(text).map_err(wrong)?;
+    Algorithm::try_from(hash.algorithm).map_err(wrong)?;
+    let params = Params::try_from(&hash).map_err(wrong)?;
+    if hash.salt.is_none() || hash.hash.is_none() {
+        return Err("this is no Argon2 hash".to_owned());
+    }
+    if params.m_cost() > MAX_ARGON2_MEMORY_KIB
+        || params.t_cost() > MAX_ARGON2_PASSES
+        || params.p_cost() > MAX_ARGON2_LANES
+    {
+        let most = format!("{} MiB, {MAX_ARGON2_PASSES} passes, {MAX_ARGON2_LANES} lanes", MAX_ARGON2_MEMORY_KIB >> 10);
+        return Err(format!("this Argon2 hash costs more than {most}"));
+    }
+    Ok(())
+}
+
+fn check_bcrypt(text: &str) -> Result<(), String> {
+    let cost = text.parse::<bcrypt::HashParts>().map_err(|_| "this is no bcrypt hash".to_owned())?.get_cost();
+    if cost > MAX_BCRYPT_COST {
+        return Err(format!("this bcrypt hash has a cost of {cost}; {MAX_BCRYPT_COST} is the most"));
+    }
+    Ok(())
+}
+
+struct Pbkdf2 {
+    iterations: NonZeroU32,
+    salt: Vec<u8>,
+    hash: Vec<u8>,
+}
+
+impl Pbkdf2 {
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.strip_prefix("$7$")?.split('$');
+        let iterations: NonZeroU32 = fields.next()?.parse().ok()?;
+        let salt = STANDARD.decode(fields.next()?).ok()?;
+        let hash = STANDARD.decode(fields.next()?).ok()?;
+        let is_sound = fields.next().is_none() && hash.len() == 64 && iterations.get() <= MAX_PBKDF2_ITERATIONS;
+        is_sound.then_some(Self { iterations, salt, hash })
+    }
+}
+
+/// Verifies passwords, and remembers for a while which were right.
+#[derive(Debug)]
+pub(super) struct Passwords {
+    proofs: Cache<()>,
+    /// How long.
+    period: Duration,
+}
+
+impl Passwords {
+    pub(super) fn new(period: Duration) -> Self {
+        Self { proofs: Cache::default(), period }
+    }
+
+    /// Whether a password is the one of this hash.
+    ///
+    /// # Errors
+    /// [`Reject::AuthenticationBusy`]: too many others are waiting.
+    pub(super) async fn verify(&self, hash: &PasswordHash, password: &[u8]) -> Result<bool, Reject> {
+        // The hash has a salt: no other user's password is this question.
+        let question = Question::of(&[hash.text.as_bytes(), password]);
+        if self.proofs.get(question).is_some() {
+            return Ok(true);
+        }
+        let is_right = ask(hash.clone(), password).await?;
+        if is_right {
+            self.proofs.put(question, (), self.period);
+        }
+        Ok(is_right)
+    }
+
+    /// Takes the time that verifying takes, for those whom nobody knows.
+    ///
+    /// # Errors
+    /// As [`Passwords::verify`].
+    pub(super) async fn pretend(&self, hash: Option<&PasswordHash>, password: &[u8]) -> Result<(), Reject> {
+        static NOBODYS: LazyLock<Option<PasswordHash>> =
+            LazyLock::new(|| PasswordHash::parse(&PasswordHash::make(b"nobody").ok()?).ok());
+        match hash.or(NOBODYS.as_ref()) {
+            Some(hash) => ask(hash.clone(), password).await.map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+struct Job {
+    hash: PasswordHash,
+    password: Zeroizing<Vec<u8>>,
+    answer: oneshot::Sender<bool>,
+}
+
+async fn ask(hash: PasswordHash, password: &[u8]) -> Result<bool, Reject> {
+    static QUEUE: LazyLock<SyncSender<Job>> = LazyLock::new(start);
+    let (answer, answered) = oneshot::channel();
+    let job = Job { hash, password: Zeroizing::new(password.to_vec()), answer };
+    match QUEUE.try_send(job) {
+        Ok(()) => {}
+        Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(Reject::AuthenticationBusy),
+    }
+    match tokio::time::timeout(PATIENCE, answered).await {
+        Ok(Ok(is_right)) => Ok(is_right),
+        // What takes too long is not done at all: its answer would go nowhere.
+        Ok(Err(_)) | Err(_) => Err(Reject::AuthenticationBusy),
+    }
+}
+
+/// Half as many threads as there are cores: the other half is left to those that move bytes, however many guess.
+fn start() -> SyncSender<Job> {
+    let (queue, jobs) = sync_channel::<Job>(MAX_WAITING);
+    let jobs = Arc::new(Mutex::new(jobs));
+    let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
+    for _ in 0..threads {
+        let jobs = Arc::clone(&jobs);
+        let spawned = std::thread::Builder::new().name("passwords".to_owned()).spawn(move || work(&jobs));
+        if let Err(error) = spawned {
+            tracing::error!(%error, "no thread to verify passwords on");
+        }
+    }
+    queue
+}
+
+fn work(jobs: &Mutex<Receiver<Job>>) {
+    // Of this thread alone, on Linux; refused, it works as well as others.
+    let _ = rustix::process::setpriority_process(None, NICENESS);
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Job { hash, password, answer }) = job else { return };
+        // Who has gone meanwhile costs nothing.
+        if !answer.is_closed() {
+            let _ = answer.send(hash.is_of(&password));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Made by `mosquitto_passwd` 2.0 and by Python's `bcrypt`, of the password "secret".
+    const MOSQUITTO: &str = "$7$101$8v9XaRHTxtxJiZlB$Aelps7ZUh6AHFFsC0OhW4tE7tQmATz/uJRZ+fwjgFPWiHO3j3xv9zyNE+4XaUZHyWlj+IYamc2Tk4/IWIu2gEQ==";
+    const BCRYPT: &str = "$2b$06$BeE94iAHrckHIok5AFD59ObUWIVoMdY0lem5cXoPuARkUnvd6xOte";
+
+    #[test]
+    fn each_kind_of_hash_is_verified() {
+        let ours = PasswordHash::make(b"secret").unwrap();
+        assert!(ours.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{ours}");
+        for text in [MOSQUITTO, BCRYPT, &ours] {
+            let hash = PasswordHash::parse(text).unwrap();
+            assert!(hash.is_of(b"secret"), "{text}");
+            for wrong in [&b""[..], b"Secret", b"secret ", b"secret\0", b"\xff"] {
+                assert!(!hash.is_of(wrong), "{text} {wrong:?}");
+            }
+            assert!(!format!("{hash:?}").contains(&text[4..]));
+        }
+    }
+
+    #[test]
+    fn what_is_no_hash_or_costs_too_much_is_refused() {
+        for wrong in [
+            "",
+            "secret",
+            "$6$salt$hash",
+            "$7$",
+            "$7$0$c2FsdA==$aGFzaA==",
+            "$7$101$c2FsdA==$aGFzaA==",
+            "$argon2id$",
+            "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHQ",
+            "$argon2id$v=19$m=4194304,t=2,p=1$c29tZXNhbHQ$RdescudvJCsgt3ub+b5dWRWJTmaaJObG",
+            "$2y$31$......................0123456789012345678901234567890",
+            "$2y$10$short",
+        ] {
+            assert!(PasswordHash::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_proved_is_remembered_for_a_while() {
+        let hash = PasswordHash::parse(&PasswordHash::make(b"secret").unwrap()).unwrap();
+        let other = PasswordHash::parse(&PasswordHash::make(b"secret").unwrap()).unwrap();
+        let passwords = Passwords::new(Duration::from_secs(60));
+        assert!(passwords.verify(&hash, b"secret").await.unwrap());
+        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"secret"])).is_some());
+        assert!(!passwords.verify(&hash, b"wrong").await.unwrap());
+        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"wrong"])).is_none());
+        assert!(passwords.proofs.get(Question::of(&[other.text.as_bytes(), b"secret"])).is_none(), "a new hash");
+    }
+}

@@ -1,0 +1,181 @@
+//! A file of users: lines of `user:hash`, as mosquitto has them. Blank lines and those that begin with `#` count for
+//! nothing.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::password::{PasswordHash, Passwords};
+use super::{Answer, Candidate, Ground, Principal, Standing};
+use crate::config::{At, Complaint, Document, is_exposed, model};
+use crate::files::{Follower, read_entries};
+use crate::outcome::{CloseReason, Reject};
+
+const CACHE: Duration = Duration::from_secs(60);
+
+/// The users of a file.
+#[derive(Debug)]
+pub(super) struct PasswordFile {
+    path: PathBuf,
+    follower: Follower,
+    users: ArcSwap<Users>,
+    passwords: Passwords,
+    /// Chooses, for those whom nobody knows, somebody's hash to be measured by.
+    decoys: RandomState,
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    by_name: HashMap<Box<str>, PasswordHash>,
+    /// In no order, to choose from.
+    hashes: Vec<PasswordHash>,
+}
+
+impl PasswordFile {
+    pub(super) fn compile(table: &At<model::Authenticator>, document: &mut Document) -> Option<Self> {
+        let Some(file) = &table.file else {
+            document.missing(&table.span, "file", "made by `portcullis passwd FILE USER`");
+            return None;
+        };
+        let path = document.resolve(file);
+        if is_exposed(&path) {
+            let message = format!("everybody on this machine can read the password hashes in {}", path.display());
+            document.problems.warning(&file.span, message).hint(format!("chmod 600 {}", path.display()));
+        }
+        let follower = Follower::default();
+        match follower.read_first(&path, || Users::read(&path)) {
+            Ok(users) => Some(Self {
+                path,
+                follower,
+                users: ArcSwap::from_pointee(users),
+                passwords: Passwords::new(table.cache.as_ref().map_or(CACHE, |period| period.value.0)),
+                decoys: RandomState::new(),
+            }),
+            Err(complaint) => {
+                document.problems.complain(&file.span, complaint);
+                None
+            }
+        }
+    }
+
+    pub(super) async fn ask(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Answer {
+        let Some(user) = candidate.username() else { return Answer::Unknown };
+        let Some(hash) = self.users.load().by_name.get(user).cloned() else { return Answer::Unknown };
+        let Some(password) = candidate.password() else { return Answer::Refused(Reject::BadCredentials) };
+        match self.passwords.verify(&hash, password).await {
+            Ok(true) => {
+                let standing =
+                    Standing { authenticator: Arc::clone(name), ground: Ground::User(user.into(), hash.mark()) };
+                let authenticator = Some(Arc::clone(name));
+                Answer::Known(Box::new(Principal { authenticator, standing: Some(standing), ..Principal::default() }))
+            }
+            Ok(false) => Answer::Refused(Reject::BadCredentials),
+            Err(reject) => Answer::Refused(reject),
+        }
+    }
+
+    /// As long as a wrong password of somebody takes; for one name it is always the same somebody.
+    pub(super) async fn pretend(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
+        let (Some(user), Some(password)) = (candidate.username(), candidate.password()) else { return Ok(()) };
+        let users = self.users.load_full();
+        let place = self.decoys.hash_one(user) % (users.hashes.len().max(1) as u64);
+        let hash = users.hashes.get(usize::try_from(place).unwrap_or(0));
+        self.passwords.pretend(hash, password).await
+    }
+
+    pub(super) fn judge(&self, user: &str, mark: u64) -> Option<CloseReason> {
+        let is_same = self.users.load().by_name.get(user).is_some_and(|hash| hash.mark() == mark);
+        (!is_same).then_some(CloseReason::CredentialWithdrawn)
+    }
+
+    /// Reads the file again if it has changed, and says in the log what came of it; whether it did.
+    pub(super) fn read_changed_file(&self, name: &str) -> bool {
+        let read = || Users::read(&self.path).map_err(|complaint| complaint.message);
+        match self.follower.read_if_changed(&[&self.path], false, read) {
+            Some(Ok(users)) => {
+                tracing::info!(authenticator = name, users = users.hashes.len(), "password file loaded");
+                self.users.store(Arc::new(users));
+                true
+            }
+            Some(Err(problem)) => {
+                tracing::error!(authenticator = name, "password file: the last good one stays: {problem}");
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+impl Users {
+    fn read(path: &Path) -> Result<Self, Complaint> {
+        let mut users = Self::default();
+        read_entries(path, |user, hash| {
+            let hash = std::str::from_utf8(hash.trim_ascii_end()).map_err(|_| "the hash is no UTF-8")?;
+            let hash = PasswordHash::parse(hash)?;
+            users.hashes.push(hash.clone());
+            match users.by_name.insert(user.into(), hash) {
+                Some(_) => Err(format!("the user `{}` is there twice", user.escape_debug())),
+                None => Ok(()),
+            }
+        })?;
+        Ok(users)
+    }
+}
+
+/// Adds a user to a password file, or changes its hash; the other lines stay as they are. The file is replaced as a
+/// whole, and made, readable by its owner only, if it is not there. Returns whether the user was there before.
+///
+/// # Errors
+/// The user's name cannot stand in the file, or the file cannot be read or written.
+pub fn set_password(path: &Path, user: &str, hash: &str) -> std::io::Result<bool> {
+    let invalid = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidInput, what);
+    if user.is_empty() || user.starts_with('#') || user.contains(':') || user.contains(char::is_control) {
+        return Err(invalid(
+            "a user's name is not empty, does not begin with `#`, and has no `:` and no control characters",
+        ));
+    }
+    let old = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error),
+    };
+    let (mut text, mut found) = (String::new(), false);
+    for line in old.lines() {
+        if line.split_once(':').is_some_and(|(name, _)| name == user) {
+            if !found {
+                text += &format!("{user}:{hash}\n");
+            }
+            found = true;
+        } else {
+            text += line;
+            text.push('\n');
+        }
+    }
+    if !found {
+        text += &format!("{user}:{hash}\n");
+    }
+    // Beside it, then into its place: a gateway that reads at the wrong moment would see half of it.
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}", std::process::id()));
+    let beside = PathBuf::from(beside);
+    let write = || {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        if let Ok(metadata) = std::fs::metadata(path) {
+            file.set_permissions(metadata.permissions())?;
+        }
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    };
+    let written = write();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&beside);
+    }
+    written.map(|()| found)
+}

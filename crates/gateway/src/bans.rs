@@ -1,0 +1,293 @@
+//! Clients that come too often, or fail too often to prove who they are, are refused for a while. Enters: what has
+//! happened. Leaves: whether a client is banned. Bounded: who is forgotten first is never somebody who is banned.
+//!
+//! Failures are counted by address alone: counted by client ID, anybody could ban anybody by failing in its name.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Place;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::model::{self, BanEvent, BanKey};
+use crate::config::{At, Cidr, Document};
+use crate::kept::Kept;
+
+const WINDOW: Duration = Duration::from_secs(60);
+const DURATION: Duration = Duration::from_secs(5 * 60);
+/// Clients that a rule remembers, about 100 bytes each.
+const MAX_CLIENTS: usize = 100_000;
+
+/// The rules of a listener.
+#[derive(Debug, Default)]
+pub struct Bans(Vec<Rule>);
+
+#[derive(Debug)]
+struct Rule {
+    limits: Limits,
+    except: Vec<Cidr>,
+    clients: Arc<Clients>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Limits {
+    by_address: bool,
+    connects: bool,
+    failures: bool,
+    count: u32,
+    window: Duration,
+    duration: Duration,
+}
+
+/// What outlives reloads: who has come how often, by the listener's name and its rule.
+#[derive(Debug, Default)]
+pub(crate) struct Memories(Kept<(String, Limits), Clients>);
+
+/// Who has come how often.
+#[derive(Debug)]
+struct Clients {
+    since: Instant,
+    counts: Mutex<HashMap<Client, Counts>>,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { since: Instant::now(), counts: Mutex::default() }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Client {
+    /// Of IPv6 the first 64 bits: the rest of them one host has for itself [RFC 4291, 2.5.4].
+    Address(IpAddr),
+    Id(Box<str>),
+}
+
+/// Parts of a window that are counted apart. What happened is forgotten up to one part too early, so that nobody is
+/// banned for fewer events than are allowed.
+const PARTS: u128 = 16;
+
+/// Events of the window that is going on.
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    /// The part of the last event, counted from when the first client came.
+    part: u128,
+    connects: [u32; PARTS as usize],
+    failures: [u32; PARTS as usize],
+    banned_until: Option<Instant>,
+}
+
+impl Bans {
+    /// Compiles a listener's rules; says what is wrong with them in the document's problems.
+    pub(crate) fn compile(
+        rules: &[At<model::Ban>],
+        listener: &str,
+        memories: &Memories,
+        document: &mut Document,
+    ) -> Self {
+        let compile = |rule: &At<model::Ban>| {
+            let Some(count) = &rule.count else {
+                document.missing(&rule.span, "count", "more than so many within `window` are too many");
+                return None;
+            };
+            let by_address = rule.key == BanKey::Address;
+            let on = |event| rule.on.as_ref().is_none_or(|on| on.value.contains(&event));
+            if let Some(on) = rule.on.as_ref().filter(|on| on.value.is_empty()) {
+                document.problems.error(&on.span, "`on` is empty, so nothing would be counted");
+                return None;
+            }
+            if let Some(on) = rule.on.as_ref().filter(|on| !by_address && on.value.contains(&BanEvent::Failure)) {
+                let message = "failures cannot be counted by client ID: anybody could ban anybody in its name";
+                document.problems.error(&on.span, message).hint("key = \"address\"");
+                return None;
+            }
+            let limits = Limits {
+                by_address,
+                connects: on(BanEvent::Connect),
+                failures: by_address && on(BanEvent::Failure),
+                count: NonZeroU32::get(count.value),
+                window: rule.window.map_or(WINDOW, |period| period.0),
+                duration: rule.duration.map_or(DURATION, |period| period.0),
+            };
+            let clients = memories.0.get_or_insert_with((listener.to_owned(), limits.clone()), Clients::default);
+            Some(Rule { limits, except: rule.except.clone(), clients })
+        };
+        Self(rules.iter().filter_map(compile).collect())
+    }
+
+    /// Counts a connection from an address; whether it is refused.
+    pub fn is_connect_refused(&self, address: IpAddr) -> bool {
+        self.note(BanEvent::Connect, address, None)
+    }
+
+    /// Counts that a client has come who has proved to be the one of this ID; whether it is refused.
+    pub fn is_client_refused(&self, address: IpAddr, id: &str) -> bool {
+        self.note(BanEvent::Connect, address, Some(id))
+    }
+
+    /// Counts that somebody at this address could not prove who it is.
+    pub fn failed(&self, address: IpAddr) {
+        self.note(BanEvent::Failure, address, None);
+    }
+
+    fn note(&self, event: BanEvent, address: IpAddr, id: Option<&str>) -> bool {
+        let (now, address) = (Instant::now(), address.to_canonical());
+        let mut is_refused = false;
+        for rule in self.0.iter().filter(|rule| rule.limits.by_address == id.is_none()) {
+            if rule.except.iter().any(|net| net.0.contains(&address)) {
+                continue;
+            }
+            let client = id.map_or_else(|| Client::Address(network(address)), |id| Client::Id(id.into()));
+            is_refused |= rule.clients.note(client, event, &rule.limits, now);
+        }
+        is_refused
+    }
+}
+
+impl Clients {
+    /// Notes an event, as far as the limits count it; whether the client is banned.
+    fn note(&self, client: Client, event: BanEvent, limits: &Limits, now: Instant) -> bool {
+        let mut clients = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = now.saturating_duration_since(self.since).as_nanos() / (limits.window.as_nanos() / PARTS).max(1);
+        if clients.len() >= MAX_CLIENTS && !clients.contains_key(&client) {
+            make_room(&mut clients, part, now);
+            if clients.len() >= MAX_CLIENTS {
+                return false;
+            }
+        }
+        let is_counted = match event {
+            BanEvent::Connect => limits.connects,
+            BanEvent::Failure => limits.failures,
+        };
+        let none = [0; PARTS as usize];
+        let fresh = Counts { part, connects: none, failures: none, banned_until: None };
+        let counts = match clients.entry(client) {
+            Place::Occupied(place) => place.into_mut(),
+            Place::Vacant(_) if !is_counted => return false,
+            Place::Vacant(place) => place.insert(fresh),
+        };
+        if let Some(until) = counts.banned_until {
+            if now < until {
+                return true;
+            }
+            // What it did before it was banned, it has paid for.
+            *counts = fresh;
+        }
+        if !is_counted || counts.count(event, part) <= u64::from(limits.count) {
+            return false;
+        }
+        counts.banned_until = Some(now + limits.duration);
+        true
+    }
+}
+
+impl Counts {
+    /// Counts an event; returns how many there were within the window.
+    fn count(&mut self, event: BanEvent, part: u128) -> u64 {
+        let place = |part: u128| usize::try_from(part % PARTS).unwrap_or(0);
+        // Those that have come round since the last event are a window old.
+        for passed in (self.part + 1..=part).take(PARTS as usize) {
+            (self.connects[place(passed)], self.failures[place(passed)]) = (0, 0);
+        }
+        self.part = self.part.max(part);
+        let events = match event {
+            BanEvent::Connect => &mut self.connects,
+            BanEvent::Failure => &mut self.failures,
+        };
+        events[place(part)] = events[place(part)].saturating_add(1);
+        events.iter().copied().map(u64::from).sum()
+    }
+}
+
+/// Forgets those whose time is over; if that is not enough, some of those who are not banned.
+fn make_room(clients: &mut HashMap<Client, Counts>, part: u128, now: Instant) {
+    clients.retain(|_, counts| match counts.banned_until {
+        Some(until) => now < until,
+        None => part < counts.part + PARTS,
+    });
+    if clients.len() >= MAX_CLIENTS {
+        // In the table's own order, which nobody outside can know.
+        let mut place = 0;
+        clients.retain(|_, counts| {
+            place += 1;
+            counts.banned_until.is_some() || place % 8 != 0
+        });
+    }
+}
+
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::V6(std::net::Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        by_address: true,
+        connects: true,
+        failures: true,
+        count: 3,
+        window: Duration::from_secs(60),
+        duration: Duration::from_secs(300),
+    };
+
+    fn client(n: u32) -> Client {
+        Client::Address(IpAddr::V4(n.into()))
+    }
+
+    #[test]
+    fn more_than_so_many_within_the_window_are_too_many() {
+        let (clients, start) = (Clients::default(), Instant::now());
+        let note = |event, seconds| clients.note(client(1), event, &LIMITS, start + Duration::from_secs(seconds));
+        for second in 0..3 {
+            assert!(!note(BanEvent::Connect, second) && !note(BanEvent::Failure, second), "each is counted for itself");
+        }
+        assert!(note(BanEvent::Failure, 3));
+        assert!(note(BanEvent::Connect, 4), "banned is banned");
+        assert!(!clients.note(client(2), BanEvent::Connect, &LIMITS, start), "others are not");
+        assert!(note(BanEvent::Connect, 302));
+        assert!(!note(BanEvent::Connect, 304), "over; and a new count");
+        assert!(!note(BanEvent::Connect, 305) && !note(BanEvent::Connect, 306) && note(BanEvent::Connect, 307));
+    }
+
+    #[test]
+    fn the_window_slides() {
+        let (clients, start) = (Clients::default(), Instant::now());
+        let note = |seconds| clients.note(client(1), BanEvent::Connect, &LIMITS, start + Duration::from_secs(seconds));
+        assert!(!note(0) && !note(58) && !note(59), "three");
+        assert!(!note(61), "the first is out of sight");
+        assert!(note(62), "but not these");
+        let slow = Clients::default();
+        for n in 0..100 {
+            let at = start + Duration::from_millis(n * 20_000 + 1);
+            assert!(!slow.note(client(1), BanEvent::Connect, &LIMITS, at), "{n}: fewer than three a minute");
+        }
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_forgets_nobody_who_is_banned() {
+        let (clients, now) = (Clients::default(), Instant::now());
+        while !clients.note(client(0), BanEvent::Failure, &LIMITS, now) {}
+        for n in 1..u32::try_from(MAX_CLIENTS + 5000).unwrap() {
+            clients.note(client(n), BanEvent::Connect, &LIMITS, now);
+        }
+        assert!(clients.counts.lock().unwrap().len() <= MAX_CLIENTS);
+        assert!(clients.note(client(0), BanEvent::Connect, &LIMITS, now));
+    }
+
+    #[test]
+    fn a_host_has_64_bits_of_addresses() {
+        let network = |text: &str| network(text.parse().unwrap()).to_string();
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(network("192.0.2.7"), "192.0.2.7");
+    }
+}

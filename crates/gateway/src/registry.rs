@@ -1,0 +1,401 @@
+//! The devices of a registry as the gateway knows them: all of them, in memory, following the database. So devices are
+//! found without waiting for it, and those that are known are served through an outage of any length. Enters: changes.
+//! Leaves: devices, and whose sessions are to be judged again.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::time::{Duration, Instant};
+
+use portcullis_registry::{Change, Device, Listening, PAGE, Registry, State, Url};
+use serde_json::{Value as Json, json};
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use crate::crypto::mark;
+use crate::kept::Kept;
+use crate::outcome::{CloseReason, Reject};
+use crate::trust::Key;
+
+/// How often the database is asked whether something has changed.
+const PERIOD: Duration = Duration::from_secs(1);
+/// For one answer of the database; of a large registry's first pages, too.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the gateway waits for a registry before it serves without.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// After so long without an answer, a device that is not known may be a new one.
+const CERTAIN_FOR: Duration = Duration::from_secs(15);
+
+/// Registries that are in use, by where they are and how many devices are kept.
+pub(crate) type Registries = Kept<(Url, usize), Replica>;
+
+/// A pre-shared key.
+pub type SecretKey = Zeroizing<Box<[u8]>>;
+
+/// SHA-256 of a certificate or of a public key.
+pub type Fingerprint = [u8; 32];
+
+/// The place in indexes of a device's sessions.
+pub(crate) fn key(id: &str) -> Key {
+    let mut hasher = DefaultHasher::new();
+    ("device", id).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A registry as it is known.
+pub struct Replica {
+    url: Url,
+    max: usize,
+    known: RwLock<Known>,
+    /// Whose sessions are to be judged again.
+    changed: Mutex<Vec<Key>>,
+    /// Whether all has been read once.
+    complete: watch::Sender<bool>,
+    is_followed: std::sync::Once,
+}
+
+#[derive(Default)]
+struct Known {
+    by_id: HashMap<Arc<str>, Arc<Entry>>,
+    by_pin: HashMap<Fingerprint, Arc<Entry>>,
+    by_psk: HashMap<Box<str>, Arc<Entry>>,
+    /// The last change that is in it.
+    revision: i64,
+    /// When the database answered last.
+    answered: Option<Instant>,
+    /// There are more devices than are kept.
+    is_full: bool,
+    /// Some device's password hash, for others to be measured by.
+    sample_hash: Option<Box<str>>,
+}
+
+/// A device, in little space. Not to be printed: its keys are in it.
+pub struct Entry {
+    /// Its ID.
+    pub id: Arc<str>,
+    state: State,
+    pins: Box<[Fingerprint]>,
+    psk: Option<(Box<str>, SecretKey)>,
+    /// The hash of its password.
+    pub password_hash: Option<Box<str>>,
+    /// What expressions may know of it, as JSON.
+    facts: Box<str>,
+}
+
+/// With what a device of the registry has proved itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Used {
+    /// A certificate or key that it is pinned to.
+    Pin(Fingerprint),
+    /// Its pre-shared key; the mark tells it from others.
+    Psk(u64),
+    /// Its password; likewise.
+    Password(u64),
+    /// A certificate, a raw key or a pre-shared key that others vouch for.
+    Tls,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entry({})", self.id)
+    }
+}
+
+impl Entry {
+    fn new(device: &Device) -> Self {
+        let facts = json!({ "id": device.id, "groups": device.groups, "attributes": device.attributes });
+        let pin = |pin: &String| portcullis_registry::from_hex(pin)?.as_slice().try_into().ok();
+        Self {
+            id: device.id.as_str().into(),
+            state: device.state,
+            pins: device.pins.iter().filter_map(pin).collect(),
+            psk: device
+                .psk
+                .as_ref()
+                .map(|psk| (psk.identity.as_str().into(), Zeroizing::new(psk.key.as_slice().into()))),
+            password_hash: device.password_hash.as_ref().map(|hash| hash.0.as_str().into()),
+            facts: facts.to_string().into(),
+        }
+    }
+
+    /// What expressions may know of it.
+    pub fn facts(&self) -> Json {
+        serde_json::from_str(&self.facts).unwrap_or_default()
+    }
+
+    /// The identity and the octets of its pre-shared key.
+    pub fn psk(&self) -> Option<(&str, &[u8])> {
+        self.psk.as_ref().map(|(identity, key)| (&**identity, &***key))
+    }
+
+    /// Whether it is pinned to any key.
+    pub fn is_pinned(&self) -> bool {
+        !self.pins.is_empty()
+    }
+
+    /// Whether it is pinned to this one.
+    pub fn is_pinned_to(&self, fingerprint: &Fingerprint) -> bool {
+        self.pins.contains(fingerprint)
+    }
+
+    /// Whether it is let in at a time, in seconds since 1970.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_enter(&self, now: i64) -> Result<(), Reject> {
+        match self.state.at(now) {
+            State::Enabled => Ok(()),
+            State::Disabled => Err(Reject::DeviceDisabled),
+            State::Banned(_) => Err(Reject::DeviceBanned),
+        }
+    }
+}
+
+impl Replica {
+    pub(crate) fn new(url: Url, max: usize) -> Self {
+        Self {
+            url,
+            max,
+            known: RwLock::default(),
+            changed: Mutex::default(),
+            complete: watch::Sender::new(false),
+            is_followed: std::sync::Once::new(),
+        }
+    }
+
+    /// Begins to follow the database, if nobody does yet; waits a bounded time until all has been read.
+    pub(crate) async fn prepare(self: &Arc<Self>) {
+        self.is_followed.call_once(|| {
+            tokio::spawn(follow(Arc::downgrade(self)));
+        });
+        let mut complete = self.complete.subscribe();
+        let waited = tokio::time::timeout(PATIENCE, complete.wait_for(|is_complete| *is_complete)).await;
+        if waited.is_err() {
+            tracing::warn!("the device registry has not been read yet; devices are refused until it has");
+        }
+    }
+
+    /// The device of this ID.
+    pub fn by_id(&self, id: &str) -> Option<Arc<Entry>> {
+        self.known().by_id.get(id).cloned()
+    }
+
+    /// The device that is pinned to this certificate or key.
+    pub fn by_pin(&self, fingerprint: &Fingerprint) -> Option<Arc<Entry>> {
+        self.known().by_pin.get(fingerprint).cloned()
+    }
+
+    /// The device whose pre-shared key has this identity.
+    pub fn by_psk(&self, identity: &str) -> Option<Arc<Entry>> {
+        self.known().by_psk.get(identity).cloned()
+    }
+
+    /// Whether a device that is not found is not in the registry, as of a few seconds ago.
+    pub fn is_certain(&self) -> bool {
+        let known = self.known();
+        !known.is_full
+            && *self.complete.borrow()
+            && known.answered.is_some_and(|answered| answered.elapsed() < CERTAIN_FOR)
+    }
+
+    /// How many devices are known.
+    pub fn len(&self) -> usize {
+        self.known().by_id.len()
+    }
+
+    /// Whether none is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Some device's password hash.
+    pub(crate) fn sample_hash(&self) -> Option<Box<str>> {
+        self.known().sample_hash.clone()
+    }
+
+    /// Why a session of this device, by this credential, has to end; `None`: it has not.
+    pub(crate) fn judge(&self, id: &str, used: &Used, now: i64) -> Option<CloseReason> {
+        let Some(device) = self.by_id(id) else { return Some(CloseReason::DeviceRemoved) };
+        match device.may_enter(now) {
+            Ok(()) => {}
+            Err(Reject::DeviceBanned) => return Some(CloseReason::DeviceBanned),
+            Err(_) => return Some(CloseReason::DeviceDisabled),
+        }
+        let is_good = match used {
+            Used::Pin(fingerprint) => device.is_pinned_to(fingerprint),
+            Used::Psk(of) => device.psk().is_some_and(|(_, key)| mark(key) == *of),
+            Used::Password(of) => device.password_hash.as_ref().is_some_and(|hash| mark(hash.as_bytes()) == *of),
+            Used::Tls => true,
+        };
+        (!is_good).then_some(CloseReason::CredentialWithdrawn)
+    }
+
+    /// Whose sessions are to be judged again; told once.
+    pub(crate) fn take_changed(&self) -> Vec<Key> {
+        std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over changes; those whom they concern are to be judged again.
+    fn apply(&self, changes: &[Change]) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let was_full = known.is_full;
+        for change in changes {
+            known.apply(change, self.max);
+        }
+        let is_full = known.is_full;
+        drop(known);
+        if is_full && !was_full {
+            tracing::error!(max_devices = self.max, "the registry has more devices than are kept; others are refused");
+        }
+        let keys = changes.iter().map(|change| key(&change.id));
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+    }
+
+    /// Reads what has changed.
+    async fn pull(&self, registry: &Registry) -> Result<(), portcullis_registry::Error> {
+        let known = self.known().revision;
+        let revision = registry.revision().await?;
+        if revision < known {
+            // Another database is in its place.
+            tracing::warn!("the device registry has gone back in time; it is read anew");
+            return self.pull_anew(registry).await;
+        }
+        let mut since = known;
+        while since < revision || (known == 0 && !*self.complete.borrow()) {
+            let changes = registry.changes(since).await?;
+            let Some(last) = changes.last() else { break };
+            since = last.revision;
+            self.apply(&changes);
+            if changes.len() < PAGE {
+                break;
+            }
+        }
+        self.answered();
+        Ok(())
+    }
+
+    async fn pull_anew(&self, registry: &Registry) -> Result<(), portcullis_registry::Error> {
+        let mut fresh = Known::default();
+        loop {
+            let changes = registry.changes(fresh.revision).await?;
+            changes.iter().for_each(|change| fresh.apply(change, self.max));
+            if changes.len() < PAGE {
+                break;
+            }
+        }
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *known, fresh);
+        let keys: Vec<Key> = before.by_id.keys().chain(known.by_id.keys()).map(|id| key(id)).collect();
+        drop(known);
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+        self.answered();
+        Ok(())
+    }
+
+    fn answered(&self) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).answered = Some(Instant::now());
+        self.complete.send_if_modified(|is_complete| !std::mem::replace(is_complete, true));
+    }
+}
+
+impl Known {
+    fn apply(&mut self, change: &Change, max: usize) {
+        self.revision = self.revision.max(change.revision);
+        if let Some(old) = self.by_id.remove(&*change.id) {
+            // Its pins and its identity may be another's by now.
+            for pin in &old.pins {
+                if self.by_pin.get(pin).is_some_and(|entry| entry.id == old.id) {
+                    self.by_pin.remove(pin);
+                }
+            }
+            if let Some((identity, _)) = &old.psk
+                && self.by_psk.get(identity).is_some_and(|entry| entry.id == old.id)
+            {
+                self.by_psk.remove(identity);
+            }
+        }
+        let Some(device) = &change.device else { return };
+        if self.by_id.len() >= max {
+            self.is_full = true;
+            return;
+        }
+        let entry = Arc::new(Entry::new(device));
+        for pin in &entry.pins {
+            self.by_pin.insert(*pin, Arc::clone(&entry));
+        }
+        if let Some((identity, _)) = &entry.psk {
+            self.by_psk.insert(identity.clone(), Arc::clone(&entry));
+        }
+        if entry.password_hash.is_some() {
+            self.sample_hash.clone_from(&entry.password_hash);
+        }
+        self.by_id.insert(Arc::clone(&entry.id), entry);
+    }
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Replica({:?}, {} devices)", self.url, self.len())
+    }
+}
+
+/// Follows the database for as long as somebody has the replica. Says once that it cannot be reached, and once that it
+/// can be again.
+async fn follow(replica: Weak<Replica>) {
+    let mut registry: Option<Registry> = None;
+    let mut listening: Option<Listening> = None;
+    let mut was_bad = false;
+    loop {
+        let Some(this) = replica.upgrade() else { return };
+        let pulled = async {
+            let connected = match registry.take() {
+                Some(connected) => connected,
+                None => Registry::connect_lazy(&this.url)?,
+            };
+            let connected = &*registry.insert(connected);
+            this.pull(connected).await?;
+            if listening.is_none() {
+                listening = connected.listen().await?;
+            }
+            Ok::<_, portcullis_registry::Error>(())
+        };
+        let problem = match tokio::time::timeout(ANSWER_TIMEOUT, pulled).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(explain(&error)),
+            Err(_) => Some("it does not answer".to_owned()),
+        };
+        match &problem {
+            None if was_bad => tracing::info!(devices = this.len(), "the device registry answers again"),
+            Some(problem) if !was_bad => {
+                tracing::error!(devices = this.len(), "the device registry: {problem}; what is known stays");
+            }
+            None | Some(_) => {}
+        }
+        was_bad = problem.is_some();
+        if was_bad {
+            listening = None;
+        }
+        drop(this);
+        match &mut listening {
+            Some(told) => {
+                if let Ok(Err(_)) = tokio::time::timeout(PERIOD, told.changed()).await {
+                    listening = None;
+                    tokio::time::sleep(PERIOD).await;
+                }
+            }
+            None => tokio::time::sleep(PERIOD).await,
+        }
+    }
+}
+
+fn explain(error: &portcullis_registry::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}

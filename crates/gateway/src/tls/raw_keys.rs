@@ -1,0 +1,216 @@
+//! Raw public keys [RFC 7250]: a device is known by its key's fingerprint, in TLS 1.3, and no authority vouches for it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::keys::ServerKeys;
+use crate::config::{At, Complaint, Document, model};
+use crate::crypto::{provider, sha256};
+use crate::files::{Follower, read_entries};
+use crate::registry::{Entry, Fingerprint, Replica};
+
+/// The keys of devices that a listener knows.
+#[derive(Debug)]
+pub(super) struct KnownKeys {
+    file: Option<(PathBuf, Follower, ArcSwap<Names>)>,
+    registry: Option<Arc<Replica>>,
+}
+
+/// What the file calls each key.
+type Names = HashMap<Fingerprint, Box<str>>;
+
+/// Whose a key is.
+#[derive(Clone)]
+pub(super) enum Owner {
+    /// What the file calls it.
+    Named(Box<str>),
+    /// A device of the registry, whether it is let in or not.
+    Device(Arc<Entry>),
+}
+
+impl KnownKeys {
+    pub(super) fn compile(
+        table: &At<model::RawKeys>,
+        registry: Option<&Arc<Replica>>,
+        document: &mut Document,
+    ) -> Option<Self> {
+        let registry = super::compile_registry(table.registry.as_ref(), registry, document)?;
+        if table.file.is_none() && registry.is_none() {
+            document.missing(&table.span, "file", "lines of `name:fingerprint`; or `registry = true`");
+            return None;
+        }
+        let mut file = None;
+        if let Some(at) = &table.file {
+            let (path, follower) = (document.resolve(at), Follower::default());
+            match follower.read_first(&path, || read(&path)) {
+                Ok(names) => file = Some((path, follower, ArcSwap::from_pointee(names))),
+                Err(complaint) => {
+                    document.problems.complain(&at.span, complaint);
+                    return None;
+                }
+            }
+        }
+        Some(Self { file, registry })
+    }
+
+    /// Whose a key is; `None`: nobody's that is known.
+    pub(super) fn owner(&self, fingerprint: &Fingerprint) -> Option<Owner> {
+        let named = self.file.as_ref().and_then(|(.., names)| names.load().get(fingerprint).cloned());
+        let device = || self.registry.as_ref()?.by_pin(fingerprint);
+        named.map(Owner::Named).or_else(|| device().map(Owner::Device))
+    }
+
+    /// Whether the file still has it.
+    pub(super) fn has_named(&self, fingerprint: &Fingerprint) -> bool {
+        self.file.as_ref().is_some_and(|(.., names)| names.load().contains_key(fingerprint))
+    }
+
+    pub(super) const fn registry(&self) -> Option<&Arc<Replica>> {
+        self.registry.as_ref()
+    }
+
+    /// Reads the file again if it has changed; whether those who stand on it are to be judged again.
+    pub(super) fn read_changed_file(&self, listener: &str) -> bool {
+        let Some((path, follower, names)) = &self.file else { return false };
+        match follower.read_if_changed(&[path], false, || read(path).map_err(|complaint| complaint.message)) {
+            Some(Ok(new)) => {
+                tracing::info!(listener, keys = new.len(), "raw public keys loaded");
+                names.store(Arc::new(new));
+                true
+            }
+            Some(Err(problem)) => {
+                tracing::error!(listener, "raw public keys: the last good ones stay: {problem}");
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Names, Complaint> {
+    let mut names = Names::new();
+    read_entries(path, |name, value| {
+        let text = std::str::from_utf8(value).unwrap_or_default().trim();
+        let fingerprint = fingerprint(text).ok_or("a SHA-256 in hex or base64 is wanted behind the name")?;
+        match names.insert(fingerprint, name.into()) {
+            Some(other) => Err(format!("this is the key of `{}` already", other.escape_debug())),
+            None => Ok(()),
+        }
+    })?;
+    Ok(names)
+}
+
+/// Hex as `openssl dgst` prints it, or base64, as `curl --pinnedpubkey` has it.
+fn fingerprint(text: &str) -> Option<Fingerprint> {
+    let octets = match portcullis_registry::from_hex(text) {
+        Some(octets) => octets.to_vec(),
+        None => STANDARD.decode(text.strip_prefix("sha256//").unwrap_or(text)).ok()?,
+    };
+    octets.try_into().ok()
+}
+
+/// Takes keys that are known, and no others.
+#[derive(Debug)]
+pub(super) struct KeyVerifier {
+    pub(super) keys: Arc<KnownKeys>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl KeyVerifier {
+    pub(super) fn new(keys: Arc<KnownKeys>) -> Self {
+        Self { keys, provider: provider() }
+    }
+}
+
+impl ClientCertVerifier for KeyVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        match self.keys.owner(&sha256(end_entity)) {
+            Some(_) => Ok(ClientCertVerified::assertion()),
+            None => Err(CertificateError::ApplicationVerificationFailure.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let key = SubjectPublicKeyInfoDer::from(cert.as_ref());
+        verify_tls13_signature_with_raw_key(message, &key, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The server's own keys, without their certificates, for devices that have pinned them.
+#[derive(Debug)]
+pub(super) struct BareServerKeys(pub(super) Arc<ServerKeys>);
+
+impl ResolvesServerCert for BareServerKeys {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let pair = self.0.resolve(hello)?;
+        let (_, certificate) = X509Certificate::from_der(pair.cert.first()?).ok()?;
+        let key = CertificateDer::from(certificate.public_key().raw.to_vec());
+        Some(Arc::new(CertifiedKey::new(vec![key], Arc::clone(&pair.key))))
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_in_both_forms() {
+        let hex = "00ff".repeat(16);
+        let octets: Fingerprint = portcullis_registry::from_hex(&hex).unwrap().as_slice().try_into().unwrap();
+        let base64 = STANDARD.encode(octets);
+        for text in [&hex, &hex.to_uppercase(), &base64, &format!("sha256//{base64}")] {
+            assert_eq!(fingerprint(text), Some(octets), "{text}");
+        }
+        for wrong in ["", "00ff", &hex[1..], &base64[1..], &format!("sha1//{base64}"), &format!("{hex}00")] {
+            assert_eq!(fingerprint(wrong), None, "{wrong}");
+        }
+    }
+}

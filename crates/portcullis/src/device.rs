@@ -1,0 +1,373 @@
+//! `portcullis device`.
+
+use std::collections::HashSet;
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, anyhow};
+use portcullis_gateway::auth::{PasswordHash, registries_of};
+use portcullis_gateway::crypto::random_key;
+use portcullis_gateway::files::read_chain;
+use portcullis_gateway::tls::Certificate;
+use portcullis_registry::{self as registry, Device, Error, Hash, PAGE, Psk, Registry, State, Url, from_hex, to_hex};
+use serde_json::{Value, json};
+
+use crate::cli::{DatabaseArguments, DeviceArguments, DeviceCommand, DeviceProperties, DeviceState, Existing};
+use crate::passwd;
+use crate::report::Failure;
+
+/// Devices that are written at once.
+const BATCH: usize = 1000;
+
+pub(crate) fn device(arguments: DeviceArguments) -> Result<(), Failure> {
+    let DeviceArguments { database, command } = arguments;
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio.block_on(async {
+        let url = url(database)?;
+        let may_make = matches!(command, DeviceCommand::Add { .. } | DeviceCommand::Import { .. });
+        if let Some(path) = url.path().filter(|path| !may_make && !Path::new(path).exists()) {
+            let hint = "`portcullis device add` makes it";
+            return Err(Failure::hint(anyhow!("there is no registry at {path}"), hint));
+        }
+        let registry = Registry::open(&url).await?;
+        run(&registry, command).await
+    })
+}
+
+/// The registry that is meant.
+fn url(arguments: DatabaseArguments) -> Result<Url, Failure> {
+    if let Some(text) = arguments.database {
+        return Url::parse(&text, str::to_owned).map_err(|problem| anyhow!(problem).into());
+    }
+    let Some(path) = arguments.config else {
+        let hint = "--database sqlite:devices.db, or -c portcullis.toml, or the variable PORTCULLIS_DATABASE";
+        return Err(Failure::hint(anyhow!("which registry?"), hint));
+    };
+    let mut urls = registries_of(&path).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
+    match urls.len() {
+        1 => Ok(urls.remove(0)),
+        0 => Err(anyhow!("{} has no [[authenticator]] of kind registry", path.display()).into()),
+        _ => Err(Failure::hint(anyhow!("{} has several registries", path.display()), "say which with --database")),
+    }
+}
+
+async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure> {
+    match command {
+        DeviceCommand::Add { id, properties } => {
+            let mut device = Device::new(id);
+            apply(&mut device, properties)?;
+            registry.add(std::slice::from_ref(&device), registry::Existing::Refuse).await.map_err(explain)?;
+            println!("added {}", device.id);
+        }
+        DeviceCommand::Set { id, properties, remove_group, remove_attribute } => {
+            let mut changed = Device::new("");
+            apply(&mut changed, properties)?;
+            let device = registry.change(&id, |device| {
+                device.groups.extend(changed.groups);
+                device.groups.retain(|group| !remove_group.contains(group));
+                dedup(&mut device.groups);
+                device.attributes.extend(changed.attributes);
+                device.attributes.retain(|name, _| !remove_attribute.contains(name));
+            });
+            show(&device.await.map_err(explain)?);
+        }
+        DeviceCommand::List { group, state, json } => list(registry, group.as_deref(), state, json).await?,
+        DeviceCommand::Show { id, json } => {
+            let device = registry.get(&id).await?.ok_or_else(|| explain(Error::Unknown(id)))?;
+            if json { println!("{}", describe(&device)) } else { show(&device) }
+        }
+        DeviceCommand::Enable { id } => set_state(registry, &id, State::Enabled).await?,
+        DeviceCommand::Disable { id } => set_state(registry, &id, State::Disabled).await?,
+        DeviceCommand::Ban { id, period } => {
+            let until = now().saturating_add(i64::try_from(period.as_secs()).unwrap_or(i64::MAX));
+            set_state(registry, &id, State::Banned(until)).await?;
+        }
+        DeviceCommand::Remove { id } => {
+            registry.remove(&id).await.map_err(explain)?;
+            println!("removed {id}");
+        }
+        DeviceCommand::Psk { id, identity, stdin, remove } => set_psk(registry, &id, identity, stdin, remove).await?,
+        DeviceCommand::Password { id, remove } => {
+            let hash =
+                if remove { None } else { Some(Hash(passwd::hash(&passwd::ask(&format!("Password for {id}: "))?)?)) };
+            registry.change(&id, |device| device.password_hash = hash).await.map_err(explain)?;
+            println!("{id}: password {}", if remove { "removed" } else { "set" });
+        }
+        DeviceCommand::Pin { id, certificate, fingerprint, remove } => {
+            let mut pins = fingerprint;
+            for path in certificate {
+                let chain = read_chain(&path).map_err(|complaint| anyhow!(complaint.message))?;
+                let leaf = chain.first().and_then(|leaf| Certificate::from_der(leaf));
+                let [_, key] = leaf.with_context(|| format!("{} is no certificate", path.display()))?.fingerprints();
+                pins.push(to_hex(&key));
+            }
+            let lower = |pins: Vec<String>| pins.into_iter().map(|pin| pin.replace(':', "").to_ascii_lowercase());
+            let (pins, remove): (Vec<_>, HashSet<_>) = (lower(pins).collect(), lower(remove).collect());
+            let device = registry.change(&id, |device| {
+                device.pins.extend(pins);
+                device.pins.retain(|pin| !remove.contains(pin));
+                dedup(&mut device.pins);
+            });
+            show(&device.await.map_err(explain)?);
+        }
+        DeviceCommand::Import { file, existing } => import(registry, &file, existing).await?,
+    }
+    Ok(())
+}
+
+async fn set_state(registry: &Registry, id: &str, state: State) -> Result<(), Failure> {
+    registry.change(id, |device| device.state = state).await.map_err(explain)?;
+    println!("{id}: {}", state_text(state));
+    Ok(())
+}
+
+async fn set_psk(
+    registry: &Registry,
+    id: &str,
+    identity: Option<String>,
+    stdin: bool,
+    remove: bool,
+) -> Result<(), Failure> {
+    if remove {
+        registry.change(id, |device| device.psk = None).await.map_err(explain)?;
+        println!("{id}: pre-shared key removed");
+        return Ok(());
+    }
+    let key =
+        if stdin { from_hex(&passwd::read_line()?).context("the key is not in hexadecimal")? } else { random_key() };
+    let identity = identity.unwrap_or_else(|| id.to_owned());
+    let psk = Psk { identity: identity.clone(), key: key.clone() };
+    registry.change(id, |device| device.psk = Some(psk)).await.map_err(explain)?;
+    println!("identity: {identity}");
+    if !stdin {
+        // The one time that it is shown.
+        println!("key: {}", to_hex(&key));
+    }
+    Ok(())
+}
+
+async fn list(registry: &Registry, group: Option<&str>, state: Option<DeviceState>, json: bool) -> Result<(), Failure> {
+    let mut after = String::new();
+    loop {
+        let page = registry.list(&after).await?;
+        for device in &page {
+            let is_in_state = match (state, device.state.at(now())) {
+                (None, _)
+                | (Some(DeviceState::Enabled), State::Enabled)
+                | (Some(DeviceState::Disabled), State::Disabled)
+                | (Some(DeviceState::Banned), State::Banned(_)) => true,
+                (Some(_), _) => false,
+            };
+            if !is_in_state || group.is_some_and(|group| !device.groups.iter().any(|other| other == group)) {
+                continue;
+            }
+            if json {
+                println!("{}", describe(device));
+            } else {
+                let credentials = credentials(device);
+                let credentials = if credentials.is_empty() { "-".to_owned() } else { credentials.join(",") };
+                let groups = if device.groups.is_empty() { "-".to_owned() } else { device.groups.join(",") };
+                println!("{}\t{}\t{credentials}\t{groups}", device.id, state_text(device.state));
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == PAGE => after.clone_from(&last.id),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// A device without its secrets.
+fn describe(device: &Device) -> Value {
+    let (state, until) = match device.state.at(now()) {
+        State::Enabled => ("enabled", None),
+        State::Disabled => ("disabled", None),
+        State::Banned(until) => ("banned", Some(until)),
+    };
+    json!({
+        "id": device.id,
+        "state": state,
+        "banned_until": until,
+        "groups": device.groups,
+        "attributes": device.attributes,
+        "pins": device.pins,
+        "psk_identity": device.psk.as_ref().map(|psk| &psk.identity),
+        "has_password": device.password_hash.is_some(),
+    })
+}
+
+fn show(device: &Device) {
+    println!("id:         {}", device.id);
+    println!("state:      {}", state_text(device.state));
+    println!("groups:     {}", device.groups.join(", "));
+    for (name, value) in &device.attributes {
+        println!("attribute:  {name} = {value}");
+    }
+    for pin in &device.pins {
+        println!("pin:        {pin}");
+    }
+    if let Some(psk) = &device.psk {
+        println!("psk:        {}", psk.identity);
+    }
+    if device.password_hash.is_some() {
+        println!("password:   set");
+    }
+}
+
+fn credentials(device: &Device) -> Vec<&'static str> {
+    let kinds =
+        [("pin", !device.pins.is_empty()), ("psk", device.psk.is_some()), ("password", device.password_hash.is_some())];
+    kinds.into_iter().filter(|(_, is_there)| *is_there).map(|(kind, _)| kind).collect()
+}
+
+fn state_text(state: State) -> String {
+    match state.at(now()) {
+        State::Enabled => "enabled".to_owned(),
+        State::Disabled => "disabled".to_owned(),
+        State::Banned(until) => {
+            let at = chrono::DateTime::from_timestamp(until, 0).map(|at| at.to_rfc3339());
+            at.map_or_else(|| "banned".to_owned(), |at| format!("banned until {at}"))
+        }
+    }
+}
+
+/// Puts what the command line says into a device.
+fn apply(device: &mut Device, properties: DeviceProperties) -> Result<(), Failure> {
+    device.groups.extend(properties.group);
+    dedup(&mut device.groups);
+    for attribute in properties.attribute {
+        let (name, value) = attribute
+            .split_once('=')
+            .ok_or_else(|| Failure::hint(anyhow!("`{attribute}` is no NAME=VALUE"), "--attribute site=lyon"))?;
+        device.attributes.insert(name.to_owned(), attribute_value(value));
+    }
+    Ok(())
+}
+
+/// JSON, or text that is none.
+fn attribute_value(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| text.into())
+}
+
+fn dedup(list: &mut Vec<String>) {
+    let mut seen = HashSet::new();
+    list.retain(|item| seen.insert(item.clone()));
+}
+
+async fn import(registry: &Registry, file: &Path, existing: Existing) -> Result<(), Failure> {
+    let input: Box<dyn Read> = if file == Path::new("-") {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(std::fs::File::open(file).with_context(|| format!("{} cannot be read", file.display()))?)
+    };
+    let devices = read_csv(input, &file.display().to_string())?;
+    let existing = match existing {
+        Existing::Refuse => registry::Existing::Refuse,
+        Existing::Skip => registry::Existing::Skip,
+        Existing::Replace => registry::Existing::Replace,
+    };
+    let mut written = 0;
+    // All that may be refused is refused before the first is written.
+    if existing == registry::Existing::Refuse {
+        for device in &devices {
+            if registry.get(&device.id).await?.is_some() {
+                let hint = "--existing skip, or --existing replace";
+                return Err(Failure::hint(Error::Exists(device.id.clone()), hint));
+            }
+        }
+    }
+    for batch in devices.chunks(BATCH) {
+        written += registry.add(batch, existing).await.map_err(|error| {
+            Failure::hint(
+                anyhow::Error::new(error).context(format!("{written} devices were imported before this")),
+                "mend the file, and import it again with --existing skip",
+            )
+        })?;
+        progress(written, devices.len());
+    }
+    println!("imported {written} of {} devices", devices.len());
+    Ok(())
+}
+
+fn progress(done: usize, all: usize) {
+    if all > BATCH && std::io::stderr().is_terminal() {
+        eprint!("\r{done} of {all}{}", if done == all { "\n" } else { "" });
+    }
+}
+
+fn read_csv(input: impl Read, name: &str) -> Result<Vec<Device>, Failure> {
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
+    let columns = reader.headers().with_context(|| format!("{name} is no CSV"))?.clone();
+    if !columns.iter().any(|column| column == "id") {
+        let hint = "the first line names the columns, as: id,groups,psk,site";
+        return Err(Failure::hint(anyhow!("{name} has no column `id`"), hint));
+    }
+    let (mut devices, mut seen) = (Vec::new(), HashSet::new());
+    for record in reader.records() {
+        let record = record.with_context(|| format!("{name} cannot be read"))?;
+        let line = record.position().map_or(0, csv::Position::line);
+        let device = device_of(&columns, &record).with_context(|| format!("{name}, line {line}"))?;
+        device.validate().map_err(|problem| anyhow!("{name}, line {line}: {problem}"))?;
+        if !seen.insert(device.id.clone()) {
+            return Err(anyhow!("{name}, line {line}: the device `{}` is there twice", device.id).into());
+        }
+        devices.push(device);
+    }
+    Ok(devices)
+}
+
+/// Never quotes a value: some are secrets.
+fn device_of(columns: &csv::StringRecord, record: &csv::StringRecord) -> anyhow::Result<Device> {
+    let mut device = Device::new("");
+    let (mut identity, mut key) = (None, None);
+    for (column, value) in columns.iter().zip(record).filter(|(_, value)| !value.is_empty()) {
+        let list = || value.split(';').map(str::trim).filter(|item| !item.is_empty());
+        match column {
+            "id" => value.clone_into(&mut device.id),
+            "state" => {
+                device.state = match value {
+                    "enabled" => State::Enabled,
+                    "disabled" => State::Disabled,
+                    _ => return Err(anyhow!("`state` is enabled or disabled")),
+                }
+            }
+            "groups" => device.groups = list().map(str::to_owned).collect(),
+            "pins" => device.pins = list().map(|pin| pin.replace(':', "").to_ascii_lowercase()).collect(),
+            "psk_identity" => identity = Some(value.to_owned()),
+            "psk" => key = Some(from_hex(value).context("`psk` is not in hexadecimal")?),
+            "password_hash" => {
+                PasswordHash::parse(value).map_err(|problem| anyhow!("`password_hash`: {problem}"))?;
+                device.password_hash = Some(Hash(value.to_owned()));
+            }
+            "password" => {
+                let hash = PasswordHash::make(value.as_bytes()).map_err(|problem| anyhow!(problem))?;
+                device.password_hash = Some(Hash(hash));
+            }
+            attribute => drop(device.attributes.insert(attribute.to_owned(), attribute_value(value))),
+        }
+    }
+    device.psk = match (identity, key) {
+        (identity, Some(key)) => Some(Psk { identity: identity.unwrap_or_else(|| device.id.clone()), key }),
+        (None, None) => None,
+        (Some(_), None) => return Err(anyhow!("`psk_identity` without `psk`")),
+    };
+    Ok(device)
+}
+
+/// What can be done about it.
+fn explain(error: Error) -> Failure {
+    match &error {
+        Error::Unknown(_) => Failure::hint(error, "portcullis device list"),
+        Error::Exists(id) => {
+            let hint = format!("portcullis device show {id}");
+            Failure::hint(error, hint)
+        }
+        _ => error.into(),
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+}
