@@ -6,6 +6,7 @@
 mod clients;
 mod four;
 mod judge;
+mod keys;
 mod operations;
 mod pki;
 mod processes;

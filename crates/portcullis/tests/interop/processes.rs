@@ -145,6 +145,10 @@ pub(crate) struct Gateway {
 pub(crate) struct Launch {
     dir: TempDir,
     pki: Arc<Pki>,
+    /// Keys of the listener itself.
+    listener: String,
+    /// In place of the listener's TLS table with mutual TLS.
+    tls_table: Option<String>,
     tls: String,
     rest: String,
     replaced: Vec<(String, String)>,
@@ -154,8 +158,28 @@ pub(crate) struct Launch {
 impl Launch {
     /// A listener with mutual TLS, and what is given behind its `[listener.tls]`.
     pub(crate) fn new(pki: Arc<Pki>, rest: &str) -> Self {
-        let (tls, rest) = (String::new(), rest.to_owned());
-        Self { dir: tempfile::tempdir().unwrap(), pki, tls, rest, replaced: Vec::new(), environment: Vec::new() }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            pki,
+            listener: String::new(),
+            tls_table: None,
+            tls: String::new(),
+            rest: rest.to_owned(),
+            replaced: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// Adds keys to `[[listener]]`.
+    pub(crate) fn listener(mut self, text: &str) -> Self {
+        self.listener += text;
+        self
+    }
+
+    /// Another table than `[listener.tls]` with mutual TLS.
+    pub(crate) fn tls_table(mut self, text: &str) -> Self {
+        self.tls_table = Some(text.to_owned());
+        self
     }
 
     /// Adds to `[listener.tls]`.
@@ -189,12 +213,12 @@ impl Launch {
     }
 
     pub(crate) fn start(self) -> Gateway {
-        let Self { dir, pki, tls, rest, replaced, environment } = self;
+        let Self { dir, pki, listener, tls_table, tls, rest, replaced, environment } = self;
         let mut configuration = format!(
-            "[[listener]]\nname = \"devices\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{}{tls}{rest}\n\
+            "[[listener]]\nname = \"devices\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{listener}{}{tls}{rest}\n\
              [access_log]\npath = \"access.log\"\n[admin]\nbind = \"127.0.0.1:0\"\n\
              [runtime]\nlog_format = \"json\"\ndrain_timeout = \"500ms\"\n",
-            pki.listener_tls()
+            tls_table.unwrap_or_else(|| pki.listener_tls())
         );
         for (from, to) in replaced {
             assert!(configuration.contains(&from), "{from} in {configuration}");
@@ -234,16 +258,21 @@ impl Launch {
     }
 }
 
+/// An upstream of one server without health checks.
+pub(crate) fn upstream(broker: u16) -> String {
+    format!(
+        "[[upstream]]\nname = \"brokers\"\nservers = [\"127.0.0.1:{broker}\"]\nhealth = {{ mode = \"off\" }}\n\
+         fail_timeout = \"200ms\"\n"
+    )
+}
+
 pub(crate) const ADMIT: &str = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n\
                          [listener.connect]\nusername = 'cert.subject.dn'\n";
 
 impl Gateway {
     /// Mutual TLS in front of a broker on this port.
     pub(crate) fn start(broker: u16) -> Self {
-        Self::with(&format!(
-            "{ADMIT}[[upstream]]\nname = \"brokers\"\nservers = [\"127.0.0.1:{broker}\"]\n\
-                             health = {{ mode = \"off\" }}\nfail_timeout = \"200ms\"\n"
-        ))
+        Self::with(&format!("{ADMIT}{}", upstream(broker)))
     }
 
     /// A listener with mutual TLS, and what is given behind its `[listener.tls]`.
@@ -253,6 +282,11 @@ impl Gateway {
 
     pub(crate) fn own_log(&self) -> String {
         fs::read_to_string(self.dir.path().join("own.log")).unwrap_or_default()
+    }
+
+    /// The folder of its configuration.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     pub(crate) fn config(&self) -> PathBuf {
@@ -278,6 +312,18 @@ impl Gateway {
             .args(["--cert".as_ref(), self.pki.chain(device).as_os_str()])
             .args(["--key".as_ref(), self.pki.key(device).as_os_str()]);
         command
+    }
+
+    /// A mosquitto client that connects here over TLS, without a certificate or over whatever is added.
+    pub(crate) fn client(&self, program: &str, client_id: &str) -> Command {
+        let mut command = command(program);
+        command.args(["-h", "localhost", "-p", &self.address.port().to_string(), "-i", client_id]);
+        command
+    }
+
+    /// The reason on the last of so many access lines.
+    pub(crate) fn reason(&self, lines: usize) -> String {
+        self.lines(lines)[lines - 1].rsplit(' ').next().unwrap().to_owned()
     }
 
     /// What the admin interface answers.
