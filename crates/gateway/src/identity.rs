@@ -152,7 +152,6 @@ fn read(path: &Path) -> Result<(EncodingKey, Algorithm, Jwk), Complaint> {
     let der = PrivatePkcs8KeyDer::from_pem_file(path).map_err(|error| unreadable(path, &error))?;
     let complain = |what: &str| Complaint::new(format!("{}: {what}", path.display()));
     let info = PrivateKeyInfo::try_from(der.secret_pkcs8_der()).map_err(|_| complain("this is no PKCS#8 key"))?;
-    let pem = std::fs::read(path).map_err(|error| complain(&error.to_string()))?;
     let unknown = || complain("a key of P-256, P-384, Ed25519 or RSA is wanted");
     let (algorithm, key) = match info.algorithm.oid {
         EC => {
@@ -161,13 +160,13 @@ fn read(path: &Path) -> Result<(EncodingKey, Algorithm, Jwk), Complaint> {
                 Ok(P384) => Algorithm::ES384,
                 _ => return Err(unknown()),
             };
-            (algorithm, EncodingKey::from_ec_pem(&pem))
+            (algorithm, EncodingKey::from_ec_der(der.secret_pkcs8_der()))
         }
-        ED25519 => (Algorithm::EdDSA, EncodingKey::from_ed_pem(&pem)),
-        RSA => (Algorithm::RS256, EncodingKey::from_rsa_pem(&pem)),
+        ED25519 => (Algorithm::EdDSA, EncodingKey::from_ed_der(der.secret_pkcs8_der())),
+        // Of this kind the key inside is wanted [RFC 8017, A.1.2].
+        RSA => (Algorithm::RS256, EncodingKey::from_rsa_der(info.private_key)),
         _ => return Err(unknown()),
     };
-    let key = key.map_err(|_| complain("this key cannot be used"))?;
     let mut jwk = Jwk::from_encoding_key(&key, algorithm).map_err(|_| complain("this key cannot be used"))?;
     jwk.common.public_key_use = Some(PublicKeyUse::Signature);
     jwk.common.key_id = jwk.thumbprint(ThumbprintHash::SHA256).ok();

@@ -20,7 +20,7 @@ use crate::trust::Key;
 
 /// How often the database is asked whether something has changed.
 const PERIOD: Duration = Duration::from_secs(1);
-/// For one answer of the database; of a large registry's first pages, too.
+/// For one answer of the database.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the gateway waits for a registry before it serves without.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -256,33 +256,29 @@ impl Replica {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
     }
 
-    /// Reads what has changed.
-    async fn pull(&self, registry: &Registry) -> Result<(), portcullis_registry::Error> {
+    /// Reads what has changed; or all there is, in place of what is known.
+    async fn pull(&self, registry: &Registry, anew: bool) -> Result<(), String> {
         let known = self.known().revision;
-        let revision = registry.revision().await?;
-        if revision < known {
-            // Another database is in its place.
-            tracing::warn!("the device registry has gone back in time; it is read anew");
+        let revision = answer(registry.revision()).await?;
+        if anew || revision < known {
             return self.pull_anew(registry).await;
         }
         let mut since = known;
-        while since < revision || (known == 0 && !*self.complete.borrow()) {
-            let changes = registry.changes(since).await?;
+        while since < revision {
+            let changes = answer(registry.changes(since)).await?;
             let Some(last) = changes.last() else { break };
             since = last.revision;
             self.apply(&changes);
-            if changes.len() < PAGE {
-                break;
-            }
         }
         self.answered();
         Ok(())
     }
 
-    async fn pull_anew(&self, registry: &Registry) -> Result<(), portcullis_registry::Error> {
+    async fn pull_anew(&self, registry: &Registry) -> Result<(), String> {
+        tracing::warn!("another device registry is in the place of the one that was there; it is read anew");
         let mut fresh = Known::default();
         loop {
-            let changes = registry.changes(fresh.revision).await?;
+            let changes = answer(registry.changes(fresh.revision)).await?;
             changes.iter().for_each(|change| fresh.apply(change, self.max));
             if changes.len() < PAGE {
                 break;
@@ -344,53 +340,92 @@ impl fmt::Debug for Replica {
     }
 }
 
-/// Follows the database for as long as somebody has the replica. Says once that it cannot be reached, and once that it
-/// can be again.
+/// Follows the database for as long as somebody has the replica. Says once what is wrong, and once that nothing
+/// is any more.
 async fn follow(replica: Weak<Replica>) {
-    let mut registry: Option<Registry> = None;
-    let mut listening: Option<Listening> = None;
-    let mut was_bad = false;
+    let (mut connection, mut said) = (Connection::default(), None);
     loop {
         let Some(this) = replica.upgrade() else { return };
-        let pulled = async {
-            let connected = match registry.take() {
-                Some(connected) => connected,
-                None => Registry::connect_lazy(&this.url)?,
-            };
-            let connected = &*registry.insert(connected);
-            this.pull(connected).await?;
-            if listening.is_none() {
-                listening = connected.listen().await?;
-            }
-            Ok::<_, portcullis_registry::Error>(())
-        };
-        let problem = match tokio::time::timeout(ANSWER_TIMEOUT, pulled).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(explain(&error)),
-            Err(_) => Some("it does not answer".to_owned()),
-        };
-        match &problem {
-            None if was_bad => tracing::info!(devices = this.len(), "the device registry answers again"),
-            Some(problem) if !was_bad => {
-                tracing::error!(devices = this.len(), "the device registry: {problem}; what is known stays");
-            }
-            None | Some(_) => {}
-        }
-        was_bad = problem.is_some();
-        if was_bad {
-            listening = None;
-        }
-        drop(this);
-        match &mut listening {
-            Some(told) => {
-                if let Ok(Err(_)) = tokio::time::timeout(PERIOD, told.changed()).await {
-                    listening = None;
-                    tokio::time::sleep(PERIOD).await;
+        match connection.pull(&this).await {
+            Ok(()) => {
+                if said.take().is_some() {
+                    tracing::info!(devices = this.len(), "the device registry answers again");
                 }
             }
-            None => tokio::time::sleep(PERIOD).await,
+            Err(problem) if said.as_ref() == Some(&problem) => {}
+            Err(problem) => {
+                tracing::error!(devices = this.len(), "the device registry: {problem}; what is known stays");
+                said = Some(problem);
+            }
         }
+        drop(this);
+        connection.wait().await;
     }
+}
+
+/// The database as it is followed.
+#[derive(Default)]
+struct Connection {
+    /// With the file that it was opened of, if it is one.
+    registry: Option<(Registry, Option<(u64, u64)>)>,
+    /// Says at once that something has changed.
+    listening: Option<Listening>,
+    /// What is known is of another database.
+    is_other: bool,
+}
+
+impl Connection {
+    async fn pull(&mut self, replica: &Replica) -> Result<(), String> {
+        let file = replica.url.path().map(inode).transpose();
+        // Renamed or restored: the one that is open is not what others write to.
+        if let Some((registry, _)) = self.registry.take_if(|(_, known)| file.as_ref().ok() != Some(known)) {
+            registry.close().await;
+            self.is_other = true;
+        }
+        let registry = match self.registry.take() {
+            Some(connected) => &self.registry.insert(connected).0,
+            None => {
+                let file = file.map_err(|error| format!("its file cannot be opened: {error}"))?;
+                let registry = Registry::connect_lazy(&replica.url).map_err(|error| explain(&error))?;
+                &self.registry.insert((registry, file)).0
+            }
+        };
+        let result = replica.pull(registry, self.is_other).await;
+        if result.is_err() {
+            self.listening = None;
+            return result;
+        }
+        self.is_other = false;
+        if self.listening.is_none() {
+            self.listening = answer(registry.listen()).await?;
+        }
+        Ok(())
+    }
+
+    /// Until something may have changed.
+    async fn wait(&mut self) {
+        if let Some(listening) = &mut self.listening {
+            match tokio::time::timeout(PERIOD, listening.changed()).await {
+                Ok(Ok(())) | Err(_) => return,
+                Ok(Err(_)) => self.listening = None,
+            }
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// Waits for an answer of the database, but not for ever.
+async fn answer<T>(asked: impl Future<Output = Result<T, portcullis_registry::Error>>) -> Result<T, String> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+        Ok(answer) => answer.map_err(|error| explain(&error)),
+        Err(_) => Err("it does not answer".to_owned()),
+    }
+}
+
+/// What tells a file from another that is in its place.
+fn inode(path: &str) -> std::io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 fn explain(error: &portcullis_registry::Error) -> String {

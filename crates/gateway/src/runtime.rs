@@ -17,7 +17,7 @@ use crate::identity::Signer;
 use crate::kept::Kept;
 use crate::net::AddressRules;
 use crate::observe::{Expiry, ListenerMetrics, Observer};
-use crate::policy::{Admission, Rewriting};
+use crate::policy::{Admission, Rewriting, Signing};
 use crate::registry::Replica;
 use crate::tls::{Context, Memory, ServerTls};
 use crate::trust::Knowledge;
@@ -161,10 +161,8 @@ impl Runtime {
         }
         let known: Vec<&str> =
             config.upstream.iter().filter_map(|upstream| upstream.name.as_ref()).map(|name| name.as_str()).collect();
-        let signer = match &config.identity {
-            Some(identity) => Signer::compile(identity, &mut document).map(Arc::new),
-            None => None,
-        };
+        let identity = config.identity.as_ref();
+        let signing: Option<Signing> = identity.map(|identity| Signer::compile(identity, &mut document).map(Arc::new));
         let tables = config.authenticator.iter();
         let authenticators: Vec<Arc<Authenticator>> = tables
             .filter_map(|table| Authenticator::compile(table, &lasting.sources, &mut document).map(Arc::new))
@@ -172,7 +170,7 @@ impl Runtime {
         let mut listeners = Vec::new();
         let mut bound = HashSet::new();
         let context =
-            ListenerContext { config: &config, authenticators: &authenticators, signer: signer.as_ref(), lasting };
+            ListenerContext { config: &config, authenticators: &authenticators, signing: signing.as_ref(), lasting };
         for listener in &config.listener {
             Expiries::of_listener(listener, &mut document);
             let upstream = find_upstream(listener, &upstreams, &known, &mut document);
@@ -188,7 +186,7 @@ impl Runtime {
             listeners,
             upstreams,
             authenticators,
-            signer,
+            signer: signing.flatten(),
             access_log,
             admin,
             process,
@@ -278,7 +276,7 @@ fn check_names<'a>(
 struct ListenerContext<'a> {
     config: &'a model::Config,
     authenticators: &'a [Arc<Authenticator>],
-    signer: Option<&'a Arc<Signer>>,
+    signing: Option<&'a Signing>,
     lasting: &'a Lasting,
 }
 
@@ -350,7 +348,7 @@ fn compile_listener(
     let tls = compile_tls(listener, context, document);
     let authenticators = find_authenticators(listener, context, document);
     let admission = Admission::compile(&listener.admit, document);
-    let rewriting = Rewriting::compile(&listener.connect, context.signer, document);
+    let rewriting = Rewriting::compile(&listener.connect, context.signing, document);
     let label = listener.name.as_ref().map_or("", |name| name.as_str());
     let bans = Bans::compile(&listener.ban, label, &context.lasting.bans, document);
     let max_connect_size = listener.max_connect_size.as_ref().map_or(MAX_CONNECT_SIZE, |size| size.value.0);

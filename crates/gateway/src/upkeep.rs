@@ -93,6 +93,7 @@ fn end_sessions(shared: &Shared, lasting: &Lasting) {
     let runtime = shared.runtime.load_full();
     let mut changed = lasting.knowledge.take_revoked();
     changed.extend(lasting.sources.registries.values().iter().flat_map(|registry| registry.take_changed()));
+
     let ended =
         shared.sessions.sweep_keys(&changed, |live| judge(&runtime, live)) + shared.sessions.sweep_expired(now());
     if ended > 0 {

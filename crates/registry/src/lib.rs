@@ -110,6 +110,8 @@ impl Url {
 pub enum Error {
     /// The database cannot be reached, or does not do what is asked.
     Database(sqlx::Error),
+    /// The database's file cannot be opened.
+    File(std::io::Error),
     /// Its schema cannot be brought up to date.
     Schema(sqlx::migrate::MigrateError),
     /// There is a device of this ID already.
@@ -128,6 +130,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Database(_) => write!(f, "the registry's database failed"),
+            Error::File(_) => write!(f, "the registry's file cannot be opened"),
             Error::Schema(_) => write!(f, "the schema of the registry's database cannot be brought up to date"),
             Error::Exists(id) => write!(f, "there is a device `{id}` already"),
             Error::Unknown(id) => write!(f, "there is no device `{id}`"),
@@ -141,6 +144,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Database(error) => Some(error),
+            Error::File(error) => Some(error),
             Error::Schema(error) => Some(error),
             _ => None,
         }
@@ -189,9 +193,10 @@ impl Registry {
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     if kind == Kind::Sqlite {
-                        // Readers do not wait for writers.
+                        // One file, and no log beside it: such a log, left behind, would be taken for that of a file
+                        // that somebody puts into the place.
                         let pragmas =
-                            "PRAGMA journal_mode = WAL; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;";
+                            "PRAGMA journal_mode = DELETE; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;";
                         sqlx::raw_sql(pragmas).execute(connection).await?;
                     }
                     Ok(())
@@ -208,11 +213,16 @@ impl Registry {
     /// The database cannot be used.
     pub async fn open(url: &Url) -> Result<Self, Error> {
         if let Some(path) = url.path() {
-            create(path).map_err(sqlx::Error::Io)?;
+            create(path).map_err(Error::File)?;
         }
         let registry = Self::connect_lazy(url)?;
         registry.migrate().await?;
         Ok(registry)
+    }
+
+    /// Closes the connections, and waits until they are.
+    pub async fn close(self) {
+        self.pool.close().await;
     }
 
     /// Brings the schema up to date.

@@ -7,12 +7,14 @@ mod client;
 mod gateway;
 mod packet;
 mod pki;
+mod service;
 
 pub use broker::{Broker, BrokerConnection};
 pub use client::{Client, tls_config};
 pub use gateway::TestGateway;
-pub use packet::{connack, connect, connect_v5};
+pub use packet::{connack, connect, connect_as, connect_v5};
 pub use pki::Pki;
+pub use service::Service;
 
 use std::time::Duration;
 

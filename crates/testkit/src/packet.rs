@@ -16,6 +16,16 @@ pub fn connect_v5(client_id: &str) -> Vec<u8> {
     packet(0x10, &body)
 }
 
+/// CONNECT of MQTT 3.1.1 with a user name and a password.
+pub fn connect_as(client_id: &str, username: &str, password: &[u8]) -> Vec<u8> {
+    let mut body = b"\x00\x04MQTT\x04\xc2\x00\x3c".to_vec();
+    for field in [client_id.as_bytes(), username.as_bytes(), password] {
+        body.extend(u16::try_from(field.len()).unwrap().to_be_bytes());
+        body.extend(field);
+    }
+    packet(0x10, &body)
+}
+
 /// CONNACK that accepts, of MQTT 5 (`version` 5) or before.
 pub fn connack(version: u8) -> Vec<u8> {
     if version == 5 { b"\x20\x03\x00\x00\x00".to_vec() } else { b"\x20\x02\x00\x00".to_vec() }

@@ -36,7 +36,8 @@ pub(super) struct Tokens {
     jwks: Arc<Jwks>,
     field: TokenField,
     issuer: Option<String>,
-    validation: Validation,
+    /// One for each algorithm that is accepted: the library wants all of one to be of one family of keys.
+    validations: Vec<Validation>,
     refresh: Duration,
 }
 
@@ -76,7 +77,6 @@ impl Tokens {
             return None;
         };
         let mut validation = Validation::new(algorithm(*first));
-        validation.algorithms = algorithms.iter().copied().map(algorithm).collect();
         validation.leeway = table.leeway.as_ref().map_or(LEEWAY, |period| period.value.0).as_secs();
         validation.validate_nbf = true;
         validation.required_spec_claims = ["exp".to_owned()].into();
@@ -105,7 +105,10 @@ impl Tokens {
             jwks,
             field: table.field.as_ref().map_or_else(TokenField::default, |at| at.value),
             issuer: table.issuer.as_ref().map(|issuer| issuer.value.clone()),
-            validation,
+            validations: algorithms
+                .iter()
+                .map(|accepted| Validation { algorithms: vec![algorithm(*accepted)], ..validation.clone() })
+                .collect(),
             refresh: table.refresh.as_ref().map_or(REFRESH, |period| period.value.0),
         })
     }
@@ -162,9 +165,11 @@ impl Tokens {
 
     async fn verify(&self, token: &str, header: &Header) -> Result<Map<String, Json>, Reject> {
         // Extensions that have to be understood are not [RFC 7515, 4.1.11].
-        if !self.validation.algorithms.contains(&header.alg) || header.crit.is_some() {
+        if header.crit.is_some() {
             return Err(Reject::TokenInvalid);
         }
+        let validation = self.validations.iter().find(|validation| validation.algorithms == [header.alg]);
+        let validation = validation.ok_or(Reject::TokenInvalid)?;
         let candidates = || self.jwks.candidates(header.kid.as_deref(), header.alg);
         let mut keys = candidates();
         if keys.as_ref().is_none_or(Vec::is_empty) {
@@ -175,7 +180,7 @@ impl Tokens {
         let keys = keys.ok_or(Reject::AuthenticationUnavailable)?;
         let mut why = Reject::TokenInvalid;
         for key in keys.iter().take(MAX_TRIED) {
-            match jsonwebtoken::decode::<Map<String, Json>>(token, key, &self.validation) {
+            match jsonwebtoken::decode::<Map<String, Json>>(token, key, validation) {
                 Ok(data) => return Ok(data.claims),
                 Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => why = Reject::TokenExpired,
                 Err(error) => tracing::debug!(error = describe(error.kind()), "token refused"),

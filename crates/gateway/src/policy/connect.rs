@@ -45,6 +45,9 @@ struct Token {
     lifetime: Duration,
 }
 
+/// What signs tokens; `None`: what the configuration says of it is wrong.
+pub(crate) type Signing = Option<Arc<Signer>>;
+
 /// The new values of fields, to be put into a CONNECT. Not to be printed: one is a password.
 #[derive(Default)]
 #[expect(missing_debug_implementations, reason = "it holds a password")]
@@ -83,7 +86,7 @@ impl Admission {
 impl Rewriting {
     /// Compiles the table; `signer` is what tokens are signed by, if there is one. Says what is wrong in the document's
     /// problems.
-    pub(crate) fn compile(connect: &model::Connect, signer: Option<&Arc<Signer>>, document: &mut Document) -> Self {
+    pub(crate) fn compile(connect: &model::Connect, signer: Option<&Signing>, document: &mut Document) -> Self {
         let password = connect.password.as_ref().and_then(|at| match &at.value {
             Password::Expression(source) => {
                 let source = At { value: source.clone(), span: at.span.clone() };
@@ -118,7 +121,7 @@ impl Token {
     fn compile(
         token: &model::Token,
         span: &Range<usize>,
-        signer: Option<&Arc<Signer>>,
+        signer: Option<&Signing>,
         document: &mut Document,
     ) -> Option<Self> {
         let Some(signer) = signer else {
@@ -126,6 +129,8 @@ impl Token {
             problem.hint("[identity] private_key = \"identity.key\" issuer = \"https://gateway.example.com\"");
             return None;
         };
+        // What is wrong with the key has been said.
+        let signer = signer.as_ref()?;
         if let Some(own) = token.claims.keys().find(|name| OWN_CLAIMS.contains(&name.as_str())) {
             document.problems.error(span, format!("the claim `{own}` is set by the gateway"));
             return None;

@@ -2,4 +2,5 @@
 
 mod connect;
 
+pub(crate) use connect::Signing;
 pub use connect::{Admission, Replacements, Rewriting};

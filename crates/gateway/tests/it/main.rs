@@ -3,12 +3,17 @@
 
 mod admit;
 mod bad_input;
+mod bans;
 mod configuration;
+mod devices;
 mod imports;
 mod names;
+mod passwords;
 mod relay;
 mod reload;
 mod resumption;
+mod service;
 mod tls;
+mod tokens;
 mod trust;
 mod upstream;

@@ -1,0 +1,91 @@
+//! Clients that come too often, or fail too often.
+
+use std::time::Duration;
+
+use portcullis_testkit::{Broker, Client, TestGateway, connack, connect};
+
+async fn gateway(broker: &Broker, ban: &str, rest: &str) -> TestGateway {
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    TestGateway::start(&format!("{listener}[[listener.ban]]\n{ban}\n{rest}{}", broker.upstream())).await
+}
+
+/// A client that is let in, and goes.
+async fn visit(gateway: &TestGateway, broker: &Broker, id: &str) {
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect(id)).await;
+    let mut connection = broker.accept().await;
+    connection.expect(&connect(id)).await;
+    connection.write(&connack(4)).await;
+    client.expect(&connack(4)).await;
+    client.shutdown().await;
+    connection.read_to_end().await;
+}
+
+#[tokio::test]
+async fn an_address_that_comes_too_often_is_refused_before_anything_is_read() {
+    let broker = Broker::start().await;
+    let gateway = gateway(&broker, "on = [\"connect\"]\ncount = 3\nduration = \"2s\"", "").await;
+    for _ in 0..3 {
+        visit(&gateway, &broker, "a").await;
+    }
+    for lines in 4..6 {
+        let mut client = Client::tcp(gateway.address()).await;
+        assert!(client.read_to_end().await.is_empty(), "closed, without a byte of ours");
+        let line = gateway.lines(lines).await.pop().unwrap();
+        assert!(line.contains(" 403 0 0 ") && line.ends_with(" - - banned"), "{line}");
+    }
+    // Over a reload, too.
+    gateway.gateway.reload().await.unwrap();
+    assert!(Client::tcp(gateway.address()).await.read_to_end().await.is_empty());
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    visit(&gateway, &broker, "a").await;
+}
+
+#[tokio::test]
+async fn who_fails_too_often_is_refused_and_who_does_not_is_not() {
+    let broker = Broker::start().await;
+    let rest = "[listener.admit]\nrequire = ['mqtt.client_id == \"good\"']\n";
+    let gateway = gateway(&broker, "on = [\"failure\"]\ncount = 2", rest).await;
+    for _ in 0..5 {
+        visit(&gateway, &broker, "good").await;
+    }
+    for _ in 0..3 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect("bad")).await;
+        assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x05");
+    }
+    let mut client = Client::tcp(gateway.address()).await;
+    assert!(client.read_to_end().await.is_empty());
+    let lines = gateway.lines(9).await;
+    assert!(lines[7].ends_with(" identity_mismatch") && lines[8].ends_with(" banned"), "{lines:#?}");
+}
+
+#[tokio::test]
+async fn networks_that_are_excepted_may_come_as_they_like() {
+    let broker = Broker::start().await;
+    let gateway = gateway(&broker, "count = 1\nexcept = [\"127.0.0.0/8\"]", "").await;
+    for _ in 0..4 {
+        visit(&gateway, &broker, "a").await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_id_is_counted_once_it_is_proved() {
+    let broker = Broker::start().await;
+    let rest = "[listener.admit]\nrequire = ['mqtt.client_id != \"stranger\"']\n";
+    let gateway = gateway(&broker, "key = \"client_id\"\ncount = 2", rest).await;
+    for _ in 0..4 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect("stranger")).await;
+        assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x05");
+    }
+    assert!(gateway.lines(4).await.iter().all(|line| line.ends_with(" identity_mismatch")));
+    visit(&gateway, &broker, "a").await;
+    visit(&gateway, &broker, "b").await;
+    visit(&gateway, &broker, "a").await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect("a")).await;
+    assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x05");
+    assert!(gateway.lines(8).await[7].ends_with(" banned"));
+    visit(&gateway, &broker, "b").await;
+}

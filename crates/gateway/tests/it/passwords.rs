@@ -1,0 +1,189 @@
+//! Users of password files, and whom several authenticators know.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use portcullis_gateway::auth::{PasswordHash, set_password};
+use portcullis_testkit::{Broker, BrokerConnection, Client, TestGateway, connack, connect, connect_as};
+use tempfile::TempDir;
+
+const REFUSED: &[u8] = b"\x20\x02\x00\x04";
+
+fn file(dir: &TempDir, name: &str, users: &[(&str, &str)]) -> String {
+    let path = dir.path().join(name);
+    for (user, password) in users {
+        set_password(&path, user, &PasswordHash::make(password.as_bytes()).unwrap()).unwrap();
+    }
+    format!("[[authenticator]]\nname = \"{name}\"\nkind = \"password_file\"\nfile = {path:?}\n")
+}
+
+async fn gateway(broker: &Broker, authenticate: &str, rest: &str) -> TestGateway {
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let upstream = broker.upstream();
+    TestGateway::start(&format!("{listener}authenticate = {authenticate}\n{upstream}{rest}")).await
+}
+
+/// What a client is answered that is not to get through.
+async fn refusal(gateway: &TestGateway, packet: &[u8]) -> Vec<u8> {
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(packet).await;
+    client.read_to_end().await
+}
+
+async fn session(gateway: &TestGateway, broker: &Broker, packet: &[u8]) -> (Client, BrokerConnection) {
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(packet).await;
+    let mut connection = broker.accept().await;
+    connection.expect(packet).await;
+    connection.write(&connack(4)).await;
+    client.expect(&connack(4)).await;
+    (client, connection)
+}
+
+#[tokio::test]
+async fn the_right_password_is_let_in_and_everything_else_looks_the_same() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let gateway = gateway(&broker, "[\"users\"]", &file(&dir, "users", &[("alice", "secret"), ("bob", "other")])).await;
+    let (mut client, mut connection) = session(&gateway, &broker, &connect_as("a", "alice", b"secret")).await;
+    client.shutdown().await;
+    connection.read_to_end().await;
+    drop((client, connection));
+    gateway.lines(1).await;
+    let wrong: &[(Vec<u8>, &str)] = &[
+        (connect_as("a", "alice", b"Secret"), "bad_credentials"),
+        (connect_as("a", "alice", b""), "bad_credentials"),
+        (connect_as("a", "alice", b"other"), "bad_credentials"),
+        (connect_as("a", "ALICE", b"secret"), "unknown_client"),
+        (connect_as("a", "alice ", b"secret"), "unknown_client"),
+        (connect_as("a", "", b"secret"), "unknown_client"),
+        (connect_as("a", "nobody", b"secret"), "unknown_client"),
+        (connect_as("a", "alice:secret", b""), "unknown_client"),
+        (connect("a"), "unknown_client"),
+    ];
+    for (n, (packet, reason)) in wrong.iter().enumerate() {
+        assert_eq!(refusal(&gateway, packet).await, REFUSED, "{reason}");
+        let line = gateway.lines(n + 2).await.pop().unwrap();
+        assert!(line.ends_with(reason) && line.contains(" 403 "), "{line}");
+    }
+    assert!(broker.is_left_alone().await);
+}
+
+#[tokio::test]
+async fn a_user_who_is_removed_or_changed_is_out() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let gateway = gateway(&broker, "[\"users\"]", &file(&dir, "users", &[("alice", "one"), ("bob", "two")])).await;
+    let (mut alice, _a) = session(&gateway, &broker, &connect_as("a", "alice", b"one")).await;
+    let (mut bob, mut at_broker) = session(&gateway, &broker, &connect_as("b", "bob", b"two")).await;
+    let path = dir.path().join("users");
+    set_password(&path, "alice", &PasswordHash::make(b"new").unwrap()).unwrap();
+    alice.read_to_end().await;
+    assert!(gateway.lines(1).await[0].ends_with(" session_credential_withdrawn"));
+    assert_eq!(refusal(&gateway, &connect_as("a", "alice", b"one")).await, REFUSED, "and not from the cache");
+    let (mut alice, _a) = session(&gateway, &broker, &connect_as("a", "alice", b"new")).await;
+    bob.write(b"\xc0\x00").await;
+    at_broker.expect(b"\xc0\x00").await;
+    // A file that cannot be used changes nothing; one without bob does.
+    fs::write(&path, "bob\n").unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    bob.write(b"\xc0\x00").await;
+    at_broker.expect(b"\xc0\x00").await;
+    fs::write(&path, "# nobody\n").unwrap();
+    bob.read_to_end().await;
+    alice.read_to_end().await;
+}
+
+#[tokio::test]
+async fn a_reload_that_asks_others_ends_those_who_are_known_to_nobody() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let tables = file(&dir, "users", &[("alice", "one")]) + &file(&dir, "staff", &[("bob", "two")]);
+    let gateway = gateway(&broker, "[\"users\", \"staff\"]", &tables).await;
+    let (mut alice, _a) = session(&gateway, &broker, &connect_as("a", "alice", b"one")).await;
+    let (mut bob, mut at_broker) = session(&gateway, &broker, &connect_as("b", "bob", b"two")).await;
+    let text = fs::read_to_string(gateway.path()).unwrap();
+    let text = text.replace("[\"users\", \"staff\"]", "[\"staff\"]");
+    gateway.write(text.split("[access_log]").next().unwrap());
+    gateway.gateway.reload().await.unwrap();
+    alice.read_to_end().await;
+    assert!(gateway.lines(1).await[0].ends_with(" session_credential_withdrawn"));
+    bob.write(b"\xc0\x00").await;
+    at_broker.expect(b"\xc0\x00").await;
+}
+
+/// How long refusals take, the median of several.
+async fn time(gateway: &TestGateway, packet: &[u8]) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..9 {
+        let begin = Instant::now();
+        assert_eq!(refusal(gateway, packet).await, REFUSED);
+        times.push(begin.elapsed());
+    }
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_nobody_knows_waits_as_long() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let tables = file(&dir, "users", &[("alice", "one"), ("bob", "two")]);
+    let gateway = gateway(&broker, "[\"users\"]", &tables).await;
+    let known = time(&gateway, &connect_as("a", "alice", b"wrong")).await;
+    let unknown = time(&gateway, &connect_as("a", "nobody", b"wrong")).await;
+    let ratio = unknown.as_secs_f64() / known.as_secs_f64();
+    println!("a wrong password takes {known:?}, an unknown user {unknown:?}");
+    // Without a hash to verify it would be a hundredth.
+    assert!((0.3..3.0).contains(&ratio), "{known:?} {unknown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_wrong_passwords_leaves_sessions_alone() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let tables = file(&dir, "users", &[("alice", "one")]);
+    let gateway = gateway(&broker, "[\"users\"]", &tables).await;
+    let (mut alice, mut at_broker) = session(&gateway, &broker, &connect_as("a", "alice", b"one")).await;
+    let mut flood = Vec::new();
+    for n in 0..300 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect_as("x", "alice", format!("guess {n}").as_bytes())).await;
+        flood.push(client);
+    }
+    let mut slowest = Duration::ZERO;
+    for _ in 0..50 {
+        let begin = Instant::now();
+        alice.write(b"\xc0\x00").await;
+        at_broker.expect(b"\xc0\x00").await;
+        slowest = slowest.max(begin.elapsed());
+    }
+    println!("the slowest of 50 packets beside 300 guesses took {slowest:?}");
+    // In the pool's queue it would have waited for seconds.
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    // Who has proved it a moment ago does not wait either.
+    let begin = Instant::now();
+    let _again = session(&gateway, &broker, &connect_as("b", "alice", b"one")).await;
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    // More than wait are told to come again.
+    let mut busy = 0;
+    for mut client in flood {
+        match client.read_to_end().await.as_slice() {
+            b"\x20\x02\x00\x03" => busy += 1,
+            answer => assert_eq!(answer, REFUSED),
+        }
+    }
+    assert!(busy > 0, "the queue is bounded");
+}
+
+#[test]
+fn a_users_line_is_changed_and_the_others_stay() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("users");
+    assert!(!set_password(&path, "alice", "one").unwrap());
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    fs::write(&path, "# staff\n\nalice:one\nbob:two").unwrap();
+    assert!(set_password(&path, "alice", "three").unwrap());
+    assert!(!set_password(&path, "carol", "four").unwrap());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "# staff\n\nalice:three\nbob:two\ncarol:four\n");
+    for wrong in ["", "a:b", "#a", "a\nb"] {
+        assert!(set_password(&path, wrong, "x").is_err(), "{wrong:?}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+}

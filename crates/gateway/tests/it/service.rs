@@ -1,0 +1,191 @@
+//! An authentication service that is asked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use portcullis_testkit::{Broker, Client, Pki, Service, TestGateway, connack, connect, connect_as};
+use serde_json::Value;
+
+const REFUSED: &[u8] = b"\x20\x02\x00\x04";
+const LATER: &[u8] = b"\x20\x02\x00\x03";
+
+async fn gateway(broker: &Broker, service: &Service, rest: &str) -> TestGateway {
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    TestGateway::start(&format!(
+        "{listener}authenticate = [\"service\"]\n{}[[authenticator]]\nname = \"service\"\nkind = \"http\"\nurl = {:?}\n{rest}",
+        broker.upstream(),
+        service.url("/mqtt")
+    ))
+    .await
+}
+
+async fn refusal(gateway: &TestGateway, packet: &[u8]) -> Vec<u8> {
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(packet).await;
+    client.read_to_end().await
+}
+
+/// A client that is let in with this packet, of which this arrives at the broker.
+async fn visit(gateway: &TestGateway, broker: &Broker, packet: &[u8], arrives: &[u8]) {
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(packet).await;
+    let mut connection = broker.accept().await;
+    connection.expect(arrives).await;
+    connection.write(&connack(4)).await;
+    client.expect(&connack(4)).await;
+}
+
+#[tokio::test]
+async fn the_service_is_told_who_it_is_and_says_who_it_shall_be() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let service = Service::start(|_| {
+        Some((
+            "200 OK",
+            r#"{"result":"allow","client_id":"lyon/7","username":"pump","attributes":{"site":"lyon"}}"#.to_owned(),
+        ))
+    })
+    .await;
+    let gateway = TestGateway::start(&format!(
+        "{}authenticate = [\"service\"]\n{}[listener.admit]\nrequire = ['http.site == \"lyon\"']\n{}\
+         [[authenticator]]\nname = \"service\"\nkind = \"http\"\nurl = {:?}\nheaders = {{ Authorization = \"Bearer s3cret\" }}\n",
+        TestGateway::LISTENER,
+        pki.listener_tls(),
+        broker.upstream(),
+        service.url("/mqtt")
+    ))
+    .await;
+    let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+    client.write(&connect_as("thing001", "user", b"pass\xff")).await;
+    broker.accept().await.expect(&connect_as("lyon/7", "pump", b"pass\xff")).await;
+    let (head, body) = service.asked().remove(0);
+    assert!(head.starts_with("post /mqtt http/1.1") && head.contains("authorization: bearer s3cret"), "{head}");
+    let asked: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((&asked["client_id"], &asked["username"]), (&"thing001".into(), &"user".into()));
+    assert_eq!(asked["password_base64"], "cGFzc/8=");
+    assert_eq!((&asked["mqtt_version"], &asked["listener"]), (&4.into(), &"devices".into()));
+    assert_eq!(asked["remote_addr"], "127.0.0.1");
+    assert_eq!(asked["certificate"]["common_name"], "thing001");
+    assert_eq!(asked["tls"]["version"], "TLSv1.3");
+}
+
+#[tokio::test]
+async fn answers_are_remembered_each_for_its_own_question() {
+    let broker = Broker::start().await;
+    let service = Service::start(|body| {
+        let result = if body.contains("\"secret\"") { "allow" } else { "deny" };
+        Some(("200 OK", format!("{{\"result\":\"{result}\"}}")))
+    })
+    .await;
+    let gateway = gateway(&broker, &service, "cache = \"1s\"\nnegative_cache = \"1s\"\n").await;
+    let good = connect_as("a", "alice", b"secret");
+    for _ in 0..3 {
+        visit(&gateway, &broker, &good, &good).await;
+        assert_eq!(refusal(&gateway, &connect_as("a", "alice", b"wrong")).await, REFUSED);
+    }
+    assert_eq!(service.asked().len(), 2);
+    // Nothing of one client's answer is another's.
+    assert_eq!(refusal(&gateway, &connect_as("b", "alice", b"wrong")).await, REFUSED);
+    let other = connect_as("b", "alice", b"secret");
+    visit(&gateway, &broker, &other, &other).await;
+    assert_eq!(service.asked().len(), 4);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    visit(&gateway, &broker, &good, &good).await;
+    assert_eq!(service.asked().len(), 5);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
+    let broker = Broker::start().await;
+    let is_well = Arc::new(AtomicBool::new(false));
+    let health = Arc::clone(&is_well);
+    let service = Service::start(move |body| {
+        if health.load(Ordering::SeqCst) {
+            return Some(("204 No Content", String::new()));
+        }
+        match body {
+            body if body.contains("html") => Some(("200 OK", "<html>allow</html>".to_owned())),
+            body if body.contains("redirect") => Some(("302 Found", r#"{"result":"allow"}"#.to_owned())),
+            body if body.contains("broken") => Some(("500 Internal Server Error", r#"{"result":"allow"}"#.to_owned())),
+            _ => None,
+        }
+    })
+    .await;
+    let rest = "timeout = \"300ms\"\nbreak_after = 4\nbreak_time = \"1s\"\n";
+    let gateway = gateway(&broker, &service, rest).await;
+    for (n, id) in ["html", "redirect", "broken", "silent", "nobody", "nobody"].into_iter().enumerate() {
+        let begin = Instant::now();
+        assert_eq!(refusal(&gateway, &connect(id)).await, LATER, "{id}");
+        assert!(begin.elapsed() < Duration::from_secs(2), "{id}: {:?}", begin.elapsed());
+        assert!(gateway.lines(n + 1).await[n].ends_with(" authentication_unavailable"));
+    }
+    assert_eq!(service.asked().len(), 4, "then it was left alone");
+    is_well.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    visit(&gateway, &broker, &connect("a"), &connect("a")).await;
+    visit(&gateway, &broker, &connect("b"), &connect("b")).await;
+}
+
+#[tokio::test]
+async fn who_is_ignored_is_somebody_elses_and_who_is_denied_is_not() {
+    let (broker, dir) = (Broker::start().await, tempfile::tempdir().unwrap());
+    let users = dir.path().join("users");
+    let hash = portcullis_gateway::auth::PasswordHash::make(b"pw").unwrap();
+    for user in ["alice", "mallory"] {
+        portcullis_gateway::auth::set_password(&users, user, &hash).unwrap();
+    }
+    let service = Service::start(|body| {
+        let result = if body.contains("mallory") { "deny" } else { "ignore" };
+        Some(("200 OK", format!("{{\"result\":\"{result}\"}}")))
+    })
+    .await;
+    let rest = format!("[[authenticator]]\nname = \"users\"\nkind = \"password_file\"\nfile = {users:?}\n");
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let gateway = TestGateway::start(&format!(
+        "{listener}authenticate = [\"service\", \"users\"]\n{}[[authenticator]]\nname = \"service\"\nkind = \"http\"\n\
+         url = {:?}\n{rest}",
+        broker.upstream(),
+        service.url("/")
+    ))
+    .await;
+    let alice = connect_as("a", "alice", b"pw");
+    visit(&gateway, &broker, &alice, &alice).await;
+    assert_eq!(refusal(&gateway, &connect_as("a", "mallory", b"pw")).await, REFUSED);
+    assert!(broker.is_left_alone().await);
+}
+
+#[tokio::test]
+async fn a_session_ends_when_the_answer_expires_and_questions_are_bounded() {
+    let broker = Broker::start().await;
+    let service = Service::start(|body| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let at = if body.contains("past") { now - 1 } else { now + 2 };
+        (!body.contains("slow")).then(|| ("200 OK", format!("{{\"result\":\"allow\",\"expires_at\":{at}}}")))
+    })
+    .await;
+    let rest = "timeout = \"2s\"\nmax_concurrency = 1\nbreak_after = 100\n";
+    let gateway = gateway(&broker, &service, rest).await;
+    assert_eq!(refusal(&gateway, &connect("past")).await, REFUSED);
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect("a")).await;
+    let mut connection = broker.accept().await;
+    connection.expect(&connect("a")).await;
+    connection.write(&connack(4)).await;
+    client.expect(&connack(4)).await;
+    client.read_to_end().await;
+    assert!(gateway.lines(2).await[1].ends_with(" session_token_expired"));
+    let mut slow = Vec::new();
+    for _ in 0..5 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect("slow")).await;
+        slow.push(client);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(service.asked().len(), 3, "one at once");
+    for mut client in slow {
+        assert_eq!(client.read_to_end().await, LATER);
+    }
+    for line in &gateway.lines(7).await[2..] {
+        assert!(line.ends_with(" authentication_busy") || line.ends_with(" authentication_unavailable"), "{line}");
+    }
+}

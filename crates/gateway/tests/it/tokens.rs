@@ -1,0 +1,328 @@
+//! Tokens that others sign, and tokens that the gateway signs.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::jwk::{Jwk, JwkSet};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use portcullis_testkit::{Broker, BrokerConnection, Client, Pki, Service, TestGateway, connack, connect, connect_as};
+use serde_json::{Value, json};
+
+const REFUSED: &[u8] = b"\x20\x02\x00\x04";
+const ISSUER: &str = "https://issuer.example.com";
+
+/// An issuer's key.
+struct Issuer {
+    key: EncodingKey,
+    algorithm: Algorithm,
+    id: &'static str,
+}
+
+/// As OpenSSL makes it.
+fn private_key(algorithm: Algorithm) -> Vec<u8> {
+    let options: &[&str] = match algorithm {
+        Algorithm::ES256 => &["EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+        Algorithm::ES384 => &["EC", "-pkeyopt", "ec_paramgen_curve:P-384"],
+        Algorithm::EdDSA => &["ed25519"],
+        _ => &["RSA", "-pkeyopt", "rsa_keygen_bits:2048"],
+    };
+    let mut openssl = std::process::Command::new("openssl");
+    let output = openssl.args(["genpkey", "-algorithm"]).args(options).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+impl Issuer {
+    fn new(id: &'static str) -> Self {
+        Self::with(id, Algorithm::ES256)
+    }
+
+    fn with(id: &'static str, algorithm: Algorithm) -> Self {
+        let pem = private_key(algorithm);
+        let key = match algorithm {
+            Algorithm::EdDSA => EncodingKey::from_ed_pem(&pem),
+            _ => EncodingKey::from_ec_pem(&pem),
+        };
+        Self { key: key.unwrap(), algorithm, id }
+    }
+
+    fn jwk(&self) -> Jwk {
+        let mut jwk = Jwk::from_encoding_key(&self.key, self.algorithm).unwrap();
+        jwk.common.key_id = Some(self.id.to_owned());
+        jwk
+    }
+
+    fn sign(&self, claims: &Value) -> String {
+        let header = Header { kid: Some(self.id.to_owned()), ..Header::new(self.algorithm) };
+        jsonwebtoken::encode(&header, claims, &self.key).unwrap()
+    }
+}
+
+fn jwks(issuers: &[&Issuer]) -> String {
+    serde_json::to_string(&JwkSet { keys: issuers.iter().map(|issuer| issuer.jwk()).collect() }).unwrap()
+}
+
+fn now() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
+}
+
+fn claims() -> Value {
+    json!({ "iss": ISSUER, "aud": "mqtt", "sub": "thing001", "exp": now() + 600, "site": "lyon", "n": [1, 2.5, null] })
+}
+
+fn changed(change: Value) -> Value {
+    let mut claims = claims();
+    for (name, value) in change.as_object().unwrap() {
+        match value {
+            Value::Null => claims.as_object_mut().unwrap().remove(name),
+            value => claims.as_object_mut().unwrap().insert(name.clone(), value.clone()),
+        };
+    }
+    claims
+}
+
+async fn gateway(broker: &Broker, keys: &str, rest: &str) -> TestGateway {
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let upstream = broker.upstream();
+    TestGateway::start(&format!(
+        "{listener}authenticate = [\"tokens\"]\n[listener.admit]\nrequire = ['mqtt.client_id == jwt.sub']\n{upstream}\
+         [[authenticator]]\nname = \"tokens\"\nkind = \"jwt\"\nissuer = \"{ISSUER}\"\naudience = \"mqtt\"\n\
+         jwks = {keys:?}\n{rest}"
+    ))
+    .await
+}
+
+async fn refusal(gateway: &TestGateway, packet: &[u8]) -> Vec<u8> {
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(packet).await;
+    client.read_to_end().await
+}
+
+async fn session(gateway: &TestGateway, broker: &Broker, packet: &[u8]) -> (Client, BrokerConnection) {
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(packet).await;
+    let mut connection = broker.accept().await;
+    connection.expect(packet).await;
+    connection.write(&connack(4)).await;
+    client.expect(&connack(4)).await;
+    (client, connection)
+}
+
+fn base64(bytes: impl AsRef<[u8]>) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+}
+
+#[tokio::test]
+async fn a_token_is_taken_that_is_good_and_no_other() {
+    let (dir, broker, issuer, stranger) =
+        (tempfile::tempdir().unwrap(), Broker::start().await, Issuer::new("k1"), Issuer::new("k1"));
+    let path = dir.path().join("jwks.json");
+    fs::write(&path, jwks(&[&issuer])).unwrap();
+    let gateway = gateway(&broker, path.to_str().unwrap(), "").await;
+    let token = issuer.sign(&claims());
+    let _session = session(&gateway, &broker, &connect_as("thing001", "u", token.as_bytes())).await;
+    let _late = session(
+        &gateway,
+        &broker,
+        &connect_as("thing001", "u", issuer.sign(&changed(json!({ "nbf": now() + 20 }))).as_bytes()),
+    )
+    .await;
+
+    let (head, rest) = token.split_once('.').unwrap();
+    let (body, signature) = rest.split_once('.').unwrap();
+    let unsigned = |header: Value| base64(header.to_string()) + "." + body + ".";
+    // The public key as the secret of an HMAC: whoever has it could sign.
+    let public = serde_json::to_string(&issuer.jwk()).unwrap();
+    let hmac = jsonwebtoken::encode(
+        &Header { kid: Some("k1".to_owned()), ..Header::new(Algorithm::HS256) },
+        &claims(),
+        &EncodingKey::from_secret(public.as_bytes()),
+    );
+    let crit = {
+        let header =
+            Header { kid: Some("k1".to_owned()), crit: Some(vec!["b64".to_owned()]), ..Header::new(Algorithm::ES256) };
+        jsonwebtoken::encode(&header, &claims(), &issuer.key).unwrap()
+    };
+    let other_curve = Issuer::with("k1", Algorithm::ES384);
+    let wrong = [
+        (stranger.sign(&claims()), "token_invalid"),
+        (other_curve.sign(&claims()), "token_invalid"),
+        (issuer.sign(&changed(json!({ "exp": now() - 60 }))), "token_expired"),
+        (issuer.sign(&changed(json!({ "exp": now() - 1 }))), "token_expired"),
+        (issuer.sign(&changed(json!({ "exp": null }))), "token_invalid"),
+        (issuer.sign(&changed(json!({ "exp": "never" }))), "token_invalid"),
+        (issuer.sign(&changed(json!({ "nbf": now() + 300 }))), "token_invalid"),
+        (issuer.sign(&changed(json!({ "aud": "http" }))), "token_invalid"),
+        (issuer.sign(&changed(json!({ "aud": null }))), "token_invalid"),
+        (issuer.sign(&changed(json!({ "iss": null }))), "token_invalid"),
+        (issuer.sign(&changed(json!({ "iss": "https://other.example.com" }))), "unknown_client"),
+        (hmac.unwrap(), "token_invalid"),
+        (crit, "token_invalid"),
+        (unsigned(json!({ "alg": "none", "kid": "k1" })), "unknown_client"),
+        (unsigned(json!({ "alg": "ES256", "kid": "k1" })), "token_invalid"),
+        (format!("{head}.{body}.{}", base64([0; 64])), "token_invalid"),
+        (format!("{head}.{body}.{}", &signature[..signature.len() - 2]), "token_invalid"),
+        (
+            format!("{head}.{}.{signature}", base64(changed(json!({ "exp": now() + 9999 })).to_string())),
+            "token_invalid",
+        ),
+        ("secret".to_owned(), "unknown_client"),
+        (String::new(), "unknown_client"),
+    ];
+    for (token, reason) in &wrong {
+        let before = gateway_lines(&gateway);
+        println!("{reason}: {token}");
+        let answer = refusal(&gateway, &connect_as("thing001", "u", token.as_bytes())).await;
+        assert_eq!(answer, REFUSED);
+        let line = gateway.lines(before + 1).await.pop().unwrap();
+        assert!(line.ends_with(&format!(" {reason}")), "{token}: {line}");
+    }
+    // A good token is no other client's.
+    let other = refusal(&gateway, &connect_as("thing002", "u", token.as_bytes())).await;
+    assert_eq!(other, b"\x20\x02\x00\x05");
+    assert!(broker.is_left_alone().await);
+}
+
+fn gateway_lines(gateway: &TestGateway) -> usize {
+    let log = gateway.path().with_file_name("access.log");
+    fs::read_to_string(log).map_or(0, |text| text.lines().count())
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_token() {
+    let (dir, broker, issuer) = (tempfile::tempdir().unwrap(), Broker::start().await, Issuer::new("k1"));
+    let path = dir.path().join("jwks.json");
+    fs::write(&path, jwks(&[&issuer])).unwrap();
+    let gateway = gateway(&broker, path.to_str().unwrap(), "").await;
+    let short = issuer.sign(&changed(json!({ "exp": now() + 3 })));
+    let (mut client, _connection) = session(&gateway, &broker, &connect_as("thing001", "u", short.as_bytes())).await;
+    client.read_to_end().await;
+    let late = now();
+    assert!(gateway.lines(1).await[0].ends_with(" session_token_expired"), "at {late}");
+}
+
+#[tokio::test]
+async fn keys_are_changed_without_a_gap() {
+    let (broker, one, two) = (Broker::start().await, Issuer::new("one"), Issuer::with("two", Algorithm::EdDSA));
+    let (first, second) = (jwks(&[&one]), jwks(&[&one, &two]));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let service = Service::start(move |_| match count.fetch_add(1, Ordering::SeqCst) {
+        0 => Some(("200 OK", first.clone())),
+        1 => Some(("200 OK", second.clone())),
+        _ => Some(("500 Internal Server Error", String::new())),
+    })
+    .await;
+    let gateway = gateway(&broker, &service.url("/jwks.json"), "").await;
+    let _one = session(&gateway, &broker, &connect_as("thing001", "u", one.sign(&claims()).as_bytes())).await;
+    // A key that is not known is asked for, but not more often than every ten seconds.
+    let new = two.sign(&claims());
+    assert_eq!(refusal(&gateway, &connect_as("thing001", "u", new.as_bytes())).await, REFUSED);
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    tokio::time::sleep(Duration::from_millis(10_100)).await;
+    let _two = session(&gateway, &broker, &connect_as("thing001", "u", new.as_bytes())).await;
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    // Known ones go on when the issuer does not answer, over a reload too.
+    gateway.gateway.reload().await.unwrap();
+    let _one = session(&gateway, &broker, &connect_as("thing001", "u", one.sign(&claims()).as_bytes())).await;
+}
+
+#[tokio::test]
+async fn without_keys_nobody_is_let_in() {
+    let broker = Broker::start().await;
+    let service = Service::start(|_| Some(("404 Not Found", String::new()))).await;
+    let gateway = gateway(&broker, &service.url("/jwks.json"), "").await;
+    let token = Issuer::new("k1").sign(&claims());
+    let answer = refusal(&gateway, &connect_as("thing001", "u", token.as_bytes())).await;
+    assert_eq!(answer, b"\x20\x02\x00\x03", "later, perhaps");
+    assert_eq!(gateway.outcome().await, "503 authentication_unavailable");
+}
+
+/// The password in a CONNECT of 3.1.1 that has client ID, user name and password.
+async fn password_of(connection: &mut BrokerConnection) -> String {
+    let mut header = connection.read(2).await;
+    if header[1] & 0x80 != 0 {
+        header.extend(connection.read(1).await);
+    }
+    let len = usize::from(header[1] & 0x7f) + header.get(2).map_or(0, |byte| usize::from(*byte) << 7);
+    let body = connection.read(len).await;
+    let mut rest = &body[10..];
+    let mut fields = Vec::new();
+    while let Some((len, after)) = rest.split_first_chunk::<2>() {
+        let (field, after) = after.split_at(usize::from(u16::from_be_bytes(*len)));
+        fields.push(String::from_utf8(field.to_vec()).unwrap());
+        rest = after;
+    }
+    fields.pop().unwrap()
+}
+
+/// A gateway with mutual TLS that signs who the device is.
+async fn signing(pki: &Pki, broker: &Broker, key: &Path) -> TestGateway {
+    TestGateway::start(&format!(
+        "{}{}[listener.connect]\nusername = 'cert.subject.cn'\n\
+         password = {{ claims = {{ sub = 'cert.subject.cn', fp = 'cert.fingerprint.sha256', at = 'now', \
+         names = 'cert.san.dns' }}, audience = \"brokers\", lifetime = \"1m\" }}\n\
+         {}[identity]\nprivate_key = {key:?}\nissuer = \"https://gateway.example.com\"\n[admin]\nbind = \"127.0.0.1:0\"\n",
+        TestGateway::LISTENER,
+        pki.listener_tls(),
+        broker.upstream()
+    ))
+    .await
+}
+
+async fn published_keys(gateway: &TestGateway) -> JwkSet {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut socket = tokio::net::TcpStream::connect(gateway.gateway.admin_address().unwrap()).await.unwrap();
+    socket.write_all(b"GET /jwks.json HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).await.unwrap();
+    assert!(text.contains("application/jwk-set+json"), "{text}");
+    let body = text.split("\r\n\r\n").nth(1).unwrap();
+    assert!(!body.contains("\"d\""), "no private part: {body}");
+    serde_json::from_str(body).unwrap()
+}
+
+#[tokio::test]
+async fn the_broker_gets_a_token_that_it_can_verify() {
+    let (pki, broker, dir) = (Pki::new(), Broker::start().await, tempfile::tempdir().unwrap());
+    let key = dir.path().join("identity.key");
+    let make = |algorithm| fs::write(&key, private_key(algorithm)).unwrap();
+    for algorithm in [Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA, Algorithm::RS256] {
+        make(algorithm);
+        let gateway = signing(&pki, &broker, &key).await;
+        let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+        client.write(&connect("thing001")).await;
+        let token = password_of(&mut broker.accept().await).await;
+        let header = jsonwebtoken::decode_header(&token).unwrap();
+        let keys = published_keys(&gateway).await;
+        let jwk = keys.find(header.kid.as_deref().unwrap()).unwrap();
+        let mut validation = Validation::new(algorithm);
+        validation.set_audience(&["brokers"]);
+        validation.set_issuer(&["https://gateway.example.com"]);
+        validation.validate_nbf = true;
+        let claims = jsonwebtoken::decode::<Value>(&token, &DecodingKey::from_jwk(jwk).unwrap(), &validation);
+        let claims = claims.unwrap().claims;
+        assert_eq!(claims["sub"], "thing001");
+        assert_eq!(claims["fp"].as_str().unwrap().len(), 64);
+        assert_eq!(claims["names"], json!([]));
+        assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 60);
+        assert_eq!(claims["jti"].as_str().unwrap().len(), 32);
+    }
+    // The key is changed while the gateway runs.
+    let gateway = signing(&pki, &broker, &key).await;
+    let before = published_keys(&gateway).await;
+    make(Algorithm::ES256);
+    let mut after = before.clone();
+    for _ in 0..100 {
+        after = published_keys(&gateway).await;
+        if after != before {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(after != before);
+}
