@@ -22,6 +22,8 @@ nginx nginx
 haproxy haproxy
 openssl openssl
 softhsm2 softhsm2-util
+gnutls-bin gnutls-cli
+postgresql pg_ctlcluster
 testssl.sh testssl
 curl curl
 procps kill
@@ -44,10 +46,11 @@ LIST
         DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
     fi
     mkdir -p target/interop
-    if ! target/interop/venv/bin/python -c 'import paho.mqtt.client' 2>/dev/null; then
-        step "installing paho-mqtt from PyPI into target/interop/venv"
+    if ! target/interop/venv/bin/python -c 'import cryptography, jwt, paho.mqtt.client' 2>/dev/null; then
+        step "installing paho-mqtt and pyjwt from PyPI into target/interop/venv"
         python3 -m venv target/interop/venv
-        target/interop/venv/bin/python -m pip install --quiet --disable-pip-version-check 'paho-mqtt==2.1.0'
+        target/interop/venv/bin/python -m pip install --quiet --disable-pip-version-check \
+            'paho-mqtt==2.1.0' 'pyjwt[crypto]==2.10.1'
     fi
     if [ ! -d target/interop/node_modules/mqtt ]; then
         step "installing mqtt from npm into target/interop"

@@ -62,7 +62,7 @@ struct Known {
     by_psk: HashMap<Box<str>, Arc<Entry>>,
     /// The last change that is in it.
     revision: i64,
-    /// When the database answered last.
+    /// When the database answered last; `None`: it has failed to since.
     answered: Option<Instant>,
     /// There are more devices than are kept.
     is_full: bool,
@@ -352,10 +352,12 @@ async fn follow(replica: Weak<Replica>) {
                     tracing::info!(devices = this.len(), "the device registry answers again");
                 }
             }
-            Err(problem) if said.as_ref() == Some(&problem) => {}
             Err(problem) => {
-                tracing::error!(devices = this.len(), "the device registry: {problem}; what is known stays");
-                said = Some(problem);
+                this.known.write().unwrap_or_else(PoisonError::into_inner).answered = None;
+                if said.as_ref() != Some(&problem) {
+                    tracing::error!(devices = this.len(), "the device registry: {problem}; what is known stays");
+                    said = Some(problem);
+                }
             }
         }
         drop(this);

@@ -24,7 +24,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 /// What PostgreSQL tells those who listen, whenever a device has changed.
 const CHANNEL: &str = "portcullis_device";
 /// For a connection to the database to be had.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections at once: one that follows, some that write.
 const MAX_CONNECTIONS: u32 = 4;
 /// Devices that [`Registry::changes`] returns at most.

@@ -73,7 +73,7 @@ fn claims() -> Value {
     json!({ "iss": ISSUER, "aud": "mqtt", "sub": "thing001", "exp": now() + 600, "site": "lyon", "n": [1, 2.5, null] })
 }
 
-fn changed(change: Value) -> Value {
+fn changed(change: &Value) -> Value {
     let mut claims = claims();
     for (name, value) in change.as_object().unwrap() {
         match value {
@@ -128,7 +128,7 @@ async fn a_token_is_taken_that_is_good_and_no_other() {
     let _late = session(
         &gateway,
         &broker,
-        &connect_as("thing001", "u", issuer.sign(&changed(json!({ "nbf": now() + 20 }))).as_bytes()),
+        &connect_as("thing001", "u", issuer.sign(&changed(&json!({ "nbf": now() + 20 }))).as_bytes()),
     )
     .await;
 
@@ -151,15 +151,15 @@ async fn a_token_is_taken_that_is_good_and_no_other() {
     let wrong = [
         (stranger.sign(&claims()), "token_invalid"),
         (other_curve.sign(&claims()), "token_invalid"),
-        (issuer.sign(&changed(json!({ "exp": now() - 60 }))), "token_expired"),
-        (issuer.sign(&changed(json!({ "exp": now() - 1 }))), "token_expired"),
-        (issuer.sign(&changed(json!({ "exp": null }))), "token_invalid"),
-        (issuer.sign(&changed(json!({ "exp": "never" }))), "token_invalid"),
-        (issuer.sign(&changed(json!({ "nbf": now() + 300 }))), "token_invalid"),
-        (issuer.sign(&changed(json!({ "aud": "http" }))), "token_invalid"),
-        (issuer.sign(&changed(json!({ "aud": null }))), "token_invalid"),
-        (issuer.sign(&changed(json!({ "iss": null }))), "token_invalid"),
-        (issuer.sign(&changed(json!({ "iss": "https://other.example.com" }))), "unknown_client"),
+        (issuer.sign(&changed(&json!({ "exp": now() - 60 }))), "token_expired"),
+        (issuer.sign(&changed(&json!({ "exp": now() - 1 }))), "token_expired"),
+        (issuer.sign(&changed(&json!({ "exp": null }))), "token_invalid"),
+        (issuer.sign(&changed(&json!({ "exp": "never" }))), "token_invalid"),
+        (issuer.sign(&changed(&json!({ "nbf": now() + 300 }))), "token_invalid"),
+        (issuer.sign(&changed(&json!({ "aud": "http" }))), "token_invalid"),
+        (issuer.sign(&changed(&json!({ "aud": null }))), "token_invalid"),
+        (issuer.sign(&changed(&json!({ "iss": null }))), "token_invalid"),
+        (issuer.sign(&changed(&json!({ "iss": "https://other.example.com" }))), "unknown_client"),
         (hmac.unwrap(), "token_invalid"),
         (crit, "token_invalid"),
         (unsigned(json!({ "alg": "none", "kid": "k1" })), "unknown_client"),
@@ -167,7 +167,7 @@ async fn a_token_is_taken_that_is_good_and_no_other() {
         (format!("{head}.{body}.{}", base64([0; 64])), "token_invalid"),
         (format!("{head}.{body}.{}", &signature[..signature.len() - 2]), "token_invalid"),
         (
-            format!("{head}.{}.{signature}", base64(changed(json!({ "exp": now() + 9999 })).to_string())),
+            format!("{head}.{}.{signature}", base64(changed(&json!({ "exp": now() + 9999 })).to_string())),
             "token_invalid",
         ),
         ("secret".to_owned(), "unknown_client"),
@@ -198,7 +198,7 @@ async fn a_session_ends_with_its_token() {
     let path = dir.path().join("jwks.json");
     fs::write(&path, jwks(&[&issuer])).unwrap();
     let gateway = gateway(&broker, path.to_str().unwrap(), "").await;
-    let short = issuer.sign(&changed(json!({ "exp": now() + 3 })));
+    let short = issuer.sign(&changed(&json!({ "exp": now() + 3 })));
     let (mut client, _connection) = session(&gateway, &broker, &connect_as("thing001", "u", short.as_bytes())).await;
     client.read_to_end().await;
     let late = now();

@@ -3,6 +3,7 @@
 //! They are installed by the repository's `./test.sh`; a test that does not find its program fails and says so.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod auth;
 mod clients;
 mod four;
 mod judge;
@@ -11,4 +12,5 @@ mod operations;
 mod pki;
 mod processes;
 mod proxies;
+mod registry;
 mod trust;
