@@ -104,6 +104,10 @@ impl Unfinished {
     /// can overtake it.
     pub async fn close(self) {
         let mut rest = self.0;
+        #[cfg_attr(
+            not(feature = "psk"),
+            expect(clippy::infallible_destructuring_match, reason = "with the feature there are two")
+        )]
         let socket = match &mut rest {
             Rest::Tcp(socket) => socket,
             #[cfg(feature = "psk")]
@@ -185,6 +189,7 @@ impl ServerTls {
         }
     }
 
+    #[cfg_attr(not(feature = "psk"), expect(clippy::unnecessary_wraps, reason = "with the feature there is another"))]
     fn certificates(&self) -> Option<&CertificateTls> {
         match &self.engine {
             Engine::Certificates(certificates) => Some(certificates),

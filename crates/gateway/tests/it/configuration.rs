@@ -180,6 +180,12 @@ fn every_example_passes() {
         }
         std::fs::write(dir.path().join("certs/ticket.secret"), "0123456789abcdef0123456789abcdef").unwrap();
         set_private(&dir.path().join("certs/ticket.secret"));
+        for (name, text) in
+            [("psk.txt", "thing001:00112233445566778899aabbccddeeff\n"), ("users.txt", "# none\n"), ("devices.db", "")]
+        {
+            std::fs::write(dir.path().join("certs").join(name), text).unwrap();
+            set_private(&dir.path().join("certs").join(name));
+        }
         let copy: PathBuf = dir.path().join("portcullis.toml");
         std::fs::copy(&path, &copy).unwrap();
         let loaded = Runtime::load(&copy, &Lasting::new());
@@ -190,7 +196,7 @@ fn every_example_passes() {
         assert!(loaded.is_ok(), "{}:\n{text}", path.display());
         assert!(!text.contains("warning") || path.ends_with("embedded.toml"), "{}:\n{text}", path.display());
     }
-    assert!(count >= 5, "{count} examples");
+    assert!(count >= 6, "{count} examples");
 }
 
 #[test]

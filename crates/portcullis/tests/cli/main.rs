@@ -116,3 +116,96 @@ fn quickstart_proves_itself_twice() {
     let failed = quickstart();
     assert!(failed.starts_with("exit code: 1") && failed.contains("error: not proved: BADTHING"), "{failed}");
 }
+
+#[test]
+fn check_of_authentication() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("users.txt", "alice:$argon2id$secret\n");
+    write("psk.txt", "thing001:00gg11\n");
+    write("identity.key", "no key\n");
+    let configuration = "\
+[[listener]]
+name = \"psk\"
+bind = \"0.0.0.0:8884\"
+upstream = \"brokers\"
+authenticate = [\"user\", \"user\"]
+tls = { client_ca = \"ca.pem\", psk = { file = \"psk.txt\", format = \"hex\" } }
+
+[[listener]]
+name = \"keys\"
+bind = \"0.0.0.0:8885\"
+upstream = \"brokers\"
+tls = { psk = { file = \"psk.txt\" } }
+connect = { password = { claims = { iss = 'now' } } }
+ban = [{ key = \"client_id\", on = [\"failure\"], count = 3 }, { window = \"1m\" }]
+
+[[authenticator]]
+name = \"users\"
+kind = \"password_file\"
+file = \"users.txt\"
+url = \"http://user:s3cret@localhost/\"
+
+[[authenticator]]
+name = \"tokens\"
+kind = \"jwt\"
+jwks = \"jwks.json\"
+algorithms = [\"none\"]
+
+[[authenticator]]
+name = \"fleet\"
+kind = \"registry\"
+database = \"mysql://user:s3cret@localhost/\"
+device = 'mqtt.client_id'
+
+[[authenticator]]
+name = \"other\"
+kind = \"registry\"
+database = \"sqlite:devices.db\"
+
+[identity]
+private_key = \"identity.key\"
+issuer = \"https://gateway.example.com\"
+
+[[upstream]]
+name = \"brokers\"
+servers = [\"10.0.0.113:1883\"]
+";
+    write("portcullis.toml", configuration);
+    let said = call(dir.path(), &["check", "-c", "portcullis.toml"]);
+    assert!(!said.contains("s3cret"), "{said}");
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn devices_and_what_is_wrong_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = |arguments: &[&str]| {
+        let all = [&["device", "--database", "sqlite:devices.db"], arguments].concat();
+        format!("$ portcullis device {}\n{}\n", arguments.join(" "), call(dir.path(), &all))
+    };
+    let said: String = [
+        &["list"][..],
+        &["add", "thing001", "--group", "pumps", "--attribute", "floor=3", "--attribute", "site=lyon"],
+        &["add", "thing001"],
+        &["add", "thing002", "--attribute", "site"],
+        &["set", "thing001", "--group", "north", "--remove-group", "pumps", "--remove-attribute", "floor"],
+        &["pin", "thing001", "--fingerprint", "AB"],
+        &[
+            "pin",
+            "thing001",
+            "--fingerprint",
+            "00:FF:00:FF:00:FF:00:FF:00:FF:00:FF:00:FF:00:FF:00:FF:00:FF:00:FF:00:FF:00:FF:00:FF:00:FF:00:FF",
+        ],
+        &["disable", "thing001"],
+        &["list"],
+        &["show", "thing002"],
+        &["remove", "thing001"],
+        &["list"],
+    ]
+    .map(device)
+    .concat();
+    insta::assert_snapshot!(said);
+    insta::assert_snapshot!(call(dir.path(), &["device", "list"]));
+    insta::assert_snapshot!(call(dir.path(), &["passwd", "users.txt", "a:b"]));
+}
