@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
@@ -16,6 +16,7 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Map, Value as Json};
 
+use crate::clock::now;
 use crate::config::{At, Complaint, Document, is_exposed, model};
 use crate::files::{Follower, unreadable};
 
@@ -28,7 +29,7 @@ const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1
 /// Claims that the gateway sets itself.
 pub(crate) const OWN_CLAIMS: &[&str] = &["iss", "aud", "iat", "nbf", "exp", "jti"];
 /// For brokers whose clocks are behind, in seconds.
-const CLOCK_SKEW: u64 = 30;
+const CLOCK_SKEW: i64 = 30;
 
 /// Signs tokens.
 #[derive(Debug)]
@@ -103,15 +104,15 @@ impl Signer {
         audience: Option<&str>,
         lifetime: Duration,
     ) -> Result<String, jsonwebtoken::errors::Error> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (now, lifetime) = (now(), i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX));
         let mut id = [0; 16];
         // Without a random number it is as good a token, only not told from others.
         let _ = rand::fill(&mut id);
         claims.insert("iss".to_owned(), self.issuer.as_str().into());
         claims.extend(audience.map(|audience| ("aud".to_owned(), audience.into())));
         claims.insert("iat".to_owned(), now.into());
-        claims.insert("nbf".to_owned(), now.saturating_sub(CLOCK_SKEW).into());
-        claims.insert("exp".to_owned(), now.saturating_add(lifetime.as_secs().max(1)).into());
+        claims.insert("nbf".to_owned(), (now - CLOCK_SKEW).into());
+        claims.insert("exp".to_owned(), now.saturating_add(lifetime.max(1)).into());
         claims.insert("jti".to_owned(), to_hex(&id).into());
         let keys = self.keys.load();
         jsonwebtoken::encode(&keys.header, &claims, &keys.signing)

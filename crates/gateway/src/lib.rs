@@ -7,6 +7,7 @@
 mod admin;
 pub mod auth;
 pub mod bans;
+mod clock;
 pub mod config;
 pub mod crypto;
 pub mod expr;

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use portcullis_wire::{Connack, Connect, FixedHeader, Limits, PacketType, Version};
@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::auth::{self, Principal};
+use crate::clock::now;
 use crate::config::model::OnReject;
 use crate::expr::{ConnFacts, Facts, Found, TlsFacts};
 use crate::net::{self, Stream};
@@ -414,11 +415,6 @@ async fn refuse(
     if said.is_ok() {
         net::discard_until_closed(&mut client).await;
     }
-}
-
-/// Seconds since 1970.
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
 /// The size of the future that serves a connection, in bytes: what an established session costs besides its sockets,

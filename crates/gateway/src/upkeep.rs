@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::clock::now;
 use crate::observe::Expiry;
 use crate::runtime::Lasting;
 use crate::session::{Shared, judge};
@@ -184,6 +185,9 @@ pub(crate) fn refresh_metrics(shared: &Shared, lasting: &Lasting) {
     let crls = status.crls.into_iter();
     metrics.set_crls(crls.map(|crl| (crl.origin, crl.this_update, crl.next_update, crl.revoked)));
     metrics.set_inventory(&status.devices_by_issuer, &status.devices_expiring);
+    let runtime = shared.runtime.load();
+    let registries = runtime.authenticators.iter().filter_map(|it| Some((&*it.name, it.registry()?)));
+    metrics.set_registries(registries.map(|(name, registry)| (name, registry.len(), registry.is_certain())));
 }
 
 /// What has been warned of, so that it is said once.
@@ -224,8 +228,4 @@ impl Warned {
             }
         }
     }
-}
-
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }

@@ -16,7 +16,8 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::cache::{Cache, Question};
-use super::{Answer, Candidate, Ground, Principal, Standing, compile_ca, now};
+use super::{Answer, Candidate, Ground, Principal, Standing, compile_ca};
+use crate::clock::now;
 use crate::config::{At, Document, model};
 use crate::fetch::{Fetcher, is_url};
 use crate::outcome::Reject;

@@ -8,7 +8,8 @@ use jsonwebtoken::{Algorithm, Header, Validation};
 use serde_json::{Map, Value as Json};
 
 use super::jwks::Jwks;
-use super::{Answer, Candidate, Ground, Principal, Sources, Standing, compile_ca, now};
+use super::{Answer, Candidate, Ground, Principal, Sources, Standing, compile_ca};
+use crate::clock::now;
 use crate::config::model::{TokenAlgorithm, TokenField};
 use crate::config::{At, Document, model};
 use crate::fetch::is_url;

@@ -18,7 +18,6 @@ pub use password_file::set_password;
 pub use registry::registries_of;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value as Json;
 
@@ -340,9 +339,4 @@ fn compile_ca(table: &At<model::Authenticator>, document: &mut Document) -> Opti
             None
         }
     }
-}
-
-/// Seconds since 1970.
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use portcullis_registry::Url;
 
 use super::password::{PasswordHash, Passwords};
-use super::{Answer, Candidate, Ground, Principal, Sources, Standing, now};
+use super::{Answer, Candidate, Ground, Principal, Sources, Standing};
+use crate::clock::now;
 use crate::config::{At, Document, Problems, Secret, is_exposed, model};
 use crate::crypto::mark;
 use crate::expr::{Expression, Wanted};

@@ -94,6 +94,17 @@ struct InventoryFamilies {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByAuthenticator {
+    authenticator: String,
+}
+
+#[derive(Debug, Default)]
+struct RegistryFamilies {
+    devices: Family<ByAuthenticator, Gauge>,
+    up: Family<ByAuthenticator, Gauge>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByResult {
     result: &'static str,
 }
@@ -113,6 +124,7 @@ pub struct Metrics {
     certificate_expiry: Family<ByCertificate, Gauge>,
     crls: CrlFamilies,
     inventory: InventoryFamilies,
+    registries: RegistryFamilies,
     reloads: Family<ByResult, Counter>,
     access_lines_dropped: Gauge,
     log_lines_dropped: Gauge,
@@ -138,6 +150,7 @@ impl Default for Metrics {
             certificate_expiry: Family::default(),
             crls: CrlFamilies::default(),
             inventory: InventoryFamilies::default(),
+            registries: RegistryFamilies::default(),
             reloads: Family::default(),
             access_lines_dropped: Gauge::default(),
             log_lines_dropped: Gauge::default(),
@@ -178,6 +191,12 @@ impl Default for Metrics {
             "device_certificates_expiring",
             "Connected devices whose certificate expires within so many days",
             m.inventory.expiring.clone(),
+        );
+        registry.register("registry_devices", "Devices of the registry that are known", m.registries.devices.clone());
+        registry.register(
+            "registry_up",
+            "Whether the registry's database answers, and all its devices are known",
+            m.registries.up.clone(),
         );
         registry.register("reloads", "Reloads of the configuration, by result", m.reloads.clone());
         registry.register(
@@ -261,6 +280,19 @@ impl Metrics {
             for (family, value) in families.iter().zip(values) {
                 family.get_or_create_owned(&by).set(value);
             }
+        }
+    }
+
+    /// Replaces what is known of device registries: by the authenticator's name, how many devices are known, and whether
+    /// that is certain to be all of them.
+    pub fn set_registries<'a>(&self, registries: impl IntoIterator<Item = (&'a str, usize, bool)>) {
+        self.registries.devices.clear();
+        self.registries.up.clear();
+        for (authenticator, devices, is_up) in registries {
+            let by = ByAuthenticator { authenticator: authenticator.to_owned() };
+            let devices = i64::try_from(devices).unwrap_or(i64::MAX);
+            self.registries.devices.get_or_create_owned(&by).set(devices);
+            self.registries.up.get_or_create_owned(&by).set(is_up.into());
         }
     }
 

@@ -20,7 +20,8 @@ use zeroize::Zeroizing;
 use super::Certificate;
 #[cfg(feature = "pkcs11")]
 use super::pkcs11::TokenUri;
-use super::resumption::{Memory, now};
+use super::resumption::Memory;
+use crate::clock::now;
 use crate::config::model::{Certificates, ListenerTls};
 use crate::config::{At, Complaint, Document, Secret, is_exposed};
 use crate::crypto::provider;

@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{hkdf, rand};
-use rustls::pki_types::UnixTime;
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::clock::now;
 use crate::trust::{CLOCK_SKEW, Credential, Trust};
 
 /// How long one key makes tickets.
@@ -267,11 +267,6 @@ impl TicketKeys {
         self.known.store(Arc::new(known));
         Some(key)
     }
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> i64 {
-    UnixTime::now().as_secs().cast_signed()
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use super::issuers::{Issuer, Issuers};
 use super::ocsp::{OcspStatus, Question};
 use super::source::{Origin, Source};
 use super::statuses::Statuses;
-use super::{IssuerId, Serial, now};
+use super::{IssuerId, Serial};
+use crate::clock::now;
 use crate::fetch::{Fetcher, is_url};
 use crate::kept::Kept;
 

@@ -26,6 +26,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::task::JoinHandle;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
+use crate::clock::now;
 use crate::config::model::{ListenerTls, Ocsp, OnFailure};
 use crate::config::{At, Document};
 use crate::crypto::provider;
@@ -456,9 +457,4 @@ fn compile_sources(
         sources.push(source);
     }
     sources
-}
-
-/// Seconds since 1970.
-fn now() -> i64 {
-    UnixTime::now().as_secs().cast_signed()
 }

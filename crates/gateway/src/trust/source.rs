@@ -13,7 +13,7 @@ use super::credential::{Key, Link};
 use super::crl::{Coverage, Crl, newly_revoked};
 use super::issuers::{Issuer, Issuers};
 use super::knowledge::CrlNote;
-use super::now;
+use crate::clock::now;
 use crate::fetch::{Fetched, Fetcher, Validators};
 use crate::files::Follower;
 

@@ -9,7 +9,8 @@ use tokio::sync::Semaphore;
 use super::credential::{Key, key};
 use super::issuers::Issuer;
 use super::ocsp::{Answer, OcspStatus, Question};
-use super::{IssuerId, Serial, now};
+use super::{IssuerId, Serial};
+use crate::clock::now;
 use crate::fetch::Fetcher;
 
 /// Certificates remembered at most; about 300 bytes each.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis_testkit::{Broker, Client, TestGateway, connack, connect};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, tls_config};
 
 async fn gateway(broker: &Broker, ban: &str, rest: &str) -> TestGateway {
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
@@ -39,6 +39,24 @@ async fn an_address_that_comes_too_often_is_refused_before_anything_is_read() {
     assert!(Client::tcp(gateway.address()).await.read_to_end().await.is_empty());
     tokio::time::sleep(Duration::from_millis(2100)).await;
     visit(&gateway, &broker, "a").await;
+}
+
+#[tokio::test]
+async fn a_banned_address_gets_no_handshake() {
+    let (broker, pki) = (Broker::start().await, Pki::new());
+    let listener = TestGateway::LISTENER;
+    let ban = "[[listener.ban]]\non = [\"failure\"]\ncount = 1\n";
+    let configuration = format!("{listener}{}{ban}{}", pki.listener_tls(), broker.upstream());
+    let gateway = TestGateway::start(&configuration).await;
+    for _ in 0..2 {
+        let config = tls_config(&pki, None, &[&rustls::version::TLS12]);
+        assert!(Client::try_tls(gateway.address(), config, "localhost").await.is_err());
+    }
+    let mut client = Client::tcp(gateway.address()).await;
+    assert!(client.read_to_end().await.is_empty(), "not even an alert");
+    let lines = gateway.lines(3).await;
+    assert!(lines[1].ends_with(" no_certificate") && lines[2].contains(" 403 0 0 "), "{lines:#?}");
+    assert!(lines[2].ends_with(" banned"));
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::path::Path;
 
 /// From the bottom up; modules on one line may know each other.
 const LAYERS: &[&[&str]] = &[
+    &["clock"],
     &["config"],
     &["outcome"],
     &["observe"],

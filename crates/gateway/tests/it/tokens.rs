@@ -206,6 +206,17 @@ async fn a_session_ends_with_its_token() {
 }
 
 #[tokio::test]
+async fn a_token_may_be_the_user_name() {
+    let (dir, broker, issuer) = (tempfile::tempdir().unwrap(), Broker::start().await, Issuer::new("k1"));
+    let path = dir.path().join("jwks.json");
+    fs::write(&path, jwks(&[&issuer])).unwrap();
+    let gateway = gateway(&broker, path.to_str().unwrap(), "field = \"username\"\n").await;
+    let token = issuer.sign(&claims());
+    let _session = session(&gateway, &broker, &connect_as("thing001", &token, b"")).await;
+    assert_eq!(refusal(&gateway, &connect_as("thing001", "u", token.as_bytes())).await, REFUSED);
+}
+
+#[tokio::test]
 async fn keys_are_changed_without_a_gap() {
     let (broker, one, two) = (Broker::start().await, Issuer::new("one"), Issuer::with("two", Algorithm::EdDSA));
     let (first, second) = (jwks(&[&one]), jwks(&[&one, &two]));

@@ -359,7 +359,14 @@ fn who_is_unknown_in_an_outage_is_told_to_come_later() {
     };
     assert!(attempt("thing001") && !attempt("thing002"));
     assert_eq!(gateway.reason(2), "unknown_client");
+    let up = "portcullis_registry_up{authenticator=\"fleet\"}";
+    let metrics = gateway.ask("/metrics");
+    assert!(
+        metrics.contains(&format!("{up} 1"))
+            && metrics.contains("portcullis_registry_devices{authenticator=\"fleet\"} 1")
+    );
     postgres.kill();
+    eventually("the outage is seen", || gateway.ask("/metrics").contains(&format!("{up} 0")).then_some(()));
     eventually("the outage is noticed", || gateway.own_log().contains("the device registry:").then_some(()));
     assert!(attempt("thing001") && !attempt("thing002"));
     assert_eq!(gateway.reason(4), "registry_unavailable");
