@@ -1,11 +1,13 @@
 //! Certificates from PEM files, and whether a file is still what it was.
 
+use std::fmt;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::{ArcSwap, Guard};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -173,6 +175,63 @@ impl Follower {
     pub(crate) fn problem(&self) -> Option<String> {
         let followed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         followed.bad.as_ref().map(|(_, _, error)| error.clone())
+    }
+}
+
+/// What a file says, for as long as it is followed: of a content that cannot be used, the last good one stays.
+pub(crate) struct Content<T> {
+    path: PathBuf,
+    /// What it is called in the log.
+    what: &'static str,
+    read: fn(&Path) -> Result<T, Complaint>,
+    follower: Follower,
+    current: ArcSwap<T>,
+}
+
+impl<T> Content<T> {
+    /// Reads the file for the first time.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub(crate) fn open(
+        path: PathBuf,
+        what: &'static str,
+        read: fn(&Path) -> Result<T, Complaint>,
+    ) -> Result<Self, Complaint> {
+        let follower = Follower::default();
+        let current = follower.read_first(&path, || read(&path))?;
+        Ok(Self { current: ArcSwap::from_pointee(current), path, what, read, follower })
+    }
+
+    /// What it says at present.
+    pub(crate) fn load(&self) -> Guard<Arc<T>> {
+        self.current.load()
+    }
+
+    /// Reads the file again if it has changed, and says in the log what came of it; whether it says something else now.
+    /// `owner` is the listener or authenticator that it belongs to.
+    pub(crate) fn read_if_changed(&self, owner: &str) -> bool {
+        let (what, path) = (self.what, self.path.display());
+        let read = || (self.read)(&self.path).map_err(|complaint| complaint.message);
+        match self.follower.read_if_changed(&[&self.path], false, read) {
+            Some(Ok(content)) => {
+                tracing::info!(owner, %path, "{what} loaded");
+                self.current.store(Arc::new(content));
+                true
+            }
+            Some(Err(problem)) => {
+                tracing::error!(owner, %path, "{what}: the last good ones stay: {problem}");
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+/// What a file says may be secret.
+impl<T> fmt::Debug for Content<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Content({})", self.path.display())
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::{Pki, soon};
+use crate::{Broker, BrokerConnection, Pki, connack, soon};
 
 trait Bytes: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Bytes for T {}
@@ -51,6 +51,16 @@ impl Client {
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let connecting = TlsConnector::from(Arc::new(config)).connect(name, socket);
         Ok(Self(Box::new(soon("a TLS handshake", connecting).await?)))
+    }
+
+    /// Sends CONNECT of MQTT 3.1.1, which arrives at the broker as it is, and gets its CONNACK.
+    pub async fn greet(&mut self, broker: &Broker, packet: &[u8]) -> BrokerConnection {
+        self.write(packet).await;
+        let mut connection = broker.accept().await;
+        connection.expect(packet).await;
+        connection.write(&connack(4)).await;
+        self.expect(&connack(4)).await;
+        connection
     }
 
     /// Writes bytes.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use portcullis_gateway::{Gateway, Lasting, Runtime};
 use tempfile::TempDir;
 
-use crate::eventually;
+use crate::{Broker, BrokerConnection, Client, eventually};
 
 /// A running gateway, its configuration and its access log in a temporary folder.
 pub struct TestGateway {
@@ -49,6 +49,20 @@ impl TestGateway {
     /// Replaces the configuration; it counts with the next reload.
     pub fn write(&self, configuration: &str) {
         fs::write(self.path(), with_log(configuration)).unwrap();
+    }
+
+    /// What a client without TLS is answered that sends this CONNECT and is not to get through.
+    pub async fn refusal(&self, packet: &[u8]) -> Vec<u8> {
+        let mut client = Client::tcp(self.address()).await;
+        client.write(packet).await;
+        client.read_to_end().await
+    }
+
+    /// A client without TLS that sends this CONNECT, of MQTT 3.1.1, and is let in; what arrives at the broker is the same.
+    pub async fn session(&self, broker: &Broker, packet: &[u8]) -> (Client, BrokerConnection) {
+        let mut client = Client::tcp(self.address()).await;
+        let connection = client.greet(broker, packet).await;
+        (client, connection)
     }
 
     /// The lines of the access log, once there are that many.

@@ -1,6 +1,6 @@
 //! The public keys of an issuer of tokens [RFC 7517], from a file or a URL: kept, followed, and the last good ones stay.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::config::Complaint;
 use crate::fetch::{Fetched, Fetcher, Validators};
-use crate::files::Follower;
+use crate::files::Content;
 
 /// Keys of an issuer at most.
 const MAX_KEYS: usize = 64;
@@ -22,13 +22,11 @@ const RETRY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Jwks {
     origin: Origin,
-    /// `None`: there are none yet.
-    keys: ArcSwapOption<Vec<Key>>,
 }
 
 #[derive(Debug)]
 enum Origin {
-    File(PathBuf, Follower),
+    File(Content<Vec<Key>>),
     Url(Box<Remote>),
 }
 
@@ -38,6 +36,8 @@ struct Remote {
     fetcher: Fetcher,
     /// Held while it is being fetched.
     turn: tokio::sync::Mutex<Validators>,
+    /// `None`: there are none yet.
+    keys: ArcSwapOption<Vec<Key>>,
     /// When it was asked for last.
     asked: Mutex<Option<Instant>>,
 }
@@ -62,22 +62,23 @@ impl Jwks {
     /// # Errors
     /// It cannot be read, or has no key that can be used.
     pub(super) fn file(path: PathBuf) -> Result<Self, Complaint> {
-        let follower = Follower::default();
-        let keys = follower.read_first(&path, || read_file(&path))?;
-        Ok(Self { origin: Origin::File(path, follower), keys: ArcSwapOption::from_pointee(keys) })
+        Ok(Self { origin: Origin::File(Content::open(path, "keys of tokens", read_file)?) })
     }
 
     /// Those of a URL, to be fetched.
     pub(super) fn url(url: String, fetcher: Fetcher) -> Self {
-        let remote = Remote { url, fetcher, turn: tokio::sync::Mutex::default(), asked: Mutex::default() };
-        Self { origin: Origin::Url(Box::new(remote)), keys: ArcSwapOption::empty() }
+        let (turn, keys, asked) = (tokio::sync::Mutex::default(), ArcSwapOption::empty(), Mutex::default());
+        Self { origin: Origin::Url(Box::new(Remote { url, fetcher, turn, keys, asked })) }
     }
 
     /// Keys that a token with this key ID and algorithm may be signed with. `None`: there are no keys yet.
     ///
     /// A key without an ID may be meant by any token, one with an ID by those that name it.
     pub(super) fn candidates(&self, id: Option<&str>, algorithm: Algorithm) -> Option<Vec<DecodingKey>> {
-        let keys = self.keys.load();
+        let keys = match &self.origin {
+            Origin::File(keys) => Some(Arc::clone(&keys.load())),
+            Origin::Url(remote) => remote.keys.load_full(),
+        };
         let may_be = |key: &&Key| match (key.id.as_deref(), id) {
             (Some(known), Some(id)) => known == id,
             (None, _) | (_, None) => true,
@@ -86,23 +87,17 @@ impl Jwks {
         Some(fitting.map(|key| key.public.clone()).collect())
     }
 
-    /// Reads the file again if it has changed, and says in the log what came of it.
+    /// Reads the file again if it has changed.
     pub(super) fn read_changed_file(&self, authenticator: &str) {
-        let Origin::File(path, follower) = &self.origin else { return };
-        match follower.read_if_changed(&[path], false, || read_file(path).map_err(|complaint| complaint.message)) {
-            Some(Ok(keys)) => {
-                tracing::info!(authenticator, keys = keys.len(), "keys of tokens loaded");
-                self.keys.store(Some(Arc::new(keys)));
-            }
-            Some(Err(problem)) => tracing::error!(authenticator, "keys of tokens: the last good ones stay: {problem}"),
-            None => {}
+        if let Origin::File(keys) = &self.origin {
+            keys.read_if_changed(authenticator);
         }
     }
 
     /// Whether it is a URL that was asked for longer ago than `refresh`, or that is to be tried again.
     pub(super) fn is_due(&self, refresh: Duration) -> bool {
         let Origin::Url(remote) = &self.origin else { return false };
-        let period = if self.keys.load().is_some() { refresh } else { RETRY };
+        let period = if remote.keys.load().is_some() { refresh } else { RETRY };
         remote.was_asked_within(period.max(RETRY)).is_none()
     }
 
@@ -122,7 +117,7 @@ impl Jwks {
         match keys {
             Ok(keys) => {
                 tracing::info!(url = remote.url, keys = keys.len(), "keys of tokens fetched");
-                self.keys.store(Some(Arc::new(keys)));
+                remote.keys.store(Some(Arc::new(keys)));
             }
             Err(problem) => tracing::error!(url = remote.url, "keys of tokens cannot be fetched: {problem}"),
         }
@@ -136,7 +131,7 @@ impl Remote {
     }
 }
 
-fn read_file(path: &PathBuf) -> Result<Vec<Key>, Complaint> {
+fn read_file(path: &Path) -> Result<Vec<Key>, Complaint> {
     let complain = |what: String| Complaint::new(format!("{}: {what}", path.display()));
     parse(&std::fs::read(path).map_err(|error| complain(error.to_string()))?).map_err(complain)
 }

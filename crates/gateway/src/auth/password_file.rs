@@ -9,12 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
 use super::password::{PasswordHash, Passwords};
 use super::{Answer, Candidate, Ground, Principal, Standing};
 use crate::config::{At, Complaint, Document, is_exposed, model};
-use crate::files::{Follower, read_entries};
+use crate::files::{Content, read_entries};
 use crate::outcome::{CloseReason, Reject};
 
 const CACHE: Duration = Duration::from_secs(60);
@@ -22,9 +20,7 @@ const CACHE: Duration = Duration::from_secs(60);
 /// The users of a file.
 #[derive(Debug)]
 pub(super) struct PasswordFile {
-    path: PathBuf,
-    follower: Follower,
-    users: ArcSwap<Users>,
+    users: Content<Users>,
     passwords: Passwords,
     /// Chooses, for those whom nobody knows, somebody's hash to be measured by.
     decoys: RandomState,
@@ -48,15 +44,11 @@ impl PasswordFile {
             let message = format!("everybody on this machine can read the password hashes in {}", path.display());
             document.problems.warning(&file.span, message).hint(format!("chmod 600 {}", path.display()));
         }
-        let follower = Follower::default();
-        match follower.read_first(&path, || Users::read(&path)) {
-            Ok(users) => Some(Self {
-                path,
-                follower,
-                users: ArcSwap::from_pointee(users),
-                passwords: Passwords::new(table.cache.as_ref().map_or(CACHE, |period| period.value.0)),
-                decoys: RandomState::new(),
-            }),
+        match Content::open(path, "password file", Users::read) {
+            Ok(users) => {
+                let period = table.cache.as_ref().map_or(CACHE, |period| period.value.0);
+                Some(Self { users, passwords: Passwords::new(period), decoys: RandomState::new() })
+            }
             Err(complaint) => {
                 document.problems.complain(&file.span, complaint);
                 None
@@ -83,10 +75,12 @@ impl PasswordFile {
     /// As long as a wrong password of somebody takes; for one name it is always the same somebody.
     pub(super) async fn pretend(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
         let (Some(user), Some(password)) = (candidate.username(), candidate.password()) else { return Ok(()) };
-        let users = self.users.load_full();
-        let place = self.decoys.hash_one(user) % (users.hashes.len().max(1) as u64);
-        let hash = users.hashes.get(usize::try_from(place).unwrap_or(0));
-        self.passwords.pretend(hash, password).await
+        let hash = {
+            let users = self.users.load();
+            let place = self.decoys.hash_one(user) % (users.hashes.len().max(1) as u64);
+            users.hashes.get(usize::try_from(place).unwrap_or(0)).cloned()
+        };
+        self.passwords.pretend(hash.as_ref(), password).await
     }
 
     pub(super) fn judge(&self, user: &str, mark: u64) -> Option<CloseReason> {
@@ -94,21 +88,9 @@ impl PasswordFile {
         (!is_same).then_some(CloseReason::CredentialWithdrawn)
     }
 
-    /// Reads the file again if it has changed, and says in the log what came of it; whether it did.
+    /// Reads the file again if it has changed; whether those who stand on it are to be judged again.
     pub(super) fn read_changed_file(&self, name: &str) -> bool {
-        let read = || Users::read(&self.path).map_err(|complaint| complaint.message);
-        match self.follower.read_if_changed(&[&self.path], false, read) {
-            Some(Ok(users)) => {
-                tracing::info!(authenticator = name, users = users.hashes.len(), "password file loaded");
-                self.users.store(Arc::new(users));
-                true
-            }
-            Some(Err(problem)) => {
-                tracing::error!(authenticator = name, "password file: the last good one stays: {problem}");
-                false
-            }
-            None => false,
-        }
+        self.users.read_if_changed(name)
     }
 }
 

@@ -5,12 +5,11 @@
 //! resumed: a handshake with a pre-shared key costs little more.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use openssl::ex_data::Index;
 use openssl::rand::rand_bytes;
 use openssl::ssl::{
@@ -26,7 +25,7 @@ use crate::config::model::{ListenerTls, PskFormat, TlsVersion};
 use crate::config::{At, Complaint, Document, is_exposed, model};
 use crate::crypto::mark;
 use crate::expr::{TlsFacts, UsedPsk};
-use crate::files::{Follower, read_entries};
+use crate::files::{Content, read_entries};
 use crate::net::Stream;
 use crate::outcome::Reject;
 use crate::registry::{Entry, Replica, SecretKey, Used};
@@ -62,7 +61,7 @@ impl fmt::Debug for PskTls {
 
 /// The keys that a listener knows.
 struct KnownPsks {
-    file: Option<(PathBuf, PskFormat, Follower, ArcSwap<Keys>)>,
+    file: Option<Content<Keys>>,
     registry: Option<Arc<Replica>>,
 }
 
@@ -107,25 +106,13 @@ impl PskTls {
 
     /// Reads the file again if it has changed; whether those who stand on it are to be judged again.
     pub(super) fn read_changed_file(&self, listener: &str) -> bool {
-        let Some((path, format, follower, keys)) = &self.keys.file else { return false };
-        match follower.read_if_changed(&[path], false, || read(path, *format).map_err(|complaint| complaint.message)) {
-            Some(Ok(new)) => {
-                tracing::info!(listener, keys = new.len(), "pre-shared keys loaded");
-                keys.store(Arc::new(new));
-                true
-            }
-            Some(Err(problem)) => {
-                tracing::error!(listener, "pre-shared keys: the last good ones stay: {problem}");
-                false
-            }
-            None => false,
-        }
+        self.keys.file.as_ref().is_some_and(|keys| keys.read_if_changed(listener))
     }
 
     /// Whether the file still has this key.
     pub(super) fn has(&self, identity: &str, of: u64) -> bool {
         let file = self.keys.file.as_ref();
-        file.is_some_and(|(.., keys)| keys.load().get(identity).is_some_and(|key| mark(key) == of))
+        file.is_some_and(|keys| keys.load().get(identity).is_some_and(|key| mark(key) == of))
     }
 
     pub(super) fn registry(&self) -> Option<&Arc<Replica>> {
@@ -191,20 +178,24 @@ impl KnownPsks {
         let mut file = None;
         match (&psk.file, &psk.format) {
             (Some(at), Some(format)) => {
-                let (path, follower) = (document.resolve(at), Follower::default());
+                let path = document.resolve(at);
                 if is_exposed(&path) {
                     let message = format!("everybody on this machine can read the keys in {}", path.display());
                     document.problems.warning(&at.span, message).hint(format!("chmod 600 {}", path.display()));
                 }
-                match follower.read_first(&path, || read(&path, format.value)) {
+                let read = match format.value {
+                    PskFormat::Hex => read_hex,
+                    PskFormat::Raw => read_raw,
+                };
+                match Content::open(path, "pre-shared keys", read) {
                     Ok(keys) => {
-                        let short = keys.values().filter(|key| key.len() < SHORT_KEY).count();
+                        let short = keys.load().values().filter(|key| key.len() < SHORT_KEY).count();
                         if short > 0 {
                             let message = format!("{short} of the keys have fewer than {SHORT_KEY} octets");
                             let hint = "whoever overhears a handshake can try them all; openssl rand -hex 32";
                             document.problems.warning(&at.span, message).hint(hint);
                         }
-                        file = Some((path, format.value, follower, ArcSwap::from_pointee(keys)));
+                        file = Some(keys);
                     }
                     Err(complaint) => {
                         document.problems.complain(&at.span, complaint);
@@ -230,7 +221,7 @@ impl KnownPsks {
     }
 
     fn look_up(&self, identity: &str) -> Option<(SecretKey, Option<Arc<Entry>>)> {
-        let of_file = self.file.as_ref().and_then(|(.., keys)| keys.load().get(identity).cloned());
+        let of_file = self.file.as_ref().and_then(|keys| keys.load().get(identity).cloned());
         let of_registry = || {
             let entry = self.registry.as_ref()?.by_psk(identity)?;
             let key = Zeroizing::new(entry.psk()?.1.into());
@@ -333,6 +324,14 @@ fn reason(error: &openssl::ssl::Error, seen: Option<&Seen>) -> Reject {
         }
         _ => Reject::HandshakeFailed,
     }
+}
+
+fn read_hex(path: &Path) -> Result<Keys, Complaint> {
+    read(path, PskFormat::Hex)
+}
+
+fn read_raw(path: &Path) -> Result<Keys, Complaint> {
+    read(path, PskFormat::Raw)
 }
 
 fn read(path: &Path, format: PskFormat) -> Result<Keys, Complaint> {

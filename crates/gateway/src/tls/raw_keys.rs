@@ -1,10 +1,9 @@
 //! Raw public keys [RFC 7250]: a device is known by its key's fingerprint, in TLS 1.3, and no authority vouches for it.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -19,13 +18,13 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::keys::ServerKeys;
 use crate::config::{At, Complaint, Document, model};
 use crate::crypto::{provider, sha256};
-use crate::files::{Follower, read_entries};
+use crate::files::{Content, read_entries};
 use crate::registry::{Entry, Fingerprint, Replica};
 
 /// The keys of devices that a listener knows.
 #[derive(Debug)]
 pub(super) struct KnownKeys {
-    file: Option<(PathBuf, Follower, ArcSwap<Names>)>,
+    file: Option<Content<Names>>,
     registry: Option<Arc<Replica>>,
 }
 
@@ -54,9 +53,8 @@ impl KnownKeys {
         }
         let mut file = None;
         if let Some(at) = &table.file {
-            let (path, follower) = (document.resolve(at), Follower::default());
-            match follower.read_first(&path, || read(&path)) {
-                Ok(names) => file = Some((path, follower, ArcSwap::from_pointee(names))),
+            match Content::open(document.resolve(at), "raw public keys", read) {
+                Ok(names) => file = Some(names),
                 Err(complaint) => {
                     document.problems.complain(&at.span, complaint);
                     return None;
@@ -68,14 +66,14 @@ impl KnownKeys {
 
     /// Whose a key is; `None`: nobody's that is known.
     pub(super) fn owner(&self, fingerprint: &Fingerprint) -> Option<Owner> {
-        let named = self.file.as_ref().and_then(|(.., names)| names.load().get(fingerprint).cloned());
+        let named = self.file.as_ref().and_then(|names| names.load().get(fingerprint).cloned());
         let device = || self.registry.as_ref()?.by_pin(fingerprint);
         named.map(Owner::Named).or_else(|| device().map(Owner::Device))
     }
 
     /// Whether the file still has it.
     pub(super) fn has_named(&self, fingerprint: &Fingerprint) -> bool {
-        self.file.as_ref().is_some_and(|(.., names)| names.load().contains_key(fingerprint))
+        self.file.as_ref().is_some_and(|names| names.load().contains_key(fingerprint))
     }
 
     pub(super) const fn registry(&self) -> Option<&Arc<Replica>> {
@@ -84,19 +82,7 @@ impl KnownKeys {
 
     /// Reads the file again if it has changed; whether those who stand on it are to be judged again.
     pub(super) fn read_changed_file(&self, listener: &str) -> bool {
-        let Some((path, follower, names)) = &self.file else { return false };
-        match follower.read_if_changed(&[path], false, || read(path).map_err(|complaint| complaint.message)) {
-            Some(Ok(new)) => {
-                tracing::info!(listener, keys = new.len(), "raw public keys loaded");
-                names.store(Arc::new(new));
-                true
-            }
-            Some(Err(problem)) => {
-                tracing::error!(listener, "raw public keys: the last good ones stay: {problem}");
-                false
-            }
-            None => false,
-        }
+        self.file.as_ref().is_some_and(|names| names.read_if_changed(listener))
     }
 }
 

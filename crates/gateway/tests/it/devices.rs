@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use portcullis_gateway::auth::PasswordHash;
 use portcullis_gateway::tls::Certificate;
 use portcullis_registry::{Device, Existing, Hash, Psk, Registry, State, Url, to_hex};
-use portcullis_testkit::{
-    Broker, BrokerConnection, Client, Pki, TestGateway, connack, connect, connect_as, tls_config,
-};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connect, connect_as, tls_config};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
@@ -46,27 +44,6 @@ async fn add(registry: &Registry, device: Device) {
     registry.add(&[device], Existing::Refuse).await.unwrap();
 }
 
-async fn refusal(gateway: &TestGateway, packet: &[u8]) -> Vec<u8> {
-    let mut client = Client::tcp(gateway.address()).await;
-    client.write(packet).await;
-    client.read_to_end().await
-}
-
-async fn greet(client: &mut Client, broker: &Broker, packet: &[u8]) -> BrokerConnection {
-    client.write(packet).await;
-    let mut connection = broker.accept().await;
-    connection.expect(packet).await;
-    connection.write(&connack(4)).await;
-    client.expect(&connack(4)).await;
-    connection
-}
-
-async fn session(gateway: &TestGateway, broker: &Broker, packet: &[u8]) -> (Client, BrokerConnection) {
-    let mut client = Client::tcp(gateway.address()).await;
-    let connection = greet(&mut client, broker, packet).await;
-    (client, connection)
-}
-
 #[tokio::test]
 async fn a_device_is_let_in_by_its_password_and_known_to_expressions() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
@@ -76,7 +53,7 @@ async fn a_device_is_let_in_by_its_password_and_known_to_expressions() {
     let rest = "[listener.admit]\nrequire = ['mqtt.client_id == device.id', '\"pumps\" in device.groups', \
                 'device.attributes.site == \"lyon\"']\n";
     let gateway = plain(dir.path(), &broker, rest).await;
-    let _session = session(&gateway, &broker, &connect_as("thing001", "thing001", b"secret")).await;
+    let _session = gateway.session(&broker, &connect_as("thing001", "thing001", b"secret")).await;
     for (packet, answer) in [
         (connect_as("thing001", "thing001", b"wrong"), REFUSED),
         (connect_as("thing001", "thing002", b"secret"), REFUSED),
@@ -85,7 +62,7 @@ async fn a_device_is_let_in_by_its_password_and_known_to_expressions() {
         (connect("thing001"), REFUSED),
         (connect_as("other", "thing001", b"secret"), b"\x20\x02\x00\x05"),
     ] {
-        assert_eq!(refusal(&gateway, &packet).await, answer, "{packet:?}");
+        assert_eq!(gateway.refusal(&packet).await, answer, "{packet:?}");
     }
     assert!(broker.is_left_alone().await);
 }
@@ -98,7 +75,7 @@ async fn what_changes_in_the_registry_changes_for_sessions() {
         add(&registry, with_password(id)).await;
     }
     let gateway = plain(dir.path(), &broker, "").await;
-    let (mut stays, mut at_broker) = session(&gateway, &broker, &connect_as("x", "stays", b"secret")).await;
+    let (mut stays, mut at_broker) = gateway.session(&broker, &connect_as("x", "stays", b"secret")).await;
     let until = 4_000_000_000;
     for (n, (id, reason)) in [
         ("disabled", "session_device_disabled"),
@@ -109,7 +86,7 @@ async fn what_changes_in_the_registry_changes_for_sessions() {
     .into_iter()
     .enumerate()
     {
-        let (mut client, _connection) = session(&gateway, &broker, &connect_as("x", id, b"secret")).await;
+        let (mut client, _connection) = gateway.session(&broker, &connect_as("x", id, b"secret")).await;
         match id {
             "disabled" => drop(registry.change(id, |device| device.state = State::Disabled).await.unwrap()),
             "banned" => drop(registry.change(id, |device| device.state = State::Banned(until)).await.unwrap()),
@@ -125,18 +102,18 @@ async fn what_changes_in_the_registry_changes_for_sessions() {
         println!("{id}: its session ended after {:?}", begin.elapsed());
         let line = gateway.lines(2 * n + 1).await.pop().unwrap();
         assert!(line.ends_with(&format!(" {reason}")), "{line}");
-        assert_eq!(refusal(&gateway, &connect_as("x", id, b"secret")).await, REFUSED);
+        assert_eq!(gateway.refusal(&connect_as("x", id, b"secret")).await, REFUSED);
         gateway.lines(2 * n + 2).await;
     }
     // Another's wrong password does not say that the device is disabled; its owner's does.
     let reasons = [(b"wrong", "bad_credentials"), (b"secre", "bad_credentials")];
     for (n, (password, reason)) in reasons.into_iter().enumerate() {
-        refusal(&gateway, &connect_as("x", "disabled", password)).await;
+        gateway.refusal(&connect_as("x", "disabled", password)).await;
         assert!(gateway.lines(9 + n).await[8 + n].ends_with(reason));
     }
     registry.change("disabled", |device| device.state = State::Enabled).await.unwrap();
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    let _again = session(&gateway, &broker, &connect_as("x", "disabled", b"secret")).await;
+    let _again = gateway.session(&broker, &connect_as("x", "disabled", b"secret")).await;
     stays.write(b"\xc0\x00").await;
     at_broker.expect(b"\xc0\x00").await;
 }
@@ -147,26 +124,26 @@ async fn an_outage_keeps_those_who_are_known() {
     let database = registry(dir.path()).await;
     add(&database, with_password("thing001")).await;
     let gateway = plain(dir.path(), &broker, "").await;
-    assert_eq!(refusal(&gateway, &connect_as("x", "stranger", b"secret")).await, REFUSED, "known to be unknown");
+    assert_eq!(gateway.refusal(&connect_as("x", "stranger", b"secret")).await, REFUSED, "known to be unknown");
     let (path, away) = (dir.path().join("devices.db"), dir.path().join("away.db"));
     database.close().await;
     fs::rename(&path, &away).unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(refusal(&gateway, &connect_as("x", "stranger", b"secret")).await, LATER, "perhaps it is known by now");
+    assert_eq!(gateway.refusal(&connect_as("x", "stranger", b"secret")).await, LATER, "perhaps it is known by now");
     let line = gateway.lines(2).await.pop().unwrap();
     assert!(line.contains(" 503 ") && line.ends_with(" registry_unavailable"), "{line}");
-    let _session = session(&gateway, &broker, &connect_as("x", "thing001", b"secret")).await;
-    assert_eq!(refusal(&gateway, &connect_as("x", "thing001", b"wrong")).await, REFUSED);
+    let _session = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
+    assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"wrong")).await, REFUSED);
     // Another one in its place, with fewer changes: those of the first are gone.
-    let (mut old, _connection) = session(&gateway, &broker, &connect_as("x", "thing001", b"secret")).await;
+    let (mut old, _connection) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
     let fresh = tempfile::tempdir().unwrap();
     let other = registry(fresh.path()).await;
     add(&other, with_password("thing002")).await;
     other.close().await;
     fs::rename(fresh.path().join("devices.db"), &path).unwrap();
     old.read_to_end().await;
-    let _session = session(&gateway, &broker, &connect_as("x", "thing002", b"secret")).await;
-    assert_eq!(refusal(&gateway, &connect_as("x", "thing001", b"secret")).await, REFUSED);
+    let _session = gateway.session(&broker, &connect_as("x", "thing002", b"secret")).await;
+    assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"secret")).await, REFUSED);
 }
 
 #[tokio::test]
@@ -192,9 +169,9 @@ async fn pins_bind_a_device_to_its_certificate_or_its_key() {
     );
     let gateway = TestGateway::start(&configuration).await;
     let mut one = Client::tls(gateway.address(), &pki, "thing001").await;
-    let _one = greet(&mut one, &broker, &connect("one")).await;
+    let _one = one.greet(&broker, &connect("one")).await;
     let mut two = Client::tls(gateway.address(), &pki, "thing002").await;
-    let _two = greet(&mut two, &broker, &connect("two")).await;
+    let _two = two.greet(&broker, &connect("two")).await;
     for (name, packet) in [("stranger", connect("one")), ("stranger", connect_as("one", "one", b""))] {
         let mut client = Client::tls(gateway.address(), &pki, name).await;
         client.write(&packet).await;
@@ -222,7 +199,7 @@ async fn an_expression_may_say_which_device_it_is() {
     );
     let gateway = TestGateway::start(&configuration).await;
     let mut one = Client::tls(gateway.address(), &pki, "thing001").await;
-    let _one = greet(&mut one, &broker, &connect_as("x", "thing002", b"")).await;
+    let _one = one.greet(&broker, &connect_as("x", "thing002", b"")).await;
     for (n, (name, reason)) in
         [("thing002", "device_disabled"), ("thing003", "pin_mismatch"), ("thing004", "unknown_client")]
             .into_iter()
@@ -286,9 +263,9 @@ async fn rustls_with_a_raw_public_key_of_the_registry() {
     let connect_raw =
         async |pem: &str| Client::try_tls(gateway.address(), raw_key_config(&pki, pem), "localhost").await;
     let mut raw = connect_raw(&one).await.unwrap();
-    let _raw = greet(&mut raw, &broker, &connect("thing001")).await;
+    let _raw = raw.greet(&broker, &connect("thing001")).await;
     let mut certified = Client::tls(gateway.address(), &pki, "thing002").await;
-    let _certified = greet(&mut certified, &broker, &connect("thing002")).await;
+    let _certified = certified.greet(&broker, &connect("thing002")).await;
     // In TLS 1.3 the refusal shows with the first read.
     if let Ok(mut stranger) = connect_raw(&other).await {
         let _ = stranger.try_write(&connect("thing001")).await;
@@ -318,6 +295,6 @@ async fn who_comes_by_a_key_that_others_vouch_for_is_still_judged_by_the_registr
     for packet in
         [connect_as("x", "thing001", b""), connect_as("x", "pump", b""), connect_as("x", "thing001", &[10; 16])]
     {
-        assert_eq!(refusal(&gateway, &packet).await, REFUSED);
+        assert_eq!(gateway.refusal(&packet).await, REFUSED);
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use portcullis_gateway::auth::{PasswordHash, set_password};
-use portcullis_testkit::{Broker, BrokerConnection, Client, TestGateway, connack, connect, connect_as};
+use portcullis_testkit::{Broker, Client, TestGateway, connect, connect_as};
 use tempfile::TempDir;
 
 const REFUSED: &[u8] = b"\x20\x02\x00\x04";
@@ -23,28 +23,11 @@ async fn gateway(broker: &Broker, authenticate: &str, rest: &str) -> TestGateway
     TestGateway::start(&format!("{listener}authenticate = {authenticate}\n{upstream}{rest}")).await
 }
 
-/// What a client is answered that is not to get through.
-async fn refusal(gateway: &TestGateway, packet: &[u8]) -> Vec<u8> {
-    let mut client = Client::tcp(gateway.address()).await;
-    client.write(packet).await;
-    client.read_to_end().await
-}
-
-async fn session(gateway: &TestGateway, broker: &Broker, packet: &[u8]) -> (Client, BrokerConnection) {
-    let mut client = Client::tcp(gateway.address()).await;
-    client.write(packet).await;
-    let mut connection = broker.accept().await;
-    connection.expect(packet).await;
-    connection.write(&connack(4)).await;
-    client.expect(&connack(4)).await;
-    (client, connection)
-}
-
 #[tokio::test]
 async fn the_right_password_is_let_in_and_everything_else_looks_the_same() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
     let gateway = gateway(&broker, "[\"users\"]", &file(&dir, "users", &[("alice", "secret"), ("bob", "other")])).await;
-    let (mut client, mut connection) = session(&gateway, &broker, &connect_as("a", "alice", b"secret")).await;
+    let (mut client, mut connection) = gateway.session(&broker, &connect_as("a", "alice", b"secret")).await;
     client.shutdown().await;
     connection.read_to_end().await;
     drop((client, connection));
@@ -61,7 +44,7 @@ async fn the_right_password_is_let_in_and_everything_else_looks_the_same() {
         (connect("a"), "unknown_client"),
     ];
     for (n, (packet, reason)) in wrong.iter().enumerate() {
-        assert_eq!(refusal(&gateway, packet).await, REFUSED, "{reason}");
+        assert_eq!(gateway.refusal(packet).await, REFUSED, "{reason}");
         let line = gateway.lines(n + 2).await.pop().unwrap();
         assert!(line.ends_with(reason) && line.contains(" 403 "), "{line}");
     }
@@ -72,14 +55,14 @@ async fn the_right_password_is_let_in_and_everything_else_looks_the_same() {
 async fn a_user_who_is_removed_or_changed_is_out() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
     let gateway = gateway(&broker, "[\"users\"]", &file(&dir, "users", &[("alice", "one"), ("bob", "two")])).await;
-    let (mut alice, _a) = session(&gateway, &broker, &connect_as("a", "alice", b"one")).await;
-    let (mut bob, mut at_broker) = session(&gateway, &broker, &connect_as("b", "bob", b"two")).await;
+    let (mut alice, _a) = gateway.session(&broker, &connect_as("a", "alice", b"one")).await;
+    let (mut bob, mut at_broker) = gateway.session(&broker, &connect_as("b", "bob", b"two")).await;
     let path = dir.path().join("users");
     set_password(&path, "alice", &PasswordHash::make(b"new").unwrap()).unwrap();
     alice.read_to_end().await;
     assert!(gateway.lines(1).await[0].ends_with(" session_credential_withdrawn"));
-    assert_eq!(refusal(&gateway, &connect_as("a", "alice", b"one")).await, REFUSED, "and not from the cache");
-    let (mut alice, _a) = session(&gateway, &broker, &connect_as("a", "alice", b"new")).await;
+    assert_eq!(gateway.refusal(&connect_as("a", "alice", b"one")).await, REFUSED, "and not from the cache");
+    let (mut alice, _a) = gateway.session(&broker, &connect_as("a", "alice", b"new")).await;
     bob.write(b"\xc0\x00").await;
     at_broker.expect(b"\xc0\x00").await;
     // A file that cannot be used changes nothing; one without bob does.
@@ -97,8 +80,8 @@ async fn a_reload_that_asks_others_ends_those_who_are_known_to_nobody() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
     let tables = file(&dir, "users", &[("alice", "one")]) + &file(&dir, "staff", &[("bob", "two")]);
     let gateway = gateway(&broker, "[\"users\", \"staff\"]", &tables).await;
-    let (mut alice, _a) = session(&gateway, &broker, &connect_as("a", "alice", b"one")).await;
-    let (mut bob, mut at_broker) = session(&gateway, &broker, &connect_as("b", "bob", b"two")).await;
+    let (mut alice, _a) = gateway.session(&broker, &connect_as("a", "alice", b"one")).await;
+    let (mut bob, mut at_broker) = gateway.session(&broker, &connect_as("b", "bob", b"two")).await;
     let text = fs::read_to_string(gateway.path()).unwrap();
     let text = text.replace("[\"users\", \"staff\"]", "[\"staff\"]");
     gateway.write(text.split("[access_log]").next().unwrap());
@@ -114,7 +97,7 @@ async fn time(gateway: &TestGateway, packet: &[u8]) -> Duration {
     let mut times = Vec::new();
     for _ in 0..9 {
         let begin = Instant::now();
-        assert_eq!(refusal(gateway, packet).await, REFUSED);
+        assert_eq!(gateway.refusal(packet).await, REFUSED);
         times.push(begin.elapsed());
     }
     times.sort();
@@ -139,7 +122,7 @@ async fn a_flood_of_wrong_passwords_leaves_sessions_alone() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
     let tables = file(&dir, "users", &[("alice", "one")]);
     let gateway = gateway(&broker, "[\"users\"]", &tables).await;
-    let (mut alice, mut at_broker) = session(&gateway, &broker, &connect_as("a", "alice", b"one")).await;
+    let (mut alice, mut at_broker) = gateway.session(&broker, &connect_as("a", "alice", b"one")).await;
     let mut flood = Vec::new();
     for n in 0..300 {
         let mut client = Client::tcp(gateway.address()).await;
@@ -158,7 +141,7 @@ async fn a_flood_of_wrong_passwords_leaves_sessions_alone() {
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     // Who has proved it a moment ago does not wait either.
     let begin = Instant::now();
-    let _again = session(&gateway, &broker, &connect_as("b", "alice", b"one")).await;
+    let _again = gateway.session(&broker, &connect_as("b", "alice", b"one")).await;
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     // More than wait are told to come again.
     let mut busy = 0;

@@ -20,12 +20,6 @@ async fn gateway(broker: &Broker, service: &Service, rest: &str) -> TestGateway 
     .await
 }
 
-async fn refusal(gateway: &TestGateway, packet: &[u8]) -> Vec<u8> {
-    let mut client = Client::tcp(gateway.address()).await;
-    client.write(packet).await;
-    client.read_to_end().await
-}
-
 /// A client that is let in with this packet, of which this arrives at the broker.
 async fn visit(gateway: &TestGateway, broker: &Broker, packet: &[u8], arrives: &[u8]) {
     let mut client = Client::tcp(gateway.address()).await;
@@ -81,11 +75,11 @@ async fn answers_are_remembered_each_for_its_own_question() {
     let good = connect_as("a", "alice", b"secret");
     for _ in 0..3 {
         visit(&gateway, &broker, &good, &good).await;
-        assert_eq!(refusal(&gateway, &connect_as("a", "alice", b"wrong")).await, REFUSED);
+        assert_eq!(gateway.refusal(&connect_as("a", "alice", b"wrong")).await, REFUSED);
     }
     assert_eq!(service.asked().len(), 2);
     // Nothing of one client's answer is another's.
-    assert_eq!(refusal(&gateway, &connect_as("b", "alice", b"wrong")).await, REFUSED);
+    assert_eq!(gateway.refusal(&connect_as("b", "alice", b"wrong")).await, REFUSED);
     let other = connect_as("b", "alice", b"secret");
     visit(&gateway, &broker, &other, &other).await;
     assert_eq!(service.asked().len(), 4);
@@ -115,7 +109,7 @@ async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
     let gateway = gateway(&broker, &service, rest).await;
     for (n, id) in ["html", "redirect", "broken", "silent", "nobody", "nobody"].into_iter().enumerate() {
         let begin = Instant::now();
-        assert_eq!(refusal(&gateway, &connect(id)).await, LATER, "{id}");
+        assert_eq!(gateway.refusal(&connect(id)).await, LATER, "{id}");
         assert!(begin.elapsed() < Duration::from_secs(2), "{id}: {:?}", begin.elapsed());
         assert!(gateway.lines(n + 1).await[n].ends_with(" authentication_unavailable"));
     }
@@ -150,7 +144,7 @@ async fn who_is_ignored_is_somebody_elses_and_who_is_denied_is_not() {
     .await;
     let alice = connect_as("a", "alice", b"pw");
     visit(&gateway, &broker, &alice, &alice).await;
-    assert_eq!(refusal(&gateway, &connect_as("a", "mallory", b"pw")).await, REFUSED);
+    assert_eq!(gateway.refusal(&connect_as("a", "mallory", b"pw")).await, REFUSED);
     assert!(broker.is_left_alone().await);
 }
 
@@ -165,7 +159,7 @@ async fn a_session_ends_when_the_answer_expires_and_questions_are_bounded() {
     .await;
     let rest = "timeout = \"2s\"\nmax_concurrency = 1\nbreak_after = 100\n";
     let gateway = gateway(&broker, &service, rest).await;
-    assert_eq!(refusal(&gateway, &connect("past")).await, REFUSED);
+    assert_eq!(gateway.refusal(&connect("past")).await, REFUSED);
     let mut client = Client::tcp(gateway.address()).await;
     client.write(&connect("a")).await;
     let mut connection = broker.accept().await;

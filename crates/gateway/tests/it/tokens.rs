@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use portcullis_testkit::{Broker, BrokerConnection, Client, Pki, Service, TestGateway, connack, connect, connect_as};
+use portcullis_testkit::{Broker, BrokerConnection, Client, Pki, Service, TestGateway, connect, connect_as};
 use serde_json::{Value, json};
 
 const REFUSED: &[u8] = b"\x20\x02\x00\x04";
@@ -95,22 +95,6 @@ async fn gateway(broker: &Broker, keys: &str, rest: &str) -> TestGateway {
     .await
 }
 
-async fn refusal(gateway: &TestGateway, packet: &[u8]) -> Vec<u8> {
-    let mut client = Client::tcp(gateway.address()).await;
-    client.write(packet).await;
-    client.read_to_end().await
-}
-
-async fn session(gateway: &TestGateway, broker: &Broker, packet: &[u8]) -> (Client, BrokerConnection) {
-    let mut client = Client::tcp(gateway.address()).await;
-    client.write(packet).await;
-    let mut connection = broker.accept().await;
-    connection.expect(packet).await;
-    connection.write(&connack(4)).await;
-    client.expect(&connack(4)).await;
-    (client, connection)
-}
-
 fn base64(bytes: impl AsRef<[u8]>) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
@@ -124,13 +108,10 @@ async fn a_token_is_taken_that_is_good_and_no_other() {
     fs::write(&path, jwks(&[&issuer])).unwrap();
     let gateway = gateway(&broker, path.to_str().unwrap(), "").await;
     let token = issuer.sign(&claims());
-    let _session = session(&gateway, &broker, &connect_as("thing001", "u", token.as_bytes())).await;
-    let _late = session(
-        &gateway,
-        &broker,
-        &connect_as("thing001", "u", issuer.sign(&changed(&json!({ "nbf": now() + 20 }))).as_bytes()),
-    )
-    .await;
+    let _session = gateway.session(&broker, &connect_as("thing001", "u", token.as_bytes())).await;
+    let _late = gateway
+        .session(&broker, &connect_as("thing001", "u", issuer.sign(&changed(&json!({ "nbf": now() + 20 }))).as_bytes()))
+        .await;
 
     let (head, rest) = token.split_once('.').unwrap();
     let (body, signature) = rest.split_once('.').unwrap();
@@ -176,13 +157,13 @@ async fn a_token_is_taken_that_is_good_and_no_other() {
     for (token, reason) in &wrong {
         let before = gateway_lines(&gateway);
         println!("{reason}: {token}");
-        let answer = refusal(&gateway, &connect_as("thing001", "u", token.as_bytes())).await;
+        let answer = gateway.refusal(&connect_as("thing001", "u", token.as_bytes())).await;
         assert_eq!(answer, REFUSED);
         let line = gateway.lines(before + 1).await.pop().unwrap();
         assert!(line.ends_with(&format!(" {reason}")), "{token}: {line}");
     }
     // A good token is no other client's.
-    let other = refusal(&gateway, &connect_as("thing002", "u", token.as_bytes())).await;
+    let other = gateway.refusal(&connect_as("thing002", "u", token.as_bytes())).await;
     assert_eq!(other, b"\x20\x02\x00\x05");
     assert!(broker.is_left_alone().await);
 }
@@ -199,7 +180,7 @@ async fn a_session_ends_with_its_token() {
     fs::write(&path, jwks(&[&issuer])).unwrap();
     let gateway = gateway(&broker, path.to_str().unwrap(), "").await;
     let short = issuer.sign(&changed(&json!({ "exp": now() + 3 })));
-    let (mut client, _connection) = session(&gateway, &broker, &connect_as("thing001", "u", short.as_bytes())).await;
+    let (mut client, _connection) = gateway.session(&broker, &connect_as("thing001", "u", short.as_bytes())).await;
     client.read_to_end().await;
     let late = now();
     assert!(gateway.lines(1).await[0].ends_with(" session_token_expired"), "at {late}");
@@ -212,8 +193,8 @@ async fn a_token_may_be_the_user_name() {
     fs::write(&path, jwks(&[&issuer])).unwrap();
     let gateway = gateway(&broker, path.to_str().unwrap(), "field = \"username\"\n").await;
     let token = issuer.sign(&claims());
-    let _session = session(&gateway, &broker, &connect_as("thing001", &token, b"")).await;
-    assert_eq!(refusal(&gateway, &connect_as("thing001", "u", token.as_bytes())).await, REFUSED);
+    let _session = gateway.session(&broker, &connect_as("thing001", &token, b"")).await;
+    assert_eq!(gateway.refusal(&connect_as("thing001", "u", token.as_bytes())).await, REFUSED);
 }
 
 #[tokio::test]
@@ -229,17 +210,17 @@ async fn keys_are_changed_without_a_gap() {
     })
     .await;
     let gateway = gateway(&broker, &service.url("/jwks.json"), "").await;
-    let _one = session(&gateway, &broker, &connect_as("thing001", "u", one.sign(&claims()).as_bytes())).await;
+    let _one = gateway.session(&broker, &connect_as("thing001", "u", one.sign(&claims()).as_bytes())).await;
     // A key that is not known is asked for, but not more often than every ten seconds.
     let new = two.sign(&claims());
-    assert_eq!(refusal(&gateway, &connect_as("thing001", "u", new.as_bytes())).await, REFUSED);
+    assert_eq!(gateway.refusal(&connect_as("thing001", "u", new.as_bytes())).await, REFUSED);
     assert_eq!(asked.load(Ordering::SeqCst), 1);
     tokio::time::sleep(Duration::from_millis(10_100)).await;
-    let _two = session(&gateway, &broker, &connect_as("thing001", "u", new.as_bytes())).await;
+    let _two = gateway.session(&broker, &connect_as("thing001", "u", new.as_bytes())).await;
     assert_eq!(asked.load(Ordering::SeqCst), 2);
     // Known ones go on when the issuer does not answer, over a reload too.
     gateway.gateway.reload().await.unwrap();
-    let _one = session(&gateway, &broker, &connect_as("thing001", "u", one.sign(&claims()).as_bytes())).await;
+    let _one = gateway.session(&broker, &connect_as("thing001", "u", one.sign(&claims()).as_bytes())).await;
 }
 
 #[tokio::test]
@@ -248,7 +229,7 @@ async fn without_keys_nobody_is_let_in() {
     let service = Service::start(|_| Some(("404 Not Found", String::new()))).await;
     let gateway = gateway(&broker, &service.url("/jwks.json"), "").await;
     let token = Issuer::new("k1").sign(&claims());
-    let answer = refusal(&gateway, &connect_as("thing001", "u", token.as_bytes())).await;
+    let answer = gateway.refusal(&connect_as("thing001", "u", token.as_bytes())).await;
     assert_eq!(answer, b"\x20\x02\x00\x03", "later, perhaps");
     assert_eq!(gateway.outcome().await, "503 authentication_unavailable");
 }
