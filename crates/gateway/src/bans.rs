@@ -5,19 +5,21 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Place;
-use std::hash::Hash;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::model::{self, BanEvent, BanKey};
 use crate::config::{At, Cidr, Document};
+use crate::crypto::keyed_digest;
 use crate::kept::Kept;
+use crate::net::network_of;
 
 const WINDOW: Duration = Duration::from_secs(60);
 const DURATION: Duration = Duration::from_secs(5 * 60);
-/// Clients that a rule remembers, about 100 bytes each.
+/// Clients that a rule remembers, about 250 bytes each.
 const MAX_CLIENTS: usize = 100_000;
 
 /// The rules of a listener.
@@ -41,29 +43,27 @@ struct Limits {
     duration: Duration,
 }
 
-/// What outlives reloads: who has come how often, by the listener's name and its rule.
+/// What outlives reloads: who has come how often, by the listener's name, its rule, and whom that excepts.
 #[derive(Debug, Default)]
-pub(crate) struct Memories(Kept<(String, Limits), Clients>);
+pub(crate) struct Memories(Kept<(String, Limits, String), Clients>);
 
 /// Who has come how often.
 #[derive(Debug)]
 struct Clients {
     since: Instant,
     counts: Mutex<HashMap<Client, Counts>>,
+    /// The part in which room was made last.
+    tidied: AtomicU64,
 }
 
 impl Default for Clients {
     fn default() -> Self {
-        Self { since: Instant::now(), counts: Mutex::default() }
+        Self { since: Instant::now(), counts: Mutex::default(), tidied: AtomicU64::new(u64::MAX) }
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Client {
-    /// Of IPv6 the first 64 bits: the rest of them one host has for itself [RFC 4291, 2.5.4].
-    Address(IpAddr),
-    Id(Box<str>),
-}
+/// A digest of the address or the ID: an ID may have 64 KiB.
+type Client = [u8; 32];
 
 /// Parts of a window that are counted apart. What happened is forgotten up to one part too early, so that nobody is
 /// banned for fewer events than are allowed.
@@ -111,7 +111,8 @@ impl Bans {
                 window: rule.window.map_or(WINDOW, |period| period.0),
                 duration: rule.duration.map_or(DURATION, |period| period.0),
             };
-            let clients = memories.0.get_or_insert_with((listener.to_owned(), limits.clone()), Clients::default);
+            let key = (listener.to_owned(), limits.clone(), format!("{:?}", rule.except));
+            let clients = memories.0.get_or_insert_with(key, Clients::default);
             Some(Rule { limits, except: rule.except.clone(), clients })
         };
         Self(rules.iter().filter_map(compile).collect())
@@ -122,9 +123,17 @@ impl Bans {
         self.note(BanEvent::Connect, address, None)
     }
 
-    /// Counts that a client has come who has proved to be the one of this ID; whether it is refused.
+    /// Counts that a client has come who has proved to be the one of this ID; whether it is refused. An empty ID is
+    /// nobody's: the broker gives each who sends it another one [MQTT-3.1.3-6].
     pub fn is_client_refused(&self, address: IpAddr, id: &str) -> bool {
-        self.note(BanEvent::Connect, address, Some(id))
+        !id.is_empty() && self.note(BanEvent::Connect, address, Some(id))
+    }
+
+    /// Whether an address is refused at present; nothing is counted.
+    pub fn is_banned(&self, address: IpAddr) -> bool {
+        let (now, client) = (Instant::now(), of_address(address));
+        let is_meant = |rule: &&Rule| rule.limits.by_address && !rule.excepts(address);
+        self.0.iter().filter(is_meant).any(|rule| rule.clients.is_banned(&client, now))
     }
 
     /// Counts that somebody at this address could not prove who it is.
@@ -133,26 +142,45 @@ impl Bans {
     }
 
     fn note(&self, event: BanEvent, address: IpAddr, id: Option<&str>) -> bool {
-        let (now, address) = (Instant::now(), address.to_canonical());
+        let now = Instant::now();
         let mut is_refused = false;
         for rule in self.0.iter().filter(|rule| rule.limits.by_address == id.is_none()) {
-            if rule.except.iter().any(|net| net.0.contains(&address)) {
+            if rule.excepts(address) {
                 continue;
             }
-            let client = id.map_or_else(|| Client::Address(network(address)), |id| Client::Id(id.into()));
+            let client = id.map_or_else(|| of_address(address), |id| keyed_digest(&[b"id", id.as_bytes()]));
             is_refused |= rule.clients.note(client, event, &rule.limits, now);
         }
         is_refused
     }
 }
 
+impl Rule {
+    fn excepts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.except.iter().any(|net| net.0.contains(&address))
+    }
+}
+
+fn of_address(address: IpAddr) -> Client {
+    keyed_digest(&[b"address", network_of(address).to_string().as_bytes()])
+}
+
 impl Clients {
+    fn is_banned(&self, client: &Client, now: Instant) -> bool {
+        let clients = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.get(client).is_some_and(|counts| counts.banned_until.is_some_and(|until| now < until))
+    }
+
     /// Notes an event, as far as the limits count it; whether the client is banned.
     fn note(&self, client: Client, event: BanEvent, limits: &Limits, now: Instant) -> bool {
         let mut clients = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let part = now.saturating_duration_since(self.since).as_nanos() / (limits.window.as_nanos() / PARTS).max(1);
         if clients.len() >= MAX_CLIENTS && !clients.contains_key(&client) {
-            make_room(&mut clients, part, now);
+            // Once for each part: to look through all of them for each that comes would be an attack's best help.
+            if self.tidied.swap(part_of(part), Ordering::Relaxed) != part_of(part) {
+                make_room(&mut clients, part, now);
+            }
             if clients.len() >= MAX_CLIENTS {
                 return false;
             }
@@ -217,14 +245,8 @@ fn make_room(clients: &mut HashMap<Client, Counts>, part: u128, now: Instant) {
     }
 }
 
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::V6(std::net::Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-    }
+fn part_of(part: u128) -> u64 {
+    u64::try_from(part).unwrap_or(u64::MAX - 1)
 }
 
 #[cfg(test)]
@@ -241,7 +263,7 @@ mod tests {
     };
 
     fn client(n: u32) -> Client {
-        Client::Address(IpAddr::V4(n.into()))
+        of_address(IpAddr::V4(n.into()))
     }
 
     #[test]
@@ -286,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_host_has_64_bits_of_addresses() {
-        let network = |text: &str| network(text.parse().unwrap()).to_string();
+        let network = |text: &str| network_of(text.parse().unwrap()).to_string();
         assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
         assert_eq!(network("192.0.2.7"), "192.0.2.7");
     }

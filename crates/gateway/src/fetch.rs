@@ -19,7 +19,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Semaphore;
 
 use crate::config::Complaint;
-use crate::crypto::provider;
+use crate::crypto::{mark, provider};
 use crate::files::read_anchors;
 
 /// For one exchange as a whole.
@@ -38,6 +38,8 @@ pub(crate) struct Fetcher {
     client: OnceLock<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>,
     /// `None`: those of the system.
     anchors: Option<Vec<TrustAnchor<'static>>>,
+    /// Tells the anchors from others.
+    mark: u64,
 }
 
 /// CRLs that are fetched at once: each may be large.
@@ -68,7 +70,14 @@ impl Fetcher {
     /// # Errors
     /// The file cannot be read.
     pub(crate) fn with_anchors(path: &Path) -> Result<Self, Complaint> {
-        Ok(Self { client: OnceLock::new(), anchors: Some(read_anchors(path)?) })
+        let anchors = read_anchors(path)?;
+        let mark = mark(format!("{anchors:?}").as_bytes());
+        Ok(Self { client: OnceLock::new(), anchors: Some(anchors), mark })
+    }
+
+    /// Tells the anchors that it believes from others.
+    pub(crate) const fn mark(&self) -> u64 {
+        self.mark
     }
 
     /// Fetches a CRL, unless it is the one that the validators are of.
@@ -99,7 +108,7 @@ impl Fetcher {
             }
         }
         let request = request.body(Full::default()).map_err(|error| error.to_string())?;
-        let (status, headers, body) = self.exchange(request, max_len).await?;
+        let (status, headers, body) = self.exchange(request, max_len, TIMEOUT).await?;
         let value = |name: HeaderName| headers.get(name).cloned();
         match status {
             StatusCode::OK => {
@@ -124,14 +133,13 @@ impl Fetcher {
             .header(header::ACCEPT, "application/ocsp-response")
             .body(Full::from(question))
             .map_err(|error| error.to_string())?;
-        match self.exchange(request, MAX_ANSWER_LEN).await? {
+        match self.exchange(request, MAX_ANSWER_LEN, TIMEOUT).await? {
             (StatusCode::OK, _, body) => Ok(body),
             (status, ..) => Err(format!("the answer is {status}")),
         }
     }
 
-    /// Sends a JSON document, with these headers; the answer's status and body. The time it may take is the caller's to
-    /// bound, too.
+    /// Sends a JSON document, with these headers; the answer's status and body, within this time.
     ///
     /// # Errors
     /// What went wrong, in a few words.
@@ -140,6 +148,7 @@ impl Fetcher {
         url: &str,
         headers: &HeaderMap,
         document: Vec<u8>,
+        timeout: Duration,
     ) -> Result<(StatusCode, Bytes), String> {
         let mut request = Request::builder().method(Method::POST).uri(url);
         if let Some(all) = request.headers_mut() {
@@ -148,7 +157,7 @@ impl Fetcher {
             all.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         }
         let request = request.body(Full::from(document)).map_err(|error| error.to_string())?;
-        let (status, _, body) = self.exchange(request, MAX_ANSWER_LEN).await?;
+        let (status, _, body) = self.exchange(request, MAX_ANSWER_LEN, timeout).await?;
         Ok((status, body))
     }
 
@@ -156,6 +165,7 @@ impl Fetcher {
         &self,
         mut request: Request<Full<Bytes>>,
         max_len: usize,
+        timeout: Duration,
     ) -> Result<(StatusCode, HeaderMap, Bytes), String> {
         let agent = concat!("portcullis/", env!("CARGO_PKG_VERSION"));
         request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(agent));
@@ -166,7 +176,7 @@ impl Fetcher {
             let body = Limited::new(body, max_len).collect().await.map_err(|error| error.to_string())?;
             Ok((head.status, head.headers, body.to_bytes()))
         };
-        tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err("it took too long".to_owned()))
+        tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err("it took too long".to_owned()))
     }
 
     fn client(&self) -> &Client<HttpsConnector<HttpConnector>, Full<Bytes>> {
@@ -202,6 +212,11 @@ fn is_settled(last_modified: &HeaderValue, date: Option<&HeaderValue>) -> bool {
 pub(crate) fn is_url(text: &str) -> bool {
     let has_host = |uri: hyper::Uri| uri.host().is_some_and(|host| !host.is_empty());
     (text.starts_with("http://") || text.starts_with("https://")) && text.parse().is_ok_and(has_host)
+}
+
+/// The host of a URL, for logs: the rest of it may be secret.
+pub(crate) fn host_of(url: &str) -> String {
+    url.parse().ok().and_then(|uri: hyper::Uri| uri.host().map(str::to_owned)).unwrap_or_default()
 }
 
 fn explain(error: &hyper_util::client::legacy::Error) -> String {

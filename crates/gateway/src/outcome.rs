@@ -224,6 +224,8 @@ reasons! {
     DeviceBanned = "session_device_banned", Relay, Gateway, 403;
     /// The device was removed from the registry.
     DeviceRemoved = "session_device_removed", Relay, Gateway, 403;
+    /// What the registry knows of the device was changed, and had decided about it.
+    DeviceChanged = "session_device_changed", Relay, Gateway, 403;
     /// The client's address is no longer allowed.
     AddressDenied = "session_address_denied", Relay, Gateway, 403;
     /// A fault of the gateway itself.
@@ -394,7 +396,8 @@ impl CloseReason {
             | CloseReason::CredentialWithdrawn
             | CloseReason::DeviceDisabled
             | CloseReason::DeviceBanned
-            | CloseReason::DeviceRemoved => Disconnect::NotAuthorized,
+            | CloseReason::DeviceRemoved
+            | CloseReason::DeviceChanged => Disconnect::NotAuthorized,
             CloseReason::CertificateExpired | CloseReason::TokenExpired => Disconnect::MaximumConnectTime,
             CloseReason::Ok
             | CloseReason::UpstreamClosed

@@ -27,6 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// After so long without an answer, a device that is not known may be a new one.
 const CERTAIN_FOR: Duration = Duration::from_secs(15);
 
+/// Changes that are taken over under one lock.
+const CHUNK: usize = 128;
+/// Password hashes that others are measured by.
+const MAX_SAMPLES: usize = 64;
+
 /// Registries that are in use, by where they are and how many devices are kept.
 pub(crate) type Registries = Kept<(Url, usize), Replica>;
 
@@ -66,8 +71,8 @@ struct Known {
     answered: Option<Instant>,
     /// There are more devices than are kept.
     is_full: bool,
-    /// Some device's password hash, for others to be measured by.
-    sample_hash: Option<Box<str>>,
+    /// Some devices' password hashes, for others to be measured by.
+    samples: Vec<Box<str>>,
 }
 
 /// A device, in little space. Not to be printed: its keys are in it.
@@ -81,6 +86,18 @@ pub struct Entry {
     pub password_hash: Option<Box<str>>,
     /// What expressions may know of it, as JSON.
     facts: Box<str>,
+    /// Tells it from what they knew before.
+    facts_mark: u64,
+}
+
+/// A device of the registry that a session stands on, as it was when it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceGround {
+    /// Which one.
+    pub id: Arc<str>,
+    /// With what it has proved to be that.
+    pub used: Used,
+    facts_mark: u64,
 }
 
 /// With what a device of the registry has proved itself.
@@ -92,8 +109,13 @@ pub enum Used {
     Psk(u64),
     /// Its password; likewise.
     Password(u64),
-    /// A certificate, a raw key or a pre-shared key that others vouch for.
-    Tls,
+    /// Something that others vouch for.
+    Tls {
+        /// Of the certificate or key that it has shown.
+        keys: Box<[Fingerprint]>,
+        /// Identity and mark of the pre-shared key that it has used.
+        psk: Option<(Box<str>, u64)>,
+    },
 }
 
 impl fmt::Debug for Entry {
@@ -104,7 +126,7 @@ impl fmt::Debug for Entry {
 
 impl Entry {
     fn new(device: &Device) -> Self {
-        let facts = json!({ "id": device.id, "groups": device.groups, "attributes": device.attributes });
+        let facts = json!({ "id": device.id, "groups": device.groups, "attributes": device.attributes }).to_string();
         let pin = |pin: &String| portcullis_registry::from_hex(pin)?.as_slice().try_into().ok();
         Self {
             id: device.id.as_str().into(),
@@ -115,7 +137,8 @@ impl Entry {
                 .as_ref()
                 .map(|psk| (psk.identity.as_str().into(), Zeroizing::new(psk.key.as_slice().into()))),
             password_hash: device.password_hash.as_ref().map(|hash| hash.0.as_str().into()),
-            facts: facts.to_string().into(),
+            facts_mark: mark(facts.as_bytes()),
+            facts: facts.into(),
         }
     }
 
@@ -129,14 +152,32 @@ impl Entry {
         self.psk.as_ref().map(|(identity, key)| (&**identity, &***key))
     }
 
-    /// Whether it is pinned to any key.
-    pub fn is_pinned(&self) -> bool {
-        !self.pins.is_empty()
-    }
-
-    /// Whether it is pinned to this one.
+    /// Whether it is pinned to this certificate or key.
     pub fn is_pinned_to(&self, fingerprint: &Fingerprint) -> bool {
         self.pins.contains(fingerprint)
+    }
+
+    /// Whether this still proves that it is this device. Of what others vouch for, it must be one of its pins if it has
+    /// any, and not another key than its own of the same identity.
+    pub fn is_proved_by(&self, used: &Used) -> bool {
+        match used {
+            Used::Pin(fingerprint) => self.is_pinned_to(fingerprint),
+            Used::Psk(of) => self.psk().is_some_and(|(_, key)| mark(key) == *of),
+            Used::Password(of) => self.password_hash.as_ref().is_some_and(|hash| mark(hash.as_bytes()) == *of),
+            Used::Tls { keys, psk } => {
+                let is_pinned = self.pins.is_empty() || keys.iter().any(|key| self.is_pinned_to(key));
+                let is_own = match (self.psk(), psk) {
+                    (Some((identity, key)), Some((used, of))) => identity != &**used || mark(key) == *of,
+                    (None, _) | (_, None) => true,
+                };
+                is_pinned && is_own
+            }
+        }
+    }
+
+    /// What a session stands on that this was used for.
+    pub fn ground(&self, used: Used) -> DeviceGround {
+        DeviceGround { id: Arc::clone(&self.id), used, facts_mark: self.facts_mark }
     }
 
     /// Whether it is let in at a time, in seconds since 1970.
@@ -209,26 +250,29 @@ impl Replica {
         self.len() == 0
     }
 
-    /// Some device's password hash.
-    pub(crate) fn sample_hash(&self) -> Option<Box<str>> {
-        self.known().sample_hash.clone()
+    /// Some device's password hash; for one name it is always the same, as long as there are no others.
+    pub(crate) fn sample_hash(&self, name: &str) -> Option<Box<str>> {
+        let known = self.known();
+        let place = mark(name.as_bytes()) % (known.samples.len().max(1) as u64);
+        known.samples.get(usize::try_from(place).unwrap_or(0)).cloned()
     }
 
-    /// Why a session of this device, by this credential, has to end; `None`: it has not.
-    pub(crate) fn judge(&self, id: &str, used: &Used, now: i64) -> Option<CloseReason> {
-        let Some(device) = self.by_id(id) else { return Some(CloseReason::DeviceRemoved) };
+    /// Why a session that stands on a device has to end; `None`: it has not. `facts_count`: what is known of the device
+    /// has decided about it. `now` is in seconds since 1970.
+    pub(crate) fn judge(&self, ground: &DeviceGround, facts_count: bool, now: i64) -> Option<CloseReason> {
+        let Some(device) = self.by_id(&ground.id) else {
+            // Until all has been read, it may be among those that have not.
+            return self.complete.borrow().then_some(CloseReason::DeviceRemoved);
+        };
         match device.may_enter(now) {
             Ok(()) => {}
             Err(Reject::DeviceBanned) => return Some(CloseReason::DeviceBanned),
             Err(_) => return Some(CloseReason::DeviceDisabled),
         }
-        let is_good = match used {
-            Used::Pin(fingerprint) => device.is_pinned_to(fingerprint),
-            Used::Psk(of) => device.psk().is_some_and(|(_, key)| mark(key) == *of),
-            Used::Password(of) => device.password_hash.as_ref().is_some_and(|hash| mark(hash.as_bytes()) == *of),
-            Used::Tls => true,
-        };
-        (!is_good).then_some(CloseReason::CredentialWithdrawn)
+        if !device.is_proved_by(&ground.used) {
+            return Some(CloseReason::CredentialWithdrawn);
+        }
+        (facts_count && device.facts_mark != ground.facts_mark).then_some(CloseReason::DeviceChanged)
     }
 
     /// Whose sessions are to be judged again; told once.
@@ -242,25 +286,41 @@ impl Replica {
 
     /// Takes over changes; those whom they concern are to be judged again.
     fn apply(&self, changes: &[Change]) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let was_full = known.is_full;
-        for change in changes {
-            known.apply(change, self.max);
+        // Before the lock is taken, and not all at once under it: handshakes wait for it.
+        let entries: Vec<Option<Arc<Entry>>> = changes.iter().map(entry).collect();
+        let mut was_full = self.known().is_full;
+        for chunk in changes.iter().zip(entries).collect::<Vec<_>>().chunks(CHUNK) {
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            chunk.iter().for_each(|(change, entry)| known.apply(change, entry.clone(), self.max));
+            let is_full = known.is_full;
+            drop(known);
+            if is_full && !std::mem::replace(&mut was_full, is_full) {
+                tracing::error!(
+                    max_devices = self.max,
+                    "the registry has more devices than are kept; others are refused"
+                );
+            }
         }
-        let is_full = known.is_full;
-        drop(known);
-        if is_full && !was_full {
-            tracing::error!(max_devices = self.max, "the registry has more devices than are kept; others are refused");
-        }
-        let keys = changes.iter().map(|change| key(&change.id));
+        self.judge_again(changes.iter().map(|change| key(&change.id)));
+    }
+
+    fn judge_again(&self, keys: impl Iterator<Item = Key>) {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
     }
 
     /// Reads what has changed; or all there is, in place of what is known.
-    async fn pull(&self, registry: &Registry, anew: bool) -> Result<(), String> {
-        let known = self.known().revision;
+    async fn pull(self: &Arc<Self>, registry: &Registry, anew: bool) -> Result<(), String> {
+        let (known, has_room) = {
+            let known = self.known();
+            (known.revision, known.is_full && known.by_id.len() < self.max)
+        };
         let revision = answer(registry.revision()).await?;
         if anew || revision < known {
+            tracing::warn!("another device registry is in the place of the one that was there; it is read anew");
+            return self.pull_anew(registry).await;
+        }
+        if has_room {
+            // For some of those that were left out.
             return self.pull_anew(registry).await;
         }
         let mut since = known;
@@ -268,27 +328,34 @@ impl Replica {
             let changes = answer(registry.changes(since)).await?;
             let Some(last) = changes.last() else { break };
             since = last.revision;
-            self.apply(&changes);
+            let this = Arc::clone(self);
+            in_background(move || this.apply(&changes)).await?;
         }
         self.answered();
         Ok(())
     }
 
-    async fn pull_anew(&self, registry: &Registry) -> Result<(), String> {
-        tracing::warn!("another device registry is in the place of the one that was there; it is read anew");
-        let mut fresh = Known::default();
+    async fn pull_anew(self: &Arc<Self>, registry: &Registry) -> Result<(), String> {
+        let (mut fresh, max) = (Known::default(), self.max);
         loop {
             let changes = answer(registry.changes(fresh.revision)).await?;
-            changes.iter().for_each(|change| fresh.apply(change, self.max));
-            if changes.len() < PAGE {
+            let is_last = changes.len() < PAGE;
+            fresh = in_background(move || {
+                changes.iter().for_each(|change| fresh.apply(change, entry(change), max));
+                fresh
+            })
+            .await?;
+            if is_last {
                 break;
             }
         }
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *known, fresh);
-        let keys: Vec<Key> = before.by_id.keys().chain(known.by_id.keys()).map(|id| key(id)).collect();
-        drop(known);
-        self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+        let this = Arc::clone(self);
+        in_background(move || {
+            let new: Vec<Key> = fresh.by_id.keys().map(|id| key(id)).collect();
+            let before = std::mem::replace(&mut *this.known.write().unwrap_or_else(PoisonError::into_inner), fresh);
+            this.judge_again(before.by_id.keys().map(|id| key(id)).chain(new));
+        })
+        .await?;
         self.answered();
         Ok(())
     }
@@ -299,8 +366,17 @@ impl Replica {
     }
 }
 
+fn entry(change: &Change) -> Option<Arc<Entry>> {
+    change.device.as_ref().map(|device| Arc::new(Entry::new(device)))
+}
+
+/// Not on a thread that moves bytes.
+async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
+}
+
 impl Known {
-    fn apply(&mut self, change: &Change, max: usize) {
+    fn apply(&mut self, change: &Change, entry: Option<Arc<Entry>>, max: usize) {
         self.revision = self.revision.max(change.revision);
         if let Some(old) = self.by_id.remove(&*change.id) {
             // Its pins and its identity may be another's by now.
@@ -315,20 +391,19 @@ impl Known {
                 self.by_psk.remove(identity);
             }
         }
-        let Some(device) = &change.device else { return };
+        let Some(entry) = entry else { return };
         if self.by_id.len() >= max {
             self.is_full = true;
             return;
         }
-        let entry = Arc::new(Entry::new(device));
         for pin in &entry.pins {
             self.by_pin.insert(*pin, Arc::clone(&entry));
         }
         if let Some((identity, _)) = &entry.psk {
             self.by_psk.insert(identity.clone(), Arc::clone(&entry));
         }
-        if entry.password_hash.is_some() {
-            self.sample_hash.clone_from(&entry.password_hash);
+        if self.samples.len() < MAX_SAMPLES {
+            self.samples.extend(entry.password_hash.clone());
         }
         self.by_id.insert(Arc::clone(&entry.id), entry);
     }
@@ -377,7 +452,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn pull(&mut self, replica: &Replica) -> Result<(), String> {
+    async fn pull(&mut self, replica: &Arc<Replica>) -> Result<(), String> {
         let file = replica.url.path().map(inode).transpose();
         // Renamed or restored: the one that is open is not what others write to.
         if let Some((registry, _)) = self.registry.take_if(|(_, known)| file.as_ref().ok() != Some(known)) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::auth::{self, Authenticator};
 use crate::bans::{self, Bans};
-use crate::config::model::{self, AccessLogFormat, ClientAuth, LogFormat, OnReject, Protocol};
+use crate::config::model::{self, AccessLogFormat, AuthenticatorKind, ClientAuth, LogFormat, OnReject, Protocol};
 use crate::config::{At, Document, Problems};
 use crate::files;
 use crate::identity::Signer;
@@ -64,6 +64,8 @@ pub struct Listener {
     pub(crate) bans: Bans,
     /// In the order in which they are asked.
     pub(crate) authenticators: Vec<Arc<Authenticator>>,
+    /// What the registry says of a device decides who is let in, or what becomes of CONNECT.
+    pub(crate) uses_device: bool,
     pub(crate) admission: Admission,
     pub(crate) rewriting: Rewriting,
     pub(crate) upstream: Arc<Upstream>,
@@ -355,7 +357,7 @@ fn compile_listener(
     if let Some(size) = listener.max_connect_size.as_ref().filter(|size| size.value.0 > MAX_MAX_CONNECT_SIZE) {
         document.problems.error(&size.span, "`max_connect_size` is 1MiB at most");
     }
-    warn_of_open_door(listener, &admission, document);
+    warn_of_open_door(listener, &admission, context.config, document);
     let name = listener.name.as_ref()?.as_str();
     Some(Listener {
         name: name.into(),
@@ -368,6 +370,7 @@ fn compile_listener(
         tls: tls?,
         bans,
         authenticators,
+        uses_device: admission.uses("device") || rewriting.uses("device"),
         admission,
         rewriting,
         upstream: upstream?,
@@ -431,7 +434,12 @@ fn compile_tls(
 }
 
 /// Legal, but seldom meant: nobody is asked to prove anything.
-fn warn_of_open_door(listener: &At<model::Listener>, admission: &Admission, document: &mut Document) {
+fn warn_of_open_door(
+    listener: &At<model::Listener>,
+    admission: &Admission,
+    config: &model::Config,
+    document: &mut Document,
+) {
     let tls = listener.tls.as_ref();
     let has_keys = tls.is_some_and(|tls| tls.psk.is_some() || (tls.raw_keys.is_some() && tls.client_ca.is_none()));
     let auth = tls.and_then(|tls| tls.client_auth.as_ref()).map(|auth| auth.value);
@@ -455,22 +463,67 @@ fn warn_of_open_door(listener: &At<model::Listener>, admission: &Admission, docu
         } else if asks == ClientAuth::Required {
             "certificate"
         } else {
-            "user"
+            "user, token or device"
         };
         let message = format!("any device can take any other device's client ID: nothing binds it to the {proof}");
-        let example = match proof {
-            "key" if tls.is_some_and(|tls| tls.psk.is_some()) => "tls.psk_identity",
-            "key" => "tls.key_name",
-            "certificate" => "cert.subject.cn",
-            _ => "mqtt.username",
-        };
-        let hint = format!("[listener.admit] require = ['mqtt.client_id == {example}']");
-        document.problems.warning(&listener.span, message).hint(hint);
+        let proved = proved_names(listener, config);
+        document.problems.warning(&listener.span, message).hint(match proved.as_slice() {
+            [name] => format!("[listener.admit] require = ['mqtt.client_id == {name}']"),
+            names => {
+                format!("[listener.admit] require: compare mqtt.client_id with what is proved: {}", names.join(", "))
+            }
+        });
+    }
+    let kinds = kinds_asked(listener, config);
+    let has_token = kinds.iter().any(|kind| [AuthenticatorKind::Jwt, AuthenticatorKind::Registry].contains(kind));
+    let is_username_bound = listener.connect.username.is_some()
+        || listener.admit.require.iter().any(|expression| expression.value.contains("mqtt.username"));
+    if has_token && !is_username_bound {
+        let message = "a client may send the broker any user name: its token, or its key, says nothing of that";
+        let problem = document.problems.warning(&listener.span, message);
+        problem.hint("[listener.connect] username = 'jwt.sub', or 'device.id'");
     }
     if is_asked && tls.is_none() {
         let message = "passwords and tokens come over this listener in the clear";
         document.problems.warning(&listener.span, message).hint("protocol = \"tls\"");
     }
+}
+
+/// What kinds of authenticators a listener asks.
+fn kinds_asked(listener: &model::Listener, config: &model::Config) -> Vec<AuthenticatorKind> {
+    let named = |table: &&At<model::Authenticator>| {
+        table.name.as_ref().is_some_and(|name| listener.authenticate.iter().any(|asked| asked.value == name.value))
+    };
+    config.authenticator.iter().filter(named).filter_map(|table| Some(table.kind.as_ref()?.value)).collect()
+}
+
+/// What expressions may hold a client ID against, that a client of this listener has proved.
+fn proved_names(listener: &model::Listener, config: &model::Config) -> Vec<&'static str> {
+    let mut names: Vec<&str> = kinds_asked(listener, config)
+        .into_iter()
+        .map(|kind| match kind {
+            AuthenticatorKind::PasswordFile => "mqtt.username",
+            AuthenticatorKind::Jwt => "jwt.sub",
+            AuthenticatorKind::Http => "http.id (an attribute of your service's answer)",
+            AuthenticatorKind::Registry => "device.id",
+        })
+        .collect();
+    if let Some(tls) = &listener.tls {
+        let of_registry = |registry: Option<&At<bool>>, file| match registry {
+            Some(registry) if registry.value => "device.id",
+            _ => file,
+        };
+        names.extend(tls.client_ca.as_ref().map(|_| "cert.subject.cn"));
+        names.extend(tls.psk.as_ref().map(|psk| of_registry(psk.registry.as_ref(), "tls.psk_identity")));
+        names.extend(tls.raw_keys.as_ref().map(|keys| of_registry(keys.registry.as_ref(), "tls.key_name")));
+    }
+    // A password is of use beside others only for those who have come by one.
+    if names.len() > 1 {
+        names.retain(|name| *name != "mqtt.username");
+    }
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 fn compile_process(runtime: &model::Runtime, document: &mut Document) -> Process {

@@ -56,11 +56,6 @@ pub async fn serve(socket: TcpStream, remote: SocketAddr, listener: Arc<Listener
         // One that is refused already is only being told.
         reason = session.ended() => Err(record.decided().unwrap_or(Outcome::Closed(reason))),
     };
-    if let Err(Outcome::Rejected(reject)) = &established
-        && reject.is_failed_proof()
-    {
-        listener.bans.failed(remote.ip());
-    }
     // What a session of weeks does not need: a configuration that may be replaced long before it ends.
     drop((listener, shared));
     let outcome = match established {
@@ -81,6 +76,7 @@ pub fn judge(runtime: &Runtime, live: &Live) -> Option<CloseReason> {
     if listener.is_some_and(|listener| !listener.addresses.allows(live.remote)) {
         return Some(CloseReason::AddressDenied);
     }
+    let facts_count = listener.is_none_or(|listener| listener.uses_device);
     let by_tls = match listener {
         Some(listener) => judge_tls(listener, live, now),
         None => {
@@ -96,15 +92,19 @@ pub fn judge(runtime: &Runtime, live: &Live) -> Option<CloseReason> {
     };
     let standing = live.grounds().and_then(|grounds| grounds.standing.as_ref());
     by_tls.or_else(|| {
-        let standing = standing?;
         // Where nobody is asked any more, nothing can be withdrawn.
         if listener.is_some_and(|listener| listener.authenticators.is_empty()) {
             return None;
         }
+        let Some(standing) = standing else {
+            // Nobody was asked when it came; now somebody would be.
+            let would_be_asked = listener.is_some() && live.grounds().is_some();
+            return would_be_asked.then_some(CloseReason::CredentialWithdrawn);
+        };
         let is_asked =
             |listener: &Arc<Listener>| listener.authenticators.iter().any(|it| *it.name == *standing.authenticator());
         match runtime.authenticator(standing.authenticator()) {
-            Some(authenticator) if listener.is_none_or(is_asked) => authenticator.judge(standing, now),
+            Some(authenticator) if listener.is_none_or(is_asked) => authenticator.judge(standing, facts_count, now),
             _ => Some(CloseReason::CredentialWithdrawn),
         }
     })
@@ -119,7 +119,7 @@ fn judge_tls(listener: &Listener, live: &Live, now: i64) -> Option<CloseReason> 
     });
     of_certificate.or_else(|| {
         let key = live.grounds()?.key.as_ref()?;
-        tls.map_or(Some(CloseReason::CredentialWithdrawn), |tls| tls.judge(key, now))
+        tls.map_or(Some(CloseReason::CredentialWithdrawn), |tls| tls.judge(key, listener.uses_device, now))
     })
 }
 
@@ -197,6 +197,7 @@ async fn secure(
         Ok(accepted) => accepted,
         Err((reject, unfinished)) => {
             record.decide(reject);
+            note_failure(reject, listener, record);
             if let Some(unfinished) = unfinished {
                 unfinished.close().await;
             }
@@ -273,13 +274,13 @@ async fn negotiate(
     }
     let facts = Facts { found: principal.found(), ..facts };
     listener.admission.check(&facts).map_err(refused)?;
-    if listener.bans.is_client_refused(record.remote.ip(), connect.client_id) {
-        return Err(refused(Reject::Banned));
-    }
     let replacements = listener.rewriting.evaluate(&facts).map_err(refused)?;
     let replacements = replacements.or_else(principal.client_id.clone(), principal.username.clone());
     let rewritten = replacements.apply(&connect);
     rewritten.check_client_id().map_err(|error| refused(error.into()))?;
+    if listener.bans.is_client_refused(record.remote.ip(), rewritten.client_id) {
+        return Err(refused(Reject::Banned));
+    }
     let key = match listener.upstream.hash_key() {
         Some(key) => key.text(&Facts { mqtt: &rewritten, ..facts }).map_err(refused)?,
         None => Arc::new(rewritten.client_id.to_owned()),
@@ -312,6 +313,10 @@ async fn identify(
     listener: &Listener,
     record: &mut Record,
 ) -> Result<Box<Principal>, Reject> {
+    // It may have failed elsewhere since it was let in.
+    if listener.bans.is_banned(record.remote.ip()) {
+        return Err(Reject::Banned);
+    }
     if let Some(device) = device {
         device.may_enter(now())?;
     }
@@ -392,6 +397,13 @@ async fn present(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Option<
     }
 }
 
+/// Before the client is told: it may have others on the way.
+fn note_failure(reject: Reject, listener: &Listener, record: &Record) {
+    if reject.is_failed_proof() {
+        listener.bans.failed(record.remote.ip());
+    }
+}
+
 /// Tells a client that it is refused, in its own MQTT version, and closes.
 async fn refuse(
     mut client: Stream,
@@ -401,6 +413,7 @@ async fn refuse(
     record: &mut Record,
 ) {
     record.decide(reject);
+    note_failure(reject, listener, record);
     let code = version.and_then(|version| Some((version, reject.refusal()?.code(version)?)));
     let say = async {
         if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {

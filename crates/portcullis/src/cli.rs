@@ -426,7 +426,7 @@ pub(crate) enum DeviceCommand {
     ///
     /// The first line names the columns: `id`; `state` (enabled or disabled), `groups` and `pins` (separated by `;`),
     /// `psk_identity`, `psk` (hexadecimal), `password` or `password_hash`; each other column is an attribute. Nothing is
-    /// added if a line is wrong.
+    /// added if a line cannot be read.
     #[command(after_help = "Example:\n  printf 'id,groups,site\\nthing001,pumps;north,lyon\\n' > devices.csv\n  \
                             portcullis device import devices.csv")]
     Import {

@@ -76,6 +76,8 @@ const MAX_NAME_LEN: usize = 256;
 /// Of attributes as JSON, and of groups and pins in number.
 const MAX_ATTRIBUTES_LEN: usize = 8192;
 const MAX_LIST: usize = 64;
+/// Of arrays and objects in each other: what is deeper could not be read again.
+const MAX_DEPTH: usize = 16;
 /// Of a pre-shared key, in octets: fewer can be guessed from a handshake that somebody overheard; more, OpenSSL refuses.
 const PSK_LEN: std::ops::RangeInclusive<usize> = 16..=256;
 /// Of its identity: more, OpenSSL refuses.
@@ -116,6 +118,9 @@ impl Device {
         if serde_json::to_string(&self.attributes).is_ok_and(|text| text.len() > MAX_ATTRIBUTES_LEN) {
             return Err(format!("attributes have at most {MAX_ATTRIBUTES_LEN} bytes as JSON"));
         }
+        if self.attributes.values().any(|value| depth(value) > MAX_DEPTH) {
+            return Err(format!("attributes are nested {MAX_DEPTH} deep at most"));
+        }
         if let Some(pin) = self.pins.iter().find(|pin| !is_fingerprint(pin)) {
             return Err(format!("`{}` is no SHA-256 in lower-case hex", pin.escape_debug()));
         }
@@ -130,6 +135,14 @@ impl Device {
             }
         }
         Ok(())
+    }
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        _ => 0,
     }
 }
 

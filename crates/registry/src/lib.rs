@@ -28,7 +28,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections at once: one that follows, some that write.
 const MAX_CONNECTIONS: u32 = 4;
 /// Devices that [`Registry::changes`] returns at most.
-pub const PAGE: usize = 5000;
+pub const PAGE: usize = 1000;
 
 /// A registry.
 #[derive(Debug)]
@@ -77,7 +77,11 @@ impl Url {
             if path == ":memory:" {
                 return Err("a registry in memory would be nobody else's: name a file".to_owned());
             }
-            return Ok(Self { text: Zeroizing::new(format!("sqlite://{}", resolve(path))), kind: Kind::Sqlite });
+            let path = resolve(path);
+            if path.contains(['?', '#', '%']) {
+                return Err("the folder of the registry has a `?`, `#` or `%` in its name".to_owned());
+            }
+            return Ok(Self { text: Zeroizing::new(format!("sqlite://{path}")), kind: Kind::Sqlite });
         }
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
             text.parse::<sqlx::postgres::PgConnectOptions>()
@@ -303,7 +307,9 @@ impl Registry {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
         let revision = take_revisions(&mut transaction, 1).await?;
-        if read(&mut transaction, id).await?.is_none() {
+        // Not what it is: also what cannot be read can be removed.
+        let query = "SELECT id FROM device WHERE id = $1 AND state <> 'removed'";
+        if sqlx::query(query).bind(id).fetch_optional(&mut *transaction).await?.is_none() {
             return Err(Error::Unknown(id.to_owned()));
         }
         write(&mut transaction, revision, id, None).await?;
@@ -312,6 +318,7 @@ impl Registry {
     }
 
     /// What has changed since the change of this number, in the order of changes; at most [`PAGE`]. From 0, all there is.
+    /// A device that cannot be read counts as removed.
     ///
     /// # Errors
     /// The database cannot be asked.
@@ -330,7 +337,13 @@ impl Registry {
                      WHERE device.revision > $1 AND device.revision <= $2";
         let last: i64 = last.try_get("revision")?;
         let pins = sqlx::query(query).bind(since).bind(last).fetch_all(&mut *transaction).await?;
-        changes(&rows, &pins)
+        // One that cannot be read is as good as none, and keeps nobody from learning of the others.
+        let readable = |(row, change): (&AnyRow, Result<Change, Error>)| match change {
+            Err(Error::Corrupt(id)) => Ok(Change { revision: row.try_get("revision")?, id, device: None }),
+            change => change,
+        };
+        let mut pins_of = pins_by_device(&pins)?;
+        rows.iter().map(|row| (row, change(row, &mut pins_of))).map(readable).collect()
     }
 
     /// The number of the last change.
@@ -459,11 +472,16 @@ async fn write(connection: &mut AnyConnection, revision: i64, id: &str, device: 
     Ok(())
 }
 
-fn changes(rows: &[AnyRow], pins: &[AnyRow]) -> Result<Vec<Change>, Error> {
+fn pins_by_device(pins: &[AnyRow]) -> Result<HashMap<String, Vec<String>>, Error> {
     let mut pins_of: HashMap<String, Vec<String>> = HashMap::new();
     for row in pins {
         pins_of.entry(row.try_get("device_id")?).or_default().push(row.try_get("fingerprint")?);
     }
+    Ok(pins_of)
+}
+
+fn changes(rows: &[AnyRow], pins: &[AnyRow]) -> Result<Vec<Change>, Error> {
+    let mut pins_of = pins_by_device(pins)?;
     rows.iter().map(|row| change(row, &mut pins_of)).collect()
 }
 

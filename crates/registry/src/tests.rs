@@ -68,6 +68,10 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
         Device::new("a\nb"),
         Device { pins: vec!["F".repeat(64)], ..Device::new("x") },
         Device { psk: psk("0102"), ..Device::new("x") },
+        Device {
+            attributes: serde_json::from_str(&format!("{{\"a\":{}{}}}", "[".repeat(20), "]".repeat(20))).unwrap(),
+            ..Device::new("x")
+        },
         Device { attributes: json!({ "a": "x".repeat(9000) }).as_object().unwrap().clone(), ..Device::new("x") },
     ] {
         assert!(
@@ -100,6 +104,21 @@ async fn changes_are_told_since_a_number() {
     assert_eq!(seen, [("b", false), ("a", true)]);
     assert_eq!(registry.changes(5).await.unwrap(), []);
     assert_eq!(registry.revision().await.unwrap(), 5);
+}
+
+#[tokio::test]
+async fn a_device_that_cannot_be_read_keeps_nobody_from_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    registry.add(&[Device::new("a"), Device::new("b"), Device::new("c")], Existing::Refuse).await.unwrap();
+    sqlx::query("UPDATE device SET attributes = '{' WHERE id = 'b'").execute(&registry.pool).await.unwrap();
+    let all = registry.changes(0).await.unwrap();
+    let seen: Vec<_> = all.iter().map(|change| (change.id.as_str(), change.device.is_some())).collect();
+    assert_eq!(seen, [("a", true), ("b", false), ("c", true)]);
+    assert!(matches!(registry.get("b").await, Err(Error::Corrupt(_))));
+    registry.remove("b").await.unwrap();
+    registry.add(&[Device::new("b")], Existing::Replace).await.unwrap();
+    assert_eq!(registry.get("b").await.unwrap(), Some(Device::new("b")), "it can be added again");
 }
 
 #[tokio::test]

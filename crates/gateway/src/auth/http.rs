@@ -1,6 +1,8 @@
 //! An authentication service: asked by a JSON document, in bounded time, by a bounded number of clients at once. Left
 //! alone for a while when it does not answer.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +21,9 @@ use super::cache::{Cache, Question};
 use super::{Answer, Candidate, Ground, Principal, Standing, compile_ca};
 use crate::clock::now;
 use crate::config::{At, Document, model};
-use crate::fetch::{Fetcher, is_url};
-use crate::outcome::Reject;
+use crate::crypto::mark;
+use crate::fetch::{Fetcher, host_of, is_url};
+use crate::outcome::{CloseReason, Reject};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_CONCURRENCY: u32 = 64;
@@ -30,7 +33,6 @@ const BREAK_AFTER: u32 = 5;
 const BREAK_TIME: Duration = Duration::from_secs(10);
 
 /// A service.
-#[derive(Debug)]
 pub(super) struct Service {
     url: String,
     headers: HeaderMap,
@@ -41,6 +43,13 @@ pub(super) struct Service {
     answers: Cache<Arc<Said>>,
     cache: Duration,
     negative_cache: Duration,
+}
+
+/// Its URL may have a secret in it.
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Service({})", host_of(&self.url))
+    }
 }
 
 /// What is sent.
@@ -112,7 +121,9 @@ impl Service {
             document.problems.error(&url.span, "this is no `http` or `https` URL").hide_line();
             return None;
         }
-        let is_near = ["http://127.", "http://localhost", "http://[::1]"].iter().any(|near| url.starts_with(near));
+        let host = host_of(url);
+        let is_near =
+            host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
         if url.starts_with("http://") && !is_near {
             let message = "passwords go to this service over plain HTTP";
             document.problems.warning(&url.span, message).hide_line().hint("https://");
@@ -179,29 +190,37 @@ impl Service {
                 http: Some(Json::Object(said.attributes.clone())),
                 client_id: said.client_id.clone(),
                 username: said.username.clone(),
-                standing: Some(Standing { authenticator: Arc::clone(name), ground: Ground::Until(said.expires_at) }),
+                standing: Some(Standing {
+                    authenticator: Arc::clone(name),
+                    ground: Ground::Answer(mark(self.url.as_bytes()), said.expires_at),
+                }),
                 ..Principal::default()
             })),
         }
     }
 
+    /// Why a session that stands on an answer of the service at this URL has to end; `None`: it has not.
+    pub(super) fn judge(&self, of: u64, until: Option<i64>) -> Option<CloseReason> {
+        if mark(self.url.as_bytes()) != of {
+            return Some(CloseReason::CredentialWithdrawn);
+        }
+        until.is_some_and(|until| until <= now()).then_some(CloseReason::TokenExpired)
+    }
+
     async fn exchange(&self, document: &[u8], name: &str) -> Result<Said, Reject> {
-        let deadline = tokio::time::Instant::now() + self.timeout;
         // Closed never.
-        let Ok(Ok(_place)) = tokio::time::timeout_at(deadline, self.places.acquire()).await else {
+        let Ok(Ok(_place)) = tokio::time::timeout(self.timeout, self.places.acquire()).await else {
             return Err(Reject::AuthenticationBusy);
         };
         if !self.breaker.may_try() {
             return Err(Reject::AuthenticationUnavailable);
         }
-        let asked = self.fetcher.post_json(&self.url, &self.headers, document.to_vec());
-        let said = match tokio::time::timeout_at(deadline, asked).await {
-            Ok(Ok((status, body))) => read(status, &body),
-            Ok(Err(problem)) => Err(problem),
-            Err(_) => Err("it took too long".to_owned()),
-        };
-        // A client that goes away in the midst of it says nothing of the service.
-        self.breaker.note(said.is_ok());
+        // With all of the time, however long it has waited: a queue says nothing of the service.
+        let asked = self.fetcher.post_json(&self.url, &self.headers, document.to_vec(), self.timeout).await;
+        // Nor does a client that goes away in the midst of it, or one whose question the service does not like.
+        let dislikes_it = asked.as_ref().is_ok_and(|(status, _)| status.is_client_error());
+        let said = asked.and_then(|(status, body)| read(status, &body));
+        self.breaker.note(dislikes_it || said.is_ok());
         said.map_err(|problem| {
             tracing::warn!(authenticator = name, "the authentication service gave no answer: {problem}");
             Reject::AuthenticationUnavailable

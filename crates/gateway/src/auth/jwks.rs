@@ -1,6 +1,8 @@
 //! The public keys of an issuer of tokens [RFC 7517], from a file or a URL: kept, followed, and the last good ones stay.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,8 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 
 use crate::config::Complaint;
-use crate::fetch::{Fetched, Fetcher, Validators};
+use crate::crypto::mark;
+use crate::fetch::{Fetched, Fetcher, Validators, host_of};
 use crate::files::Content;
 
 /// Keys of an issuer at most.
@@ -30,7 +33,6 @@ enum Origin {
     Url(Box<Remote>),
 }
 
-#[derive(Debug)]
 struct Remote {
     url: String,
     fetcher: Fetcher,
@@ -40,6 +42,15 @@ struct Remote {
     keys: ArcSwapOption<Vec<Key>>,
     /// When it was asked for last.
     asked: Mutex<Option<Instant>>,
+    /// Others have come that nobody has looked at yet.
+    are_others: AtomicBool,
+}
+
+/// The URL may have a secret in it.
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Remote({})", host_of(&self.url))
+    }
 }
 
 /// A key that tokens are verified with.
@@ -48,10 +59,12 @@ pub(super) struct Key {
     /// Those it may be used with.
     algorithms: Vec<Algorithm>,
     public: DecodingKey,
+    /// Tells it from others.
+    mark: u64,
 }
 
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({:?})", self.id)
     }
 }
@@ -67,30 +80,59 @@ impl Jwks {
 
     /// Those of a URL, to be fetched.
     pub(super) fn url(url: String, fetcher: Fetcher) -> Self {
-        let (turn, keys, asked) = (tokio::sync::Mutex::default(), ArcSwapOption::empty(), Mutex::default());
-        Self { origin: Origin::Url(Box::new(Remote { url, fetcher, turn, keys, asked })) }
+        let remote = Remote {
+            url,
+            fetcher,
+            turn: tokio::sync::Mutex::default(),
+            keys: ArcSwapOption::empty(),
+            asked: Mutex::default(),
+            are_others: AtomicBool::new(false),
+        };
+        Self { origin: Origin::Url(Box::new(remote)) }
+    }
+
+    fn keys(&self) -> Option<Arc<Vec<Key>>> {
+        match &self.origin {
+            Origin::File(keys) => Some(Arc::clone(&keys.load())),
+            Origin::Url(remote) => remote.keys.load_full(),
+        }
+    }
+
+    /// Whether this key is among them. `None`: there are no keys yet.
+    pub(super) fn has(&self, mark: u64) -> Option<bool> {
+        self.keys().map(|keys| keys.iter().any(|key| key.mark == mark))
     }
 
     /// Keys that a token with this key ID and algorithm may be signed with. `None`: there are no keys yet.
     ///
     /// A key without an ID may be meant by any token, one with an ID by those that name it.
-    pub(super) fn candidates(&self, id: Option<&str>, algorithm: Algorithm) -> Option<Vec<DecodingKey>> {
-        let keys = match &self.origin {
-            Origin::File(keys) => Some(Arc::clone(&keys.load())),
-            Origin::Url(remote) => remote.keys.load_full(),
-        };
+    pub(super) fn candidates(&self, id: Option<&str>, algorithm: Algorithm) -> Option<Vec<(DecodingKey, u64)>> {
+        let keys = self.keys();
         let may_be = |key: &&Key| match (key.id.as_deref(), id) {
             (Some(known), Some(id)) => known == id,
             (None, _) | (_, None) => true,
         };
         let fitting = keys.as_ref()?.iter().filter(may_be).filter(|key| key.algorithms.contains(&algorithm));
-        Some(fitting.map(|key| key.public.clone()).collect())
+        Some(fitting.map(|key| (key.public.clone(), key.mark)).collect())
     }
 
-    /// Reads the file again if it has changed.
-    pub(super) fn read_changed_file(&self, authenticator: &str) {
-        if let Origin::File(keys) = &self.origin {
-            keys.read_if_changed(authenticator);
+    /// Reads the file again if it has changed; whether there are others than when this was asked last.
+    pub(super) fn read_changed_keys(&self, authenticator: &str) -> bool {
+        match &self.origin {
+            Origin::File(keys) => keys.read_if_changed(authenticator),
+            Origin::Url(remote) => remote.are_others.swap(false, Ordering::Relaxed),
+        }
+    }
+
+    /// Whether somebody is fetching them.
+    pub(super) fn is_being_fetched(&self) -> bool {
+        matches!(&self.origin, Origin::Url(remote) if remote.turn.try_lock().is_err())
+    }
+
+    /// Waits until nobody is fetching them.
+    pub(super) async fn fetched(&self) {
+        if let Origin::Url(remote) = &self.origin {
+            drop(remote.turn.lock().await);
         }
     }
 
@@ -108,23 +150,34 @@ impl Jwks {
         if remote.was_asked_within(RETRY).is_some() {
             return;
         }
-        *remote.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        remote.asked_now();
         let keys = match remote.fetcher.get_keys(&remote.url, &validators).await {
             Ok(Fetched::New(bytes, new)) => parse(&bytes).inspect(|_| *validators = new),
-            Ok(Fetched::NotModified) => return,
+            Ok(Fetched::NotModified) => {
+                remote.asked_now();
+                return;
+            }
             Err(problem) => Err(problem),
         };
+        // However long it took: those who waited for it do not ask again.
+        remote.asked_now();
+        let host = host_of(&remote.url);
         match keys {
             Ok(keys) => {
-                tracing::info!(url = remote.url, keys = keys.len(), "keys of tokens fetched");
+                tracing::info!(host, keys = keys.len(), "keys of tokens fetched");
                 remote.keys.store(Some(Arc::new(keys)));
+                remote.are_others.store(true, Ordering::Relaxed);
             }
-            Err(problem) => tracing::error!(url = remote.url, "keys of tokens cannot be fetched: {problem}"),
+            Err(problem) => tracing::error!(host, "keys of tokens cannot be fetched: {problem}"),
         }
     }
 }
 
 impl Remote {
+    fn asked_now(&self) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
     fn was_asked_within(&self, period: Duration) -> Option<Instant> {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.filter(|asked| asked.elapsed() < period)
@@ -149,6 +202,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<Key>, String> {
 }
 
 fn key(value: serde_json::Value) -> Option<Key> {
+    let mark = mark(value.to_string().as_bytes());
     let jwk: Jwk = serde_json::from_value(value).ok()?;
     if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
         return None;
@@ -176,5 +230,5 @@ fn key(value: serde_json::Value) -> Option<Key> {
         }
     };
     let public = DecodingKey::from_jwk(&jwk).ok()?;
-    (!algorithms.is_empty()).then_some(Key { id: jwk.common.key_id, algorithms, public })
+    (!algorithms.is_empty()).then_some(Key { id: jwk.common.key_id, algorithms, public, mark })
 }

@@ -12,8 +12,9 @@ use super::{Answer, Candidate, Ground, Principal, Sources, Standing, compile_ca}
 use crate::clock::now;
 use crate::config::model::{TokenAlgorithm, TokenField};
 use crate::config::{At, Document, model};
-use crate::fetch::is_url;
-use crate::outcome::Reject;
+use crate::crypto::mark;
+use crate::fetch::{Fetcher, is_url};
+use crate::outcome::{CloseReason, Reject};
 
 const LEEWAY: Duration = Duration::from_secs(30);
 const REFRESH: Duration = Duration::from_secs(15 * 60);
@@ -40,6 +41,16 @@ pub(super) struct Tokens {
     /// One for each algorithm that is accepted: the library wants all of one to be of one family of keys.
     validations: Vec<Validation>,
     refresh: Duration,
+    /// Tells what is asked of tokens from what another configuration asks.
+    asks: u64,
+}
+
+/// What a token was verified with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Verified {
+    asks: u64,
+    /// Tells the key from others.
+    key: u64,
 }
 
 impl Tokens {
@@ -56,11 +67,11 @@ impl Tokens {
         let jwks = if is_url(origin) {
             if origin.starts_with("http://") && !document.is_substituted(&origin.span) {
                 let message = "keys fetched over plain HTTP are whoever's on the way";
-                document.problems.warning(&origin.span, message).hint("https://");
+                document.problems.warning(&origin.span, message).hide_line().hint("https://");
             }
             let url = origin.value.clone();
             // The keys of one URL by way of other trust anchors are others'.
-            let by = format!("{url} {:?}", table.ca.as_ref().map(|ca| document.resolve(ca)));
+            let by = format!("{url} {:?}", fetcher.as_ref().map(Fetcher::mark));
             sources.jwks.get_or_insert_with(by, || Jwks::url(url, fetcher.unwrap_or_default()))
         } else {
             match Jwks::file(document.resolve(origin.value.as_ref())) {
@@ -102,7 +113,9 @@ impl Tokens {
                 document.problems.warning(&table.span, message).hint("audience = \"mqtt\"");
             }
         }
+        let asks = format!("{:?} {:?} {:?}", validation.iss, validation.aud, table.jwks.as_ref().map(|at| &at.value));
         Some(Self {
+            asks: mark(asks.as_bytes()),
             jwks,
             field: table.field.as_ref().map_or_else(TokenField::default, |at| at.value),
             issuer: table.issuer.as_ref().map(|issuer| issuer.value.clone()),
@@ -121,14 +134,23 @@ impl Tokens {
     }
 
     pub(super) fn fetch_due(&self) {
-        if self.jwks.is_due(self.refresh) {
+        if self.jwks.is_due(self.refresh) && !self.jwks.is_being_fetched() {
             let jwks = Arc::clone(&self.jwks);
             tokio::spawn(async move { jwks.fetch().await });
         }
     }
 
-    pub(super) fn read_changed_file(&self, name: &str) {
-        self.jwks.read_changed_file(name);
+    /// Reads the keys again if their file has changed; whether they are others than those that were looked at last.
+    pub(super) fn read_changed_keys(&self, name: &str) -> bool {
+        self.jwks.read_changed_keys(name)
+    }
+
+    /// Why a session that stands on a token has to end; `None`: it has not.
+    pub(super) fn judge(&self, verified: &Verified, until: i64, now: i64) -> Option<CloseReason> {
+        if verified.asks != self.asks || self.jwks.has(verified.key) == Some(false) {
+            return Some(CloseReason::CredentialWithdrawn);
+        }
+        (until <= now).then_some(CloseReason::TokenExpired)
     }
 
     pub(super) async fn ask(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Answer {
@@ -147,12 +169,12 @@ impl Tokens {
             return Answer::Unknown;
         }
         match self.verify(token, &header).await {
-            Ok(claims) => {
-                let until = claims.get("exp").and_then(expiry);
-                if until.is_none_or(|until| until <= now()) {
+            Ok((claims, key)) => {
+                let Some(until) = claims.get("exp").and_then(expiry).filter(|until| *until > now()) else {
                     return Answer::Refused(Reject::TokenExpired);
-                }
-                let standing = Standing { authenticator: Arc::clone(name), ground: Ground::Until(until) };
+                };
+                let verified = Verified { asks: self.asks, key };
+                let standing = Standing { authenticator: Arc::clone(name), ground: Ground::Token(verified, until) };
                 Answer::Known(Box::new(Principal {
                     authenticator: Some(Arc::clone(name)),
                     jwt: Some(Json::Object(claims)),
@@ -164,7 +186,7 @@ impl Tokens {
         }
     }
 
-    async fn verify(&self, token: &str, header: &Header) -> Result<Map<String, Json>, Reject> {
+    async fn verify(&self, token: &str, header: &Header) -> Result<(Map<String, Json>, u64), Reject> {
         // Extensions that have to be understood are not [RFC 7515, 4.1.11].
         if header.crit.is_some() {
             return Err(Reject::TokenInvalid);
@@ -180,9 +202,9 @@ impl Tokens {
         }
         let keys = keys.ok_or(Reject::AuthenticationUnavailable)?;
         let mut why = Reject::TokenInvalid;
-        for key in keys.iter().take(MAX_TRIED) {
+        for (key, mark) in keys.iter().take(MAX_TRIED) {
             match jsonwebtoken::decode::<Map<String, Json>>(token, key, validation) {
-                Ok(data) => return Ok(data.claims),
+                Ok(data) => return Ok((data.claims, *mark)),
                 Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => why = Reject::TokenExpired,
                 Err(error) => tracing::debug!(error = describe(error.kind()), "token refused"),
             }
@@ -191,6 +213,10 @@ impl Tokens {
     }
 
     async fn fetch(&self) {
+        if self.jwks.is_being_fetched() {
+            let _ = tokio::time::timeout(FETCH_TIMEOUT, self.jwks.fetched()).await;
+            return;
+        }
         // In a task of its own: what takes longer than this client waits is of use to the next.
         let jwks = Arc::clone(&self.jwks);
         let fetching = tokio::spawn(async move { jwks.fetch().await });

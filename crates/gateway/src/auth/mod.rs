@@ -17,6 +17,7 @@ pub use password::PasswordHash;
 pub use password_file::set_password;
 pub use registry::registries_of;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
@@ -27,7 +28,7 @@ use crate::expr::{Facts, Found, UsedPsk};
 use crate::fetch::Fetcher;
 use crate::kept::Kept;
 use crate::outcome::{CloseReason, Reject};
-use crate::registry::{Fingerprint, Registries, Replica, Used};
+use crate::registry::{DeviceGround, Fingerprint, Registries, Replica};
 use crate::tls::Certificate;
 use crate::trust::Key;
 
@@ -77,10 +78,12 @@ pub struct Standing {
 enum Ground {
     /// A user of a password file, and what tells its hash from others.
     User(Box<str>, u64),
-    /// A token, or an answer of a service, that expires then, if it does.
-    Until(Option<i64>),
-    /// A device of the registry, and what tells its credential from others.
-    Device(Box<str>, Used),
+    /// A token, by what it was verified with, and when it expires.
+    Token(jwt::Verified, i64),
+    /// An answer of a service: what tells its URL from others, and when it expires, if it does.
+    Answer(u64, Option<i64>),
+    /// A device of the registry.
+    Device(DeviceGround),
 }
 
 /// What an authenticator says of a client.
@@ -99,6 +102,10 @@ struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
+    fn remote(self) -> IpAddr {
+        self.facts.conn.remote.ip()
+    }
+
     /// An empty user name is none.
     fn username(self) -> Option<&'a str> {
         self.facts.mqtt.username.filter(|username| !username.is_empty())
@@ -185,22 +192,19 @@ impl Authenticator {
     pub(crate) fn read_changed_files(&self) -> bool {
         match &self.method {
             Method::PasswordFile(file) => file.read_changed_file(&self.name),
-            Method::Jwt(tokens) => {
-                tokens.read_changed_file(&self.name);
-                false
-            }
+            Method::Jwt(tokens) => tokens.read_changed_keys(&self.name),
             Method::Http(_) | Method::Registry(_) => false,
         }
     }
 
-    /// Why a session that stands on this authenticator has to end; `None`: it has not.
-    pub(crate) fn judge(&self, standing: &Standing, now: i64) -> Option<CloseReason> {
+    /// Why a session that stands on this authenticator has to end; `None`: it has not. `facts_count`: what the registry
+    /// says of a device has decided about it. `now` is in seconds since 1970.
+    pub(crate) fn judge(&self, standing: &Standing, facts_count: bool, now: i64) -> Option<CloseReason> {
         match (&self.method, &standing.ground) {
             (Method::PasswordFile(file), Ground::User(user, mark)) => file.judge(user, *mark),
-            (Method::Jwt(_) | Method::Http(_), Ground::Until(until)) => {
-                until.is_some_and(|until| until <= now).then_some(CloseReason::TokenExpired)
-            }
-            (Method::Registry(devices), Ground::Device(id, used)) => devices.replica().judge(id, used, now),
+            (Method::Jwt(tokens), Ground::Token(verified, until)) => tokens.judge(verified, *until, now),
+            (Method::Http(service), Ground::Answer(url, until)) => service.judge(*url, *until),
+            (Method::Registry(devices), Ground::Device(ground)) => devices.replica().judge(ground, facts_count, now),
             // The name is another kind's now.
             _ => Some(CloseReason::CredentialWithdrawn),
         }
@@ -238,16 +242,17 @@ impl Standing {
     /// When it ends by itself, in seconds since 1970.
     pub fn until(&self) -> Option<i64> {
         match self.ground {
-            Ground::Until(until) => until,
-            Ground::User(..) | Ground::Device(..) => None,
+            Ground::Token(_, until) => Some(until),
+            Ground::Answer(_, until) => until,
+            Ground::User(..) | Ground::Device(_) => None,
         }
     }
 
     /// Its place in indexes of what may change.
     pub fn key(&self) -> Option<Key> {
         match &self.ground {
-            Ground::Device(id, _) => Some(crate::registry::key(id)),
-            Ground::User(..) | Ground::Until(_) => None,
+            Ground::Device(device) => Some(crate::registry::key(&device.id)),
+            Ground::User(..) | Ground::Token(..) | Ground::Answer(..) => None,
         }
     }
 }

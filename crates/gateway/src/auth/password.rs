@@ -1,7 +1,9 @@
 //! Password hashes, and verifying passwords against them: slow on purpose, so on threads of its own, a bounded number at
 //! once, which give way to those that move bytes.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -22,6 +24,8 @@ use crate::outcome::Reject;
 
 /// Passwords that wait at most; a verification takes some 20 to 100 ms.
 const MAX_WAITING: usize = 256;
+/// Of these, from one address: who guesses is not to fill the queue for all.
+const MAX_WAITING_OF_ONE: usize = 64;
 /// How long a client waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How much the verifying threads give way, as `nice` counts.
@@ -38,6 +42,9 @@ const MAX_PBKDF2_ITERATIONS: u32 = 10_000_000;
 
 /// Memory, passes and lanes of the hashes we make: OWASP's recommendation of 2023.
 const ARGON2: (u32, u32, u32) = (19 << 10, 2, 1);
+
+/// A hash of ours, of a password that is not kept.
+const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5IGtub3dzIGl0$VGhpcyBpcyBubyBoYXNoIG9mIGFueSBwYXNzd29yZC4";
 
 /// The hash of a password. Not to be printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -179,13 +186,13 @@ impl Passwords {
     ///
     /// # Errors
     /// [`Reject::AuthenticationBusy`]: too many others are waiting.
-    pub(super) async fn verify(&self, hash: &PasswordHash, password: &[u8]) -> Result<bool, Reject> {
+    pub(super) async fn verify(&self, hash: &PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
         // The hash has a salt: no other user's password is this question.
         let question = Question::of(&[hash.text.as_bytes(), password]);
         if self.proofs.get(question).is_some() {
             return Ok(true);
         }
-        let is_right = ask(hash.clone(), password).await?;
+        let is_right = ask(hash.clone(), password, from).await?;
         if is_right {
             self.proofs.put(question, (), self.period);
         }
@@ -196,11 +203,15 @@ impl Passwords {
     ///
     /// # Errors
     /// As [`Passwords::verify`].
-    pub(super) async fn pretend(&self, hash: Option<&PasswordHash>, password: &[u8]) -> Result<(), Reject> {
-        static NOBODYS: LazyLock<Option<PasswordHash>> =
-            LazyLock::new(|| PasswordHash::parse(&PasswordHash::make(b"nobody").ok()?).ok());
+    pub(super) async fn pretend(
+        &self,
+        hash: Option<&PasswordHash>,
+        password: &[u8],
+        from: IpAddr,
+    ) -> Result<(), Reject> {
+        static NOBODYS: LazyLock<Option<PasswordHash>> = LazyLock::new(|| PasswordHash::parse(NOBODY).ok());
         match hash.or(NOBODYS.as_ref()) {
-            Some(hash) => ask(hash.clone(), password).await.map(drop),
+            Some(hash) => ask(hash.clone(), password, from).await.map(drop),
             None => Ok(()),
         }
     }
@@ -212,8 +223,39 @@ struct Job {
     answer: oneshot::Sender<bool>,
 }
 
-async fn ask(hash: PasswordHash, password: &[u8]) -> Result<bool, Reject> {
+/// A place in the queue, of those that an address may have.
+struct Place(IpAddr);
+
+static PLACES: LazyLock<Mutex<HashMap<IpAddr, usize>>> = LazyLock::new(Mutex::default);
+
+impl Place {
+    fn take(from: IpAddr) -> Option<Self> {
+        let network = crate::net::network_of(from);
+        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = places.entry(network).or_default();
+        if *taken >= MAX_WAITING_OF_ONE {
+            return None;
+        }
+        *taken += 1;
+        Some(Self(network))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = places.get_mut(&self.0) {
+            *taken -= 1;
+            if *taken == 0 {
+                places.remove(&self.0);
+            }
+        }
+    }
+}
+
+async fn ask(hash: PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
     static QUEUE: LazyLock<SyncSender<Job>> = LazyLock::new(start);
+    let _place = Place::take(from).ok_or(Reject::AuthenticationBusy)?;
     let (answer, answered) = oneshot::channel();
     let job = Job { hash, password: Zeroizing::new(password.to_vec()), answer };
     match QUEUE.try_send(job) {
@@ -301,9 +343,10 @@ mod tests {
         let hash = PasswordHash::parse(&PasswordHash::make(b"secret").unwrap()).unwrap();
         let other = PasswordHash::parse(&PasswordHash::make(b"secret").unwrap()).unwrap();
         let passwords = Passwords::new(Duration::from_secs(60));
-        assert!(passwords.verify(&hash, b"secret").await.unwrap());
+        let from = IpAddr::from([192, 0, 2, 7]);
+        assert!(passwords.verify(&hash, b"secret", from).await.unwrap());
         assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"secret"])).is_some());
-        assert!(!passwords.verify(&hash, b"wrong").await.unwrap());
+        assert!(!passwords.verify(&hash, b"wrong", from).await.unwrap());
         assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"wrong"])).is_none());
         assert!(passwords.proofs.get(Question::of(&[other.text.as_bytes(), b"secret"])).is_none(), "a new hash");
     }

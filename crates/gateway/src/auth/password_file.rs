@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +60,7 @@ impl PasswordFile {
         let Some(user) = candidate.username() else { return Answer::Unknown };
         let Some(hash) = self.users.load().by_name.get(user).cloned() else { return Answer::Unknown };
         let Some(password) = candidate.password() else { return Answer::Refused(Reject::BadCredentials) };
-        match self.passwords.verify(&hash, password).await {
+        match self.passwords.verify(&hash, password, candidate.remote()).await {
             Ok(true) => {
                 let standing =
                     Standing { authenticator: Arc::clone(name), ground: Ground::User(user.into(), hash.mark()) };
@@ -80,7 +80,7 @@ impl PasswordFile {
             let place = self.decoys.hash_one(user) % (users.hashes.len().max(1) as u64);
             users.hashes.get(usize::try_from(place).unwrap_or(0)).cloned()
         };
-        self.passwords.pretend(hash.as_ref(), password).await
+        self.passwords.pretend(hash.as_ref(), password, candidate.remote()).await
     }
 
     pub(super) fn judge(&self, user: &str, mark: u64) -> Option<CloseReason> {
@@ -122,6 +122,12 @@ pub fn set_password(path: &Path, user: &str, hash: &str) -> std::io::Result<bool
             "a user's name is not empty, does not begin with `#`, and has no `:` and no control characters",
         ));
     }
+    // A link stays one, and what it names is changed.
+    let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    // One change at a time: two would each write what they have read.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = std::fs::File::open(folder)?;
+    folder.lock()?;
     let old = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -150,6 +156,8 @@ pub fn set_password(path: &Path, user: &str, hash: &str) -> std::io::Result<bool
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         if let Ok(metadata) = std::fs::metadata(path) {
             file.set_permissions(metadata.permissions())?;
+            // Whose it was: else the gateway might not be able to read it, and go by the old one.
+            std::os::unix::fs::fchown(&file, Some(metadata.uid()), Some(metadata.gid()))?;
         }
         file.write_all(text.as_bytes())?;
         file.sync_all()?;

@@ -111,7 +111,10 @@ impl Devices {
         let entry = match self.find(candidate) {
             Ok(Some(entry)) => entry,
             Ok(None) if self.replica.is_certain() => return Answer::Unknown,
-            Ok(None) => return Answer::Refused(Reject::RegistryUnavailable),
+            Ok(None) => {
+                let pretended = self.pretend(candidate).await;
+                return Answer::Refused(pretended.err().unwrap_or(Reject::RegistryUnavailable));
+            }
             Err(reject) => return Answer::Refused(reject),
         };
         // First what it proves: only its owner is to learn that it is banned.
@@ -122,7 +125,7 @@ impl Devices {
         if let Err(reject) = entry.may_enter(now()) {
             return Answer::Refused(reject);
         }
-        let standing = Standing { authenticator: Arc::clone(name), ground: Ground::Device((&*entry.id).into(), used) };
+        let standing = Standing { authenticator: Arc::clone(name), ground: Ground::Device(entry.ground(used)) };
         Answer::Known(Box::new(Principal {
             authenticator: Some(Arc::clone(name)),
             device: Some(entry.facts()),
@@ -148,16 +151,17 @@ impl Devices {
         if let Some(fingerprint) = fingerprints.iter().find(|fingerprint| entry.is_pinned_to(fingerprint)) {
             return Ok(Used::Pin(*fingerprint));
         }
-        if let (Some((identity, key)), Some(used)) = (entry.psk(), candidate.psk())
-            && *identity == *used.identity
-            && mark(key) == used.mark
+        if let Some(psk) = candidate.psk()
+            && entry.psk().is_some_and(|(identity, _)| *identity == *psk.identity)
+            && entry.is_proved_by(&Used::Psk(psk.mark))
         {
-            return Ok(Used::Psk(used.mark));
+            return Ok(Used::Psk(psk.mark));
         }
         if self.device.is_some() {
-            // TLS says which one it is; but one that has pins has to show one of those keys.
-            let is_other = entry.is_pinned() && !fingerprints.is_empty();
-            return if is_other { Err(Reject::PinMismatch) } else { Ok(Used::Tls) };
+            // TLS says which one it is.
+            let psk = candidate.psk().map(|psk| (psk.identity.clone(), psk.mark));
+            let used = Used::Tls { keys: fingerprints.into(), psk };
+            return if entry.is_proved_by(&used) { Ok(used) } else { Err(Reject::PinMismatch) };
         }
         let Some(password) = candidate.password() else { return Err(Reject::BadCredentials) };
         let Some(hash) = &entry.password_hash else {
@@ -165,7 +169,7 @@ impl Devices {
             return Err(Reject::BadCredentials);
         };
         let parsed = PasswordHash::parse(hash).map_err(|_| Reject::BadCredentials)?;
-        if self.passwords.verify(&parsed, password).await? {
+        if self.passwords.verify(&parsed, password, candidate.remote()).await? {
             Ok(Used::Password(mark(hash.as_bytes())))
         } else {
             Err(Reject::BadCredentials)
@@ -174,8 +178,8 @@ impl Devices {
 
     /// As long as a wrong password of somebody takes.
     pub(super) async fn pretend(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
-        let (Some(_), Some(password)) = (candidate.username(), candidate.password()) else { return Ok(()) };
-        let sample = self.replica.sample_hash().and_then(|hash| PasswordHash::parse(&hash).ok());
-        self.passwords.pretend(sample.as_ref(), password).await
+        let (Some(name), Some(password)) = (candidate.username(), candidate.password()) else { return Ok(()) };
+        let sample = self.replica.sample_hash(name).and_then(|hash| PasswordHash::parse(&hash).ok());
+        self.passwords.pretend(sample.as_ref(), password, candidate.remote()).await
     }
 }

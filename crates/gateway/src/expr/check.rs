@@ -129,7 +129,8 @@ impl<'a> Checker<'a> {
             Expr::Select(select) => {
                 let uses_others = self.names.uses_other_than_proofs;
                 let operand = self.type_of(&select.operand);
-                if path(&select.operand.expr) == "tls" && PROOFS.contains(&select.field.as_str()) {
+                // Asked for with has(), it is only perhaps there.
+                if path(&select.operand.expr) == "tls" && PROOFS.contains(&select.field.as_str()) && !select.test {
                     self.names.uses_other_than_proofs = uses_others;
                 }
                 let found = match operand {

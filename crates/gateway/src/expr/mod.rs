@@ -92,6 +92,11 @@ impl Expression {
         Ok(Self { name: source.into(), tree: strict::strict(program.expression().clone()), names })
     }
 
+    /// Whether it uses one of the top-level names.
+    pub(crate) fn uses(&self, name: &str) -> bool {
+        facts::NAMES.iter().position(|(known, _)| *known == name).is_some_and(|place| self.names.roots.contains(place))
+    }
+
     /// Whether it uses nothing but what the TLS layer proved, and that for certain: a certificate, a raw key, the
     /// identity of a pre-shared key.
     pub(crate) fn is_about_proofs(&self) -> bool {

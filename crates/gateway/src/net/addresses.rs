@@ -1,6 +1,6 @@
 //! Which addresses may connect.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -41,6 +41,17 @@ fn canonical(net: IpNet) -> IpNet {
             IpAddr::V6(_) => net,
         },
         _ => net,
+    }
+}
+
+/// What one host has of addresses: of IPv6 the first 64 bits, for the rest of them it has for itself [RFC 4291, 2.5.4].
+pub(crate) fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        address @ IpAddr::V4(_) => address,
     }
 }
 

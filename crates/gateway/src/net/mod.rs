@@ -5,5 +5,6 @@ mod listen;
 mod stream;
 
 pub use addresses::AddressRules;
+pub(crate) use addresses::network_of;
 pub use listen::{bind, tune};
 pub use stream::{Stream, discard_until_closed};

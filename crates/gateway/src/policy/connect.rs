@@ -77,6 +77,11 @@ impl Admission {
         Ok(())
     }
 
+    /// Whether an expression uses this name.
+    pub(crate) fn uses(&self, name: &str) -> bool {
+        self.require.iter().any(|expression| expression.uses(name))
+    }
+
     /// Whether everybody is let in.
     pub fn is_empty(&self) -> bool {
         self.require.is_empty()
@@ -97,6 +102,17 @@ impl Rewriting {
         });
         let mut field = |source: &Option<At<String>>| compile(source.as_ref(), Wanted::String, document);
         Self { client_id: field(&connect.client_id), username: field(&connect.username), password }
+    }
+
+    /// Whether an expression uses this name.
+    pub(crate) fn uses(&self, name: &str) -> bool {
+        let fields = [&self.client_id, &self.username];
+        fields.into_iter().flatten().any(|field| field.uses(name))
+            || match &self.password {
+                Some(NewPassword::Expression(password)) => password.uses(name),
+                Some(NewPassword::Token(token)) => token.claims.iter().any(|(_, claim)| claim.uses(name)),
+                None => false,
+            }
     }
 
     /// Computes the new values; all of them from the CONNECT that the client sent.

@@ -29,7 +29,7 @@ use crate::config::{At, Document};
 use crate::expr::TlsFacts;
 use crate::net::{Stream, discard_until_closed};
 use crate::outcome::{CloseReason, Reject};
-use crate::registry::{Entry, Fingerprint, Replica, Used};
+use crate::registry::{DeviceGround, Entry, Fingerprint, Replica};
 use crate::trust::{Credential, Key, Knowledge, Trust};
 use server::CertificateTls;
 
@@ -76,14 +76,14 @@ pub enum KeyGround {
     /// A raw public key of a file.
     RawKey(Fingerprint),
     /// A key of a device of the registry.
-    Device(Arc<str>, Used),
+    Device(DeviceGround),
 }
 
 impl KeyGround {
     /// Its place in indexes of what may change.
     pub fn key(&self) -> Option<Key> {
         match self {
-            KeyGround::Device(id, _) => Some(crate::registry::key(id)),
+            KeyGround::Device(device) => Some(crate::registry::key(&device.id)),
             KeyGround::Psk(..) | KeyGround::RawKey(_) => None,
         }
     }
@@ -162,12 +162,12 @@ impl ServerTls {
         }
     }
 
-    /// Why a session that stands on a key without a certificate has to end; `None`: it has not. `now` is in seconds
-    /// since 1970.
-    pub(crate) fn judge(&self, ground: &KeyGround, now: i64) -> Option<CloseReason> {
-        if let KeyGround::Device(id, used) = ground {
+    /// Why a session that stands on a key without a certificate has to end; `None`: it has not. `facts_count`: what the
+    /// registry says of a device has decided about it. `now` is in seconds since 1970.
+    pub(crate) fn judge(&self, ground: &KeyGround, facts_count: bool, now: i64) -> Option<CloseReason> {
+        if let KeyGround::Device(device) = ground {
             let Some(registry) = self.registry() else { return Some(CloseReason::CredentialWithdrawn) };
-            return registry.judge(id, used, now);
+            return registry.judge(device, facts_count, now);
         }
         let has = match (&self.engine, ground) {
             (Engine::Certificates(certificates), KeyGround::RawKey(fingerprint)) => {
@@ -258,6 +258,13 @@ fn refuse_beside_psk(tls: &At<ListenerTls>, document: &mut Document) -> Option<(
         problem.hint("pre-shared keys need a listener of their own, without certificates; nothing is resumed there");
     }
     (document.problems.list().len() == before).then_some(())
+}
+
+/// What is unknown may be known to the registry, if that cannot be asked: then that is the reason in the log. From outside
+/// it looks the same.
+fn perhaps_unavailable(reject: Reject, unknown: Reject, registry: Option<&Arc<Replica>>) -> Reject {
+    let is_uncertain = reject == unknown && registry.is_some_and(|registry| !registry.is_certain());
+    if is_uncertain { Reject::RegistryUnavailable } else { reject }
 }
 
 /// What `registry = true` means. The outer `None`: there is none, or there are several.

@@ -139,7 +139,8 @@ impl PskTls {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::debug!(%error, "TLS handshake failed");
-                return Err((reason(&error, seen.as_ref()), Some(Unfinished(Rest::Psk(Box::new(stream))))));
+                let reject = self.keys.perhaps_unavailable(reason(&error, seen.as_ref()));
+                return Err((reject, Some(Unfinished(Rest::Psk(Box::new(stream))))));
             }
             Err(_) => return Err((Reject::HandshakeTimeout, None)),
         }
@@ -155,7 +156,7 @@ impl PskTls {
             return Err((Reject::HandshakeFailed, Some(Unfinished(Rest::Psk(Box::new(stream))))));
         };
         let ground = match &device {
-            Some(entry) => KeyGround::Device(Arc::clone(&entry.id), Used::Psk(psk.mark)),
+            Some(entry) => KeyGround::Device(entry.ground(Used::Psk(psk.mark))),
             None => KeyGround::Psk(psk.identity.clone(), psk.mark),
         };
         let facts = TlsFacts {
@@ -218,6 +219,11 @@ impl KnownPsks {
             (None, None) => {}
         }
         Some(Self { file, registry })
+    }
+
+    /// An identity that nobody knows may be one of the registry, if that cannot be asked.
+    fn perhaps_unavailable(&self, reject: Reject) -> Reject {
+        super::perhaps_unavailable(reject, Reject::UnknownPsk, self.registry.as_ref())
     }
 
     fn look_up(&self, identity: &str) -> Option<(SecretKey, Option<Arc<Entry>>)> {
@@ -309,12 +315,6 @@ fn protocols(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The reason in the log for a handshake that failed.
 fn reason(error: &openssl::ssl::Error, seen: Option<&Seen>) -> Reject {
     let Some(stack) = error.ssl_error() else { return Reject::HandshakeClosed };
-    match seen {
-        Some(Seen { known: None }) => return Reject::UnknownPsk,
-        // Nothing that comes after the key was looked up can go wrong but by another key, or by intent.
-        Some(Seen { known: Some(_) }) => return Reject::WrongPsk,
-        None => {}
-    }
     let text = stack.errors().first().and_then(openssl::error::Error::reason).unwrap_or_default();
     match text {
         "unsupported protocol" | "version too low" => Reject::TlsVersion,
@@ -322,7 +322,12 @@ fn reason(error: &openssl::ssl::Error, seen: Option<&Seen>) -> Reject {
         "no shared cipher" | "no application protocol" | "no suitable key share" | "no suitable groups" => {
             Reject::TlsParameters
         }
-        _ => Reject::HandshakeFailed,
+        // Of what else can go wrong once the key was looked up, there is only that it is another one.
+        _ => match seen {
+            Some(Seen { known: None }) => Reject::UnknownPsk,
+            Some(Seen { known: Some(_) }) => Reject::WrongPsk,
+            None => Reject::HandshakeFailed,
+        },
     }
 }
 

@@ -12,12 +12,12 @@ use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::keys::ServerKeys;
 use crate::config::{At, Complaint, Document, model};
-use crate::crypto::{provider, sha256};
+use crate::crypto::provider;
 use crate::files::{Content, read_entries};
 use crate::registry::{Entry, Fingerprint, Replica};
 
@@ -108,16 +108,15 @@ fn fingerprint(text: &str) -> Option<Fingerprint> {
     octets.try_into().ok()
 }
 
-/// Takes keys that are known, and no others.
+/// Takes whatever key a device proves to own.
 #[derive(Debug)]
 pub(super) struct KeyVerifier {
-    pub(super) keys: Arc<KnownKeys>,
     provider: Arc<CryptoProvider>,
 }
 
 impl KeyVerifier {
-    pub(super) fn new(keys: Arc<KnownKeys>) -> Self {
-        Self { keys, provider: provider() }
+    pub(super) fn new() -> Self {
+        Self { provider: provider() }
     }
 }
 
@@ -132,14 +131,12 @@ impl ClientCertVerifier for KeyVerifier {
 
     fn verify_client_cert(
         &self,
-        end_entity: &CertificateDer<'_>,
+        _: &CertificateDer<'_>,
         _: &[CertificateDer<'_>],
         _: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        match self.keys.owner(&sha256(end_entity)) {
-            Some(_) => Ok(ClientCertVerified::assertion()),
-            None => Err(CertificateError::ApplicationVerificationFailure.into()),
-        }
+        // Whether it is known, is asked once the device has proved to own it.
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

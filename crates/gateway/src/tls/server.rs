@@ -15,7 +15,7 @@ use super::keys::ServerKeys;
 use super::raw_keys::{BareServerKeys, KeyVerifier, KnownKeys, Owner};
 use super::resumption::{HANDSHAKE, Handshake, Resumption, TicketKeys};
 use super::verifier::{DeviceVerifier, reject};
-use super::{Accepted, Certificate, Context, KeyGround, Rest, Unfinished};
+use super::{Accepted, Certificate, Context, KeyGround, Rest, Unfinished, perhaps_unavailable};
 use crate::config::model::{ClientAuth, ListenerTls, Ocsp, Resumption as Ways, TlsVersion};
 use crate::config::{At, Document};
 use crate::crypto::{provider, sha256};
@@ -74,6 +74,16 @@ impl CertificateTls {
             None => None,
         };
         let keys = ServerKeys::compile(tls, &context.memory, document);
+        if let (Some(ca), Some(registry)) =
+            (&tls.client_ca, tls.raw_keys.as_ref().and_then(|keys| keys.registry.as_ref()))
+            && registry.value
+        {
+            let message = "a device that is pinned to its certificate's key may show that key without the certificate";
+            let problem = document.problems.warning(&ca.span, message);
+            problem.hint(
+                "expiry and revocation do not count then; pin certificates by `--fingerprint`, or use two listeners",
+            );
+        }
         let trust = compile_trust(tls, context.knowledge, document);
         let versions = compile_versions(tls, document);
         let resumption = compile_resumption(tls, context, document);
@@ -179,12 +189,11 @@ impl CertificateTls {
         let mut facts = facts(session, resumed);
         if let (Some(keys), Some(key), true) = (&self.parts.raw_keys, leaf, handshake.is_raw.get()) {
             let fingerprint = sha256(key);
-            // Again: it may have been taken away in the midst of the handshake.
-            let (ground, device, name) = match keys.owner(&fingerprint).ok_or((Reject::UnknownKey, None))? {
+            // Only now that it has proved to own the key: else whoever has seen one could ask whether it is known.
+            let unknown = || perhaps_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry());
+            let (ground, device, name) = match keys.owner(&fingerprint).ok_or_else(|| (unknown(), None))? {
                 Owner::Named(name) => (KeyGround::RawKey(fingerprint), None, Some(name)),
-                Owner::Device(entry) => {
-                    (KeyGround::Device(Arc::clone(&entry.id), Used::Pin(fingerprint)), Some(entry), None)
-                }
+                Owner::Device(entry) => (KeyGround::Device(entry.ground(Used::Pin(fingerprint))), Some(entry), None),
             };
             facts.raw_key = Some(RawKey { fingerprint, name });
             let stream = Stream::FromDevice(Box::new(stream));
@@ -255,11 +264,11 @@ impl Parts {
             };
             self.finish(builder, bare, self.resumption.as_ref())
         };
-        let raw = |keys: &Arc<KnownKeys>, bare| {
+        let raw = |bare| {
             let builder = ServerConfig::builder_with_provider(provider())
                 .with_protocol_versions(&[&rustls::version::TLS13])
                 .expect("aws-lc-rs speaks TLS 1.3");
-            let builder = builder.with_client_cert_verifier(Arc::new(KeyVerifier::new(Arc::clone(keys))));
+            let builder = builder.with_client_cert_verifier(Arc::new(KeyVerifier::new()));
             // Not resumed: who had the key then may not have it now, and the handshake is a cheap one.
             self.finish(builder, bare, None)
         };
@@ -267,8 +276,8 @@ impl Parts {
         Configs {
             plain: certificates(false),
             bare_server: raw_keys.map(|_| certificates(true)),
-            raw: raw_keys.map(|keys| raw(keys, false)),
-            raw_bare_server: raw_keys.map(|keys| raw(keys, true)),
+            raw: raw_keys.map(|_| raw(false)),
+            raw_bare_server: raw_keys.map(|_| raw(true)),
         }
     }
 

@@ -136,7 +136,6 @@ pub(super) fn reject(error: &Error) -> Reject {
             CertificateError::Revoked => Reject::CertificateRevoked,
             CertificateError::UnknownRevocationStatus => Reject::CrlMissing,
             CertificateError::ExpiredRevocationList => Reject::CrlExpired,
-            CertificateError::ApplicationVerificationFailure => Reject::UnknownKey,
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 Reject::CertificatePurpose
             }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, tls_config};
+use portcullis_gateway::auth::PasswordHash;
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, connect_as, tls_config};
 
 async fn gateway(broker: &Broker, ban: &str, rest: &str) -> TestGateway {
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
@@ -106,4 +107,54 @@ async fn a_client_id_is_counted_once_it_is_proved() {
     assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x05");
     assert!(gateway.lines(8).await[7].ends_with(" banned"));
     visit(&gateway, &broker, "b").await;
+}
+
+#[tokio::test]
+async fn guesses_at_once_are_banned_one_after_the_other() {
+    let broker = Broker::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let users = dir.path().join("users");
+    portcullis_gateway::auth::set_password(&users, "alice", &PasswordHash::make(b"secret").unwrap()).unwrap();
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let gateway = TestGateway::start(&format!(
+        "{listener}authenticate = [\"users\"]\n[[listener.ban]]\non = [\"failure\"]\ncount = 2\n{}\
+         [[authenticator]]\nname = \"users\"\nkind = \"password_file\"\nfile = {users:?}\n",
+        broker.upstream()
+    ))
+    .await;
+    // All are let in before the first has failed.
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        clients.push(Client::tcp(gateway.address()).await);
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for client in &mut clients {
+        client.write(&connect_as("x", "alice", b"guess")).await;
+        client.read_to_end().await;
+    }
+    let lines = gateway.lines(8).await;
+    let banned = lines.iter().filter(|line| line.ends_with(" banned")).count();
+    assert_eq!(banned, 5, "{lines:#?}");
+}
+
+#[tokio::test]
+async fn the_client_id_that_counts_is_the_one_the_broker_gets() {
+    let broker = Broker::start().await;
+    let rest = "[listener.connect]\nclient_id = 'mqtt.client_id == \"\" ? \"\" : \"same\"'\n";
+    let gateway = gateway(&broker, "key = \"client_id\"\ncount = 2", rest).await;
+    for id in ["a", "b"] {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect(id)).await;
+        let mut connection = broker.accept().await;
+        connection.expect(&connect("same")).await;
+        connection.write(&connack(4)).await;
+        client.expect(&connack(4)).await;
+    }
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect("c")).await;
+    assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x05");
+    // An empty one is nobody's.
+    for _ in 0..4 {
+        visit(&gateway, &broker, "").await;
+    }
 }

@@ -77,6 +77,19 @@ fn what_is_legal_but_unsafe_is_a_warning() {
     std::process::Command::new("chmod").arg("644").arg(pki.key("localhost")).status().unwrap();
     let exposed = problems(&listener(&(pki.listener_tls() + bound)));
     assert!(exposed.contains("warning: everybody on this machine can read the private key"), "{exposed}");
+    // What binds a client ID is what was proved, and a user name is not, beside a token.
+    let jwks = pki.dir().join("jwks.json");
+    let jwk = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+    std::fs::write(&jwks, jwk).unwrap();
+    let tokens = format!(
+        "[[authenticator]]\nname = \"tokens\"\nkind = \"jwt\"\njwks = {jwks:?}\nissuer = \"i\"\naudience = \"a\"\n"
+    );
+    let by_token = problems(&format!(
+        "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\nauthenticate = [\"tokens\"]\n{}{REST}{tokens}",
+        pki.listener_tls_without_ca()
+    ));
+    assert!(by_token.contains("'mqtt.client_id == jwt.sub'"), "{by_token}");
+    assert!(by_token.contains("a client may send the broker any user name"), "{by_token}");
     let embedded = problems(&listener(&(pki.listener_tls() + bound)).replace("127.0.0.1:1883", "embedded"));
     assert!(embedded.contains("warning: the embedded broker"), "{embedded}");
 }

@@ -298,3 +298,77 @@ async fn who_comes_by_a_key_that_others_vouch_for_is_still_judged_by_the_registr
         assert_eq!(gateway.refusal(&packet).await, REFUSED);
     }
 }
+
+#[tokio::test]
+async fn other_groups_end_a_session_that_they_have_let_in() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let registry = registry(dir.path()).await;
+    add(&registry, with_password("thing001")).await;
+    let gateway = plain(dir.path(), &broker, "[listener.admit]\nrequire = ['\"pumps\" in device.groups']\n").await;
+    let (mut client, _connection) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
+    registry.change("thing001", |device| device.groups.clear()).await.unwrap();
+    client.read_to_end().await;
+    assert!(gateway.lines(1).await[0].ends_with(" session_device_changed"));
+    assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"secret")).await, b"\x20\x02\x00\x05");
+}
+
+#[tokio::test]
+async fn a_pin_that_comes_later_counts_for_those_who_are_there() {
+    let (dir, broker, pki) = (tempfile::tempdir().unwrap(), Broker::start().await, Pki::new());
+    let registry = registry(dir.path()).await;
+    add(&registry, Device::new("thing001")).await;
+    let configuration = format!(
+        "{}authenticate = [\"fleet\"]\n{}{}{}",
+        TestGateway::LISTENER,
+        pki.listener_tls(),
+        broker.upstream(),
+        table(dir.path(), "device = 'cert.subject.cn'\n")
+    );
+    let gateway = TestGateway::start(&configuration).await;
+    let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+    let _connection = client.greet(&broker, &connect("x")).await;
+    registry.change("thing001", |device| device.pins.push("0".repeat(64))).await.unwrap();
+    client.read_to_end().await;
+    assert!(gateway.lines(1).await[0].ends_with(" session_credential_withdrawn"));
+}
+
+#[tokio::test]
+async fn a_reload_that_reads_the_registry_anew_drops_nobody() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let database = registry(dir.path()).await;
+    add(&database, with_password("thing001")).await;
+    let gateway = plain(dir.path(), &broker, "").await;
+    let (mut client, mut at_broker) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
+    // Another replica, of a database that cannot be read at the moment.
+    database.close().await;
+    let path = dir.path().join("devices.db");
+    let kept = fs::read(&path).unwrap();
+    fs::write(&path, b"no database at all, but a file").unwrap();
+    let text = fs::read_to_string(gateway.path()).unwrap();
+    let text = text.split("[access_log]").next().unwrap();
+    gateway.write(&text.replace("kind = \"registry\"", "kind = \"registry\"\nmax_devices = 10"));
+    gateway.gateway.reload().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    client.write(b"\xc0\x00").await;
+    at_broker.expect(b"\xc0\x00").await;
+    fs::write(&path, kept).unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    client.write(b"\xc0\x00").await;
+    at_broker.expect(b"\xc0\x00").await;
+}
+
+#[tokio::test]
+async fn more_devices_than_are_kept_are_refused_until_there_is_room() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let registry = registry(dir.path()).await;
+    add(&registry, with_password("one")).await;
+    add(&registry, with_password("two")).await;
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let (table, upstream) = (table(dir.path(), "max_devices = 1\n"), broker.upstream());
+    let gateway = TestGateway::start(&format!("{listener}authenticate = [\"fleet\"]\n{upstream}{table}")).await;
+    let _one = gateway.session(&broker, &connect_as("x", "one", b"secret")).await;
+    assert_eq!(gateway.refusal(&connect_as("x", "two", b"secret")).await, LATER);
+    registry.remove("one").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    let _two = gateway.session(&broker, &connect_as("x", "two", b"secret")).await;
+}

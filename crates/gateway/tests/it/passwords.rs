@@ -92,6 +92,19 @@ async fn a_reload_that_asks_others_ends_those_who_are_known_to_nobody() {
     at_broker.expect(b"\xc0\x00").await;
 }
 
+#[tokio::test]
+async fn a_reload_that_asks_at_all_ends_those_who_were_not_asked() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let gateway = TestGateway::plain(&broker.upstream()).await;
+    let (mut client, _connection) = gateway.session(&broker, &connect("a")).await;
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let tables = file(&dir, "users", &[("alice", "one")]);
+    gateway.write(&format!("{listener}authenticate = [\"users\"]\n{}{tables}", broker.upstream()));
+    gateway.gateway.reload().await.unwrap();
+    client.read_to_end().await;
+    assert!(gateway.lines(1).await[0].ends_with(" session_credential_withdrawn"));
+}
+
 /// How long refusals take, the median of several.
 async fn time(gateway: &TestGateway, packet: &[u8]) -> Duration {
     let mut times = Vec::new();

@@ -121,6 +121,21 @@ async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
 }
 
 #[tokio::test]
+async fn questions_that_the_service_does_not_like_do_not_close_it_for_others() {
+    let broker = Broker::start().await;
+    let service = Service::start(|body| match body {
+        body if body.contains("bad") => Some(("400 Bad Request", String::new())),
+        _ => Some(("204 No Content", String::new())),
+    })
+    .await;
+    let gateway = gateway(&broker, &service, "break_after = 2\n").await;
+    for _ in 0..5 {
+        assert_eq!(gateway.refusal(&connect("bad")).await, LATER);
+    }
+    visit(&gateway, &broker, &connect("good"), &connect("good")).await;
+}
+
+#[tokio::test]
 async fn who_is_ignored_is_somebody_elses_and_who_is_denied_is_not() {
     let (broker, dir) = (Broker::start().await, tempfile::tempdir().unwrap());
     let users = dir.path().join("users");

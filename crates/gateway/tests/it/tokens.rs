@@ -187,6 +187,28 @@ async fn a_session_ends_with_its_token() {
 }
 
 #[tokio::test]
+async fn a_session_ends_with_the_key_of_its_token_and_with_what_was_asked_of_it() {
+    let (dir, broker, one, two) =
+        (tempfile::tempdir().unwrap(), Broker::start().await, Issuer::new("one"), Issuer::new("two"));
+    let path = dir.path().join("jwks.json");
+    fs::write(&path, jwks(&[&one, &two])).unwrap();
+    let gateway = gateway(&broker, path.to_str().unwrap(), "").await;
+    let (token, other) = (one.sign(&claims()), two.sign(&claims()));
+    let (mut leaked, _a) = gateway.session(&broker, &connect_as("thing001", "u", token.as_bytes())).await;
+    let (mut good, mut at_broker) = gateway.session(&broker, &connect_as("thing001", "u", other.as_bytes())).await;
+    fs::write(&path, jwks(&[&two])).unwrap();
+    leaked.read_to_end().await;
+    assert!(gateway.lines(1).await[0].ends_with(" session_credential_withdrawn"));
+    good.write(b"\xc0\x00").await;
+    at_broker.expect(b"\xc0\x00").await;
+    let text = fs::read_to_string(gateway.path()).unwrap();
+    let text = text.split("[access_log]").next().unwrap();
+    gateway.write(&text.replace("audience = \"mqtt\"", "audience = \"other\""));
+    gateway.gateway.reload().await.unwrap();
+    good.read_to_end().await;
+}
+
+#[tokio::test]
 async fn a_token_may_be_the_user_name() {
     let (dir, broker, issuer) = (tempfile::tempdir().unwrap(), Broker::start().await, Issuer::new("k1"));
     let path = dir.path().join("jwks.json");

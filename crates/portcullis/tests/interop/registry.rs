@@ -327,6 +327,10 @@ fn two_gateways_share_postgresql_and_live_through_its_death() {
     assert!(count.load(Ordering::SeqCst) > 20);
     eventually("the outage is said", || one.own_log().contains("the device registry:").then_some(()));
     assert!(!one.own_log().contains("s3cret"), "{}", one.own_log());
+    // Who is not known may be a new device, as the log says; for the device it is as if its key were wrong.
+    let lines = one.lines(1).len();
+    assert!(!publish(&one, "stranger", &key));
+    assert_eq!(one.reason(lines + 1), "registry_unavailable");
     // It is there again, and so is following it.
     postgres.restart();
     done(&url, &["disable", "thing001"]);

@@ -34,7 +34,7 @@ pub struct Authenticator {
     pub audience: Option<At<OneOrMany<String>>>,
     /// `jwt`: signature algorithms that are accepted. Default: ES256, ES384, PS256, RS256, EdDSA.
     pub algorithms: Option<At<Vec<TokenAlgorithm>>>,
-    /// `jwt`: how far another clock may be off. Default: 30s.
+    /// `jwt`: how far the issuer's clock may be ahead, for `nbf`. Default: 30s.
     pub leeway: Option<At<Period>>,
     /// `jwt`: how often the keys of a URL are fetched again at least. Default: 15m.
     pub refresh: Option<At<Timeout>>,
