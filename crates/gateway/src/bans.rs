@@ -149,7 +149,12 @@ impl Bans {
                 continue;
             }
             let client = id.map_or_else(|| of_address(address), |id| keyed_digest(&[b"id", id.as_bytes()]));
-            is_refused |= rule.clients.note(client, event, &rule.limits, now);
+            let (is_banned, begins) = rule.clients.note(client, event, &rule.limits, now);
+            is_refused |= is_banned;
+            if begins {
+                let duration = humantime::format_duration(rule.limits.duration).to_string();
+                tracing::info!(%address, client_id = ?id, ?event, duration, "a client is banned");
+            }
         }
         is_refused
     }
@@ -172,8 +177,8 @@ impl Clients {
         clients.get(client).is_some_and(|counts| counts.banned_until.is_some_and(|until| now < until))
     }
 
-    /// Notes an event, as far as the limits count it; whether the client is banned.
-    fn note(&self, client: Client, event: BanEvent, limits: &Limits, now: Instant) -> bool {
+    /// Notes an event, as far as the limits count it; whether the client is banned, and whether that begins with it.
+    fn note(&self, client: Client, event: BanEvent, limits: &Limits, now: Instant) -> (bool, bool) {
         let mut clients = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let part = now.saturating_duration_since(self.since).as_nanos() / (limits.window.as_nanos() / PARTS).max(1);
         if clients.len() >= MAX_CLIENTS && !clients.contains_key(&client) {
@@ -182,7 +187,7 @@ impl Clients {
                 make_room(&mut clients, part, now);
             }
             if clients.len() >= MAX_CLIENTS {
-                return false;
+                return (false, false);
             }
         }
         let is_counted = match event {
@@ -193,21 +198,21 @@ impl Clients {
         let fresh = Counts { part, connects: none, failures: none, banned_until: None };
         let counts = match clients.entry(client) {
             Place::Occupied(place) => place.into_mut(),
-            Place::Vacant(_) if !is_counted => return false,
+            Place::Vacant(_) if !is_counted => return (false, false),
             Place::Vacant(place) => place.insert(fresh),
         };
         if let Some(until) = counts.banned_until {
             if now < until {
-                return true;
+                return (true, false);
             }
             // What it did before it was banned, it has paid for.
             *counts = fresh;
         }
         if !is_counted || counts.count(event, part) <= u64::from(limits.count) {
-            return false;
+            return (false, false);
         }
         counts.banned_until = Some(now + limits.duration);
-        true
+        (true, true)
     }
 }
 
@@ -269,13 +274,13 @@ mod tests {
     #[test]
     fn more_than_so_many_within_the_window_are_too_many() {
         let (clients, start) = (Clients::default(), Instant::now());
-        let note = |event, seconds| clients.note(client(1), event, &LIMITS, start + Duration::from_secs(seconds));
+        let note = |event, seconds| clients.note(client(1), event, &LIMITS, start + Duration::from_secs(seconds)).0;
         for second in 0..3 {
             assert!(!note(BanEvent::Connect, second) && !note(BanEvent::Failure, second), "each is counted for itself");
         }
         assert!(note(BanEvent::Failure, 3));
         assert!(note(BanEvent::Connect, 4), "banned is banned");
-        assert!(!clients.note(client(2), BanEvent::Connect, &LIMITS, start), "others are not");
+        assert!(!clients.note(client(2), BanEvent::Connect, &LIMITS, start).0, "others are not");
         assert!(note(BanEvent::Connect, 302));
         assert!(!note(BanEvent::Connect, 304), "over; and a new count");
         assert!(!note(BanEvent::Connect, 305) && !note(BanEvent::Connect, 306) && note(BanEvent::Connect, 307));
@@ -284,26 +289,27 @@ mod tests {
     #[test]
     fn the_window_slides() {
         let (clients, start) = (Clients::default(), Instant::now());
-        let note = |seconds| clients.note(client(1), BanEvent::Connect, &LIMITS, start + Duration::from_secs(seconds));
+        let note =
+            |seconds| clients.note(client(1), BanEvent::Connect, &LIMITS, start + Duration::from_secs(seconds)).0;
         assert!(!note(0) && !note(58) && !note(59), "three");
         assert!(!note(61), "the first is out of sight");
         assert!(note(62), "but not these");
         let slow = Clients::default();
         for n in 0..100 {
             let at = start + Duration::from_millis(n * 20_000 + 1);
-            assert!(!slow.note(client(1), BanEvent::Connect, &LIMITS, at), "{n}: fewer than three a minute");
+            assert!(!slow.note(client(1), BanEvent::Connect, &LIMITS, at).0, "{n}: fewer than three a minute");
         }
     }
 
     #[test]
     fn the_table_is_bounded_and_forgets_nobody_who_is_banned() {
         let (clients, now) = (Clients::default(), Instant::now());
-        while !clients.note(client(0), BanEvent::Failure, &LIMITS, now) {}
+        while !clients.note(client(0), BanEvent::Failure, &LIMITS, now).0 {}
         for n in 1..u32::try_from(MAX_CLIENTS + 5000).unwrap() {
             clients.note(client(n), BanEvent::Connect, &LIMITS, now);
         }
         assert!(clients.counts.lock().unwrap().len() <= MAX_CLIENTS);
-        assert!(clients.note(client(0), BanEvent::Connect, &LIMITS, now));
+        assert!(clients.note(client(0), BanEvent::Connect, &LIMITS, now).0);
     }
 
     #[test]

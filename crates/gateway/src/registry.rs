@@ -261,8 +261,9 @@ impl Replica {
     /// has decided about it. `now` is in seconds since 1970.
     pub(crate) fn judge(&self, ground: &DeviceGround, facts_count: bool, now: i64) -> Option<CloseReason> {
         let Some(device) = self.by_id(&ground.id) else {
-            // Until all has been read, it may be among those that have not.
-            return self.complete.borrow().then_some(CloseReason::DeviceRemoved);
+            // It may be among those that have not been read yet, or are not kept.
+            let is_known_to_be_gone = *self.complete.borrow() && !self.known().is_full;
+            return is_known_to_be_gone.then_some(CloseReason::DeviceRemoved);
         };
         match device.may_enter(now) {
             Ok(()) => {}
@@ -474,7 +475,12 @@ impl Connection {
         }
         self.is_other = false;
         if self.listening.is_none() {
-            self.listening = answer(registry.listen()).await?;
+            // Without, changes are seen a second later.
+            let listening = answer(registry.listen()).await;
+            self.listening = listening.unwrap_or_else(|problem| {
+                tracing::debug!("the device registry says nothing by itself: {problem}");
+                None
+            });
         }
         Ok(())
     }

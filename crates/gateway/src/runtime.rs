@@ -178,6 +178,7 @@ impl Runtime {
             let upstream = find_upstream(listener, &upstreams, &known, &mut document);
             listeners.extend(compile_listener(listener, upstream, &mut bound, &context, &mut document).map(Arc::new));
         }
+        warn_of_what_nobody_uses(&config, &mut document);
         let process = compile_process(&config.runtime, &mut document);
         let admin = config.admin.as_ref().and_then(|admin| compile_admin(admin, &mut document));
         let access_log = config.access_log.as_ref().and_then(|log| compile_access_log(log, &mut document));
@@ -486,6 +487,38 @@ fn warn_of_open_door(
     if is_asked && tls.is_none() {
         let message = "passwords and tokens come over this listener in the clear";
         document.problems.warning(&listener.span, message).hint("protocol = \"tls\"");
+    }
+}
+
+/// Tables without effect.
+fn warn_of_what_nobody_uses(config: &model::Config, document: &mut Document) {
+    for table in &config.authenticator {
+        let is_named = |listener: &At<model::Listener>| {
+            listener.authenticate.iter().any(|name| table.name.as_ref().is_some_and(|own| own.value == name.value))
+        };
+        let is_by_keys = |listener: &At<model::Listener>| {
+            let wants = |registry: Option<&At<bool>>| registry.is_some_and(|registry| registry.value);
+            let tls = listener.tls.as_ref();
+            wants(tls.and_then(|tls| tls.psk.as_ref()?.registry.as_ref()))
+                || wants(tls.and_then(|tls| tls.raw_keys.as_ref()?.registry.as_ref()))
+        };
+        let is_registry = table.kind.as_ref().is_some_and(|kind| kind.value == AuthenticatorKind::Registry);
+        if !config.listener.iter().any(|listener| is_named(listener) || (is_registry && is_by_keys(listener))) {
+            let problem = document.problems.warning(&table.span, "no listener asks this authenticator");
+            problem.hint("authenticate = [...] in [[listener]]");
+        }
+    }
+    let Some(identity) = &config.identity else { return };
+    let signs = |listener: &At<model::Listener>| {
+        listener.connect.password.as_ref().is_some_and(|at| matches!(at.value, model::Password::Token(_)))
+    };
+    if !config.listener.iter().any(signs) {
+        let problem = document.problems.warning(&identity.span, "nothing is signed: no `connect.password` is a table");
+        problem.hint("password = { claims = { sub = 'cert.subject.cn' }, audience = \"brokers\" }");
+    }
+    if config.admin.is_none() {
+        let message = "brokers cannot fetch the public key: there is no [admin]";
+        document.problems.warning(&identity.span, message).hint("[admin] bind = \"127.0.0.1:9080\"");
     }
 }
 

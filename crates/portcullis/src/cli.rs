@@ -308,8 +308,8 @@ pub(crate) struct DatabaseArguments {
     /// sqlite:PATH, or postgres://USER:PASSWORD@HOST/DATABASE; a file is made if it is not there
     #[arg(long, value_name = "URL", env = "PORTCULLIS_DATABASE", hide_env_values = true, global = true)]
     pub(crate) database: Option<String>,
-    /// The gateway's configuration, whose registry is taken
-    #[arg(short, long, value_name = "FILE", global = true, conflicts_with = "database")]
+    /// The gateway's configuration, whose registry is taken; counts more than the variable
+    #[arg(short, long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
 }
 
@@ -425,8 +425,8 @@ pub(crate) enum DeviceCommand {
     /// Adds devices from a CSV file
     ///
     /// The first line names the columns: `id`; `state` (enabled or disabled), `groups` and `pins` (separated by `;`),
-    /// `psk_identity`, `psk` (hexadecimal), `password` or `password_hash`; each other column is an attribute. Nothing is
-    /// added if a line cannot be read.
+    /// `psk_identity`, `psk` (hexadecimal), `password` or `password_hash`; each other column is an attribute, as text.
+    /// All devices are added, or none.
     #[command(after_help = "Example:\n  printf 'id,groups,site\\nthing001,pumps;north,lyon\\n' > devices.csv\n  \
                             portcullis device import devices.csv")]
     Import {

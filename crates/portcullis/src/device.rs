@@ -17,7 +17,9 @@ use crate::cli::{DatabaseArguments, DeviceArguments, DeviceCommand, DeviceProper
 use crate::passwd;
 use crate::report::Failure;
 
-/// Devices that are written at once.
+/// Passwords take some 30 ms each: how often it is said that it goes on.
+const PROGRESS: usize = 500;
+/// With more devices, importing takes long enough to say so.
 const BATCH: usize = 1000;
 
 pub(crate) fn device(arguments: DeviceArguments) -> Result<(), Failure> {
@@ -37,12 +39,12 @@ pub(crate) fn device(arguments: DeviceArguments) -> Result<(), Failure> {
 
 /// The registry that is meant.
 fn url(arguments: DatabaseArguments) -> Result<Url, Failure> {
-    if let Some(text) = arguments.database {
-        return Url::parse(&text, str::to_owned).map_err(|problem| anyhow!(problem).into());
-    }
     let Some(path) = arguments.config else {
-        let hint = "--database sqlite:devices.db, or -c portcullis.toml, or the variable PORTCULLIS_DATABASE";
-        return Err(Failure::hint(anyhow!("which registry?"), hint));
+        let Some(text) = arguments.database else {
+            let hint = "--database sqlite:devices.db, or -c portcullis.toml, or the variable PORTCULLIS_DATABASE";
+            return Err(Failure::hint(anyhow!("which registry?"), hint));
+        };
+        return Url::parse(&text, str::to_owned).map_err(|problem| anyhow!(problem).into());
     };
     let mut urls = registries_of(&path).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     match urls.len() {
@@ -81,6 +83,10 @@ async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure>
         DeviceCommand::Disable { id } => set_state(registry, &id, State::Disabled).await?,
         DeviceCommand::Ban { id, period } => {
             let until = now().saturating_add(i64::try_from(period.as_secs()).unwrap_or(i64::MAX));
+            if registry.get(&id).await?.is_some_and(|device| device.state == State::Disabled) {
+                let hint = format!("a ban ends by itself; portcullis device enable {id}");
+                return Err(Failure::hint(anyhow!("{id} is disabled, which a ban would end"), hint));
+            }
             set_state(registry, &id, State::Banned(until)).await?;
         }
         DeviceCommand::Remove { id } => {
@@ -267,33 +273,15 @@ async fn import(registry: &Registry, file: &Path, existing: Existing) -> Result<
         Existing::Skip => registry::Existing::Skip,
         Existing::Replace => registry::Existing::Replace,
     };
-    let mut written = 0;
-    // All that may be refused is refused before the first is written.
-    if existing == registry::Existing::Refuse {
-        for device in &devices {
-            if registry.get(&device.id).await?.is_some() {
-                let hint = "--existing skip, or --existing replace";
-                return Err(Failure::hint(Error::Exists(device.id.clone()), hint));
-            }
-        }
+    if devices.len() > BATCH && std::io::stderr().is_terminal() {
+        eprintln!("importing {} devices, all or none", devices.len());
     }
-    for batch in devices.chunks(BATCH) {
-        written += registry.add(batch, existing).await.map_err(|error| {
-            Failure::hint(
-                anyhow::Error::new(error).context(format!("{written} devices were imported before this")),
-                "mend the file, and import it again with --existing skip",
-            )
-        })?;
-        progress(written, devices.len());
-    }
+    let written = registry.add(&devices, existing).await.map_err(|error| match error {
+        Error::Exists(_) => Failure::hint(error, "--existing skip, or --existing replace"),
+        error => error.into(),
+    })?;
     println!("imported {written} of {} devices", devices.len());
     Ok(())
-}
-
-fn progress(done: usize, all: usize) {
-    if all > BATCH && std::io::stderr().is_terminal() {
-        eprint!("\r{done} of {all}{}", if done == all { "\n" } else { "" });
-    }
 }
 
 fn read_csv(input: impl Read, name: &str) -> Result<Vec<Device>, Failure> {
@@ -313,6 +301,9 @@ fn read_csv(input: impl Read, name: &str) -> Result<Vec<Device>, Failure> {
             return Err(anyhow!("{name}, line {line}: the device `{}` is there twice", device.id).into());
         }
         devices.push(device);
+        if devices.len() % PROGRESS == 0 && columns.iter().any(|column| column == "password") {
+            eprintln!("{} passwords hashed", devices.len());
+        }
     }
     Ok(devices)
 }
@@ -344,7 +335,7 @@ fn device_of(columns: &csv::StringRecord, record: &csv::StringRecord) -> anyhow:
                 let hash = PasswordHash::make(value.as_bytes()).map_err(|problem| anyhow!(problem))?;
                 device.password_hash = Some(Hash(hash));
             }
-            attribute => drop(device.attributes.insert(attribute.to_owned(), attribute_value(value))),
+            attribute => drop(device.attributes.insert(attribute.to_owned(), value.into())),
         }
     }
     device.psk = match (identity, key) {

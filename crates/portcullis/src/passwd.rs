@@ -3,7 +3,7 @@
 use std::io::{BufRead, IsTerminal, Read};
 use std::path::Path;
 
-use portcullis_gateway::auth::{PasswordHash, set_password};
+use portcullis_gateway::auth::{PasswordHash, check_user, set_password};
 use zeroize::Zeroizing;
 
 use crate::report::Failure;
@@ -12,6 +12,7 @@ use crate::report::Failure;
 const MAX_LEN: u64 = 65_535;
 
 pub(crate) fn passwd(file: &Path, user: &str) -> Result<(), Failure> {
+    check_user(user)?;
     let hash = hash(&ask(&format!("Password for {user}: "))?)?;
     let was_there = set_password(file, user, &hash)
         .map_err(|error| anyhow::Error::new(error).context(format!("{} cannot be changed", file.display())))?;

@@ -44,6 +44,8 @@ struct Remote {
     asked: Mutex<Option<Instant>>,
     /// Others have come that nobody has looked at yet.
     are_others: AtomicBool,
+    /// The last time, they could not be had.
+    has_failed: AtomicBool,
 }
 
 /// The URL may have a secret in it.
@@ -87,6 +89,7 @@ impl Jwks {
             keys: ArcSwapOption::empty(),
             asked: Mutex::default(),
             are_others: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
         };
         Self { origin: Origin::Url(Box::new(remote)) }
     }
@@ -139,7 +142,8 @@ impl Jwks {
     /// Whether it is a URL that was asked for longer ago than `refresh`, or that is to be tried again.
     pub(super) fn is_due(&self, refresh: Duration) -> bool {
         let Origin::Url(remote) = &self.origin else { return false };
-        let period = if remote.keys.load().is_some() { refresh } else { RETRY };
+        let period =
+            if remote.keys.load().is_some() && !remote.has_failed.load(Ordering::Relaxed) { refresh } else { RETRY };
         remote.was_asked_within(period.max(RETRY)).is_none()
     }
 
@@ -154,6 +158,7 @@ impl Jwks {
         let keys = match remote.fetcher.get_keys(&remote.url, &validators).await {
             Ok(Fetched::New(bytes, new)) => parse(&bytes).inspect(|_| *validators = new),
             Ok(Fetched::NotModified) => {
+                remote.has_failed.store(false, Ordering::Relaxed);
                 remote.asked_now();
                 return;
             }
@@ -161,6 +166,7 @@ impl Jwks {
         };
         // However long it took: those who waited for it do not ask again.
         remote.asked_now();
+        remote.has_failed.store(keys.is_err(), Ordering::Relaxed);
         let host = host_of(&remote.url);
         match keys {
             Ok(keys) => {

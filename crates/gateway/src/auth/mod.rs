@@ -14,7 +14,7 @@ mod registry;
 
 pub(crate) use jwks::Jwks;
 pub use password::PasswordHash;
-pub use password_file::set_password;
+pub use password_file::{check_user, set_password};
 pub use registry::registries_of;
 
 use std::net::IpAddr;
@@ -239,11 +239,11 @@ impl Standing {
         &self.authenticator
     }
 
-    /// When it ends by itself, in seconds since 1970.
+    /// The last second of its time, counted from 1970: at `exp` it is over [RFC 7519, 4.1.4].
     pub fn until(&self) -> Option<i64> {
         match self.ground {
-            Ground::Token(_, until) => Some(until),
-            Ground::Answer(_, until) => until,
+            Ground::Token(_, until) => Some(until - 1),
+            Ground::Answer(_, until) => until.map(|until| until.saturating_sub(1)),
             Ground::User(..) | Ground::Device(_) => None,
         }
     }

@@ -116,12 +116,7 @@ impl Users {
 /// # Errors
 /// The user's name cannot stand in the file, or the file cannot be read or written.
 pub fn set_password(path: &Path, user: &str, hash: &str) -> std::io::Result<bool> {
-    let invalid = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidInput, what);
-    if user.is_empty() || user.starts_with('#') || user.contains(':') || user.contains(char::is_control) {
-        return Err(invalid(
-            "a user's name is not empty, does not begin with `#`, and has no `:` and no control characters",
-        ));
-    }
+    check_user(user)?;
     // A link stays one, and what it names is changed.
     let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     // One change at a time: two would each write what they have read.
@@ -168,4 +163,16 @@ pub fn set_password(path: &Path, user: &str, hash: &str) -> std::io::Result<bool
         let _ = std::fs::remove_file(&beside);
     }
     written.map(|()| found)
+}
+
+/// Whether a user's name can stand in a password file.
+///
+/// # Errors
+/// It cannot.
+pub fn check_user(user: &str) -> std::io::Result<()> {
+    if user.is_empty() || user.starts_with('#') || user.contains(':') || user.contains(char::is_control) {
+        let what = "a user's name is not empty, does not begin with `#`, and has no `:` and no control characters";
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, what));
+    }
+    Ok(())
 }

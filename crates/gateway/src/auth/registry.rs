@@ -41,6 +41,13 @@ pub fn registries_of(path: &Path) -> Result<Vec<Url>, Problems> {
     if document.problems.has_errors() { Err(document.problems) } else { Ok(urls) }
 }
 
+/// Whether there is an SQLite database that can be read.
+fn is_sqlite(path: &Path) -> bool {
+    use std::io::Read as _;
+    let mut head = [0; 16];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *b"SQLite format 3\0"
+}
+
 /// A relative path counts from the configuration's folder.
 fn parse(database: &At<Secret>, document: &mut Document) -> Option<Url> {
     let resolve = |path: &str| document.resolve(Path::new(path)).display().to_string();
@@ -63,10 +70,24 @@ impl Devices {
             document.missing(&table.span, "database", "sqlite:devices.db, or postgres://USER:PASSWORD@HOST/DATABASE");
             return None;
         };
+        let device = match &table.device {
+            Some(source) => {
+                let expression = crate::expr::compile(Some(source), Wanted::String, document);
+                if expression.as_ref().is_some_and(|expression| !expression.is_about_proofs()) {
+                    let message = "`device` has to be of what TLS proves, for whatever else a client could make up";
+                    let hint = "cert, tls.psk_identity, tls.key_name, tls.key_fingerprint";
+                    document.problems.error(&source.span, message).hint(hint);
+                    None
+                } else {
+                    expression.map(Some)
+                }
+            }
+            None => Some(None),
+        };
         let url = parse(database, document)?;
         if let Some(path) = url.path() {
-            if !Path::new(path).is_file() {
-                let message = format!("there is no registry at {path}");
+            if !is_sqlite(Path::new(path)) {
+                let message = format!("there is no registry at {path}, or none that can be read");
                 let hint = format!("portcullis device add DEVICE --database sqlite:{path}");
                 document.problems.error(&database.span, message).hint(hint);
                 return None;
@@ -84,23 +105,10 @@ impl Devices {
             let message = "devices' keys go over a connection whose other end is not verified";
             document.problems.warning(&database.span, message).hide_line().hint("?sslmode=verify-full&sslrootcert=...");
         }
-        let device = match &table.device {
-            Some(source) => {
-                let expression = crate::expr::compile(Some(source), Wanted::String, document)?;
-                if !expression.is_about_proofs() {
-                    let message = "`device` has to be of what TLS proves, for whatever else a client could make up";
-                    let hint = "cert, tls.psk_identity, tls.key_name, tls.key_fingerprint";
-                    document.problems.error(&source.span, message).hint(hint);
-                    return None;
-                }
-                Some(expression)
-            }
-            None => None,
-        };
         let max = table.max_devices.as_ref().map_or(MAX_DEVICES, |at| NonZeroU32::get(at.value) as usize);
         let replica = sources.registries.get_or_insert_with((url.clone(), max), || Replica::new(url, max));
         let period = table.cache.as_ref().map_or(CACHE, |period| period.value.0);
-        Some(Self { replica, device, passwords: Passwords::new(period) })
+        Some(Self { replica, device: device?, passwords: Passwords::new(period) })
     }
 
     pub(super) const fn replica(&self) -> &Arc<Replica> {

@@ -137,8 +137,9 @@ impl ServerTls {
             None => Engine::Certificates(Box::new(CertificateTls::compile(tls, context, document)?)),
             #[cfg(feature = "psk")]
             Some(psk) => {
-                refuse_beside_psk(tls, document)?;
-                Engine::Psk(psk::PskTls::compile(tls, psk, context.registry, document)?)
+                let is_alone = refuse_beside_psk(tls, document);
+                let psk = psk::PskTls::compile(tls, psk, context.registry, document)?;
+                Engine::Psk(is_alone.map(|()| psk)?)
             }
             #[cfg(not(feature = "psk"))]
             Some(psk) => {
@@ -250,6 +251,11 @@ fn refuse_beside_psk(tls: &At<ListenerTls>, document: &mut Document) -> Option<(
         ("resumption", tls.resumption.as_ref().map(|at| &at.span)),
         ("session_lifetime", tls.session_lifetime.as_ref().map(|at| &at.span)),
         ("ticket_secret", tls.ticket_secret.as_ref().map(|at| &at.span)),
+        ("private_key_passphrase", tls.private_key_passphrase.as_ref().map(|at| &at.span)),
+        ("verify_depth", tls.verify_depth.as_ref().map(|at| &at.span)),
+        ("crl_missing", tls.crl_missing.as_ref().map(|at| &at.span)),
+        ("ocsp_responder", tls.ocsp_responder.as_ref().map(|at| &at.span)),
+        ("ocsp_failure", tls.ocsp_failure.as_ref().map(|at| &at.span)),
     ];
     for (key, span) in others {
         let Some(span) = span else { continue };

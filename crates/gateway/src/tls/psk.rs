@@ -93,6 +93,7 @@ impl PskTls {
         document: &mut Document,
     ) -> Option<Self> {
         let keys = Arc::new(KnownPsks::compile(psk, registry, document)?);
+        super::server::compile_versions(tls, document)?;
         let versions = tls.versions.as_ref().map_or(&[TlsVersion::V12, TlsVersion::V13][..], |at| &at.value);
         let alpn = tls.alpn.clone().unwrap_or_else(|| vec!["mqtt".to_owned()]);
         match context(&keys, versions, &alpn) {

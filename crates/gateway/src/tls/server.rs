@@ -425,7 +425,10 @@ fn compile_resumption(
     }))
 }
 
-fn compile_versions(tls: &At<ListenerTls>, document: &mut Document) -> Option<Vec<&'static SupportedProtocolVersion>> {
+pub(super) fn compile_versions(
+    tls: &At<ListenerTls>,
+    document: &mut Document,
+) -> Option<Vec<&'static SupportedProtocolVersion>> {
     let Some(versions) = &tls.versions else { return Some(rustls::ALL_VERSIONS.to_vec()) };
     if versions.is_empty() {
         document.problems.error(&versions.span, "`versions` is empty").hint("[\"1.2\", \"1.3\"]");

@@ -193,9 +193,11 @@ fn every_example_passes() {
         }
         std::fs::write(dir.path().join("certs/ticket.secret"), "0123456789abcdef0123456789abcdef").unwrap();
         set_private(&dir.path().join("certs/ticket.secret"));
-        for (name, text) in
-            [("psk.txt", "thing001:00112233445566778899aabbccddeeff\n"), ("users.txt", "# none\n"), ("devices.db", "")]
-        {
+        for (name, text) in [
+            ("psk.txt", "thing001:00112233445566778899aabbccddeeff\n"),
+            ("users.txt", "# none\n"),
+            ("devices.db", "SQLite format 3\0"),
+        ] {
             std::fs::write(dir.path().join("certs").join(name), text).unwrap();
             set_private(&dir.path().join("certs").join(name));
         }

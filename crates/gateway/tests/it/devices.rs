@@ -285,7 +285,7 @@ async fn rustls_with_a_raw_public_key_of_the_registry() {
 }
 
 #[tokio::test]
-async fn who_comes_by_a_key_that_others_vouch_for_is_still_judged_by_the_registry() {
+async fn a_pre_shared_key_is_no_password() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
     let registry = registry(dir.path()).await;
     let psk = Psk { identity: "pump".to_owned(), key: portcullis_registry::from_hex(&"0a".repeat(16)).unwrap() };
@@ -343,7 +343,7 @@ async fn a_reload_that_reads_the_registry_anew_drops_nobody() {
     database.close().await;
     let path = dir.path().join("devices.db");
     let kept = fs::read(&path).unwrap();
-    fs::write(&path, b"no database at all, but a file").unwrap();
+    fs::write(&path, [&b"SQLite format 3\0"[..], &[b'x'; 4096]].concat()).unwrap();
     let text = fs::read_to_string(gateway.path()).unwrap();
     let text = text.split("[access_log]").next().unwrap();
     gateway.write(&text.replace("kind = \"registry\"", "kind = \"registry\"\nmax_devices = 10"));

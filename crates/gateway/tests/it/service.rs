@@ -71,7 +71,7 @@ async fn answers_are_remembered_each_for_its_own_question() {
         Some(("200 OK", format!("{{\"result\":\"{result}\"}}")))
     })
     .await;
-    let gateway = gateway(&broker, &service, "cache = \"1s\"\nnegative_cache = \"1s\"\n").await;
+    let gateway = gateway(&broker, &service, "cache = \"60s\"\nnegative_cache = \"60s\"\n").await;
     let good = connect_as("a", "alice", b"secret");
     for _ in 0..3 {
         visit(&gateway, &broker, &good, &good).await;
@@ -83,9 +83,14 @@ async fn answers_are_remembered_each_for_its_own_question() {
     let other = connect_as("b", "alice", b"secret");
     visit(&gateway, &broker, &other, &other).await;
     assert_eq!(service.asked().len(), 4);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    visit(&gateway, &broker, &good, &good).await;
-    assert_eq!(service.asked().len(), 5);
+    let forgetful = self::gateway(&broker, &service, "cache = \"50ms\"\nnegative_cache = \"0s\"\n").await;
+    visit(&forgetful, &broker, &good, &good).await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    visit(&forgetful, &broker, &good, &good).await;
+    for _ in 0..2 {
+        assert_eq!(forgetful.refusal(&connect_as("a", "alice", b"wrong")).await, REFUSED);
+    }
+    assert_eq!(service.asked().len(), 8);
 }
 
 #[tokio::test]

@@ -1,11 +1,12 @@
 //! Processes that a test starts, and that end with it.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use portcullis_testkit::Pki;
@@ -73,6 +74,48 @@ pub(crate) fn finish_within(patience: Duration, command: &mut Command) -> Output
         std::thread::sleep(Duration::from_millis(10));
     }
     child.wait_with_output().unwrap()
+}
+
+/// Talks with a program by its standard input and output: writes `input` once it has said `ready`, and waits until it has
+/// said `until`, or has ended. Returns whether it has said that, and all it has said.
+pub(crate) fn converse(command: &mut Command, ready: &[u8], input: &[u8], until: &[u8]) -> (bool, String) {
+    let pipe = Stdio::piped;
+    let mut process = Process(command.stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn().unwrap());
+    let said: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let (stdout, stderr) = (process.0.stdout.take().unwrap(), process.0.stderr.take().unwrap());
+    let listen = |mut from: Box<dyn Read + Send>| {
+        let said = Arc::clone(&said);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(read @ 1..) = from.read(&mut buffer) {
+                said.lock().unwrap().extend(&buffer[..read]);
+            }
+        })
+    };
+    let listening = [listen(Box::new(stdout)), listen(Box::new(stderr))];
+    let wait_for = |process: &mut Process, what: &[u8]| {
+        let begin = Instant::now();
+        loop {
+            // Asked first: what it says at its end counts, too.
+            let has_ended = process.0.try_wait().unwrap().is_some() && listening.iter().all(JoinHandle::is_finished);
+            let has_said = what.is_empty() || said.lock().unwrap().windows(what.len()).any(|window| window == what);
+            if has_said || has_ended || begin.elapsed() > PATIENCE {
+                return has_said;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let mut stdin = process.0.stdin.take().unwrap();
+    if wait_for(&mut process, ready) {
+        // It may have ended.
+        let _ = stdin.write_all(input);
+    }
+    let has_said = wait_for(&mut process, until);
+    drop(stdin);
+    let _ = process.0.kill();
+    let _ = process.0.wait();
+    let text = String::from_utf8_lossy(&said.lock().unwrap()).into_owned();
+    (has_said, text)
 }
 
 /// A port that was free a moment ago.
@@ -248,10 +291,10 @@ impl Launch {
         // The admin interface is announced before the listener, since it is there first.
         assert_eq!(addresses.len(), 2, "admin interface and listener:\n{said}");
         let mut log = File::create(dir.path().join("own.log")).unwrap();
-        std::io::Write::write_all(&mut log, said.as_bytes()).unwrap();
+        log.write_all(said.as_bytes()).unwrap();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                let _ = std::io::Write::write_all(&mut log, (line + "\n").as_bytes());
+                let _ = log.write_all((line + "\n").as_bytes());
             }
         });
         Gateway { process, dir, pki, admin: addresses[0], address: addresses[1] }
@@ -328,7 +371,6 @@ impl Gateway {
 
     /// What the admin interface answers.
     pub(crate) fn ask(&self, path: &str) -> String {
-        use std::io::{Read, Write};
         let mut http = TcpStream::connect(self.admin).unwrap();
         write!(http, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
