@@ -335,9 +335,20 @@ async fn the_broker_gets_a_token_that_it_can_verify() {
         assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 60);
         assert_eq!(claims["jti"].as_str().unwrap().len(), 32);
     }
-    // The key is changed while the gateway runs.
+    // The key is changed while the gateway runs; the one that comes next is told already.
+    let next = dir.path().join("next.key");
+    fs::write(&next, private_key(Algorithm::EdDSA)).unwrap();
     let gateway = signing(&pki, &broker, &key).await;
+    let text = fs::read_to_string(gateway.path()).unwrap();
+    let text = text
+        .split("[access_log]")
+        .next()
+        .unwrap()
+        .replace("[identity]", &format!("[identity]\nother_keys = [{next:?}]"));
+    gateway.write(&text);
+    gateway.gateway.reload().await.unwrap();
     let before = published_keys(&gateway).await;
+    assert_eq!(before.keys.len(), 2);
     make(Algorithm::ES256);
     let mut after = before.clone();
     for _ in 0..100 {

@@ -256,3 +256,81 @@ fn a_service_in_python_decides() {
     assert_eq!(gateway.reason(3), "authentication_unavailable");
     assert!(!gateway.own_log().contains("s3cret") && !gateway.own_log().contains("secret\""), "{}", gateway.own_log());
 }
+
+/// Answers over TLS: a set of keys to who asks for it, `allow` to who sends a document.
+const HTTPS: &str = r"
+import http.server, json, ssl, sys
+port, chain, key, jwks = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self, body):
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_GET(self): self.answer(open(jwks, 'rb').read())
+    def do_POST(self):
+        self.rfile.read(int(self.headers['Content-Length']))
+        self.answer(json.dumps({'result': 'allow'}).encode())
+    def log_message(self, *arguments): pass
+server = http.server.ThreadingHTTPServer(('127.0.0.1', port), Handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(chain, key)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+";
+
+#[test]
+fn services_and_keys_over_https_are_believed_by_their_authority_only() {
+    let (broker, pki, stranger, port) = (Mosquitto::start(), Arc::new(Pki::new()), Pki::named("Stranger"), free_port());
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    python(MAKE_ISSUER, &[folder]);
+    let (chain, key) = (pki.chain("localhost"), pki.key("localhost"));
+    let jwks = dir.path().join("jwks.json");
+    let service = Command::new(installed("venv/bin/python"))
+        .args(["-c", HTTPS, &port.to_string()])
+        .args([&chain, &key, &jwks])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let _service = Process(service);
+    wait_for_port(port);
+    let gateway = |ca: &std::path::Path| {
+        let rest = format!(
+            "[[authenticator]]\nname = \"service\"\nkind = \"http\"\nurl = \"https://localhost:{port}/\"\nca = {ca:?}\n\
+             [[authenticator]]\nname = \"tokens\"\nkind = \"jwt\"\nissuer = \"https://issuer.example.com\"\naudience = \"mqtt\"\n\
+             jwks = \"https://localhost:{port}/jwks.json\"\nca = {ca:?}\n"
+        );
+        launch(&pki, broker.port, "[\"tokens\", \"service\"]", &rest).start()
+    };
+    let token = python(SIGN, &[folder, "ES256", "thing001", "60"]);
+    let believed = gateway(&pki.root());
+    assert!(publish(&believed, "a", "u", "p"), "by the service");
+    assert!(publish(&believed, "b", "u", &token), "by a token");
+    let doubted = gateway(&stranger.root());
+    assert!(!publish(&doubted, "a", "u", "p") && !publish(&doubted, "b", "u", &token));
+    for n in 1..=2 {
+        assert_eq!(doubted.reason(n), "authentication_unavailable");
+    }
+}
+
+#[test]
+fn who_guesses_is_banned() {
+    let (broker, pki, dir) = (Mosquitto::start(), Arc::new(Pki::new()), tempfile::tempdir().unwrap());
+    let file = dir.path().join("users");
+    fs::write(&file, "").unwrap();
+    let made = finish(command("mosquitto_passwd").arg("-b").arg(&file).args(["alice", "wonderland"]));
+    assert!(made.status.success(), "{made:?}");
+    let rest = format!(
+        "[[listener.ban]]\non = [\"failure\"]\ncount = 2\nduration = \"1h\"\n\
+         [[authenticator]]\nname = \"users\"\nkind = \"password_file\"\nfile = {file:?}\n"
+    );
+    let gateway = launch(&pki, broker.port, "[\"users\"]", &rest).start();
+    assert!(publish(&gateway, "a", "alice", "wonderland"));
+    for _ in 0..3 {
+        assert!(!publish(&gateway, "a", "alice", "guess"));
+    }
+    assert!(!publish(&gateway, "a", "alice", "wonderland"), "right, but banned");
+    assert_eq!(gateway.reason(5), "banned");
+    assert!(gateway.own_log().contains("a client is banned"), "{}", gateway.own_log());
+}
