@@ -98,7 +98,7 @@ pub fn judge(runtime: &Runtime, live: &Live) -> Option<CloseReason> {
         }
         let Some(standing) = standing else {
             // Nobody was asked when it came; now somebody would be.
-            let would_be_asked = listener.is_some() && live.grounds().is_some();
+            let would_be_asked = listener.is_some() && live.is_admitted();
             return would_be_asked.then_some(CloseReason::CredentialWithdrawn);
         };
         let is_asked =

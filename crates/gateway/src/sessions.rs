@@ -56,8 +56,8 @@ pub struct Live {
     /// The client's address.
     pub remote: IpAddr,
     credential: OnceLock<Credential>,
-    /// Seldom there, so in a box.
-    other: OnceLock<Box<Grounds>>,
+    /// Set once CONNECT was judged. Seldom anything, so in a box.
+    other: OnceLock<Option<Box<Grounds>>>,
     /// 0: it may go on; else the place of the reason in [`CloseReason::ALL`], counted from 1.
     end: AtomicU8,
     waker: AtomicWaker,
@@ -91,7 +91,12 @@ impl Live {
 
     /// What it stands on beside it.
     pub fn grounds(&self) -> Option<&Grounds> {
-        self.other.get().map(|grounds| &**grounds)
+        self.other.get()?.as_deref()
+    }
+
+    /// Whether it has been asked all that its listener asked of it.
+    pub fn is_admitted(&self) -> bool {
+        self.other.get().is_some()
     }
 
     /// Why it is over, of those reasons that come with time alone.
@@ -148,7 +153,7 @@ impl Session {
         if let Some(until) = grounds.until() {
             self.sessions.by_expiry.of(id).insert((until, id));
         }
-        let _ = self.live.other.set(Box::new(grounds));
+        let _ = self.live.other.set((grounds != Grounds::default()).then(|| Box::new(grounds)));
     }
 
     /// The certificate chain it stands on, if there is one.

@@ -1,4 +1,5 @@
-//! The built binary with programs that somebody else wrote: mosquitto, Paho, MQTT.js, OpenSSL, NGINX, HAProxy.
+//! The built binary with programs that somebody else wrote: mosquitto, Paho, MQTT.js, OpenSSL, GnuTLS,
+//! PyJWT, PostgreSQL, NGINX, HAProxy.
 //!
 //! They are installed by the repository's `./test.sh`; a test that does not find its program fails and says so.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
