@@ -108,7 +108,13 @@ fn quickstart_proves_itself_twice() {
     assert!(again.starts_with("exit code: 0") && again.contains("PKI: qs/pki, as it is"), "{again}");
     let log = std::fs::read_to_string(dir.path().join("qs/access.log")).unwrap();
     let reasons: Vec<&str> = log.lines().map(|line| line.rsplit(' ').next().unwrap()).collect();
-    assert_eq!(reasons, ["ok", "identity_mismatch", "no_certificate"].repeat(2), "{log}");
+    assert_eq!(reasons.len(), 6, "{log}");
+    for run in reasons.chunks(3) {
+        // A line is written when a connection has ended, which the next one need not wait for.
+        let mut run = run.to_vec();
+        run.sort_unstable();
+        assert_eq!(run, ["identity_mismatch", "no_certificate", "ok"], "{log}");
+    }
     // A proof that fails is a failure.
     let config = dir.path().join("qs/portcullis.toml");
     let text = std::fs::read_to_string(&config).unwrap();
