@@ -44,14 +44,17 @@ fn a_password_file_of_mosquitto_and_of_our_own() {
     let gateway = launch(&pki, broker.port, "[\"users\"]", &rest).start();
     assert!(publish(&gateway, "a", "alice", "wonderland"));
     assert!(publish(&gateway, "b", "bob", "builder"));
-    for (user, password, reason) in [
+    gateway.lines(2);
+    for (n, (user, password, reason)) in [
         ("alice", "builder", "bad_credentials"),
         ("bob", "Builder", "bad_credentials"),
         ("carol", "x", "unknown_client"),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         assert!(!publish(&gateway, "c", user, password), "{user} {password}");
-        let lines = gateway.lines(1).len();
-        assert_eq!(gateway.reason(lines), reason);
+        assert_eq!(gateway.reason(n + 3), reason);
     }
     // A user that is added while the gateway runs.
     passwd("carol", "x");
@@ -113,7 +116,7 @@ fn tokens_that_pyjwt_signs_in_each_algorithm() {
     }
     let expired = python(SIGN, &[folder, "ES256", "thing001", "-5"]);
     assert!(!publish(&gateway, "thing001", "u", &expired));
-    assert_eq!(gateway.reason(11), "token_expired");
+    gateway.says("token_expired");
     assert!(!gateway.own_log().contains("eyJ"), "no token is logged");
 }
 
@@ -249,11 +252,11 @@ fn a_service_in_python_decides() {
     assert!(publish(&gateway, "7", "pump", "secret"));
     assert!(broker.log().contains("as lyon-7"), "{}", broker.log());
     assert!(!publish(&gateway, "7", "pump", "wrong"));
-    assert_eq!(gateway.reason(2), "authentication_denied");
+    gateway.says("authentication_denied");
     service.0.kill().unwrap();
     service.0.wait().unwrap();
     assert!(!publish(&gateway, "8", "pump", "secret"));
-    assert_eq!(gateway.reason(3), "authentication_unavailable");
+    gateway.says("authentication_unavailable");
     assert!(!gateway.own_log().contains("s3cret") && !gateway.own_log().contains("secret\""), "{}", gateway.own_log());
 }
 
@@ -331,6 +334,6 @@ fn who_guesses_is_banned() {
         assert!(!publish(&gateway, "a", "alice", "guess"));
     }
     assert!(!publish(&gateway, "a", "alice", "wonderland"), "right, but banned");
-    assert_eq!(gateway.reason(5), "banned");
+    gateway.says("banned");
     assert!(gateway.own_log().contains("a client is banned"), "{}", gateway.own_log());
 }

@@ -369,6 +369,13 @@ impl Gateway {
         self.lines(lines)[lines - 1].rsplit(' ').next().unwrap().to_owned()
     }
 
+    /// Waits for an access line with this reason. The lines of two connections may come in any order.
+    pub(crate) fn says(&self, reason: &str) {
+        let end = format!(" {reason}");
+        let is_said = || self.lines(1).iter().any(|line| line.ends_with(&end));
+        eventually(&format!("{reason} in the access log"), || is_said().then_some(()));
+    }
+
     /// What the admin interface answers.
     pub(crate) fn ask(&self, path: &str) -> String {
         let mut http = TcpStream::connect(self.admin).unwrap();

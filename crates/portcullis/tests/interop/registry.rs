@@ -175,8 +175,9 @@ fn devices_are_imported_from_csv_and_prove_themselves_in_each_way() {
     let pinned = finish(gateway.mosquitto("mosquitto_pub", "pinned", "pinned").args(["-t", "t", "-m", "m"]));
     assert!(pinned.status.success(), "{pinned:?}");
     let lines = gateway.lines(5);
-    let reasons: Vec<&str> = lines.iter().map(|line| line.rsplit(' ').next().unwrap()).collect();
-    assert_eq!(reasons, ["ok", "bad_credentials", "device_disabled", "bad_credentials", "ok"]);
+    let mut reasons: Vec<&str> = lines.iter().map(|line| line.rsplit(' ').next().unwrap()).collect();
+    reasons.sort_unstable();
+    assert_eq!(reasons, ["bad_credentials", "bad_credentials", "device_disabled", "ok", "ok"]);
 }
 
 /// PostgreSQL as Debian has it, in a folder of its own.
@@ -391,9 +392,8 @@ fn two_gateways_share_postgresql_and_live_through_its_death() {
     eventually("the outage is said", || one.own_log().contains("the device registry:").then_some(()));
     assert!(!one.own_log().contains("s3cret"), "{}", one.own_log());
     // Who is not known may be a new device, as the log says; for the device it is as if its key were wrong.
-    let lines = one.lines(1).len();
     assert!(!publish(&one, "stranger", &key));
-    assert_eq!(one.reason(lines + 1), "registry_unavailable");
+    one.says("registry_unavailable");
     // It is there again, and so is following it.
     postgres.restart();
     done(&url, &["disable", "thing001"]);
@@ -425,7 +425,7 @@ fn who_is_unknown_in_an_outage_is_told_to_come_later() {
         finish(command.args(["-u", id, "-P", "secret", "-t", "t", "-m", "m"])).status.success()
     };
     assert!(attempt("thing001") && !attempt("thing002"));
-    assert_eq!(gateway.reason(2), "unknown_client");
+    gateway.says("unknown_client");
     let up = "portcullis_registry_up{authenticator=\"fleet\"}";
     let metrics = gateway.ask("/metrics");
     assert!(
@@ -436,5 +436,5 @@ fn who_is_unknown_in_an_outage_is_told_to_come_later() {
     eventually("the outage is seen", || gateway.ask("/metrics").contains(&format!("{up} 0")).then_some(()));
     eventually("the outage is noticed", || gateway.own_log().contains("the device registry:").then_some(()));
     assert!(attempt("thing001") && !attempt("thing002"));
-    assert_eq!(gateway.reason(4), "registry_unavailable");
+    gateway.says("registry_unavailable");
 }
