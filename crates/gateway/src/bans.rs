@@ -131,9 +131,9 @@ impl Bans {
 
     /// Whether an address is refused at present; nothing is counted.
     pub fn is_banned(&self, address: IpAddr) -> bool {
-        let (now, client) = (Instant::now(), of_address(address));
+        let now = Instant::now();
         let is_meant = |rule: &&Rule| rule.limits.by_address && !rule.excepts(address);
-        self.0.iter().filter(is_meant).any(|rule| rule.clients.is_banned(&client, now))
+        self.0.iter().filter(is_meant).any(|rule| rule.clients.is_banned(&of_address(address), now))
     }
 
     /// Counts that somebody at this address could not prove who it is.

@@ -325,6 +325,7 @@ impl Replica {
             return self.pull_anew(registry).await;
         }
         let mut since = known;
+        // Whatever has a number up to this one is there to be seen.
         while since < revision {
             let changes = answer(registry.changes(since)).await?;
             let Some(last) = changes.last() else { break };
@@ -332,6 +333,7 @@ impl Replica {
             let this = Arc::clone(self);
             in_background(move || this.apply(&changes)).await?;
         }
+        self.reached(revision);
         self.answered();
         Ok(())
     }
@@ -359,6 +361,12 @@ impl Replica {
         .await?;
         self.answered();
         Ok(())
+    }
+
+    /// All changes up to this number are known; some numbers are nobody's.
+    fn reached(&self, revision: i64) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.revision = known.revision.max(revision);
     }
 
     fn answered(&self) {

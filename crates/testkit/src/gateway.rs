@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use portcullis_gateway::auth::{PasswordHash, set_password};
 use portcullis_gateway::{Gateway, Lasting, Runtime};
 use tempfile::TempDir;
 
-use crate::{Broker, BrokerConnection, Client, eventually};
+use crate::{Broker, BrokerConnection, Client, connack, eventually, soon};
 
 /// A running gateway, its configuration and its access log in a temporary folder.
 pub struct TestGateway {
@@ -65,6 +66,26 @@ impl TestGateway {
         (client, connection)
     }
 
+    /// The same, once it is let in; it comes again and again.
+    pub async fn session_at_last(&self, broker: &Broker, packet: &[u8]) -> (Client, BrokerConnection) {
+        soon("a client to be let in", async {
+            loop {
+                let mut client = Client::tcp(self.address()).await;
+                client.write(packet).await;
+                tokio::select! {
+                    mut connection = broker.accept() => {
+                        connection.expect(packet).await;
+                        connection.write(&connack(4)).await;
+                        client.expect(&connack(4)).await;
+                        return (client, connection);
+                    }
+                    _ = client.read_to_end() => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+                }
+            }
+        })
+        .await
+    }
+
     /// The lines of the access log, once there are that many.
     pub async fn lines(&self, count: usize) -> Vec<String> {
         let log = self.dir.path().join("access.log");
@@ -98,4 +119,13 @@ fn with_log(configuration: &str) -> String {
         return configuration.replace("[access_log]\n", &format!("[access_log]\n{path}"));
     }
     format!("{configuration}\n[access_log]\n{path}")
+}
+
+/// A password file of these users in a folder, and an `[[authenticator]]` of its name.
+pub fn password_file(dir: &Path, name: &str, users: &[(&str, &str)]) -> String {
+    let path = dir.join(name);
+    for (user, password) in users {
+        set_password(&path, user, &PasswordHash::make(password.as_bytes()).unwrap()).unwrap();
+    }
+    format!("[[authenticator]]\nname = \"{name}\"\nkind = \"password_file\"\nfile = {path:?}\n")
 }

@@ -11,7 +11,7 @@ mod service;
 
 pub use broker::{Broker, BrokerConnection};
 pub use client::{Client, tls_config};
-pub use gateway::TestGateway;
+pub use gateway::{TestGateway, password_file};
 pub use packet::{connack, connect, connect_as, connect_v5};
 pub use pki::Pki;
 pub use service::Service;

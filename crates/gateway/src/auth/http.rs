@@ -222,7 +222,12 @@ impl Service {
         let said = asked.and_then(|(status, body)| read(status, &body));
         self.breaker.note(dislikes_it || said.is_ok());
         said.map_err(|problem| {
-            tracing::warn!(authenticator = name, "the authentication service gave no answer: {problem}");
+            if dislikes_it {
+                // Whoever brings that about could fill the log with it.
+                tracing::debug!(authenticator = name, "the authentication service does not like a question: {problem}");
+            } else {
+                tracing::warn!(authenticator = name, "the authentication service gave no answer: {problem}");
+            }
             Reject::AuthenticationUnavailable
         })
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse, ThumbprintHash};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 
@@ -171,8 +171,12 @@ impl Jwks {
         match keys {
             Ok(keys) => {
                 tracing::info!(host, keys = keys.len(), "keys of tokens fetched");
-                remote.keys.store(Some(Arc::new(keys)));
-                remote.are_others.store(true, Ordering::Relaxed);
+                let marks = |keys: &[Key]| keys.iter().map(|key| key.mark).collect::<Vec<u64>>();
+                let new = marks(&keys);
+                let before = remote.keys.swap(Some(Arc::new(keys)));
+                if before.is_none_or(|before| marks(&before) != new) {
+                    remote.are_others.store(true, Ordering::Relaxed);
+                }
             }
             Err(problem) => tracing::error!(host, "keys of tokens cannot be fetched: {problem}"),
         }
@@ -208,7 +212,6 @@ fn parse(bytes: &[u8]) -> Result<Vec<Key>, String> {
 }
 
 fn key(value: serde_json::Value) -> Option<Key> {
-    let mark = mark(value.to_string().as_bytes());
     let jwk: Jwk = serde_json::from_value(value).ok()?;
     if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
         return None;
@@ -236,5 +239,7 @@ fn key(value: serde_json::Value) -> Option<Key> {
         }
     };
     let public = DecodingKey::from_jwk(&jwk).ok()?;
+    // Of the key itself [RFC 7638]: what else is said of it may change without it.
+    let mark = mark(jwk.thumbprint(ThumbprintHash::SHA256).ok()?.as_bytes());
     (!algorithms.is_empty()).then_some(Key { id: jwk.common.key_id, algorithms, public, mark })
 }

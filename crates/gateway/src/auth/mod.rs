@@ -132,7 +132,7 @@ impl<'a> Candidate<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     pub(crate) registries: Registries,
-    /// By file or URL.
+    /// By URL, and by the trust anchors that it is fetched by.
     pub(crate) jwks: Kept<String, Jwks>,
 }
 

@@ -221,6 +221,8 @@ struct Job {
     hash: PasswordHash,
     password: Zeroizing<Vec<u8>>,
     answer: oneshot::Sender<bool>,
+    /// Taken until it is done: a client that goes away leaves its job in the queue.
+    place: Place,
 }
 
 /// A place in the queue, of those that an address may have.
@@ -255,9 +257,9 @@ impl Drop for Place {
 
 async fn ask(hash: PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
     static QUEUE: LazyLock<SyncSender<Job>> = LazyLock::new(start);
-    let _place = Place::take(from).ok_or(Reject::AuthenticationBusy)?;
+    let place = Place::take(from).ok_or(Reject::AuthenticationBusy)?;
     let (answer, answered) = oneshot::channel();
-    let job = Job { hash, password: Zeroizing::new(password.to_vec()), answer };
+    let job = Job { hash, password: Zeroizing::new(password.to_vec()), answer, place };
     match QUEUE.try_send(job) {
         Ok(()) => {}
         Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(Reject::AuthenticationBusy),
@@ -289,7 +291,7 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
     let _ = rustix::process::setpriority_process(None, NICENESS);
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { hash, password, answer }) = job else { return };
+        let Ok(Job { hash, password, answer, place: _place }) = job else { return };
         // Who has gone meanwhile costs nothing.
         if !answer.is_closed() {
             let _ = answer.send(hash.is_of(&password));

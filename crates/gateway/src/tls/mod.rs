@@ -25,6 +25,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::config::model::ListenerTls;
+#[cfg(feature = "psk")]
+use crate::config::model::Ocsp;
 use crate::config::{At, Document};
 use crate::expr::TlsFacts;
 use crate::net::{Stream, discard_until_closed};
@@ -257,6 +259,10 @@ fn refuse_beside_psk(tls: &At<ListenerTls>, document: &mut Document) -> Option<(
         ("ocsp_responder", tls.ocsp_responder.as_ref().map(|at| &at.span)),
         ("ocsp_failure", tls.ocsp_failure.as_ref().map(|at| &at.span)),
     ];
+    if tls.ocsp != Ocsp::Off || tls.ocsp_stapling || tls.crl_distribution_points {
+        let message = "`ocsp`, `ocsp_stapling` and `crl_distribution_points` cannot stand beside `psk`";
+        document.problems.error(&tls.span, message).hint("there are no certificates");
+    }
     for (key, span) in others {
         let Some(span) = span else { continue };
         let message = format!("`{key}` cannot stand beside `psk`");

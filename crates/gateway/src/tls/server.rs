@@ -187,7 +187,8 @@ impl CertificateTls {
         let leaf = session.peer_certificates().and_then(|chain| chain.first());
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
         let mut facts = facts(session, resumed);
-        if let (Some(keys), Some(key), true) = (&self.parts.raw_keys, leaf, handshake.is_raw.get()) {
+        if handshake.is_raw.get() {
+            let (Some(keys), Some(key)) = (&self.parts.raw_keys, leaf) else { return Err((Reject::UnknownKey, None)) };
             let fingerprint = sha256(key);
             // Only now that it has proved to own the key: else whoever has seen one could ask whether it is known.
             let unknown = || perhaps_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portcullis_gateway::auth::PasswordHash;
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, connect_as, tls_config};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, connect_as, eventually, tls_config};
 
 async fn gateway(broker: &Broker, ban: &str, rest: &str) -> TestGateway {
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
@@ -127,7 +127,7 @@ async fn guesses_at_once_are_banned_one_after_the_other() {
     for _ in 0..8 {
         clients.push(Client::tcp(gateway.address()).await);
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    eventually("all connections", || (gateway.gateway.connections() == 8).then_some(())).await;
     for client in &mut clients {
         client.write(&connect_as("x", "alice", b"guess")).await;
         client.read_to_end().await;

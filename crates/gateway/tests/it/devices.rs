@@ -34,6 +34,13 @@ async fn plain(dir: &Path, broker: &Broker, rest: &str) -> TestGateway {
     TestGateway::start(&format!("{listener}authenticate = [\"fleet\"]\n{rest}{upstream}{table}")).await
 }
 
+/// A listener with mutual TLS, and the registry with these keys.
+async fn certified(dir: &Path, pki: &Pki, broker: &Broker, admit: &str, rest: &str) -> TestGateway {
+    let (listener, tls, upstream) = (TestGateway::LISTENER, pki.listener_tls(), broker.upstream());
+    let table = table(dir, rest);
+    TestGateway::start(&format!("{listener}authenticate = [\"fleet\"]\n{tls}{admit}{upstream}{table}")).await
+}
+
 fn with_password(id: &str) -> Device {
     let hash = Hash(PasswordHash::make(b"secret").unwrap());
     let attributes = json!({ "site": "lyon" }).as_object().unwrap().clone();
@@ -112,8 +119,7 @@ async fn what_changes_in_the_registry_changes_for_sessions() {
         assert!(gateway.lines(9 + n).await[8 + n].ends_with(reason));
     }
     registry.change("disabled", |device| device.state = State::Enabled).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(2500)).await;
-    let _again = gateway.session(&broker, &connect_as("x", "disabled", b"secret")).await;
+    let _again = gateway.session_at_last(&broker, &connect_as("x", "disabled", b"secret")).await;
     stays.write(b"\xc0\x00").await;
     at_broker.expect(b"\xc0\x00").await;
 }
@@ -160,14 +166,8 @@ async fn pins_bind_a_device_to_its_certificate_or_its_key() {
     fingerprints("stranger");
     add(&registry, Device { pins: vec![certificate.clone()], ..Device::new("one") }).await;
     add(&registry, Device { pins: vec![key], ..Device::new("two") }).await;
-    let configuration = format!(
-        "{}authenticate = [\"fleet\"]\n{}[listener.admit]\nrequire = ['mqtt.client_id == device.id']\n{}{}",
-        TestGateway::LISTENER,
-        pki.listener_tls(),
-        broker.upstream(),
-        table(dir.path(), "")
-    );
-    let gateway = TestGateway::start(&configuration).await;
+    let gateway =
+        certified(dir.path(), &pki, &broker, "[listener.admit]\nrequire = ['mqtt.client_id == device.id']\n", "").await;
     let mut one = Client::tls(gateway.address(), &pki, "thing001").await;
     let _one = one.greet(&broker, &connect("one")).await;
     let mut two = Client::tls(gateway.address(), &pki, "thing002").await;
@@ -190,14 +190,7 @@ async fn an_expression_may_say_which_device_it_is() {
     add(&registry, Device::new("thing001")).await;
     add(&registry, Device { state: State::Disabled, ..Device::new("thing002") }).await;
     add(&registry, Device { pins: vec!["0".repeat(64)], ..Device::new("thing003") }).await;
-    let configuration = format!(
-        "{}authenticate = [\"fleet\"]\n{}{}{}",
-        TestGateway::LISTENER,
-        pki.listener_tls(),
-        broker.upstream(),
-        table(dir.path(), "device = 'cert.subject.cn'\n")
-    );
-    let gateway = TestGateway::start(&configuration).await;
+    let gateway = certified(dir.path(), &pki, &broker, "", "device = 'cert.subject.cn'\n").await;
     let mut one = Client::tls(gateway.address(), &pki, "thing001").await;
     let _one = one.greet(&broker, &connect_as("x", "thing002", b"")).await;
     for (n, (name, reason)) in
@@ -317,14 +310,7 @@ async fn a_pin_that_comes_later_counts_for_those_who_are_there() {
     let (dir, broker, pki) = (tempfile::tempdir().unwrap(), Broker::start().await, Pki::new());
     let registry = registry(dir.path()).await;
     add(&registry, Device::new("thing001")).await;
-    let configuration = format!(
-        "{}authenticate = [\"fleet\"]\n{}{}{}",
-        TestGateway::LISTENER,
-        pki.listener_tls(),
-        broker.upstream(),
-        table(dir.path(), "device = 'cert.subject.cn'\n")
-    );
-    let gateway = TestGateway::start(&configuration).await;
+    let gateway = certified(dir.path(), &pki, &broker, "", "device = 'cert.subject.cn'\n").await;
     let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
     let _connection = client.greet(&broker, &connect("x")).await;
     registry.change("thing001", |device| device.pins.push("0".repeat(64))).await.unwrap();
@@ -369,6 +355,5 @@ async fn more_devices_than_are_kept_are_refused_until_there_is_room() {
     let _one = gateway.session(&broker, &connect_as("x", "one", b"secret")).await;
     assert_eq!(gateway.refusal(&connect_as("x", "two", b"secret")).await, LATER);
     registry.remove("one").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(3500)).await;
-    let _two = gateway.session(&broker, &connect_as("x", "two", b"secret")).await;
+    let _two = gateway.session_at_last(&broker, &connect_as("x", "two", b"secret")).await;
 }

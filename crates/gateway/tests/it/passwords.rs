@@ -4,18 +4,9 @@ use std::fs;
 use std::time::Duration;
 
 use portcullis_gateway::auth::{PasswordHash, set_password};
-use portcullis_testkit::{Broker, TestGateway, connect, connect_as, connect_v5};
-use tempfile::TempDir;
+use portcullis_testkit::{Broker, TestGateway, connect, connect_as, connect_v5, password_file};
 
 const REFUSED: &[u8] = b"\x20\x02\x00\x04";
-
-fn file(dir: &TempDir, name: &str, users: &[(&str, &str)]) -> String {
-    let path = dir.path().join(name);
-    for (user, password) in users {
-        set_password(&path, user, &PasswordHash::make(password.as_bytes()).unwrap()).unwrap();
-    }
-    format!("[[authenticator]]\nname = \"{name}\"\nkind = \"password_file\"\nfile = {path:?}\n")
-}
 
 async fn gateway(broker: &Broker, authenticate: &str, rest: &str) -> TestGateway {
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
@@ -26,7 +17,9 @@ async fn gateway(broker: &Broker, authenticate: &str, rest: &str) -> TestGateway
 #[tokio::test]
 async fn the_right_password_is_let_in_and_everything_else_looks_the_same() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let gateway = gateway(&broker, "[\"users\"]", &file(&dir, "users", &[("alice", "secret"), ("bob", "other")])).await;
+    let gateway =
+        gateway(&broker, "[\"users\"]", &password_file(dir.path(), "users", &[("alice", "secret"), ("bob", "other")]))
+            .await;
     let (mut client, mut connection) = gateway.session(&broker, &connect_as("a", "alice", b"secret")).await;
     client.shutdown().await;
     connection.read_to_end().await;
@@ -56,7 +49,7 @@ async fn the_right_password_is_let_in_and_everything_else_looks_the_same() {
 #[tokio::test]
 async fn the_log_says_who_knew_the_client() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let tables = file(&dir, "users", &[("alice", "one")]) + "[access_log]\nformat = \"json\"\n";
+    let tables = password_file(dir.path(), "users", &[("alice", "one")]) + "[access_log]\nformat = \"json\"\n";
     let gateway = gateway(&broker, "[\"users\"]", &tables).await;
     drop(gateway.session(&broker, &connect_as("a", "alice", b"one")).await);
     assert_eq!(gateway.field(1, "authenticator").await, "users");
@@ -65,7 +58,8 @@ async fn the_log_says_who_knew_the_client() {
 #[tokio::test]
 async fn a_user_who_is_removed_or_changed_is_out() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let gateway = gateway(&broker, "[\"users\"]", &file(&dir, "users", &[("alice", "one"), ("bob", "two")])).await;
+    let gateway =
+        gateway(&broker, "[\"users\"]", &password_file(dir.path(), "users", &[("alice", "one"), ("bob", "two")])).await;
     let (mut alice, _a) = gateway.session(&broker, &connect_as("a", "alice", b"one")).await;
     let (mut bob, mut at_broker) = gateway.session(&broker, &connect_as("b", "bob", b"two")).await;
     let path = dir.path().join("users");
@@ -89,7 +83,8 @@ async fn a_user_who_is_removed_or_changed_is_out() {
 #[tokio::test]
 async fn a_reload_that_asks_others_ends_those_who_are_known_to_nobody() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let tables = file(&dir, "users", &[("alice", "one")]) + &file(&dir, "staff", &[("bob", "two")]);
+    let tables = password_file(dir.path(), "users", &[("alice", "one")])
+        + &password_file(dir.path(), "staff", &[("bob", "two")]);
     let gateway = gateway(&broker, "[\"users\", \"staff\"]", &tables).await;
     let (mut alice, _a) = gateway.session(&broker, &connect_as("a", "alice", b"one")).await;
     let (mut bob, mut at_broker) = gateway.session(&broker, &connect_as("b", "bob", b"two")).await;
@@ -109,7 +104,7 @@ async fn a_reload_that_asks_at_all_ends_those_who_were_not_asked() {
     let gateway = TestGateway::plain(&broker.upstream()).await;
     let (mut client, _connection) = gateway.session(&broker, &connect("a")).await;
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
-    let tables = file(&dir, "users", &[("alice", "one")]);
+    let tables = password_file(dir.path(), "users", &[("alice", "one")]);
     gateway.write(&format!("{listener}authenticate = [\"users\"]\n{}{tables}", broker.upstream()));
     gateway.gateway.reload().await.unwrap();
     client.read_to_end().await;

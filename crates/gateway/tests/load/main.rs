@@ -3,22 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use portcullis_gateway::auth::{PasswordHash, set_password};
-use portcullis_testkit::{Broker, Client, TestGateway, connect_as};
-use tempfile::TempDir;
+use portcullis_testkit::{Broker, Client, TestGateway, connect_as, password_file};
 use tokio::sync::Mutex;
 
 const REFUSED: &[u8] = b"\x20\x02\x00\x04";
 /// One test after the other.
 static ALONE: Mutex<()> = Mutex::const_new(());
-
-fn file(dir: &TempDir, name: &str, users: &[(&str, &str)]) -> String {
-    let path = dir.path().join(name);
-    for (user, password) in users {
-        set_password(&path, user, &PasswordHash::make(password.as_bytes()).unwrap()).unwrap();
-    }
-    format!("[[authenticator]]\nname = \"{name}\"\nkind = \"password_file\"\nfile = {path:?}\n")
-}
 
 async fn gateway(broker: &Broker, authenticate: &str, rest: &str) -> TestGateway {
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
@@ -42,7 +32,7 @@ async fn time(gateway: &TestGateway, packet: &[u8]) -> Duration {
 async fn whom_nobody_knows_waits_as_long() {
     let _alone = ALONE.lock().await;
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let tables = file(&dir, "users", &[("alice", "one"), ("bob", "two")]);
+    let tables = password_file(dir.path(), "users", &[("alice", "one"), ("bob", "two")]);
     let gateway = gateway(&broker, "[\"users\"]", &tables).await;
     let known = time(&gateway, &connect_as("a", "alice", b"wrong")).await;
     let unknown = time(&gateway, &connect_as("a", "nobody", b"wrong")).await;
@@ -56,7 +46,7 @@ async fn whom_nobody_knows_waits_as_long() {
 async fn a_flood_of_wrong_passwords_leaves_sessions_alone() {
     let _alone = ALONE.lock().await;
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let tables = file(&dir, "users", &[("alice", "one")]);
+    let tables = password_file(dir.path(), "users", &[("alice", "one")]);
     let gateway = gateway(&broker, "[\"users\"]", &tables).await;
     let (mut alice, mut at_broker) = gateway.session(&broker, &connect_as("a", "alice", b"one")).await;
     let mut flood = Vec::new();
