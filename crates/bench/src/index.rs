@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use portcullis_gateway::evidence::Evidence;
 use portcullis_gateway::outcome::CloseReason;
-use portcullis_gateway::sessions::{Session, Sessions};
+use portcullis_gateway::session::index::{Live, Session, Sessions};
 use portcullis_gateway::trust::{Credential, IssuerId, Key, Link, Serial};
 
 use crate::usage::Usage;
@@ -21,7 +22,7 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     let memory = Usage::of(&[std::process::id()])?.pss;
     let open = |n: u32| {
         let session = sessions.open(Arc::clone(&listener), address);
-        session.stand_on(credential(n));
+        session.proved(Evidence::Chain(credential(n)));
         session
     };
     let begin = Instant::now();
@@ -29,20 +30,20 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     println!("{count} sessions entered: {:?} each", begin.elapsed() / count);
     println!("memory: {} bytes each", Usage::of(&[std::process::id()])?.pss.saturating_sub(memory) / u64::from(count));
 
-    let none = |_: &portcullis_gateway::sessions::Live| None;
+    let none = |_: &Live| Ok(());
     let keys = |range: std::ops::Range<u32>| -> Vec<Key> { range.map(|n| credential(n).links()[0].key()).collect() };
     measure("a CRL that revokes one of them", open, count, || {
-        sessions.sweep_keys(&keys(7..8), |_| Some(CloseReason::CertificateRevoked))
+        sessions.sweep_keys(&keys(7..8), |_| Err(CloseReason::CertificateRevoked))
     });
     let strangers = keys(count..count + 1_000_000);
     measure("a CRL that revokes 1,000,000 others", open, count, || {
-        sessions.sweep_keys(&strangers, |_| Some(CloseReason::CertificateRevoked))
+        sessions.sweep_keys(&strangers, |_| Err(CloseReason::CertificateRevoked))
     });
     let intermediate = [credential(0).links()[1].key()];
-    measure("an intermediate of 100,000 that is judged again", open, count, || {
+    measure("an intermediate of 100,000 that is evaluated again", open, count, || {
         sessions.sweep_keys(&intermediate, none)
     });
-    measure("all of them judged again", open, count, || sessions.sweep(none));
+    measure("all of them evaluated again", open, count, || sessions.sweep(none));
     measure("those that expire in the first of 365 days", open, count, || sessions.sweep_expired(DAY + 1));
     let begin = Instant::now();
     drop(held);

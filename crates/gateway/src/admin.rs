@@ -22,8 +22,9 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::tables::AdminBind;
 use crate::net;
-use crate::runtime::{AdminBind, Lasting};
+use crate::runtime::Lasting;
 use crate::session::Shared;
 use crate::upkeep;
 

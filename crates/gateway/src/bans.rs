@@ -6,19 +6,16 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Place;
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::model::{self, BanEvent, BanKey};
-use crate::config::{At, Cidr, Document};
+use crate::config::Cidr;
+use crate::config::tables::{BanEvent, BanKey, BanRule};
 use crate::crypto::keyed_digest;
 use crate::kept::Kept;
 use crate::net::network_of;
 
-const WINDOW: Duration = Duration::from_secs(60);
-const DURATION: Duration = Duration::from_secs(5 * 60);
 /// Clients that a rule remembers, about 250 bytes each.
 const MAX_CLIENTS: usize = 100_000;
 
@@ -80,42 +77,22 @@ struct Counts {
 }
 
 impl Bans {
-    /// Compiles a listener's rules; says what is wrong with them in the document's problems.
-    pub(crate) fn compile(
-        rules: &[At<model::Ban>],
-        listener: &str,
-        memories: &Memories,
-        document: &mut Document,
-    ) -> Self {
-        let compile = |rule: &At<model::Ban>| {
-            let Some(count) = &rule.count else {
-                document.missing(&rule.span, "count", "more than so many within `window` are too many");
-                return None;
-            };
-            let by_address = rule.key == BanKey::Address;
-            let on = |event| rule.on.as_ref().is_none_or(|on| on.value.contains(&event));
-            if let Some(on) = rule.on.as_ref().filter(|on| on.value.is_empty()) {
-                document.problems.error(&on.span, "`on` is empty, so nothing would be counted");
-                return None;
-            }
-            if let Some(on) = rule.on.as_ref().filter(|on| !by_address && on.value.contains(&BanEvent::Failure)) {
-                let message = "failures cannot be counted by client ID: anybody could ban anybody in its name";
-                document.problems.error(&on.span, message).hint("key = \"address\"");
-                return None;
-            }
+    /// The rules of a listener; what `memories` has of them is kept.
+    pub(crate) fn new(rules: &[BanRule], listener: &str, memories: &Memories) -> Self {
+        let rule = |rule: &BanRule| {
             let limits = Limits {
-                by_address,
-                connects: on(BanEvent::Connect),
-                failures: by_address && on(BanEvent::Failure),
-                count: NonZeroU32::get(count.value),
-                window: rule.window.map_or(WINDOW, |period| period.0),
-                duration: rule.duration.map_or(DURATION, |period| period.0),
+                by_address: rule.key == BanKey::Address,
+                connects: rule.connects,
+                failures: rule.failures,
+                count: rule.count,
+                window: rule.window,
+                duration: rule.duration,
             };
             let key = (listener.to_owned(), limits.clone(), format!("{:?}", rule.except));
             let clients = memories.0.get_or_insert_with(key, Clients::default);
-            Some(Rule { limits, except: rule.except.clone(), clients })
+            Rule { limits, except: rule.except.clone(), clients }
         };
-        Self(rules.iter().filter_map(compile).collect())
+        Self(rules.iter().map(rule).collect())
     }
 
     /// Counts a connection from an address; whether it is refused.

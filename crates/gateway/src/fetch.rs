@@ -208,17 +208,6 @@ fn is_settled(last_modified: &HeaderValue, date: Option<&HeaderValue>) -> bool {
     }
 }
 
-/// Whether a URL is one that is fetched.
-pub(crate) fn is_url(text: &str) -> bool {
-    let has_host = |uri: hyper::Uri| uri.host().is_some_and(|host| !host.is_empty());
-    (text.starts_with("http://") || text.starts_with("https://")) && text.parse().is_ok_and(has_host)
-}
-
-/// The host of a URL, for logs: the rest of it may be secret.
-pub(crate) fn host_of(url: &str) -> String {
-    url.parse().ok().and_then(|uri: hyper::Uri| uri.host().map(str::to_owned)).unwrap_or_default()
-}
-
 fn explain(error: &hyper_util::client::legacy::Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
@@ -241,16 +230,6 @@ mod tests {
             [(at("30"), Some(at("31"))), (at("30"), None), (HeaderValue::from_static("x"), None)]
         {
             assert!(!is_settled(&last_modified, date.as_ref()), "{last_modified:?}");
-        }
-    }
-
-    #[test]
-    fn only_http_is_fetched() {
-        for url in ["http://a/", "https://a:1/b.crl"] {
-            assert!(is_url(url), "{url}");
-        }
-        for other in ["ldap://a/", "file:///etc/passwd", "http://", "a.pem", "http:///x", "http://a b/"] {
-            assert!(!is_url(other), "{other}");
         }
     }
 }

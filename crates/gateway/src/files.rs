@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::config::Complaint;
+use crate::config::{Complaint, Diagnostics, Located};
 
 /// The certificates of a PEM file, in its order; at least one.
 ///
@@ -51,6 +51,17 @@ pub fn expiry(path: &Path) -> Result<i64, Complaint> {
     let complaint = || Complaint::new(format!("{} contains something that is no certificate", path.display()));
     let expiries: Option<Vec<i64>> = read_chain(path)?.iter().map(not_after).collect();
     expiries.and_then(|all| all.into_iter().min()).ok_or_else(complaint)
+}
+
+/// When the first certificate of a PEM file expires, in seconds since 1970; warns if it has. `None`: whoever uses the
+/// file reports what is wrong with it.
+pub(crate) fn warn_if_expired(at: &impl Located, path: &Path, diagnostics: &mut Diagnostics) -> Option<i64> {
+    let expires = expiry(path).ok()?;
+    if expires <= crate::clock::now() {
+        let when = chrono::DateTime::from_timestamp(expires, 0).map(|when| when.to_rfc3339()).unwrap_or_default();
+        diagnostics.warning(at, format!("a certificate in {} expired at {when}", path.display()));
+    }
+    Some(expires)
 }
 
 /// Says that a PEM file cannot be read.

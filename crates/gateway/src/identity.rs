@@ -17,7 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::{Map, Value as Json};
 
 use crate::clock::now;
-use crate::config::{At, Complaint, Document, is_exposed, model};
+use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
 use crate::files::{Follower, unreadable};
 
 const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
@@ -26,8 +26,6 @@ const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
-/// Claims that the gateway sets itself.
-pub(crate) const OWN_CLAIMS: &[&str] = &["iss", "aud", "iat", "nbf", "exp", "jti"];
 /// For brokers whose clocks are behind, in seconds.
 const CLOCK_SKEW: i64 = 30;
 
@@ -54,23 +52,14 @@ impl fmt::Debug for Keys {
 }
 
 impl Signer {
-    /// Compiles the table; says what is wrong with it in the document's problems. `None`: something is.
-    pub(crate) fn compile(table: &At<model::Identity>, document: &mut Document) -> Option<Self> {
-        let Some(key) = &table.private_key else {
-            let hint = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out identity.key";
-            document.missing(&table.span, "private_key", hint);
-            return None;
-        };
-        let Some(issuer) = table.issuer.as_ref().filter(|issuer| !issuer.is_empty()) else {
-            document.missing(&table.span, "issuer", "the tokens' `iss`, as \"https://gateway.example.com\"");
-            return None;
-        };
-        let files: Vec<PathBuf> =
-            std::iter::once(key).chain(&table.other_keys).map(|at| document.resolve(at)).collect();
-        if is_exposed(&files[0]) {
-            let message = format!("everybody on this machine can read the private key {}", files[0].display());
-            document.problems.warning(&key.span, message).hint(format!("chmod 600 {}", files[0].display()));
-        }
+    /// Reads the keys.
+    ///
+    /// # Errors
+    /// They cannot be used, which was reported.
+    pub(crate) fn open(settings: &tables::Identity, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
+        let key = &settings.keys[0];
+        warn_if_exposed(key, key, "the private key", diagnostics);
+        let files: Vec<PathBuf> = settings.keys.iter().map(|file| file.value.clone()).collect();
         let follower = Follower::default();
         let mut complaint = None;
         let paths: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
@@ -83,13 +72,12 @@ impl Signer {
         };
         match follower.read_if_changed(&paths, true, read) {
             Some(Ok(keys)) => {
-                let (issuer, keys) = (issuer.value.clone(), ArcSwap::from_pointee(keys));
-                Some(Self { issuer, files, follower, keys })
+                let (issuer, keys) = (settings.issuer.clone(), ArcSwap::from_pointee(keys));
+                Ok(Self { issuer, files, follower, keys })
             }
             _ => {
                 let complaint = complaint.unwrap_or_else(|| Complaint::new("the key was not read"));
-                document.problems.complain(&key.span, complaint);
-                None
+                Err(diagnostics.error(key, complaint))
             }
         }
     }

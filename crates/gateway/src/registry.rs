@@ -1,6 +1,6 @@
 //! The devices of a registry as the gateway knows them: all of them, in memory, following the database. So devices are
 //! found without waiting for it, and those that are known are served through an outage of any length. Enters: changes.
-//! Leaves: devices, and whose sessions are to be judged again.
+//! Leaves: devices, and whose sessions are to be evaluated again.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use crate::crypto::mark;
 use crate::kept::Kept;
 use crate::outcome::{CloseReason, Reject};
+use crate::peer::Fingerprint;
 use crate::trust::Key;
 
 /// How often the database is asked whether something has changed.
@@ -38,9 +39,6 @@ pub(crate) type Registries = Kept<(Url, usize), Replica>;
 /// A pre-shared key.
 pub type SecretKey = Zeroizing<Box<[u8]>>;
 
-/// SHA-256 of a certificate or of a public key.
-pub type Fingerprint = [u8; 32];
-
 /// The place in indexes of a device's sessions.
 pub(crate) fn key(id: &str) -> Key {
     let mut hasher = DefaultHasher::new();
@@ -53,7 +51,7 @@ pub struct Replica {
     url: Url,
     max: usize,
     known: RwLock<Known>,
-    /// Whose sessions are to be judged again.
+    /// Whose sessions are to be evaluated again.
     changed: Mutex<Vec<Key>>,
     /// Whether all has been read once.
     complete: watch::Sender<bool>,
@@ -90,9 +88,9 @@ pub struct Entry {
     facts_mark: u64,
 }
 
-/// A device of the registry that a session stands on, as it was when it came.
+/// A device of the registry that a session rests on, as it was when it connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceGround {
+pub struct DeviceEvidence {
     /// Which one.
     pub id: Arc<str>,
     /// With what it has proved to be that.
@@ -175,9 +173,9 @@ impl Entry {
         }
     }
 
-    /// What a session stands on that this was used for.
-    pub fn ground(&self, used: Used) -> DeviceGround {
-        DeviceGround { id: Arc::clone(&self.id), used, facts_mark: self.facts_mark }
+    /// The evidence of a session that this was used for.
+    pub fn evidence(&self, used: Used) -> DeviceEvidence {
+        DeviceEvidence { id: Arc::clone(&self.id), used, facts_mark: self.facts_mark }
     }
 
     /// Whether it is let in at a time, in seconds since 1970.
@@ -257,26 +255,32 @@ impl Replica {
         known.samples.get(usize::try_from(place).unwrap_or(0)).cloned()
     }
 
-    /// Why a session that stands on a device has to end; `None`: it has not. `facts_count`: what is known of the device
-    /// has decided about it. `now` is in seconds since 1970.
-    pub(crate) fn judge(&self, ground: &DeviceGround, facts_count: bool, now: i64) -> Option<CloseReason> {
-        let Some(device) = self.by_id(&ground.id) else {
+    /// Whether a session that rests on a device may continue. `uses_facts`: what is known of the device decides about it.
+    /// `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// Why it ends.
+    pub(crate) fn evaluate(&self, evidence: &DeviceEvidence, uses_facts: bool, now: i64) -> Result<(), CloseReason> {
+        let Some(device) = self.by_id(&evidence.id) else {
             // It may be among those that have not been read yet, or are not kept.
             let is_known_to_be_gone = *self.complete.borrow() && !self.known().is_full;
-            return is_known_to_be_gone.then_some(CloseReason::DeviceRemoved);
+            return if is_known_to_be_gone { Err(CloseReason::DeviceRemoved) } else { Ok(()) };
         };
         match device.may_enter(now) {
             Ok(()) => {}
-            Err(Reject::DeviceBanned) => return Some(CloseReason::DeviceBanned),
-            Err(_) => return Some(CloseReason::DeviceDisabled),
+            Err(Reject::DeviceBanned) => return Err(CloseReason::DeviceBanned),
+            Err(_) => return Err(CloseReason::DeviceDisabled),
         }
-        if !device.is_proved_by(&ground.used) {
-            return Some(CloseReason::CredentialWithdrawn);
+        if !device.is_proved_by(&evidence.used) {
+            return Err(CloseReason::CredentialWithdrawn);
         }
-        (facts_count && device.facts_mark != ground.facts_mark).then_some(CloseReason::DeviceChanged)
+        if uses_facts && device.facts_mark != evidence.facts_mark {
+            return Err(CloseReason::DeviceChanged);
+        }
+        Ok(())
     }
 
-    /// Whose sessions are to be judged again; told once.
+    /// Whose sessions are to be evaluated again; told once.
     pub(crate) fn take_changed(&self) -> Vec<Key> {
         std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -285,7 +289,7 @@ impl Replica {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes over changes; those whom they concern are to be judged again.
+    /// Takes over changes; those whom they concern are to be evaluated again.
     fn apply(&self, changes: &[Change]) {
         // Before the lock is taken, and not all at once under it: handshakes wait for it.
         let entries: Vec<Option<Arc<Entry>>> = changes.iter().map(entry).collect();
@@ -302,10 +306,10 @@ impl Replica {
                 );
             }
         }
-        self.judge_again(changes.iter().map(|change| key(&change.id)));
+        self.evaluate_again(changes.iter().map(|change| key(&change.id)));
     }
 
-    fn judge_again(&self, keys: impl Iterator<Item = Key>) {
+    fn evaluate_again(&self, keys: impl Iterator<Item = Key>) {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
     }
 
@@ -356,7 +360,7 @@ impl Replica {
         in_background(move || {
             let new: Vec<Key> = fresh.by_id.keys().map(|id| key(id)).collect();
             let before = std::mem::replace(&mut *this.known.write().unwrap_or_else(PoisonError::into_inner), fresh);
-            this.judge_again(before.by_id.keys().map(|id| key(id)).chain(new));
+            this.evaluate_again(before.by_id.keys().map(|id| key(id)).chain(new));
         })
         .await?;
         self.answered();

@@ -14,13 +14,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Problems;
+use crate::config::Diagnostics;
+use crate::config::tables::AdminBind;
 use crate::net;
 use crate::observe::AccessLog;
 use crate::outcome::CloseReason;
-use crate::runtime::{AdminBind, Lasting, Loaded, Runtime, SocketKey};
+use crate::runtime::{Lasting, Loaded, Runtime, SocketKey};
+use crate::session::index::Sessions;
 use crate::session::{self, Shared};
-use crate::sessions::Sessions;
 use crate::upkeep::{self, CertificateStatus};
 
 /// Waited after an accept that failed because descriptors or memory ran out: others may give some back.
@@ -88,7 +89,7 @@ impl std::error::Error for StartError {
 #[derive(Debug)]
 pub enum ReloadError {
     /// The configuration cannot be used.
-    Configuration(Problems),
+    Configuration(Diagnostics),
     /// What it asks for cannot be had.
     Start(StartError),
 }
@@ -175,7 +176,7 @@ impl Gateway {
     ///
     /// # Errors
     /// Why nothing was changed.
-    pub async fn reload(&self) -> Result<Problems, ReloadError> {
+    pub async fn reload(&self) -> Result<Diagnostics, ReloadError> {
         let _one_at_a_time = self.reloading.lock().await;
         let result = self.replace().await;
         // Even one that failed has read CRLs.
@@ -186,11 +187,11 @@ impl Gateway {
         result
     }
 
-    async fn replace(&self) -> Result<Problems, ReloadError> {
+    async fn replace(&self) -> Result<Diagnostics, ReloadError> {
         let (path, lasting) = (self.path.clone(), Arc::clone(&self.lasting));
         // Files are read and certificates parsed: not on a thread that moves bytes.
         let loaded = tokio::task::spawn_blocking(move || Runtime::load(&path, &lasting)).await;
-        let Loaded { runtime, problems } = match loaded {
+        let Loaded { runtime, diagnostics } = match loaded {
             Ok(result) => result.map_err(ReloadError::Configuration)?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
@@ -216,7 +217,7 @@ impl Gateway {
         tokio::task::spawn_blocking(move || drop(closed_log));
         self.sockets().extend(start_accepting(bound, &self.shared, &self.tasks));
         tokio::spawn(upkeep::settle_all(Arc::clone(&self.shared)));
-        Ok(problems)
+        Ok(diagnostics)
     }
 
     /// Takes no more connections, waits for sessions to end, at most for `drain_timeout`, then ends those that are left.
@@ -236,7 +237,7 @@ impl Gateway {
         self.draining.cancel();
         self.sockets().clear();
         self.tasks.close();
-        self.shared.sessions.sweep(|_| Some(CloseReason::Drained));
+        self.shared.sessions.sweep(|_| Err(CloseReason::Drained));
         let _ = tokio::time::timeout(GOODBYE, self.tasks.wait()).await;
     }
 

@@ -12,8 +12,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use crate::clock::now;
 use crate::observe::Expiry;
 use crate::runtime::Lasting;
-use crate::session::{Shared, judge};
-use crate::sessions::Live;
+use crate::session::index::Live;
+use crate::session::{Shared, evaluate};
 use crate::tls::ServerTls;
 use crate::trust::CrlNote;
 
@@ -95,8 +95,9 @@ fn end_sessions(shared: &Shared, lasting: &Lasting) {
     let mut changed = lasting.knowledge.take_revoked();
     changed.extend(lasting.sources.registries.values().iter().flat_map(|registry| registry.take_changed()));
 
-    let ended =
-        shared.sessions.sweep_keys(&changed, |live| judge(&runtime, live)) + shared.sessions.sweep_expired(now());
+    let now = now();
+    let ended = shared.sessions.sweep_keys(&changed, |live| evaluate(live.claim(), &runtime, now))
+        + shared.sessions.sweep_expired(now);
     if ended > 0 {
         tracing::info!(sessions = ended, "sessions ended: what they stood on is no longer good");
     }
@@ -126,7 +127,8 @@ fn read_files(shared: &Shared, lasting: &Lasting) {
 /// Judges all sessions by the configuration and the lists of the moment; returns how many have to end.
 pub(crate) fn sweep(shared: &Shared) -> usize {
     let runtime = shared.runtime.load_full();
-    shared.sessions.sweep(|live| judge(&runtime, live))
+    let now = now();
+    shared.sessions.sweep(|live| evaluate(live.claim(), &runtime, now))
 }
 
 /// Asks authorities about devices that are connected, as they would be asked if the devices came now: a configuration may
@@ -134,11 +136,11 @@ pub(crate) fn sweep(shared: &Shared) -> usize {
 pub(crate) async fn settle_all(shared: Arc<Shared>) {
     let shared = &shared;
     let settle = async |live: Arc<Live>| {
-        let listener = shared.runtime.load().listener(&live.listener).cloned();
+        let listener = shared.runtime.load().listener(live.claim().listener).cloned();
         let trust = listener.as_ref().and_then(|listener| listener.tls.as_ref()?.trust());
-        if let (Some(credential), Some(trust)) = (live.credential(), trust) {
+        if let (Some(chain), Some(trust)) = (live.chain(), trust) {
             // That nothing is known ends nobody.
-            let _ = trust.settle(credential).await;
+            let _ = trust.settle(chain).await;
         }
     };
     futures_util::stream::iter(shared.sessions.all()).for_each_concurrent(MAX_SETTLING, settle).await;

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
-use portcullis_gateway::auth::{PasswordHash, registries_of};
+use portcullis_gateway::auth::PasswordHash;
+use portcullis_gateway::config::registry_urls;
 use portcullis_gateway::crypto::random_key;
 use portcullis_gateway::files::read_chain;
-use portcullis_gateway::tls::Certificate;
+use portcullis_gateway::peer::Certificate;
 use portcullis_registry::{self as registry, Device, Error, Hash, PAGE, Psk, Registry, State, Url, from_hex, to_hex};
 use serde_json::{Value, json};
 
@@ -46,7 +47,7 @@ fn url(arguments: DatabaseArguments) -> Result<Url, Failure> {
         };
         return Url::parse(&text, str::to_owned).map_err(|problem| anyhow!(problem).into());
     };
-    let mut urls = registries_of(&path).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
+    let mut urls = registry_urls(&path).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     match urls.len() {
         1 => Ok(urls.remove(0)),
         0 => Err(anyhow!("{} has no [[authenticator]] of kind registry", path.display()).into()),

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use portcullis_gateway::Process;
-use portcullis_gateway::config::model::LogFormat;
+use portcullis_gateway::config::tables::LogFormat;
 use portcullis_gateway::observe::Observer;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;

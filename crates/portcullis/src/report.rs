@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use portcullis_gateway::config::{Problems, Severity};
+use portcullis_gateway::config::{Diagnostics, Severity};
 
 /// The configuration cannot be used; `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIGURATION: u8 = 78;
@@ -13,7 +13,7 @@ pub(crate) enum Failure {
     /// Something went wrong, and what to do about it.
     Error(anyhow::Error, Option<String>),
     /// The configuration has errors.
-    Configuration(Box<Problems>),
+    Configuration(Box<Diagnostics>),
 }
 
 impl Failure {
@@ -48,7 +48,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 /// Prints problems, if there are any, and how many, on standard error.
-pub(crate) fn print_problems(problems: &Problems) {
+pub(crate) fn print_problems(problems: &Diagnostics) {
     if problems.list().is_empty() {
         return;
     }

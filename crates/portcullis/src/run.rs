@@ -16,9 +16,9 @@ const SHUTDOWN: Duration = Duration::from_secs(1);
 pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     let lasting = Lasting::new();
     let observer = Arc::clone(&lasting.observer);
-    let Loaded { runtime, problems } =
+    let Loaded { runtime, diagnostics } =
         Runtime::load(path, &lasting).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
-    print_problems(&problems);
+    print_problems(&diagnostics);
     let _guard = crate::logging::start(&runtime.process, &observer);
     let tokio = tokio_runtime(runtime.process.worker_threads)?;
     let result = tokio.block_on(serve(path, runtime, lasting));

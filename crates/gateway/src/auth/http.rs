@@ -2,7 +2,6 @@
 //! alone for a while when it does not answer.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,27 +9,22 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::StatusCode;
 use hyper::body::Bytes;
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use portcullis_registry::to_hex;
+use hyper::header::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::cache::{Cache, Question};
-use super::{Answer, Candidate, Ground, Principal, Standing, compile_ca};
+use super::{Answer, Candidate, Principal, open_ca};
 use crate::clock::now;
-use crate::config::{At, Document, model};
+use crate::config::{Diagnostics, Reported, tables};
 use crate::crypto::mark;
-use crate::fetch::{Fetcher, host_of, is_url};
-use crate::outcome::{CloseReason, Reject};
-
-const TIMEOUT: Duration = Duration::from_secs(5);
-const MAX_CONCURRENCY: u32 = 64;
-const CACHE: Duration = Duration::from_secs(30);
-const NEGATIVE_CACHE: Duration = Duration::from_secs(5);
-const BREAK_AFTER: u32 = 5;
-const BREAK_TIME: Duration = Duration::from_secs(10);
+use crate::evidence::Authenticated;
+use crate::fetch::Fetcher;
+use crate::outcome::Reject;
+use crate::peer::{FACTS, FactValue, Facts};
+use crate::url::host_of;
 
 /// A service.
 pub(super) struct Service {
@@ -52,9 +46,9 @@ impl fmt::Debug for Service {
     }
 }
 
-/// What is sent.
+/// The request: what the table of facts says of a client, under the names of this protocol, and the password.
 #[derive(Serialize)]
-struct Asked<'a> {
+struct Request<'a> {
     client_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     username: Option<&'a str>,
@@ -67,28 +61,28 @@ struct Asked<'a> {
     listener: &'a str,
     remote_addr: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tls: Option<Tls<'a>>,
+    tls: Option<Map<String, Json>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    certificate: Option<Certificate<'a>>,
+    certificate: Option<Map<String, Json>>,
 }
 
-#[derive(Serialize)]
-struct Tls<'a> {
-    version: &'a str,
-    sni: Option<&'a str>,
-    psk_identity: Option<&'a str>,
-    key_name: Option<&'a str>,
-    key_fingerprint: Option<String>,
-}
+/// Fields of `tls` in the request, each with the fact that it is.
+const TLS: &[(&str, &str)] = &[
+    ("version", "tls.version"),
+    ("sni", "tls.sni"),
+    ("psk_identity", "tls.psk_identity"),
+    ("key_name", "tls.key_name"),
+    ("key_fingerprint", "tls.key_fingerprint"),
+];
 
-#[derive(Serialize)]
-struct Certificate<'a> {
-    subject: Option<&'a str>,
-    common_name: Option<&'a str>,
-    issuer: Option<&'a str>,
-    serial: &'a str,
-    sha256: String,
-}
+/// Fields of `certificate` in the request, likewise.
+const CERTIFICATE: &[(&str, &str)] = &[
+    ("subject", "cert.subject.dn"),
+    ("common_name", "cert.subject.cn"),
+    ("issuer", "cert.issuer.dn"),
+    ("serial", "cert.serial"),
+    ("sha256", "cert.fingerprint.sha256"),
+];
 
 /// What is answered.
 #[derive(Debug, Deserialize)]
@@ -112,57 +106,29 @@ enum Verdict {
 }
 
 impl Service {
-    pub(super) fn compile(table: &At<model::Authenticator>, document: &mut Document) -> Option<Self> {
-        let Some(url) = &table.url else {
-            document.missing(&table.span, "url", "where the JSON document about a client is sent to");
-            return None;
-        };
-        if !is_url(url) {
-            document.problems.error(&url.span, "this is no `http` or `https` URL").hide_line();
-            return None;
-        }
-        let host = host_of(url);
-        let is_near =
-            host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-        if url.starts_with("http://") && !is_near {
-            let message = "passwords go to this service over plain HTTP";
-            document.problems.warning(&url.span, message).hide_line().hint("https://");
-        }
-        let mut headers = HeaderMap::new();
-        for (name, value) in table.headers.iter().flat_map(|headers| &headers.value) {
-            let span = table.headers.as_ref().map_or(&table.span, |at| &at.span);
-            match (name.parse::<HeaderName>(), HeaderValue::from_str(value.expose())) {
-                (Ok(name), Ok(mut value)) => {
-                    value.set_sensitive(true);
-                    headers.insert(name, value);
-                }
-                _ => {
-                    let message = format!("the header `{}` cannot be sent", name.escape_debug());
-                    document.problems.error(span, message).hide_line();
-                    return None;
-                }
-            }
-        }
-        let fetcher = compile_ca(table, document)?.unwrap_or_default();
-        let places = table.max_concurrency.as_ref().map_or(MAX_CONCURRENCY, |at| at.value.get());
-        Some(Self {
-            url: url.value.clone(),
-            headers,
+    /// Reads the trust anchors; connects to nothing.
+    pub(super) fn open(settings: tables::HttpService, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
+        let fetcher = open_ca(settings.ca.as_ref(), diagnostics)?.unwrap_or_default();
+        Ok(Self {
+            url: settings.url.expose().to_owned(),
+            headers: settings.headers,
             fetcher,
-            timeout: table.timeout.as_ref().map_or(TIMEOUT, |at| at.value.0),
-            places: Semaphore::new(places as usize),
-            breaker: Breaker::new(
-                table.break_after.as_ref().map_or(BREAK_AFTER, |at| at.value.get()),
-                table.break_time.as_ref().map_or(BREAK_TIME, |at| at.value.0),
-            ),
+            timeout: settings.timeout,
+            places: Semaphore::new(settings.max_concurrency as usize),
+            breaker: Breaker::new(settings.break_after, settings.break_time),
             answers: Cache::default(),
-            cache: table.cache.as_ref().map_or(CACHE, |at| at.value.0),
-            negative_cache: table.negative_cache.as_ref().map_or(NEGATIVE_CACHE, |at| at.value.0),
+            cache: settings.cache,
+            negative_cache: settings.negative_cache,
         })
     }
 
+    /// Distinguishes the service's URL from others.
+    pub(super) fn tag(&self) -> u64 {
+        mark(self.url.as_bytes())
+    }
+
     pub(super) async fn ask(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Answer {
-        let Ok(document) = serde_json::to_vec(&describe(candidate)).map(Zeroizing::new) else {
+        let Ok(document) = serde_json::to_vec(&request(candidate)).map(Zeroizing::new) else {
             return Answer::Refused(Reject::AuthenticationUnavailable);
         };
         // All that is sent is in the question: an answer about one client is nobody else's.
@@ -185,26 +151,16 @@ impl Service {
             Verdict::Allow if said.expires_at.is_some_and(|until| until <= now()) => {
                 Answer::Refused(Reject::AuthenticationDenied)
             }
-            Verdict::Allow => Answer::Known(Box::new(Principal {
-                authenticator: Some(Arc::clone(name)),
-                http: Some(Json::Object(said.attributes.clone())),
-                client_id: said.client_id.clone(),
-                username: said.username.clone(),
-                standing: Some(Standing {
-                    authenticator: Arc::clone(name),
-                    ground: Ground::Answer(mark(self.url.as_bytes()), said.expires_at),
-                }),
-                ..Principal::default()
-            })),
+            Verdict::Allow => {
+                let what = Authenticated::Response { service: self.tag(), expires_at: said.expires_at };
+                Answer::Known(Box::new(Principal {
+                    http: Some(Json::Object(said.attributes.clone())),
+                    client_id: said.client_id.clone(),
+                    username: said.username.clone(),
+                    ..Principal::of(name, what)
+                }))
+            }
         }
-    }
-
-    /// Why a session that stands on an answer of the service at this URL has to end; `None`: it has not.
-    pub(super) fn judge(&self, of: u64, until: Option<i64>) -> Option<CloseReason> {
-        if mark(self.url.as_bytes()) != of {
-            return Some(CloseReason::CredentialWithdrawn);
-        }
-        until.is_some_and(|until| until <= now()).then_some(CloseReason::TokenExpired)
     }
 
     async fn exchange(&self, document: &[u8], name: &str) -> Result<Said, Reject> {
@@ -233,34 +189,34 @@ impl Service {
     }
 }
 
-fn describe(candidate: Candidate<'_>) -> Asked<'_> {
-    let facts = candidate.facts;
-    let password = facts.mqtt.password.map(std::str::from_utf8);
-    Asked {
-        client_id: facts.mqtt.client_id,
-        username: facts.mqtt.username,
+fn request(candidate: Candidate<'_>) -> Request<'_> {
+    let Facts { peer, listener, mqtt, .. } = *candidate.facts;
+    let password = mqtt.password.map(std::str::from_utf8);
+    let object = |fields: &[(&str, &str)]| {
+        fields.iter().map(|(name, fact)| ((*name).to_owned(), text_of(fact, candidate.facts))).collect()
+    };
+    Request {
+        client_id: mqtt.client_id,
+        username: mqtt.username,
         password: password.and_then(Result::ok),
-        password_base64: match (password, facts.mqtt.password) {
+        password_base64: match (password, mqtt.password) {
             (Some(Err(_)), Some(octets)) => Some(STANDARD.encode(octets)),
             _ => None,
         },
-        mqtt_version: facts.mqtt.version as u8,
-        listener: facts.conn.listener,
-        remote_addr: facts.conn.remote.ip().to_canonical().to_string(),
-        tls: facts.tls.map(|tls| Tls {
-            version: tls.version,
-            sni: tls.sni.as_deref(),
-            psk_identity: tls.psk.as_ref().map(|psk| &*psk.identity),
-            key_name: tls.raw_key.as_ref().and_then(|key| key.name.as_deref()),
-            key_fingerprint: tls.raw_key.as_ref().map(|key| to_hex(&key.fingerprint)),
-        }),
-        certificate: facts.certificate.map(|certificate| Certificate {
-            subject: certificate.subject.dn.as_deref(),
-            common_name: certificate.subject.cn.as_deref(),
-            issuer: certificate.issuer.dn.as_deref(),
-            serial: &certificate.serial,
-            sha256: certificate.sha256(),
-        }),
+        mqtt_version: mqtt.version as u8,
+        listener,
+        remote_addr: peer.address.ip().to_canonical().to_string(),
+        tls: peer.tls.as_ref().map(|_| object(TLS)),
+        certificate: peer.certificate().map(|_| object(CERTIFICATE)),
+    }
+}
+
+/// The text of a fact; `null` if there is none.
+fn text_of(path: &str, facts: &Facts<'_>) -> Json {
+    let fact = FACTS.iter().find(|fact| fact.path == path);
+    match fact.and_then(|fact| fact.get(facts)) {
+        Some(FactValue::Text(text)) => Json::String(text.into_owned()),
+        _ => Json::Null,
     }
 }
 

@@ -13,8 +13,9 @@ use serde::Deserialize;
 
 use crate::config::Complaint;
 use crate::crypto::mark;
-use crate::fetch::{Fetched, Fetcher, Validators, host_of};
+use crate::fetch::{Fetched, Fetcher, Validators};
 use crate::files::Content;
+use crate::url::host_of;
 
 /// Keys of an issuer at most.
 const MAX_KEYS: usize = 64;

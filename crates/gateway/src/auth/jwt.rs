@@ -8,29 +8,21 @@ use jsonwebtoken::{Algorithm, Header, Validation};
 use serde_json::{Map, Value as Json};
 
 use super::jwks::Jwks;
-use super::{Answer, Candidate, Ground, Principal, Sources, Standing, compile_ca};
+use super::{Answer, Candidate, Principal, Sources, open_ca};
 use crate::clock::now;
-use crate::config::model::{TokenAlgorithm, TokenField};
-use crate::config::{At, Document, model};
+use crate::config::tables::{JwksOrigin, TokenAlgorithm, TokenField};
+use crate::config::{Diagnostics, Reported, tables};
 use crate::crypto::mark;
-use crate::fetch::{Fetcher, is_url};
-use crate::outcome::{CloseReason, Reject};
+use crate::evidence::Authenticated;
+use crate::fetch::Fetcher;
+use crate::outcome::Reject;
 
-const LEEWAY: Duration = Duration::from_secs(30);
-const REFRESH: Duration = Duration::from_secs(15 * 60);
 /// For keys to be fetched at the start, and for a key that is not known yet.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a token, in bytes.
 const MAX_TOKEN_LEN: usize = 16 << 10;
 /// Keys that a token without a key ID is tried with.
 const MAX_TRIED: usize = 8;
-const DEFAULT_ALGORITHMS: &[TokenAlgorithm] = &[
-    TokenAlgorithm::ES256,
-    TokenAlgorithm::ES384,
-    TokenAlgorithm::PS256,
-    TokenAlgorithm::RS256,
-    TokenAlgorithm::EdDSA,
-];
 
 /// The tokens of an issuer.
 #[derive(Debug)]
@@ -41,89 +33,54 @@ pub(super) struct Tokens {
     /// One for each algorithm that is accepted: the library wants all of one to be of one family of keys.
     validations: Vec<Validation>,
     refresh: Duration,
-    /// Tells what is asked of tokens from what another configuration asks.
-    asks: u64,
-}
-
-/// What a token was verified with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Verified {
-    asks: u64,
-    /// Tells the key from others.
-    key: u64,
+    /// Distinguishes what is required of tokens from what another configuration requires.
+    requirements: u64,
 }
 
 impl Tokens {
-    pub(super) fn compile(
-        table: &At<model::Authenticator>,
+    /// Reads the keys, if they are in a file; shares those of a URL with others that use the same.
+    pub(super) fn open(
+        settings: &tables::Jwt,
         sources: &Sources,
-        document: &mut Document,
-    ) -> Option<Self> {
-        let Some(origin) = &table.jwks else {
-            document.missing(&table.span, "jwks", "a file of the issuer's public keys, or an `https` URL");
-            return None;
-        };
-        let fetcher = compile_ca(table, document)?;
-        let jwks = if is_url(origin) {
-            if origin.starts_with("http://") && !document.is_substituted(&origin.span) {
-                let message = "keys fetched over plain HTTP are whoever's on the way";
-                document.problems.warning(&origin.span, message).hide_line().hint("https://");
+        diagnostics: &mut Diagnostics,
+    ) -> Result<Self, Reported> {
+        let fetcher = open_ca(settings.ca.as_ref(), diagnostics)?;
+        let jwks = match &settings.jwks {
+            JwksOrigin::Url(url) => {
+                // The keys of one URL by way of other trust anchors are others.
+                let by = format!("{url} {:?}", fetcher.as_ref().map(Fetcher::mark));
+                sources.jwks.get_or_insert_with(by, || Jwks::url(url.clone(), fetcher.unwrap_or_default()))
             }
-            let url = origin.value.clone();
-            // The keys of one URL by way of other trust anchors are others'.
-            let by = format!("{url} {:?}", fetcher.as_ref().map(Fetcher::mark));
-            sources.jwks.get_or_insert_with(by, || Jwks::url(url, fetcher.unwrap_or_default()))
-        } else {
-            match Jwks::file(document.resolve(origin.value.as_ref())) {
-                Ok(jwks) => Arc::new(jwks),
-                Err(complaint) => {
-                    document.problems.complain(&origin.span, complaint);
-                    return None;
-                }
+            JwksOrigin::File(file) => {
+                let jwks = Jwks::file(file.value.clone()).map_err(|complaint| diagnostics.error(file, complaint))?;
+                Arc::new(jwks)
             }
         };
-        let algorithms = table.algorithms.as_ref().map_or(DEFAULT_ALGORITHMS, |at| &at.value);
-        let Some(first) = algorithms.first() else {
-            let span = table.algorithms.as_ref().map_or(&table.span, |at| &at.span);
-            document.problems.error(span, "`algorithms` is empty, so no token would be accepted");
-            return None;
-        };
-        let mut validation = Validation::new(algorithm(*first));
-        validation.leeway = table.leeway.as_ref().map_or(LEEWAY, |period| period.value.0).as_secs();
+        let mut validation = Validation::new(algorithm(settings.algorithms[0]));
+        validation.leeway = settings.leeway.as_secs();
         validation.validate_nbf = true;
         validation.required_spec_claims = ["exp".to_owned()].into();
-        match &table.issuer {
-            Some(issuer) => {
-                validation.set_issuer(&[&issuer.value]);
-                validation.required_spec_claims.insert("iss".to_owned());
-            }
-            None => {
-                let message = "tokens of whichever issuer are accepted, if one of these keys has signed them";
-                document.problems.warning(&table.span, message).hint("issuer = \"https://issuer.example.com\"");
-            }
+        if let Some(issuer) = &settings.issuer {
+            validation.set_issuer(&[issuer]);
+            validation.required_spec_claims.insert("iss".to_owned());
         }
-        match &table.audience {
-            Some(audience) => {
-                validation.set_audience(&audience.value.0);
-                validation.required_spec_claims.insert("aud".to_owned());
-            }
-            None => {
-                validation.validate_aud = false;
-                let message = "tokens that were made for another service are accepted, too";
-                document.problems.warning(&table.span, message).hint("audience = \"mqtt\"");
-            }
+        validation.validate_aud = settings.audience.is_some();
+        if let Some(audience) = &settings.audience {
+            validation.set_audience(audience);
+            validation.required_spec_claims.insert("aud".to_owned());
         }
-        let asks = format!("{:?} {:?} {:?}", validation.iss, validation.aud, table.jwks.as_ref().map(|at| &at.value));
-        Some(Self {
-            asks: mark(asks.as_bytes()),
+        let requirements = format!("{:?} {:?} {:?}", validation.iss, validation.aud, settings.jwks);
+        Ok(Self {
+            requirements: mark(requirements.as_bytes()),
             jwks,
-            field: table.field.as_ref().map_or_else(TokenField::default, |at| at.value),
-            issuer: table.issuer.as_ref().map(|issuer| issuer.value.clone()),
-            validations: algorithms
+            field: settings.field,
+            issuer: settings.issuer.clone(),
+            validations: settings
+                .algorithms
                 .iter()
                 .map(|accepted| Validation { algorithms: vec![algorithm(*accepted)], ..validation.clone() })
                 .collect(),
-            refresh: table.refresh.as_ref().map_or(REFRESH, |period| period.value.0),
+            refresh: settings.refresh,
         })
     }
 
@@ -145,12 +102,9 @@ impl Tokens {
         self.jwks.read_changed_keys(name)
     }
 
-    /// Why a session that stands on a token has to end; `None`: it has not.
-    pub(super) fn judge(&self, verified: &Verified, until: i64, now: i64) -> Option<CloseReason> {
-        if verified.asks != self.asks || self.jwks.has(verified.key) == Some(false) {
-            return Some(CloseReason::CredentialWithdrawn);
-        }
-        (until <= now).then_some(CloseReason::TokenExpired)
+    /// Whether a token that met these requirements and was verified with this key would be accepted now.
+    pub(super) fn still_verify(&self, requirements: u64, key: u64) -> bool {
+        requirements == self.requirements && self.jwks.has(key) != Some(false)
     }
 
     pub(super) async fn ask(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Answer {
@@ -173,14 +127,8 @@ impl Tokens {
                 let Some(until) = claims.get("exp").and_then(expiry).filter(|until| *until > now()) else {
                     return Answer::Refused(Reject::TokenExpired);
                 };
-                let verified = Verified { asks: self.asks, key };
-                let standing = Standing { authenticator: Arc::clone(name), ground: Ground::Token(verified, until) };
-                Answer::Known(Box::new(Principal {
-                    authenticator: Some(Arc::clone(name)),
-                    jwt: Some(Json::Object(claims)),
-                    standing: Some(standing),
-                    ..Principal::default()
-                }))
+                let what = Authenticated::Token { requirements: self.requirements, key, expires_at: until };
+                Answer::Known(Box::new(Principal { jwt: Some(Json::Object(claims)), ..Principal::of(name, what) }))
             }
             Err(reject) => Answer::Refused(reject),
         }

@@ -15,22 +15,20 @@ mod registry;
 pub(crate) use jwks::Jwks;
 pub use password::PasswordHash;
 pub use password_file::{check_user, set_password};
-pub use registry::registries_of;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use crate::config::model::{self, AuthenticatorKind};
-use crate::config::{At, Document};
-use crate::expr::{Facts, Found, UsedPsk};
+use crate::config::{Diagnostics, Reported, Setting, tables};
+use crate::evidence::{Authenticated, Evidence};
 use crate::fetch::Fetcher;
 use crate::kept::Kept;
 use crate::outcome::{CloseReason, Reject};
-use crate::registry::{DeviceGround, Fingerprint, Registries, Replica};
-use crate::tls::Certificate;
-use crate::trust::Key;
+use crate::peer::{AuthAttributes, Facts, Fingerprint, Psk};
+use crate::registry::{Registries, Replica};
 
 /// Something that knows clients.
 #[derive(Debug)]
@@ -63,27 +61,8 @@ pub struct Principal {
     pub client_id: Option<String>,
     /// The user name that the authentication service gives it.
     pub username: Option<String>,
-    /// What it stands on for as long as it is connected.
-    pub standing: Option<Standing>,
-}
-
-/// What a session stands on beside TLS: what may be withdrawn, or expire, while it lasts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
-    authenticator: Arc<str>,
-    ground: Ground,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Ground {
-    /// A user of a password file, and what tells its hash from others.
-    User(Box<str>, u64),
-    /// A token, by what it was verified with, and when it expires.
-    Token(jwt::Verified, i64),
-    /// An answer of a service: what tells its URL from others, and when it expires, if it does.
-    Answer(u64, Option<i64>),
-    /// A device of the registry.
-    Device(DeviceGround),
+    /// What the session rests on for as long as it lasts.
+    pub evidence: Option<Evidence>,
 }
 
 /// What an authenticator says of a client.
@@ -103,7 +82,7 @@ struct Candidate<'a> {
 
 impl<'a> Candidate<'a> {
     fn remote(self) -> IpAddr {
-        self.facts.conn.remote.ip()
+        self.facts.peer.address.ip()
     }
 
     /// An empty user name is none.
@@ -113,14 +92,12 @@ impl<'a> Candidate<'a> {
 
     /// Of what it proved to own in the handshake: certificate and key.
     fn fingerprints(self) -> Vec<Fingerprint> {
-        let raw_key = self.facts.tls.and_then(|tls| tls.raw_key.as_ref()).map(|key| key.fingerprint);
-        let certificate = self.facts.certificate.map(Certificate::fingerprints);
-        certificate.into_iter().flatten().chain(raw_key).collect()
+        self.facts.peer.fingerprints()
     }
 
     /// The pre-shared key it used.
-    fn psk(self) -> Option<&'a UsedPsk> {
-        self.facts.tls?.psk.as_ref()
+    const fn psk(self) -> Option<&'a Psk> {
+        self.facts.peer.psk()
     }
 
     fn password(self) -> Option<&'a [u8]> {
@@ -137,31 +114,26 @@ pub(crate) struct Sources {
 }
 
 impl Authenticator {
-    /// Compiles a table; says what is wrong with it in the document's problems. `None`: something is.
-    pub(crate) fn compile(
-        table: &At<model::Authenticator>,
+    /// Reads the files of the settings.
+    ///
+    /// # Errors
+    /// One cannot be used, which was reported.
+    pub(crate) fn open(
+        settings: tables::Authenticator,
         sources: &Sources,
-        document: &mut Document,
-    ) -> Option<Self> {
-        let Some(kind) = &table.kind else {
-            document.missing(&table.span, "kind", "password_file, jwt, http or registry");
-            return None;
-        };
-        let is_misplaced = misplaced(table, kind.value, document);
-        let method = match kind.value {
-            AuthenticatorKind::PasswordFile => {
-                password_file::PasswordFile::compile(table, document).map(|it| Method::PasswordFile(Box::new(it)))
+        diagnostics: &mut Diagnostics,
+    ) -> Result<Self, Reported> {
+        let method = match settings.method {
+            tables::Method::PasswordFile(file) => {
+                Method::PasswordFile(Box::new(password_file::PasswordFile::open(&file, diagnostics)?))
             }
-            AuthenticatorKind::Jwt => {
-                jwt::Tokens::compile(table, sources, document).map(|it| Method::Jwt(Box::new(it)))
-            }
-            AuthenticatorKind::Http => http::Service::compile(table, document).map(|it| Method::Http(Box::new(it))),
-            AuthenticatorKind::Registry => {
-                registry::Devices::compile(table, sources, document).map(|it| Method::Registry(Box::new(it)))
+            tables::Method::Jwt(jwt) => Method::Jwt(Box::new(jwt::Tokens::open(&jwt, sources, diagnostics)?)),
+            tables::Method::Http(service) => Method::Http(Box::new(http::Service::open(*service, diagnostics)?)),
+            tables::Method::Registry(registry) => {
+                Method::Registry(Box::new(registry::Devices::open(*registry, sources, diagnostics)?))
             }
         };
-        let name = table.name.as_ref()?.as_str().into();
-        method.filter(|_| !is_misplaced).map(|method| Self { name, method })
+        Ok(Self { name: settings.name.into(), method })
     }
 
     /// Its registry, if it is one.
@@ -197,16 +169,27 @@ impl Authenticator {
         }
     }
 
-    /// Why a session that stands on this authenticator has to end; `None`: it has not. `facts_count`: what the registry
-    /// says of a device has decided about it. `now` is in seconds since 1970.
-    pub(crate) fn judge(&self, standing: &Standing, facts_count: bool, now: i64) -> Option<CloseReason> {
-        match (&self.method, &standing.ground) {
-            (Method::PasswordFile(file), Ground::User(user, mark)) => file.judge(user, *mark),
-            (Method::Jwt(tokens), Ground::Token(verified, until)) => tokens.judge(verified, *until, now),
-            (Method::Http(service), Ground::Answer(url, until)) => service.judge(*url, *until),
-            (Method::Registry(devices), Ground::Device(ground)) => devices.replica().judge(ground, facts_count, now),
+    /// Whether what this authenticator verified still counts. `uses_device`: what the registry says of a device decides
+    /// about it. `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// Why the session ends.
+    pub(crate) fn evaluate(&self, what: &Authenticated, uses_device: bool, now: i64) -> Result<(), CloseReason> {
+        let still = |is_same| if is_same { Ok(()) } else { Err(CloseReason::CredentialWithdrawn) };
+        let not_after = |end: i64| if now < end { Ok(()) } else { Err(CloseReason::TokenExpired) };
+        match (&self.method, what) {
+            (Method::PasswordFile(file), Authenticated::Password { user, tag }) => still(file.has(user, *tag)),
+            (Method::Jwt(tokens), Authenticated::Token { requirements, key, expires_at }) => {
+                still(tokens.still_verify(*requirements, *key)).and_then(|()| not_after(*expires_at))
+            }
+            (Method::Http(service), Authenticated::Response { service: tag, expires_at }) => {
+                still(service.tag() == *tag).and_then(|()| expires_at.map_or(Ok(()), not_after))
+            }
+            (Method::Registry(devices), Authenticated::Device(device)) => {
+                devices.replica().evaluate(device, uses_device, now)
+            }
             // The name is another kind's now.
-            _ => Some(CloseReason::CredentialWithdrawn),
+            _ => Err(CloseReason::CredentialWithdrawn),
         }
     }
 
@@ -233,34 +216,16 @@ impl Authenticator {
     }
 }
 
-impl Standing {
-    /// The authenticator it is by.
-    pub fn authenticator(&self) -> &str {
-        &self.authenticator
-    }
-
-    /// The last second of its time, counted from 1970: at `exp` it is over [RFC 7519, 4.1.4].
-    pub fn until(&self) -> Option<i64> {
-        match self.ground {
-            Ground::Token(_, until) => Some(until - 1),
-            Ground::Answer(_, until) => until.map(|until| until.saturating_sub(1)),
-            Ground::User(..) | Ground::Device(_) => None,
-        }
-    }
-
-    /// Its place in indexes of what may change.
-    pub fn key(&self) -> Option<Key> {
-        match &self.ground {
-            Ground::Device(device) => Some(crate::registry::key(&device.id)),
-            Ground::User(..) | Ground::Token(..) | Ground::Answer(..) => None,
-        }
-    }
-}
-
 impl Principal {
+    /// A client that the authenticator of this name knows, and what that verified.
+    fn of(by: &Arc<str>, what: Authenticated) -> Self {
+        let evidence = Some(Evidence::Authenticated { by: Arc::clone(by), what });
+        Self { authenticator: Some(Arc::clone(by)), evidence, ..Self::default() }
+    }
+
     /// What expressions may know of it.
-    pub fn found(&self) -> Found<'_> {
-        Found { jwt: self.jwt.as_ref(), device: self.device.as_ref(), http: self.http.as_ref() }
+    pub fn attributes(&self) -> AuthAttributes<'_> {
+        AuthAttributes { jwt: self.jwt.as_ref(), device: self.device.as_ref(), http: self.http.as_ref() }
     }
 }
 
@@ -292,56 +257,8 @@ pub(crate) async fn authenticate(
     Err(Reject::UnknownClient)
 }
 
-/// Says which keys of a table are another kind's; whether there are any.
-fn misplaced(table: &At<model::Authenticator>, kind: AuthenticatorKind, document: &mut Document) -> bool {
-    use AuthenticatorKind::{Http, Jwt, PasswordFile, Registry};
-    type Span<'a> = Option<&'a std::ops::Range<usize>>;
-    fn span<T>(at: Option<&At<T>>) -> Span<'_> {
-        at.map(|at| &at.span)
-    }
-    let keys: &[(&str, Span<'_>, &[AuthenticatorKind])] = &[
-        ("file", span(table.file.as_ref()), &[PasswordFile]),
-        ("cache", span(table.cache.as_ref()), &[PasswordFile, Http, Registry]),
-        ("jwks", span(table.jwks.as_ref()), &[Jwt]),
-        ("field", span(table.field.as_ref()), &[Jwt]),
-        ("issuer", span(table.issuer.as_ref()), &[Jwt]),
-        ("audience", span(table.audience.as_ref()), &[Jwt]),
-        ("algorithms", span(table.algorithms.as_ref()), &[Jwt]),
-        ("leeway", span(table.leeway.as_ref()), &[Jwt]),
-        ("refresh", span(table.refresh.as_ref()), &[Jwt]),
-        ("url", span(table.url.as_ref()), &[Http]),
-        ("headers", span(table.headers.as_ref()), &[Http]),
-        ("ca", span(table.ca.as_ref()), &[Http, Jwt]),
-        ("timeout", span(table.timeout.as_ref()), &[Http]),
-        ("max_concurrency", span(table.max_concurrency.as_ref()), &[Http]),
-        ("negative_cache", span(table.negative_cache.as_ref()), &[Http]),
-        ("break_after", span(table.break_after.as_ref()), &[Http]),
-        ("break_time", span(table.break_time.as_ref()), &[Http]),
-        ("database", span(table.database.as_ref()), &[Registry]),
-        ("device", span(table.device.as_ref()), &[Registry]),
-        ("max_devices", span(table.max_devices.as_ref()), &[Registry]),
-    ];
-    let mut found = false;
-    for (key, span, kinds) in keys {
-        let Some(span) = span.filter(|_| !kinds.contains(&kind)) else { continue };
-        let of: Vec<&str> = kinds.iter().map(|kind| kind.label()).collect();
-        let message = format!("`{key}` without effect: `kind` is {}", kind.label());
-        // A header or a URL may have a secret in it.
-        document.problems.error(span, message).hide_line().hint(format!("`{key}` is for {}", of.join(" and ")));
-        found = true;
-    }
-    found
-}
-
-/// The client for a table's `ca`, if it has one. The outer `None`: it cannot be used.
-#[expect(clippy::option_option, reason = "the outer one is for a mistake in the configuration")]
-fn compile_ca(table: &At<model::Authenticator>, document: &mut Document) -> Option<Option<Fetcher>> {
-    let Some(ca) = &table.ca else { return Some(None) };
-    match Fetcher::with_anchors(&document.resolve(ca)) {
-        Ok(fetcher) => Some(Some(fetcher)),
-        Err(complaint) => {
-            document.problems.complain(&ca.span, complaint);
-            None
-        }
-    }
+/// The client for a `ca`; `None`: the default one.
+fn open_ca(ca: Option<&Setting<PathBuf>>, diagnostics: &mut Diagnostics) -> Result<Option<Fetcher>, Reported> {
+    let open = |ca: &Setting<PathBuf>| Fetcher::with_anchors(ca).map_err(|complaint| diagnostics.error(ca, complaint));
+    ca.map(open).transpose()
 }

@@ -7,15 +7,13 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::password::{PasswordHash, Passwords};
-use super::{Answer, Candidate, Ground, Principal, Standing};
-use crate::config::{At, Complaint, Document, is_exposed, model};
+use super::{Answer, Candidate, Principal};
+use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
+use crate::evidence::Authenticated;
 use crate::files::{Content, read_entries};
-use crate::outcome::{CloseReason, Reject};
-
-const CACHE: Duration = Duration::from_secs(60);
+use crate::outcome::Reject;
 
 /// The users of a file.
 #[derive(Debug)]
@@ -34,26 +32,13 @@ struct Users {
 }
 
 impl PasswordFile {
-    pub(super) fn compile(table: &At<model::Authenticator>, document: &mut Document) -> Option<Self> {
-        let Some(file) = &table.file else {
-            document.missing(&table.span, "file", "made by `portcullis passwd FILE USER`");
-            return None;
-        };
-        let path = document.resolve(file);
-        if is_exposed(&path) {
-            let message = format!("everybody on this machine can read the password hashes in {}", path.display());
-            document.problems.warning(&file.span, message).hint(format!("chmod 600 {}", path.display()));
-        }
-        match Content::open(path, "password file", Users::read) {
-            Ok(users) => {
-                let period = table.cache.as_ref().map_or(CACHE, |period| period.value.0);
-                Some(Self { users, passwords: Passwords::new(period), decoys: RandomState::new() })
-            }
-            Err(complaint) => {
-                document.problems.complain(&file.span, complaint);
-                None
-            }
-        }
+    /// Reads the file.
+    pub(super) fn open(settings: &tables::PasswordFile, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
+        let file = &settings.file;
+        warn_if_exposed(file, file, "the password hashes in", diagnostics);
+        let users = Content::open(file.value.clone(), "password file", Users::read)
+            .map_err(|complaint| diagnostics.error(file, complaint))?;
+        Ok(Self { users, passwords: Passwords::new(settings.cache), decoys: RandomState::new() })
     }
 
     pub(super) async fn ask(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Answer {
@@ -62,10 +47,8 @@ impl PasswordFile {
         let Some(password) = candidate.password() else { return Answer::Refused(Reject::BadCredentials) };
         match self.passwords.verify(&hash, password, candidate.remote()).await {
             Ok(true) => {
-                let standing =
-                    Standing { authenticator: Arc::clone(name), ground: Ground::User(user.into(), hash.mark()) };
-                let authenticator = Some(Arc::clone(name));
-                Answer::Known(Box::new(Principal { authenticator, standing: Some(standing), ..Principal::default() }))
+                let what = Authenticated::Password { user: user.into(), tag: hash.mark() };
+                Answer::Known(Box::new(Principal::of(name, what)))
             }
             Ok(false) => Answer::Refused(Reject::BadCredentials),
             Err(reject) => Answer::Refused(reject),
@@ -83,9 +66,9 @@ impl PasswordFile {
         self.passwords.pretend(hash.as_ref(), password, candidate.remote()).await
     }
 
-    pub(super) fn judge(&self, user: &str, mark: u64) -> Option<CloseReason> {
-        let is_same = self.users.load().by_name.get(user).is_some_and(|hash| hash.mark() == mark);
-        (!is_same).then_some(CloseReason::CredentialWithdrawn)
+    /// Whether the user still has the hash that this tag is of.
+    pub(super) fn has(&self, user: &str, tag: u64) -> bool {
+        self.users.load().by_name.get(user).is_some_and(|hash| hash.mark() == tag)
     }
 
     /// Reads the file again if it has changed; whether those who stand on it are to be judged again.

@@ -1,24 +1,18 @@
 //! The device registry as an authenticator: which device a client is, whether it is let in, and with what it has proved
 //! that it is that one.
 
-use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
-
-use portcullis_registry::Url;
 
 use super::password::{PasswordHash, Passwords};
-use super::{Answer, Candidate, Ground, Principal, Sources, Standing};
+use super::{Answer, Candidate, Principal, Sources};
 use crate::clock::now;
-use crate::config::{At, Document, Problems, Secret, is_exposed, model};
+use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
 use crate::crypto::mark;
-use crate::expr::{Expression, Wanted};
+use crate::evidence::Authenticated;
+use crate::expr::Expression;
 use crate::outcome::Reject;
 use crate::registry::{Entry, Replica, Used};
-
-const CACHE: Duration = Duration::from_secs(60);
-const MAX_DEVICES: usize = 1_000_000;
 
 /// The devices of a registry.
 #[derive(Debug)]
@@ -29,18 +23,6 @@ pub(super) struct Devices {
     passwords: Passwords,
 }
 
-/// Where the registries are that a configuration file names.
-///
-/// # Errors
-/// All that is wrong with the file.
-pub fn registries_of(path: &Path) -> Result<Vec<Url>, Problems> {
-    let mut document = Document::read(path);
-    let tables = std::mem::take(&mut document.config).authenticator;
-    let databases = tables.iter().filter_map(|table| table.database.as_ref());
-    let urls: Vec<Url> = databases.filter_map(|database| parse(database, &mut document)).collect();
-    if document.problems.has_errors() { Err(document.problems) } else { Ok(urls) }
-}
-
 /// Whether there is an SQLite database that can be read.
 fn is_sqlite(path: &Path) -> bool {
     use std::io::Read as _;
@@ -48,67 +30,25 @@ fn is_sqlite(path: &Path) -> bool {
     std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *b"SQLite format 3\0"
 }
 
-/// A relative path counts from the configuration's folder.
-fn parse(database: &At<Secret>, document: &mut Document) -> Option<Url> {
-    let resolve = |path: &str| document.resolve(Path::new(path)).display().to_string();
-    match Url::parse(database.expose(), resolve) {
-        Ok(url) => Some(url),
-        Err(problem) => {
-            document.problems.error(&database.span, problem).hide_line();
-            None
-        }
-    }
-}
-
 impl Devices {
-    pub(super) fn compile(
-        table: &At<model::Authenticator>,
+    /// Looks whether the database is there; shares its replica with others that use the same.
+    pub(super) fn open(
+        settings: tables::Registry,
         sources: &Sources,
-        document: &mut Document,
-    ) -> Option<Self> {
-        let Some(database) = &table.database else {
-            document.missing(&table.span, "database", "sqlite:devices.db, or postgres://USER:PASSWORD@HOST/DATABASE");
-            return None;
-        };
-        let device = match &table.device {
-            Some(source) => {
-                let expression = crate::expr::compile(Some(source), Wanted::String, document);
-                if expression.as_ref().is_some_and(|expression| !expression.is_about_proofs()) {
-                    let message = "`device` has to be of what TLS proves, for whatever else a client could make up";
-                    let hint = "cert, tls.psk_identity, tls.key_name, tls.key_fingerprint";
-                    document.problems.error(&source.span, message).hint(hint);
-                    None
-                } else {
-                    expression.map(Some)
-                }
-            }
-            None => Some(None),
-        };
-        let url = parse(database, document)?;
-        if let Some(path) = url.path() {
+        diagnostics: &mut Diagnostics,
+    ) -> Result<Self, Reported> {
+        let tables::Registry { database, device, cache, max_devices } = settings;
+        if let Some(path) = database.path() {
             if !is_sqlite(Path::new(path)) {
-                let message = format!("there is no registry at {path}, or none that can be read");
+                let complaint = Complaint::new(format!("there is no registry at {path}, or none that can be read"));
                 let hint = format!("portcullis device add DEVICE --database sqlite:{path}");
-                document.problems.error(&database.span, message).hint(hint);
-                return None;
+                return Err(diagnostics.error(&database, complaint.hint(hint)));
             }
-            if is_exposed(Path::new(path)) {
-                let message = format!("everybody on this machine can read the keys in {path}");
-                document.problems.warning(&database.span, message).hint(format!("chmod 600 {path}"));
-            }
-        } else if !document.is_substituted(&database.span) && database.expose().contains('@') {
-            let problem =
-                document.problems.warning(&database.span, "perhaps a secret in the configuration file itself");
-            problem.hide_line().hint("database = \"${FILE:database.url}\"");
+            warn_if_exposed(&database, Path::new(path), "the keys in", diagnostics);
         }
-        if url.is_unverified() {
-            let message = "devices' keys go over a connection whose other end is not verified";
-            document.problems.warning(&database.span, message).hide_line().hint("?sslmode=verify-full&sslrootcert=...");
-        }
-        let max = table.max_devices.as_ref().map_or(MAX_DEVICES, |at| NonZeroU32::get(at.value) as usize);
-        let replica = sources.registries.get_or_insert_with((url.clone(), max), || Replica::new(url, max));
-        let period = table.cache.as_ref().map_or(CACHE, |period| period.value.0);
-        Some(Self { replica, device: device?, passwords: Passwords::new(period) })
+        let key = (database.value.clone(), max_devices);
+        let replica = sources.registries.get_or_insert_with(key, || Replica::new(database.value, max_devices));
+        Ok(Self { replica, device, passwords: Passwords::new(cache) })
     }
 
     pub(super) const fn replica(&self) -> &Arc<Replica> {
@@ -133,13 +73,8 @@ impl Devices {
         if let Err(reject) = entry.may_enter(now()) {
             return Answer::Refused(reject);
         }
-        let standing = Standing { authenticator: Arc::clone(name), ground: Ground::Device(entry.ground(used)) };
-        Answer::Known(Box::new(Principal {
-            authenticator: Some(Arc::clone(name)),
-            device: Some(entry.facts()),
-            standing: Some(standing),
-            ..Principal::default()
-        }))
+        let what = Authenticated::Device(Box::new(entry.evidence(used)));
+        Answer::Known(Box::new(Principal { device: Some(entry.facts()), ..Principal::of(name, what) }))
     }
 
     /// Which device the client is, or says it is.
@@ -161,13 +96,13 @@ impl Devices {
         }
         if let Some(psk) = candidate.psk()
             && entry.psk().is_some_and(|(identity, _)| *identity == *psk.identity)
-            && entry.is_proved_by(&Used::Psk(psk.mark))
+            && entry.is_proved_by(&Used::Psk(psk.tag))
         {
-            return Ok(Used::Psk(psk.mark));
+            return Ok(Used::Psk(psk.tag));
         }
         if self.device.is_some() {
             // TLS says which one it is.
-            let psk = candidate.psk().map(|psk| (psk.identity.clone(), psk.mark));
+            let psk = candidate.psk().map(|psk| (psk.identity.clone(), psk.tag));
             let used = Used::Tls { keys: fingerprints.into(), psk };
             return if entry.is_proved_by(&used) { Ok(used) } else { Err(Reject::PinMismatch) };
         }

@@ -1,13 +1,63 @@
-//! Judges an expression before there is a client: names, member paths, functions, types, cost.
+//! Checks an expression at load: names, member paths, functions, types, cost.
+
+use std::collections::BTreeSet;
 
 use cel::Program;
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 
-use super::facts::{NAMES, OPTIONAL, Type};
 use super::{ExpressionError, Names, Wanted};
-use crate::config::suggest;
+use crate::peer::{FACTS, FactType, ROOTS, root_of};
+use crate::suggest::suggest;
 
-/// Operators that are not judged beyond their operands.
+/// A type as far as it is known at load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Type {
+    Bool,
+    Int,
+    String,
+    Timestamp,
+    List,
+    Map,
+    /// The facts whose paths begin with this and a dot.
+    Group(&'static str),
+    /// Known only when it is evaluated.
+    Unknown,
+}
+
+impl Type {
+    /// Whether a value of this type may be one of `other`.
+    fn fits(self, other: Type) -> bool {
+        self == Type::Unknown || other == Type::Unknown || self == other
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Type::Bool => "a boolean",
+            Type::Int => "a number",
+            Type::String => "a string",
+            Type::Timestamp => "a timestamp",
+            Type::List => "a list",
+            Type::Map => "a map",
+            Type::Group(_) => "a group of fields",
+            Type::Unknown => "something",
+        }
+    }
+}
+
+impl From<FactType> for Type {
+    fn from(kind: FactType) -> Self {
+        match kind {
+            FactType::Bool => Type::Bool,
+            FactType::Int => Type::Int,
+            FactType::String => Type::String,
+            FactType::Timestamp => Type::Timestamp,
+            FactType::List => Type::List,
+            FactType::Map => Type::Map,
+        }
+    }
+}
+
+/// Operators of which only the operands are checked.
 const OPERATORS: &[&str] = &[
     operators::ADD,
     operators::SUBSTRACT,
@@ -70,17 +120,21 @@ const FUNCTIONS: &[(&str, Type)] = &[
     ("trim", Type::String),
 ];
 
-/// The fields of `tls` that are proved, as `cert` is, and not only agreed on.
-const PROOFS: &[&str] = &["psk_identity", "key_name", "key_fingerprint"];
-
 /// `all`, `exists` and the like may stand in each other that deep: one deep, a client's user properties are walked
 /// once; two deep, 9,000 of them would be walked 81 million times.
 const MAX_COMPREHENSION_DEPTH: usize = 1;
 
-/// Judges a program; returns the names it uses.
+/// Checks a program; returns the names it uses.
 pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<Names, Vec<ExpressionError>> {
-    let mut checker =
-        Checker { source, program, bound: Vec::new(), depth: 0, names: Names::default(), errors: Vec::new() };
+    let mut checker = Checker {
+        source,
+        program,
+        bound: Vec::new(),
+        depth: 0,
+        facts: BTreeSet::new(),
+        guarded: BTreeSet::new(),
+        errors: Vec::new(),
+    };
     let found = checker.type_of(program.expression());
     let (expected, article) = match wanted {
         Wanted::Bool => (Type::Bool, "a boolean"),
@@ -91,7 +145,7 @@ pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<N
         let message = format!("this expression yields {}, {article} is wanted", found.name());
         checker.errors.push(ExpressionError { message, span: 0..source.len(), hint: None });
     }
-    if checker.errors.is_empty() { Ok(checker.names) } else { Err(checker.errors) }
+    if checker.errors.is_empty() { Ok(checker.names()) } else { Err(checker.errors) }
 }
 
 struct Checker<'a> {
@@ -100,11 +154,28 @@ struct Checker<'a> {
     /// Variables of the comprehensions around.
     bound: Vec<&'a str>,
     depth: usize,
-    names: Names,
+    /// The facts that are used, by position in [`FACTS`].
+    facts: BTreeSet<usize>,
+    /// The roots that `has()` asks for.
+    guarded: BTreeSet<&'static str>,
     errors: Vec<ExpressionError>,
 }
 
 impl<'a> Checker<'a> {
+    fn names(&self) -> Names {
+        let uses = |root: &str| self.facts.iter().any(|fact| root_of(FACTS[*fact].path) == root);
+        Names {
+            required: (0..ROOTS.len())
+                .filter(|root| ROOTS[*root].optional && uses(ROOTS[*root].name))
+                .filter(|root| !self.guarded.contains(ROOTS[*root].name))
+                .collect(),
+            is_about_proofs: !self.facts.is_empty()
+                && self.guarded.is_empty()
+                && self.facts.iter().all(|fact| FACTS[*fact].proved),
+            facts: self.facts.iter().copied().collect(),
+        }
+    }
+
     fn error(&mut self, at: &IdedExpr, message: String) -> &mut ExpressionError {
         let span = self.span(at);
         self.errors.push(ExpressionError { message, span, hint: None });
@@ -124,30 +195,36 @@ impl<'a> Checker<'a> {
     }
 
     fn type_of(&mut self, node: &'a IdedExpr) -> Type {
+        let found = self.type_of_operand(node);
+        if let Type::Group(group) = found {
+            // As a whole.
+            self.facts.extend((0..FACTS.len()).filter(|fact| is_in(FACTS[*fact].path, group)));
+        }
+        found
+    }
+
+    /// As [`Self::type_of`], of something of which perhaps one field alone is used.
+    fn type_of_operand(&mut self, node: &'a IdedExpr) -> Type {
         match &node.expr {
             Expr::Ident(name) => self.name(node, name),
             Expr::Select(select) => {
-                let uses_others = self.names.uses_other_than_proofs;
-                let operand = self.type_of(&select.operand);
-                // Asked for with has(), it is only perhaps there.
-                if path(&select.operand.expr) == "tls" && PROOFS.contains(&select.field.as_str()) && !select.test {
-                    self.names.uses_other_than_proofs = uses_others;
-                }
-                let found = match operand {
-                    Type::Struct(fields) => self.field(node, &select.operand.expr, fields, &select.field),
+                let found = match self.type_of_operand(&select.operand) {
+                    Type::Group(group) => self.field(node, group, &select.field),
                     Type::Map | Type::Unknown => Type::Unknown,
                     other => {
                         self.error(node, format!("{} has no field `{}`", other.name(), select.field));
                         Type::Unknown
                     }
                 };
-                if select.test {
-                    let path = path(&select.operand.expr);
-                    let root = path.split('.').next().unwrap_or_default();
-                    let position = NAMES.iter().take(OPTIONAL).position(|(name, _)| *name == root);
-                    position.into_iter().for_each(|position| self.names.guarded.insert(position));
+                if !select.test {
+                    return found;
                 }
-                if select.test { Type::Bool } else { found }
+                if let Type::Group(group) = found {
+                    self.facts.extend((0..FACTS.len()).filter(|fact| is_in(FACTS[*fact].path, group)));
+                }
+                let path = path(&select.operand.expr);
+                self.guarded.extend(ROOTS.iter().map(|root| root.name).find(|name| *name == root_of(&path)));
+                Type::Bool
             }
             Expr::Call(call) => self.call(node, call),
             Expr::Comprehension(comprehension) => {
@@ -200,35 +277,40 @@ impl<'a> Checker<'a> {
         if self.bound.contains(&name) {
             return Type::Unknown;
         }
-        if let Some(position) = NAMES.iter().position(|(known, _)| *known == name) {
-            self.names.roots.insert(position);
-            self.names.uses_other_than_proofs |= name != "cert";
-            return NAMES[position].1;
+        if let Some(found) = self.resolve(name) {
+            return found;
         }
-        let suggestion = suggest(name, NAMES.iter().map(|(known, _)| *known));
-        let known: Vec<&str> = NAMES.iter().map(|(known, _)| *known).collect();
-        self.error(node, format!("unknown name `{name}`")).hint = Some(match suggestion {
+        let known = || ROOTS.iter().map(|root| root.name);
+        self.error(node, format!("unknown name `{name}`")).hint = Some(match suggest(name, known()) {
             Some(suggestion) => format!("did you mean `{suggestion}`?"),
-            None => format!("known are: {}", known.join(", ")),
+            None => format!("known are: {}", known().collect::<Vec<_>>().join(", ")),
         });
         Type::Unknown
     }
 
-    fn field(&mut self, node: &IdedExpr, of: &Expr, fields: &[(&str, Type)], name: &str) -> Type {
-        if let Some((_, found)) = fields.iter().find(|(known, _)| *known == name) {
-            return *found;
+    fn field(&mut self, node: &IdedExpr, group: &'static str, name: &str) -> Type {
+        if let Some(found) = self.resolve(&format!("{group}.{name}")) {
+            return found;
         }
-        let path = path(of);
-        let suggestion = suggest(name, fields.iter().map(|(known, _)| *known));
-        let known: Vec<&str> = fields.iter().map(|(known, _)| *known).collect();
-        let error = self.error(node, format!("`{path}` has no field `{name}`"));
-        // The parser's place is that of the dot.
+        let known = fields(group);
+        let error = self.error(node, format!("`{group}` has no field `{name}`"));
+        // The parser's position is that of the dot.
         error.span.end += name.len();
-        error.hint = Some(match suggestion {
-            Some(suggestion) => format!("did you mean `{path}.{suggestion}`?"),
+        error.hint = Some(match suggest(name, known.iter().copied()) {
+            Some(suggestion) => format!("did you mean `{group}.{suggestion}`?"),
             None => format!("it has: {}", known.join(", ")),
         });
         Type::Unknown
+    }
+
+    /// The type of a path; a fact counts as used.
+    fn resolve(&mut self, path: &str) -> Option<Type> {
+        if let Some(position) = FACTS.iter().position(|fact| fact.path == path) {
+            self.facts.insert(position);
+            return Some(FACTS[position].kind.into());
+        }
+        let fact = FACTS.iter().find(|fact| is_in(fact.path, path))?;
+        Some(Type::Group(&fact.path[..path.len()]))
     }
 
     fn call(&mut self, node: &'a IdedExpr, call: &'a CallExpr) -> Type {
@@ -310,6 +392,19 @@ fn cel_regex_check(pattern: &str) -> Result<(), String> {
     regex::Regex::new(pattern)
         .map(drop)
         .map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
+}
+
+/// Whether a fact is in a group.
+fn is_in(fact: &str, group: &str) -> bool {
+    fact.strip_prefix(group).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// The fields of a group, in the order of the table.
+fn fields(group: &str) -> Vec<&'static str> {
+    let in_group = FACTS.iter().filter(|fact| is_in(fact.path, group));
+    let mut fields: Vec<&str> = in_group.map(|fact| root_of(&fact.path[group.len() + 1..])).collect();
+    fields.dedup();
+    fields
 }
 
 fn path(expr: &Expr) -> String {

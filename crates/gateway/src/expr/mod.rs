@@ -7,10 +7,8 @@
 //! that has none, whatever else the expression says.
 
 mod check;
-mod facts;
 mod strict;
-
-pub use facts::{ConnFacts, Facts, Found, RawKey, TlsFacts, UsedPsk};
+mod value;
 
 use std::fmt;
 use std::ops::Range;
@@ -19,8 +17,8 @@ use std::sync::{Arc, LazyLock};
 use cel::common::ast::IdedExpr;
 use cel::{Env, Value};
 
-use crate::config::{At, Document};
 use crate::outcome::Reject;
+use crate::peer::{FACTS, Facts, ROOTS, root_of};
 
 /// Longer expressions are refused at load, in bytes.
 const MAX_LEN: usize = 4096;
@@ -52,14 +50,14 @@ pub struct Expression {
 }
 
 /// Which names an expression uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Names {
-    /// The top-level ones, so that the others need not be made.
-    roots: facts::Roots,
-    /// Of the optional ones, those it asks for with `has()`.
-    guarded: facts::Roots,
-    /// It uses something that TLS does not prove.
-    uses_other_than_proofs: bool,
+    /// The facts, by position in [`FACTS`]: no others are made.
+    facts: Box<[usize]>,
+    /// Optional roots that it uses without asking for them with `has()`, by position in [`ROOTS`].
+    required: Box<[usize]>,
+    /// It uses only what TLS proved, and that for certain.
+    is_about_proofs: bool,
 }
 
 /// What is wrong with an expression.
@@ -92,16 +90,20 @@ impl Expression {
         Ok(Self { name: source.into(), tree: strict::strict(program.expression().clone()), names })
     }
 
-    /// Whether it uses one of the top-level names.
-    pub(crate) fn uses(&self, name: &str) -> bool {
-        facts::NAMES.iter().position(|(known, _)| *known == name).is_some_and(|place| self.names.roots.contains(place))
+    /// Whether it uses a fact of a top-level name.
+    pub(crate) fn uses(&self, root: &str) -> bool {
+        self.names.facts.iter().any(|fact| root_of(FACTS[*fact].path) == root)
     }
 
-    /// Whether it uses nothing but what the TLS layer proved, and that for certain: a certificate, a raw key, the
-    /// identity of a pre-shared key.
-    pub(crate) fn is_about_proofs(&self) -> bool {
-        let names = &self.names;
-        !names.roots.is_empty() && !names.uses_other_than_proofs && names.guarded.is_empty()
+    /// Whether it uses only what TLS proved, and that for certain: a certificate, a raw key, the identity of a pre-shared
+    /// key.
+    pub(crate) const fn is_about_proofs(&self) -> bool {
+        self.names.is_about_proofs
+    }
+
+    /// Its source, or what replaces it in the log.
+    pub(crate) fn source(&self) -> &str {
+        &self.name
     }
 
     /// Replaces the source as what the log calls this expression.
@@ -137,14 +139,14 @@ impl Expression {
     /// # Errors
     /// [`Reject::ExpressionFailed`], whatever went wrong.
     pub fn json(&self, facts: &Facts<'_>) -> Result<serde_json::Value, Reject> {
-        facts::to_json(&self.evaluate(facts)?).ok_or_else(|| self.failed("it yields something that JSON has not"))
+        value::to_json(&self.evaluate(facts)?).ok_or_else(|| self.failed("it yields something that JSON has not"))
     }
 
     fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Reject> {
-        if !facts.missing().and(self.names.roots).without(self.names.guarded).is_empty() {
-            return Err(self.failed("a certificate, token, device or answer that it uses is not there"));
+        if !self.names.required.iter().all(|root| facts.has_root(&ROOTS[*root])) {
+            return Err(self.failed("a certificate, token, device or answer that it uses is missing"));
         }
-        let context = facts.context(Arc::clone(&LANGUAGE), self.names.roots);
+        let context = value::context(facts, &self.names.facts, Arc::clone(&LANGUAGE));
         // The error's own text quotes values, of which some are secrets; its kind is enough to find the place.
         Value::resolve(&self.tree, &context).map_err(|error| self.failed(describe(&error)))
     }
@@ -163,28 +165,6 @@ fn describe(error: &cel::ExecutionError) -> &'static str {
         E::NoSuchOverload(_) | E::UnexpectedType { .. } | E::ValuesNotComparable(..) => "types do not fit",
         E::IndexOutOfBounds(_) => "an index is out of bounds",
         _ => "it cannot be evaluated",
-    }
-}
-
-/// Compiles an expression; says what is wrong with it in the document's problems.
-pub(crate) fn compile(source: Option<&At<String>>, wanted: Wanted, document: &mut Document) -> Option<Expression> {
-    let source = source?;
-    if document.is_substituted(&source.span) {
-        // It would be code, and both the code and what is wrong with it are shown.
-        let problem =
-            document.problems.error(&source.span, "nothing from outside the file can be put into an expression");
-        problem.hint("`${ENV:...}` and `${FILE:...}` are for values that are no expressions");
-        return None;
-    }
-    match Expression::compile(source, wanted) {
-        Ok(expression) => Some(expression),
-        Err(errors) => {
-            for error in errors {
-                let span = document.problems.inside(&source.span, source, error.span);
-                document.problems.error(&span, error.message).hint = error.hint;
-            }
-            None
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::record::Record;
 use crate::outcome::Outcome;
 
 /// What a line looks like.
-pub use crate::config::model::AccessLogFormat as Format;
+pub use crate::config::tables::AccessLogFormat as Format;
 
 /// Lines waiting for the disk at most; beyond, they are dropped and counted.
 const BACKLOG: usize = 65_536;

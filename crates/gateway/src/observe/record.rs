@@ -9,6 +9,7 @@ use portcullis_wire::Version;
 use super::access_log::Format;
 use super::{ListenerMetrics, Observer};
 use crate::outcome::{Blame, CloseReason, Outcome, Reject, Stage};
+use crate::peer::{Identity, Peer};
 
 /// What a client speaks below MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,11 +114,6 @@ impl Record {
         self.decided
     }
 
-    /// Whether the log has a place for what the certificate says.
-    pub fn wants_certificate(&self) -> bool {
-        self.observer.access_log.load().as_ref().is_some_and(|log| log.format() == Format::Json)
-    }
-
     /// Counts application bytes from and to the client.
     pub fn moved(&mut self, received: u64, sent: u64) {
         self.received += received;
@@ -128,6 +124,26 @@ impl Record {
         }
         if sent > 0 {
             self.listener.sent.inc_by(sent);
+        }
+    }
+
+    /// The handshake has ended.
+    pub fn secured(&mut self, peer: &Peer) {
+        let Some(tls) = &peer.tls else { return };
+        self.listener.count_handshake(tls.resumed, self.opened);
+        self.tls = Some(TlsNote { version: tls.version, resumed: tls.resumed });
+        // Kept only where the log has a field for it.
+        if !self.observer.access_log.load().as_ref().is_some_and(|log| log.format() == Format::Json) {
+            return;
+        }
+        match &peer.identity {
+            Identity::None => {}
+            Identity::Certificate(certificate) => {
+                self.cert_subject = certificate.subject.dn.as_deref().map(Into::into);
+                self.cert_serial = Some(certificate.serial.as_str().into());
+            }
+            Identity::RawKey(key) => self.tls_identity.clone_from(&key.name),
+            Identity::Psk(psk) => self.tls_identity = Some(psk.identity.clone()),
         }
     }
 

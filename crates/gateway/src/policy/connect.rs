@@ -1,20 +1,15 @@
 //! Admission and rewriting of CONNECT. Enters: the packet as the client sent it, and what is known of the client.
 //! Leaves: the packet as the broker gets it, or a refusal. A pure function: no I/O, no state.
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use portcullis_wire::Connect;
 
-use crate::config::model::{self, Password};
-use crate::config::{At, Document};
-use crate::expr::{Expression, Facts, Wanted, compile};
-use crate::identity::{OWN_CLAIMS, Signer};
+use crate::config::tables::{self, Password};
+use crate::expr::Expression;
+use crate::identity::Signer;
 use crate::outcome::Reject;
-
-/// Of a token towards a broker: it is used once, a moment later.
-const TOKEN_LIFETIME: Duration = Duration::from_secs(5 * 60);
+use crate::peer::Facts;
 
 /// `admit.require`: expressions that must all be true.
 #[derive(Debug, Default)]
@@ -36,17 +31,12 @@ enum NewPassword {
     Token(Token),
 }
 
-/// What a token towards the broker is made of.
+/// A token towards the broker.
 #[derive(Debug)]
 struct Token {
     signer: Arc<Signer>,
-    claims: Vec<(String, Expression)>,
-    audience: Option<String>,
-    lifetime: Duration,
+    token: tables::Token,
 }
-
-/// What signs tokens; `None`: what the configuration says of it is wrong.
-pub(crate) type Signing = Option<Arc<Signer>>;
 
 /// The new values of fields, to be put into a CONNECT. Not to be printed: one is a password.
 #[derive(Default)]
@@ -58,9 +48,9 @@ pub struct Replacements {
 }
 
 impl Admission {
-    pub(crate) fn compile(admit: &model::Admit, document: &mut Document) -> Self {
-        let compile = |source| compile(Some(source), Wanted::Bool, document);
-        Self { require: admit.require.iter().filter_map(compile).collect() }
+    /// Of expressions that must all be true.
+    pub const fn new(require: Vec<Expression>) -> Self {
+        Self { require }
     }
 
     /// Whether the client is let in.
@@ -81,27 +71,17 @@ impl Admission {
     pub(crate) fn uses(&self, name: &str) -> bool {
         self.require.iter().any(|expression| expression.uses(name))
     }
-
-    /// Whether everybody is let in.
-    pub fn is_empty(&self) -> bool {
-        self.require.is_empty()
-    }
 }
 
 impl Rewriting {
-    /// Compiles the table; `signer` is what tokens are signed by, if there is one. Says what is wrong in the document's
-    /// problems.
-    pub(crate) fn compile(connect: &model::Connect, signer: Option<&Signing>, document: &mut Document) -> Self {
-        let password = connect.password.as_ref().and_then(|at| match &at.value {
-            Password::Expression(source) => {
-                let source = At { value: source.clone(), span: at.span.clone() };
-                let password = compile(Some(&source), Wanted::String, document)?;
-                Some(NewPassword::Expression(password.known_as("connect.password")))
-            }
-            Password::Token(token) => Token::compile(token, &at.span, signer, document).map(NewPassword::Token),
+    /// `signer` is what tokens are signed by; there is one if a token is configured.
+    pub(crate) fn new(settings: tables::Connect, signer: Option<&Arc<Signer>>) -> Self {
+        let tables::Connect { client_id, username, password } = settings;
+        let password = password.and_then(|password| match password {
+            Password::Expression(expression) => Some(NewPassword::Expression(expression)),
+            Password::Token(token) => Some(NewPassword::Token(Token { signer: Arc::clone(signer?), token })),
         });
-        let mut field = |source: &Option<At<String>>| compile(source.as_ref(), Wanted::String, document);
-        Self { client_id: field(&connect.client_id), username: field(&connect.username), password }
+        Self { client_id, username, password }
     }
 
     /// Whether an expression uses this name.
@@ -110,7 +90,7 @@ impl Rewriting {
         fields.into_iter().flatten().any(|field| field.uses(name))
             || match &self.password {
                 Some(NewPassword::Expression(password)) => password.uses(name),
-                Some(NewPassword::Token(token)) => token.claims.iter().any(|(_, claim)| claim.uses(name)),
+                Some(NewPassword::Token(token)) => token.token.claims.iter().any(|(_, claim)| claim.uses(name)),
                 None => false,
             }
     }
@@ -134,45 +114,10 @@ impl Rewriting {
 }
 
 impl Token {
-    fn compile(
-        token: &model::Token,
-        span: &Range<usize>,
-        signer: Option<&Signing>,
-        document: &mut Document,
-    ) -> Option<Self> {
-        let Some(signer) = signer else {
-            let problem = document.problems.error(span, "a token needs a key to be signed with");
-            problem.hint("[identity] private_key = \"identity.key\" issuer = \"https://gateway.example.com\"");
-            return None;
-        };
-        // What is wrong with the key has been said.
-        let signer = signer.as_ref()?;
-        if let Some(own) = token.claims.keys().find(|name| OWN_CLAIMS.contains(&name.as_str())) {
-            document.problems.error(span, format!("the claim `{own}` is set by the gateway"));
-            return None;
-        }
-        if !token.claims.contains_key("sub") {
-            let problem = document.problems.warning(span, "the token says nothing of who the client is: no `sub`");
-            problem.hint("claims = { sub = 'cert.subject.cn' }");
-        }
-        if token.audience.is_none() {
-            let problem = document.problems.warning(span, "any service that trusts this gateway takes the token");
-            problem.hint("audience = \"brokers\"");
-        }
-        let compile = |(name, source): (&String, &String)| {
-            let source = At { value: source.clone(), span: span.clone() };
-            let expression = compile(Some(&source), Wanted::Json, document)?;
-            Some((name.clone(), expression.known_as(&format!("connect.password.claims.{name}"))))
-        };
-        let claims: Option<Vec<_>> = token.claims.iter().map(compile).collect();
-        let lifetime = token.lifetime.map_or(TOKEN_LIFETIME, |period| period.0);
-        Some(Self { signer: Arc::clone(signer), claims: claims?, audience: token.audience.clone(), lifetime })
-    }
-
     fn make(&self, facts: &Facts<'_>) -> Result<String, Reject> {
         let claim = |(name, expression): &(String, Expression)| Ok((name.clone(), expression.json(facts)?));
-        let claims = self.claims.iter().map(claim).collect::<Result<_, Reject>>()?;
-        self.signer.sign(claims, self.audience.as_deref(), self.lifetime).map_err(|_| Reject::RewriteFailed)
+        let claims = self.token.claims.iter().map(claim).collect::<Result<_, Reject>>()?;
+        self.signer.sign(claims, self.token.audience.as_deref(), self.token.lifetime).map_err(|_| Reject::RewriteFailed)
     }
 }
 

@@ -2,5 +2,4 @@
 
 mod connect;
 
-pub(crate) use connect::Signing;
 pub use connect::{Admission, Replacements, Rewriting};

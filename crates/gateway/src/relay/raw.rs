@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::net::{Stream, discard_until_closed};
 use crate::observe::Record;
 use crate::outcome::CloseReason;
-use crate::sessions::Session;
+use crate::session::index::Session;
 
 /// Read at once: as much as one TLS record holds.
 const CHUNK: usize = 16 << 10;

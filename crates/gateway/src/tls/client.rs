@@ -10,8 +10,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::keys::{KeySource, read_pair};
-use crate::config::model::UpstreamTls;
-use crate::config::{At, Complaint, Document};
+use crate::config::tables::UpstreamTls;
+use crate::config::{Complaint, Diagnostics, Reported};
 use crate::crypto::provider;
 use crate::files::read_anchors;
 
@@ -29,51 +29,34 @@ impl std::fmt::Debug for ClientTls {
 }
 
 impl ClientTls {
-    /// Compiles the table; says what is wrong with it in the document's problems. `None`: something is.
-    pub(crate) fn compile(tls: &At<UpstreamTls>, document: &mut Document) -> Option<Self> {
-        let roots = match roots(tls, document) {
-            Ok(roots) => roots,
-            Err(complaint) => {
-                let span = tls.ca.as_ref().map_or(&tls.span, |ca| &ca.span);
-                document.problems.complain(span, complaint);
-                return None;
-            }
-        };
-        let server_name = match &tls.server_name {
-            Some(name) => match ServerName::try_from(name.value.clone()) {
-                Ok(name) => Some(name),
-                Err(_) => {
-                    document.problems.error(&name.span, format!("`{}` is no host name and no address", name.value));
-                    return None;
-                }
-            },
-            None => None,
-        };
+    /// Reads the files of the settings.
+    ///
+    /// # Errors
+    /// One cannot be used, which was reported.
+    pub(crate) fn open(settings: &UpstreamTls, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
+        let roots = roots(settings).map_err(|complaint| match &settings.ca {
+            Some(ca) => diagnostics.error(ca, complaint),
+            None => diagnostics.error(&settings.table, complaint),
+        })?;
+        let server_name = settings.server_name.as_ref().map(|name| {
+            let complaint = |_| diagnostics.error(name, format!("`{}` is no host name and no address", name.value));
+            ServerName::try_from(name.value.clone()).map_err(complaint)
+        });
+        let server_name = server_name.transpose()?;
         let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("aws-lc-rs speaks TLS 1.2 and 1.3")
             .with_root_certificates(roots);
-        let config = match (&tls.certificate, &tls.private_key) {
-            (None, None) => builder.with_no_client_auth(),
-            (Some(chain), Some(key)) => {
-                let passphrase = tls.private_key_passphrase.as_ref().map(|passphrase| &passphrase.value);
-                let key = KeySource::compile(key, passphrase, &key.span, document)?;
-                match read_pair(&document.resolve(chain), &key) {
-                    Ok(pair) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
-                        Arc::unwrap_or_clone(pair),
-                    ))),
-                    Err(complaint) => {
-                        document.problems.complain(&chain.span, complaint);
-                        return None;
-                    }
-                }
-            }
-            (Some(At { span, .. }), None) | (None, Some(At { span, .. })) => {
-                document.problems.error(span, "`certificate` and `private_key` go together");
-                return None;
+        let config = match &settings.certificate {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => {
+                let key = KeySource::open(key, diagnostics)?;
+                let pair = read_pair(chain, &key).map_err(|complaint| diagnostics.error(chain, complaint))?;
+                let pair = rustls::sign::SingleCertAndKey::from(Arc::unwrap_or_clone(pair));
+                builder.with_client_cert_resolver(Arc::new(pair))
             }
         };
-        Some(Self { connector: TlsConnector::from(Arc::new(config)), server_name })
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), server_name })
     }
 
     /// Encrypts a connection to a broker that is configured under `host`.
@@ -89,9 +72,9 @@ impl ClientTls {
     }
 }
 
-fn roots(tls: &UpstreamTls, document: &Document) -> Result<RootCertStore, Complaint> {
-    if let Some(ca) = &tls.ca {
-        return read_anchors(&document.resolve(ca)).map(|anchors| anchors.into_iter().collect());
+fn roots(settings: &UpstreamTls) -> Result<RootCertStore, Complaint> {
+    if let Some(ca) = &settings.ca {
+        return read_anchors(ca).map(|anchors| anchors.into_iter().collect());
     }
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

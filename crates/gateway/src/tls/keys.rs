@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use pkcs8::EncryptedPrivateKeyInfo;
+#[cfg(feature = "pkcs11")]
+use portcullis_pkcs11::TokenUri;
 use rustls::pki_types::DnsName;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject};
@@ -17,15 +18,13 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use super::Certificate;
-#[cfg(feature = "pkcs11")]
-use super::pkcs11::TokenUri;
 use super::resumption::Memory;
 use crate::clock::now;
-use crate::config::model::{Certificates, ListenerTls};
-use crate::config::{At, Complaint, Document, Secret, is_exposed};
+use crate::config::tables::{CertificateFiles, CertificateTls, PrivateKey};
+use crate::config::{Complaint, Diagnostics, Reported, Secret, Setting, warn_if_exposed};
 use crate::crypto::provider;
-use crate::files::{Follower, read_chain, unreadable};
+use crate::files::{Follower, read_chain, unreadable, warn_if_expired};
+use crate::peer::Certificate;
 use crate::trust::Knowledge;
 
 /// An OCSP answer is taken away before it is out of date, for the sake of clocks that are ahead; in seconds.
@@ -71,32 +70,31 @@ pub(super) enum KeySource {
 }
 
 impl KeySource {
-    /// Reads what the configuration says of a key at `span`: a path, or a PKCS#11 URI; warns of a file that everybody
-    /// can read. `None`: it is wrong.
-    pub(super) fn compile(
-        text: &str,
-        passphrase: Option<&Secret>,
-        span: &Range<usize>,
-        document: &mut Document,
-    ) -> Option<Self> {
-        // A scheme's case says nothing [RFC 3986, 3.1]; taken for a path, its PIN would be shown.
-        if text.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("pkcs11:")) {
+    /// Where the settings say the key is; warns of a file that others can read.
+    ///
+    /// # Errors
+    /// A URI is wrong, which was reported.
+    pub(super) fn open(settings: &Setting<PrivateKey>, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
+        match &settings.value {
+            PrivateKey::File(path, passphrase) => {
+                warn_if_exposed(settings, path, "the private key", diagnostics);
+                Ok(Self::File(path.clone(), passphrase.clone()))
+            }
             #[cfg(feature = "pkcs11")]
-            match TokenUri::parse(text, |path| document.resolve(path)) {
-                Ok(uri) => return Some(Self::Token(Box::new(uri))),
+            PrivateKey::Pkcs11(uri, directory) => match TokenUri::parse(uri.expose(), |path| directory.join(path)) {
+                Ok(uri) => Ok(Self::Token(Box::new(uri))),
                 // It may have the PIN in it.
-                Err(complaint) => document.problems.complain(span, complaint).hide_line(),
-            };
+                Err(error) => {
+                    let complaint = Complaint::new(error.to_string()).hint(error.hint());
+                    Err(diagnostics.error(settings, complaint.hide_line()))
+                }
+            },
             #[cfg(not(feature = "pkcs11"))]
-            document.problems.error(span, "this gateway was built without PKCS#11").hint("--features pkcs11");
-            return None;
+            PrivateKey::Pkcs11(..) => {
+                let complaint = Complaint::new("this gateway was built without PKCS#11").hide_line();
+                Err(diagnostics.error(settings, complaint.hint("--features pkcs11")))
+            }
         }
-        let path = document.resolve(Path::new(text));
-        if is_exposed(&path) {
-            let message = format!("everybody on this machine can read the private key {}", path.display());
-            document.problems.warning(span, message).hint(format!("chmod 600 {}", path.display()));
-        }
-        Some(Self::File(path, passphrase.cloned()))
     }
 
     #[cfg_attr(not(feature = "pkcs11"), expect(clippy::unnecessary_wraps, reason = "a token is no file"))]
@@ -110,46 +108,22 @@ impl KeySource {
 }
 
 impl ServerKeys {
-    /// Reads all pairs that the table names; says what is wrong with them in the document's problems. `None`:
-    /// something is.
-    pub(super) fn compile(tls: &At<ListenerTls>, memory: &Arc<Memory>, document: &mut Document) -> Option<Self> {
-        let Some(certificate) = &tls.certificate else {
-            document.missing(&tls.span, "certificate", "a PEM file, the server's own first");
-            return None;
+    /// Reads all pairs that the settings name.
+    ///
+    /// # Errors
+    /// One cannot be used, which was reported.
+    pub(super) fn open(
+        settings: &CertificateTls,
+        memory: &Arc<Memory>,
+        diagnostics: &mut Diagnostics,
+    ) -> Result<Self, Reported> {
+        let certificates = &settings.certificates;
+        let open = |files: &CertificateFiles, diagnostics: &mut Diagnostics| {
+            warn_if_expired(certificates, &files.chain, diagnostics);
+            KeySource::open(&files.key, diagnostics).map(|key| Files { chain: files.chain.clone(), key })
         };
-        let passphrase = tls.private_key_passphrase.as_ref();
-        let pairs: Vec<(&PathBuf, String, Option<&Secret>)> = match (&certificate.value, &tls.private_key) {
-            (Certificates::One(chain), Some(key)) => {
-                vec![(chain, key.value.clone(), passphrase.map(|passphrase| &passphrase.value))]
-            }
-            (Certificates::One(_), None) => {
-                document.missing(&tls.span, "private_key", "a PEM file, the key of the certificate");
-                return None;
-            }
-            (Certificates::Many(_), Some(key)) => {
-                let problem = document.problems.error(&key.span, "each certificate in the list has its own key");
-                problem.hint("write `private_key` into the list's tables");
-                return None;
-            }
-            (Certificates::Many(pairs), None) => pairs
-                .iter()
-                .map(|pair| (&pair.certificate, pair.private_key.clone(), pair.private_key_passphrase.as_ref()))
-                .collect(),
-        };
-        if pairs.is_empty() {
-            document.problems.error(&certificate.span, "the list of certificates is empty");
-            return None;
-        }
-        let mut files = Vec::new();
-        let count = pairs.len();
-        for (chain, key, passphrase) in pairs {
-            let chain = document.resolve(chain);
-            let span = tls.private_key.as_ref().map_or(&certificate.span, |key| &key.span);
-            files.extend(KeySource::compile(&key, passphrase, span, document).map(|key| Files { chain, key }));
-        }
-        if files.len() != count {
-            return None;
-        }
+        let files: Vec<Result<Files, Reported>> = certificates.iter().map(|files| open(files, diagnostics)).collect();
+        let files: Vec<Files> = files.into_iter().collect::<Result<_, _>>()?;
         let follower = Follower::default();
         let mut complaints = Vec::new();
         let mut read = Vec::new();
@@ -166,27 +140,23 @@ impl ServerKeys {
             }
             complaints.first().map_or(Ok(()), |complaint| Err(complaint.message.clone()))
         };
-        // All that is wrong is said below.
+        // All complaints are reported below.
         let _ = follower.read_if_changed(&paths(&files), true, read_all);
-        let is_good = complaints.is_empty();
+        let mut result = Ok(());
         for complaint in complaints {
-            document.problems.complain(&certificate.span, complaint);
+            result = Err(diagnostics.error(certificates, complaint));
         }
-        let current = ArcSwap::from_pointee(BySni::new(&read)?);
-        if !is_good {
-            return None;
+        result?;
+        let current = BySni::new(&read).ok_or_else(|| diagnostics.error(certificates, "there is no certificate"))?;
+        if settings.stapling && read.iter().any(|pair| pair.cert.len() < 2) {
+            let message = "`ocsp_stapling` needs the issuer's certificate behind the server's own";
+            diagnostics.warning(certificates, message);
         }
-        if tls.ocsp_stapling {
-            let cannot = read.iter().filter(|pair| pair.cert.len() < 2).count();
-            if cannot > 0 {
-                let message = "`ocsp_stapling` needs the issuer's certificate behind the server's own";
-                document.problems.warning(&certificate.span, message);
-            }
-        }
-        let staples = tls.ocsp_stapling.then(|| Mutex::new(vec![Staple::default(); read.len()]));
+        let staples = settings.stapling.then(|| Mutex::new(vec![Staple::default(); read.len()]));
+        let current = ArcSwap::from_pointee(current);
         let this = Self { files, follower, current, staples, memory: Arc::clone(memory) };
         this.remember_staples();
-        Some(this)
+        Ok(this)
     }
 
     /// Puts OCSP answers that are known to the certificates they are about.
@@ -328,7 +298,11 @@ pub(super) fn read_pair(chain: &Path, key: &KeySource) -> Result<Arc<CertifiedKe
         KeySource::File(path, passphrase) => (path, passphrase),
         #[cfg(feature = "pkcs11")]
         KeySource::Token(uri) => {
-            let key = super::pkcs11::key(uri, &certificates[0])?;
+            let key = portcullis_pkcs11::signing_key(uri, &certificates[0], &provider());
+            let key = key.map_err(|error| match error.hint() {
+                Some(hint) => Complaint::new(error.to_string()).hint(hint),
+                None => Complaint::new(error.to_string()),
+            })?;
             return Ok(Arc::new(CertifiedKey::new(certificates, key)));
         }
     };

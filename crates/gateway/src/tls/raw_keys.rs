@@ -1,7 +1,7 @@
 //! Raw public keys [RFC 7250]: a device is known by its key's fingerprint, in TLS 1.3, and no authority vouches for it.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -16,10 +16,11 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::keys::ServerKeys;
-use crate::config::{At, Complaint, Document, model};
+use crate::config::{Complaint, Diagnostics, Reported, Setting, tables};
 use crate::crypto::provider;
 use crate::files::{Content, read_entries};
-use crate::registry::{Entry, Fingerprint, Replica};
+use crate::peer::Fingerprint;
+use crate::registry::{Entry, Replica};
 
 /// The keys of devices that a listener knows.
 #[derive(Debug)]
@@ -41,27 +42,17 @@ pub(super) enum Owner {
 }
 
 impl KnownKeys {
-    pub(super) fn compile(
-        table: &At<model::RawKeys>,
+    pub(super) fn open(
+        settings: &tables::RawKeys,
         registry: Option<&Arc<Replica>>,
-        document: &mut Document,
-    ) -> Option<Self> {
-        let registry = super::compile_registry(table.registry.as_ref(), registry, document)?;
-        if table.file.is_none() && registry.is_none() {
-            document.missing(&table.span, "file", "lines of `name:fingerprint`; or `registry = true`");
-            return None;
-        }
-        let mut file = None;
-        if let Some(at) = &table.file {
-            match Content::open(document.resolve(at), "raw public keys", read) {
-                Ok(names) => file = Some(names),
-                Err(complaint) => {
-                    document.problems.complain(&at.span, complaint);
-                    return None;
-                }
-            }
-        }
-        Some(Self { file, registry })
+        diagnostics: &mut Diagnostics,
+    ) -> Result<Self, Reported> {
+        let open = |file: &Setting<PathBuf>| {
+            Content::open(file.value.clone(), "raw public keys", read)
+                .map_err(|complaint| diagnostics.error(file, complaint))
+        };
+        let file = settings.file.as_ref().map(open).transpose()?;
+        Ok(Self { file, registry: registry.filter(|_| settings.registry).cloned() })
     }
 
     /// Whose a key is; `None`: nobody's that is known.
@@ -101,9 +92,9 @@ fn read(path: &Path) -> Result<Names, Complaint> {
 
 /// Hex as `openssl dgst` prints it, or base64, as `curl --pinnedpubkey` has it.
 fn fingerprint(text: &str) -> Option<Fingerprint> {
-    let octets = match portcullis_registry::from_hex(text) {
-        Some(octets) => octets.to_vec(),
-        None => STANDARD.decode(text.strip_prefix("sha256//").unwrap_or(text)).ok()?,
+    let octets = match hex::decode(text) {
+        Ok(octets) => octets,
+        Err(_) => STANDARD.decode(text.strip_prefix("sha256//").unwrap_or(text)).ok()?,
     };
     octets.try_into().ok()
 }
@@ -187,7 +178,7 @@ mod tests {
     #[test]
     fn fingerprints_in_both_forms() {
         let hex = "00ff".repeat(16);
-        let octets: Fingerprint = portcullis_registry::from_hex(&hex).unwrap().as_slice().try_into().unwrap();
+        let octets: Fingerprint = hex::decode(&hex).unwrap().try_into().unwrap();
         let base64 = STANDARD.encode(octets);
         for text in [&hex, &hex.to_uppercase(), &base64, &format!("sha256//{base64}")] {
             assert_eq!(fingerprint(text), Some(octets), "{text}");

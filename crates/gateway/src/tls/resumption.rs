@@ -1,11 +1,7 @@
-//! Session resumption [RFC 8446, 2.2; RFC 5077; RFC 5246, F.1.4], without its holes: what is resumed carries the
-//! credential of its full handshake, and is judged again. What would be refused is not resumed; the device may then
-//! show a certificate as if it were new.
-//!
-//! rustls asks for tickets and for stored sessions in the midst of a handshake, without saying of which; so the
-//! handshake that is going on stands in a variable of the task.
+//! Session resumption [RFC 8446, 2.2; RFC 5077; RFC 5246, F.1.4], without its holes: what is resumed carries the chain of
+//! its full handshake, which is evaluated again. What would be rejected is not resumed; the device may then present a
+//! certificate as if it were new.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::AtomicBool;
@@ -15,11 +11,11 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{hkdf, rand};
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
-use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::handshake::{Handshake, Proof};
 use crate::clock::now;
-use crate::trust::{CLOCK_SKEW, Credential, Trust};
+use crate::trust::{CLOCK_SKEW, Trust};
 
 /// How long one key makes tickets.
 const EPOCH: i64 = 60 * 60;
@@ -29,31 +25,6 @@ const MAX_STORED: usize = 8192;
 const FORM: u8 = 1;
 /// Form and epoch, in the clear; authenticated.
 const HEADER_LEN: usize = 9;
-
-tokio::task_local! {
-    /// The handshake that this task is in.
-    pub(super) static HANDSHAKE: Handshake;
-}
-
-/// What is learned of a device in the course of a handshake.
-#[derive(Default)]
-pub(super) struct Handshake {
-    /// From the certificate it has just shown.
-    pub(super) verified: RefCell<Option<Proof>>,
-    /// From the session it wants to resume.
-    pub(super) resumed: RefCell<Option<Proof>>,
-    /// The device shows a raw public key.
-    pub(super) is_raw: Cell<bool>,
-}
-
-/// What a device proved, and when.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Proof {
-    /// `None`: it has shown no certificate.
-    pub(super) credential: Option<Credential>,
-    /// The time of the full handshake, in seconds since 1970: resuming does not make it younger.
-    pub(super) at: i64,
-}
 
 /// Resumption on one listener.
 #[derive(Debug)]
@@ -97,16 +68,16 @@ impl Default for Memory {
 
 impl Resumption {
     /// Puts what was learned of the device in front of a session's state.
-    fn wrap(session: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-        let proof = HANDSHAKE.try_with(Handshake::proof).ok()?;
+    fn wrap(session: &[u8], handshake: &Handshake) -> Option<Zeroizing<Vec<u8>>> {
+        let proof = handshake.proof();
         postcard::to_extend(&proof, Vec::with_capacity(512 + session.len())).ok().map(|mut wrapped| {
             wrapped.extend_from_slice(session);
             Zeroizing::new(wrapped)
         })
     }
 
-    /// Takes it off again, and judges it.
-    fn unwrap(&self, wrapped: &[u8]) -> Option<Vec<u8>> {
+    /// Takes it off again, and evaluates it.
+    fn unwrap(&self, wrapped: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
         let (proof, session) = postcard::take_from_bytes::<Proof>(wrapped).ok()?;
         let now = now();
         if !(-CLOCK_SKEW..=self.lifetime).contains(&(now - proof.at)) {
@@ -120,7 +91,7 @@ impl Resumption {
             (None, Some(_)) if !self.needs_certificate => {}
             (None | Some(_), Some(_)) | (Some(_), None) => return None,
         }
-        HANDSHAKE.try_with(|handshake| handshake.resumed.replace(Some(proof))).ok()?;
+        handshake.resumed(proof);
         Some(session.to_vec())
     }
 
@@ -128,12 +99,12 @@ impl Resumption {
         self.shared.as_ref().unwrap_or(&self.memory.keys)
     }
 
-    fn seal(&self, session: &[u8]) -> Option<Vec<u8>> {
+    fn seal(&self, session: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
         let epoch = now() / EPOCH;
         let key = self.keys().get(epoch, epoch, self.lifetime)?;
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).ok()?;
-        let mut sealed = Self::wrap(session)?;
+        let mut sealed = Self::wrap(session, handshake)?;
         let mut ticket = vec![FORM];
         ticket.extend(epoch.to_be_bytes());
         let aad = Aad::from(ticket.clone());
@@ -143,7 +114,7 @@ impl Resumption {
         Some(ticket)
     }
 
-    fn unseal(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+    fn unseal(&self, ticket: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
         let (header, rest) = ticket.split_at_checked(HEADER_LEN)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
         let (form, epoch) = header.split_first()?;
@@ -154,57 +125,51 @@ impl Resumption {
         let mut sealed = Zeroizing::new(sealed.to_vec());
         let nonce = Nonce::assume_unique_for_key(*nonce);
         let wrapped = key.open_in_place(nonce, Aad::from(header), &mut sealed).ok()?;
-        self.unwrap(wrapped)
+        self.unwrap(wrapped, handshake)
     }
 }
 
-impl Handshake {
-    /// What has been learned; nothing stays.
-    pub(super) fn take(&self) -> Self {
-        let (verified, resumed) = (self.verified.take().into(), self.resumed.take().into());
-        Self { verified, resumed, is_raw: self.is_raw.clone() }
-    }
-
-    fn proof(&self) -> Proof {
-        let verified = self.verified.borrow().clone();
-        let proof = verified.or_else(|| self.resumed.borrow().clone());
-        proof.unwrap_or_else(|| Proof { credential: None, at: now() })
-    }
+/// Resumption in one handshake, as rustls asks for it.
+#[derive(Debug)]
+pub(super) struct HandshakeResumption {
+    pub(super) resumption: Arc<Resumption>,
+    pub(super) handshake: Arc<Handshake>,
 }
 
-impl ProducesTickets for Resumption {
+impl ProducesTickets for HandshakeResumption {
     fn enabled(&self) -> bool {
-        self.gives_tickets
+        self.resumption.gives_tickets
     }
 
     fn lifetime(&self) -> u32 {
-        self.lifetime.try_into().unwrap_or(0)
+        self.resumption.lifetime.try_into().unwrap_or(0)
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.seal(plain)
+        self.resumption.seal(plain, &self.handshake)
     }
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-        self.unseal(cipher)
+        self.resumption.unseal(cipher, &self.handshake)
     }
 }
 
-impl StoresServerSessions for Resumption {
+impl StoresServerSessions for HandshakeResumption {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
-        Self::wrap(&value).is_some_and(|wrapped| self.memory.stored.put(key, wrapped.to_vec()))
+        let wrapped = Resumption::wrap(&value, &self.handshake);
+        wrapped.is_some_and(|wrapped| self.resumption.memory.stored.put(key, wrapped.to_vec()))
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.unwrap(&self.memory.stored.get(key)?)
+        self.resumption.unwrap(&self.resumption.memory.stored.get(key)?, &self.handshake)
     }
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.unwrap(&self.memory.stored.take(key)?)
+        self.resumption.unwrap(&self.resumption.memory.stored.take(key)?, &self.handshake)
     }
 
     fn can_cache(&self) -> bool {
-        self.stores
+        self.resumption.stores
     }
 }
 
@@ -285,37 +250,32 @@ mod tests {
         }
     }
 
-    fn in_handshake<T>(work: impl FnOnce() -> T) -> T {
-        HANDSHAKE.sync_scope(Handshake::default(), work)
-    }
-
     #[test]
     fn a_ticket_is_taken_by_whom_it_is_for() {
         const SECRET: &str = "0123456789abcdef0123456789abcdef";
         let one = resumption(Some(SECRET), "a");
-        let ticket = in_handshake(|| one.encrypt(b"state")).unwrap();
+        let ticket = one.seal(b"state", &Handshake::default()).unwrap();
         assert!(!ticket.windows(5).any(|window| window == b"state"));
-        let take = |resumption: &Resumption| in_handshake(|| resumption.decrypt(&ticket));
+        let take = |resumption: &Resumption| resumption.unseal(&ticket, &Handshake::default());
         assert_eq!(take(&one).as_deref(), Some(&b"state"[..]));
         assert_eq!(take(&resumption(Some(SECRET), "a")).as_deref(), Some(&b"state"[..]), "the other gateway");
         assert_eq!(take(&resumption(Some(SECRET), "b")), None, "another listener");
         assert_eq!(take(&resumption(Some(&SECRET.to_uppercase()), "a")), None, "another secret");
         assert_eq!(take(&resumption(None, "a")), None, "random keys");
-        assert_eq!(one.decrypt(&ticket), None, "outside of a handshake there is nobody to resume");
-        assert_eq!(one.encrypt(b"state"), None);
     }
 
     #[test]
     fn a_ticket_that_was_changed_is_none() {
         let resumption = resumption(None, "a");
-        let ticket = in_handshake(|| resumption.encrypt(b"state")).unwrap();
+        let ticket = resumption.seal(b"state", &Handshake::default()).unwrap();
+        let unseal = |ticket: &[u8]| resumption.unseal(ticket, &Handshake::default());
         for place in 0..ticket.len() {
             let mut changed = ticket.clone();
             changed[place] ^= 1;
-            assert_eq!(in_handshake(|| resumption.decrypt(&changed)), None, "{place}");
-            assert_eq!(in_handshake(|| resumption.decrypt(&ticket[..place])), None, "{place}");
+            assert_eq!(unseal(&changed), None, "{place}");
+            assert_eq!(unseal(&ticket[..place]), None, "{place}");
         }
-        assert_eq!(in_handshake(|| resumption.decrypt(&[ticket, vec![0]].concat())), None);
+        assert_eq!(unseal(&[ticket, vec![0]].concat()), None);
     }
 
     #[test]
@@ -339,9 +299,10 @@ mod tests {
         let resumption = resumption(None, "a");
         for (age, is_resumed) in [(0, true), (3500, true), (3700, false), (-100, true), (-1000, false)] {
             let proof = Proof { credential: None, at: now() - age };
-            let handshake = Handshake { resumed: Some(proof).into(), ..Handshake::default() };
-            let ticket = HANDSHAKE.sync_scope(handshake, || resumption.encrypt(b"state")).unwrap();
-            assert_eq!(in_handshake(|| resumption.decrypt(&ticket)).is_some(), is_resumed, "{age}");
+            let handshake = Handshake::default();
+            handshake.resumed(proof);
+            let ticket = resumption.seal(b"state", &handshake).unwrap();
+            assert_eq!(resumption.unseal(&ticket, &Handshake::default()).is_some(), is_resumed, "{age}");
         }
     }
 }

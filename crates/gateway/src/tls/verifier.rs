@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 
-use super::resumption::{HANDSHAKE, Proof};
+use super::handshake::{Handshake, Proof};
 use crate::crypto::provider;
 use crate::outcome::Reject;
 use crate::trust::{Anchors, Distrust, Trust};
@@ -27,18 +27,19 @@ pub(super) struct DeviceVerifier {
     anchors: Arc<Anchors>,
     mandatory: bool,
     provider: Arc<CryptoProvider>,
+    handshake: Arc<Handshake>,
 }
 
 impl DeviceVerifier {
-    pub(super) fn new(trust: Arc<Trust>, mandatory: bool) -> Self {
-        Self { anchors: trust.anchors(), trust, mandatory, provider: provider() }
+    pub(super) fn new(trust: Arc<Trust>, anchors: Arc<Anchors>, mandatory: bool, handshake: Arc<Handshake>) -> Self {
+        Self { trust, anchors, mandatory, provider: provider(), handshake }
     }
 }
 
 impl ClientCertVerifier for DeviceVerifier {
     fn offer_client_auth(&self) -> bool {
-        // Asked in full handshakes only: a session that was to be resumed will not be.
-        let _ = HANDSHAKE.try_with(|handshake| handshake.resumed.take());
+        // Called in full handshakes only.
+        self.handshake.is_full();
         true
     }
 
@@ -64,9 +65,7 @@ impl ClientCertVerifier for DeviceVerifier {
         let credential = self.trust.verify(end_entity, intermediates, now).map_err(alert)?;
         let at = now.as_secs().cast_signed();
         self.trust.judge_for_now(&credential, at).map_err(distrusted)?;
-        let proof = Proof { credential: Some(credential), at };
-        let handshake = HANDSHAKE.try_with(|handshake| handshake.verified.replace(Some(proof)));
-        handshake.map_err(|_| Error::General("a handshake without a place for its credential".to_owned()))?;
+        self.handshake.verified(Proof { credential: Some(credential), at });
         Ok(ClientCertVerified::assertion())
     }
 

@@ -14,8 +14,9 @@ use super::source::{Origin, Source};
 use super::statuses::Statuses;
 use super::{IssuerId, Serial};
 use crate::clock::now;
-use crate::fetch::{Fetcher, is_url};
+use crate::fetch::Fetcher;
 use crate::kept::Kept;
+use crate::url::is_url;
 
 /// What is known. Outlives reloads.
 #[derive(Debug, Default)]

@@ -27,24 +27,18 @@ use tokio::task::JoinHandle;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use crate::clock::now;
-use crate::config::model::{ListenerTls, Ocsp, OnFailure};
-use crate::config::{At, Document};
+use crate::config::tables::{ClientCertificates, CrlOrigin, OcspScope, OnFailure};
+use crate::config::{Diagnostics, Reported, Setting};
 use crate::crypto::provider;
-use crate::fetch::is_url;
-use crate::files::Follower;
+use crate::files::{Follower, warn_if_expired};
 use crate::outcome::{CloseReason, Reject};
+use crate::url::is_url;
 use crl::Coverage;
 use ocsp::OcspStatus;
 use source::{Origin, Source, Status};
 
-const VERIFY_DEPTH: u8 = 2;
-/// What webpki follows at most.
-const MAX_VERIFY_DEPTH: u8 = 6;
 /// Tolerated in times that another machine's clock wrote, in seconds.
 pub(crate) const CLOCK_SKEW: i64 = 300;
-const REFRESH: Duration = Duration::from_secs(15 * 60);
-const OCSP_IS_OFF: &str = "without effect: `ocsp` is off";
-const OCSP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a certificate is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +104,7 @@ pub struct Trust {
     follows_names: bool,
     crl_missing: OnFailure,
     refresh: Duration,
-    ocsp: Ocsp,
+    ocsp: OcspScope,
     ocsp_responder: Option<String>,
     ocsp_failure: OnFailure,
     ocsp_timeout: Duration,
@@ -126,76 +120,36 @@ struct Open {
 }
 
 impl Trust {
-    /// Compiles what a listener's table says of devices' certificates, of which `ca` is the part that must be there;
-    /// says what is wrong with it in the document's problems. `None`: something is.
-    pub(crate) fn compile(
-        tls: &At<ListenerTls>,
-        ca: &At<PathBuf>,
+    /// Reads the files of the settings.
+    ///
+    /// # Errors
+    /// One cannot be used, which was reported.
+    pub(crate) fn open(
+        settings: &ClientCertificates,
         knowledge: &Arc<Knowledge>,
-        document: &mut Document,
-    ) -> Option<Self> {
-        let mut depth = VERIFY_DEPTH;
-        if let Some(wanted) = &tls.verify_depth {
-            depth = wanted.value;
-            if depth > MAX_VERIFY_DEPTH {
-                let message = format!("`verify_depth` is {MAX_VERIFY_DEPTH} at most");
-                document.problems.error(&wanted.span, message);
-            }
-        }
-        let client_ca = document.resolve(ca);
+        diagnostics: &mut Diagnostics,
+    ) -> Result<Self, Reported> {
+        let ClientCertificates { ca, verify_depth, crl, ocsp, refresh, .. } = settings;
+        warn_if_expired(ca, ca, diagnostics);
         let file = Follower::default();
-        let anchors = file.read_first(&client_ca, || Anchors::read(&client_ca, knowledge));
-        let refresh = tls.revocation_refresh.map_or(REFRESH, |period| period.0);
-        let sources = compile_sources(tls, refresh, knowledge, document);
-        let ocsp_responder = tls.ocsp_responder.as_ref().map(|url| url.value.clone());
-        if let Some(url) = tls.ocsp_responder.as_ref().filter(|url| !is_url(url) && !document.is_substituted(&url.span))
-        {
-            document
-                .problems
-                .error(&url.span, format!("`{}` is no URL", url.value))
-                .hint("\"http://ocsp.example.com/\"");
-        }
-        let has_crls = !tls.crl.is_empty() || tls.crl_distribution_points;
-        for (span, is_used, message) in [
-            (tls.crl_missing.as_ref().map(|at| &at.span), has_crls, "`crl_missing` without effect: there is no `crl`"),
-            (tls.ocsp_responder.as_ref().map(|at| &at.span), tls.ocsp != Ocsp::Off, OCSP_IS_OFF),
-            (tls.ocsp_failure.as_ref().map(|at| &at.span), tls.ocsp != Ocsp::Off, OCSP_IS_OFF),
-        ] {
-            if let (Some(span), false) = (span, is_used) {
-                document.problems.warning(span, message);
-            }
-        }
-        let allow = |at: &Option<At<OnFailure>>| at.as_ref().map_or(OnFailure::Refuse, |at| at.value);
-        for (key, at, what) in [
-            ("crl_missing", &tls.crl_missing, "whose CRL is missing or out of date"),
-            ("ocsp_failure", &tls.ocsp_failure, "for which no OCSP responder answers"),
-        ] {
-            if let Some(at) = at.as_ref().filter(|at| at.value == OnFailure::Allow) {
-                let message = format!("a device {what} is let in: {key} = \"allow\"");
-                document.problems.warning(&at.span, message);
-            }
-        }
-        match anchors {
-            Ok(anchors) => Some(Self {
-                knowledge: Arc::clone(knowledge),
-                client_ca,
-                file,
-                anchors: ArcSwap::from_pointee(anchors),
-                depth: usize::from(depth),
-                sources,
-                follows_names: tls.crl_distribution_points,
-                crl_missing: allow(&tls.crl_missing),
-                refresh,
-                ocsp: tls.ocsp,
-                ocsp_responder,
-                ocsp_failure: allow(&tls.ocsp_failure),
-                ocsp_timeout: tls.ocsp_timeout.map_or(OCSP_TIMEOUT, |period| period.0),
-            }),
-            Err(complaint) => {
-                document.problems.complain(&ca.span, complaint);
-                None
-            }
-        }
+        let anchors = file.read_first(ca, || Anchors::read(ca, knowledge));
+        let sources = open_sources(&crl.origins, *refresh, knowledge, diagnostics);
+        let anchors = anchors.map_err(|complaint| diagnostics.error(ca, complaint))?;
+        Ok(Self {
+            knowledge: Arc::clone(knowledge),
+            client_ca: ca.value.clone(),
+            file,
+            anchors: ArcSwap::from_pointee(anchors),
+            depth: *verify_depth,
+            sources,
+            follows_names: crl.distribution_points,
+            crl_missing: crl.missing,
+            refresh: *refresh,
+            ocsp: ocsp.scope,
+            ocsp_responder: ocsp.responder.clone(),
+            ocsp_failure: ocsp.failure,
+            ocsp_timeout: ocsp.timeout,
+        })
     }
 
     /// Fetches what is configured by URL, for the first time; to be called before the first handshake. Takes a bounded
@@ -316,7 +270,7 @@ impl Trust {
     /// Whether signatures on lists and answers about this chain could be verified: its authorities have been seen, by
     /// this process.
     pub(crate) fn knows_authorities_of(&self, credential: &Credential) -> bool {
-        let checks_nothing = !self.looks_at_crls() && self.ocsp == Ocsp::Off;
+        let checks_nothing = !self.looks_at_crls() && self.ocsp == OcspScope::Off;
         checks_nothing || credential.links().iter().all(|link| self.knowledge.issuers.get(&link.issuer).is_some())
     }
 
@@ -383,9 +337,9 @@ impl Trust {
 
     fn asks_about(&self, place: usize) -> bool {
         match self.ocsp {
-            Ocsp::Off => false,
-            Ocsp::Leaf => place == 0,
-            Ocsp::Chain => true,
+            OcspScope::Off => false,
+            OcspScope::Leaf => place == 0,
+            OcspScope::Chain => true,
         }
     }
 
@@ -423,38 +377,27 @@ impl Trust {
     }
 }
 
-fn compile_sources(
-    tls: &At<ListenerTls>,
+fn open_sources(
+    origins: &[Setting<CrlOrigin>],
     refresh: Duration,
     knowledge: &Knowledge,
-    document: &mut Document,
+    diagnostics: &mut Diagnostics,
 ) -> Vec<Arc<Source>> {
-    let mut sources = Vec::new();
-    for url in tls.crl.iter().chain(&tls.ocsp_responder) {
-        if document.is_substituted(&url.span) {
-            let problem = document.problems.error(&url.span, "nothing from outside the file can be put into this");
-            problem.hint("it is shown in logs and metrics");
-        }
-    }
-    for crl in tls.crl.iter().filter(|crl| !document.is_substituted(&crl.span)).collect::<Vec<_>>() {
-        if crl.contains("://") {
-            if !is_url(crl) {
-                let problem = document.problems.error(&crl.span, format!("`{}` cannot be fetched", crl.value));
-                problem.hint("a file, or \"http://...\" or \"https://...\"");
-                continue;
-            }
-            let source = knowledge.source(Origin::Url(crl.value.clone()));
+    let open = |origin: &Setting<CrlOrigin>| match &origin.value {
+        CrlOrigin::Url(url) => {
+            let source = knowledge.source(Origin::Url(url.clone()));
             source.refresh_every(refresh);
-            sources.push(source);
-            continue;
+            source
         }
-        let source = knowledge.source(Origin::File(document.resolve(&PathBuf::from(&crl.value))));
-        // What it says is looked at below, even if somebody has seen it before.
-        let _ = source.read_if_changed(true, &knowledge.issuers);
-        if let Some(problem) = source.problem() {
-            document.problems.error(&crl.span, problem);
+        CrlOrigin::File(path) => {
+            let source = knowledge.source(Origin::File(path.clone()));
+            // The problem is reported below, even if it is not a new one.
+            let _ = source.read_if_changed(true, &knowledge.issuers);
+            if let Some(problem) = source.problem() {
+                diagnostics.error(origin, problem);
+            }
+            source
         }
-        sources.push(source);
-    }
-    sources
+    };
+    origins.iter().map(open).collect()
 }

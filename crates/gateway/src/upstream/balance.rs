@@ -12,7 +12,7 @@ use rand::Rng;
 use tokio::time::Instant;
 
 use super::pool::Endpoint;
-use crate::config::model::Balance;
+use crate::config::tables::Balance;
 
 /// Points on the hash ring for each unit of weight, as NGINX has them.
 const POINTS_A_WEIGHT: usize = 160;

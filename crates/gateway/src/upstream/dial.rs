@@ -40,7 +40,7 @@ impl Upstream {
             };
             let health = &endpoint.state.health;
             let until = deadline.min(Instant::now() + self.connect_timeout);
-            let error = match tokio::time::timeout_at(until, self.open(&endpoint)).await {
+            let error = match tokio::time::timeout_at(until, self.connect(&endpoint)).await {
                 Ok(Ok(stream)) => {
                     health.succeeded(Instant::now());
                     endpoint.state.metrics.connected.inc();
@@ -65,7 +65,7 @@ impl Upstream {
     }
 
     /// Opens a connection to one server; the caller sets the deadline.
-    pub(super) async fn open(&self, endpoint: &Endpoint) -> io::Result<Stream> {
+    pub(super) async fn connect(&self, endpoint: &Endpoint) -> io::Result<Stream> {
         let Some(address) = endpoint.address else { return embedded() };
         let socket = TcpStream::connect(address).await?;
         net::tune(&socket)?;

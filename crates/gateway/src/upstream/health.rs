@@ -12,64 +12,43 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::pool::{Endpoint, Upstream};
-use crate::config::model::{self, HealthMode};
-use crate::config::{Document, Secret};
+use crate::config::tables::{self, HealthMode, PassiveHealth};
 
-const INTERVAL: Duration = Duration::from_secs(5);
-const TIMEOUT: Duration = Duration::from_secs(5);
 /// A CONNACK is small; what is larger is something else.
 const MAX_CONNACK_LEN: usize = 4096;
 /// The return code of a broker that cannot serve at present [MQTT-3.2.2.3 (3.1.1)].
 const SERVER_UNAVAILABLE: u8 = 3;
 
-/// Active checks, compiled.
+/// Active checks.
 #[derive(Debug)]
 pub(super) struct Check {
-    mode: HealthMode,
-    interval: Duration,
-    timeout: Duration,
-    fails: u32,
-    passes: u32,
-    username: Option<String>,
-    password: Option<Secret>,
+    settings: tables::Health,
     /// Unique to this gateway, so that two of them do not throw each other's checks off a broker. Behind it comes what
     /// tells servers apart, which may be one cluster; all in the 23 bytes that every broker takes [MQTT-3.1.3-5].
     client_id: String,
 }
 
 impl Check {
-    pub(super) fn compile(health: &model::Health, document: &mut Document) -> Self {
-        if let (Some(password), None) = (&health.password, &health.username) {
-            document.problems.error(&password.span, "MQTT 3.1.1 knows no `password` without a `username`");
-        }
-        Self {
-            mode: health.mode,
-            interval: health.interval.map_or(INTERVAL, |period| period.0).max(Duration::from_millis(100)),
-            timeout: health.timeout.map_or(TIMEOUT, |period| period.0),
-            fails: health.fails.unwrap_or(1).max(1),
-            passes: health.passes.unwrap_or(1).max(1),
-            username: health.username.clone(),
-            password: health.password.as_ref().map(|password| password.value.clone()),
-            client_id: format!("portcullis-{:08x}", rand::rng().random::<u32>()),
-        }
+    pub(super) fn new(settings: tables::Health) -> Self {
+        Self { settings, client_id: format!("portcullis-{:08x}", rand::rng().random::<u32>()) }
     }
 
     pub(super) fn is_off(&self) -> bool {
-        self.mode == HealthMode::Off
+        self.settings.mode == HealthMode::Off
     }
 
     #[cfg(test)]
     pub(super) fn off() -> Self {
-        Self {
+        let period = Duration::from_secs(5);
+        Self::new(tables::Health {
             mode: HealthMode::Off,
-            interval: INTERVAL,
-            timeout: TIMEOUT,
+            interval: period,
+            timeout: period,
             fails: 1,
             passes: 1,
             username: None,
             password: None,
-            client_id: String::new(),
-        }
+        })
     }
 
     fn connect_packet(&self, server: &str) -> Result<Vec<u8>, portcullis_wire::Error> {
@@ -82,21 +61,13 @@ impl Check {
             properties: Properties::default(),
             client_id: &client_id,
             will: None,
-            username: self.username.as_deref(),
-            password: self.password.as_ref().map(|password| password.expose().as_bytes()),
+            username: self.settings.username.as_deref(),
+            password: self.settings.password.as_ref().map(|password| password.expose().as_bytes()),
         };
         let mut packet = Vec::new();
         connect.encode(&mut packet)?;
         Ok(packet)
     }
-}
-
-/// When sessions' failures take a server down.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PassiveLimits {
-    pub(super) max_fails: u32,
-    pub(super) fail_timeout: Duration,
-    pub(super) slow_start: Duration,
 }
 
 /// The health of one endpoint. Asked for every session, so the answer takes no lock.
@@ -110,7 +81,7 @@ pub(super) struct Health {
     down_until: AtomicU64,
     /// Milliseconds; when it was last seen to come back. 0: never.
     recovered_at: AtomicU64,
-    limits: RwLock<PassiveLimits>,
+    limits: RwLock<PassiveHealth>,
     counts: Mutex<Counts>,
 }
 
@@ -132,7 +103,7 @@ fn milliseconds(at: Instant) -> u64 {
 
 impl Health {
     pub(super) fn new() -> Self {
-        let limits = PassiveLimits { max_fails: 1, fail_timeout: Duration::from_secs(10), slow_start: Duration::ZERO };
+        let limits = PassiveHealth { max_fails: 1, fail_timeout: Duration::from_secs(10), slow_start: Duration::ZERO };
         Self {
             checked_up: AtomicBool::new(true),
             is_unchecked: AtomicBool::new(false),
@@ -144,12 +115,12 @@ impl Health {
     }
 
     /// Sets what a reload may have changed.
-    pub(super) fn configure(&self, limits: PassiveLimits, checks_are_off: bool) {
+    pub(super) fn configure(&self, limits: PassiveHealth, checks_are_off: bool) {
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
         self.is_unchecked.store(checks_are_off, Ordering::Relaxed);
     }
 
-    fn limits(&self) -> PassiveLimits {
+    fn limits(&self) -> PassiveHealth {
         *self.limits.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -194,7 +165,7 @@ impl Health {
             return None;
         }
         counts.contrary += 1;
-        if counts.contrary < if passed { check.passes } else { check.fails } {
+        if counts.contrary < if passed { check.settings.passes } else { check.settings.fails } {
             return None;
         }
         counts.contrary = 0;
@@ -233,7 +204,7 @@ pub(super) fn start(upstream: &Arc<Upstream>) {
             }
             checks.join_all().await;
             // Not in step with other gateways: up to a tenth earlier or later.
-            let interval = this.check.interval.mul_f64(rand::rng().random_range(0.9..1.1));
+            let interval = this.check.settings.interval.mul_f64(rand::rng().random_range(0.9..1.1));
             drop(this);
             tokio::time::sleep(interval).await;
         }
@@ -241,7 +212,7 @@ pub(super) fn start(upstream: &Arc<Upstream>) {
 }
 
 async fn run_check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>) {
-    let attempt = tokio::time::timeout(upstream.check.timeout, attempt(&upstream, &endpoint));
+    let attempt = tokio::time::timeout(upstream.check.settings.timeout, attempt(&upstream, &endpoint));
     let result = attempt.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let change = endpoint.state.health.checked(result.is_ok(), &upstream.check, Instant::now());
     let (name, server) = (upstream.name(), &*endpoint.label);
@@ -253,8 +224,8 @@ async fn run_check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>) {
 }
 
 async fn attempt(upstream: &Upstream, endpoint: &Endpoint) -> io::Result<()> {
-    let mut stream = upstream.open(endpoint).await?;
-    if upstream.check.mode == HealthMode::Tcp {
+    let mut stream = upstream.connect(endpoint).await?;
+    if upstream.check.settings.mode == HealthMode::Tcp {
         return stream.shutdown().await;
     }
     stream.write_all(&upstream.check.connect_packet(&endpoint.label).map_err(io::Error::other)?).await?;
@@ -286,7 +257,7 @@ mod tests {
     async fn failures_within_the_window_take_a_server_down_for_as_long() {
         let health = Health::new();
         let limits =
-            PassiveLimits { max_fails: 2, fail_timeout: Duration::from_secs(10), slow_start: Duration::from_secs(20) };
+            PassiveHealth { max_fails: 2, fail_timeout: Duration::from_secs(10), slow_start: Duration::from_secs(20) };
         health.configure(limits, false);
         let advance = |seconds| tokio::time::advance(Duration::from_secs(seconds));
         advance(1).await;
@@ -308,7 +279,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_window_begins_with_the_first_failure() {
         let health = Health::new();
-        health.configure(PassiveLimits { max_fails: 2, ..health.limits() }, false);
+        health.configure(PassiveHealth { max_fails: 2, ..health.limits() }, false);
         for seconds in [3, 8] {
             tokio::time::advance(Duration::from_secs(seconds)).await;
             health.failed(Instant::now());
@@ -326,7 +297,8 @@ mod tests {
 
     #[test]
     fn checks_in_a_row_decide() {
-        let check = Check { fails: 2, passes: 3, ..Check::off() };
+        let mut check = Check::off();
+        (check.settings.fails, check.settings.passes) = (2, 3);
         let health = Health::new();
         let seen = |passed| health.checked(passed, &check, Instant::now());
         assert_eq!([seen(false), seen(true), seen(false), seen(false)], [None, None, None, Some(false)]);

@@ -11,22 +11,17 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::balance::{Balancer, Choice};
-use super::health::{Check, Health, PassiveLimits};
-use crate::config::model::{self, Balance};
-use crate::config::{At, Document};
-use crate::expr::{Expression, Wanted};
+use super::health::{Check, Health};
+use crate::config::tables::{self, Balance, PassiveHealth, Server, ServerAddress as Address};
+use crate::config::{Diagnostics, Reported};
+use crate::expr::Expression;
 use crate::observe::{Observer, ServerMetrics};
 use crate::tls::ClientTls;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
-const FAIL_TIMEOUT: Duration = Duration::from_secs(10);
 /// For all names together, when the configuration is loaded; later they are resolved in the background.
 const FIRST_RESOLUTION: Duration = Duration::from_secs(5);
 /// Between attempts while a name has no address at all.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Beyond, one server would fill a hash ring with a million points.
-const MAX_WEIGHT: u32 = 1000;
 
 /// A group of brokers, compiled.
 #[derive(Debug)]
@@ -39,28 +34,12 @@ pub struct Upstream {
     hash_key: Option<Expression>,
     pub(super) connect_timeout: Duration,
     pub(super) check: Check,
-    limits: PassiveLimits,
+    limits: PassiveHealth,
     pub(super) tls: Option<ClientTls>,
     endpoints: ArcSwap<Balancer>,
     /// Of every address with a session or a place among `endpoints`: one that leaves DNS and returns is still known.
     states: Mutex<HashMap<Arc<str>, Weak<EndpointState>>>,
     is_retired: AtomicBool,
-}
-
-/// A server as configured.
-#[derive(Clone, Debug)]
-struct Server {
-    address: Address,
-    weight: u32,
-    max_connections: Option<NonZeroU32>,
-    backup: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Address {
-    Embedded,
-    Socket(SocketAddr),
-    Name(Arc<str>, u16),
 }
 
 /// An address of a server: its label, its host, and itself.
@@ -108,42 +87,25 @@ impl Drop for Lease {
 }
 
 impl Upstream {
-    /// Compiles the table; says what is wrong with it in the document's problems. Nothing is resolved or connected.
-    pub(crate) fn compile(upstream: &At<model::Upstream>, document: &mut Document) -> Option<Self> {
-        let balance = upstream.balance.as_ref().map_or_else(Balance::default, |balance| balance.value);
-        if balance != Balance::Hash {
-            if let Some(key) = &upstream.hash_key {
-                let problem = document.problems.error(&key.span, "`hash_key` is for `balance = \"hash\"` only");
-                problem.hint("take it out, or set `balance = \"hash\"`");
-            }
-        } else if let Some(slow_start) = &upstream.slow_start {
-            let message = "`slow_start` has no effect with `balance = \"hash\"`: a key has one server";
-            document.problems.warning(&slow_start.span, message);
-        }
-        let hash_key = crate::expr::compile(upstream.hash_key.as_ref(), Wanted::String, document);
-        let tls = match &upstream.tls {
-            Some(tls) => Some(ClientTls::compile(tls, document)?),
-            None => None,
-        };
-        let period = |period: Option<crate::config::Timeout>, default| period.map_or(default, |period| period.0);
-        let name: Arc<str> = upstream.name.as_ref()?.value.as_str().into();
-        Some(Self {
-            servers: compile_servers(upstream, document)?,
-            resolve_interval: period(upstream.resolve_interval, RESOLVE_INTERVAL),
-            balance,
-            hash_key,
-            connect_timeout: period(upstream.connect_timeout, CONNECT_TIMEOUT),
-            check: Check::compile(&upstream.health, document),
-            limits: PassiveLimits {
-                max_fails: upstream.max_fails.unwrap_or(1),
-                fail_timeout: period(upstream.fail_timeout, FAIL_TIMEOUT),
-                slow_start: upstream.slow_start.as_ref().map_or(Duration::ZERO, |period| period.value.0),
-            },
+    /// Reads the files of the settings. Nothing is resolved or connected.
+    ///
+    /// # Errors
+    /// One cannot be used, which was reported.
+    pub(crate) fn open(settings: tables::Upstream, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
+        let tls = settings.tls.as_ref().map(|tls| ClientTls::open(tls, diagnostics)).transpose()?;
+        Ok(Self {
+            servers: settings.servers,
+            resolve_interval: settings.resolve_interval,
+            balance: settings.balance,
+            hash_key: settings.hash_key,
+            connect_timeout: settings.connect_timeout,
+            check: Check::new(settings.health),
+            limits: settings.passive,
             tls,
             endpoints: ArcSwap::default(),
             states: Mutex::default(),
             is_retired: AtomicBool::new(false),
-            name,
+            name: settings.name.into(),
         })
     }
 
@@ -331,61 +293,6 @@ impl Endpoint {
     }
 }
 
-fn compile_servers(upstream: &At<model::Upstream>, document: &mut Document) -> Option<Vec<Server>> {
-    let Some(servers) = &upstream.servers else {
-        document.missing(&upstream.span, "servers", "servers = [\"10.0.0.113:1883\"]");
-        return None;
-    };
-    if servers.is_empty() {
-        document.problems.error(&servers.span, "`servers` is empty");
-        return None;
-    }
-    let mut compiled = Vec::new();
-    for server in &servers.value {
-        if !(1..=MAX_WEIGHT).contains(&server.weight) {
-            document.problems.error(&server.span, format!("`weight` is from 1 to {MAX_WEIGHT}"));
-        }
-        match parse_address(&server.address) {
-            Ok(address) => compiled.push(Server {
-                address,
-                weight: server.weight,
-                max_connections: server.max_connections,
-                backup: server.backup,
-            }),
-            Err(message) => {
-                document.problems.error(&server.span, message).hint("write \"host:port\", as \"10.0.0.113:1883\"");
-            }
-        }
-    }
-    if let Some(embedded) = servers.iter().find(|server| server.address == "embedded") {
-        let message = "the embedded broker keeps everything in memory and asks nobody for a password";
-        document.problems.warning(&embedded.span, message).hint("it is for trying out and for tests");
-        if let Some(tls) = &upstream.tls {
-            document.problems.error(&tls.span, "the embedded broker is reached in memory, without TLS");
-        }
-    }
-    (compiled.len() == servers.len()).then_some(compiled)
-}
-
-fn parse_address(text: &str) -> Result<Address, String> {
-    if text == "embedded" {
-        return if cfg!(feature = "embedded-broker") {
-            Ok(Address::Embedded)
-        } else {
-            Err("this binary was built without the feature `embedded-broker`".to_owned())
-        };
-    }
-    if let Ok(address) = text.parse() {
-        return Ok(Address::Socket(address));
-    }
-    let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("`{text}` has no port"))?;
-    let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
-    if port == 0 || host.is_empty() || host.contains([':', '/', ' ']) {
-        return Err(format!("`{text}` is no address"));
-    }
-    Ok(Address::Name(host.into(), port))
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -394,9 +301,8 @@ mod tests {
 
     fn upstream(servers: &str) -> Upstream {
         let text = format!("[[upstream]]\nname = \"brokers\"\nservers = {servers}\n");
-        let mut document = Document::parse(Path::new("p.toml"), &text);
-        let config = std::mem::take(&mut document.config);
-        Upstream::compile(&config.upstream[0], &mut document).unwrap()
+        let (settings, mut diagnostics) = crate::config::parse(Path::new("p.toml"), &text);
+        Upstream::open(settings.upstreams.into_iter().next().unwrap(), &mut diagnostics).unwrap()
     }
 
     /// As if the only server's name had resolved to these.

@@ -10,7 +10,7 @@ fn problems(configuration: &str) -> String {
     let path = dir.path().join("p.toml");
     std::fs::write(&path, configuration).unwrap();
     match Runtime::load(&path, &Lasting::new()) {
-        Ok(loaded) => loaded.problems.render(false),
+        Ok(loaded) => loaded.diagnostics.render(false),
         Err(problems) => problems.render(false),
     }
 }
@@ -136,8 +136,8 @@ fn what_is_said_of_revocation_and_resumption_is_judged() {
     for (with_ca, line, word) in [
         (true, "crl = [\"ldap://crl.example.com/\"]", "cannot be fetched"),
         (true, "crl = [\"http://\"]", "cannot be fetched"),
-        (true, "crl = [\"http://crl.example.com/a.crl\"]\ncrl_missing = \"allow\"", "is let in"),
-        (true, "ocsp = \"leaf\"\nocsp_failure = \"allow\"", "is let in"),
+        (true, "crl = [\"http://crl.example.com/a.crl\"]\ncrl_missing = \"allow\"", "is admitted"),
+        (true, "ocsp = \"leaf\"\nocsp_failure = \"allow\"", "is admitted"),
         (true, "ocsp = \"leaf\"\nocsp_responder = \"responder\"", "is no URL"),
         (true, "ocsp = \"all\"", "unknown value `all`"),
         (true, "revocation_refresh = \"0s\"", "at least"),
@@ -205,7 +205,7 @@ fn every_example_passes() {
         std::fs::copy(&path, &copy).unwrap();
         let loaded = Runtime::load(&copy, &Lasting::new());
         let text = match &loaded {
-            Ok(loaded) => loaded.problems.render(false),
+            Ok(loaded) => loaded.diagnostics.render(false),
             Err(problems) => problems.render(false),
         };
         assert!(loaded.is_ok(), "{}:\n{text}", path.display());

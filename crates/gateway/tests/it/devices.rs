@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portcullis_gateway::auth::PasswordHash;
-use portcullis_gateway::tls::Certificate;
+use portcullis_gateway::peer::Certificate;
 use portcullis_registry::{Device, Existing, Hash, Psk, Registry, State, Url, to_hex};
 use portcullis_testkit::{Broker, Client, Pki, TestGateway, connect, connect_as, tls_config};
 use rustls::pki_types::pem::PemObject;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use portcullis_gateway::tls::Certificate;
+use portcullis_gateway::peer::Certificate;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 

@@ -7,18 +7,59 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::ser::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// A value and where it stands in the file, in bytes.
-#[derive(Clone, Debug)]
-pub struct At<T> {
+/// Where the configuration file sets something. Only `config` can read it: other modules pass it on to
+/// [`Diagnostics`](super::Diagnostics).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Location(pub(super) Range<usize>);
+
+/// A value of the configuration file and its location, for problems that are found only when the value is used.
+#[derive(Clone, Debug, Default)]
+pub struct Setting<T> {
     /// The value.
     pub value: T,
-    /// Its place.
-    pub span: Range<usize>,
+    /// `None` for a default.
+    pub(super) location: Option<Location>,
 }
 
-impl<T> Deref for At<T> {
+impl<T> Setting<T> {
+    /// A value that the file does not set.
+    pub(super) const fn default_of(value: T) -> Self {
+        Self { value, location: None }
+    }
+
+    /// Whether the file sets it.
+    pub(super) const fn is_set(&self) -> bool {
+        self.location.is_some()
+    }
+
+    /// Another value made from this one, with the same location.
+    pub(super) fn map<U>(&self, map: impl FnOnce(&T) -> U) -> Setting<U> {
+        Setting { value: map(&self.value), location: self.location.clone() }
+    }
+}
+
+/// What a problem can be reported at.
+pub trait Located {
+    /// `None` for the file as a whole.
+    fn location(&self) -> Option<&Location>;
+}
+
+impl Located for Location {
+    fn location(&self) -> Option<&Location> {
+        Some(self)
+    }
+}
+
+impl<T> Located for Setting<T> {
+    fn location(&self) -> Option<&Location> {
+        self.location.as_ref()
+    }
+}
+
+impl<T> Deref for Setting<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -26,14 +67,21 @@ impl<T> Deref for At<T> {
     }
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Setting<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = toml::Spanned::<T>::deserialize(deserializer)?;
-        Ok(Self { span: spanned.span(), value: spanned.into_inner() })
+        Ok(Self { location: Some(Location(spanned.span())), value: spanned.into_inner() })
     }
 }
 
-impl<T: JsonSchema> JsonSchema for At<T> {
+/// As its value, so that the JSON schema can name it as a default.
+impl<T: Serialize> Serialize for Setting<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value.serialize(serializer)
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Setting<T> {
     fn schema_name() -> Cow<'static, str> {
         T::schema_name()
     }
@@ -54,8 +102,7 @@ pub struct OneOrMany<T>(pub Vec<T>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = At::<toml::Value>::deserialize(deserializer)?;
-        let items = match value.value {
+        let items = match toml::Value::deserialize(deserializer)? {
             toml::Value::Array(items) => items,
             one => vec![one],
         };
@@ -114,6 +161,26 @@ string_value!(Timeout, "Timeout", "a period of time that is not 0: \"250ms\", \"
     if period < Duration::from_millis(1) { Err("at least \"1ms\" is wanted".to_owned()) } else { Ok(Timeout(period)) }
 });
 
+/// As the file writes it.
+macro_rules! serialize_as_text {
+    ($type:ty, $format:expr) => {
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(&($format)(self))
+            }
+        }
+    };
+}
+
+serialize_as_text!(Period, |period: &Period| humantime::format_duration(period.0));
+serialize_as_text!(Timeout, |timeout: &Timeout| humantime::format_duration(timeout.0));
+serialize_as_text!(Cidr, |net: &Cidr| net.0);
+serialize_as_text!(ByteSize, |size: &ByteSize| match size.0 {
+    size if size % (1 << 20) == 0 => format!("{}MiB", size >> 20),
+    size if size % (1 << 10) == 0 => format!("{}KiB", size >> 10),
+    size => size.to_string(),
+});
+
 /// No deadline is further away; far above, sums of times would overflow.
 const MAX_PERIOD: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 
@@ -146,7 +213,12 @@ string_value!(Cidr, "Cidr", "a network: \"10.0.0.0/8\", \"2001:db8::/32\", or on
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// The text itself; for the place that needs it, not for passing on.
+    /// Wraps a text.
+    pub(super) fn new(text: &str) -> Self {
+        Self(Zeroizing::new(text.to_owned()))
+    }
+
+    /// The text itself; for the code that needs it, not for passing on.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -159,5 +231,5 @@ impl fmt::Debug for Secret {
 }
 
 string_value!(Secret, "Secret", "a secret; best written ${ENV:NAME} or ${FILE:path}", |text: &str| {
-    Ok::<_, std::convert::Infallible>(Secret(Zeroizing::new(text.to_owned())))
+    Ok::<_, std::convert::Infallible>(Secret::new(text))
 });

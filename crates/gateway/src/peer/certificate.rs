@@ -1,7 +1,9 @@
 //! What a certificate says of its owner, in the form expressions and logs use.
 
+use std::ops::Range;
+
 use aws_lc_rs::digest;
-use portcullis_registry::to_hex;
+use hex::encode as to_hex;
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::{
     OID_X509_COMMON_NAME, OID_X509_COUNTRY_NAME, OID_X509_LOCALITY_NAME, OID_X509_ORGANIZATION_NAME,
@@ -10,14 +12,16 @@ use x509_parser::oid_registry::{
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::X509Name;
 
+use super::Fingerprint;
 use super::dn::{Value, rfc2253, text};
 use crate::crypto::sha256;
-use crate::registry::Fingerprint;
 
 /// A certificate's content; that it is to be trusted was decided elsewhere.
 #[derive(Clone, Debug)]
 pub struct Certificate {
     der: Box<[u8]>,
+    /// Of its SubjectPublicKeyInfo in `der`.
+    key: Range<usize>,
     /// Whose it is.
     pub subject: Name,
     /// Who says so.
@@ -69,8 +73,11 @@ impl Certificate {
         if !rest.is_empty() {
             return None;
         }
+        let key = certificate.public_key().raw;
+        let start = key.as_ptr().addr().checked_sub(der.as_ptr().addr())?;
         Some(Self {
             der: der.into(),
+            key: start..start + key.len(),
             subject: Name::of(certificate.subject()),
             issuer: Name::of(certificate.issuer()),
             serial: serial(certificate.raw_serial()),
@@ -87,10 +94,7 @@ impl Certificate {
 
     /// Of the certificate, and of its public key (SubjectPublicKeyInfo).
     pub fn fingerprints(&self) -> [Fingerprint; 2] {
-        // It was read before.
-        let key = X509Certificate::from_der(&self.der).map(|(_, certificate)| sha256(certificate.public_key().raw));
-        let certificate = sha256(&self.der);
-        [certificate, key.unwrap_or(certificate)]
+        [sha256(&self.der), self.der.get(self.key.clone()).map_or([0; 32], sha256)]
     }
 
     /// Lower-case hex; for lists that were made with it, not for new ones.

@@ -1,6 +1,9 @@
 //! The path of one connection, from the accepted socket to the closed session. Each step either hands on or refuses;
 //! the record writes down what happened on every way out.
 
+mod evaluate;
+pub mod index;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,19 +14,20 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
+pub use evaluate::{Claim, evaluate};
+use index::{Session, Sessions};
+
 use crate::auth::{self, Principal};
 use crate::clock::now;
-use crate::config::model::OnReject;
-use crate::expr::{ConnFacts, Facts, Found, TlsFacts};
+use crate::config::tables::OnReject;
 use crate::net::{self, Stream};
-use crate::observe::{Observer, Record, TlsNote, Transport};
+use crate::observe::{Observer, Record, Transport};
 use crate::outcome::{CloseReason, Outcome, Reject};
+use crate::peer::{AuthAttributes, Facts, Peer};
 use crate::registry::Entry;
 use crate::relay::{Ends, relay};
 use crate::runtime::{Listener, Runtime};
-use crate::sessions::{Grounds, Live, Session, Sessions};
-use crate::tls::{Accepted, Certificate, KeyGround, ServerTls};
-use crate::trust::Distrust;
+use crate::tls::Secured;
 use crate::upstream::{Dialed, Lease};
 
 /// For a broker to answer CONNECT: it may ask an authentication service first.
@@ -69,75 +73,12 @@ pub async fn serve(socket: TcpStream, remote: SocketAddr, listener: Arc<Listener
     record.finish(outcome);
 }
 
-/// Whether a session may go on by the configuration and the lists of the moment: the reason, if it may not.
-pub fn judge(runtime: &Runtime, live: &Live) -> Option<CloseReason> {
-    let now = now();
-    let listener = runtime.listener(&live.listener);
-    if listener.is_some_and(|listener| !listener.addresses.allows(live.remote)) {
-        return Some(CloseReason::AddressDenied);
-    }
-    let facts_count = listener.is_none_or(|listener| listener.uses_device);
-    let by_tls = match listener {
-        Some(listener) => judge_tls(listener, live, now),
-        None => {
-            // Its listener is gone, perhaps only renamed. Somebody has to go on judging what it stands on; whoever knows
-            // something against it, counts.
-            let is_foreign =
-                |reason: CloseReason| matches!(reason, CloseReason::CaRemoved | CloseReason::CredentialWithdrawn);
-            let verdicts: Vec<_> = runtime.listeners.iter().map(|listener| judge_tls(listener, live, now)).collect();
-            let against = verdicts.iter().flatten().find(|reason| !is_foreign(**reason));
-            let nobody = if verdicts.contains(&None) { None } else { verdicts.first().copied().flatten() };
-            against.copied().or(nobody)
-        }
-    };
-    let standing = live.grounds().and_then(|grounds| grounds.standing.as_ref());
-    by_tls.or_else(|| {
-        // Where nobody is asked any more, nothing can be withdrawn.
-        if listener.is_some_and(|listener| listener.authenticators.is_empty()) {
-            return None;
-        }
-        let Some(standing) = standing else {
-            // Nobody was asked when it came; now somebody would be.
-            let would_be_asked = listener.is_some() && live.is_admitted();
-            return would_be_asked.then_some(CloseReason::CredentialWithdrawn);
-        };
-        let is_asked =
-            |listener: &Arc<Listener>| listener.authenticators.iter().any(|it| *it.name == *standing.authenticator());
-        match runtime.authenticator(standing.authenticator()) {
-            Some(authenticator) if listener.is_none_or(is_asked) => authenticator.judge(standing, facts_count, now),
-            _ => Some(CloseReason::CredentialWithdrawn),
-        }
-    })
-}
-
-/// Likewise, for what the session has proved in its handshake.
-fn judge_tls(listener: &Listener, live: &Live, now: i64) -> Option<CloseReason> {
-    let tls = listener.tls.as_ref();
-    let of_certificate = live.credential().and_then(|credential| match tls.and_then(ServerTls::trust) {
-        Some(trust) => trust.judge(credential, now).err().and_then(Distrust::ends_session),
-        None => Some(CloseReason::CaRemoved),
-    });
-    of_certificate.or_else(|| {
-        let key = live.grounds()?.key.as_ref()?;
-        tls.map_or(Some(CloseReason::CredentialWithdrawn), |tls| tls.judge(key, listener.uses_device, now))
-    })
-}
-
 /// A session whose CONNECT the broker has answered.
 struct Established {
     ends: Ends,
     /// The broker's answer was a refusal.
     refused: bool,
     lease: Lease,
-}
-
-/// Who a client proved to be, below MQTT.
-#[derive(Default)]
-struct Peer {
-    tls: Option<TlsFacts>,
-    certificate: Option<Certificate>,
-    key: Option<KeyGround>,
-    device: Option<Arc<Entry>>,
 }
 
 async fn establish(
@@ -150,12 +91,10 @@ async fn establish(
     admit_address(listener, record)?;
     // Gone already: the next step will say so.
     let _ = net::tune(&socket);
-    let (mut client, peer) = secure(socket, listener, session, record).await?;
-    // A change that came during the handshake may have been looked for in the index before the session was there.
-    if let Some(reason) = session.judged_by(|live| judge(&shared.runtime.load(), live)) {
-        return Err(Outcome::Closed(reason));
-    }
-    match negotiate(&mut client, peer, listener, session, shared, record).await {
+    let secured = secure(socket, listener, session, record).await?;
+    let mut client = secured.stream;
+    let device = secured.device.as_deref();
+    match negotiate(&mut client, &secured.peer, device, listener, session, shared, record).await {
         Ok(Agreed { dialed, greeting, code, version }) => {
             record.connected();
             let may_say_goodbye = version == Version::V5 && code == Some(0);
@@ -189,35 +128,26 @@ async fn secure(
     listener: &Listener,
     session: &Session,
     record: &mut Record,
-) -> Result<(Stream, Peer), Reject> {
+) -> Result<Secured, Reject> {
     let Some(tls) = &listener.tls else {
-        return Ok((Stream::Tcp(socket), Peer::default()));
+        let (stream, peer) = (Stream::Tcp(socket), Peer::plain(record.remote));
+        return Ok(Secured { stream, peer, evidence: None, device: None });
     };
-    let mut accepted = match tls.accept(socket).await {
-        Ok(accepted) => accepted,
-        Err((reject, unfinished)) => {
+    let mut secured = match tls.accept(socket, record.remote).await {
+        Ok(secured) => secured,
+        Err(failed) => {
+            let reject = failed.reject;
             record.decide(reject);
             note_failure(reject, listener, record);
-            if let Some(unfinished) = unfinished {
-                unfinished.close().await;
-            }
+            failed.close().await;
             return Err(reject);
         }
     };
-    if let Some(credential) = accepted.credential.take() {
-        session.stand_on(credential);
+    if let Some(evidence) = secured.evidence.take() {
+        session.proved(evidence);
     }
-    let Accepted { stream, certificate, facts, ground: key, device, .. } = accepted;
-    record.metrics().count_handshake(facts.resumed, record.opened);
-    record.tls = Some(TlsNote { version: facts.version, resumed: facts.resumed });
-    if record.wants_certificate() {
-        let subject = certificate.as_ref().and_then(|certificate| certificate.subject.dn.as_deref());
-        record.cert_subject = subject.map(Into::into);
-        record.cert_serial = certificate.as_ref().map(|certificate| certificate.serial.as_str().into());
-        let raw_key = facts.raw_key.as_ref();
-        record.tls_identity = facts.psk.as_ref().map(|psk| psk.identity.clone()).or_else(|| raw_key?.name.clone());
-    }
-    Ok((stream, Peer { tls: Some(facts), certificate, key, device }))
+    record.secured(&secured.peer);
+    Ok(secured)
 }
 
 /// What came of CONNECT.
@@ -237,7 +167,8 @@ struct Refused {
 
 async fn negotiate(
     client: &mut Stream,
-    peer: Peer,
+    peer: &Peer,
+    device: Option<&Entry>,
     listener: &Listener,
     session: &Session,
     shared: &Shared,
@@ -258,21 +189,14 @@ async fn negotiate(
     let refused = |reject: Reject| Refused { outcome: reject.into(), version: Some(connect.version) };
     settled.map_err(refused)?;
 
-    let conn = ConnFacts { remote: record.remote, listener: &listener.name };
-    let facts = Facts {
-        certificate: peer.certificate.as_ref(),
-        tls: peer.tls.as_ref(),
-        mqtt: &connect,
-        conn,
-        found: Found::default(),
-    };
-    let mut principal = identify(&facts, peer.device.as_deref(), listener, record).await.map_err(refused)?;
-    session.stand_also_on(Grounds { key: peer.key, standing: principal.standing.take() });
-    // What changed meanwhile may have been looked for in the index before the session was there.
-    if let Some(reason) = session.judged_by(|live| judge(&shared.runtime.load(), live)) {
-        return Err(Refused { outcome: Outcome::Closed(reason), version: Some(connect.version) });
-    }
-    let facts = Facts { found: principal.found(), ..facts };
+    let attributes = AuthAttributes::default();
+    let facts = Facts { peer, listener: &listener.name, mqtt: &connect, attributes, now: now() };
+    let mut principal = identify(&facts, device, listener, record).await.map_err(refused)?;
+    session.authenticated(principal.evidence.take());
+    // A change since the handshake may have swept the index before the evidence was there.
+    evaluate(session.live().claim(), &shared.runtime.load(), now())
+        .map_err(|reason| Refused { outcome: Outcome::Closed(reason), version: Some(connect.version) })?;
+    let facts = Facts { attributes: principal.attributes(), ..facts };
     listener.admission.check(&facts).map_err(refused)?;
     let replacements = listener.rewriting.evaluate(&facts).map_err(refused)?;
     let replacements = replacements.or_else(principal.client_id.clone(), principal.username.clone());
@@ -329,8 +253,8 @@ async fn identify(
 }
 
 async fn settle(listener: &Listener, session: &Session) -> Result<(), Reject> {
-    match (session.credential(), listener.tls.as_ref().and_then(|tls| tls.trust())) {
-        (Some(credential), Some(trust)) => Ok(trust.settle(credential).await?),
+    match (session.live().chain(), listener.tls.as_ref().and_then(|tls| tls.trust())) {
+        (Some(chain), Some(trust)) => Ok(trust.settle(chain).await?),
         _ => Ok(()),
     }
 }

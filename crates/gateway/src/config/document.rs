@@ -1,7 +1,7 @@
-//! From a file to [`Config`]: secrets put in, every problem of grammar found, not only the first.
+//! Text to [`Model`]: secrets are inserted, and every error of grammar is reported, not only the first.
 //!
-//! serde stops at the first thing it cannot read. So the file is parsed into a tree with places once, and when serde
-//! stops, the entry it stopped at is noted, taken out of the tree, and serde is asked again.
+//! serde stops at the first value it cannot read. So the file is parsed once into a tree with spans. When serde stops,
+//! the error is reported, the entry is removed from the tree, and serde runs again.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,84 +11,125 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
-use super::model::Config;
-use super::problem::Problems;
+use super::diagnostics::{Complaint, Diagnostics, Reported, warn_if_exposed};
+use super::tables::Model;
+use super::values::{Located, Location};
+use crate::suggest::suggest;
 
-/// A configuration file as typed.
+/// A configuration file while its tables are validated.
 #[derive(Debug)]
-pub struct Document {
-    /// What it says; only of use if there are no errors among the problems.
-    pub config: Config,
+pub(super) struct Document {
     /// What is wrong with it so far.
-    pub problems: Problems,
+    pub(super) diagnostics: Diagnostics,
     directory: PathBuf,
-    /// The places of values that something from outside the file was put into.
+    /// The spans of values with something inserted from outside the file.
     substituted: Vec<Range<usize>>,
     /// Keys whose values could not be read, and so seem to be missing.
     unread: Vec<String>,
 }
 
-/// A file has that many problems at most before nobody reads on.
+/// Nobody reads further than this.
 const MAX_PROBLEMS: usize = 50;
 /// No configuration is larger; a device node or a log given by mistake is.
 const MAX_FILE_LEN: u64 = 4 << 20;
 
 impl Document {
-    /// Reads a file. What cannot be read is among the problems.
-    pub fn read(path: &Path) -> Self {
+    /// Reads a file. Errors are in the document's diagnostics; the model is complete only without any.
+    pub(super) fn read(path: &Path) -> (Model, Self) {
         match read_text(path) {
             Ok(source) => Self::parse(path, &source),
             Err(error) => {
-                let mut problems = Problems::new(path, String::new());
-                problems.file_error(format!("cannot be read: {error}"));
-                Self {
-                    config: Config::default(),
-                    problems,
-                    directory: directory_of(path),
-                    substituted: Vec::new(),
-                    unread: Vec::new(),
-                }
+                let mut document = Self::new(path, String::new());
+                document.diagnostics.file_error(format!("cannot be read: {error}"));
+                (Model::default(), document)
             }
         }
     }
 
-    /// Reads text as if it stood in a file at `path`.
-    pub fn parse(path: &Path, source: &str) -> Self {
-        let mut problems = Problems::new(path, source.to_owned());
-        let directory = directory_of(path);
+    /// Reads text as if it were the content of the file `path`.
+    pub(super) fn parse(path: &Path, source: &str) -> (Model, Self) {
+        let mut document = Self::new(path, source.to_owned());
         let (mut tree, errors) = DeTable::parse_recoverable(source);
         for error in &errors {
-            problems.error(&error.span().unwrap_or(0..0), error.message());
+            document.diagnostics.error(&Location(error.span().unwrap_or(0..0)), error.message());
         }
-        // Behind a syntax error the tree is a guess: what else it is said to lack would only mislead.
-        let (mut config, mut substituted, mut unread) = (Config::default(), Vec::new(), Vec::new());
-        if errors.is_empty() {
-            substituted = Substitution::run(&mut tree, &directory, &mut problems);
-            config = deserialize(tree, &substituted, &mut unread, &mut problems);
+        // After a syntax error the tree is a guess: what it seems to lack would only mislead.
+        if !errors.is_empty() {
+            return (Model::default(), document);
         }
-        Self { config, problems, directory, substituted, unread }
+        document.substituted = Substitution::run(&mut tree, &document.directory, &mut document.diagnostics);
+        let model = document.deserialize(tree);
+        (model, document)
     }
 
-    /// Says that the table at `span` lacks a key; not of a key whose value was there and has been complained of.
-    pub(crate) fn missing(&mut self, span: &Range<usize>, key: &str, hint: &str) {
-        if !self.unread.iter().any(|unread| unread == key) {
-            self.problems.error(span, format!("`{key}` is missing")).hint(hint);
-        }
+    fn new(path: &Path, source: String) -> Self {
+        let directory = path.parent().map(Path::to_owned).unwrap_or_default();
+        let diagnostics = Diagnostics::new(path, source);
+        Self { diagnostics, directory, substituted: Vec::new(), unread: Vec::new() }
     }
 
-    /// Whether something from outside the file, a secret perhaps, was put into the value at `span`.
-    pub fn is_substituted(&self, span: &Range<usize>) -> bool {
-        self.substituted.iter().any(|place| overlap(place, span))
+    /// Reports an error.
+    pub(super) fn error(&mut self, at: &impl Located, complaint: impl Into<Complaint>) -> Reported {
+        self.diagnostics.error(at, complaint)
     }
 
-    /// A path in the file, relative to the file's directory.
-    pub fn resolve(&self, path: &Path) -> PathBuf {
+    /// Reports a warning.
+    pub(super) fn warning(&mut self, at: &impl Located, complaint: impl Into<Complaint>) {
+        self.diagnostics.warning(at, complaint);
+    }
+
+    /// The value of a required key of the table at `table`, or an error with this hint.
+    pub(super) fn require<T>(
+        &mut self,
+        value: Option<T>,
+        table: &impl Located,
+        key: &str,
+        hint: &str,
+    ) -> Result<T, Reported> {
+        value.ok_or_else(|| {
+            if self.is_unread(key) {
+                return self.diagnostics.already_reported();
+            }
+            self.error(table, Complaint::new(format!("`{key}` is missing")).hint(hint))
+        })
+    }
+
+    /// Whether the value of a key of this name, or a part of it, could not be read, which was reported.
+    pub(super) fn is_unread(&self, key: &str) -> bool {
+        self.unread.iter().any(|unread| unread == key)
+    }
+
+    /// Whether something from outside the file, perhaps a secret, was inserted into the value.
+    pub(super) fn is_substituted(&self, value: &impl Located) -> bool {
+        value.location().is_some_and(|location| self.substituted.iter().any(|span| overlap(span, &location.0)))
+    }
+
+    /// A path of the file, which is relative to the file's directory.
+    pub(super) fn resolve(&self, path: &Path) -> PathBuf {
         self.directory.join(path)
     }
-}
 
-fn directory_of(path: &Path) -> PathBuf {
-    path.parent().map(Path::to_owned).unwrap_or_default()
+    fn deserialize(&mut self, mut tree: Spanned<DeTable<'_>>) -> Model {
+        for _ in 0..MAX_PROBLEMS {
+            let error = match Model::deserialize(toml::de::Deserializer::from(tree.clone())) {
+                Ok(model) => return model,
+                Err(error) => error,
+            };
+            let span = error.span().unwrap_or(0..0);
+            if self.substituted.iter().any(|secret| overlap(secret, &span)) {
+                // serde quotes the value it cannot read, and this one may be a secret.
+                self.error(&Location(span.clone()), "the inserted value is not valid here");
+            } else {
+                let complaint = explain(&error);
+                self.error(&Location(span.clone()), complaint);
+            }
+            let tree_span = tree.span();
+            if !remove(tree.get_mut(), &span, &mut self.unread) && span == tree_span {
+                break;
+            }
+        }
+        Model::default()
+    }
 }
 
 fn read_text(path: &Path) -> std::io::Result<String> {
@@ -101,69 +142,29 @@ fn read_text(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn deserialize(
-    mut tree: Spanned<DeTable<'_>>,
-    substituted: &[Range<usize>],
-    unread: &mut Vec<String>,
-    problems: &mut Problems,
-) -> Config {
-    for _ in 0..MAX_PROBLEMS {
-        let error = match Config::deserialize(toml::de::Deserializer::from(tree.clone())) {
-            Ok(config) => return config,
-            Err(error) => error,
-        };
-        let span = error.span().unwrap_or(0..0);
-        if substituted.iter().any(|secret| overlap(secret, &span)) {
-            // serde quotes the value it cannot read, and this one came from outside the file: it may be a secret.
-            problems.error(&span, "the value that is put in here does not fit");
-        } else {
-            report(&error, &span, problems);
-        }
-        let tree_span = tree.span();
-        if !take_out(tree.get_mut(), &span, unread) && span == tree_span {
-            break;
-        }
-    }
-    Config::default()
-}
-
-/// Says in a user's words what serde says in its own.
-fn report(error: &toml::de::Error, span: &Range<usize>, problems: &mut Problems) {
+/// serde's error in a user's words.
+fn explain(error: &toml::de::Error) -> Complaint {
     let message = error.message();
     let mut quoted = message.split('`').skip(1).step_by(2);
     let known: Vec<&str> = quoted.clone().skip(1).collect();
     let kind = ["unknown field", "unknown variant"].into_iter().find(|kind| message.starts_with(kind));
-    let (Some(kind), Some(found)) = (kind, quoted.next()) else {
-        problems.error(span, message);
-        return;
-    };
+    let (Some(kind), Some(found)) = (kind, quoted.next()) else { return Complaint::new(message) };
     let what = if kind == "unknown field" { "unknown key" } else { "unknown value" };
-    let problem = problems.error(span, format!("{what} `{found}`"));
+    let complaint = Complaint::new(format!("{what} `{found}`"));
     if let Some(suggestion) = suggest(found, known.iter().copied()) {
-        problem.hint(format!("did you mean `{suggestion}`?"));
-    } else if !known.is_empty() {
-        problem.hint(format!("known here: {}", known.join(", ")));
+        complaint.hint(format!("did you mean `{suggestion}`?"))
+    } else if known.is_empty() {
+        complaint
+    } else {
+        complaint.hint(format!("known here: {}", known.join(", ")))
     }
 }
 
-/// The candidate that is most like `found`, if one is like it at all.
-pub(crate) fn suggest<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    candidates
-        .into_iter()
-        // One slip of the fingers in a short word, or a word that begins and goes on much the same.
-        .filter(|candidate| {
-            strsim::jaro_winkler(found, candidate) > 0.8 || strsim::osa_distance(found, candidate) <= found.len() / 3
-        })
-        .map(|candidate| (strsim::jaro_winkler(found, candidate), candidate))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
-}
-
-/// Takes the innermost entry that covers `span` out of the tree, and notes its key; whether there was one.
-fn take_out(table: &mut DeTable<'_>, span: &Range<usize>, unread: &mut Vec<String>) -> bool {
+/// Removes the innermost entry that covers `span` from the tree and records its key; returns whether there was one.
+fn remove(table: &mut DeTable<'_>, span: &Range<usize>, unread: &mut Vec<String>) -> bool {
     let covers = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
     let entry = table.iter_mut().find_map(|(key, value)| {
-        let is_inside = covers(value.span()) && value.span() != *span && take_out_value(value, span, unread);
+        let is_inside = covers(value.span()) && value.span() != *span && remove_value(value, span, unread);
         (is_inside || covers(key.span()) || covers(value.span())).then(|| (key.clone(), is_inside))
     });
     match entry {
@@ -171,17 +172,23 @@ fn take_out(table: &mut DeTable<'_>, span: &Range<usize>, unread: &mut Vec<Strin
             unread.push(key.get_ref().to_string());
             table.remove(&key).is_some()
         }
-        Some((_, true)) => true,
+        Some((key, true)) => {
+            // A list that lost an entry is not what was written.
+            if table.get(&key).is_some_and(|value| matches!(value.get_ref(), DeValue::Array(_))) {
+                unread.push(key.get_ref().to_string());
+            }
+            true
+        }
         // A table in several pieces has the span of its header alone: its entries lie outside it.
-        None => table.iter_mut().any(|(_, value)| take_out_value(value, span, unread)),
+        None => table.iter_mut().any(|(_, value)| remove_value(value, span, unread)),
     }
 }
 
-fn take_out_value(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>, unread: &mut Vec<String>) -> bool {
+fn remove_value(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>, unread: &mut Vec<String>) -> bool {
     match value.get_mut() {
-        DeValue::Table(table) => take_out(table, span, unread),
+        DeValue::Table(table) => remove(table, span, unread),
         DeValue::Array(items) => {
-            if items.iter_mut().any(|item| item.span() != *span && take_out_value(item, span, unread)) {
+            if items.iter_mut().any(|item| item.span() != *span && remove_value(item, span, unread)) {
                 return true;
             }
             let Some(at) = items.iter().position(|item| overlap(&item.span(), span)) else { return false };
@@ -201,14 +208,14 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
 /// Puts `${ENV:NAME}` and `${FILE:path}` into strings.
 struct Substitution<'a> {
     directory: &'a Path,
-    problems: &'a mut Problems,
+    diagnostics: &'a mut Diagnostics,
     places: Vec<Range<usize>>,
 }
 
 impl Substitution<'_> {
     /// Substitutes in the whole tree; returns the places where something was put in.
-    fn run(tree: &mut Spanned<DeTable<'_>>, directory: &Path, problems: &mut Problems) -> Vec<Range<usize>> {
-        let mut this = Substitution { directory, problems, places: Vec::new() };
+    fn run(tree: &mut Spanned<DeTable<'_>>, directory: &Path, diagnostics: &mut Diagnostics) -> Vec<Range<usize>> {
+        let mut this = Substitution { directory, diagnostics, places: Vec::new() };
         for (_, value) in tree.get_mut().iter_mut() {
             this.walk(value);
         }
@@ -226,7 +233,8 @@ impl Substitution<'_> {
                     self.places.push(span);
                 }
                 Err(message) => {
-                    self.problems.error(&span, message).hint("known are ${ENV:NAME} and ${FILE:path}");
+                    let complaint = Complaint::new(message).hint("known are ${ENV:NAME} and ${FILE:path}");
+                    self.diagnostics.error(&Location(span), complaint);
                 }
             },
             _ => {}
@@ -245,10 +253,7 @@ impl Substitution<'_> {
                 Some(("FILE", path)) => {
                     let path = self.directory.join(path);
                     let text = read_text(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-                    if crate::config::is_exposed(&path) {
-                        let message = format!("everybody on this machine can read the secret in {}", path.display());
-                        self.problems.warning(span, message).hint(format!("chmod 600 {}", path.display()));
-                    }
+                    warn_if_exposed(&Location(span.clone()), &path, "the secret in", self.diagnostics);
                     text.trim_end_matches(['\r', '\n']).to_owned()
                 }
                 _ => return Err(format!("`${{{reference}}}` cannot be put in")),
@@ -262,12 +267,14 @@ impl Substitution<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::diagnostics::Diagnostic;
     use super::*;
 
     fn messages(source: &str) -> Vec<(String, Option<String>, String)> {
-        let document = Document::parse(Path::new("p.toml"), source);
+        let (_, document) = Document::parse(Path::new("p.toml"), source);
         let of = |span: &Option<Range<usize>>| span.clone().map(|span| source[span].to_owned()).unwrap_or_default();
-        document.problems.list().iter().map(|p| (p.message.clone(), p.hint.clone(), of(&p.span))).collect()
+        let found = |it: &Diagnostic| (it.complaint.message.clone(), it.complaint.hint.clone(), of(&it.span));
+        document.diagnostics.list().iter().map(found).collect()
     }
 
     #[test]
@@ -327,16 +334,17 @@ balance = "ketama"
         std::fs::write(directory.path().join("pw"), "hunter2\n").unwrap();
         let path = directory.path().join("p.toml");
         let read = |text: &str| Document::parse(&path, text);
-        let document = read("[[upstream]]\n[upstream.health]\npassword = '${FILE:pw}'\n");
-        let password = document.config.upstream[0].health.password.as_ref().unwrap();
+        let (model, document) = read("[[upstream]]\n[upstream.health]\npassword = '${FILE:pw}'\n");
+        let password = model.upstream[0].health.password.as_ref().unwrap();
         assert_eq!(password.expose(), "hunter2");
-        assert!(!format!("{document:?}").contains("hunter2"));
+        assert!(!format!("{model:?} {document:?}").contains("hunter2"));
         for wrong in ["[[listener]]\nconnect_timeout = '${FILE:pw}'", "[[upstream]]\nbalance = '${FILE:pw}'"] {
-            let problems = read(wrong).problems;
-            assert!(problems.has_errors() && !problems.render(false).contains("hunter2"), "{}", problems.render(false));
+            let diagnostics = read(wrong).1.diagnostics;
+            let text = diagnostics.render(false);
+            assert!(diagnostics.has_errors() && !text.contains("hunter2"), "{text}");
         }
-        assert!(read("[[listener]]\nname = '${ENV:PORTCULLIS_SURELY_UNSET}'").problems.has_errors());
-        assert!(read("[[listener]]\nname = '${HOME}'").problems.has_errors());
+        assert!(read("[[listener]]\nname = '${ENV:PORTCULLIS_SURELY_UNSET}'").1.diagnostics.has_errors());
+        assert!(read("[[listener]]\nname = '${HOME}'").1.diagnostics.has_errors());
     }
 
     #[test]

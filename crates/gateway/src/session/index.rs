@@ -1,18 +1,19 @@
-//! Who is connected: an index of live sessions by certificate and by the time they have to end, so that those whom a
-//! change concerns are found without looking at the others. Enters: sessions as they open, and what has changed.
-//! Leaves: to each session concerned, the word that it is over. Never here: the judgement itself.
+//! Who is connected: an index of live sessions by what they rest on and by the time they expire, so that the sessions
+//! that a change concerns are found without looking at the others. Enters: sessions as they open, and what has changed.
+//! Leaves: to each session concerned, the reason why it ends. Never here: the evaluation itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::auth::Standing;
+use super::evaluate::Claim;
+use crate::evidence::Evidence;
 use crate::outcome::CloseReason;
-use crate::tls::KeyGround;
 use crate::trust::{Credential, IssuerId, Key};
 
 /// Locks that sessions are spread over, so that opening one seldom waits for another.
@@ -51,61 +52,41 @@ const DAY: i64 = 24 * 60 * 60;
 #[derive(Debug)]
 pub struct Live {
     id: Id,
-    /// The listener's name.
-    pub listener: Arc<str>,
-    /// The client's address.
-    pub remote: IpAddr,
-    credential: OnceLock<Credential>,
-    /// Set once CONNECT was judged. Seldom anything, so in a box.
-    other: OnceLock<Option<Box<Grounds>>>,
-    /// 0: it may go on; else the place of the reason in [`CloseReason::ALL`], counted from 1.
+    listener: Arc<str>,
+    address: IpAddr,
+    /// Set once the handshake has proved something.
+    from_tls: OnceLock<Evidence>,
+    /// Set once authenticators were asked; seldom anything, so in a box.
+    from_authenticator: OnceLock<Option<Box<Evidence>>>,
+    /// 0: it may continue; else the position of the reason in [`CloseReason::ALL`], counted from 1.
     end: AtomicU8,
     waker: AtomicWaker,
 }
 
-/// What a session stands on beside a certificate.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Grounds {
-    /// A key without a certificate.
-    pub key: Option<KeyGround>,
-    /// What an authenticator said of it.
-    pub standing: Option<Standing>,
-}
-
-impl Grounds {
-    fn keys(&self) -> impl Iterator<Item = Key> {
-        let (key, standing) = (self.key.as_ref().and_then(KeyGround::key), self.standing.as_ref());
-        key.into_iter().chain(standing.and_then(Standing::key))
-    }
-
-    fn until(&self) -> Option<i64> {
-        self.standing.as_ref().and_then(Standing::until)
-    }
-}
-
 impl Live {
-    /// The certificate chain it stands on, if there is one.
-    pub fn credential(&self) -> Option<&Credential> {
-        self.credential.get()
-    }
-
-    /// What it stands on beside it.
-    pub fn grounds(&self) -> Option<&Grounds> {
-        self.other.get()?.as_deref()
-    }
-
-    /// Whether it has been asked all that its listener asked of it.
-    pub fn is_admitted(&self) -> bool {
-        self.other.get().is_some()
-    }
-
-    /// Why it is over, of those reasons that come with time alone.
-    fn expired(&self, now: i64) -> Option<CloseReason> {
-        let has_passed = |until: Option<i64>| until.is_some_and(|until| until < now);
-        if has_passed(self.credential().map(Credential::not_after)) {
-            return Some(CloseReason::CertificateExpired);
+    /// What is evaluated again when something changes.
+    pub fn claim(&self) -> Claim<'_> {
+        Claim {
+            listener: &self.listener,
+            address: self.address,
+            from_tls: self.from_tls.get(),
+            from_authenticator: self.from_authenticator.get().map(Option::as_deref),
         }
-        has_passed(self.grounds().and_then(Grounds::until)).then_some(CloseReason::TokenExpired)
+    }
+
+    /// The certificate chain it rests on, if there is one.
+    pub fn chain(&self) -> Option<&Credential> {
+        self.from_tls.get().and_then(Evidence::chain)
+    }
+
+    fn evidence(&self) -> impl Iterator<Item = &Evidence> {
+        self.from_tls.get().into_iter().chain(self.from_authenticator.get().and_then(Option::as_deref))
+    }
+
+    /// Why it has expired, if it has.
+    fn expired(&self, now: i64) -> Option<CloseReason> {
+        let expired = self.evidence().find(|evidence| evidence.expires().is_some_and(|expires| expires < now))?;
+        Some(if expired.chain().is_some() { CloseReason::CertificateExpired } else { CloseReason::TokenExpired })
     }
 
     /// Tells the session that it is over. The first reason counts.
@@ -131,39 +112,27 @@ pub struct Session {
 }
 
 impl Session {
-    /// From now on it is found by its certificates, and ends with them. The caller judges the credential after this:
-    /// whatever changes from then on, finds the session.
-    pub fn stand_on(&self, credential: Credential) {
-        let id = self.live.id;
-        for link in credential.links() {
-            self.sessions.by_key.of(link.key()).insert((link.key(), id));
+    /// Enters what the handshake proved; once. From now on a change of it finds the session, so the caller evaluates after
+    /// this: whichever comes first, one of them sees the other.
+    pub fn proved(&self, evidence: Evidence) {
+        self.sessions.enter(self.live.id, &evidence);
+        if let Some(chain) = evidence.chain() {
+            *self.sessions.by_day.lock().entry(day_of(chain)).or_default() += 1;
         }
-        self.sessions.by_expiry.of(id).insert((credential.not_after(), id));
-        *lock(&self.sessions.by_day).entry(day_of(&credential)).or_default() += 1;
-        // A session proves itself once.
-        let _ = self.live.credential.set(credential);
+        let _ = self.live.from_tls.set(evidence);
     }
 
-    /// Likewise for what else it stands on; said once.
-    pub fn stand_also_on(&self, grounds: Grounds) {
-        let id = self.live.id;
-        for key in grounds.keys() {
-            self.sessions.by_key.of(key).insert((key, id));
+    /// Enters what an authenticator verified, or that none was asked; once, likewise.
+    pub fn authenticated(&self, evidence: Option<Evidence>) {
+        if let Some(evidence) = &evidence {
+            self.sessions.enter(self.live.id, evidence);
         }
-        if let Some(until) = grounds.until() {
-            self.sessions.by_expiry.of(id).insert((until, id));
-        }
-        let _ = self.live.other.set((grounds != Grounds::default()).then(|| Box::new(grounds)));
+        let _ = self.live.from_authenticator.set(evidence.map(Box::new));
     }
 
-    /// The certificate chain it stands on, if there is one.
-    pub fn credential(&self) -> Option<&Credential> {
-        self.live.credential()
-    }
-
-    /// Has itself judged; the reason, if it is over.
-    pub fn judged_by(&self, judge: impl Fn(&Live) -> Option<CloseReason>) -> Option<CloseReason> {
-        judge(&self.live)
+    /// What is known of it.
+    pub fn live(&self) -> &Live {
+        &self.live
     }
 
     /// Why it has to end, once it has to.
@@ -185,25 +154,21 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let id = self.live.id;
-        if let Some(credential) = self.live.credential() {
-            for link in credential.links() {
-                self.sessions.by_key.of(link.key()).remove(&(link.key(), id));
-            }
-            self.sessions.by_expiry.of(id).remove(&(credential.not_after(), id));
-            let mut by_day = lock(&self.sessions.by_day);
-            if let Some(count) = by_day.get_mut(&day_of(credential)) {
-                *count -= 1;
-                if *count == 0 {
-                    by_day.remove(&day_of(credential));
-                }
-            }
-        }
-        if let Some(grounds) = self.live.grounds() {
-            for key in grounds.keys() {
+        for evidence in self.live.evidence() {
+            for key in evidence.index_keys() {
                 self.sessions.by_key.of(key).remove(&(key, id));
             }
-            if let Some(until) = grounds.until() {
-                self.sessions.by_expiry.of(id).remove(&(until, id));
+            if let Some(expires) = evidence.expires() {
+                self.sessions.by_expiry.of(id).remove(&(expires, id));
+            }
+        }
+        if let Some(chain) = self.live.chain() {
+            let mut by_day = self.sessions.by_day.lock();
+            if let Some(count) = by_day.get_mut(&day_of(chain)) {
+                *count -= 1;
+                if *count == 0 {
+                    by_day.remove(&day_of(chain));
+                }
             }
         }
         self.sessions.by_id.of(id).remove(&id);
@@ -217,13 +182,28 @@ impl Sessions {
     }
 
     /// Enters a connection.
-    pub fn open(self: &Arc<Self>, listener: Arc<str>, remote: IpAddr) -> Session {
+    pub fn open(self: &Arc<Self>, listener: Arc<str>, address: IpAddr) -> Session {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (end, waker) = (AtomicU8::new(0), AtomicWaker::new());
-        let live =
-            Arc::new(Live { id, listener, remote, credential: OnceLock::new(), other: OnceLock::new(), end, waker });
+        let live = Arc::new(Live {
+            id,
+            listener,
+            address,
+            from_tls: OnceLock::new(),
+            from_authenticator: OnceLock::new(),
+            end: AtomicU8::new(0),
+            waker: AtomicWaker::new(),
+        });
         self.by_id.of(id).insert(id, Arc::clone(&live));
         Session { live, sessions: Arc::clone(self) }
+    }
+
+    fn enter(&self, id: Id, evidence: &Evidence) {
+        for key in evidence.index_keys() {
+            self.by_key.of(key).insert((key, id));
+        }
+        if let Some(expires) = evidence.expires() {
+            self.by_expiry.of(id).insert((expires, id));
+        }
     }
 
     /// All of them, at about this time.
@@ -233,10 +213,10 @@ impl Sessions {
         all
     }
 
-    /// Ends those of which `judge` says so, of all. No lock is held meanwhile.
-    pub fn sweep(&self, judge: impl Fn(&Live) -> Option<CloseReason>) -> usize {
+    /// Evaluates all; ends those that may not continue, and returns how many. No lock is held meanwhile.
+    pub fn sweep(&self, evaluate: impl Fn(&Live) -> Result<(), CloseReason>) -> usize {
         let mut ended = 0;
-        self.visit(|chunk| ended += end_those(chunk, &judge));
+        self.visit(|chunk| ended += sweep(chunk, &evaluate));
         ended
     }
 
@@ -245,7 +225,7 @@ impl Sessions {
             let mut from = 0;
             loop {
                 let chunk: Vec<Arc<Live>> =
-                    lock(shard).range(from..).take(CHUNK).map(|(_, live)| Arc::clone(live)).collect();
+                    shard.lock().range(from..).take(CHUNK).map(|(_, live)| Arc::clone(live)).collect();
                 let Some(last) = chunk.last() else { break };
                 from = last.id + 1;
                 visit(&chunk);
@@ -253,8 +233,8 @@ impl Sessions {
         }
     }
 
-    /// Ends those of which `judge` says so, of those that stand on one of these: certificates of their chain, devices.
-    pub fn sweep_keys(&self, keys: &[Key], judge: impl Fn(&Live) -> Option<CloseReason>) -> usize {
+    /// Likewise, of those that rest on one of these: certificates of their chain, devices.
+    pub fn sweep_keys(&self, keys: &[Key], evaluate: impl Fn(&Live) -> Result<(), CloseReason>) -> usize {
         let mut ended = 0;
         for key in keys {
             let mut from = 0;
@@ -266,7 +246,7 @@ impl Sessions {
                 let Some(last) = ids.last() else { break };
                 from = last + 1;
                 let chunk: Vec<Arc<Live>> = ids.iter().filter_map(|id| self.get(*id)).collect();
-                ended += end_those(&chunk, &judge);
+                ended += sweep(&chunk, &evaluate);
             }
         }
         ended
@@ -283,11 +263,11 @@ impl Sessions {
         for shard in &self.by_expiry.0 {
             let mut from = (i64::MIN, 0);
             loop {
-                let due: Vec<(i64, Id)> = lock(shard).range(from..(now, 0)).take(CHUNK).copied().collect();
+                let due: Vec<(i64, Id)> = shard.lock().range(from..(now, 0)).take(CHUNK).copied().collect();
                 let Some((expiry, id)) = due.last() else { break };
                 from = (*expiry, id + 1);
                 let chunk: Vec<Arc<Live>> = due.iter().filter_map(|(_, id)| self.get(*id)).collect();
-                ended += end_those(&chunk, &|live| live.expired(now));
+                ended += sweep(&chunk, &|live| live.expired(now).map_or(Ok(()), Err));
             }
         }
         ended
@@ -296,7 +276,7 @@ impl Sessions {
     /// The certificates that devices are connected with. `now` is in seconds since 1970.
     pub fn inventory(&self, now: i64) -> Inventory {
         // As many entries as there are issuers and days, however many sessions.
-        let by_day = lock(&self.by_day).clone();
+        let by_day = self.by_day.lock().clone();
         let mut by_issuer: BTreeMap<IssuerId, usize> = BTreeMap::new();
         for ((issuer, _), count) in &by_day {
             *by_issuer.entry(*issuer).or_default() += count;
@@ -313,13 +293,13 @@ impl Sessions {
     }
 }
 
-fn day_of(credential: &Credential) -> (IssuerId, i64) {
-    (credential.issuer(), credential.not_after() / DAY)
+fn day_of(chain: &Credential) -> (IssuerId, i64) {
+    (chain.issuer(), chain.not_after() / DAY)
 }
 
-fn end_those(sessions: &[Arc<Live>], judge: &impl Fn(&Live) -> Option<CloseReason>) -> usize {
+fn sweep(sessions: &[Arc<Live>], evaluate: &impl Fn(&Live) -> Result<(), CloseReason>) -> usize {
     let concerned = sessions.iter().filter(|live| live.reason().is_none());
-    concerned.filter_map(|live| judge(live).map(|reason| live.end(reason))).count()
+    concerned.filter_map(|live| evaluate(live).err().map(|reason| live.end(reason))).count()
 }
 
 /// One of many, each behind a lock of its own.
@@ -334,11 +314,6 @@ impl<T: Default> Default for Sharded<T> {
 
 impl<T> Sharded<T> {
     fn of(&self, key: u64) -> MutexGuard<'_, T> {
-        lock(&self.0[usize::try_from(key % SHARDS as u64).unwrap_or(0)])
+        self.0[usize::try_from(key % SHARDS as u64).unwrap_or(0)].lock()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What was being done when its thread panicked was a single insertion.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,237 @@
+//! Diagnostics of a configuration, collected and shown all together.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+
+use super::values::{Located, Location, Setting};
+
+/// How bad a diagnostic is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The configuration cannot be used.
+    Error,
+    /// Legal, but probably not meant, or unsafe.
+    Warning,
+}
+
+/// What is wrong with a value, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// What is wrong, in a few words.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// The line contains a secret: only its position is shown.
+    hides_line: bool,
+}
+
+impl Complaint {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, hides_line: false }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Shows the position only: the line contains a secret.
+    pub(crate) const fn hide_line(mut self) -> Self {
+        self.hides_line = true;
+        self
+    }
+}
+
+impl From<&str> for Complaint {
+    fn from(message: &str) -> Self {
+        Self::new(message)
+    }
+}
+
+impl From<String> for Complaint {
+    fn from(message: String) -> Self {
+        Self::new(message)
+    }
+}
+
+/// Proof that an error was reported. Only [`Diagnostics`] can make it, so a function that returns it cannot fail
+/// silently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reported(());
+
+/// A complaint about a location of the file.
+#[derive(Clone, Debug)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong.
+    pub complaint: Complaint,
+    /// Its position in the file, in bytes; `None` for the file as a whole.
+    pub(super) span: Option<Range<usize>>,
+}
+
+/// Warns of a file that holds a secret (`what`) and that others than its owner and group can read.
+pub(crate) fn warn_if_exposed(at: &impl Located, path: &Path, what: &str, diagnostics: &mut Diagnostics) {
+    use std::os::unix::fs::PermissionsExt;
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0) {
+        let complaint = Complaint::new(format!("everybody on this machine can read {what} {}", path.display()));
+        diagnostics.warning(at, complaint.hint(format!("chmod 600 {}", path.display())));
+    }
+}
+
+/// The problems of one file, in the order they were found.
+#[derive(Clone, Debug, Default)]
+pub struct Diagnostics {
+    path: PathBuf,
+    source: String,
+    list: Vec<Diagnostic>,
+}
+
+impl Diagnostics {
+    pub(super) fn new(path: &Path, source: String) -> Self {
+        Self { path: path.to_owned(), source, list: Vec::new() }
+    }
+
+    /// Reports that the configuration cannot be used.
+    pub(crate) fn error(&mut self, at: &impl Located, complaint: impl Into<Complaint>) -> Reported {
+        self.push(Severity::Error, at.location().cloned(), complaint.into());
+        Reported(())
+    }
+
+    /// Reports what is legal, but probably not meant, or unsafe.
+    pub(crate) fn warning(&mut self, at: &impl Located, complaint: impl Into<Complaint>) {
+        self.push(Severity::Warning, at.location().cloned(), complaint.into());
+    }
+
+    /// Reports an error in a part of a string value, in bytes of the string.
+    pub(crate) fn error_within(
+        &mut self,
+        setting: &Setting<String>,
+        part: Range<usize>,
+        complaint: impl Into<Complaint>,
+    ) -> Reported {
+        let location = setting.location.as_ref().map(|location| self.within(location, &setting.value, part));
+        self.push(Severity::Error, location, complaint.into());
+        Reported(())
+    }
+
+    /// For a consequence of an error that was reported before.
+    pub(super) fn already_reported(&self) -> Reported {
+        debug_assert!(self.has_errors(), "nothing was reported");
+        Reported(())
+    }
+
+    /// Reports an error of the file as a whole.
+    pub(super) fn file_error(&mut self, complaint: impl Into<Complaint>) -> Reported {
+        self.push(Severity::Error, None, complaint.into());
+        Reported(())
+    }
+
+    /// The location of a part of a string value: inside its quotes, if it is written without escapes, else all of it.
+    fn within(&self, value: &Location, text: &str, part: Range<usize>) -> Location {
+        match self.source.get(value.0.clone()).and_then(|written| written.find(text)) {
+            Some(quote) => Location(value.0.start + quote + part.start..value.0.start + quote + part.end),
+            None => value.clone(),
+        }
+    }
+
+    fn push(&mut self, severity: Severity, location: Option<Location>, complaint: Complaint) {
+        self.list.push(Diagnostic { severity, complaint, span: location.map(|location| location.0) });
+    }
+
+    /// All of them.
+    pub fn list(&self) -> &[Diagnostic] {
+        &self.list
+    }
+
+    /// All of them, one line each, for a log.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.list.iter().map(|diagnostic| self.line(diagnostic))
+    }
+
+    fn line(&self, diagnostic: &Diagnostic) -> String {
+        let hint = diagnostic.complaint.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        self.placed(diagnostic) + &hint
+    }
+
+    /// File, line, column and message.
+    fn placed(&self, diagnostic: &Diagnostic) -> String {
+        let mut line = self.path.display().to_string();
+        if let Some(span) = &diagnostic.span {
+            let before = &self.source[..span.start.min(self.source.len())];
+            let row = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            line += &format!(":{row}:{column}");
+        }
+        line + &format!(": {}", diagnostic.complaint.message)
+    }
+
+    /// How many there are of one severity.
+    pub fn count(&self, severity: Severity) -> usize {
+        self.list.iter().filter(|diagnostic| diagnostic.severity == severity).count()
+    }
+
+    /// Whether one of them is an error.
+    pub fn has_errors(&self) -> bool {
+        self.count(Severity::Error) > 0
+    }
+
+    /// The file they are of.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All of them in the order of the file, each with file, line, column, the line itself and the hint; with colour if
+    /// `is_terminal`.
+    pub fn render(&self, is_terminal: bool) -> String {
+        let renderer = if is_terminal { Renderer::styled() } else { Renderer::plain() };
+        let path = self.path.display().to_string();
+        let mut texts = Vec::new();
+        let mut list: Vec<&Diagnostic> = self.list.iter().collect();
+        list.sort_by_key(|diagnostic| diagnostic.span.as_ref().map_or(0, |span| span.start));
+        for diagnostic in list {
+            let level = match diagnostic.severity {
+                Severity::Error => Level::ERROR,
+                Severity::Warning => Level::WARNING,
+            };
+            let title = level.clone().primary_title(diagnostic.complaint.message.as_str());
+            let mut groups = vec![match &diagnostic.span {
+                Some(_) if diagnostic.complaint.hides_line => {
+                    Group::with_title(level.primary_title(self.placed(diagnostic)))
+                }
+                Some(span) => title.element(
+                    Snippet::source(self.source.as_str())
+                        .path(path.as_str())
+                        .annotation(AnnotationKind::Primary.span(self.visible(span))),
+                ),
+                None => Group::with_title(level.primary_title(format!("{path}: {}", diagnostic.complaint.message))),
+            }];
+            if let Some(hint) = &diagnostic.complaint.hint {
+                groups.push(Group::with_title(Level::HELP.with_name("hint").secondary_title(hint.as_str())));
+            }
+            texts.push(renderer.render(&groups));
+        }
+        texts.join("\n\n")
+    }
+
+    /// A span that shows one line at most, of a table its header.
+    fn visible(&self, span: &Range<usize>) -> Range<usize> {
+        let start = span.start.min(self.source.len());
+        let end = span.end.clamp(start, self.source.len());
+        let line_end = self.source[start..end].find('\n').map_or(end, |at| start + at);
+        start..line_end
+    }
+}
+
+/// The errors, for a log.
+impl fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errors = self.list.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
+        f.write_str(&errors.map(|diagnostic| self.line(diagnostic)).collect::<Vec<_>>().join("; "))
+    }
+}
+
+impl std::error::Error for Diagnostics {}

@@ -1,0 +1,154 @@
+//! What is legal in a configuration, but seldom meant.
+
+use super::diagnostics::{Complaint, Diagnostics};
+use super::tables::{Authenticator, Listener, Method, Password, Settings, Tls, TlsMode};
+
+/// Warns of what is legal, but seldom meant.
+pub(super) fn run(settings: &Settings, diagnostics: &mut Diagnostics) {
+    for authenticator in &settings.authenticators {
+        warn_of_unused_authenticator(authenticator, settings, diagnostics);
+    }
+    warn_of_unused_identity(settings, diagnostics);
+    // What was rejected would look like something that was forgotten.
+    for listener in settings.listeners.iter().filter(|listener| !listener.is_incomplete) {
+        warn_of_open_door(listener, settings, diagnostics);
+    }
+}
+
+fn warn_of_unused_authenticator(authenticator: &Authenticator, settings: &Settings, diagnostics: &mut Diagnostics) {
+    let is_registry = matches!(authenticator.method, Method::Registry(_));
+    let is_used_by = |listener: &Listener| {
+        let by_keys = is_registry && listener.tls.as_ref().is_some_and(uses_registry);
+        by_keys || listener.authenticate.contains(&authenticator.name)
+    };
+    if !settings.listeners.iter().any(is_used_by) {
+        let complaint = Complaint::new("no listener asks this authenticator");
+        diagnostics.warning(&authenticator.table, complaint.hint("authenticate = [...] in [[listener]]"));
+    }
+}
+
+/// Whether keys of the registry are accepted in handshakes.
+fn uses_registry(tls: &Tls) -> bool {
+    match &tls.mode {
+        TlsMode::Psk(psk) => psk.registry,
+        TlsMode::Certificate(tls) => tls.raw_keys.as_ref().is_some_and(|keys| keys.registry),
+    }
+}
+
+fn warn_of_unused_identity(settings: &Settings, diagnostics: &mut Diagnostics) {
+    let Some(identity) = &settings.identity else { return };
+    let signs = |it: &Listener| it.is_incomplete || matches!(it.connect.password, Some(Password::Token(_)));
+    if !settings.listeners.iter().any(signs) {
+        let complaint = Complaint::new("nothing is signed: no `connect.password` is a table");
+        let hint = "password = { claims = { sub = 'cert.subject.cn' }, audience = \"brokers\" }";
+        diagnostics.warning(&identity.table, complaint.hint(hint));
+    }
+    if settings.admin.is_none() {
+        let complaint = Complaint::new("brokers cannot fetch the public key: there is no [admin]");
+        diagnostics.warning(&identity.table, complaint.hint("[admin] bind = \"127.0.0.1:9080\""));
+    }
+}
+
+/// What a listener requires of clients in the handshake.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    None,
+    OptionalCertificate,
+    Certificate,
+    Key,
+}
+
+impl Proof {
+    fn of(listener: &Listener) -> Self {
+        match listener.tls.as_ref().map(|tls| &tls.mode) {
+            None => Self::None,
+            Some(TlsMode::Psk(_)) => Self::Key,
+            Some(TlsMode::Certificate(tls)) => match (&tls.client, &tls.raw_keys) {
+                (Some(client), _) if client.required => Self::Certificate,
+                (Some(_), _) => Self::OptionalCertificate,
+                (None, Some(_)) => Self::Key,
+                (None, None) => Self::None,
+            },
+        }
+    }
+}
+
+/// Nobody has to prove anything, or what is proved binds nothing.
+fn warn_of_open_door(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
+    let proof = Proof::of(listener);
+    let admits_all = listener.require.is_empty();
+    let authenticates = !listener.authenticate.is_empty();
+    if proof == Proof::None && admits_all && !authenticates {
+        let complaint = Complaint::new("clients of this listener prove nothing to the gateway");
+        let hint = "set `client_ca` in [listener.tls], `authenticate`, or `require` in [listener.admit]";
+        diagnostics.warning(&listener.table, complaint.hint(hint));
+    } else if proof == Proof::OptionalCertificate && admits_all && !authenticates {
+        let complaint = Complaint::new("certificates are optional, and nothing is required of clients without one");
+        diagnostics.warning(&listener.table, complaint.hint("add `require` to [listener.admit]"));
+    } else if admits_all && listener.connect.client_id.is_none() {
+        warn_of_free_client_id(listener, proof, settings, diagnostics);
+    }
+    let methods = methods_of(listener, settings);
+    let has_token = methods.iter().any(|method| matches!(method, Method::Jwt(_) | Method::Registry(_)));
+    let is_username_bound = listener.connect.username.is_some()
+        || listener.require.iter().any(|expression| expression.source().contains("mqtt.username"));
+    if has_token && !is_username_bound {
+        let complaint =
+            Complaint::new("a client may send the broker any user name: its token or key does not bind the user name");
+        let hint = "[listener.connect] username = 'jwt.sub', or 'device.id'";
+        diagnostics.warning(&listener.table, complaint.hint(hint));
+    }
+    if authenticates && listener.tls.is_none() {
+        let complaint = Complaint::new("passwords and tokens come over this listener in the clear");
+        diagnostics.warning(&listener.table, complaint.hint("protocol = \"tls\""));
+    }
+}
+
+fn warn_of_free_client_id(listener: &Listener, proof: Proof, settings: &Settings, diagnostics: &mut Diagnostics) {
+    let what = match proof {
+        Proof::Key => "key",
+        Proof::Certificate => "certificate",
+        Proof::None | Proof::OptionalCertificate => "user, token or device",
+    };
+    let message = format!("any device can take any other device's client ID: nothing binds it to the {what}");
+    let hint = match proved_names(listener, settings).as_slice() {
+        [name] => format!("[listener.admit] require = ['mqtt.client_id == {name}']"),
+        names => format!("[listener.admit] require: compare mqtt.client_id with what is proved: {}", names.join(", ")),
+    };
+    diagnostics.warning(&listener.table, Complaint::new(message).hint(hint));
+}
+
+/// How a listener authenticates clients.
+fn methods_of<'a>(listener: &Listener, settings: &'a Settings) -> Vec<&'a Method> {
+    let asked = settings.authenticators.iter().filter(|asked| listener.authenticate.contains(&asked.name));
+    asked.map(|authenticator| &authenticator.method).collect()
+}
+
+/// What a client of this listener has proved, and expressions can compare a client ID with.
+fn proved_names(listener: &Listener, settings: &Settings) -> Vec<&'static str> {
+    let mut names: Vec<&str> = methods_of(listener, settings)
+        .into_iter()
+        .map(|method| match method {
+            Method::PasswordFile(_) => "mqtt.username",
+            Method::Jwt(_) => "jwt.sub",
+            Method::Http(_) => "http.id (an attribute of your service's answer)",
+            Method::Registry(_) => "device.id",
+        })
+        .collect();
+    let key = |registry, name| if registry { "device.id" } else { name };
+    match listener.tls.as_ref().map(|tls| &tls.mode) {
+        Some(TlsMode::Psk(psk)) => names.push(key(psk.registry, "tls.psk_identity")),
+        Some(TlsMode::Certificate(tls)) => {
+            names.extend(tls.client.as_ref().map(|_| "cert.subject.cn"));
+            names.extend(tls.raw_keys.as_ref().map(|keys| key(keys.registry, "tls.key_name")));
+        }
+        None => {}
+    }
+    // A password is of use beside others only for those who have none of them.
+    if names.len() > 1 {
+        names.retain(|name| *name != "mqtt.username");
+    }
+    names.sort_unstable();
+    names.dedup();
+    names
+}

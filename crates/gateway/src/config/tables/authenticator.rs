@@ -1,0 +1,463 @@
+//! `[[authenticator]]`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use portcullis_registry::Url;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::super::diagnostics::{Complaint, Reported};
+use super::super::document::Document;
+use super::super::values::{Located, Location, OneOrMany, Period, Secret, Setting, Timeout};
+use super::{Named, compile, nonzero, warn_of_literal_secret};
+use crate::expr::{Expression, Wanted};
+use crate::url::{host_of, is_url};
+
+/// Authenticates clients by what their CONNECT carries. `kind` says which of the keys apply.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Authenticator", extend("required" = ["name", "kind"]))]
+pub(in crate::config) struct AuthenticatorTable {
+    /// Unique; listeners name it in `authenticate`, and it appears in logs.
+    name: Option<Setting<String>>,
+    /// What it is.
+    kind: Option<Setting<Kind>>,
+    /// `password_file`: lines of `user:hash`, as `portcullis passwd` and `mosquitto_passwd` write them.
+    file: Option<Setting<PathBuf>>,
+    /// How long a successful verification is cached; `0s`: not at all. Default: `60s` for `password_file` and
+    /// `registry`, `30s` for `http`.
+    cache: Option<Setting<Period>>,
+    /// `jwt`: the issuer's public keys: a JWKS file, or an `http` or `https` URL.
+    jwks: Option<Setting<String>>,
+    /// `jwt`: which field of CONNECT carries the token.
+    field: Setting<TokenField>,
+    /// `jwt`: what the token's `iss` must be.
+    issuer: Option<Setting<String>>,
+    /// `jwt`: what the token's `aud` must be or contain; one of these.
+    audience: Option<Setting<OneOrMany<String>>>,
+    /// `jwt`: signature algorithms that are accepted.
+    algorithms: Setting<Vec<TokenAlgorithm>>,
+    /// `jwt`: how far the issuer's clock may be ahead, for `nbf`.
+    leeway: Setting<Period>,
+    /// `jwt`: how often the keys of a URL are fetched again at least.
+    refresh: Setting<Timeout>,
+    /// `http`: where the gateway sends the JSON document about a client.
+    url: Option<Setting<String>>,
+    /// `http`: headers of the request, as `{ Authorization = "Bearer ${FILE:token}" }`.
+    headers: Option<Setting<BTreeMap<String, Secret>>>,
+    /// `http` and `jwt`: PEM bundle of trust anchors for `https`. Default: those of the system.
+    ca: Option<Setting<PathBuf>>,
+    /// `http`: for one response.
+    timeout: Setting<Timeout>,
+    /// `http`: requests at once.
+    max_concurrency: Setting<NonZeroU32>,
+    /// `http`: how long a rejection is cached; `0s`: not at all.
+    negative_cache: Setting<Period>,
+    /// `http`: failures in a row that open the circuit breaker for `break_time`.
+    break_after: Setting<NonZeroU32>,
+    /// `http`: how long the circuit breaker stays open.
+    break_time: Setting<Timeout>,
+    /// `registry`: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`.
+    database: Option<Setting<Secret>>,
+    /// `registry`: CEL string, of `cert` and `tls` only, that yields the ID of the device. Default: the device that the
+    /// key presented in the handshake is pinned to, else the one whose pre-shared key was used, else `mqtt.username`.
+    device: Option<Setting<String>>,
+    /// `registry`: devices kept in memory. The gateway rejects devices above this number.
+    max_devices: Setting<NonZeroU32>,
+}
+
+impl Default for AuthenticatorTable {
+    fn default() -> Self {
+        use TokenAlgorithm::{ES256, ES384, EdDSA, PS256, RS256};
+        let seconds = Duration::from_secs;
+        Self {
+            name: None,
+            kind: None,
+            file: None,
+            cache: None,
+            jwks: None,
+            field: Setting::default_of(TokenField::Password),
+            issuer: None,
+            audience: None,
+            algorithms: Setting::default_of(vec![ES256, ES384, PS256, RS256, EdDSA]),
+            leeway: Setting::default_of(Period(seconds(30))),
+            refresh: Setting::default_of(Timeout(seconds(15 * 60))),
+            url: None,
+            headers: None,
+            ca: None,
+            timeout: Setting::default_of(Timeout(seconds(5))),
+            max_concurrency: Setting::default_of(nonzero(64)),
+            negative_cache: Setting::default_of(Period(seconds(5))),
+            break_after: Setting::default_of(nonzero(5)),
+            break_time: Setting::default_of(Timeout(seconds(10))),
+            database: None,
+            device: None,
+            max_devices: Setting::default_of(nonzero(1_000_000)),
+        }
+    }
+}
+
+impl AuthenticatorTable {
+    pub(super) fn is_registry(&self) -> bool {
+        self.kind.as_ref().is_some_and(|kind| kind.value == Kind::Registry)
+    }
+
+    /// How long a successful verification is cached.
+    fn cache_for(&self, default: u64) -> Duration {
+        self.cache.as_ref().map_or(Duration::from_secs(default), |period| period.value.0)
+    }
+
+    /// Each key that not all kinds have, where it is set, and the kinds that have it.
+    fn keys(&self) -> [(&'static str, Option<&Location>, &'static [Kind]); 20] {
+        use Kind::{Http, Jwt, PasswordFile, Registry};
+        fn set<T>(setting: Option<&Setting<T>>) -> Option<&Location> {
+            setting.and_then(Located::location)
+        }
+        [
+            ("file", set(self.file.as_ref()), &[PasswordFile]),
+            ("cache", set(self.cache.as_ref()), &[PasswordFile, Http, Registry]),
+            ("jwks", set(self.jwks.as_ref()), &[Jwt]),
+            ("field", self.field.location(), &[Jwt]),
+            ("issuer", set(self.issuer.as_ref()), &[Jwt]),
+            ("audience", set(self.audience.as_ref()), &[Jwt]),
+            ("algorithms", self.algorithms.location(), &[Jwt]),
+            ("leeway", self.leeway.location(), &[Jwt]),
+            ("refresh", self.refresh.location(), &[Jwt]),
+            ("url", set(self.url.as_ref()), &[Http]),
+            ("headers", set(self.headers.as_ref()), &[Http]),
+            ("ca", set(self.ca.as_ref()), &[Http, Jwt]),
+            ("timeout", self.timeout.location(), &[Http]),
+            ("max_concurrency", self.max_concurrency.location(), &[Http]),
+            ("negative_cache", self.negative_cache.location(), &[Http]),
+            ("break_after", self.break_after.location(), &[Http]),
+            ("break_time", self.break_time.location(), &[Http]),
+            ("database", set(self.database.as_ref()), &[Registry]),
+            ("device", set(self.device.as_ref()), &[Registry]),
+            ("max_devices", self.max_devices.location(), &[Registry]),
+        ]
+    }
+}
+
+impl Named for AuthenticatorTable {
+    fn name(&self) -> Option<&Setting<String>> {
+        self.name.as_ref()
+    }
+}
+
+/// What an authenticator is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "AuthenticatorKind")]
+enum Kind {
+    /// A file of users and password hashes.
+    PasswordFile,
+    /// Tokens that an issuer has signed (RFC 7519).
+    Jwt,
+    /// A service that is asked over HTTP.
+    Http,
+    /// The device registry.
+    Registry,
+}
+
+impl Kind {
+    /// As the configuration writes it.
+    const fn label(self) -> &'static str {
+        match self {
+            Self::PasswordFile => "password_file",
+            Self::Jwt => "jwt",
+            Self::Http => "http",
+            Self::Registry => "registry",
+        }
+    }
+}
+
+/// A field of CONNECT that may carry a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenField {
+    /// The password.
+    Password,
+    /// The user name.
+    Username,
+}
+
+/// A signature algorithm of RFC 7518, 3.1, or RFC 8037: with public keys only, so that none can be taken for a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[expect(missing_docs, reason = "the names are the standard's")]
+pub enum TokenAlgorithm {
+    ES256,
+    ES384,
+    PS256,
+    PS384,
+    PS512,
+    RS256,
+    RS384,
+    RS512,
+    EdDSA,
+}
+
+/// Authenticates clients by what their CONNECT carries.
+#[derive(Debug)]
+pub struct Authenticator {
+    /// Unique.
+    pub name: String,
+    /// The table itself.
+    pub(crate) table: Location,
+    /// How it does so.
+    pub method: Method,
+}
+
+/// How clients are authenticated.
+#[derive(Debug)]
+pub enum Method {
+    /// By a file of users and password hashes.
+    PasswordFile(PasswordFile),
+    /// By tokens that an issuer has signed.
+    Jwt(Box<Jwt>),
+    /// By a service that is asked over HTTP.
+    Http(Box<HttpService>),
+    /// By the device registry.
+    Registry(Box<Registry>),
+}
+
+/// A file of users and password hashes.
+#[derive(Debug)]
+pub struct PasswordFile {
+    /// Lines of `user:hash`.
+    pub file: Setting<PathBuf>,
+    /// How long a successful verification is cached.
+    pub cache: Duration,
+}
+
+/// Tokens that an issuer has signed.
+#[derive(Debug)]
+pub struct Jwt {
+    /// The issuer's public keys.
+    pub jwks: JwksOrigin,
+    /// PEM bundle of trust anchors for `https`; `None`: those of the system.
+    pub ca: Option<Setting<PathBuf>>,
+    /// Which field of CONNECT carries the token.
+    pub field: TokenField,
+    /// What `iss` must be.
+    pub issuer: Option<String>,
+    /// What `aud` must be or contain; one of these.
+    pub audience: Option<Vec<String>>,
+    /// At least one.
+    pub algorithms: Vec<TokenAlgorithm>,
+    /// How far the issuer's clock may be ahead.
+    pub leeway: Duration,
+    /// How often the keys of a URL are fetched again at least.
+    pub refresh: Duration,
+}
+
+/// Where a set of keys comes from.
+#[derive(Clone, Debug)]
+pub enum JwksOrigin {
+    /// A JWKS file.
+    File(Setting<PathBuf>),
+    /// An `http` or `https` URL.
+    Url(String),
+}
+
+/// A service that is asked over HTTP.
+#[derive(Debug)]
+pub struct HttpService {
+    /// An `http` or `https` URL, perhaps with a secret in it.
+    pub url: Secret,
+    /// Of the request.
+    pub headers: HeaderMap,
+    /// PEM bundle of trust anchors for `https`; `None`: those of the system.
+    pub ca: Option<Setting<PathBuf>>,
+    /// For one response.
+    pub timeout: Duration,
+    /// Requests at once.
+    pub max_concurrency: u32,
+    /// How long an admission is cached.
+    pub cache: Duration,
+    /// How long a rejection is cached.
+    pub negative_cache: Duration,
+    /// Failures in a row that open the circuit breaker.
+    pub break_after: u32,
+    /// How long the circuit breaker stays open.
+    pub break_time: Duration,
+}
+
+/// The device registry.
+#[derive(Debug)]
+pub struct Registry {
+    /// Where it is.
+    pub database: Setting<Url>,
+    /// Yields the ID of the device, from what TLS proved.
+    pub device: Option<Expression>,
+    /// How long a successful verification of a password is cached.
+    pub cache: Duration,
+    /// Devices kept in memory.
+    pub max_devices: usize,
+}
+
+pub(super) fn validate(
+    table: &Setting<AuthenticatorTable>,
+    document: &mut Document,
+) -> Result<Authenticator, Reported> {
+    let hint = "password_file, jwt, http or registry";
+    let kind = document.require(table.kind.as_ref(), table, "kind", hint)?.value;
+    reject_misplaced(table, kind, document);
+    let method = match kind {
+        Kind::PasswordFile => validate_password_file(table, document).map(Method::PasswordFile),
+        Kind::Jwt => validate_jwt(table, document).map(|jwt| Method::Jwt(Box::new(jwt))),
+        Kind::Http => validate_http(table, document).map(|http| Method::Http(Box::new(http))),
+        Kind::Registry => validate_registry(table, document).map(|registry| Method::Registry(Box::new(registry))),
+    };
+    // Missing names were reported with the doubled ones.
+    let name = table.name.as_ref().map(|name| name.value.clone()).unwrap_or_default();
+    Ok(Authenticator { name, table: table.location.clone().unwrap_or_default(), method: method? })
+}
+
+/// Reports keys that belong to another kind.
+fn reject_misplaced(table: &AuthenticatorTable, kind: Kind, document: &mut Document) {
+    for (key, location, kinds) in table.keys() {
+        let Some(location) = location.filter(|_| !kinds.contains(&kind)) else { continue };
+        let of: Vec<&str> = kinds.iter().map(|kind| kind.label()).collect();
+        // A header or a URL may contain a secret.
+        let complaint = Complaint::new(format!("`{key}` without effect: `kind` is {}", kind.label())).hide_line();
+        document.error(location, complaint.hint(format!("`{key}` is for {}", of.join(" and "))));
+    }
+}
+
+fn validate_password_file(
+    table: &Setting<AuthenticatorTable>,
+    document: &mut Document,
+) -> Result<PasswordFile, Reported> {
+    let file = document.require(table.file.as_ref(), table, "file", "made by `portcullis passwd FILE USER`")?;
+    Ok(PasswordFile { file: file.map(|file| document.resolve(file)), cache: table.cache_for(60) })
+}
+
+fn validate_jwt(table: &Setting<AuthenticatorTable>, document: &mut Document) -> Result<Jwt, Reported> {
+    let hint = "a file of the issuer's public keys, or an `https` URL";
+    let origin = document.require(table.jwks.as_ref(), table, "jwks", hint)?;
+    let jwks = if is_url(origin) {
+        if origin.starts_with("http://") && !document.is_substituted(origin) {
+            let complaint = Complaint::new("keys fetched over plain HTTP can be replaced on the way").hide_line();
+            document.warning(origin, complaint.hint("https://"));
+        }
+        JwksOrigin::Url(origin.value.clone())
+    } else {
+        JwksOrigin::File(origin.map(|path| document.resolve(Path::new(path))))
+    };
+    let mut algorithms = table.algorithms.value.clone();
+    if document.is_unread("algorithms") {
+        // So that the rest of the table is validated.
+        algorithms = AuthenticatorTable::default().algorithms.value;
+    } else if algorithms.is_empty() {
+        return Err(document.error(&table.algorithms, "`algorithms` is empty, so no token would be accepted"));
+    }
+    if table.issuer.is_none() {
+        let message = "tokens of every issuer are accepted, if one of these keys has signed them";
+        document.warning(table, Complaint::new(message).hint("issuer = \"https://issuer.example.com\""));
+    }
+    if table.audience.is_none() {
+        let complaint = Complaint::new("tokens that were made for another service are accepted, too");
+        document.warning(table, complaint.hint("audience = \"mqtt\""));
+    }
+    Ok(Jwt {
+        jwks,
+        ca: resolve_ca(table, document),
+        field: table.field.value,
+        issuer: table.issuer.as_ref().map(|issuer| issuer.value.clone()),
+        audience: table.audience.as_ref().map(|audience| audience.value.0.clone()),
+        algorithms,
+        leeway: table.leeway.value.0,
+        refresh: table.refresh.value.0,
+    })
+}
+
+fn validate_http(table: &Setting<AuthenticatorTable>, document: &mut Document) -> Result<HttpService, Reported> {
+    let hint = "where the gateway sends the JSON document about a client";
+    let url = document.require(table.url.as_ref(), table, "url", hint)?;
+    if !is_url(url) {
+        return Err(document.error(url, Complaint::new("this is no `http` or `https` URL").hide_line()));
+    }
+    let host = host_of(url);
+    let is_near = host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    if url.starts_with("http://") && !is_near {
+        let complaint = Complaint::new("passwords go to this service over plain HTTP").hide_line();
+        document.warning(url, complaint.hint("https://"));
+    }
+    let mut headers = HeaderMap::new();
+    if let Some(table) = &table.headers {
+        for (name, value) in &table.value {
+            let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value.expose())) else {
+                let message = format!("the header `{}` cannot be sent", name.escape_debug());
+                return Err(document.error(table, Complaint::new(message).hide_line()));
+            };
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+    }
+    Ok(HttpService {
+        url: Secret::new(url),
+        headers,
+        ca: resolve_ca(table, document),
+        timeout: table.timeout.value.0,
+        max_concurrency: table.max_concurrency.value.get(),
+        cache: table.cache_for(30),
+        negative_cache: table.negative_cache.value.0,
+        break_after: table.break_after.value.get(),
+        break_time: table.break_time.value.0,
+    })
+}
+
+fn validate_registry(table: &Setting<AuthenticatorTable>, document: &mut Document) -> Result<Registry, Reported> {
+    let hint = "sqlite:devices.db, or postgres://USER:PASSWORD@HOST/DATABASE";
+    let database = document.require(table.database.as_ref(), table, "database", hint)?;
+    let device = validate_device(table, document);
+    let url = parse_url(database, document)?;
+    if url.path().is_none() && database.expose().contains('@') {
+        let message = "perhaps a secret in the configuration file itself";
+        warn_of_literal_secret(database, message, "database = \"${FILE:database.url}\"", document);
+    }
+    if url.is_unverified() {
+        let complaint = Complaint::new("devices' keys go over a connection whose other end is not verified");
+        document.warning(database, complaint.hide_line().hint("?sslmode=verify-full&sslrootcert=..."));
+    }
+    Ok(Registry {
+        database: database.map(|_| url),
+        device: device?,
+        cache: table.cache_for(60),
+        max_devices: table.max_devices.value.get() as usize,
+    })
+}
+
+fn validate_device(table: &AuthenticatorTable, document: &mut Document) -> Result<Option<Expression>, Reported> {
+    let device = compile(table.device.as_ref(), Wanted::String, document)?;
+    match (&device, &table.device) {
+        (Some(expression), Some(source)) if !expression.is_about_proofs() => {
+            let complaint =
+                Complaint::new("`device` must use only what TLS proves; a client can make up everything else");
+            let hint = "cert, tls.psk_identity, tls.key_name, tls.key_fingerprint";
+            Err(document.error(source, complaint.hint(hint)))
+        }
+        _ => Ok(device),
+    }
+}
+
+/// The URLs of the registries that these tables name, whatever else is wrong with them.
+pub(in crate::config) fn registry_urls(tables: &[Setting<AuthenticatorTable>], document: &mut Document) -> Vec<Url> {
+    let databases = tables.iter().filter_map(|table| table.database.as_ref());
+    databases.filter_map(|database| parse_url(database, document).ok()).collect()
+}
+
+fn parse_url(database: &Setting<Secret>, document: &mut Document) -> Result<Url, Reported> {
+    let resolve = |path: &str| document.resolve(Path::new(path)).display().to_string();
+    Url::parse(database.expose(), resolve)
+        .map_err(|problem| document.error(database, Complaint::new(problem).hide_line()))
+}
+
+fn resolve_ca(table: &AuthenticatorTable, document: &Document) -> Option<Setting<PathBuf>> {
+    table.ca.as_ref().map(|ca| ca.map(|ca| document.resolve(ca)))
+}

@@ -1,0 +1,105 @@
+//! `[[listener.ban]]`.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::super::diagnostics::{Complaint, Reported};
+use super::super::document::Document;
+use super::super::values::{Cidr, Setting, Timeout};
+
+/// Clients that connect too often, or fail too often, are rejected for a while.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Ban", extend("required" = ["count"]))]
+pub(super) struct BanTable {
+    /// How clients are told apart.
+    key: BanKey,
+    /// What is counted, each for itself. Default: both; with `key = "client_id"`: `connect`.
+    on: Option<Setting<Vec<BanEvent>>>,
+    /// A client is banned after more than this number of events within `window`.
+    count: Option<Setting<NonZeroU32>>,
+    /// The sliding window of `count`.
+    window: Timeout,
+    /// How long a client is rejected.
+    duration: Timeout,
+    /// Networks that are never banned.
+    except: Vec<Cidr>,
+}
+
+impl Default for BanTable {
+    fn default() -> Self {
+        Self {
+            key: BanKey::Address,
+            on: None,
+            count: None,
+            window: Timeout(Duration::from_secs(60)),
+            duration: Timeout(Duration::from_secs(5 * 60)),
+            except: Vec::new(),
+        }
+    }
+}
+
+/// How clients are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BanKey {
+    /// By address, of IPv6 its first 64 bits; they are rejected before TLS.
+    Address,
+    /// By client ID, once they have proved who they are.
+    ClientId,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BanEvent {
+    /// Connections.
+    Connect,
+    /// Connections that failed to prove who they are.
+    Failure,
+}
+
+/// When clients are banned.
+#[derive(Clone, Debug)]
+pub struct BanRule {
+    /// How clients are told apart.
+    pub key: BanKey,
+    /// Connections are counted.
+    pub connects: bool,
+    /// Failures are counted.
+    pub failures: bool,
+    /// Events within `window` that are still allowed.
+    pub count: u32,
+    /// The sliding window.
+    pub window: Duration,
+    /// How long a client is rejected.
+    pub duration: Duration,
+    /// Networks that are never banned.
+    pub except: Vec<Cidr>,
+}
+
+pub(super) fn validate(table: &Setting<BanTable>, document: &mut Document) -> Result<BanRule, Reported> {
+    let hint = "a client is banned after more than this number of events within `window`";
+    let count = document.require(table.count.as_ref(), table, "count", hint)?;
+    let by_address = table.key == BanKey::Address;
+    let counts = |event| table.on.as_ref().is_none_or(|on| on.value.contains(&event));
+    if let Some(on) = table.on.as_ref().filter(|on| on.value.is_empty()) {
+        return Err(document.error(on, "`on` is empty, so nothing would be counted"));
+    }
+    if let Some(on) = table.on.as_ref().filter(|on| !by_address && on.value.contains(&BanEvent::Failure)) {
+        let message = "failures cannot be counted by client ID: anybody could ban anybody in its name";
+        return Err(document.error(on, Complaint::new(message).hint("key = \"address\"")));
+    }
+    Ok(BanRule {
+        key: table.key,
+        connects: counts(BanEvent::Connect),
+        failures: by_address && counts(BanEvent::Failure),
+        count: count.value.get(),
+        window: table.window.0,
+        duration: table.duration.0,
+        except: table.except.clone(),
+    })
+}

@@ -1,0 +1,51 @@
+//! `[identity]`.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::super::diagnostics::Reported;
+use super::super::document::Document;
+use super::super::values::{Location, Setting};
+
+/// Claims that the gateway sets itself.
+pub const OWN_CLAIMS: &[&str] = &["iss", "aud", "iat", "nbf", "exp", "jti"];
+
+/// How the gateway signs the identity of a client towards brokers.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Identity", extend("required" = ["private_key", "issuer"]))]
+pub(in crate::config) struct IdentityTable {
+    /// PEM file of the private key (PKCS#8): P-256, P-384, Ed25519 or RSA.
+    private_key: Option<Setting<PathBuf>>,
+    /// PEM files of private keys whose public halves stay in the JWKS while the key is rotated.
+    other_keys: Vec<Setting<PathBuf>>,
+    /// The tokens' `iss`.
+    issuer: Option<Setting<String>>,
+}
+
+/// How the gateway signs tokens for brokers.
+#[derive(Debug)]
+pub struct Identity {
+    /// The first signs; the others are only published.
+    pub keys: Vec<Setting<PathBuf>>,
+    /// The tokens' `iss`.
+    pub issuer: String,
+    /// The table itself.
+    pub(crate) table: Location,
+}
+
+pub(super) fn validate(table: &Setting<IdentityTable>, document: &mut Document) -> Result<Identity, Reported> {
+    let hint = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out identity.key";
+    let key = document.require(table.private_key.as_ref(), table, "private_key", hint)?;
+    let issuer = table.issuer.as_ref().filter(|issuer| !issuer.is_empty());
+    let hint = "the tokens' `iss`, as \"https://gateway.example.com\"";
+    let issuer = document.require(issuer, table, "issuer", hint)?;
+    let keys = std::iter::once(key).chain(&table.other_keys).map(|path| path.map(|path| document.resolve(path)));
+    Ok(Identity {
+        keys: keys.collect(),
+        issuer: issuer.value.clone(),
+        table: table.location.clone().unwrap_or_default(),
+    })
+}

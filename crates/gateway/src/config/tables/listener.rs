@@ -1,0 +1,244 @@
+//! `[[listener]]`.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::super::diagnostics::{Complaint, Reported};
+use super::super::document::Document;
+use super::super::values::{ByteSize, Cidr, Location, OneOrMany, Setting, Timeout};
+use super::ban::{BanRule, BanTable};
+use super::connect::{AdmitTable, Connect, ConnectTable};
+use super::tls::{Tls, TlsTable};
+use super::{Named, Names, ban, check_known, compile, connect, nonzero, tls};
+use crate::expr::{Expression, Wanted};
+
+/// MQTT itself sets no lower bound on the length of a CONNECT packet [MQTT-2.1.4].
+const MAX_MAX_CONNECT_SIZE: usize = 1 << 20;
+
+/// An address on which devices connect, and what is required of them there.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Listener", extend("required" = ["name", "bind", "upstream"]))]
+pub(in crate::config) struct ListenerTable {
+    /// Unique; appears in logs and metrics.
+    name: Option<Setting<String>>,
+    /// `address:port`, or a list of them. Port 0 picks a free one and logs it; `[::]` is IPv6 only.
+    bind: Option<Setting<OneOrMany<String>>>,
+    /// The transport of MQTT.
+    protocol: Protocol,
+    /// Name of the `[[upstream]]` it forwards to.
+    upstream: Option<Setting<String>>,
+    /// Networks that may connect. The most specific match of `allow` and `deny` wins, `deny` among equals. With an
+    /// `allow` list, all other addresses are denied.
+    allow: Vec<Cidr>,
+    /// Networks that may not connect.
+    deny: Vec<Cidr>,
+    /// From the end of the handshake to the last byte of CONNECT.
+    connect_timeout: Timeout,
+    /// Largest CONNECT packet accepted, fixed header included; `1MiB` at most.
+    max_connect_size: Setting<ByteSize>,
+    /// Connections of this listener at once.
+    max_connections: NonZeroU32,
+    /// What a rejected CONNECT gets.
+    on_reject: OnReject,
+    /// TLS towards devices. Required with `protocol = "tls"`.
+    tls: Option<Setting<TlsTable>>,
+    /// Names of authenticators, in order. The first that knows a client decides; a client that none knows is rejected.
+    /// Empty: clients need not authenticate in CONNECT.
+    authenticate: Vec<Setting<String>>,
+    /// Clients that connect or fail too often are rejected for a while.
+    ban: Vec<Setting<BanTable>>,
+    /// Which clients are admitted.
+    admit: AdmitTable,
+    /// How CONNECT is rewritten.
+    connect: ConnectTable,
+}
+
+impl Default for ListenerTable {
+    fn default() -> Self {
+        Self {
+            name: None,
+            bind: None,
+            protocol: Protocol::Tls,
+            upstream: None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            connect_timeout: Timeout(Duration::from_secs(10)),
+            max_connect_size: Setting::default_of(ByteSize(64 << 10)),
+            max_connections: nonzero(100_000),
+            on_reject: OnReject::Connack,
+            tls: None,
+            authenticate: Vec::new(),
+            ban: Vec::new(),
+            admit: AdmitTable::default(),
+            connect: ConnectTable::default(),
+        }
+    }
+}
+
+impl Named for ListenerTable {
+    fn name(&self) -> Option<&Setting<String>> {
+        self.name.as_ref()
+    }
+}
+
+/// The transport of MQTT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Protocol {
+    /// MQTT over TLS.
+    Tls,
+    /// MQTT over TCP, not encrypted.
+    Tcp,
+}
+
+/// What a rejected CONNECT gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReject {
+    /// A CONNACK with the reason code, in the client's own MQTT version.
+    Connack,
+    /// Nothing: the connection is closed.
+    Close,
+}
+
+/// Where devices connect.
+#[derive(Debug)]
+pub struct Listener {
+    /// Unique; empty if the table has none, which was reported.
+    pub name: String,
+    /// The table itself.
+    pub(crate) table: Location,
+    /// Addresses to listen on.
+    pub bind: Vec<SocketAddr>,
+    /// The name of an upstream.
+    pub upstream: String,
+    /// Networks that may connect.
+    pub allow: Vec<Cidr>,
+    /// Networks that may not connect.
+    pub deny: Vec<Cidr>,
+    /// From the end of the handshake to the last byte of CONNECT.
+    pub connect_timeout: Duration,
+    /// Of a CONNECT packet, in bytes, fixed header included.
+    pub max_connect_size: usize,
+    /// At once.
+    pub max_connections: u32,
+    /// What a rejected CONNECT gets.
+    pub on_reject: OnReject,
+    /// `None`: MQTT in the clear.
+    pub tls: Option<Tls>,
+    /// Names of authenticators, in the order in which they are asked.
+    pub authenticate: Vec<String>,
+    /// When clients are banned.
+    pub bans: Vec<BanRule>,
+    /// Expressions that must all be true.
+    pub require: Vec<Expression>,
+    /// How CONNECT is rewritten.
+    pub connect: Connect,
+    /// A part of it was rejected, and is missing here.
+    pub(in crate::config) is_incomplete: bool,
+}
+
+/// `bound`: the addresses of the listeners before this one.
+pub(super) fn validate(
+    table: &Setting<ListenerTable>,
+    names: &Names,
+    bound: &mut HashSet<SocketAddr>,
+    document: &mut Document,
+) -> Listener {
+    // Missing names were reported with the doubled ones.
+    let name = table.name.as_ref().map(|name| name.value.clone()).unwrap_or_default();
+    let bind = validate_bind(table, bound, document).unwrap_or_default();
+    let upstream = document.require(table.upstream.as_ref(), table, "upstream", "the name of an [[upstream]]");
+    let upstream =
+        upstream.and_then(|upstream| check_known("upstream", upstream, &names.upstreams, document).map(|()| upstream));
+    let tls = validate_tls(table, names, document);
+    let connect = connect::validate(&table.connect, names, document);
+    let is_incomplete = tls.is_err() || connect.is_err();
+    let mut require = Vec::new();
+    for source in &table.admit.require {
+        require.extend(compile(Some(source), Wanted::Bool, document).ok().flatten());
+    }
+    if table.max_connect_size.value.0 > MAX_MAX_CONNECT_SIZE {
+        document.error(&table.max_connect_size, "`max_connect_size` is 1MiB at most");
+    }
+    Listener {
+        name,
+        table: table.location.clone().unwrap_or_default(),
+        bind,
+        upstream: upstream.map(|upstream| upstream.value.clone()).unwrap_or_default(),
+        allow: table.allow.clone(),
+        deny: table.deny.clone(),
+        connect_timeout: table.connect_timeout.0,
+        max_connect_size: table.max_connect_size.value.0,
+        max_connections: table.max_connections.get(),
+        on_reject: table.on_reject,
+        tls: tls.ok().flatten(),
+        authenticate: validate_authenticate(table, names, document),
+        bans: table.ban.iter().filter_map(|rule| ban::validate(rule, document).ok()).collect(),
+        require,
+        connect: connect.unwrap_or_default(),
+        is_incomplete,
+    }
+}
+
+fn validate_bind(
+    table: &Setting<ListenerTable>,
+    bound: &mut HashSet<SocketAddr>,
+    document: &mut Document,
+) -> Result<Vec<SocketAddr>, Reported> {
+    let bind = document.require(table.bind.as_ref(), table, "bind", "bind = \"0.0.0.0:8883\"")?;
+    let mut addresses = Vec::new();
+    for text in &bind.value.0 {
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 && !bound.insert(address) => {
+                document.error(bind, format!("`{address}` is bound by a listener already"));
+            }
+            Ok(address) => addresses.push(address),
+            Err(_) => {
+                let complaint = Complaint::new(format!("`{text}` is no address and port"));
+                document.error(bind, complaint.hint("as \"0.0.0.0:8883\" or \"[::]:8883\""));
+            }
+        }
+    }
+    if bind.value.0.is_empty() {
+        return Err(document.error(bind, "`bind` is empty"));
+    }
+    Ok(addresses)
+}
+
+fn validate_tls(
+    table: &Setting<ListenerTable>,
+    names: &Names,
+    document: &mut Document,
+) -> Result<Option<Tls>, Reported> {
+    match (table.protocol, &table.tls) {
+        (Protocol::Tls, Some(tls)) => tls::validate(tls, names.registries, document).map(Some),
+        (Protocol::Tls, None) => {
+            let complaint = Complaint::new("a listener that speaks TLS needs [listener.tls]");
+            Err(document.error(table, complaint.hint("or `protocol = \"tcp\"` for MQTT in the clear")))
+        }
+        (Protocol::Tcp, None) => Ok(None),
+        (Protocol::Tcp, Some(tls)) => Err(document.error(tls, "[listener.tls] without effect: `protocol = \"tcp\"`")),
+    }
+}
+
+fn validate_authenticate(table: &ListenerTable, names: &Names, document: &mut Document) -> Vec<String> {
+    let mut asked: Vec<String> = Vec::new();
+    for name in &table.authenticate {
+        if check_known("authenticator", name, &names.authenticators, document).is_err() {
+            continue;
+        }
+        if asked.contains(&name.value) {
+            document.error(name, format!("`{}` is asked already", name.value));
+        } else {
+            asked.push(name.value.clone());
+        }
+    }
+    asked
+}

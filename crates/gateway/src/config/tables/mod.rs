@@ -1,0 +1,192 @@
+//! One file a table: what may be written ([`Model`]: keys, types, defaults, and the reference documentation, which the
+//! JSON schema and `docs/configuration.md` are generated from), and what it means ([`Settings`]).
+//!
+//! A table with an error still yields settings where it can, so that the rest of the file is validated too.
+
+mod authenticator;
+mod ban;
+mod connect;
+mod identity;
+mod listener;
+mod process;
+mod tls;
+mod upstream;
+
+pub(super) use authenticator::registry_urls;
+pub use authenticator::{Authenticator, HttpService, JwksOrigin, Jwt, Method, PasswordFile, Registry};
+pub use authenticator::{TokenAlgorithm, TokenField};
+pub use ban::{BanEvent, BanKey, BanRule};
+pub use connect::{Connect, Password, Token};
+pub use identity::{Identity, OWN_CLAIMS};
+pub use listener::{Listener, OnReject};
+pub use process::{AccessLog, AccessLogFormat, AdminBind, LogFormat, Process};
+pub use tls::{
+    CertificateFiles, CertificateTls, ClientCertificates, Crl, CrlOrigin, Ocsp, OcspScope, OnFailure, PrivateKey, Psk,
+    PskFormat, RawKeys, Resumption, Tls, TlsMode, TlsVersion,
+};
+pub use upstream::{Balance, Health, HealthMode, PassiveHealth, Server, ServerAddress, Upstream, UpstreamTls};
+
+use std::collections::HashSet;
+use std::num::NonZeroU32;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::diagnostics::{Complaint, Reported};
+use super::document::Document;
+use super::values::{Located, Setting};
+use crate::expr::{Expression, Wanted};
+use crate::suggest::suggest;
+
+/// A whole configuration file, as written.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Config")]
+pub(super) struct Model {
+    /// Where devices connect.
+    pub(super) listener: Vec<Setting<listener::ListenerTable>>,
+    /// How clients are authenticated by their passwords or tokens.
+    pub(super) authenticator: Vec<Setting<authenticator::AuthenticatorTable>>,
+    /// Groups of brokers.
+    pub(super) upstream: Vec<Setting<upstream::UpstreamTable>>,
+    /// One line for each connection. Off if absent.
+    pub(super) access_log: Option<Setting<process::AccessLogTable>>,
+    /// The process as a whole.
+    pub(super) runtime: process::RuntimeTable,
+    /// Signs the identity of a client towards the broker; for `connect.password`.
+    pub(super) identity: Option<Setting<identity::IdentityTable>>,
+    /// HTTP for operators. Off if absent.
+    pub(super) admin: Option<process::AdminTable>,
+}
+
+/// A configuration file, validated: every default filled in, every path resolved, every name known.
+#[derive(Debug, Default)]
+pub struct Settings {
+    /// In the order of the file.
+    pub listeners: Vec<Listener>,
+    /// In the order of the file.
+    pub authenticators: Vec<Authenticator>,
+    /// In the order of the file.
+    pub upstreams: Vec<Upstream>,
+    /// `None`: no access log.
+    pub access_log: Option<AccessLog>,
+    /// The process as a whole.
+    pub process: Process,
+    /// Signs tokens towards brokers.
+    pub identity: Option<Identity>,
+    /// `None`: no admin interface.
+    pub admin: Option<Setting<AdminBind>>,
+}
+
+const EXAMPLE: &str = "begin with: [[listener]] name = \"devices\" bind = \"0.0.0.0:8883\" upstream = \"brokers\"";
+
+/// Validates all tables; reports every error.
+pub(super) fn validate(model: Model, document: &mut Document) -> Settings {
+    // If the file could not be read, the rest would only be noise.
+    if model.listener.is_empty() && !document.diagnostics.has_errors() {
+        let complaint = Complaint::new("there is no [[listener]], so nothing to do").hint(EXAMPLE);
+        document.diagnostics.file_error(complaint);
+    }
+    names(&model.listener, "listener", document);
+    let names = Names {
+        upstreams: names(&model.upstream, "upstream", document),
+        authenticators: names(&model.authenticator, "authenticator", document),
+        registries: model.authenticator.iter().filter(|table| table.is_registry()).count(),
+        has_identity: model.identity.is_some(),
+    };
+    let mut bound = HashSet::new();
+    Settings {
+        upstreams: model.upstream.iter().filter_map(|table| upstream::validate(table, document).ok()).collect(),
+        identity: model.identity.as_ref().and_then(|table| identity::validate(table, document).ok()),
+        authenticators: model
+            .authenticator
+            .iter()
+            .filter_map(|table| authenticator::validate(table, document).ok())
+            .collect(),
+        listeners: model.listener.iter().map(|table| listener::validate(table, &names, &mut bound, document)).collect(),
+        process: process::validate_runtime(&model.runtime, document),
+        admin: model.admin.as_ref().and_then(|table| process::validate_admin(table, document).ok()),
+        access_log: model.access_log.as_ref().and_then(|table| process::validate_access_log(table, document).ok()),
+    }
+}
+
+/// What listeners refer to.
+struct Names {
+    upstreams: Vec<String>,
+    authenticators: Vec<String>,
+    /// How many authenticators are registries.
+    registries: usize,
+    has_identity: bool,
+}
+
+/// A table with a `name`.
+trait Named {
+    fn name(&self) -> Option<&Setting<String>>;
+}
+
+/// The names of tables of one kind; reports those that are missing, empty or doubled.
+fn names<T: Named>(tables: &[Setting<T>], kind: &str, document: &mut Document) -> Vec<String> {
+    let mut seen: Vec<String> = Vec::new();
+    for table in tables {
+        let Ok(name) = document.require(table.value.name(), table, "name", "it appears in logs and metrics") else {
+            continue;
+        };
+        if name.is_empty() {
+            document.error(name, "`name` is empty");
+        } else if seen.contains(&name.value) {
+            document.error(name, format!("there is a {kind} named `{}` already", name.value));
+        } else {
+            seen.push(name.value.clone());
+        }
+    }
+    seen
+}
+
+/// Reports a name that no table of a kind has, with the one that may have been meant.
+fn check_known(kind: &str, name: &Setting<String>, known: &[String], document: &mut Document) -> Result<(), Reported> {
+    if known.contains(&name.value) {
+        return Ok(());
+    }
+    let hint = match suggest(name, known.iter().map(String::as_str)) {
+        Some(suggestion) => format!("did you mean `{suggestion}`?"),
+        None => format!("known are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
+    };
+    Err(document.error(name, Complaint::new(format!("there is no {kind} named `{}`", name.value)).hint(hint)))
+}
+
+/// Compiles an expression, if there is one. Nothing may be inserted into it: it would be code, and both the code and its
+/// errors are shown.
+fn compile(
+    source: Option<&Setting<String>>,
+    wanted: Wanted,
+    document: &mut Document,
+) -> Result<Option<Expression>, Reported> {
+    let Some(source) = source else { return Ok(None) };
+    if document.is_substituted(source) {
+        let complaint = Complaint::new("nothing from outside the file can be put into an expression");
+        let hint = "`${ENV:...}` and `${FILE:...}` are for values that are not expressions";
+        return Err(document.error(source, complaint.hint(hint)));
+    }
+    Expression::compile(source, wanted).map(Some).map_err(|errors| {
+        for error in errors {
+            let mut complaint = Complaint::new(error.message);
+            complaint.hint = error.hint;
+            document.diagnostics.error_within(source, error.span, complaint);
+        }
+        document.diagnostics.already_reported()
+    })
+}
+
+/// Warns of a secret that is written into the file itself.
+fn warn_of_literal_secret(secret: &impl Located, message: &str, hint: &str, document: &mut Document) {
+    if !document.is_substituted(secret) {
+        document.warning(secret, Complaint::new(message).hide_line().hint(hint));
+    }
+}
+
+const fn nonzero(number: u32) -> NonZeroU32 {
+    match NonZeroU32::new(number) {
+        Some(number) => number,
+        None => NonZeroU32::MIN,
+    }
+}

@@ -1,0 +1,164 @@
+//! `[runtime]`, `[access_log]` and `[admin]`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::super::diagnostics::{Complaint, Reported};
+use super::super::document::Document;
+use super::super::values::{Period, Setting};
+
+/// The process as a whole.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Runtime")]
+pub(in crate::config) struct RuntimeTable {
+    /// Threads that move bytes, 1 to 1024. Default: the number of cores.
+    worker_threads: Option<Setting<usize>>,
+    /// How long sessions may continue after SIGTERM.
+    drain_timeout: Period,
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or directives by target.
+    log: Setting<String>,
+    /// What a log line looks like.
+    log_format: LogFormat,
+}
+
+impl Default for RuntimeTable {
+    fn default() -> Self {
+        Self {
+            worker_threads: None,
+            drain_timeout: Period(Duration::from_secs(30)),
+            log: Setting::default_of("info".to_owned()),
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+/// What a log line looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// One line for each connection, when it ends.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "AccessLog", extend("required" = ["path"]))]
+pub(in crate::config) struct AccessLogTable {
+    /// A file that is appended to; `-` is standard output.
+    path: Option<Setting<PathBuf>>,
+    /// What a line looks like.
+    format: AccessLogFormat,
+}
+
+/// What an access line looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFormat {
+    /// Columns, as NGINX writes them.
+    #[default]
+    Combined,
+    /// One JSON object a line.
+    Json,
+}
+
+/// HTTP for operators: `/livez`, `/readyz`, `/metrics`, `/jwks.json`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Admin")]
+pub(in crate::config) struct AdminTable {
+    /// `address:port`, or `unix:PATH`.
+    bind: Setting<String>,
+}
+
+/// Settings of the process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// `None`: the number of cores.
+    pub worker_threads: Option<usize>,
+    /// How long sessions may continue after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Directives of what is logged.
+    pub log: String,
+    /// What log lines look like.
+    pub log_format: LogFormat,
+}
+
+/// Where access lines go.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    /// `-`: standard output.
+    pub path: Setting<PathBuf>,
+    /// What a line looks like.
+    pub format: AccessLogFormat,
+}
+
+/// Where the admin interface listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminBind {
+    /// An address and port.
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) -> Process {
+    if let Some(threads) = table.worker_threads.as_ref().filter(|threads| !(1..=1024).contains(&threads.value)) {
+        document.error(threads, "`worker_threads` is from 1 to 1024");
+    }
+    if !is_log_filter(&table.log) {
+        let hint = "error, warn, info, debug or trace; also by target: \"info,portcullis_gateway::session=debug\"";
+        document.error(&table.log, Complaint::new(format!("`{}` is no log level", table.log.value)).hint(hint));
+    }
+    Process {
+        worker_threads: table.worker_threads.as_ref().map(|threads| threads.value),
+        drain_timeout: table.drain_timeout.0,
+        log: table.log.value.clone(),
+        log_format: table.log_format,
+    }
+}
+
+/// Levels, alone or for a target. A word that is no level would be taken for a target.
+fn is_log_filter(text: &str) -> bool {
+    let is_level = |level: &str| level.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    text.split(',').all(|directive| is_level(directive.split_once('=').map_or(directive, |(_, level)| level)))
+}
+
+pub(super) fn validate_admin(table: &AdminTable, document: &mut Document) -> Result<Setting<AdminBind>, Reported> {
+    if let Some(path) = table.bind.strip_prefix("unix:") {
+        let path = document.resolve(Path::new(path));
+        return Ok(table.bind.map(|_| AdminBind::Unix(path)));
+    }
+    match table.bind.parse::<SocketAddr>() {
+        Ok(address) => {
+            if !address.ip().is_loopback() {
+                let message = "the admin interface asks nobody for a password, and this address is not the loopback";
+                document.warning(&table.bind, Complaint::new(message).hint("bind = \"127.0.0.1:9080\""));
+            }
+            Ok(table.bind.map(|_| AdminBind::Tcp(address)))
+        }
+        Err(_) => {
+            let complaint = Complaint::new(format!("`{}` is no address and port", table.bind.value));
+            let hint = "as \"127.0.0.1:9080\" or \"unix:/run/admin.sock\"";
+            Err(document.error(&table.bind, complaint.hint(hint)))
+        }
+    }
+}
+
+pub(super) fn validate_access_log(
+    table: &Setting<AccessLogTable>,
+    document: &mut Document,
+) -> Result<AccessLog, Reported> {
+    let hint = "a file, or \"-\" for standard output";
+    let path = document.require(table.path.as_ref(), table, "path", hint)?;
+    let resolve = |path: &PathBuf| if path == Path::new("-") { path.clone() } else { document.resolve(path) };
+    Ok(AccessLog { path: path.map(resolve), format: table.format })
+}

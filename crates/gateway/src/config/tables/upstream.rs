@@ -1,0 +1,405 @@
+//! `[[upstream]]`.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, Error as _};
+
+use super::super::diagnostics::{Complaint, Reported};
+use super::super::document::Document;
+use super::super::values::{Location, Period, Secret, Setting, Timeout};
+use super::tls::{PrivateKey, private_key};
+use super::{Named, compile};
+use crate::expr::{Expression, Wanted};
+
+/// Above, one server would fill a hash ring with a million points.
+const MAX_WEIGHT: u32 = 1000;
+/// Health checks are not made more often.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A group of brokers that serve the same clients.
+#[derive(Debug, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Upstream", extend("required" = ["name", "servers"]))]
+pub(in crate::config) struct UpstreamTable {
+    /// Unique; appears in logs and metrics.
+    name: Option<Setting<String>>,
+    /// `"host:port"`, or tables; `"embedded"` is the built-in broker, which is for trying out and for tests.
+    servers: Option<Setting<Vec<Setting<ServerTable>>>>,
+    /// How often names are resolved again.
+    resolve_interval: Timeout,
+    /// How a server is chosen.
+    balance: Setting<Balance>,
+    /// CEL string that `balance = "hash"` hashes; it sees CONNECT as the broker gets it. Default: `mqtt.client_id`.
+    hash_key: Option<Setting<String>>,
+    /// For each server tried.
+    connect_timeout: Timeout,
+    /// Active health checks.
+    pub(in crate::config) health: HealthTable,
+    /// Failures within `fail_timeout` after which a server counts as down; 0: never.
+    max_fails: u32,
+    /// The window of `max_fails`, and how long a server then counts as down.
+    fail_timeout: Timeout,
+    /// How long a server that recovered takes to reach its full weight. Without effect with `balance = "hash"`.
+    slow_start: Setting<Period>,
+    /// Encrypts towards the brokers; verification is always on.
+    tls: Option<Setting<UpstreamTlsTable>>,
+}
+
+impl Default for UpstreamTable {
+    fn default() -> Self {
+        Self {
+            name: None,
+            servers: None,
+            resolve_interval: Timeout(Duration::from_secs(30)),
+            balance: Setting::default_of(Balance::Hash),
+            hash_key: None,
+            connect_timeout: Timeout(Duration::from_secs(5)),
+            health: HealthTable::default(),
+            max_fails: 1,
+            fail_timeout: Timeout(Duration::from_secs(10)),
+            slow_start: Setting::default_of(Period(Duration::ZERO)),
+            tls: None,
+        }
+    }
+}
+
+impl Named for UpstreamTable {
+    fn name(&self) -> Option<&Setting<String>> {
+        self.name.as_ref()
+    }
+}
+
+/// One broker, as a string or as a table.
+#[derive(Debug, JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "Server")]
+enum ServerTable {
+    /// `host:port`, or `embedded`.
+    Address(String),
+    /// With more settings.
+    Table(ServerOptions),
+}
+
+/// One broker with its settings.
+#[derive(Debug, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ServerOptions {
+    /// `host:port`, or `embedded`.
+    address: String,
+    /// Share of the sessions relative to other servers, 1 to 1000.
+    #[serde(default = "default_weight")]
+    weight: u32,
+    /// Sessions at once. Default: no limit.
+    max_connections: Option<NonZeroU32>,
+    /// Used only when no other server is up.
+    #[serde(default)]
+    backup: bool,
+}
+
+const fn default_weight() -> u32 {
+    1
+}
+
+/// By hand, for the sake of the messages: an untagged enum would only say that nothing fits.
+impl<'de> Deserialize<'de> for ServerTable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(address) => Ok(Self::Address(address)),
+            table => match ServerOptions::deserialize(table) {
+                Ok(options) => Ok(Self::Table(options)),
+                Err(error) => Err(D::Error::custom(error.message())),
+            },
+        }
+    }
+}
+
+/// How a server is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// Ketama, consistent: a client keeps its broker while the broker is there.
+    #[default]
+    Hash,
+    /// The fewest connections for its weight.
+    LeastConnections,
+    /// The better of two picked at random.
+    RandomTwo,
+    /// One after the other.
+    RoundRobin,
+}
+
+/// Active health checks.
+#[derive(Debug, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Health")]
+pub(in crate::config) struct HealthTable {
+    /// What a check does.
+    mode: HealthMode,
+    /// From the end of one check to the next; at least `100ms`.
+    interval: Timeout,
+    /// For one check as a whole.
+    timeout: Timeout,
+    /// Failed checks in a row that take a server down.
+    fails: u32,
+    /// Passed checks in a row that take it up again.
+    passes: u32,
+    /// User name of the check's CONNECT.
+    username: Option<String>,
+    /// Password of the check's CONNECT.
+    pub(in crate::config) password: Option<Setting<Secret>>,
+}
+
+impl Default for HealthTable {
+    fn default() -> Self {
+        Self {
+            mode: HealthMode::Mqtt,
+            interval: Timeout(Duration::from_secs(5)),
+            timeout: Timeout(Duration::from_secs(5)),
+            fails: 1,
+            passes: 1,
+            username: None,
+            password: None,
+        }
+    }
+}
+
+/// What a health check does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthMode {
+    /// Sends a CONNECT (3.1.1) and expects a CONNACK.
+    Mqtt,
+    /// Opens a connection.
+    Tcp,
+    /// Nothing; only sessions' own connects count.
+    Off,
+}
+
+/// TLS towards brokers.
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "UpstreamTls")]
+struct UpstreamTlsTable {
+    /// PEM bundle of trust anchors. Default: those of the system.
+    ca: Option<Setting<PathBuf>>,
+    /// PEM file of the gateway's own chain, leaf first.
+    certificate: Option<Setting<PathBuf>>,
+    /// PEM file of its private key; or a PKCS#11 URI of a key in a token.
+    private_key: Option<Setting<String>>,
+    /// Decrypts the private key.
+    private_key_passphrase: Option<Setting<Secret>>,
+    /// The name the broker's certificate must have. Default: the host in its address.
+    server_name: Option<Setting<String>>,
+}
+
+/// A group of brokers.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Unique.
+    pub name: String,
+    /// At least one.
+    pub servers: Vec<Server>,
+    /// How often names are resolved again.
+    pub resolve_interval: Duration,
+    /// How a server is chosen.
+    pub balance: Balance,
+    /// Yields what is hashed; `None`: the client ID that the broker gets.
+    pub hash_key: Option<Expression>,
+    /// For each server tried.
+    pub connect_timeout: Duration,
+    /// Active health checks.
+    pub health: Health,
+    /// Passive health checks.
+    pub passive: PassiveHealth,
+    /// `None`: MQTT in the clear.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// One broker.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where it is.
+    pub address: ServerAddress,
+    /// Share of the sessions relative to other servers.
+    pub weight: u32,
+    /// `None`: no limit.
+    pub max_connections: Option<NonZeroU32>,
+    /// Used only when no other server is up.
+    pub backup: bool,
+}
+
+/// Where a broker is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerAddress {
+    /// In this process.
+    Embedded,
+    /// An address and port.
+    Socket(SocketAddr),
+    /// A host name and port.
+    Name(Arc<str>, u16),
+}
+
+/// Active health checks.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// What a check does.
+    pub mode: HealthMode,
+    /// From the end of one check to the next.
+    pub interval: Duration,
+    /// For one check as a whole.
+    pub timeout: Duration,
+    /// Failed checks in a row that take a server down.
+    pub fails: u32,
+    /// Passed checks in a row that take it up again.
+    pub passes: u32,
+    /// User name of the check's CONNECT.
+    pub username: Option<String>,
+    /// Password of the check's CONNECT.
+    pub password: Option<Secret>,
+}
+
+/// When sessions' failures to connect take a server down.
+#[derive(Clone, Copy, Debug)]
+pub struct PassiveHealth {
+    /// Failures within `fail_timeout`; 0: never.
+    pub max_fails: u32,
+    /// The window, and how long a server then counts as down.
+    pub fail_timeout: Duration,
+    /// How long a server that recovered takes to reach its full weight.
+    pub slow_start: Duration,
+}
+
+/// TLS towards brokers.
+#[derive(Debug)]
+pub struct UpstreamTls {
+    /// The table itself.
+    pub(crate) table: Location,
+    /// PEM bundle of trust anchors; `None`: those of the system.
+    pub ca: Option<Setting<PathBuf>>,
+    /// The gateway's own certificate.
+    pub certificate: Option<(Setting<PathBuf>, Setting<PrivateKey>)>,
+    /// The name the broker's certificate must have; `None`: the host in its address.
+    pub server_name: Option<Setting<String>>,
+}
+
+pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) -> Result<Upstream, Reported> {
+    let balance = table.balance.value;
+    if balance == Balance::Hash {
+        if table.slow_start.is_set() {
+            let message = "`slow_start` has no effect with `balance = \"hash\"`: a key has one server";
+            document.warning(&table.slow_start, message);
+        }
+    } else if let Some(key) = &table.hash_key {
+        let complaint = Complaint::new("`hash_key` is for `balance = \"hash\"` only");
+        document.error(key, complaint.hint("remove it, or set `balance = \"hash\"`"));
+    }
+    if let (Some(password), None) = (&table.health.password, &table.health.username) {
+        document.error(password, "MQTT 3.1.1 allows no `password` without a `username`");
+    }
+    let tls = table.tls.as_ref().map(|tls| validate_tls(tls, document)).transpose();
+    let servers = validate_servers(table, document);
+    let hash_key = compile(table.hash_key.as_ref(), Wanted::String, document);
+    Ok(Upstream {
+        // Missing names were reported with the doubled ones.
+        name: table.name.as_ref().map(|name| name.value.clone()).unwrap_or_default(),
+        servers: servers?,
+        resolve_interval: table.resolve_interval.0,
+        balance,
+        hash_key: hash_key?,
+        connect_timeout: table.connect_timeout.0,
+        health: Health {
+            mode: table.health.mode,
+            interval: table.health.interval.0.max(MIN_INTERVAL),
+            timeout: table.health.timeout.0,
+            fails: table.health.fails.max(1),
+            passes: table.health.passes.max(1),
+            username: table.health.username.clone(),
+            password: table.health.password.as_ref().map(|password| password.value.clone()),
+        },
+        passive: PassiveHealth {
+            max_fails: table.max_fails,
+            fail_timeout: table.fail_timeout.0,
+            slow_start: table.slow_start.value.0,
+        },
+        tls: tls?,
+    })
+}
+
+fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> Result<Vec<Server>, Reported> {
+    let servers = document.require(table.servers.as_ref(), table, "servers", "servers = [\"10.0.0.113:1883\"]")?;
+    if servers.is_empty() {
+        return Err(document.error(servers, "`servers` is empty"));
+    }
+    let mut validated = Ok(Vec::new());
+    for server in &servers.value {
+        let (address, weight, max_connections, backup) = match &server.value {
+            ServerTable::Address(address) => (address, default_weight(), None, false),
+            ServerTable::Table(options) => (&options.address, options.weight, options.max_connections, options.backup),
+        };
+        if !(1..=MAX_WEIGHT).contains(&weight) {
+            document.error(server, format!("`weight` is from 1 to {MAX_WEIGHT}"));
+        }
+        match parse_address(address) {
+            Ok(ServerAddress::Embedded) => {
+                let message = "the embedded broker keeps everything in memory and asks nobody for a password";
+                document.warning(server, Complaint::new(message).hint("it is for trying out and for tests"));
+                if let Some(tls) = &table.tls {
+                    document.error(tls, "the embedded broker is reached in memory, without TLS");
+                }
+            }
+            Ok(_) => {}
+            Err(message) => {
+                let hint = "write \"host:port\", as \"10.0.0.113:1883\"";
+                validated = Err(document.error(server, Complaint::new(message).hint(hint)));
+            }
+        }
+        if let (Ok(validated), Ok(address)) = (&mut validated, parse_address(address)) {
+            validated.push(Server { address, weight, max_connections, backup });
+        }
+    }
+    validated
+}
+
+fn parse_address(text: &str) -> Result<ServerAddress, String> {
+    if text == "embedded" {
+        return if cfg!(feature = "embedded-broker") {
+            Ok(ServerAddress::Embedded)
+        } else {
+            Err("this binary was built without the feature `embedded-broker`".to_owned())
+        };
+    }
+    if let Ok(address) = text.parse() {
+        return Ok(ServerAddress::Socket(address));
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("`{text}` has no port"))?;
+    let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
+    if port == 0 || host.is_empty() || host.contains([':', '/', ' ']) {
+        return Err(format!("`{text}` is no address"));
+    }
+    Ok(ServerAddress::Name(host.into(), port))
+}
+
+fn validate_tls(table: &Setting<UpstreamTlsTable>, document: &mut Document) -> Result<UpstreamTls, Reported> {
+    let certificate = match (&table.certificate, &table.private_key) {
+        (None, None) => None,
+        (Some(chain), Some(key)) => {
+            let passphrase = table.private_key_passphrase.as_ref().map(|passphrase| &passphrase.value);
+            let key = private_key(key, passphrase, document);
+            Some((chain.map(|chain| document.resolve(chain)), key))
+        }
+        (Some(chain), None) => return Err(document.error(chain, "`certificate` and `private_key` go together")),
+        (None, Some(key)) => return Err(document.error(key, "`certificate` and `private_key` go together")),
+    };
+    Ok(UpstreamTls {
+        table: table.location.clone().unwrap_or_default(),
+        ca: table.ca.as_ref().map(|ca| ca.map(|ca| document.resolve(ca))),
+        certificate,
+        server_name: table.server_name.clone(),
+    })
+}

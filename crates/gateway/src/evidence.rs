@@ -1,0 +1,101 @@
+//! What a session rests on: everything that a client proved, or that was found out about it, and that may expire, change
+//! or be withdrawn while it is connected. Plain data, without secrets; whether it is still enough is decided by
+//! [`evaluate`](crate::session::evaluate).
+
+use std::sync::Arc;
+
+use crate::peer::Fingerprint;
+use crate::registry::DeviceEvidence;
+use crate::trust::{Credential, Key};
+
+/// One thing that a session rests on. A session has one from TLS at most, and one from an authenticator at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// A verified certificate chain.
+    Chain(Credential),
+    /// A raw public key that a file lists.
+    RawKey(Fingerprint),
+    /// A pre-shared key that a file lists.
+    Psk {
+        /// Its identity.
+        identity: Box<str>,
+        /// Distinguishes the key from others of this identity.
+        tag: u64,
+    },
+    /// A key of a device of the registry, used in the handshake.
+    DeviceKey(Box<DeviceEvidence>),
+    /// What an authenticator verified.
+    Authenticated {
+        /// The authenticator's name.
+        by: Arc<str>,
+        /// What it verified.
+        what: Authenticated,
+    },
+}
+
+/// What an authenticator verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Authenticated {
+    /// The password of a user of a password file.
+    Password {
+        /// The user.
+        user: Box<str>,
+        /// Distinguishes the user's hash from others.
+        tag: u64,
+    },
+    /// A token.
+    Token {
+        /// Distinguishes what is required of tokens from what another configuration requires.
+        requirements: u64,
+        /// Distinguishes the key that verified it from others.
+        key: u64,
+        /// Its `exp`, in seconds since 1970: then it is over [RFC 7519, 4.1.4].
+        expires_at: i64,
+    },
+    /// The response of an authentication service.
+    Response {
+        /// Distinguishes the service's URL from others.
+        service: u64,
+        /// In seconds since 1970; `None`: it does not expire.
+        expires_at: Option<i64>,
+    },
+    /// A device of the registry.
+    Device(Box<DeviceEvidence>),
+}
+
+impl Evidence {
+    /// Its keys in the session index: a change of one of them concerns the session. Two changes may share a key: the
+    /// index nominates, evaluation decides.
+    pub fn index_keys(&self) -> Vec<Key> {
+        match self {
+            Evidence::Chain(chain) => chain.links().iter().map(crate::trust::Link::key).collect(),
+            Evidence::DeviceKey(device) | Evidence::Authenticated { what: Authenticated::Device(device), .. } => {
+                vec![crate::registry::key(&device.id)]
+            }
+            // Their files are small: when one changes, all sessions are evaluated.
+            Evidence::RawKey(_) | Evidence::Psk { .. } | Evidence::Authenticated { .. } => Vec::new(),
+        }
+    }
+
+    /// The last second in which it counts, since 1970; `None`: it does not expire.
+    pub fn expires(&self) -> Option<i64> {
+        match self {
+            Evidence::Chain(chain) => Some(chain.not_after()),
+            Evidence::Authenticated { what: Authenticated::Token { expires_at, .. }, .. } => Some(expires_at - 1),
+            Evidence::Authenticated { what: Authenticated::Response { expires_at, .. }, .. } => {
+                expires_at.map(|expires_at| expires_at.saturating_sub(1))
+            }
+            Evidence::RawKey(_) | Evidence::Psk { .. } | Evidence::DeviceKey(_) | Evidence::Authenticated { .. } => {
+                None
+            }
+        }
+    }
+
+    /// The certificate chain, if it is one.
+    pub const fn chain(&self) -> Option<&Credential> {
+        match self {
+            Evidence::Chain(chain) => Some(chain),
+            _ => None,
+        }
+    }
+}

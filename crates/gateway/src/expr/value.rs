@@ -1,0 +1,137 @@
+//! Facts as CEL values.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cel::objects::{Key, Map, Value};
+use cel::{Context, Env};
+use chrono::DateTime;
+use portcullis_wire::Properties;
+use serde_json::Value as Json;
+
+use crate::peer::{FACTS, FactValue, Facts, ROOTS, root_of};
+
+/// A group that is missing as a whole if none of its facts has a value. Other groups are there whenever their root is.
+const OPTIONAL_GROUP: &str = "mqtt.will";
+
+/// The context in which an expression that uses these facts is evaluated. What is missing (a certificate, a user name) is
+/// a field that is not there, so that its use is an error and `has()` of it is false.
+pub(super) fn context(facts: &Facts<'_>, used: &[usize], env: Arc<Env>) -> Context<'static, 'static> {
+    let mut context = Context::with_env(env);
+    let mut used = used.iter().map(|position| &FACTS[*position]).peekable();
+    while let Some(first) = used.peek() {
+        let root = root_of(first.path);
+        let mut tree = Tree::default();
+        let is_there = ROOTS.iter().any(|it| it.name == root && facts.has_root(it));
+        while let Some(fact) = used.next_if(|fact| root_of(fact.path) == root) {
+            let value = fact.get(facts).and_then(value);
+            if is_there {
+                tree.insert(fact.path, value);
+            }
+        }
+        context.add_variable_from_value(root, tree.into_value());
+    }
+    context
+}
+
+/// The values of one root.
+#[derive(Default)]
+struct Tree {
+    /// The root itself is a fact.
+    root: Option<Value>,
+    fields: HashMap<String, Tree>,
+}
+
+impl Tree {
+    fn insert(&mut self, path: &str, value: Option<Value>) {
+        let is_missing = value.is_none();
+        let (group, leaf) = path.rsplit_once('.').unwrap_or(("", path));
+        if is_missing && group == OPTIONAL_GROUP {
+            return;
+        }
+        let mut tree = self;
+        for name in group.split('.').skip(1) {
+            tree = tree.fields.entry(name.to_owned()).or_default();
+        }
+        match value {
+            Some(value) if group.is_empty() => tree.root = Some(value),
+            Some(value) => drop(tree.fields.insert(leaf.to_owned(), Tree { root: Some(value), ..Tree::default() })),
+            None => {}
+        }
+    }
+
+    fn into_value(self) -> Value {
+        self.root.unwrap_or_else(|| {
+            let fields = self.fields.into_iter().map(|(name, tree)| (name.into(), tree.into_value()));
+            Value::Map(Map { map: Arc::new(fields.collect()) })
+        })
+    }
+}
+
+/// A fact as a value; `None`: a date that the calendar does not have.
+fn value(fact: FactValue<'_>) -> Option<Value> {
+    Some(match fact {
+        FactValue::Bool(value) => value.into(),
+        FactValue::Int(value) => value.into(),
+        FactValue::Text(value) => Value::String(Arc::new(value.into_owned())),
+        FactValue::Time(seconds) => Value::Timestamp(DateTime::from_timestamp(seconds, 0)?.fixed_offset()),
+        FactValue::List(values) => Value::List(Arc::new(values.iter().map(|value| text(value)).collect())),
+        FactValue::UserProperties(properties) => user_properties(properties),
+        FactValue::Json(document) => json(document),
+    })
+}
+
+/// A name may occur more than once, and which value counts is not ours to choose: each name has the list of its values.
+fn user_properties(properties: &Properties<'_>) -> Value {
+    let mut by_name: HashMap<Key, Vec<Value>> = HashMap::new();
+    for (name, value) in properties.user_properties() {
+        by_name.entry(name.to_owned().into()).or_default().push(text(value));
+    }
+    let by_name = by_name.into_iter().map(|(name, values)| (name, Value::List(Arc::new(values))));
+    Value::Map(Map { map: Arc::new(by_name.collect()) })
+}
+
+fn text(text: &str) -> Value {
+    Value::String(Arc::new(text.to_owned()))
+}
+
+/// A JSON document as a value. Its depth is bounded by the parser's.
+fn json(document: &Json) -> Value {
+    match document {
+        Json::Null => Value::Null,
+        Json::Bool(value) => (*value).into(),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => number.into(),
+            (None, Some(number)) => number.into(),
+            (None, None) => number.as_f64().unwrap_or(f64::NAN).into(),
+        },
+        Json::String(value) => text(value),
+        Json::Array(items) => Value::List(Arc::new(items.iter().map(json).collect())),
+        Json::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| (name.clone().into(), json(value)));
+            Value::Map(Map { map: Arc::new(fields.collect()) })
+        }
+    }
+}
+
+/// A value as JSON; `None`: it has none.
+pub(super) fn to_json(value: &Value) -> Option<Json> {
+    Some(match value {
+        Value::Null => Json::Null,
+        Value::Bool(value) => (*value).into(),
+        Value::Int(value) => (*value).into(),
+        Value::UInt(value) => (*value).into(),
+        Value::Float(value) => serde_json::Number::from_f64(*value)?.into(),
+        Value::String(value) => value.as_str().into(),
+        Value::Timestamp(time) => time.timestamp().into(),
+        Value::List(items) => Json::Array(items.iter().map(to_json).collect::<Option<_>>()?),
+        Value::Map(map) => {
+            let entry = |(key, value): (&Key, &Value)| match key {
+                Key::String(name) => Some((name.to_string(), to_json(value)?)),
+                _ => None,
+            };
+            Json::Object(map.map.iter().map(entry).collect::<Option<_>>()?)
+        }
+        _ => return None,
+    })
+}

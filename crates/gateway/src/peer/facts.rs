@@ -1,0 +1,268 @@
+//! The one table of facts about a client: name, type, meaning and getter of each. Expressions, the HTTP authenticator,
+//! logs and the reference in `docs/expressions.md` are made from it.
+
+use std::borrow::Cow;
+
+use hex::encode as to_hex;
+use portcullis_wire::{Connect, Properties};
+use serde_json::Value as Json;
+
+use super::{Certificate, Name, Peer};
+
+/// What is known of a client when its CONNECT has arrived. Never its password.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// The client below MQTT.
+    pub peer: &'a Peer,
+    /// The listener's name.
+    pub listener: &'a str,
+    /// The CONNECT packet.
+    pub mqtt: &'a Connect<'a>,
+    /// What authenticators found out.
+    pub attributes: AuthAttributes<'a>,
+    /// Seconds since 1970.
+    pub now: i64,
+}
+
+/// What authenticators found out about a client, each as a JSON object.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AuthAttributes<'a> {
+    /// The claims of its token.
+    pub jwt: Option<&'a Json>,
+    /// Its entry in the device registry.
+    pub device: Option<&'a Json>,
+    /// The attributes that the authentication service gave it.
+    pub http: Option<&'a Json>,
+}
+
+/// The type of a fact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FactType {
+    /// True or false.
+    Bool,
+    /// A number.
+    Int,
+    /// Text.
+    String,
+    /// A time.
+    Timestamp,
+    /// A list of strings.
+    List,
+    /// A map from names to values.
+    Map,
+}
+
+/// The value of a fact.
+#[derive(Clone, Debug)]
+pub enum FactValue<'a> {
+    /// True or false.
+    Bool(bool),
+    /// A number.
+    Int(i64),
+    /// Text.
+    Text(Cow<'a, str>),
+    /// Seconds since 1970.
+    Time(i64),
+    /// A list of strings.
+    List(&'a [String]),
+    /// User properties: each name has the list of its values.
+    UserProperties(&'a Properties<'a>),
+    /// A JSON value.
+    Json(&'a Json),
+}
+
+/// One row of the table.
+pub struct Fact {
+    /// As expressions name it.
+    pub path: &'static str,
+    /// The type of its values.
+    pub kind: FactType,
+    /// `has()` of it may be false although its root is there.
+    pub optional: bool,
+    /// TLS proved it, and did not only agree on it.
+    pub proved: bool,
+    /// What it is, for the reference.
+    pub meaning: &'static str,
+    get: for<'a> fn(&Facts<'a>) -> Option<FactValue<'a>>,
+}
+
+/// A top-level name.
+pub struct Root {
+    /// The name.
+    pub name: &'static str,
+    /// A client may have nothing of it: an expression that uses it without `has()` then rejects the client.
+    pub optional: bool,
+}
+
+/// The top-level names, in the order in which they are listed.
+pub const ROOTS: &[Root] = &[
+    Root { name: "cert", optional: true },
+    Root { name: "jwt", optional: true },
+    Root { name: "device", optional: true },
+    Root { name: "http", optional: true },
+    Root { name: "tls", optional: false },
+    Root { name: "mqtt", optional: false },
+    Root { name: "conn", optional: false },
+    Root { name: "now", optional: false },
+];
+
+/// Defines the table: `path: type = meaning, getter;` with `?` behind the type where a value may be missing, and `proved`
+/// before the path where TLS proved it.
+macro_rules! facts {
+    ($($path:literal: $kind:ident $($flag:ident)* = $meaning:literal, $get:expr;)*) => {
+        /// All facts, grouped by their roots.
+        pub const FACTS: &[Fact] = &[$(Fact {
+            path: $path,
+            kind: FactType::$kind,
+            optional: facts!(@has optional $($flag)*),
+            proved: facts!(@has proved $($flag)*),
+            meaning: $meaning,
+            get: $get,
+        },)*];
+    };
+    (@has optional optional $($rest:ident)*) => { true };
+    (@has proved proved $($rest:ident)*) => { true };
+    (@has $wanted:ident $other:ident $($rest:ident)*) => { facts!(@has $wanted $($rest)*) };
+    (@has $wanted:ident) => { false };
+}
+
+facts! {
+    "cert.subject.dn": String optional proved = "subject as NGINX's `$ssl_client_s_dn` (RFC 2253)", |f| text(&subject(f)?.dn);
+    "cert.subject.cn": String optional proved = "first common name of the subject", |f| text(&subject(f)?.cn);
+    "cert.subject.o": String optional proved = "first organisation of the subject", |f| text(&subject(f)?.o);
+    "cert.subject.ou": String optional proved = "first organisational unit of the subject", |f| text(&subject(f)?.ou);
+    "cert.subject.c": String optional proved = "first country of the subject", |f| text(&subject(f)?.c);
+    "cert.subject.l": String optional proved = "first locality of the subject", |f| text(&subject(f)?.l);
+    "cert.subject.st": String optional proved = "first state or province of the subject", |f| text(&subject(f)?.st);
+    "cert.issuer.dn": String optional proved = "issuer, likewise", |f| text(&issuer(f)?.dn);
+    "cert.issuer.cn": String optional proved = "first common name of the issuer", |f| text(&issuer(f)?.cn);
+    "cert.issuer.o": String optional proved = "first organisation of the issuer", |f| text(&issuer(f)?.o);
+    "cert.issuer.ou": String optional proved = "first organisational unit of the issuer", |f| text(&issuer(f)?.ou);
+    "cert.issuer.c": String optional proved = "first country of the issuer", |f| text(&issuer(f)?.c);
+    "cert.issuer.l": String optional proved = "first locality of the issuer", |f| text(&issuer(f)?.l);
+    "cert.issuer.st": String optional proved = "first state or province of the issuer", |f| text(&issuer(f)?.st);
+    "cert.serial": String proved = "serial number, upper-case hex", |f| Some(borrowed(&cert(f)?.serial));
+    "cert.fingerprint.sha256": String proved = "of the certificate in DER, lower-case hex", |f| Some(owned(cert(f)?.sha256()));
+    "cert.fingerprint.sha1": String proved = "likewise, for lists that were made with SHA-1", |f| Some(owned(cert(f)?.sha1()));
+    "cert.san.dns": List proved = "DNS names", |f| Some(FactValue::List(&cert(f)?.san.dns));
+    "cert.san.uri": List proved = "URIs", |f| Some(FactValue::List(&cert(f)?.san.uri));
+    "cert.san.email": List proved = "email addresses", |f| Some(FactValue::List(&cert(f)?.san.email));
+    "cert.san.ip": List proved = "IP addresses", |f| Some(FactValue::List(&cert(f)?.san.ip));
+    "cert.not_before": Timestamp proved = "begin of validity", |f| Some(FactValue::Time(cert(f)?.not_before));
+    "cert.not_after": Timestamp proved = "end of validity", |f| Some(FactValue::Time(cert(f)?.not_after));
+    "jwt": Map = "claims of the token that a `jwt` authenticator verified", |f| f.attributes.jwt.map(FactValue::Json);
+    "device.id": String = "ID in the device registry", |f| Some(FactValue::Json(f.attributes.device?.get("id")?));
+    "device.groups": List = "groups in the device registry", |f| Some(FactValue::Json(f.attributes.device?.get("groups")?));
+    "device.attributes": Map = "attributes in the device registry", |f| Some(FactValue::Json(f.attributes.device?.get("attributes")?));
+    "http": Map = "attributes that an `http` authenticator answered with", |f| f.attributes.http.map(FactValue::Json);
+    "tls.version": String optional = "`TLSv1.2` or `TLSv1.3`", |f| Some(borrowed(f.peer.tls.as_ref()?.version));
+    "tls.cipher": String optional = "cipher suite, by its standard name", |f| Some(borrowed(&f.peer.tls.as_ref()?.cipher));
+    "tls.sni": String optional = "server name that the client asked for", |f| f.peer.tls.as_ref()?.sni.as_deref().map(borrowed);
+    "tls.alpn": String optional = "application protocol", |f| f.peer.tls.as_ref()?.alpn.as_deref().map(borrowed);
+    "tls.resumed": Bool optional = "whether the session was resumed", |f| Some(FactValue::Bool(f.peer.tls.as_ref()?.resumed));
+    "tls.psk_identity": String optional proved = "identity of the pre-shared key", |f| Some(borrowed(&f.peer.psk()?.identity));
+    "tls.key_name": String optional proved = "name of the raw public key in its file", |f| f.peer.raw_key()?.name.as_deref().map(borrowed);
+    "tls.key_fingerprint": String optional proved = "SHA-256 of the raw public key, lower-case hex", |f| Some(owned(to_hex(f.peer.raw_key()?.fingerprint)));
+    "mqtt.client_id": String = "client identifier", |f| Some(borrowed(f.mqtt.client_id));
+    "mqtt.username": String optional = "user name", |f| f.mqtt.username.map(borrowed);
+    "mqtt.version": Int = "3, 4 (MQTT 3.1.1) or 5", |f| Some(FactValue::Int(i64::from(f.mqtt.version as u8)));
+    "mqtt.keep_alive": Int = "keep-alive interval, seconds", |f| Some(FactValue::Int(i64::from(f.mqtt.keep_alive)));
+    "mqtt.clean_start": Bool = "clean start (clean session before MQTT 5)", |f| Some(FactValue::Bool(f.mqtt.clean_start));
+    "mqtt.user_properties": Map = "user properties of MQTT 5: each name has the list of its values", |f| Some(FactValue::UserProperties(&f.mqtt.properties));
+    "mqtt.will.topic": String optional = "topic of the will", |f| f.mqtt.will.as_ref().map(|will| borrowed(will.topic));
+    "conn.remote_addr": String = "address of the client", |f| Some(owned(f.peer.address.ip().to_canonical().to_string()));
+    "conn.remote_port": Int = "port of the client", |f| Some(FactValue::Int(i64::from(f.peer.address.port())));
+    "conn.listener": String = "name of the listener", |f| Some(borrowed(f.listener));
+    "now": Timestamp = "the time of the evaluation", |f| Some(FactValue::Time(f.now));
+}
+
+impl Fact {
+    /// Its value for a client; `None`: there is none.
+    pub fn get<'a>(&self, facts: &Facts<'a>) -> Option<FactValue<'a>> {
+        (self.get)(facts)
+    }
+}
+
+impl Facts<'_> {
+    /// Whether there is anything of a root that a client may have nothing of.
+    pub fn has_root(&self, root: &Root) -> bool {
+        match root.name {
+            "cert" => self.peer.certificate().is_some(),
+            "jwt" => self.attributes.jwt.is_some(),
+            "device" => self.attributes.device.is_some(),
+            "http" => self.attributes.http.is_some(),
+            _ => true,
+        }
+    }
+}
+
+/// The top-level name of a path.
+pub fn root_of(path: &str) -> &str {
+    path.split_once('.').map_or(path, |(root, _)| root)
+}
+
+fn cert<'a>(facts: &Facts<'a>) -> Option<&'a Certificate> {
+    facts.peer.certificate()
+}
+
+fn subject<'a>(facts: &Facts<'a>) -> Option<&'a Name> {
+    cert(facts).map(|certificate| &certificate.subject)
+}
+
+fn issuer<'a>(facts: &Facts<'a>) -> Option<&'a Name> {
+    cert(facts).map(|certificate| &certificate.issuer)
+}
+
+fn text(text: &Option<String>) -> Option<FactValue<'_>> {
+    text.as_deref().map(borrowed)
+}
+
+fn borrowed(text: &str) -> FactValue<'_> {
+    FactValue::Text(Cow::Borrowed(text))
+}
+
+const fn owned<'a>(text: String) -> FactValue<'a> {
+    FactValue::Text(Cow::Owned(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fact_has_a_root_and_no_path_is_doubled_or_a_group() {
+        for (place, fact) in FACTS.iter().enumerate() {
+            assert!(ROOTS.iter().any(|root| root.name == root_of(fact.path)), "{}", fact.path);
+            let group = format!("{}.", fact.path);
+            let others = FACTS.iter().enumerate().filter(|(other, _)| *other != place);
+            assert!(
+                others.into_iter().all(|(_, it)| it.path != fact.path && !it.path.starts_with(&group)),
+                "{}",
+                fact.path
+            );
+        }
+    }
+
+    #[test]
+    fn a_client_that_proved_nothing_has_no_optional_root() {
+        let peer = Peer::plain(([192, 0, 2, 1], 5).into());
+        let connect = Connect {
+            version: portcullis_wire::Version::V5,
+            clean_start: true,
+            keep_alive: 60,
+            properties: Properties::default(),
+            client_id: "a",
+            will: None,
+            username: None,
+            password: Some(b"secret"),
+        };
+        let facts = Facts { peer: &peer, listener: "l", mqtt: &connect, attributes: AuthAttributes::default(), now: 7 };
+        for fact in FACTS {
+            let root = ROOTS.iter().find(|root| root.name == root_of(fact.path)).unwrap();
+            assert_eq!(facts.has_root(root), !root.optional);
+            let value = fact.get(&facts);
+            assert_eq!(value.is_some(), !root.optional && !fact.optional, "{}", fact.path);
+            assert!(!format!("{value:?}").contains("secret"), "{}", fact.path);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What is known of the other side of a connection below MQTT, as plain data: its address, what TLS agreed on, and how it
+//! proved who it is. Nothing here verifies anything: whoever makes a [`Peer`] has done so.
+
+mod certificate;
+mod dn;
+mod facts;
+
+use std::net::SocketAddr;
+
+pub use certificate::{AlternativeNames, Certificate, Name};
+pub use facts::{AuthAttributes, FACTS, Fact, FactType, FactValue, Facts, ROOTS, Root, root_of};
+
+/// SHA-256 of a certificate or of a public key.
+pub type Fingerprint = [u8; 32];
+
+/// The other side of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// What TLS agreed on; `None`: MQTT in the clear.
+    pub tls: Option<TlsSession>,
+    /// How it proved who it is.
+    pub identity: Identity,
+}
+
+/// What TLS agreed on.
+#[derive(Clone, Debug)]
+pub struct TlsSession {
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// The cipher suite by its standard name, as `TLS_AES_256_GCM_SHA384`.
+    pub cipher: Box<str>,
+    /// The server name that the client asked for.
+    pub sni: Option<Box<str>>,
+    /// The application protocol agreed on.
+    pub alpn: Option<Box<str>>,
+    /// Whether an earlier session was resumed.
+    pub resumed: bool,
+}
+
+/// How a peer proved who it is in the handshake.
+#[derive(Clone, Debug, Default)]
+pub enum Identity {
+    /// It did not.
+    #[default]
+    None,
+    /// It owns the private key of this certificate, whose chain was verified.
+    Certificate(Box<Certificate>),
+    /// It owns this key, which a file or the registry lists [RFC 7250].
+    RawKey(RawKey),
+    /// It has this key in common with the gateway.
+    Psk(Psk),
+}
+
+/// A raw public key.
+#[derive(Clone, Debug)]
+pub struct RawKey {
+    /// Of its SubjectPublicKeyInfo.
+    pub fingerprint: Fingerprint,
+    /// Its name in the file of keys.
+    pub name: Option<Box<str>>,
+}
+
+/// A pre-shared key.
+#[derive(Clone, Debug)]
+pub struct Psk {
+    /// Its identity.
+    pub identity: Box<str>,
+    /// Distinguishes the key from others; for this process only.
+    pub tag: u64,
+}
+
+impl Peer {
+    /// A peer that has proved nothing.
+    pub const fn plain(address: SocketAddr) -> Self {
+        Self { address, tls: None, identity: Identity::None }
+    }
+
+    /// The certificate that it proved to own.
+    pub fn certificate(&self) -> Option<&Certificate> {
+        match &self.identity {
+            Identity::Certificate(certificate) => Some(certificate),
+            _ => None,
+        }
+    }
+
+    /// The raw public key that it proved to own.
+    pub const fn raw_key(&self) -> Option<&RawKey> {
+        match &self.identity {
+            Identity::RawKey(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    /// The pre-shared key that it used.
+    pub const fn psk(&self) -> Option<&Psk> {
+        match &self.identity {
+            Identity::Psk(psk) => Some(psk),
+            _ => None,
+        }
+    }
+
+    /// Of the certificate and the key that it proved to own.
+    pub fn fingerprints(&self) -> Vec<Fingerprint> {
+        match &self.identity {
+            Identity::Certificate(certificate) => certificate.fingerprints().to_vec(),
+            Identity::RawKey(key) => vec![key.fingerprint],
+            Identity::None | Identity::Psk(_) => Vec::new(),
+        }
+    }
+}
