@@ -17,13 +17,12 @@ use crate::config::model::OnReject;
 use crate::expr::{ConnFacts, Facts, Found, TlsFacts};
 use crate::net::{self, Stream};
 use crate::observe::{Observer, Record, TlsNote, Transport};
-use crate::outcome::{CloseReason, Outcome, Reject};
+use crate::outcome::{ChainError, CloseReason, Outcome, Reject};
 use crate::registry::Entry;
 use crate::relay::{Ends, relay};
 use crate::runtime::{Listener, Runtime};
 use crate::sessions::{Grounds, Live, Session, Sessions};
 use crate::tls::{Accepted, Certificate, KeyGround, ServerTls};
-use crate::trust::Distrust;
 use crate::upstream::{Dialed, Lease};
 
 /// For a broker to answer CONNECT: it may ask an authentication service first.
@@ -114,7 +113,7 @@ pub fn judge(runtime: &Runtime, live: &Live) -> Option<CloseReason> {
 fn judge_tls(listener: &Listener, live: &Live, now: i64) -> Option<CloseReason> {
     let tls = listener.tls.as_ref();
     let of_certificate = live.credential().and_then(|credential| match tls.and_then(ServerTls::trust) {
-        Some(trust) => trust.judge(credential, now).err().and_then(Distrust::ends_session),
+        Some(trust) => trust.judge(credential, now).err().and_then(ChainError::close_reason),
         None => Some(CloseReason::CaRemoved),
     });
     of_certificate.or_else(|| {
