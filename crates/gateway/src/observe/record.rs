@@ -172,10 +172,7 @@ impl Record {
     fn log(&self, outcome: Outcome) {
         let (listener, reason, remote) = (self.listener(), outcome.label(), self.remote);
         let (client_id, server) = (self.client_id.as_deref(), self.server.as_deref());
-        let hint = match outcome {
-            Outcome::Rejected(reject) => reject.hint(),
-            Outcome::Closed(_) => None,
-        };
+        let hint = outcome.hint();
         match outcome.blame() {
             Blame::Gateway if outcome.label() == CloseReason::InternalError.label() => {
                 tracing::error!(listener, reason, %remote, client_id, server, "connection ended by a fault of the gateway");

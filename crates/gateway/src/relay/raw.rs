@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use portcullis_wire::Scanner;
+use portcullis_wire::{Disconnect, Scanner};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -178,7 +178,7 @@ impl Relay {
         self.is_stopping = true;
         self.because(reason);
         self.deadline = None;
-        self.down.end_with(self.may_say_goodbye.then(|| reason.goodbye().packet()));
+        self.down.end_with(reason.goodbye().filter(|_| self.may_say_goodbye).map(Disconnect::packet));
     }
 }
 

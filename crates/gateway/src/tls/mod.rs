@@ -160,7 +160,7 @@ impl ServerTls {
         match (&self.engine, evidence) {
             (Engine::Certificates(tls), Some(Evidence::Chain(chain))) => {
                 let trust = tls.trust().ok_or(CloseReason::CaRemoved)?;
-                trust.judge(chain, now).map_or_else(|error| error.ends_session().map_or(Ok(()), Err), Ok)
+                trust.judge(chain, now).map_or_else(|error| error.close_reason().map_or(Ok(()), Err), Ok)
             }
             (_, Some(Evidence::Chain(_))) => Err(CloseReason::CaRemoved),
             (Engine::Certificates(tls), Some(Evidence::RawKey(fingerprint))) => {

@@ -13,8 +13,8 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 
 use super::handshake::{Handshake, Proof};
 use crate::crypto::provider;
-use crate::outcome::Reject;
-use crate::trust::{Anchors, Distrust, Trust};
+use crate::outcome::{ChainError, Reject};
+use crate::trust::{Anchors, Trust};
 
 /// Certificates beside its own that a device may show, and octets of all of them.
 const MAX_CHAIN: usize = 10;
@@ -60,11 +60,11 @@ impl ClientCertVerifier for DeviceVerifier {
         // Certificates that are not on the path are kept, too, by whoever keeps the session.
         let len: usize = intermediates.iter().map(|certificate| certificate.len()).sum::<usize>() + end_entity.len();
         if len > MAX_CHAIN_LEN || intermediates.len() > MAX_CHAIN {
-            return Err(alert(webpki::Error::MaximumPathDepthExceeded).into());
+            return Err(into_rustls(ChainError::TooLong).into());
         }
-        let credential = self.trust.verify(end_entity, intermediates, now).map_err(alert)?;
+        let credential = self.trust.verify(end_entity, intermediates, now).map_err(into_rustls)?;
         let at = now.as_secs().cast_signed();
-        self.trust.judge_for_now(&credential, at).map_err(distrusted)?;
+        self.trust.judge_for_now(&credential, at).map_err(into_rustls)?;
         self.handshake.verified(Proof { credential: Some(credential), at });
         Ok(ClientCertVerified::assertion())
     }
@@ -92,61 +92,40 @@ impl ClientCertVerifier for DeviceVerifier {
     }
 }
 
-/// The error that makes rustls send the fitting alert [RFC 8446, 6.2] and lets [`reject`] find the reason again.
-fn alert(error: webpki::Error) -> CertificateError {
+/// The error to return to rustls. Its variant makes rustls send the fitting alert [RFC 8446, 6.2], and there is one for
+/// each [`ChainError`], so that [`from_rustls`] gives it back.
+fn into_rustls(error: ChainError) -> CertificateError {
     match error {
-        webpki::Error::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
-        webpki::Error::CertNotValidYet { time, not_before } => {
-            CertificateError::NotValidYetContext { time, not_before }
+        ChainError::UnknownCa => CertificateError::UnknownIssuer,
+        ChainError::Expired => CertificateError::Expired,
+        ChainError::NotYetValid => CertificateError::NotValidYet,
+        ChainError::Purpose => CertificateError::InvalidPurpose,
+        ChainError::Malformed => CertificateError::BadEncoding,
+        ChainError::BadSignature => CertificateError::BadSignature,
+        ChainError::Revoked => CertificateError::Revoked,
+        ChainError::CrlMissing => CertificateError::UnknownRevocationStatus,
+        ChainError::CrlExpired => CertificateError::ExpiredRevocationList,
+        // certificate_unknown, the alert for all that has none of its own.
+        ChainError::TooLong | ChainError::Version | ChainError::Invalid | ChainError::OcspMissing => {
+            CertificateError::Other(OtherError(Arc::new(error)))
         }
-        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
-        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
-        webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
-        webpki::Error::BadDer | webpki::Error::BadDerTime | webpki::Error::TrailingData(_) => {
-            CertificateError::BadEncoding
-        }
-        other => CertificateError::Other(OtherError(Arc::new(other))),
     }
 }
 
-/// Likewise, for a chain whose signatures are good.
-fn distrusted(distrust: Distrust) -> CertificateError {
-    match distrust {
-        Distrust::UnknownCa => CertificateError::UnknownIssuer,
-        Distrust::TooLong => alert(webpki::Error::MaximumPathDepthExceeded),
-        Distrust::Expired => CertificateError::Expired,
-        Distrust::NotYetValid => CertificateError::NotValidYet,
-        Distrust::Revoked => CertificateError::Revoked,
-        Distrust::CrlMissing | Distrust::OcspMissing => CertificateError::UnknownRevocationStatus,
-        Distrust::CrlExpired => CertificateError::ExpiredRevocationList,
+/// The [`ChainError`] that [`into_rustls`] made this of. Errors that rustls finds itself, for instance in the signature,
+/// are read the same way; those without a name of ours are [`ChainError::Invalid`].
+fn from_rustls(error: &CertificateError) -> ChainError {
+    if let CertificateError::Other(OtherError(inner)) = error {
+        return inner.downcast_ref().copied().unwrap_or(ChainError::Invalid);
     }
+    ChainError::ALL.iter().copied().find(|ours| into_rustls(*ours) == *error).unwrap_or(ChainError::Invalid)
 }
 
 /// The reason in the log for a handshake that failed.
 pub(super) fn reject(error: &Error) -> Reject {
     match error {
         Error::NoCertificatesPresented => Reject::NoCertificate,
-        Error::InvalidCertificate(error) => match error {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reject::CertificateExpired,
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                Reject::CertificateNotYetValid
-            }
-            CertificateError::UnknownIssuer => Reject::UnknownCa,
-            CertificateError::Revoked => Reject::CertificateRevoked,
-            CertificateError::UnknownRevocationStatus => Reject::CrlMissing,
-            CertificateError::ExpiredRevocationList => Reject::CrlExpired,
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-                Reject::CertificatePurpose
-            }
-            CertificateError::Other(OtherError(inner)) => match inner.downcast_ref::<webpki::Error>() {
-                Some(webpki::Error::UnsupportedCertVersion) => Reject::CertificateVersion,
-                Some(webpki::Error::MaximumPathDepthExceeded | webpki::Error::PathLenConstraintViolated) => {
-                    Reject::CertificateChainTooLong
-                }
-                _ => Reject::CertificateInvalid,
-            },
-            _ => Reject::CertificateInvalid,
-        },
+        Error::InvalidCertificate(error) => from_rustls(error).reject(),
         Error::PeerIncompatible(error) => match error {
             rustls::PeerIncompatible::Tls12NotOffered
             | rustls::PeerIncompatible::Tls12NotOfferedOrEnabled
@@ -171,5 +150,45 @@ pub(super) fn reject(error: &Error) -> Reject {
             _ => Reject::HandshakeFailed,
         },
         _ => Reject::HandshakeFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_errors_come_back_from_rustls_as_they_went() {
+        for error in ChainError::ALL {
+            let in_rustls = into_rustls(*error);
+            assert_eq!(from_rustls(&in_rustls), *error);
+            assert_eq!(reject(&Error::InvalidCertificate(in_rustls)), error.reject());
+        }
+    }
+
+    #[test]
+    fn each_chain_error_has_its_alert() {
+        use rustls::AlertDescription as Alert;
+        for error in ChainError::ALL {
+            let expected = match error {
+                ChainError::Malformed => Alert::BadCertificate,
+                ChainError::Purpose => Alert::UnsupportedCertificate,
+                ChainError::Revoked => Alert::CertificateRevoked,
+                ChainError::Expired | ChainError::NotYetValid => Alert::CertificateExpired,
+                ChainError::UnknownCa | ChainError::CrlMissing | ChainError::CrlExpired => Alert::UnknownCA,
+                ChainError::BadSignature => Alert::DecryptError,
+                ChainError::TooLong | ChainError::Version | ChainError::Invalid | ChainError::OcspMissing => {
+                    Alert::CertificateUnknown
+                }
+            };
+            assert_eq!(Alert::from(into_rustls(*error)), expected, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn errors_of_rustls_own_are_an_invalid_certificate() {
+        for error in [CertificateError::BadSignature, CertificateError::ApplicationVerificationFailure] {
+            assert_eq!(reject(&Error::InvalidCertificate(error)), Reject::CertificateInvalid);
+        }
     }
 }

@@ -31,7 +31,7 @@ use crate::config::tables::{ClientCertificates, CrlOrigin, OcspScope, OnFailure}
 use crate::config::{Diagnostics, Reported, Setting};
 use crate::crypto::provider;
 use crate::files::{Follower, warn_if_expired};
-use crate::outcome::{CloseReason, Reject};
+use crate::outcome::ChainError;
 use crate::url::is_url;
 use crl::Coverage;
 use ocsp::OcspStatus;
@@ -39,56 +39,6 @@ use source::{Origin, Source, Status};
 
 /// Tolerated in times that another machine's clock wrote, in seconds.
 pub(crate) const CLOCK_SKEW: i64 = 300;
-
-/// Why a certificate is not believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Distrust {
-    /// The trust anchor is not configured, or no longer.
-    UnknownCa,
-    /// More intermediates than are allowed.
-    TooLong,
-    /// A certificate of the chain has expired.
-    Expired,
-    /// A certificate of the chain is not valid yet.
-    NotYetValid,
-    /// A certificate of the chain is revoked.
-    Revoked,
-    /// There is no CRL for a certificate of the chain.
-    CrlMissing,
-    /// The CRL for a certificate of the chain is out of date.
-    CrlExpired,
-    /// No OCSP responder has answered for a certificate of the chain.
-    OcspMissing,
-}
-
-impl From<Distrust> for Reject {
-    fn from(distrust: Distrust) -> Self {
-        match distrust {
-            Distrust::UnknownCa => Reject::UnknownCa,
-            Distrust::TooLong => Reject::CertificateChainTooLong,
-            Distrust::Expired => Reject::CertificateExpired,
-            Distrust::NotYetValid => Reject::CertificateNotYetValid,
-            Distrust::Revoked => Reject::CertificateRevoked,
-            Distrust::CrlMissing => Reject::CrlMissing,
-            Distrust::CrlExpired => Reject::CrlExpired,
-            Distrust::OcspMissing => Reject::OcspMissing,
-        }
-    }
-}
-
-impl Distrust {
-    /// Why a session ends for it. `None`: it does not; nothing was learned about the device, and to end all sessions
-    /// because a list is late would make of every outage of an authority one of the fleet.
-    pub const fn ends_session(self) -> Option<CloseReason> {
-        match self {
-            Distrust::UnknownCa | Distrust::TooLong => Some(CloseReason::CaRemoved),
-            Distrust::Expired => Some(CloseReason::CertificateExpired),
-            Distrust::Revoked => Some(CloseReason::CertificateRevoked),
-            // It was valid before: the clock was set back.
-            Distrust::NotYetValid | Distrust::CrlMissing | Distrust::CrlExpired | Distrust::OcspMissing => None,
-        }
-    }
-}
 
 /// What one listener believes.
 #[derive(Debug)]
@@ -113,8 +63,8 @@ pub struct Trust {
 /// What is not known of a chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Open {
-    crl: Option<Distrust>,
-    ocsp: Option<Distrust>,
+    crl: Option<ChainError>,
+    ocsp: Option<ChainError>,
     /// There is an OCSP answer for everything, but one is old enough for another.
     is_old: bool,
 }
@@ -194,27 +144,31 @@ impl Trust {
         leaf: &CertificateDer<'_>,
         rest: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<Credential, webpki::Error> {
+    ) -> Result<Credential, ChainError> {
         let anchors = self.anchors.load();
-        let leaf = EndEntityCert::try_from(leaf)?;
+        // What webpki says in more words than the reason.
+        let explain = |error: &webpki::Error| tracing::debug!(%error, "client certificate not accepted");
+        let leaf = EndEntityCert::try_from(leaf).inspect_err(explain)?;
         let depth = |path: &VerifiedPath<'_>| {
             let is_short_enough = path.intermediate_certificates().count() <= self.depth;
             if is_short_enough { Ok(()) } else { Err(webpki::Error::MaximumPathDepthExceeded) }
         };
-        let path = leaf.verify_for_usage(
-            provider().signature_verification_algorithms.all,
-            anchors.list(),
-            rest,
-            now,
-            KeyUsage::client_auth(),
-            // Revocation is judged apart: webpki would verify the signature of each list in each handshake.
-            None,
-            Some(&depth),
-        )?;
+        let path = leaf
+            .verify_for_usage(
+                provider().signature_verification_algorithms.all,
+                anchors.list(),
+                rest,
+                now,
+                KeyUsage::client_auth(),
+                // Revocation is judged apart: webpki would verify the signature of each list in each handshake.
+                None,
+                Some(&depth),
+            )
+            .inspect_err(explain)?;
         let mut certificates = vec![leaf.der()];
         certificates.extend(path.intermediate_certificates().map(webpki::Cert::der));
-        let anchor = anchors.id_of(path.anchor()).ok_or(webpki::Error::UnknownIssuer)?;
-        let credential = Credential::of(&certificates, anchor).ok_or(webpki::Error::BadDer)?;
+        let anchor = anchors.id_of(path.anchor()).ok_or(ChainError::UnknownCa)?;
+        let credential = Credential::of(&certificates, anchor).ok_or(ChainError::Malformed)?;
         for (authority, link) in certificates.iter().skip(1).zip(credential.links()) {
             let known = self.knowledge.issuers.get(&link.issuer);
             if known.is_none_or(|known| !known.is_certificate(authority)) {
@@ -229,11 +183,11 @@ impl Trust {
     ///
     /// # Errors
     /// Why it is not believed.
-    pub fn judge(&self, credential: &Credential, now: i64) -> Result<(), Distrust> {
+    pub fn judge(&self, credential: &Credential, now: i64) -> Result<(), ChainError> {
         let open = self.look(credential, now)?;
         match (open.crl, open.ocsp) {
-            (Some(distrust), _) if self.crl_missing == OnFailure::Refuse => Err(distrust),
-            (_, Some(distrust)) if self.ocsp_failure == OnFailure::Refuse => Err(distrust),
+            (Some(error), _) if self.crl_missing == OnFailure::Refuse => Err(error),
+            (_, Some(error)) if self.ocsp_failure == OnFailure::Refuse => Err(error),
             _ => Ok(()),
         }
     }
@@ -242,12 +196,12 @@ impl Trust {
     ///
     /// # Errors
     /// Why it is not believed.
-    pub(crate) fn judge_for_now(&self, credential: &Credential, now: i64) -> Result<(), Distrust> {
+    pub(crate) fn judge_for_now(&self, credential: &Credential, now: i64) -> Result<(), ChainError> {
         match self.judge(credential, now) {
-            Err(Distrust::CrlMissing | Distrust::CrlExpired) if self.follows_names => {
+            Err(ChainError::CrlMissing | ChainError::CrlExpired) if self.follows_names => {
                 self.look(credential, now).map(drop)
             }
-            Err(Distrust::OcspMissing) => Ok(()),
+            Err(ChainError::OcspMissing) => Ok(()),
             verdict => verdict,
         }
     }
@@ -257,7 +211,7 @@ impl Trust {
     ///
     /// # Errors
     /// Why it is not believed.
-    pub async fn settle(&self, credential: &Credential) -> Result<(), Distrust> {
+    pub async fn settle(&self, credential: &Credential) -> Result<(), ChainError> {
         let open = self.look(credential, now())?;
         if open != Open::default() {
             // Tasks of their own: what takes longer than this device waits is of use to the next.
@@ -275,33 +229,33 @@ impl Trust {
     }
 
     /// What is certain is an error, what is not known is handed back.
-    fn look(&self, credential: &Credential, now: i64) -> Result<Open, Distrust> {
+    fn look(&self, credential: &Credential, now: i64) -> Result<Open, ChainError> {
         if !self.anchors.load().contains(&credential.anchor()) {
-            return Err(Distrust::UnknownCa);
+            return Err(ChainError::UnknownCa);
         }
         if credential.links().len() > self.depth + 1 {
-            return Err(Distrust::TooLong);
+            return Err(ChainError::TooLong);
         }
         let mut open = Open::default();
         for (place, link) in credential.links().iter().enumerate() {
             if now > link.not_after {
-                return Err(Distrust::Expired);
+                return Err(ChainError::Expired);
             }
             if now < link.not_before {
-                return Err(Distrust::NotYetValid);
+                return Err(ChainError::NotYetValid);
             }
             match self.crl_status(link, place > 0, now) {
                 // Said at once: it counts more than a list that is missing further down.
-                Some(Status::Revoked) => return Err(Distrust::Revoked),
-                Some(Status::Stale) => open.crl = Some(Distrust::CrlExpired),
-                Some(Status::Unknown) => open.crl = Some(Distrust::CrlMissing),
+                Some(Status::Revoked) => return Err(ChainError::Revoked),
+                Some(Status::Stale) => open.crl = Some(ChainError::CrlExpired),
+                Some(Status::Unknown) => open.crl = Some(ChainError::CrlMissing),
                 Some(Status::Good) | None => {}
             }
             if self.asks_about(place) {
                 match self.knowledge.statuses.get(link.issuer, link.serial, now) {
-                    Some((OcspStatus::Revoked, _)) => return Err(Distrust::Revoked),
+                    Some((OcspStatus::Revoked, _)) => return Err(ChainError::Revoked),
                     Some((OcspStatus::Good, age)) => open.is_old |= age >= self.refresh,
-                    Some((OcspStatus::Unknown, _)) | None => open.ocsp = Some(Distrust::OcspMissing),
+                    Some((OcspStatus::Unknown, _)) | None => open.ocsp = Some(ChainError::OcspMissing),
                 }
             }
         }

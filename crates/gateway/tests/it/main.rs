@@ -6,6 +6,7 @@ mod bad_input;
 mod bans;
 mod configuration;
 mod devices;
+mod docs;
 mod imports;
 mod names;
 mod passwords;

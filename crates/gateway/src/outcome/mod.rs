@@ -1,0 +1,212 @@
+//! Why a connection ended. Two closed tables hold every reason: [`Reject`], before a connection is a session, and
+//! [`CloseReason`], after. One row says all there is to say about a reason: its label in logs and metrics, its stage,
+//! blame and status, what the client is told, its meaning and a hint. Code elsewhere reads columns and never lists
+//! reasons.
+//!
+//! A reason for which a column is missing does not compile. The tables of `docs/access-log.md` are generated from here.
+
+mod chain_error;
+mod close_reason;
+mod reject;
+
+pub use chain_error::ChainError;
+pub use close_reason::CloseReason;
+pub use reject::Reject;
+
+/// How far a connection had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Stage {
+    Accept,
+    Handshake,
+    Connect,
+    Admit,
+    Upstream,
+    Relay,
+}
+
+impl Stage {
+    /// The word in the log.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Stage::Accept => "accept",
+            Stage::Handshake => "handshake",
+            Stage::Connect => "connect",
+            Stage::Admit => "admit",
+            Stage::Upstream => "upstream",
+            Stage::Relay => "relay",
+        }
+    }
+}
+
+/// Who ended the connection, or caused its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Blame {
+    Client,
+    Upstream,
+    Gateway,
+}
+
+impl Blame {
+    /// The word in the log.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Blame::Client => "client",
+            Blame::Upstream => "upstream",
+            Blame::Gateway => "gateway",
+        }
+    }
+}
+
+/// How a connection ended: before it was a session, or as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did not become a session.
+    Rejected(Reject),
+    /// It was a session.
+    Closed(CloseReason),
+}
+
+impl From<Reject> for Outcome {
+    fn from(reject: Reject) -> Self {
+        Outcome::Rejected(reject)
+    }
+}
+
+/// Defines a table of reasons. The header names the columns that only this table has; each row starts with the columns
+/// that both have. The doc comment of a row is its meaning.
+macro_rules! reasons {
+    (
+        $(#[$doc:meta])*
+        $type:ident { $($(#[$column_doc:meta])* $column:ident: $column_type:ty,)+ }
+        $(
+            $(#[doc = $meaning:literal])+
+            $name:ident = $label:literal, $stage:ident, $blame:ident, $status:literal, $($key:ident: $value:expr),+;
+        )+
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $type { $($(#[doc = $meaning])+ $name,)+ }
+
+        struct Row {
+            label: &'static str,
+            stage: crate::outcome::Stage,
+            blame: crate::outcome::Blame,
+            status: u16,
+            meaning: &'static str,
+            $($column: $column_type,)+
+        }
+
+        impl $type {
+            /// Every reason, in the order of the table.
+            pub const ALL: &'static [$type] = &[$($type::$name,)+];
+
+            const fn row(self) -> &'static Row {
+                match self {
+                    $($type::$name => &Row {
+                        label: $label,
+                        stage: crate::outcome::Stage::$stage,
+                        blame: crate::outcome::Blame::$blame,
+                        status: $status,
+                        meaning: concat!($($meaning),+),
+                        $($key: $value,)+
+                    },)+
+                }
+            }
+
+            /// The word in logs and metrics.
+            pub const fn label(self) -> &'static str {
+                self.row().label
+            }
+
+            /// How far the connection had come.
+            pub const fn stage(self) -> crate::outcome::Stage {
+                self.row().stage
+            }
+
+            /// Who ended the connection, or caused its end.
+            pub const fn blame(self) -> crate::outcome::Blame {
+                self.row().blame
+            }
+
+            /// The status in the access log, in NGINX's numbers.
+            pub const fn status(self) -> u16 {
+                self.row().status
+            }
+
+            /// What happened, in whole sentences, for the documentation.
+            pub const fn meaning(self) -> &'static str {
+                self.row().meaning.trim_ascii_start()
+            }
+
+            $($(#[$column_doc])* pub const fn $column(self) -> $column_type { self.row().$column })+
+        }
+    };
+}
+use reasons;
+
+macro_rules! of_either {
+    ($($(#[$doc:meta])* $name:ident -> $type:ty;)+) => {
+        impl Outcome {
+            $($(#[$doc])* pub const fn $name(self) -> $type {
+                match self {
+                    Outcome::Rejected(reject) => reject.$name(),
+                    Outcome::Closed(reason) => reason.$name(),
+                }
+            })+
+        }
+    };
+}
+
+of_either! {
+    /// The word in logs and metrics.
+    label -> &'static str;
+    /// How far the connection had come.
+    stage -> Stage;
+    /// Who ended the connection, or caused its end.
+    blame -> Blame;
+    /// The status in the access log.
+    status -> u16;
+    /// What an operator can do.
+    hint -> Option<&'static str>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> impl Iterator<Item = Outcome> {
+        let rejects = Reject::ALL.iter().map(|reject| Outcome::Rejected(*reject));
+        rejects.chain(CloseReason::ALL.iter().map(|reason| Outcome::Closed(*reason)))
+    }
+
+    #[test]
+    fn labels_are_lower_case_words_and_unique() {
+        let mut seen = std::collections::HashSet::new();
+        for outcome in all() {
+            let label = outcome.label();
+            assert!(label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{label}");
+            assert!(seen.insert(label), "{label} twice");
+        }
+    }
+
+    #[test]
+    fn hints_fit_into_a_log_line() {
+        for (label, hint) in all().filter_map(|outcome| Some((outcome.label(), outcome.hint()?))) {
+            assert!(!hint.contains("  ") && !hint.contains('\n') && !hint.ends_with('.'), "{label}: {hint}");
+        }
+    }
+
+    #[test]
+    fn clients_learn_nothing_of_why_they_could_not_prove_who_they_are() {
+        use portcullis_wire::Refusal;
+        // Handshakes aside, in which nothing is answered.
+        let failed = Reject::ALL.iter().filter(|reject| reject.is_failed_proof() && reject.stage() == Stage::Admit);
+        for reject in failed {
+            let is_by_policy = matches!(reject, Reject::IdentityMismatch | Reject::ExpressionFailed);
+            let expected = if is_by_policy { Refusal::NotAuthorized } else { Refusal::BadCredentials };
+            assert_eq!(reject.refusal(), Some(expected), "{reject:?}");
+        }
+    }
+}

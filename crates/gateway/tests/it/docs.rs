@@ -1,0 +1,69 @@
+//! The parts of the documentation that are generated from the code.
+
+use std::path::Path;
+
+use portcullis_gateway::outcome::{CloseReason, Reject};
+use portcullis_wire::Version;
+
+#[test]
+fn the_reasons_are_documented() {
+    let rejected = Reject::ALL.iter().map(|reject| {
+        let code = |version| reject.refusal().and_then(|refusal| refusal.code(version)).map_or("-".to_owned(), hex);
+        let connack = match reject.refusal() {
+            Some(_) => format!("{}, {}", code(Version::V5), code(Version::V311)),
+            None => String::new(),
+        };
+        let columns = (reject.label(), reject.status(), reject.stage().label(), reject.blame().label());
+        row(columns, &connack, reject.meaning(), reject.hint())
+    });
+    let closed = CloseReason::ALL.iter().map(|reason| {
+        let disconnect = reason.goodbye().map_or(String::new(), |disconnect| hex(disconnect as u8));
+        let columns = (reason.label(), reason.status(), reason.stage().label(), reason.blame().label());
+        row(columns, &disconnect, reason.meaning(), reason.hint())
+    });
+    let failures = Reject::ALL.iter().filter(|reject| reject.is_failed_proof());
+    let failures: Vec<_> = failures.map(|reject| format!("`{}`", reject.label())).collect();
+
+    assert_generated("access-log.md", "reject reasons", &table("CONNACK", rejected));
+    assert_generated("access-log.md", "close reasons", &table("DISCONNECT", closed));
+    assert_generated("access-log.md", "failures", &(failures.join(", ") + ".\n"));
+}
+
+fn table(answer: &str, rows: impl Iterator<Item = String>) -> String {
+    let header = format!("| reason | status | stage | blame | {answer} | what happened | what to do |\n");
+    header + "| --- | --- | --- | --- | --- | --- | --- |\n" + &rows.collect::<String>()
+}
+
+fn row(
+    (label, status, stage, blame): (&str, u16, &str, &str),
+    answer: &str,
+    meaning: &str,
+    hint: Option<&str>,
+) -> String {
+    assert!(meaning.ends_with('.'), "{label}: {meaning}");
+    let hint = hint.map_or(String::new(), |hint| {
+        let (first, rest) = hint.split_at(1);
+        format!("{}{rest}.", first.to_uppercase())
+    });
+    format!("| `{label}` | {status} | {stage} | {blame} | {answer} | {meaning} | {hint} |\n")
+}
+
+fn hex(code: u8) -> String {
+    format!("0x{code:02X}")
+}
+
+/// Fails unless `text` stands between `<!-- generated: NAME -->` and `<!-- /generated -->` in `docs/FILE`; with
+/// `UPDATE_DOCS` set, writes it there.
+fn assert_generated(file: &str, name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(file);
+    let published = std::fs::read_to_string(&path).unwrap();
+    let begin = format!("<!-- generated: {name} -->\n");
+    let (before, rest) = published.split_once(&begin).unwrap_or_else(|| panic!("docs/{file} lacks {begin}"));
+    let (found, after) = rest.split_once("<!-- /generated -->").unwrap();
+    let text = format!("\n{text}\n");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, [before, &begin, &text, "<!-- /generated -->", after].concat()).unwrap();
+        return;
+    }
+    assert!(found == text, "run the tests once with UPDATE_DOCS=1 and commit docs/{file}");
+}
