@@ -19,6 +19,7 @@ pub mod net;
 pub mod observe;
 pub mod outcome;
 pub mod policy;
+mod refresh;
 pub mod registry;
 pub mod relay;
 mod runtime;

@@ -12,15 +12,16 @@ use std::time::Duration;
 use super::password::{PasswordHash, Passwords};
 use super::{Answer, Candidate, Ground, Principal, Standing};
 use crate::config::{At, Complaint, Document, is_exposed, model};
-use crate::files::{Content, read_entries};
+use crate::files::read_entries;
 use crate::outcome::{CloseReason, Reject};
+use crate::refresh::FromFiles;
 
 const CACHE: Duration = Duration::from_secs(60);
 
 /// The users of a file.
 #[derive(Debug)]
 pub(super) struct PasswordFile {
-    users: Content<Users>,
+    users: FromFiles<Users>,
     passwords: Passwords,
     /// Chooses, for those whom nobody knows, somebody's hash to be measured by.
     decoys: RandomState,
@@ -44,7 +45,7 @@ impl PasswordFile {
             let message = format!("everybody on this machine can read the password hashes in {}", path.display());
             document.problems.warning(&file.span, message).hint(format!("chmod 600 {}", path.display()));
         }
-        match Content::open(path, "password file", Users::read) {
+        match FromFiles::open("password file", path, Users::read) {
             Ok(users) => {
                 let period = table.cache.as_ref().map_or(CACHE, |period| period.value.0);
                 Some(Self { users, passwords: Passwords::new(period), decoys: RandomState::new() })

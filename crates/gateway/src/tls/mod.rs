@@ -216,16 +216,10 @@ impl ServerTls {
         self.certificates().map(CertificateTls::expiries).unwrap_or_default()
     }
 
-    /// Whether OCSP answers about the server's certificates are to be fetched; those out of date are taken away.
-    pub(crate) fn check_staples(&self) -> bool {
-        self.certificates().is_some_and(CertificateTls::check_staples)
-    }
-
-    /// Fetches OCSP answers about the server's certificates, for handshakes to bring along.
-    pub(crate) async fn fetch_staples(&self, knowledge: &Knowledge) {
-        if let Some(certificates) = self.certificates() {
-            certificates.fetch_staples(knowledge).await;
-        }
+    /// Fetches OCSP answers about the server's certificates in the background, for handshakes to bring along, and takes
+    /// away those out of date.
+    pub(crate) fn refresh_staples(&self) {
+        self.certificates().into_iter().for_each(CertificateTls::refresh_staples);
     }
 
     /// Reads certificates, keys and trust anchors again whose files have changed; says in the log what came of it. Of

@@ -25,9 +25,10 @@ use crate::config::model::{ListenerTls, PskFormat, TlsVersion};
 use crate::config::{At, Complaint, Document, is_exposed, model};
 use crate::crypto::mark;
 use crate::expr::{TlsFacts, UsedPsk};
-use crate::files::{Content, read_entries};
+use crate::files::read_entries;
 use crate::net::Stream;
 use crate::outcome::Reject;
+use crate::refresh::FromFiles;
 use crate::registry::{Entry, Replica, SecretKey, Used};
 
 /// TLS 1.2's, the forward-secret ones first.
@@ -61,7 +62,7 @@ impl fmt::Debug for PskTls {
 
 /// The keys that a listener knows.
 struct KnownPsks {
-    file: Option<Content<Keys>>,
+    file: Option<FromFiles<Keys>>,
     registry: Option<Arc<Replica>>,
 }
 
@@ -189,7 +190,7 @@ impl KnownPsks {
                     PskFormat::Hex => read_hex,
                     PskFormat::Raw => read_raw,
                 };
-                match Content::open(path, "pre-shared keys", read) {
+                match FromFiles::open("pre-shared keys", path, read) {
                     Ok(keys) => {
                         let short = keys.load().values().filter(|key| key.len() < SHORT_KEY).count();
                         if short > 0 {

@@ -18,13 +18,14 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::keys::ServerKeys;
 use crate::config::{At, Complaint, Document, model};
 use crate::crypto::provider;
-use crate::files::{Content, read_entries};
+use crate::files::read_entries;
+use crate::refresh::FromFiles;
 use crate::registry::{Entry, Fingerprint, Replica};
 
 /// The keys of devices that a listener knows.
 #[derive(Debug)]
 pub(super) struct KnownKeys {
-    file: Option<Content<Names>>,
+    file: Option<FromFiles<Names>>,
     registry: Option<Arc<Replica>>,
 }
 
@@ -53,7 +54,7 @@ impl KnownKeys {
         }
         let mut file = None;
         if let Some(at) = &table.file {
-            match Content::open(document.resolve(at), "raw public keys", read) {
+            match FromFiles::open("raw public keys", document.resolve(at), read) {
                 Ok(names) => file = Some(names),
                 Err(complaint) => {
                     document.problems.complain(&at.span, complaint);

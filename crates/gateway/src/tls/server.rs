@@ -73,7 +73,7 @@ impl CertificateTls {
             Some(table) => Some(Arc::new(KnownKeys::compile(table, context.registry, document)?)),
             None => None,
         };
-        let keys = ServerKeys::compile(tls, &context.memory, document);
+        let keys = ServerKeys::compile(tls, &context.memory, context.knowledge, document);
         if let (Some(ca), Some(registry)) =
             (&tls.client_ca, tls.raw_keys.as_ref().and_then(|keys| keys.registry.as_ref()))
             && registry.value
@@ -126,14 +126,10 @@ impl CertificateTls {
         all
     }
 
-    /// Whether OCSP answers about the server's certificates are to be fetched; those out of date are taken away.
-    pub(super) fn check_staples(&self) -> bool {
-        self.parts.keys.check_staples()
-    }
-
-    /// Fetches OCSP answers about the server's certificates, for handshakes to bring along.
-    pub(super) async fn fetch_staples(&self, knowledge: &Knowledge) {
-        self.parts.keys.fetch_staples(knowledge).await;
+    /// Fetches OCSP answers about the server's certificates in the background, for handshakes to bring along, and takes
+    /// away those out of date.
+    pub(super) fn refresh_staples(&self) {
+        self.parts.keys.refresh_staples();
     }
 
     /// Reads certificates, keys and trust anchors again whose files have changed; says in the log what came of it. Of
@@ -146,18 +142,11 @@ impl CertificateTls {
 
     fn read_changed_anchors(&self, listener: &str) -> bool {
         let Some(trust) = &self.parts.trust else { return false };
-        match trust.read_if_changed() {
-            Ok(true) => {
-                tracing::info!(listener, "client_ca loaded");
-                self.configs.store(Arc::new(self.parts.build()));
-                true
-            }
-            Ok(false) => false,
-            Err(problem) => {
-                tracing::error!(listener, "client_ca: the last good one stays: {problem}");
-                false
-            }
+        let are_others = trust.read_if_changed(listener);
+        if are_others {
+            self.configs.store(Arc::new(self.parts.build()));
         }
+        are_others
     }
 
     /// Takes the handshake with a device to its end, within its deadline.

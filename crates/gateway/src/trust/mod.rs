@@ -20,7 +20,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::task::JoinHandle;
@@ -31,8 +30,8 @@ use crate::config::model::{ListenerTls, Ocsp, OnFailure};
 use crate::config::{At, Document};
 use crate::crypto::provider;
 use crate::fetch::is_url;
-use crate::files::Follower;
 use crate::outcome::{CloseReason, Reject};
+use crate::refresh::FromFiles;
 use crl::Coverage;
 use ocsp::OcspStatus;
 use source::{Origin, Source, Status};
@@ -100,9 +99,7 @@ impl Distrust {
 #[derive(Debug)]
 pub struct Trust {
     knowledge: Arc<Knowledge>,
-    client_ca: PathBuf,
-    file: Follower,
-    anchors: ArcSwap<Anchors>,
+    anchors: FromFiles<Anchors>,
     depth: usize,
     /// Configured ones.
     sources: Vec<Arc<Source>>,
@@ -142,9 +139,8 @@ impl Trust {
                 document.problems.error(&wanted.span, message);
             }
         }
-        let client_ca = document.resolve(ca);
-        let file = Follower::default();
-        let anchors = file.read_first(&client_ca, || Anchors::read(&client_ca, knowledge));
+        let learn = Arc::clone(knowledge);
+        let anchors = FromFiles::open("client_ca", document.resolve(ca), move |path| Anchors::read(path, &learn));
         let refresh = tls.revocation_refresh.map_or(REFRESH, |period| period.0);
         let sources = compile_sources(tls, refresh, knowledge, document);
         let ocsp_responder = tls.ocsp_responder.as_ref().map(|url| url.value.clone());
@@ -178,9 +174,7 @@ impl Trust {
         match anchors {
             Ok(anchors) => Some(Self {
                 knowledge: Arc::clone(knowledge),
-                client_ca,
-                file,
-                anchors: ArcSwap::from_pointee(anchors),
+                anchors,
                 depth: usize::from(depth),
                 sources,
                 follows_names: tls.crl_distribution_points,
@@ -211,23 +205,14 @@ impl Trust {
 
     /// The trust anchors of the moment.
     pub fn anchors(&self) -> Arc<Anchors> {
-        self.anchors.load_full()
+        Arc::clone(&self.anchors.load())
     }
 
-    /// Reads the trust anchors again if their file has changed; `true`: they are others now.
-    ///
-    /// # Errors
-    /// They cannot be read; the last good ones stay. Said once.
-    pub fn read_if_changed(&self) -> Result<bool, String> {
-        let read = || Anchors::read(&self.client_ca, &self.knowledge).map_err(|complaint| complaint.message);
-        match self.file.read_if_changed(&[&self.client_ca], false, read).transpose()? {
-            Some(anchors) => {
-                let are_others = !anchors.are_same(&self.anchors.load());
-                self.anchors.store(Arc::new(anchors));
-                Ok(are_others)
-            }
-            None => Ok(false),
-        }
+    /// Reads the trust anchors again if their file has changed, and says in the log what came of it; whether they are
+    /// others now.
+    pub(crate) fn read_if_changed(&self, listener: &str) -> bool {
+        let before = self.anchors();
+        self.anchors.read_if_changed(listener) && !self.anchors.load().are_same(&before)
     }
 
     /// Verifies a chain as it was shown: signatures up to an anchor, validity, purpose, depth. What remains is

@@ -3,7 +3,7 @@
 //! never something newer.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,9 @@ use super::crl::{Coverage, Crl, newly_revoked};
 use super::issuers::{Issuer, Issuers};
 use super::knowledge::CrlNote;
 use crate::clock::now;
-use crate::fetch::{Fetched, Fetcher, Validators};
-use crate::files::Follower;
+use crate::config::Complaint;
+use crate::fetch::{Fetcher, Validators};
+use crate::refresh::Watch;
 
 /// Nothing is fetched more often.
 const MIN_REFRESH: Duration = Duration::from_secs(2);
@@ -35,6 +36,15 @@ pub(super) enum Origin {
     Url(String),
 }
 
+impl Origin {
+    fn file(&self) -> Option<&Path> {
+        match self {
+            Origin::File(path) => Some(path),
+            Origin::Url(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -51,7 +61,7 @@ pub(super) struct Source {
     lists: ArcSwap<Lists>,
     /// Held while lists are put in the place of others.
     changing: Mutex<()>,
-    file: Follower,
+    file: Watch,
     /// Held by whoever fetches.
     turn: tokio::sync::Mutex<Validators>,
     plan: Mutex<Plan>,
@@ -92,10 +102,10 @@ pub(super) enum Status {
 impl Source {
     pub(super) fn new(origin: Origin) -> Self {
         Self {
+            file: Watch::new(origin.file().map(Path::to_owned).into_iter().collect()),
             origin,
             lists: ArcSwap::default(),
             changing: Mutex::default(),
-            file: Follower::default(),
             turn: tokio::sync::Mutex::default(),
             plan: Mutex::new(Plan { next: None, failures: 0, refresh: Duration::MAX }),
             revoked: Mutex::default(),
@@ -106,14 +116,14 @@ impl Source {
     /// good lists stay.
     /// `at_once`: even if it has changed only just now.
     pub(super) fn read_if_changed(&self, at_once: bool, issuers: &Issuers) -> Result<(), String> {
-        let Origin::File(path) = &self.origin else { return Ok(()) };
+        let Some(path) = self.origin.file() else { return Ok(()) };
         let read = || {
             let bytes = std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
             self.replace(&bytes, issuers)
         };
-        match self.file.read_if_changed(&[path], at_once, read) {
+        match self.file.read_if_changed(at_once, || read().map_err(Complaint::new)) {
             Some(Ok(())) => tracing::info!(crl = %self.origin, "CRL loaded"),
-            Some(Err(problem)) => return Err(problem),
+            Some(Err(complaint)) => return Err(complaint.message),
             None => {}
         }
         Ok(())
@@ -247,7 +257,7 @@ impl Source {
     ) {
         let Origin::Url(url) = &self.origin else { return };
         let result = match fetcher.get_crl(url, &validators).await {
-            Ok(Fetched::New(bytes, new)) => {
+            Ok(Some((bytes, new))) => {
                 let (this, issuers) = (Arc::clone(self), Arc::clone(issuers));
                 // Millions of entries are read, and their signature verified: not on a thread that moves bytes.
                 let replaced = tokio::task::spawn_blocking(move || this.replace(&bytes, &issuers)).await;
@@ -257,7 +267,7 @@ impl Source {
                     tracing::info!(crl = %self.origin, "CRL fetched");
                 })
             }
-            Ok(Fetched::NotModified) => Ok(()),
+            Ok(None) => Ok(()),
             Err(problem) => Err(format!("{url}: {problem}")),
         };
         let mut plan = lock(&self.plan);

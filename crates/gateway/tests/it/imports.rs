@@ -10,6 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["observe"],
     &["crypto", "files", "kept", "net"],
     &["fetch"],
+    &["refresh"],
     &["trust"],
     &["bans", "identity", "registry"],
     &["expr", "tls"],
