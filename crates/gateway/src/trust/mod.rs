@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::task::JoinHandle;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
@@ -195,10 +195,7 @@ impl Trust {
     /// Fetches what is configured by URL, for the first time; to be called before the first handshake. Takes a bounded
     /// time, whatever comes of it.
     pub(crate) async fn prepare(&self) {
-        let fetch = self.sources.iter().cloned().map(|source| {
-            let knowledge = Arc::clone(&self.knowledge);
-            tokio::spawn(async move { source.fetch_first(&knowledge.fetcher, &knowledge.issuers).await })
-        });
+        let fetch = self.sources.iter().cloned().map(Source::fetch_first);
         // What is not there by then goes on in the background.
         let _ = tokio::time::timeout(self.ocsp_timeout, join_all(fetch)).await;
     }
@@ -247,7 +244,7 @@ impl Trust {
         let anchor = anchors.id_of(path.anchor()).ok_or(webpki::Error::UnknownIssuer)?;
         let credential = Credential::of(&certificates, anchor).ok_or(webpki::Error::BadDer)?;
         for (authority, link) in certificates.iter().skip(1).zip(credential.links()) {
-            let known = self.knowledge.issuers.get(&link.issuer);
+            let known = self.knowledge.shared.issuers.get(&link.issuer);
             if known.is_none_or(|known| !known.is_certificate(authority)) {
                 self.knowledge.learn(authority);
             }
@@ -291,9 +288,9 @@ impl Trust {
     pub async fn settle(&self, credential: &Credential) -> Result<(), Distrust> {
         let open = self.look(credential, now())?;
         if open != Open::default() {
-            // Tasks of their own: what takes longer than this device waits is of use to the next.
-            let asking = self.fetch_named(credential).into_iter().chain(self.ask_responders(credential));
-            let _ = tokio::time::timeout(self.ocsp_timeout, join_all(asking)).await;
+            // What takes longer than this device waits goes on, and is of use to the next.
+            let asking = join(join_all(self.fetch_named(credential)), join_all(self.ask_responders(credential)));
+            let _ = tokio::time::timeout(self.ocsp_timeout, asking).await;
         }
         self.judge(credential, now())
     }
@@ -302,7 +299,8 @@ impl Trust {
     /// this process.
     pub(crate) fn knows_authorities_of(&self, credential: &Credential) -> bool {
         let checks_nothing = !self.looks_at_crls() && self.ocsp == Ocsp::Off;
-        checks_nothing || credential.links().iter().all(|link| self.knowledge.issuers.get(&link.issuer).is_some())
+        checks_nothing
+            || credential.links().iter().all(|link| self.knowledge.shared.issuers.get(&link.issuer).is_some())
     }
 
     /// What is certain is an error, what is not known is handed back.
@@ -375,7 +373,7 @@ impl Trust {
     }
 
     /// Begins to fetch the CRLs that the chain names and that are not there.
-    fn fetch_named(&self, credential: &Credential) -> Vec<JoinHandle<()>> {
+    fn fetch_named(&self, credential: &Credential) -> Vec<impl Future<Output = ()>> {
         let mut fetching = Vec::new();
         for (place, link) in credential.links().iter().enumerate() {
             if !self.follows_names || self.crl_status(link, place > 0, now()) >= Some(Status::Good) {
@@ -383,10 +381,7 @@ impl Trust {
             }
             for url in link.distribution_points.iter().flatten().filter(|url| is_url(url)) {
                 let Some(source) = self.knowledge.name(url, self.refresh) else { continue };
-                let knowledge = Arc::clone(&self.knowledge);
-                fetching.push(tokio::spawn(async move {
-                    source.fetch_first(&knowledge.fetcher, &knowledge.issuers).await;
-                }));
+                fetching.push(source.fetch_first());
             }
         }
         fetching
@@ -398,10 +393,10 @@ impl Trust {
         let ask = |(_, link): (usize, &Link)| {
             let responder = self.ocsp_responder.as_ref().or(link.responder.as_ref());
             let responder = responder.filter(|url| is_url(url))?.clone();
-            let issuer = self.knowledge.issuers.get(&link.issuer)?;
+            let issuer = self.knowledge.shared.issuers.get(&link.issuer)?;
             let (knowledge, serial, refresh) = (Arc::clone(&self.knowledge), link.serial, self.refresh);
             Some(tokio::spawn(async move {
-                knowledge.statuses.ask(&knowledge.fetcher, serial, issuer, &responder, refresh).await;
+                knowledge.statuses.ask(&knowledge.shared.fetcher, serial, issuer, &responder, refresh).await;
             }))
         };
         asked.filter_map(ask).collect()
@@ -435,7 +430,7 @@ fn compile_sources(
         }
         let source = knowledge.source(Origin::File(document.resolve(&PathBuf::from(&crl.value))));
         // What it says is looked at below, even if somebody has seen it before.
-        let _ = source.read_if_changed(true, &knowledge.issuers);
+        let _ = source.read_if_changed(true);
         if let Some(problem) = source.problem() {
             document.problems.error(&crl.span, problem);
         }
