@@ -570,12 +570,18 @@ mod tests {
         assert_eq!(log.count("number: the last good one stays: nobody answers"), 1);
         // Back-off does not wait longer than the period in which somebody wants it to be asked for.
         advance(Duration::from_secs(10)).await;
-        *number.remote.answers.lock() = [Ok(Some(0)), Ok(Some(3)), Ok(None)].into();
+        *number.remote.answers.lock() = [Ok(Some(0)), Ok(Some(3))].into();
         number.fetched(Duration::from_secs(10)).await;
         assert_eq!((number.value(), log.count("stays: older")), (Some(1), 1));
         advance(Duration::from_secs(10)).await;
         number.fetched(Duration::from_secs(10)).await;
-        assert_eq!(number.value(), Some(3));
+        assert_eq!((number.value(), log.count("number fetched")), (Some(3), 2));
+        *number.remote.answers.lock() = [Err("down"), Ok(None), Ok(None)].into();
+        for (stays, again) in [(1, 0), (1, 1), (1, 1)] {
+            advance(LONG).await;
+            number.fetched(LONG).await;
+            assert_eq!((log.count("stays: down"), log.count("fetched again")), (stays, again));
+        }
     }
 
     #[tokio::test(start_paused = true)]
