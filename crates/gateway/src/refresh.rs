@@ -115,7 +115,8 @@ impl Watch {
         }
         let has_settled = std::mem::replace(&mut state.seen, stamps.clone()) == stamps;
         let is_due = state.read != stamps || state.attempts.is_due(FILE_PACE, Duration::MAX);
-        if !at_once && !(has_settled && is_due) {
+        let is_wanted = at_once || (has_settled && is_due);
+        if !is_wanted {
             return None;
         }
         state.read.clone_from(&stamps);
