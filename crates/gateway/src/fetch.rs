@@ -51,17 +51,14 @@ impl fmt::Debug for Fetcher {
     }
 }
 
+/// What came, and what makes the next request conditional; `None`: it is what the validators are of.
+pub(crate) type Answer = Option<(Bytes, Validators)>;
+
 /// What makes the next request for the same thing conditional [RFC 9110, 13].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Validators {
     etag: Option<HeaderValue>,
     last_modified: Option<HeaderValue>,
-}
-
-/// What came.
-pub(crate) enum Fetched {
-    New(Bytes, Validators),
-    NotModified,
 }
 
 impl Fetcher {
@@ -84,7 +81,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// What went wrong, in a few words.
-    pub(crate) async fn get_crl(&self, url: &str, validators: &Validators) -> Result<Fetched, String> {
+    pub(crate) async fn get_crl(&self, url: &str, validators: &Validators) -> Result<Answer, String> {
         // Closed never.
         let _permit = FETCHING.acquire().await.map_err(|error| error.to_string())?;
         self.get(url, validators, MAX_CRL_LEN).await
@@ -94,11 +91,11 @@ impl Fetcher {
     ///
     /// # Errors
     /// What went wrong, in a few words.
-    pub(crate) async fn get_keys(&self, url: &str, validators: &Validators) -> Result<Fetched, String> {
+    pub(crate) async fn get_keys(&self, url: &str, validators: &Validators) -> Result<Answer, String> {
         self.get(url, validators, MAX_KEYS_LEN).await
     }
 
-    async fn get(&self, url: &str, validators: &Validators, max_len: usize) -> Result<Fetched, String> {
+    async fn get(&self, url: &str, validators: &Validators, max_len: usize) -> Result<Answer, String> {
         let mut request = Request::builder().method(Method::GET).uri(url);
         let conditions =
             [(header::IF_NONE_MATCH, &validators.etag), (header::IF_MODIFIED_SINCE, &validators.last_modified)];
@@ -114,9 +111,9 @@ impl Fetcher {
             StatusCode::OK => {
                 let last_modified = value(header::LAST_MODIFIED).filter(|at| is_settled(at, headers.get(header::DATE)));
                 let etag = value(header::ETAG);
-                Ok(Fetched::New(body, Validators { etag, last_modified }))
+                Ok(Some((body, Validators { etag, last_modified })))
             }
-            StatusCode::NOT_MODIFIED => Ok(Fetched::NotModified),
+            StatusCode::NOT_MODIFIED => Ok(None),
             status => Err(format!("the answer is {status}")),
         }
     }

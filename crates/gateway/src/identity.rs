@@ -3,10 +3,8 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -18,7 +16,8 @@ use serde_json::{Map, Value as Json};
 
 use crate::clock::now;
 use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
-use crate::files::{Follower, unreadable};
+use crate::files::unreadable;
+use crate::refresh::FromFiles;
 
 const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
@@ -33,10 +32,7 @@ const CLOCK_SKEW: i64 = 30;
 #[derive(Debug)]
 pub struct Signer {
     issuer: String,
-    /// The first signs; the others are only told.
-    files: Vec<PathBuf>,
-    follower: Follower,
-    keys: ArcSwap<Keys>,
+    keys: FromFiles<Keys>,
 }
 
 struct Keys {
@@ -60,26 +56,13 @@ impl Signer {
         let key = &settings.keys[0];
         warn_if_exposed(key, key, "the private key", diagnostics);
         let files: Vec<PathBuf> = settings.keys.iter().map(|file| file.value.clone()).collect();
-        let follower = Follower::default();
-        let mut complaint = None;
-        let paths: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
-        let read = || {
-            Keys::read(&files).map_err(|problem| {
-                let message = problem.message.clone();
-                complaint = Some(problem);
-                message
-            })
+        let read = {
+            let files = files.clone();
+            move || Keys::read(&files)
         };
-        match follower.read_if_changed(&paths, true, read) {
-            Some(Ok(keys)) => {
-                let (issuer, keys) = (settings.issuer.clone(), ArcSwap::from_pointee(keys));
-                Ok(Self { issuer, files, follower, keys })
-            }
-            _ => {
-                let complaint = complaint.unwrap_or_else(|| Complaint::new("the key was not read"));
-                Err(diagnostics.error(key, complaint))
-            }
-        }
+        let keys = FromFiles::open_all("keys that sign identities", files, read)
+            .map_err(|complaint| diagnostics.error(key, complaint))?;
+        Ok(Self { issuer: settings.issuer.clone(), keys })
     }
 
     /// Makes a token of these claims.
@@ -114,20 +97,12 @@ impl Signer {
 
     /// Reads the keys again if their files have changed, and says in the log what came of it.
     pub(crate) fn read_changed_files(&self) {
-        let paths: Vec<&Path> = self.files.iter().map(PathBuf::as_path).collect();
-        let read = || Keys::read(&self.files).map_err(|complaint| complaint.message);
-        match self.follower.read_if_changed(&paths, false, read) {
-            Some(Ok(keys)) => {
-                tracing::info!(key = keys.header.kid, "the key that signs identities is loaded");
-                self.keys.store(Arc::new(keys));
-            }
-            Some(Err(problem)) => tracing::error!("the key that signs identities: the last good one stays: {problem}"),
-            None => {}
-        }
+        self.keys.read_if_changed("identity");
     }
 }
 
 impl Keys {
+    /// The first of the files signs; the keys of the others are only told.
     fn read(files: &[PathBuf]) -> Result<Self, Complaint> {
         let keys: Vec<(EncodingKey, Algorithm, Jwk)> = files.iter().map(|file| read(file)).collect::<Result<_, _>>()?;
         let public = JwkSet { keys: keys.iter().map(|(_, _, jwk)| jwk.clone()).collect() };

@@ -21,6 +21,7 @@ pub mod observe;
 pub mod outcome;
 pub mod peer;
 pub mod policy;
+mod refresh;
 pub mod registry;
 pub mod relay;
 mod runtime;

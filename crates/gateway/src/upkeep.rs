@@ -79,14 +79,7 @@ fn fetch_due(shared: &Arc<Shared>, lasting: &Arc<Lasting>) {
     shared.runtime.load().authenticators.iter().for_each(|authenticator| authenticator.fetch_due());
     lasting.knowledge.fetch_due(|key| shared.sessions.has_certificate(key));
     for listener in &shared.runtime.load().listeners {
-        if listener.tls.as_ref().is_some_and(ServerTls::check_staples) {
-            let (listener, lasting) = (Arc::clone(listener), Arc::clone(lasting));
-            tokio::spawn(async move {
-                if let Some(tls) = &listener.tls {
-                    tls.fetch_staples(&lasting.knowledge).await;
-                }
-            });
-        }
+        listener.tls.iter().for_each(ServerTls::refresh_staples);
     }
 }
 

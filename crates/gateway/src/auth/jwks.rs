@@ -2,62 +2,66 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse, ThumbprintHash};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 
 use crate::config::Complaint;
 use crate::crypto::mark;
-use crate::fetch::{Fetched, Fetcher, Validators};
-use crate::files::Content;
+use crate::fetch::{Fetcher, Validators};
+use crate::refresh::{FromFiles, Pace, Refreshed, Remote};
 use crate::url::host_of;
 
 /// Keys of an issuer at most.
 const MAX_KEYS: usize = 64;
+/// For keys to be fetched at the start, and for a key that is not known yet.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a failure, or for a key that is not known, a URL is fetched again no sooner.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// The keys of an issuer.
 #[derive(Debug)]
-pub(crate) struct Jwks {
-    origin: Origin,
+pub(super) enum Jwks {
+    File(FromFiles<Vec<Key>>),
+    Url(Arc<Refreshed<JwksUrl>>),
 }
 
-#[derive(Debug)]
-enum Origin {
-    File(Content<Vec<Key>>),
-    Url(Box<Remote>),
+/// Where the keys of an issuer are fetched from.
+pub(crate) struct JwksUrl {
+    /// There may be a secret in it.
+    pub(super) url: String,
+    pub(super) fetcher: Fetcher,
 }
 
-struct Remote {
-    url: String,
-    fetcher: Fetcher,
-    /// Held while it is being fetched.
-    turn: tokio::sync::Mutex<Validators>,
-    /// `None`: there are none yet.
-    keys: ArcSwapOption<Vec<Key>>,
-    /// When it was asked for last.
-    asked: Mutex<Option<Instant>>,
-    /// Others have come that nobody has looked at yet.
-    are_others: AtomicBool,
-    /// The last time, they could not be had.
-    has_failed: AtomicBool,
-}
+impl Remote for JwksUrl {
+    type Value = Vec<Key>;
+    const WHAT: &'static str = "keys of tokens";
+    const PACE: Pace = Pace { min: RETRY, max_retry: RETRY };
 
-/// The URL may have a secret in it.
-impl fmt::Debug for Remote {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Remote({})", host_of(&self.url))
+    fn origin(&self) -> String {
+        host_of(&self.url)
+    }
+
+    async fn fetch(&self, validators: &Validators) -> Result<Option<(Vec<Key>, Validators)>, String> {
+        let Some((bytes, new)) = self.fetcher.get_keys(&self.url, validators).await? else { return Ok(None) };
+        Ok(Some((parse(&bytes)?, new)))
+    }
+
+    fn on_change(&self, last: Option<&Vec<Key>>, new: &Vec<Key>) -> bool {
+        last.is_none_or(|last| !last.iter().map(|key| key.mark).eq(new.iter().map(|key| key.mark)))
+    }
+
+    fn good_for(&self, _: &Vec<Key>) -> Duration {
+        // Its authenticators say how often they want to ask.
+        Duration::MAX
     }
 }
 
 /// A key that tokens are verified with.
-pub(super) struct Key {
+pub(crate) struct Key {
     id: Option<String>,
     /// Those it may be used with.
     algorithms: Vec<Algorithm>,
@@ -78,27 +82,13 @@ impl Jwks {
     /// # Errors
     /// It cannot be read, or has no key that can be used.
     pub(super) fn file(path: PathBuf) -> Result<Self, Complaint> {
-        Ok(Self { origin: Origin::File(Content::open(path, "keys of tokens", read_file)?) })
-    }
-
-    /// Those of a URL, to be fetched.
-    pub(super) fn url(url: String, fetcher: Fetcher) -> Self {
-        let remote = Remote {
-            url,
-            fetcher,
-            turn: tokio::sync::Mutex::default(),
-            keys: ArcSwapOption::empty(),
-            asked: Mutex::default(),
-            are_others: AtomicBool::new(false),
-            has_failed: AtomicBool::new(false),
-        };
-        Self { origin: Origin::Url(Box::new(remote)) }
+        Ok(Self::File(FromFiles::open("keys of tokens", path, read_file)?))
     }
 
     fn keys(&self) -> Option<Arc<Vec<Key>>> {
-        match &self.origin {
-            Origin::File(keys) => Some(Arc::clone(&keys.load())),
-            Origin::Url(remote) => remote.keys.load_full(),
+        match self {
+            Self::File(keys) => Some(Arc::clone(&keys.load())),
+            Self::Url(keys) => Option::clone(&keys.load()),
         }
     }
 
@@ -122,76 +112,25 @@ impl Jwks {
 
     /// Reads the file again if it has changed; whether there are others than when this was asked last.
     pub(super) fn read_changed_keys(&self, authenticator: &str) -> bool {
-        match &self.origin {
-            Origin::File(keys) => keys.read_if_changed(authenticator),
-            Origin::Url(remote) => remote.are_others.swap(false, Ordering::Relaxed),
+        match self {
+            Self::File(keys) => keys.read_if_changed(authenticator),
+            Self::Url(keys) => keys.take_changed(),
         }
     }
 
-    /// Whether somebody is fetching them.
-    pub(super) fn is_being_fetched(&self) -> bool {
-        matches!(&self.origin, Origin::Url(remote) if remote.turn.try_lock().is_err())
-    }
-
-    /// Waits until nobody is fetching them.
-    pub(super) async fn fetched(&self) {
-        if let Origin::Url(remote) = &self.origin {
-            drop(remote.turn.lock().await);
+    /// Begins to fetch them in the background, if they are older than `refresh`.
+    pub(super) fn fetch_if_due(&self, refresh: Duration) {
+        if let Self::Url(keys) = self {
+            keys.fetch_if_due(refresh);
         }
     }
 
-    /// Whether it is a URL that was asked for longer ago than `refresh`, or that is to be tried again.
-    pub(super) fn is_due(&self, refresh: Duration) -> bool {
-        let Origin::Url(remote) = &self.origin else { return false };
-        let period =
-            if remote.keys.load().is_some() && !remote.has_failed.load(Ordering::Relaxed) { refresh } else { RETRY };
-        remote.was_asked_within(period.max(RETRY)).is_none()
-    }
-
-    /// Fetches them, unless they were asked for a moment ago; says in the log what came of it.
-    pub(super) async fn fetch(&self) {
-        let Origin::Url(remote) = &self.origin else { return };
-        let mut validators = remote.turn.lock().await;
-        if remote.was_asked_within(RETRY).is_some() {
-            return;
+    /// Fetches them if they are older than `period`, and were not asked for a moment ago; waits for whoever is fetching.
+    pub(super) async fn fetched(&self, period: Duration) {
+        if let Self::Url(keys) = self {
+            // What takes longer than this client waits is of use to the next.
+            let _ = tokio::time::timeout(FETCH_TIMEOUT, keys.fetched(period)).await;
         }
-        remote.asked_now();
-        let keys = match remote.fetcher.get_keys(&remote.url, &validators).await {
-            Ok(Fetched::New(bytes, new)) => parse(&bytes).inspect(|_| *validators = new),
-            Ok(Fetched::NotModified) => {
-                remote.has_failed.store(false, Ordering::Relaxed);
-                remote.asked_now();
-                return;
-            }
-            Err(problem) => Err(problem),
-        };
-        // However long it took: those who waited for it do not ask again.
-        remote.asked_now();
-        remote.has_failed.store(keys.is_err(), Ordering::Relaxed);
-        let host = host_of(&remote.url);
-        match keys {
-            Ok(keys) => {
-                tracing::info!(host, keys = keys.len(), "keys of tokens fetched");
-                let marks = |keys: &[Key]| keys.iter().map(|key| key.mark).collect::<Vec<u64>>();
-                let new = marks(&keys);
-                let before = remote.keys.swap(Some(Arc::new(keys)));
-                if before.is_none_or(|before| marks(&before) != new) {
-                    remote.are_others.store(true, Ordering::Relaxed);
-                }
-            }
-            Err(problem) => tracing::error!(host, "keys of tokens cannot be fetched: {problem}"),
-        }
-    }
-}
-
-impl Remote {
-    fn asked_now(&self) {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-
-    fn was_asked_within(&self, period: Duration) -> Option<Instant> {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.filter(|asked| asked.elapsed() < period)
     }
 }
 

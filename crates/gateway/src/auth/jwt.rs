@@ -7,7 +7,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Header, Validation};
 use serde_json::{Map, Value as Json};
 
-use super::jwks::Jwks;
+use super::jwks::{Jwks, JwksUrl};
 use super::{Answer, Candidate, Principal, Sources, open_ca};
 use crate::clock::now;
 use crate::config::tables::{JwksOrigin, TokenAlgorithm, TokenField};
@@ -16,9 +16,8 @@ use crate::crypto::mark;
 use crate::evidence::Authenticated;
 use crate::fetch::Fetcher;
 use crate::outcome::Reject;
+use crate::refresh::Refreshed;
 
-/// For keys to be fetched at the start, and for a key that is not known yet.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a token, in bytes.
 const MAX_TOKEN_LEN: usize = 16 << 10;
 /// Keys that a token without a key ID is tried with.
@@ -27,7 +26,7 @@ const MAX_TRIED: usize = 8;
 /// The tokens of an issuer.
 #[derive(Debug)]
 pub(super) struct Tokens {
-    jwks: Arc<Jwks>,
+    jwks: Jwks,
     field: TokenField,
     issuer: Option<String>,
     /// One for each algorithm that is accepted: the library wants all of one to be of one family of keys.
@@ -49,11 +48,11 @@ impl Tokens {
             JwksOrigin::Url(url) => {
                 // The keys of one URL by way of other trust anchors are others.
                 let by = format!("{url} {:?}", fetcher.as_ref().map(Fetcher::mark));
-                sources.jwks.get_or_insert_with(by, || Jwks::url(url.clone(), fetcher.unwrap_or_default()))
+                let source = JwksUrl { url: url.clone(), fetcher: fetcher.unwrap_or_default() };
+                Jwks::Url(sources.jwks.get_or_insert_with(by, || Refreshed::new(source)))
             }
             JwksOrigin::File(file) => {
-                let jwks = Jwks::file(file.value.clone()).map_err(|complaint| diagnostics.error(file, complaint))?;
-                Arc::new(jwks)
+                Jwks::file(file.value.clone()).map_err(|complaint| diagnostics.error(file, complaint))?
             }
         };
         let mut validation = Validation::new(algorithm(settings.algorithms[0]));
@@ -85,16 +84,11 @@ impl Tokens {
     }
 
     pub(super) async fn prepare(&self) {
-        if self.jwks.is_due(self.refresh) {
-            self.fetch().await;
-        }
+        self.jwks.fetched(self.refresh).await;
     }
 
     pub(super) fn fetch_due(&self) {
-        if self.jwks.is_due(self.refresh) && !self.jwks.is_being_fetched() {
-            let jwks = Arc::clone(&self.jwks);
-            tokio::spawn(async move { jwks.fetch().await });
-        }
+        self.jwks.fetch_if_due(self.refresh);
     }
 
     /// Reads the keys again if their file has changed; whether they are others than those that were looked at last.
@@ -145,7 +139,7 @@ impl Tokens {
         let mut keys = candidates();
         if keys.as_ref().is_none_or(Vec::is_empty) {
             // The issuer may have a new one.
-            self.fetch().await;
+            self.jwks.fetched(Duration::ZERO).await;
             keys = candidates();
         }
         let keys = keys.ok_or(Reject::AuthenticationUnavailable)?;
@@ -158,17 +152,6 @@ impl Tokens {
             }
         }
         Err(why)
-    }
-
-    async fn fetch(&self) {
-        if self.jwks.is_being_fetched() {
-            let _ = tokio::time::timeout(FETCH_TIMEOUT, self.jwks.fetched()).await;
-            return;
-        }
-        // In a task of its own: what takes longer than this client waits is of use to the next.
-        let jwks = Arc::clone(&self.jwks);
-        let fetching = tokio::spawn(async move { jwks.fetch().await });
-        let _ = tokio::time::timeout(FETCH_TIMEOUT, fetching).await;
     }
 }
 

@@ -12,7 +12,7 @@ mod password;
 mod password_file;
 mod registry;
 
-pub(crate) use jwks::Jwks;
+pub(crate) use jwks::JwksUrl;
 pub use password::PasswordHash;
 pub use password_file::{check_user, set_password};
 
@@ -28,6 +28,7 @@ use crate::fetch::Fetcher;
 use crate::kept::Kept;
 use crate::outcome::{CloseReason, Reject};
 use crate::peer::{AuthAttributes, Facts, Fingerprint, Psk};
+use crate::refresh::Refreshed;
 use crate::registry::{Registries, Replica};
 
 /// Something that knows clients.
@@ -110,7 +111,7 @@ impl<'a> Candidate<'a> {
 pub(crate) struct Sources {
     pub(crate) registries: Registries,
     /// By URL, and by the trust anchors that it is fetched by.
-    pub(crate) jwks: Kept<String, Jwks>,
+    pub(crate) jwks: Kept<String, Refreshed<JwksUrl>>,
 }
 
 impl Authenticator {

@@ -12,13 +12,14 @@ use super::password::{PasswordHash, Passwords};
 use super::{Answer, Candidate, Principal};
 use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
 use crate::evidence::Authenticated;
-use crate::files::{Content, read_entries};
+use crate::files::read_entries;
 use crate::outcome::Reject;
+use crate::refresh::FromFiles;
 
 /// The users of a file.
 #[derive(Debug)]
 pub(super) struct PasswordFile {
-    users: Content<Users>,
+    users: FromFiles<Users>,
     passwords: Passwords,
     /// Chooses, for those whom nobody knows, somebody's hash to be measured by.
     decoys: RandomState,
@@ -36,7 +37,7 @@ impl PasswordFile {
     pub(super) fn open(settings: &tables::PasswordFile, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
         let file = &settings.file;
         warn_if_exposed(file, file, "the password hashes in", diagnostics);
-        let users = Content::open(file.value.clone(), "password file", Users::read)
+        let users = FromFiles::open("password file", file.value.clone(), Users::read)
             .map_err(|complaint| diagnostics.error(file, complaint))?;
         Ok(Self { users, passwords: Passwords::new(settings.cache), decoys: RandomState::new() })
     }

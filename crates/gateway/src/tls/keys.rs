@@ -3,17 +3,16 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use pkcs8::EncryptedPrivateKeyInfo;
 #[cfg(feature = "pkcs11")]
 use portcullis_pkcs11::TokenUri;
-use rustls::pki_types::DnsName;
-use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
@@ -23,35 +22,22 @@ use crate::clock::now;
 use crate::config::tables::{CertificateFiles, CertificateTls, PrivateKey};
 use crate::config::{Complaint, Diagnostics, Reported, Secret, Setting, warn_if_exposed};
 use crate::crypto::provider;
-use crate::files::{Follower, read_chain, unreadable, warn_if_expired};
+use crate::fetch::Validators;
+use crate::files::{read_chain, unreadable, warn_if_expired};
 use crate::peer::Certificate;
+use crate::refresh::{FromFiles, Pace, Refreshed, Remote};
 use crate::trust::Knowledge;
 
 /// An OCSP answer is taken away before it is out of date, for the sake of clocks that are ahead; in seconds.
 const STAPLE_MARGIN: i64 = 30;
-/// OCSP answers remembered over reloads.
-const MAX_STAPLES: usize = 256;
 /// An OCSP answer is not asked for more often.
 const STAPLE_RETRY: Duration = Duration::from_secs(10);
 
 /// The certificates of a listener. They follow their files.
 #[derive(Debug)]
 pub(super) struct ServerKeys {
-    files: Vec<Files>,
-    follower: Follower,
-    current: ArcSwap<BySni>,
-    /// When to ask for each pair's OCSP answer, in seconds since 1970; `None`: handshakes bring none along.
-    staples: Option<Mutex<Vec<Staple>>>,
+    current: FromFiles<BySni>,
     memory: Arc<Memory>,
-}
-
-/// An OCSP answer about a certificate of the gateway's own [RFC 6066, 8].
-#[derive(Clone, Copy, Debug, Default)]
-struct Staple {
-    /// When to ask for another one; `None`: at once.
-    next: Option<Instant>,
-    /// When it is to be taken away, in seconds since 1970; 0: there is none.
-    until: i64,
 }
 
 /// Where a certificate and its key are.
@@ -107,6 +93,90 @@ impl KeySource {
     }
 }
 
+impl Files {
+    /// Reads the pair. One that has expired is better than nothing at first: some devices do not look. Once another one
+    /// is in use, it is worse.
+    fn read(&self, memory: &Memory) -> Result<Arc<CertifiedKey>, Complaint> {
+        let pair = read_pair(&self.chain, &self.key)?;
+        if has_expired(&pair) && memory.is_in_use.load(Ordering::Relaxed) {
+            return Err(Complaint::new(format!("{} has expired", self.chain.display())));
+        }
+        Ok(pair)
+    }
+}
+
+/// A certificate and its key, as they are used in handshakes.
+#[derive(Debug)]
+struct Pair {
+    /// With the staple of the moment.
+    certified: ArcSwap<CertifiedKey>,
+    /// `None`: handshakes bring none along.
+    staple: Option<Arc<Refreshed<Staple>>>,
+}
+
+impl Pair {
+    fn new(certified: Arc<CertifiedKey>, memory: &Memory, staples: Option<&Arc<Knowledge>>) -> Self {
+        let staple = match (staples, certified.cert.as_slice()) {
+            (Some(knowledge), [leaf, issuer, ..]) => {
+                let staple = Staple { knowledge: Arc::clone(knowledge), leaf: leaf.clone(), issuer: issuer.clone() };
+                // Another configuration, or a file that was read before, may have one.
+                Some(memory.staples.get_or_insert_with(leaf.to_vec(), || Refreshed::new(staple)))
+            }
+            _ => None,
+        };
+        let this = Self { certified: ArcSwap::new(certified), staple };
+        this.show_staple();
+        this
+    }
+
+    fn refresh_staple(&self) {
+        if let Some(staple) = &self.staple {
+            staple.fetch_if_due(Duration::MAX);
+        }
+        self.show_staple();
+    }
+
+    /// Puts the staple that is there into handshakes, if it is not about to be out of date.
+    fn show_staple(&self) {
+        let staple = self.staple.as_ref().and_then(|staple| Option::clone(&staple.load()));
+        let answer = staple.filter(|staple| now() + STAPLE_MARGIN < staple.1).map(|staple| staple.0.clone());
+        let certified = self.certified.load();
+        if certified.ocsp != answer {
+            let CertifiedKey { cert, key, .. } = &**certified;
+            let new = CertifiedKey { cert: cert.clone(), key: Arc::clone(key), ocsp: answer };
+            self.certified.store(Arc::new(new));
+        }
+    }
+}
+
+/// Where the OCSP answer about a certificate of the gateway's own comes from [RFC 6066, 8].
+pub(super) struct Staple {
+    knowledge: Arc<Knowledge>,
+    leaf: CertificateDer<'static>,
+    issuer: CertificateDer<'static>,
+}
+
+impl Remote for Staple {
+    /// The answer in DER, and when it ceases to count, in seconds since 1970.
+    type Value = (Vec<u8>, i64);
+    const WHAT: &'static str = "OCSP staple";
+    const PACE: Pace = Pace { min: STAPLE_RETRY, max_retry: STAPLE_RETRY };
+
+    fn origin(&self) -> String {
+        Certificate::from_der(&self.leaf).and_then(|certificate| certificate.subject.dn).unwrap_or_default()
+    }
+
+    async fn fetch(&self, _: &Validators) -> Result<Option<(Self::Value, Validators)>, String> {
+        let answer = self.knowledge.ocsp_answer_about(&self.leaf, &self.issuer).await?;
+        Ok(Some((answer, Validators::default())))
+    }
+
+    fn good_for(&self, (_, until): &Self::Value) -> Duration {
+        // Before it is too late: the responder may be slow, or down for a while.
+        Duration::from_secs(((until - now()) / 2).max(0).unsigned_abs())
+    }
+}
+
 impl ServerKeys {
     /// Reads all pairs that the settings name.
     ///
@@ -115,6 +185,7 @@ impl ServerKeys {
     pub(super) fn open(
         settings: &CertificateTls,
         memory: &Arc<Memory>,
+        knowledge: &Arc<Knowledge>,
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
         let certificates = &settings.certificates;
@@ -124,160 +195,47 @@ impl ServerKeys {
         };
         let files: Vec<Result<Files, Reported>> = certificates.iter().map(|files| open(files, diagnostics)).collect();
         let files: Vec<Files> = files.into_iter().collect::<Result<_, _>>()?;
-        let follower = Follower::default();
-        let mut complaints = Vec::new();
-        let mut read = Vec::new();
-        let read_all = || {
-            for Files { chain, key } in &files {
-                match read_pair(chain, key) {
-                    // At first, better than nothing: some devices do not look. Later, there is a better one.
-                    Ok(pair) if has_expired(&pair) && memory.is_in_use.load(Ordering::Relaxed) => {
-                        complaints.push(Complaint::new(format!("{} has expired", chain.display())));
-                    }
-                    Ok(pair) => read.push(pair),
-                    Err(complaint) => complaints.push(complaint),
-                }
+        let paths = files.iter().flat_map(|files| [Some(files.chain.clone()), files.key.file().map(Path::to_owned)]);
+        let (paths, to_read, of_listener) = (paths.flatten().collect(), files.clone(), Arc::clone(memory));
+        let staples = settings.stapling.then(|| Arc::clone(knowledge));
+        let read = move || BySni::read(&to_read, &of_listener, staples.as_ref());
+        let current = FromFiles::open_all("certificate and key", paths, read).map_err(|first| {
+            // Every pair is reported, not only the first.
+            let others = files.iter().filter_map(|files| files.read(memory).err()).filter(|other| *other != first);
+            for other in others.collect::<Vec<_>>() {
+                diagnostics.error(certificates, other);
             }
-            complaints.first().map_or(Ok(()), |complaint| Err(complaint.message.clone()))
-        };
-        // All complaints are reported below.
-        let _ = follower.read_if_changed(&paths(&files), true, read_all);
-        let mut result = Ok(());
-        for complaint in complaints {
-            result = Err(diagnostics.error(certificates, complaint));
-        }
-        result?;
-        let current = BySni::new(&read).ok_or_else(|| diagnostics.error(certificates, "there is no certificate"))?;
-        if settings.stapling && read.iter().any(|pair| pair.cert.len() < 2) {
+            diagnostics.error(certificates, first.clone())
+        })?;
+        if settings.stapling && current.load().pairs.iter().any(|pair| pair.staple.is_none()) {
             let message = "`ocsp_stapling` needs the issuer's certificate behind the server's own";
             diagnostics.warning(certificates, message);
         }
-        let staples = settings.stapling.then(|| Mutex::new(vec![Staple::default(); read.len()]));
-        let current = ArcSwap::from_pointee(current);
-        let this = Self { files, follower, current, staples, memory: Arc::clone(memory) };
-        this.remember_staples();
-        Ok(this)
-    }
-
-    /// Puts OCSP answers that are known to the certificates they are about.
-    fn remember_staples(&self) {
-        let Some(mut staples) = self.staples() else { return };
-        let known = self.memory.staples.lock().unwrap_or_else(PoisonError::into_inner);
-        for (place, pair) in self.current.load_full().pairs.iter().enumerate() {
-            let answer = pair.cert.first().and_then(|leaf| known.get(leaf.as_ref()));
-            if let Some((answer, until)) = answer.filter(|(_, until)| now() + STAPLE_MARGIN < *until) {
-                self.current.rcu(|current| current.with_staple(place, Some(answer.clone())));
-                staples[place] = Staple { next: None, until: *until };
-            }
-        }
+        Ok(Self { current, memory: Arc::clone(memory) })
     }
 
     pub(super) fn is_served_by(&self) {
         self.memory.is_in_use.store(true, Ordering::Relaxed);
     }
 
-    /// Takes away OCSP answers that are about to be out of date; returns whether others are to be asked for.
-    pub(super) fn check_staples(&self) -> bool {
-        let Some(mut staples) = self.staples() else { return false };
-        let now = now();
-        for (place, staple) in staples.iter_mut().enumerate() {
-            if staple.until != 0 && now + STAPLE_MARGIN >= staple.until {
-                self.current.rcu(|current| current.with_staple(place, None));
-                staple.until = 0;
-            }
-        }
-        staples.iter().any(Staple::is_due)
-    }
-
-    /// Asks for OCSP answers whose time has come.
-    pub(super) async fn fetch_staples(&self, knowledge: &Knowledge) {
-        let due: Vec<usize> = match self.staples() {
-            Some(mut staples) => {
-                let due = staples.iter_mut().enumerate().filter(|(_, staple)| staple.is_due());
-                // Not again while this is under way.
-                due.map(|(place, staple)| {
-                    staple.next = Some(Instant::now() + STAPLE_RETRY);
-                    place
-                })
-                .collect()
-            }
-            None => return,
-        };
-        for place in due {
-            let current = self.current.load_full();
-            let Some(pair) = current.pairs.get(place) else { continue };
-            let [leaf, issuer, ..] = pair.cert.as_slice() else { continue };
-            match knowledge.ocsp_answer_about(leaf, issuer).await {
-                Ok((answer, until)) => {
-                    let Some(mut staples) = self.staples() else { return };
-                    // The pair may have been replaced meanwhile.
-                    let newest = self.current.load_full();
-                    if newest.pairs.get(place).is_some_and(|it| it.cert == pair.cert) {
-                        self.current.store(Arc::new(newest.with_staple(place, Some(answer.clone()))));
-                        let mut known = self.memory.staples.lock().unwrap_or_else(PoisonError::into_inner);
-                        if known.len() >= MAX_STAPLES {
-                            known.clear();
-                        }
-                        known.insert(leaf.to_vec(), (answer, until));
-                        drop(known);
-                        let half = Duration::from_secs(((until - now()) / 2).max(0).unsigned_abs());
-                        staples[place] = Staple { next: Some(Instant::now() + half.max(STAPLE_RETRY)), until };
-                    }
-                }
-                Err(error) => tracing::warn!("OCSP stapling: {error}"),
-            }
-        }
-    }
-
-    fn staples(&self) -> Option<MutexGuard<'_, Vec<Staple>>> {
-        self.staples.as_ref().map(|staples| staples.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Begins, in the background, to fetch OCSP answers whose time has come, and puts those that have come into
+    /// handshakes; takes away those that are about to be out of date.
+    pub(super) fn refresh_staples(&self) {
+        self.current.load().pairs.iter().for_each(|pair| pair.refresh_staple());
     }
 
     /// Reads all pairs again if a file has changed. One that cannot be used, of which certificate and key do not belong
     /// together, because only one of them has been replaced yet, or which has expired, changes nothing.
     pub(super) fn read_if_changed(&self, listener: &str) {
-        let read = || self.read().map_err(|complaint| complaint.message);
-        match self.follower.read_if_changed(&paths(&self.files), false, read) {
-            Some(Ok(current)) => {
-                // The lock of the staples is held: one that is on its way is of a pair that is being replaced.
-                let staples = self.staples();
-                self.current.store(Arc::new(current));
-                if let Some(mut staples) = staples {
-                    staples.fill(Staple::default());
-                }
-                tracing::info!(listener, "certificate and key loaded");
-            }
-            Some(Err(problem)) => {
-                tracing::error!(listener, "certificate and key: the last good ones stay: {problem}");
-            }
-            None => {}
-        }
-    }
-
-    fn read(&self) -> Result<BySni, Complaint> {
-        let mut pairs = Vec::new();
-        for Files { chain, key } in &self.files {
-            let pair = read_pair(chain, key)?;
-            if has_expired(&pair) {
-                return Err(Complaint::new(format!("{} has expired", chain.display())));
-            }
-            pairs.push(pair);
-        }
-        BySni::new(&pairs).ok_or_else(|| Complaint::new("there is none"))
+        self.current.read_if_changed(listener);
     }
 
     /// Whose each of them is, and when the first certificate of its chain expires, in seconds since 1970.
     pub(super) fn expiries(&self) -> Vec<(String, i64)> {
         let current = self.current.load();
         let subject = |pair: &CertifiedKey| Certificate::from_der(pair.cert.first()?)?.subject.dn;
-        let expiry = |pair: &Arc<CertifiedKey>| Some((subject(pair).unwrap_or_default(), expires(pair)?));
-        current.pairs.iter().filter_map(expiry).collect()
-    }
-}
-
-impl Staple {
-    fn is_due(&self) -> bool {
-        self.next.is_none_or(|next| Instant::now() >= next)
+        let expiry = |pair: &CertifiedKey| Some((subject(pair).unwrap_or_default(), expires(pair)?));
+        current.pairs.iter().filter_map(|pair| expiry(&pair.certified.load())).collect()
     }
 }
 
@@ -285,10 +243,6 @@ impl ResolvesServerCert for ServerKeys {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.current.load().find(hello.server_name()))
     }
-}
-
-fn paths(files: &[Files]) -> Vec<&Path> {
-    files.iter().flat_map(|files| [Some(files.chain.as_path()), files.key.file()]).flatten().collect()
 }
 
 /// A chain and its key, which must belong together.
@@ -356,43 +310,36 @@ fn expires(pair: &CertifiedKey) -> Option<i64> {
 }
 
 /// Chooses the certificate by the name the client asks for; the first is for all names that none has.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct BySni {
-    first: Arc<CertifiedKey>,
+    first: Arc<Pair>,
     /// Lower-case names; `*.example.com` stands under `.example.com`.
-    names: HashMap<String, Arc<CertifiedKey>>,
-    pairs: Vec<Arc<CertifiedKey>>,
+    names: HashMap<String, Arc<Pair>>,
+    pairs: Vec<Arc<Pair>>,
 }
 
 impl BySni {
-    /// `None`: there are no pairs.
-    fn new(pairs: &[Arc<CertifiedKey>]) -> Option<Self> {
+    /// Reads all pairs.
+    fn read(files: &[Files], memory: &Memory, staples: Option<&Arc<Knowledge>>) -> Result<Self, Complaint> {
+        let pair = |files: &Files| files.read(memory).map(|read| Arc::new(Pair::new(read, memory, staples)));
+        let pairs: Vec<Arc<Pair>> = files.iter().map(pair).collect::<Result<_, _>>()?;
         let mut names = HashMap::new();
-        for pair in pairs {
-            for name in dns_names(pair) {
+        for pair in &pairs {
+            for name in dns_names(&pair.certified.load()) {
                 let name = name.to_ascii_lowercase();
                 let name = name.strip_prefix('*').map(str::to_owned).unwrap_or(name);
                 names.entry(name).or_insert_with(|| Arc::clone(pair));
             }
         }
-        Some(Self { first: Arc::clone(pairs.first()?), names, pairs: pairs.to_vec() })
-    }
-
-    /// Itself, but for the OCSP answer of one pair.
-    fn with_staple(&self, place: usize, answer: Option<Vec<u8>>) -> Self {
-        let mut pairs = self.pairs.clone();
-        if let Some(pair) = pairs.get_mut(place) {
-            let CertifiedKey { cert, key, .. } = &**pair;
-            *pair = Arc::new(CertifiedKey { cert: cert.clone(), key: Arc::clone(key), ocsp: answer });
-        }
-        Self::new(&pairs).unwrap_or_else(|| self.clone())
+        let first = pairs.first().map(Arc::clone).ok_or_else(|| Complaint::new("there is none"))?;
+        Ok(Self { first, names, pairs })
     }
 
     fn find(&self, name: Option<&str>) -> Arc<CertifiedKey> {
-        Arc::clone(name.and_then(|name| self.named(name)).unwrap_or(&self.first))
+        name.and_then(|name| self.named(name)).unwrap_or(&self.first).certified.load_full()
     }
 
-    fn named(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+    fn named(&self, name: &str) -> Option<&Arc<Pair>> {
         // rustls lets no name through that is not a valid one.
         let name = DnsName::try_from(name).ok()?.to_lowercase_owned();
         let name = name.as_ref();

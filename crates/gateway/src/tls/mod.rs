@@ -206,16 +206,10 @@ impl ServerTls {
         self.certificates().map(CertificateTls::expiries).unwrap_or_default()
     }
 
-    /// Whether OCSP responses for the server's certificates are due; expired ones are removed.
-    pub(crate) fn check_staples(&self) -> bool {
-        self.certificates().is_some_and(CertificateTls::check_staples)
-    }
-
-    /// Fetches OCSP responses for the server's certificates, to be stapled to handshakes.
-    pub(crate) async fn fetch_staples(&self, knowledge: &Knowledge) {
-        if let Some(certificates) = self.certificates() {
-            certificates.fetch_staples(knowledge).await;
-        }
+    /// Fetches OCSP responses for the server's certificates in the background, to be stapled to handshakes; removes
+    /// expired ones.
+    pub(crate) fn refresh_staples(&self) {
+        self.certificates().into_iter().for_each(CertificateTls::refresh_staples);
     }
 
     /// Reads certificates, keys and trust anchors whose files have changed, and logs the result. If a file cannot be used,

@@ -14,10 +14,11 @@ use crate::config::tables::{self, PskFormat, Tls, TlsVersion};
 use crate::config::{Complaint, Diagnostics, Reported, Setting, warn_if_exposed};
 use crate::crypto::mark;
 use crate::evidence::Evidence;
-use crate::files::{Content, read_entries};
+use crate::files::read_entries;
 use crate::net::Stream;
 use crate::outcome::Reject;
 use crate::peer::{self, Identity, Peer, TlsSession};
+use crate::refresh::FromFiles;
 use crate::registry::{Entry, Replica, SecretKey, Used};
 
 /// A key with fewer bytes is warned of: it can be guessed from a single handshake that somebody overheard.
@@ -29,7 +30,7 @@ pub(super) struct PskTls(Acceptor<KnownPsks>);
 
 /// The keys that a listener knows.
 struct KnownPsks {
-    file: Option<Content<Keys>>,
+    file: Option<FromFiles<Keys>>,
     registry: Option<Arc<Replica>>,
 }
 
@@ -147,7 +148,7 @@ impl KnownPsks {
                 PskFormat::Hex => read_hex,
                 PskFormat::Raw => read_raw,
             };
-            let keys = Content::open(file.value.clone(), "pre-shared keys", read)
+            let keys = FromFiles::open("pre-shared keys", file.value.clone(), read)
                 .map_err(|complaint| diagnostics.error(file, complaint))?;
             let short = keys.load().values().filter(|key| key.len() < SHORT_KEY).count();
             if short > 0 {

@@ -18,14 +18,15 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::keys::ServerKeys;
 use crate::config::{Complaint, Diagnostics, Reported, Setting, tables};
 use crate::crypto::provider;
-use crate::files::{Content, read_entries};
+use crate::files::read_entries;
 use crate::peer::Fingerprint;
+use crate::refresh::FromFiles;
 use crate::registry::{Entry, Replica};
 
 /// The keys of devices that a listener knows.
 #[derive(Debug)]
 pub(super) struct KnownKeys {
-    file: Option<Content<Names>>,
+    file: Option<FromFiles<Names>>,
     registry: Option<Arc<Replica>>,
 }
 
@@ -48,7 +49,7 @@ impl KnownKeys {
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
         let open = |file: &Setting<PathBuf>| {
-            Content::open(file.value.clone(), "raw public keys", read)
+            FromFiles::open("raw public keys", file.value.clone(), read)
                 .map_err(|complaint| diagnostics.error(file, complaint))
         };
         let file = settings.file.as_ref().map(open).transpose()?;

@@ -14,7 +14,10 @@ use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSess
 use zeroize::Zeroizing;
 
 use super::handshake::{Handshake, Proof};
+use super::keys::Staple;
 use crate::clock::now;
+use crate::kept::Kept;
+use crate::refresh::Refreshed;
 use crate::trust::{CLOCK_SKEW, Trust};
 
 /// How long one key makes tickets.
@@ -47,20 +50,18 @@ pub(super) struct Resumption {
 pub struct Memory {
     keys: TicketKeys,
     stored: Arc<ServerSessionMemoryCache>,
-    pub(super) staples: Mutex<Staples>,
+    /// By certificate in DER; they outlive reloads.
+    pub(super) staples: Kept<Vec<u8>, Refreshed<Staple>>,
     /// Set once the listener has been served by.
     pub(super) is_in_use: AtomicBool,
 }
-
-/// By certificate in DER: the OCSP answer about it, and when that ceases to count, in seconds since 1970.
-type Staples = HashMap<Vec<u8>, (Vec<u8>, i64)>;
 
 impl Default for Memory {
     fn default() -> Self {
         Self {
             keys: TicketKeys::random(),
             stored: ServerSessionMemoryCache::new(MAX_STORED),
-            staples: Mutex::default(),
+            staples: Kept::default(),
             is_in_use: AtomicBool::new(false),
         }
     }

@@ -25,7 +25,7 @@ use crate::net::Stream;
 use crate::outcome::Reject;
 use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
 use crate::registry::Used;
-use crate::trust::{Anchors, Knowledge, Trust};
+use crate::trust::{Anchors, Trust};
 
 /// The TLS side of a listener whose server has a certificate.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl CertificateTls {
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
         let raw_keys = tls.raw_keys.as_ref().map(|keys| KnownKeys::open(keys, context.registry, diagnostics));
-        let keys = ServerKeys::open(tls, &context.memory, diagnostics);
+        let keys = ServerKeys::open(tls, &context.memory, context.knowledge, diagnostics);
         let trust = tls.client.as_ref().map(|client| Trust::open(client, context.knowledge, diagnostics)).transpose();
         let (raw_keys, keys, trust) = (raw_keys.transpose()?.map(Arc::new), Arc::new(keys?), trust?.map(Arc::new));
         let needs_certificate = tls.client.as_ref().is_some_and(|client| client.required);
@@ -132,14 +132,9 @@ impl CertificateTls {
         all
     }
 
-    /// Whether OCSP answers about the server's certificates are to be fetched; those out of date are taken away.
-    pub(super) fn check_staples(&self) -> bool {
-        self.keys.check_staples()
-    }
-
-    /// Fetches OCSP answers about the server's certificates, for handshakes to bring along.
-    pub(super) async fn fetch_staples(&self, knowledge: &Knowledge) {
-        self.keys.fetch_staples(knowledge).await;
+    /// Fetches OCSP responses for the server's certificates in the background; removes expired ones.
+    pub(super) fn refresh_staples(&self) {
+        self.keys.refresh_staples();
     }
 
     /// Reads certificates, keys and trust anchors again whose files have changed; says in the log what came of it. Of
@@ -152,18 +147,11 @@ impl CertificateTls {
 
     fn read_changed_anchors(&self, listener: &str) -> bool {
         let Some(trust) = &self.trust else { return false };
-        match trust.read_if_changed() {
-            Ok(true) => {
-                tracing::info!(listener, "client_ca loaded");
-                self.anchors.store(Some(trust.anchors()));
-                true
-            }
-            Ok(false) => false,
-            Err(problem) => {
-                tracing::error!(listener, "client_ca: the last good one stays: {problem}");
-                false
-            }
+        let have_changed = trust.read_if_changed(listener);
+        if have_changed {
+            self.anchors.store(Some(trust.anchors()));
         }
+        have_changed
     }
 
     /// Takes the handshake with a device to its end. The deadline is the caller's.

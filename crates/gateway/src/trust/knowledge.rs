@@ -1,10 +1,11 @@
 //! What is known of authorities, their lists and their answers, by whichever listener it was learned.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::credential::{Key, responder};
@@ -21,15 +22,21 @@ use crate::url::is_url;
 /// What is known. Outlives reloads.
 #[derive(Debug, Default)]
 pub struct Knowledge {
-    pub(super) issuers: Arc<Issuers>,
+    pub(super) shared: Arc<Shared>,
     pub(super) statuses: Arc<Statuses>,
-    pub(super) fetcher: Fetcher,
     /// Those in use, so that listeners share them.
     sources: Kept<Origin, Source>,
     /// Those that certificates have named, by URL. They stay: a reload is not to forget them.
     named: ArcSwap<HashMap<String, Arc<Source>>>,
     /// Held while an authority is being learned, so that nobody finds it known and its lists not.
     learning: Mutex<()>,
+}
+
+/// What lists and answers are fetched and verified with.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) issuers: Issuers,
+    pub(super) fetcher: Fetcher,
 }
 
 /// URLs that certificates may name, of all authorities together.
@@ -50,7 +57,7 @@ pub struct CrlNote {
 
 impl Knowledge {
     pub(super) fn source(&self, origin: Origin) -> Arc<Source> {
-        self.sources.get_or_insert_with(origin.clone(), || Source::new(origin))
+        self.sources.get_or_insert_with(origin.clone(), || Source::of(origin, Arc::clone(&self.shared)))
     }
 
     /// The source of a URL that a certificate names, if it is known.
@@ -80,11 +87,11 @@ impl Knowledge {
     /// Remembers an authority, and which lists it has signed.
     pub(super) fn learn(&self, der: &[u8]) {
         let Some(issuer) = Issuer::from_der(der).map(Arc::new) else { return };
-        let _learning = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.issuers.knows(&issuer) {
+        let _learning = self.learning.lock();
+        if !self.shared.issuers.knows(&issuer) {
             // Before anybody finds it known; and again, for lists that have come meanwhile.
             self.sources.values().iter().for_each(|source| source.learn(&issuer));
-            self.issuers.add(&issuer);
+            self.shared.issuers.add(&issuer);
             self.sources.values().iter().for_each(|source| source.learn(&issuer));
         }
     }
@@ -92,7 +99,7 @@ impl Knowledge {
     /// Reads the CRL files that have changed. Returns what is wrong with those that cannot be used, of which the last good
     /// content stays.
     pub fn read_changed_files(&self) -> Vec<String> {
-        self.sources.values().iter().filter_map(|source| source.read_if_changed(false, &self.issuers).err()).collect()
+        self.sources.values().iter().filter_map(|source| source.read_if_changed(false).err()).collect()
     }
 
     /// The keys of certificates that were found to be revoked since this was asked last.
@@ -104,13 +111,10 @@ impl Knowledge {
     /// Fetches again, in the background, the CRLs and OCSP answers whose time has come; of the answers those of
     /// certificates that `is_live`.
     pub fn fetch_due(self: &Arc<Self>, is_live: impl Fn(Key) -> bool) {
-        for source in self.sources.values().into_iter().filter(|source| source.is_due()) {
-            let this = Arc::clone(self);
-            tokio::spawn(async move { source.fetch(&this.fetcher, &this.issuers).await });
-        }
+        self.sources.values().iter().for_each(Source::fetch_again);
         for entry in self.statuses.due(is_live) {
             let this = Arc::clone(self);
-            tokio::spawn(async move { entry.ask(&this.fetcher).await });
+            tokio::spawn(async move { entry.ask(&this.shared.fetcher).await });
         }
     }
 
@@ -125,8 +129,12 @@ impl Knowledge {
         let url = url.ok_or("the certificate names no responder")?;
         let serial = Serial::new(certificate.raw_serial()).ok_or("the certificate's number is too long")?;
         let question = Question::about(&serial, issuer).ok_or("the certificate cannot be asked about")?;
-        let bytes =
-            self.fetcher.post_ocsp(&url, question.der.clone()).await.map_err(|error| format!("{url}: {error}"))?;
+        let bytes = self
+            .shared
+            .fetcher
+            .post_ocsp(&url, question.der.clone())
+            .await
+            .map_err(|error| format!("{url}: {error}"))?;
         let answer = question.answer(&bytes, issuer, now()).map_err(|error| format!("{url}: {error}"))?;
         match answer.status {
             OcspStatus::Good => Ok((bytes.to_vec(), answer.next_update)),
@@ -136,7 +144,7 @@ impl Knowledge {
 
     /// The name of an authority, as expressions have it.
     pub fn name_of(&self, issuer: &IssuerId) -> Option<String> {
-        self.issuers.get(issuer)?.name()
+        self.shared.issuers.get(issuer)?.name()
     }
 
     /// The CRLs in use.

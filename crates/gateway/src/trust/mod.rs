@@ -16,12 +16,10 @@ pub use anchors::Anchors;
 pub use credential::{Credential, IssuerId, Key, Link, Serial};
 pub use knowledge::{CrlNote, Knowledge};
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::task::JoinHandle;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
@@ -30,8 +28,9 @@ use crate::clock::now;
 use crate::config::tables::{ClientCertificates, CrlOrigin, OcspScope, OnFailure};
 use crate::config::{Diagnostics, Reported, Setting};
 use crate::crypto::provider;
-use crate::files::{Follower, warn_if_expired};
+use crate::files::warn_if_expired;
 use crate::outcome::ChainError;
+use crate::refresh::FromFiles;
 use crate::url::is_url;
 use crl::Coverage;
 use ocsp::OcspStatus;
@@ -44,9 +43,7 @@ pub(crate) const CLOCK_SKEW: i64 = 300;
 #[derive(Debug)]
 pub struct Trust {
     knowledge: Arc<Knowledge>,
-    client_ca: PathBuf,
-    file: Follower,
-    anchors: ArcSwap<Anchors>,
+    anchors: FromFiles<Anchors>,
     depth: usize,
     /// Configured ones.
     sources: Vec<Arc<Source>>,
@@ -81,15 +78,13 @@ impl Trust {
     ) -> Result<Self, Reported> {
         let ClientCertificates { ca, verify_depth, crl, ocsp, refresh, .. } = settings;
         warn_if_expired(ca, ca, diagnostics);
-        let file = Follower::default();
-        let anchors = file.read_first(ca, || Anchors::read(ca, knowledge));
+        let learn = Arc::clone(knowledge);
+        let anchors = FromFiles::open("client_ca", ca.value.clone(), move |path| Anchors::read(path, &learn));
         let sources = open_sources(&crl.origins, *refresh, knowledge, diagnostics);
         let anchors = anchors.map_err(|complaint| diagnostics.error(ca, complaint))?;
         Ok(Self {
             knowledge: Arc::clone(knowledge),
-            client_ca: ca.value.clone(),
-            file,
-            anchors: ArcSwap::from_pointee(anchors),
+            anchors,
             depth: *verify_depth,
             sources,
             follows_names: crl.distribution_points,
@@ -105,33 +100,21 @@ impl Trust {
     /// Fetches what is configured by URL, for the first time; to be called before the first handshake. Takes a bounded
     /// time, whatever comes of it.
     pub(crate) async fn prepare(&self) {
-        let fetch = self.sources.iter().cloned().map(|source| {
-            let knowledge = Arc::clone(&self.knowledge);
-            tokio::spawn(async move { source.fetch_first(&knowledge.fetcher, &knowledge.issuers).await })
-        });
+        let fetch = self.sources.iter().cloned().map(Source::fetch_first);
         // What is not there by then goes on in the background.
         let _ = tokio::time::timeout(self.ocsp_timeout, join_all(fetch)).await;
     }
 
     /// The trust anchors of the moment.
     pub fn anchors(&self) -> Arc<Anchors> {
-        self.anchors.load_full()
+        Arc::clone(&self.anchors.load())
     }
 
-    /// Reads the trust anchors again if their file has changed; `true`: they are others now.
-    ///
-    /// # Errors
-    /// They cannot be read; the last good ones stay. Said once.
-    pub fn read_if_changed(&self) -> Result<bool, String> {
-        let read = || Anchors::read(&self.client_ca, &self.knowledge).map_err(|complaint| complaint.message);
-        match self.file.read_if_changed(&[&self.client_ca], false, read).transpose()? {
-            Some(anchors) => {
-                let are_others = !anchors.are_same(&self.anchors.load());
-                self.anchors.store(Arc::new(anchors));
-                Ok(are_others)
-            }
-            None => Ok(false),
-        }
+    /// Reads the trust anchors again if their file has changed, and says in the log what came of it; whether they are
+    /// others now.
+    pub(crate) fn read_if_changed(&self, listener: &str) -> bool {
+        let before = self.anchors();
+        self.anchors.read_if_changed(listener) && !self.anchors.load().are_same(&before)
     }
 
     /// Verifies a chain as it was shown: signatures up to an anchor, validity, purpose, depth. What remains is
@@ -170,7 +153,7 @@ impl Trust {
         let anchor = anchors.id_of(path.anchor()).ok_or(ChainError::UnknownCa)?;
         let credential = Credential::of(&certificates, anchor).ok_or(ChainError::Malformed)?;
         for (authority, link) in certificates.iter().skip(1).zip(credential.links()) {
-            let known = self.knowledge.issuers.get(&link.issuer);
+            let known = self.knowledge.shared.issuers.get(&link.issuer);
             if known.is_none_or(|known| !known.is_certificate(authority)) {
                 self.knowledge.learn(authority);
             }
@@ -214,9 +197,9 @@ impl Trust {
     pub async fn settle(&self, credential: &Credential) -> Result<(), ChainError> {
         let open = self.look(credential, now())?;
         if open != Open::default() {
-            // Tasks of their own: what takes longer than this device waits is of use to the next.
-            let asking = self.fetch_named(credential).into_iter().chain(self.ask_responders(credential));
-            let _ = tokio::time::timeout(self.ocsp_timeout, join_all(asking)).await;
+            // What takes longer than this device waits goes on, and is of use to the next.
+            let asking = join(join_all(self.fetch_named(credential)), join_all(self.ask_responders(credential)));
+            let _ = tokio::time::timeout(self.ocsp_timeout, asking).await;
         }
         self.judge(credential, now())
     }
@@ -225,7 +208,7 @@ impl Trust {
     /// this process.
     pub(crate) fn knows_authorities_of(&self, credential: &Credential) -> bool {
         let checks_nothing = !self.looks_at_crls() && self.ocsp == OcspScope::Off;
-        checks_nothing || credential.links().iter().all(|link| self.knowledge.issuers.get(&link.issuer).is_some())
+        checks_nothing || credential.links().iter().all(|link| self.knowledge.shared.issuers.get(&link.issuer).is_some())
     }
 
     /// What is certain is an error, what is not known is handed back.
@@ -298,7 +281,7 @@ impl Trust {
     }
 
     /// Begins to fetch the CRLs that the chain names and that are not there.
-    fn fetch_named(&self, credential: &Credential) -> Vec<JoinHandle<()>> {
+    fn fetch_named(&self, credential: &Credential) -> Vec<impl Future<Output = ()>> {
         let mut fetching = Vec::new();
         for (place, link) in credential.links().iter().enumerate() {
             if !self.follows_names || self.crl_status(link, place > 0, now()) >= Some(Status::Good) {
@@ -306,10 +289,7 @@ impl Trust {
             }
             for url in link.distribution_points.iter().flatten().filter(|url| is_url(url)) {
                 let Some(source) = self.knowledge.name(url, self.refresh) else { continue };
-                let knowledge = Arc::clone(&self.knowledge);
-                fetching.push(tokio::spawn(async move {
-                    source.fetch_first(&knowledge.fetcher, &knowledge.issuers).await;
-                }));
+                fetching.push(source.fetch_first());
             }
         }
         fetching
@@ -321,10 +301,10 @@ impl Trust {
         let ask = |(_, link): (usize, &Link)| {
             let responder = self.ocsp_responder.as_ref().or(link.responder.as_ref());
             let responder = responder.filter(|url| is_url(url))?.clone();
-            let issuer = self.knowledge.issuers.get(&link.issuer)?;
+            let issuer = self.knowledge.shared.issuers.get(&link.issuer)?;
             let (knowledge, serial, refresh) = (Arc::clone(&self.knowledge), link.serial, self.refresh);
             Some(tokio::spawn(async move {
-                knowledge.statuses.ask(&knowledge.fetcher, serial, issuer, &responder, refresh).await;
+                knowledge.statuses.ask(&knowledge.shared.fetcher, serial, issuer, &responder, refresh).await;
             }))
         };
         asked.filter_map(ask).collect()
@@ -346,7 +326,7 @@ fn open_sources(
         CrlOrigin::File(path) => {
             let source = knowledge.source(Origin::File(path.clone()));
             // The problem is reported below, even if it is not a new one.
-            let _ = source.read_if_changed(true, &knowledge.issuers);
+            let _ = source.read_if_changed(true);
             if let Some(problem) = source.problem() {
                 diagnostics.error(origin, problem);
             }

@@ -3,26 +3,25 @@
 //! never something newer.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use super::credential::{Key, Link};
 use super::crl::{Coverage, Crl, newly_revoked};
 use super::issuers::{Issuer, Issuers};
-use super::knowledge::CrlNote;
+use super::knowledge::{CrlNote, Shared};
 use crate::clock::now;
-use crate::fetch::{Fetched, Fetcher, Validators};
-use crate::files::Follower;
+use crate::config::Complaint;
+use crate::fetch::Validators;
+use crate::refresh::{Pace, Refreshed, Remote, Watch};
 
 /// Nothing is fetched more often.
 const MIN_REFRESH: Duration = Duration::from_secs(2);
 /// What failed is tried again after this at the latest.
 const MAX_RETRY: Duration = Duration::from_secs(60);
-/// For others to be fetched first.
-const WAITING: Duration = Duration::from_secs(10 * 60);
 /// Lists in one file at most; and in one answer.
 const MAX_LISTS_OF_FILE: usize = 4096;
 const MAX_LISTS_OF_URL: usize = 64;
@@ -35,6 +34,15 @@ pub(super) enum Origin {
     Url(String),
 }
 
+impl Origin {
+    fn file(&self) -> Option<&Path> {
+        match self {
+            Origin::File(path) => Some(path),
+            Origin::Url(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -45,37 +53,27 @@ impl fmt::Display for Origin {
 }
 
 /// The lists of one origin; shared by all listeners that use it.
-#[derive(Debug)]
-pub(super) struct Source {
-    pub(super) origin: Origin,
-    lists: ArcSwap<Lists>,
-    /// Held while lists are put in the place of others.
-    changing: Mutex<()>,
-    file: Follower,
-    /// Held by whoever fetches.
-    turn: tokio::sync::Mutex<Validators>,
-    plan: Mutex<Plan>,
+pub(super) type Source = Refreshed<CrlOrigin>;
+
+/// What is known of an origin beside its lists.
+pub(super) struct CrlOrigin {
+    origin: Origin,
+    shared: Arc<Shared>,
+    file: Watch,
+    /// Of several wishes, the shortest counts.
+    refresh: Mutex<Duration>,
     /// Certificates found to be revoked, whose sessions have not been told yet.
     revoked: Mutex<Vec<Key>>,
 }
 
+/// The lists that count, and those that may yet.
 #[derive(Clone, Debug, Default)]
-struct Lists {
+pub(super) struct Lists {
     signed: Vec<Arc<Crl>>,
     /// By authorities that have not been seen yet, for all that is known.
     pending: Vec<Arc<Crl>>,
     /// Those that came last, signed or pending; others may be kept beside them.
     latest: Vec<Arc<Crl>>,
-}
-
-/// When to fetch. By a clock that nobody sets.
-#[derive(Debug)]
-struct Plan {
-    /// `None`: at once.
-    next: Option<Instant>,
-    /// Times in a row that it failed.
-    failures: u32,
-    refresh: Duration,
 }
 
 /// What lists say of one certificate; what is further down counts more.
@@ -89,31 +87,113 @@ pub(super) enum Status {
     Revoked,
 }
 
-impl Source {
-    pub(super) fn new(origin: Origin) -> Self {
-        Self {
-            origin,
-            lists: ArcSwap::default(),
-            changing: Mutex::default(),
-            file: Follower::default(),
-            turn: tokio::sync::Mutex::default(),
-            plan: Mutex::new(Plan { next: None, failures: 0, refresh: Duration::MAX }),
-            revoked: Mutex::default(),
+impl Remote for CrlOrigin {
+    type Value = Lists;
+    const WHAT: &'static str = "CRL";
+    const PACE: Pace = Pace { min: MIN_REFRESH, max_retry: MAX_RETRY };
+
+    fn origin(&self) -> String {
+        self.origin.to_string()
+    }
+
+    async fn fetch(&self, validators: &Validators) -> Result<Option<(Lists, Validators)>, String> {
+        let url = self.origin();
+        let fetched = self.shared.fetcher.get_crl(&url, validators).await;
+        let Some((bytes, new)) = fetched.map_err(|problem| format!("{url}: {problem}"))? else { return Ok(None) };
+        let (origin, shared) = (self.origin.clone(), Arc::clone(&self.shared));
+        // Millions of entries are read, and their signature verified: not on a thread that moves bytes.
+        let reading = tokio::task::spawn_blocking(move || Lists::read(&origin, &bytes, &shared.issuers));
+        let lists = reading.await.map_err(|error| format!("{url}: {error}"))??;
+        // Before its signer is known, somebody on the way could make us ask for a false list for ever.
+        let is_signed = lists.latest.iter().all(|list| list.signer().is_some());
+        Ok(Some((lists, if is_signed { new } else { Validators::default() })))
+    }
+
+    /// Lists of unknown signers displace nothing, and none makes way for an older one.
+    fn accept(&self, Lists { latest, .. }: Lists, last: Option<&Lists>) -> Result<Lists, String> {
+        // Asked while nothing changes: an authority that is seen later finds these lists.
+        let known = self.shared.issuers.all();
+        for list in &latest {
+            known.values().for_each(|issuer| list.learn(issuer));
         }
+        let (signed, pending): (Vec<_>, Vec<_>) = latest.iter().cloned().partition(|list| list.signer().is_some());
+        let before = last.map_or(&[][..], |last| &last.signed);
+        let is_known = |list: &Arc<Crl>| known.values().any(|issuer| list.names(issuer));
+        let is_not_signed = match &self.origin {
+            // An authority may have got another key and kept its name, so that a list of a key that nobody has shown
+            // yet is no mistake; one that takes the place of a list that counted is.
+            Origin::File(_) => {
+                let is_lost = |old: &Arc<Crl>| {
+                    let is_there = signed.iter().any(|list| list.signer() == old.signer());
+                    let issuer = old.signer().and_then(|signer| known.get(signer));
+                    !is_there && issuer.is_some_and(|issuer| pending.iter().any(|list| list.names(issuer)))
+                };
+                before.iter().any(is_lost) || (signed.is_empty() && pending.iter().all(is_known))
+            }
+            Origin::Url(_) => pending.iter().any(is_known),
+        };
+        if is_not_signed {
+            return Err(format!("{}: not signed by the authority whose name it has", self.origin));
+        }
+        match &self.origin {
+            Origin::File(_) => Ok(Lists { signed, pending, latest }),
+            // Over plain HTTP, somebody on the way could send a list from before a revocation.
+            Origin::Url(_) if signed.iter().any(|list| before.iter().any(|other| list.is_older_than(other))) => {
+                Err(format!("{}: older than the CRL that is there", self.origin))
+            }
+            Origin::Url(_) => Ok(Lists { signed: merged(before, signed), pending, latest }),
+        }
+    }
+
+    fn on_change(&self, last: Option<&Lists>, new: &Lists) -> bool {
+        let revoked = newly_revoked(last.map_or(&[], |last| &last.signed), &new.signed);
+        self.revoked.lock().extend(revoked);
+        true
+    }
+
+    /// Until its authority makes another one.
+    fn good_for(&self, lists: &Lists) -> Duration {
+        let left = lists.latest.iter().map(|list| list.next_update - now()).min();
+        Duration::from_secs(left.unwrap_or(0).max(0).unsigned_abs())
+    }
+}
+
+impl Lists {
+    /// Reads lists, and finds out who of those that are known has signed them.
+    fn read(origin: &Origin, bytes: &[u8], issuers: &Issuers) -> Result<Self, String> {
+        let max = if origin.file().is_some() { MAX_LISTS_OF_FILE } else { MAX_LISTS_OF_URL };
+        let lists = Crl::read(bytes, max).map_err(|what| format!("{origin}: {what}"))?;
+        let known = issuers.all();
+        for list in &lists {
+            known.values().for_each(|issuer| list.learn(issuer));
+        }
+        Ok(Self { latest: lists.into_iter().map(Arc::new).collect(), ..Self::default() })
+    }
+}
+
+impl Source {
+    pub(super) fn of(origin: Origin, shared: Arc<Shared>) -> Self {
+        Self::new(CrlOrigin {
+            file: Watch::new(origin.file().map(Path::to_owned).into_iter().collect()),
+            origin,
+            shared,
+            refresh: Mutex::new(Duration::MAX),
+            revoked: Mutex::default(),
+        })
     }
 
     /// Reads the file again if it is not what it was; returns what is wrong with it if that has not been said. The last
     /// good lists stay.
     /// `at_once`: even if it has changed only just now.
-    pub(super) fn read_if_changed(&self, at_once: bool, issuers: &Issuers) -> Result<(), String> {
-        let Origin::File(path) = &self.origin else { return Ok(()) };
+    pub(super) fn read_if_changed(&self, at_once: bool) -> Result<(), String> {
+        let Some(path) = self.remote().origin.file() else { return Ok(()) };
         let read = || {
             let bytes = std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-            self.replace(&bytes, issuers)
+            self.put(&bytes)
         };
-        match self.file.read_if_changed(&[path], at_once, read) {
-            Some(Ok(())) => tracing::info!(crl = %self.origin, "CRL loaded"),
-            Some(Err(problem)) => return Err(problem),
+        match self.remote().file.read_if_changed(at_once, || read().map_err(Complaint::new)) {
+            Some(Ok(())) => tracing::info!(crl = %path.display(), "CRL loaded"),
+            Some(Err(complaint)) => return Err(complaint.message),
             None => {}
         }
         Ok(())
@@ -121,7 +201,7 @@ impl Source {
 
     /// What is wrong with the file at present.
     pub(super) fn problem(&self) -> Option<String> {
-        self.file.problem()
+        self.remote().file.problem()
     }
 
     /// Puts other lists in the place of those that are there.
@@ -129,167 +209,59 @@ impl Source {
     /// # Errors
     /// The bytes are no lists, are not signed by the authority whose name they have, or are older than what they would
     /// replace; nothing was replaced.
-    pub(super) fn replace(&self, bytes: &[u8], issuers: &Issuers) -> Result<(), String> {
-        let is_file = matches!(self.origin, Origin::File(_));
-        let max = if is_file { MAX_LISTS_OF_FILE } else { MAX_LISTS_OF_URL };
-        let lists = Crl::read(bytes, max).map_err(|what| format!("{}: {what}", self.origin))?;
-        let known = issuers.all();
-        for list in &lists {
-            known.values().for_each(|issuer| list.learn(issuer));
-        }
-        let latest: Vec<Arc<Crl>> = lists.into_iter().map(Arc::new).collect();
-        let (signed, pending): (Vec<_>, Vec<_>) = latest.iter().cloned().partition(|list| list.signer().is_some());
-        let not_signed = || format!("{}: not signed by the authority whose name it has", self.origin);
-        let is_known = |list: &Arc<Crl>| known.values().any(|issuer| list.names(issuer));
-        let changing = lock(&self.changing);
-        let before = self.lists.load_full();
-        let after = if is_file {
-            // An authority may have got another key and kept its name, so that a list of a key that nobody has shown
-            // yet is no mistake; one that takes the place of a list that counted is.
-            let is_lost = |old: &Arc<Crl>| {
-                let is_there = signed.iter().any(|list| list.signer() == old.signer());
-                let issuer = old.signer().and_then(|signer| known.get(signer));
-                !is_there && issuer.is_some_and(|issuer| pending.iter().any(|list| list.names(issuer)))
-            };
-            if before.signed.iter().any(is_lost) || (signed.is_empty() && pending.iter().all(is_known)) {
-                return Err(not_signed());
-            }
-            Lists { signed, pending, latest }
-        } else {
-            if pending.iter().any(is_known) {
-                return Err(not_signed());
-            }
-            if signed.iter().any(|list| before.signed.iter().any(|other| list.is_older_than(other))) {
-                // Over plain HTTP, somebody on the way could send a list from before a revocation.
-                return Err(format!("{}: older than the CRL that is there", self.origin));
-            }
-            Lists { signed: merged(&before.signed, signed), pending, latest }
-        };
-        self.store(&before, after);
-        drop(changing);
-        // An authority that was seen while the lists were being looked at is known now.
-        issuers.all().values().for_each(|issuer| self.learn(issuer));
-        Ok(())
+    fn put(&self, bytes: &[u8]) -> Result<(), String> {
+        self.replace(Lists::read(&self.remote().origin, bytes, &self.remote().shared.issuers)?)
     }
 
     /// Finds out whether this authority has signed lists of this source that nobody was known to have signed.
     pub(super) fn learn(&self, issuer: &Issuer) {
-        if self.lists.load().pending.is_empty() {
-            return;
-        }
-        let _changing = lock(&self.changing);
-        let before = self.lists.load_full();
-        before.pending.iter().for_each(|list| list.learn(issuer));
-        let (signed, pending): (Vec<_>, Vec<_>) =
-            before.pending.iter().cloned().partition(|list| list.signer().is_some());
-        if !signed.is_empty() {
-            let newer = signed.into_iter().filter(|list| !before.signed.iter().any(|other| list.is_older_than(other)));
-            let signed = merged(&before.signed, newer.collect());
-            self.store(&before, Lists { signed, pending, latest: before.latest.clone() });
-        }
-    }
-
-    fn store(&self, before: &Lists, after: Lists) {
-        let keys = newly_revoked(&before.signed, &after.signed);
-        self.lists.store(Arc::new(after));
-        lock(&self.revoked).extend(keys);
+        self.change(|before| {
+            let before = before?;
+            before.pending.iter().for_each(|list| list.learn(issuer));
+            let (signed, pending): (Vec<_>, Vec<_>) =
+                before.pending.iter().cloned().partition(|list| list.signer().is_some());
+            let newer = signed.iter().filter(|list| !before.signed.iter().any(|other| list.is_older_than(other)));
+            let all = merged(&before.signed, newer.cloned().collect());
+            (!signed.is_empty()).then(|| Lists { signed: all, pending, latest: before.latest.clone() })
+        });
     }
 
     /// Fetches at least this often; of several wishes, the shortest counts.
     pub(super) fn refresh_every(&self, period: Duration) {
-        let mut plan = lock(&self.plan);
-        plan.refresh = plan.refresh.min(period.max(MIN_REFRESH));
-    }
-
-    /// Whether it is time to fetch; if so, it is not again until that is done, or has taken too long.
-    pub(super) fn is_due(&self) -> bool {
-        let mut plan = lock(&self.plan);
-        let is_due = matches!(self.origin, Origin::Url(_)) && plan.next.is_none_or(|next| Instant::now() >= next);
-        if is_due {
-            plan.next = Some(Instant::now() + WAITING);
-        }
-        is_due
+        let mut refresh = self.remote().refresh.lock();
+        *refresh = refresh.min(period);
     }
 
     /// Whether there is nothing to be had, so far.
     pub(super) fn is_empty(&self) -> bool {
-        let lists = self.lists.load();
-        lists.signed.is_empty() && lists.pending.is_empty()
+        self.load().is_none()
+    }
+
+    /// Begins to fetch the lists in the background, if it is time.
+    pub(super) fn fetch_again(self: &Arc<Self>) {
+        if self.remote().origin.file().is_none() {
+            self.fetch_if_due(*self.remote().refresh.lock());
+        }
     }
 
     /// Fetches the first lists, unless they are there, or it went wrong a moment ago.
-    pub(super) async fn fetch_first(self: &Arc<Self>, fetcher: &Fetcher, issuers: &Arc<Issuers>) {
-        if !self.is_empty() {
-            return;
+    pub(super) async fn fetch_first(self: Arc<Self>) {
+        if self.remote().origin.file().is_none() && self.is_empty() {
+            self.fetched(Duration::MAX).await;
         }
-        let turn = self.turn.lock().await;
-        let has_just_failed = {
-            let plan = lock(&self.plan);
-            plan.failures > 0 && plan.next.is_some_and(|next| Instant::now() < next)
-        };
-        if self.is_empty() && !has_just_failed {
-            // Not by anybody else meanwhile.
-            lock(&self.plan).next = Some(Instant::now() + WAITING);
-            self.fetch_in_turn(turn, fetcher, issuers).await;
-        }
-    }
-
-    /// Fetches the lists; says in the log what came of it.
-    pub(super) async fn fetch(self: &Arc<Self>, fetcher: &Fetcher, issuers: &Arc<Issuers>) {
-        self.fetch_in_turn(self.turn.lock().await, fetcher, issuers).await;
-    }
-
-    async fn fetch_in_turn(
-        self: &Arc<Self>,
-        mut validators: tokio::sync::MutexGuard<'_, Validators>,
-        fetcher: &Fetcher,
-        issuers: &Arc<Issuers>,
-    ) {
-        let Origin::Url(url) = &self.origin else { return };
-        let result = match fetcher.get_crl(url, &validators).await {
-            Ok(Fetched::New(bytes, new)) => {
-                let (this, issuers) = (Arc::clone(self), Arc::clone(issuers));
-                // Millions of entries are read, and their signature verified: not on a thread that moves bytes.
-                let replaced = tokio::task::spawn_blocking(move || this.replace(&bytes, &issuers)).await;
-                replaced.unwrap_or_else(|error| Err(format!("{url}: {error}"))).inspect(|()| {
-                    // Before that, somebody on the way could make us ask for a false list for ever.
-                    *validators = if self.lists.load().pending.is_empty() { new } else { Validators::default() };
-                    tracing::info!(crl = %self.origin, "CRL fetched");
-                })
-            }
-            Ok(Fetched::NotModified) => Ok(()),
-            Err(problem) => Err(format!("{url}: {problem}")),
-        };
-        let mut plan = lock(&self.plan);
-        let left = self.lists.load().latest.iter().map(|list| list.next_update - now()).min().unwrap_or(0);
-        let wait = match result {
-            Ok(()) if left > 0 => {
-                plan.failures = 0;
-                Duration::from_secs(left.unsigned_abs()).clamp(MIN_REFRESH, plan.refresh.max(MIN_REFRESH))
-            }
-            // Also where the authority is late: it is asked again and again, but less and less often.
-            result => {
-                if let Err(problem) = result {
-                    tracing::warn!("CRL: the last good one stays: {problem}");
-                }
-                plan.failures = plan.failures.saturating_add(1);
-                (MIN_REFRESH * (1 << plan.failures.min(5))).min(MAX_RETRY).min(plan.refresh)
-            }
-        };
-        plan.next = Some(Instant::now() + wait);
     }
 
     /// Certificates found to be revoked since this was asked last.
     pub(super) fn take_revoked(&self) -> Vec<Key> {
-        std::mem::take(&mut *lock(&self.revoked))
+        std::mem::take(&mut self.remote().revoked.lock())
     }
 
     /// For operators; `None`: there is no list.
     pub(super) fn note(&self) -> Option<CrlNote> {
-        let lists = self.lists.load();
-        let all = || lists.latest.iter();
+        let lists = self.load();
+        let all = || lists.iter().flat_map(|lists| &lists.latest);
         Some(CrlNote {
-            origin: self.origin.to_string(),
+            origin: self.remote().origin(),
             this_update: all().map(|list| list.this_update).min()?,
             next_update: all().map(|list| list.next_update).min()?,
             revoked: all().map(|list| list.len()).sum(),
@@ -298,7 +270,7 @@ impl Source {
 
     /// Tells what each list says that speaks for a certificate, and how it comes to do so.
     pub(super) fn tell(&self, link: &Link, is_authority: bool, now: i64, mut tell: impl FnMut(Coverage, Status)) {
-        for list in &self.lists.load().signed {
+        for list in self.load().iter().flat_map(|lists| &lists.signed) {
             let coverage = list.coverage(link, is_authority);
             if coverage == Coverage::None {
                 continue;
@@ -321,10 +293,6 @@ fn merged(old: &[Arc<Crl>], new: Vec<Arc<Crl>>) -> Vec<Arc<Crl>> {
     let is_kept = |list: &&Arc<Crl>| !new.iter().any(|other| other.stands_beside(list));
     let kept: Vec<Arc<Crl>> = old.iter().filter(is_kept).cloned().collect();
     new.into_iter().chain(kept).take(MAX_LISTS_OF_FILE).collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -363,10 +331,10 @@ mod tests {
         Arc::new(Issuer::from_der(&chain[0]).unwrap())
     }
 
-    fn knowing(pki: &Pki) -> Issuers {
-        let issuers = Issuers::default();
-        issuers.add(&issuer(pki));
-        issuers
+    fn knowing(pki: &Pki) -> Source {
+        let source = url();
+        source.remote().shared.issuers.add(&issuer(pki));
+        source
     }
 
     fn status(source: &Source, issuer: IssuerId, serial: u8) -> Status {
@@ -378,59 +346,59 @@ mod tests {
     }
 
     fn url() -> Source {
-        Source::new(Origin::Url("http://crl.example.com/".to_owned()))
+        Source::of(Origin::Url("http://crl.example.com/".to_owned()), Arc::default())
     }
 
     #[test]
     fn what_was_fetched_does_not_go_back() {
         let (pki, impostor) = (Pki::new(), Pki::named("Somebody"));
-        let (source, issuers, id) = (url(), knowing(&pki), issuer(&pki).id);
-        source.replace(&list(&pki, 7, 1, 1, None), &issuers).unwrap();
+        let (source, id) = (knowing(&pki), issuer(&pki).id);
+        source.put(&list(&pki, 7, 1, 1, None)).unwrap();
         assert_eq!((status(&source, id, 1), status(&source, id, 2)), (Status::Revoked, Status::Good));
         assert_eq!(source.take_revoked().len(), 1);
         // Of somebody whom nobody knows: it may be good one day, and takes nothing away.
-        source.replace(&list(&impostor, 900, 0, 9, None), &issuers).unwrap();
+        source.put(&list(&impostor, 900, 0, 9, None)).unwrap();
         assert_eq!(status(&source, id, 1), Status::Revoked);
         for (older, why) in [(list(&pki, 6, 0, 2, None), "number"), (list(&pki, 7, 2, 2, None), "time")] {
-            assert!(source.replace(&older, &issuers).unwrap_err().contains("older"), "{why}");
+            assert!(source.put(&older).unwrap_err().contains("older"), "{why}");
         }
         // Of another place: it stands beside.
-        source.replace(&list(&pki, 1, 3, 3, Some("http://there/")), &issuers).unwrap();
+        source.put(&list(&pki, 1, 3, 3, Some("http://there/"))).unwrap();
         assert_eq!((status(&source, id, 1), status(&source, id, 3)), (Status::Revoked, Status::Revoked));
-        assert!(source.replace(&list(&pki, 6, 0, 2, None), &issuers).is_err(), "still");
-        source.replace(&list(&pki, 8, 0, 2, None), &issuers).unwrap();
+        assert!(source.put(&list(&pki, 6, 0, 2, None)).is_err(), "still");
+        source.put(&list(&pki, 8, 0, 2, None)).unwrap();
         assert_eq!((status(&source, id, 1), status(&source, id, 2)), (Status::Good, Status::Revoked));
     }
 
     #[test]
     fn nobody_blocks_a_list_that_is_not_known_to_be_good_yet() {
         let (pki, impostor) = (Pki::new(), Pki::new());
-        let (source, issuers, id) = (url(), Issuers::default(), issuer(&pki).id);
+        let (source, id) = (url(), issuer(&pki).id);
         // Before the authority was seen, somebody on the way sends one with its name.
-        source.replace(&list(&impostor, u64::MAX, 0, 9, None), &issuers).unwrap();
-        source.replace(&list(&pki, 5, 0, 1, None), &issuers).unwrap();
+        source.put(&list(&impostor, u64::MAX, 0, 9, None)).unwrap();
+        source.put(&list(&pki, 5, 0, 1, None)).unwrap();
         assert_eq!(status(&source, id, 1), Status::Unknown, "nothing counts before that");
         let issuer = issuer(&pki);
-        issuers.add(&issuer);
+        source.remote().shared.issuers.add(&issuer);
         source.learn(&issuer);
         assert_eq!(status(&source, id, 1), Status::Revoked);
         assert_eq!(source.take_revoked().len(), 1, "and sessions are told");
-        assert!(source.replace(&list(&impostor, u64::MAX, 0, 9, None), &issuers).unwrap_err().contains("not signed"));
+        assert!(source.put(&list(&impostor, u64::MAX, 0, 9, None)).unwrap_err().contains("not signed"));
         assert_eq!(status(&source, id, 1), Status::Revoked);
     }
 
     #[test]
     fn a_list_that_was_changed_counts_for_nothing() {
         let pki = Pki::new();
-        let (issuers, id, honest) = (knowing(&pki), issuer(&pki).id, list(&pki, 7, 0, 1, Some("http://here/")));
+        let (id, honest) = (issuer(&pki).id, list(&pki, 7, 0, 1, Some("http://here/")));
         for place in 0..honest.len() {
             for bytes in [honest[..place].to_vec(), {
                 let mut changed = honest.clone();
                 changed[place] ^= 1 << (place % 8);
                 changed
             }] {
-                let source = url();
-                let _ = source.replace(&bytes, &issuers);
+                let source = knowing(&pki);
+                let _ = source.put(&bytes);
                 assert_eq!(status(&source, id, 1), Status::Unknown, "{place}");
             }
         }
@@ -440,7 +408,7 @@ mod tests {
     fn too_many_lists_are_none() {
         let (pki, source) = (Pki::new(), url());
         let one = ::pem::encode(&::pem::Pem::new("X509 CRL", list(&pki, 1, 0, 1, None)));
-        let error = source.replace(one.repeat(MAX_LISTS_OF_URL + 1).as_bytes(), &Issuers::default()).unwrap_err();
+        let error = source.put(one.repeat(MAX_LISTS_OF_URL + 1).as_bytes()).unwrap_err();
         assert!(error.contains("more than 64 CRLs"), "{error}");
     }
 }

@@ -1,10 +1,12 @@
 //! What OCSP responders have said of certificates that devices have shown, for as long as it holds.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::credential::{Key, key};
 use super::issuers::Issuer;
@@ -78,7 +80,7 @@ impl Statuses {
     /// What is known of a certificate at present, and since how long; `None`: nothing. `now` is in seconds since 1970.
     pub(super) fn get(&self, issuer: IssuerId, serial: Serial, now: i64) -> Option<(OcspStatus, Duration)> {
         let entry = self.entry(&(issuer, serial))?;
-        let state = lock(&entry.state);
+        let state = entry.state.lock();
         let (answer, asked_at) = state.answer?;
         // That an answer is out of date does not give anybody back a certificate.
         let holds = now < answer.next_update || answer.status == OcspStatus::Revoked;
@@ -97,7 +99,7 @@ impl Statuses {
         let id = (issuer.id, serial);
         let Some(responder) = self.responder(responder) else { return };
         let entry = {
-            let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+            let mut entries = self.entries.write();
             if entries.len() >= MAX_ENTRIES && !entries.contains_key(&id) {
                 tracing::error!("OCSP: too many certificates to remember more");
                 return;
@@ -108,7 +110,7 @@ impl Statuses {
         };
         let _turn = entry.turn.lock().await;
         {
-            let mut state = lock(&entry.state);
+            let mut state = entry.state.lock();
             (state.responder, state.refresh) = (responder, refresh);
             let is_recent = |(answer, at): (Answer, Instant)| {
                 let patience = if answer.status == OcspStatus::Unknown { PAUSE } else { refresh };
@@ -125,7 +127,7 @@ impl Statuses {
     /// forgotten once their answers do not hold any more.
     pub(super) fn due(self: &Arc<Self>, is_live: impl Fn(Key) -> bool) -> Vec<DueEntry> {
         let taken: Vec<(Instant, Id)> = {
-            let mut due = lock(&self.due);
+            let mut due = self.due.lock();
             let now = Instant::now();
             let taken: Vec<_> = due.iter().take_while(|(at, _)| *at <= now).take(BATCH).copied().collect();
             for entry in &taken {
@@ -137,7 +139,7 @@ impl Statuses {
         for (at, id) in taken {
             let Some(entry) = self.entry(&id) else { continue };
             let holds_for = {
-                let mut state = lock(&entry.state);
+                let mut state = entry.state.lock();
                 if state.due != Some(at) {
                     continue;
                 }
@@ -154,7 +156,7 @@ impl Statuses {
                 // Whoever comes back with it finds an answer that is old, and has it asked for.
                 self.plan(&entry, holds_for.min(REVOKED_AGAIN));
             } else {
-                self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                self.entries.write().remove(&id);
             }
         }
         ask
@@ -162,15 +164,15 @@ impl Statuses {
 
     /// Certificates found to be revoked since this was asked last.
     pub(super) fn take_revoked(&self) -> Vec<Key> {
-        std::mem::take(&mut *lock(&self.revoked))
+        std::mem::take(&mut *self.revoked.lock())
     }
 
     fn entry(&self, id: &Id) -> Option<Arc<Entry>> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.entries.read().get(id).cloned()
     }
 
     fn responder(&self, url: &str) -> Option<Arc<Responder>> {
-        let mut responders = lock(&self.responders);
+        let mut responders = self.responders.lock();
         if let Some(responder) = responders.get(url) {
             return Some(Arc::clone(responder));
         }
@@ -187,25 +189,25 @@ impl Statuses {
 
     fn plan(&self, entry: &Entry, after: Duration) {
         let at = Instant::now() + after;
-        let before = lock(&entry.state).due.replace(at);
-        let mut due = lock(&self.due);
+        let before = entry.state.lock().due.replace(at);
+        let mut due = self.due.lock();
         before.map(|before| due.remove(&(before, entry.id)));
         due.insert((at, entry.id));
     }
 
     async fn ask_now(&self, fetcher: &Fetcher, entry: &Arc<Entry>, is_again: bool) {
-        let responder = Arc::clone(&lock(&entry.state).responder);
+        let responder = Arc::clone(&entry.state.lock().responder);
         let result = responder.exchange(fetcher, entry, is_again).await;
         let again = match result {
             Ok(answer) => {
                 let (before, refresh) = {
-                    let mut state = lock(&entry.state);
+                    let mut state = entry.state.lock();
                     state.failed_at = None;
                     let before = state.answer.replace((answer, Instant::now()));
                     (before.map(|(answer, _)| answer.status), state.refresh)
                 };
                 if answer.status == OcspStatus::Revoked && before != Some(OcspStatus::Revoked) {
-                    lock(&self.revoked).push(key(&entry.id.0, &entry.id.1));
+                    self.revoked.lock().push(key(&entry.id.0, &entry.id.1));
                 }
                 // Before it is too late: the responder may be slow, or down for a while.
                 let half = Duration::from_secs(((answer.next_update - now()) / 2).max(0).unsigned_abs());
@@ -215,7 +217,7 @@ impl Statuses {
                 if let Some(error) = error {
                     tracing::warn!(responder = %responder.url, "OCSP: {error}");
                 }
-                lock(&entry.state).failed_at = Some(Instant::now());
+                entry.state.lock().failed_at = Some(Instant::now());
                 PAUSE
             }
         };
@@ -229,21 +231,21 @@ impl Responder {
     async fn exchange(&self, fetcher: &Fetcher, entry: &Entry, is_again: bool) -> Result<Answer, Option<String>> {
         // Closed never.
         let _permit = self.asking[usize::from(is_again)].acquire().await.map_err(|error| Some(error.to_string()))?;
-        if lock(&self.failed_at).is_some_and(|at| at.elapsed() < PAUSE) {
+        if self.failed_at.lock().is_some_and(|at| at.elapsed() < PAUSE) {
             return Err(None);
         }
         let question = Question::about(&entry.id.1, &entry.issuer.der);
         let question = question.ok_or_else(|| Some("the certificate cannot be asked about".to_owned()))?;
         let bytes = fetcher.post_ocsp(&self.url, question.der.clone()).await;
-        let bytes = bytes.inspect_err(|_| *lock(&self.failed_at) = Some(Instant::now())).map_err(Some)?;
+        let bytes = bytes.inspect_err(|_| *self.failed_at.lock() = Some(Instant::now())).map_err(Some)?;
         let answer = question.answer(&bytes, &entry.issuer.der, now()).map_err(Some)?;
-        let mut had_nonce = lock(&self.had_nonce);
+        let mut had_nonce = self.had_nonce.lock();
         if answer.has_nonce {
             *had_nonce = Some(Instant::now());
         } else if had_nonce.is_some_and(|at| at.elapsed() < NONCES_EXPECTED) {
             return Err(Some("an answer without the nonce that this responder has put into others".to_owned()));
         }
-        let before = lock(&entry.state).answer;
+        let before = entry.state.lock().answer;
         if before.is_some_and(|(before, _)| answer.this_update < before.this_update) {
             // Without a nonce, somebody on the way could send one from before a revocation.
             return Err(Some("an answer that is older than the one before".to_owned()));
@@ -264,8 +266,4 @@ impl DueEntry {
         let _turn = self.entry.turn.lock().await;
         self.statuses.ask_now(fetcher, &self.entry, true).await;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,6 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["observe"],
     &["files", "net"],
     &["fetch"],
+    &["refresh"],
     &["trust"],
     &["bans", "identity", "registry"],
     &["evidence"],
