@@ -1,4 +1,4 @@
-//! The keys that say how devices prove who they are, other than by certificates.
+//! Keys for authentication other than by certificates, for bans, and for tokens that the gateway signs.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -9,76 +9,80 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 
 use super::super::value::{At, Cidr, OneOrMany, Period, Secret, Timeout};
 
-/// Something that knows clients by what their CONNECT carries. Which keys it takes, `kind` says.
+/// A source that authenticates clients by what CONNECT carries. `kind` decides which of the other keys apply.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Authenticator {
-    /// Unique; listeners name it in `authenticate`, and it appears in logs.
+    /// Name of the authenticator. Listeners refer to it in `authenticate`; it appears in logs and must be unique.
     #[schemars(required)]
     pub name: Option<At<String>>,
-    /// What it is.
+    /// `password_file`, `jwt`, `http` or `registry`.
     #[schemars(required)]
     pub kind: Option<At<AuthenticatorKind>>,
-    /// `password_file`: lines of `user:hash`, as `portcullis passwd` and `mosquitto_passwd` write them.
+    /// `password_file`: file of `user:hash` lines, as `portcullis passwd` and `mosquitto_passwd` write them. Reloaded
+    /// when it changes. Required.
     pub file: Option<At<PathBuf>>,
-    /// How long a proof is remembered, so that it need not be verified again; "0s" never. Default: 60s for
-    /// `password_file` and `registry`, 30s for `http`.
+    /// `password_file`, `registry`, `http`: how long a verified password, or an `allow` answer, is cached; `0s`
+    /// disables the cache. Default: `60s`; for `http` `30s`.
     pub cache: Option<At<Period>>,
-    /// `jwt`: the issuer's public keys: a JWKS file, or an `http` or `https` URL.
+    /// `jwt`: the issuer's public keys (JWKS): a file, reloaded when it changes, or an `http` or `https` URL. Required.
     pub jwks: Option<At<String>>,
-    /// `jwt`: which field of CONNECT carries the token. Default: password.
+    /// `jwt`: field of CONNECT that carries the token: `password` or `username`. Default: `password`.
     pub field: Option<At<TokenField>>,
-    /// `jwt`: what the token's `iss` must be.
+    /// `jwt`: value that the `iss` claim must have. Default: not checked; `check` warns.
     pub issuer: Option<At<String>>,
-    /// `jwt`: what the token's `aud` must be, or have among others; one of these.
+    /// `jwt`: value that the `aud` claim must have or contain; of a list, one is enough. Default: not checked; `check`
+    /// warns.
     pub audience: Option<At<OneOrMany<String>>>,
-    /// `jwt`: signature algorithms that are accepted. Default: ES256, ES384, PS256, RS256, EdDSA.
+    /// `jwt`: accepted signature algorithms: `ES256`, `ES384`, `PS256`, `PS384`, `PS512`, `RS256`, `RS384`, `RS512`,
+    /// `EdDSA`. Default: `ES256`, `ES384`, `PS256`, `RS256`, `EdDSA`.
     pub algorithms: Option<At<Vec<TokenAlgorithm>>>,
-    /// `jwt`: how far the issuer's clock may be ahead, for `nbf`. Default: 30s.
+    /// `jwt`: how far the issuer's clock may be ahead, for `nbf`. `exp` has no leeway. Default: `30s`.
     pub leeway: Option<At<Period>>,
-    /// `jwt`: how often the keys of a URL are fetched again at least. Default: 15m.
+    /// `jwt`: longest time between two fetches of a JWKS URL. Default: `15m`.
     pub refresh: Option<At<Timeout>>,
-    /// `http`: where the JSON document about a client is sent to.
+    /// `http`: URL to which the gateway sends its request. Required.
     pub url: Option<At<String>>,
-    /// `http`: headers sent along, as `{ Authorization = "Bearer ${FILE:token}" }`.
+    /// `http`: headers of the request, as `{ Authorization = "Bearer ${FILE:token}" }`. Default: none.
     pub headers: Option<At<BTreeMap<String, Secret>>>,
-    /// `http` and `jwt`: PEM bundle of trust anchors for `https`. Default: those of the system.
+    /// `http`, `jwt`: PEM bundle of trust anchors for `https`. Default: the system's.
     pub ca: Option<At<PathBuf>>,
-    /// `http`: for one answer. Default: 5s.
+    /// `http`: time for one response. Before it, a request may wait as long again for its turn. Default: `5s`.
     pub timeout: Option<At<Timeout>>,
-    /// `http`: questions at once. Default: 64.
+    /// `http`: requests at the same time. Default: `64`.
     pub max_concurrency: Option<At<NonZeroU32>>,
-    /// `http`: how long a refusal is remembered; "0s" not at all. Default: 5s.
+    /// `http`: how long a `deny` or `ignore` answer is cached; `0s` disables the cache. Default: `5s`.
     pub negative_cache: Option<At<Period>>,
-    /// `http`: failures in a row after which the service is left alone for `break_time`. Default: 5.
+    /// `http`: failures in a row that open the circuit breaker. Default: `5`.
     pub break_after: Option<At<NonZeroU32>>,
-    /// `http`: how long it is left alone. Default: 10s.
+    /// `http`: how long the circuit breaker stays open. Default: `10s`.
     pub break_time: Option<At<Timeout>>,
-    /// `registry`: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`.
+    /// `registry`: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`. Required.
     pub database: Option<At<Secret>>,
-    /// `registry`: CEL string, of `cert` and `tls` only, that says which device it is. Default: the one that the key
-    /// shown in the handshake is pinned to, else the one whose pre-shared key was used, else `mqtt.username`.
+    /// `registry`: CEL expression that yields the device ID, over `cert`, `tls.psk_identity`, `tls.key_name` and
+    /// `tls.key_fingerprint` only. Default: the device pinned to the presented key, else the one whose pre-shared key
+    /// was used, else `mqtt.username`.
     pub device: Option<At<String>>,
-    /// `registry`: devices kept in memory; more than these are not served. Default: 1000000.
+    /// `registry`: devices kept in memory. The gateway rejects devices beyond them. Default: `1000000`.
     pub max_devices: Option<At<NonZeroU32>>,
 }
 
-/// What an authenticator is.
+/// The kind of an authenticator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AuthenticatorKind {
     /// A file of users and password hashes.
     PasswordFile,
-    /// Tokens that an issuer has signed (RFC 7519).
+    /// Tokens signed by an issuer (RFC 7519).
     Jwt,
-    /// A service that is asked.
+    /// An HTTP service.
     Http,
     /// The device registry.
     Registry,
 }
 
 impl AuthenticatorKind {
-    /// As the configuration says it.
+    /// The word in the configuration.
     pub const fn label(self) -> &'static str {
         match self {
             Self::PasswordFile => "password_file",
@@ -89,7 +93,7 @@ impl AuthenticatorKind {
     }
 }
 
-/// A field of CONNECT that may carry a token.
+/// A field of CONNECT that can carry a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenField {
@@ -100,7 +104,8 @@ pub enum TokenField {
     Username,
 }
 
-/// A signature algorithm of RFC 7518, 3.1, or RFC 8037: with public keys only, so that none can be taken for a secret.
+/// A signature algorithm of RFC 7518, 3.1, or RFC 8037. Public keys only: a public key can never be used as an HMAC
+/// secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the names are the standard's")]
 pub enum TokenAlgorithm {
@@ -119,107 +124,109 @@ pub enum TokenAlgorithm {
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Psk {
-    /// Lines of `identity:key`.
+    /// File of `identity:key` lines. Reloaded when it changes. Default: none.
     pub file: Option<At<PathBuf>>,
-    /// How keys are written in the file: `hex`, as for mosquitto, or `raw`, as for EMQX.
+    /// How the file writes keys: `hex` (as mosquitto) or `raw` (as EMQX). Required with `file`.
     pub format: Option<At<PskFormat>>,
-    /// Whether the devices of the registry that have a pre-shared key are known, too. Default: false.
+    /// Whether devices of the registry that have a pre-shared key are accepted, too. Default: `false`.
     pub registry: Option<At<bool>>,
 }
 
-/// How keys are written.
+/// How a file writes pre-shared keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PskFormat {
-    /// Two hexadecimal digits an octet.
+    /// Two hexadecimal digits for each octet.
     Hex,
     /// The octets themselves.
     Raw,
 }
 
-/// Raw public keys (RFC 7250): devices are known by their keys, without certificates.
+/// Raw public keys (RFC 7250): clients authenticate by a key without a certificate. TLS 1.3 only.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawKeys {
-    /// Lines of `name:fingerprint`: the SHA-256 of the key's SubjectPublicKeyInfo, in hex or in base64.
+    /// File of `name:fingerprint` lines; the fingerprint is the SHA-256 of the key's SubjectPublicKeyInfo, in hex or
+    /// base64. Reloaded when it changes. Default: none.
     pub file: Option<At<PathBuf>>,
-    /// Whether keys that devices of the registry are pinned to are known, too. Default: false.
+    /// Whether keys that devices of the registry are pinned to are accepted, too. Default: `false`.
     pub registry: Option<At<bool>>,
 }
 
-/// Clients that come too often, or fail too often, are refused for a while.
+/// Bans clients that connect, or fail, too often.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ban {
-    /// By what clients are told apart. Default: address.
+    /// What identifies a client: `address` (of IPv6 the first 64 bits) or `client_id`. Default: `address`.
     pub key: BanKey,
-    /// What is counted. Default: both.
+    /// Events that count, each separately: `connect`, `failure`. `failure` requires `key = "address"`. Default: both;
+    /// with `client_id` only `connect`.
     pub on: Option<At<Vec<BanEvent>>>,
-    /// More than so many within `window` are too many.
+    /// Events allowed within `window`. One more starts the ban.
     #[schemars(required)]
     pub count: Option<At<NonZeroU32>>,
-    /// Default: 1m.
+    /// Period in which events are counted. Default: `1m`.
     pub window: Option<Timeout>,
-    /// How long a client is refused. Default: 5m.
+    /// How long a ban lasts. Default: `5m`.
     pub duration: Option<Timeout>,
-    /// Networks that are never banned.
+    /// Networks that are never banned. Default: none.
     pub except: Vec<Cidr>,
 }
 
-/// By what clients are told apart.
+/// What identifies a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BanKey {
-    /// Their address, of IPv6 its first 64 bits; they are refused before TLS.
+    /// Its address, of IPv6 the first 64 bits. The gateway rejects a banned address before TLS.
     #[default]
     Address,
-    /// Their client ID, once they have proved who they are.
+    /// Its client ID, once the client has authenticated.
     ClientId,
 }
 
-/// What is counted.
+/// An event that counts towards a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BanEvent {
-    /// Connections.
+    /// A connection.
     Connect,
-    /// Connections that could not prove who they are.
+    /// A connection that failed to authenticate or to meet `require`.
     Failure,
 }
 
-/// How the gateway signs identities towards brokers.
+/// How the gateway signs tokens for brokers.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Identity {
-    /// PEM file of the private key: P-256, P-384, Ed25519 or RSA.
+    /// PEM file of a PKCS#8 private key: P-256, P-384, Ed25519 or RSA. Reloaded when it changes.
     #[schemars(required)]
     pub private_key: Option<At<PathBuf>>,
-    /// PEM files of private keys whose public halves stay in the JWKS, for the time in which the key is changed.
+    /// PEM files of private keys whose public keys stay in the JWKS, for key rotation. Default: none.
     pub other_keys: Vec<At<PathBuf>>,
-    /// The tokens' `iss`.
+    /// The `iss` claim of the tokens.
     #[schemars(required)]
     pub issuer: Option<At<String>>,
 }
 
-/// What a password is replaced by.
+/// What replaces the password of CONNECT.
 #[derive(Clone, Debug, JsonSchema)]
 #[serde(untagged)]
 pub enum Password {
-    /// The value of a CEL string.
+    /// The value of a CEL expression.
     Expression(String),
-    /// A token that the gateway signs.
+    /// A token signed by the gateway.
     Token(Token),
 }
 
-/// A short-lived token (RFC 7519) that says who the client is, signed by the gateway's `[identity]`.
+/// A short-lived token (RFC 7519) that tells the broker who the client is, signed with the key of `[identity]`.
 #[derive(Clone, Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Token {
-    /// CEL expressions by name of the claim; `sub` is one that brokers look for.
+    /// Claims by name, each a CEL expression. Include `sub`: brokers compare it with the client ID or user name.
     pub claims: BTreeMap<String, String>,
-    /// The token's `aud`.
+    /// The `aud` claim. Default: none; `check` warns.
     pub audience: Option<String>,
-    /// From its `iat` to its `exp`. Default: 5m.
+    /// Time from `iat` to `exp`. Default: `5m`.
     pub lifetime: Option<Timeout>,
 }
 

@@ -1,4 +1,4 @@
-//! Every key a configuration file may have. The documentation comments are the reference: the JSON schema is made
+//! Every key of the configuration file. The doc comments are the reference documentation: the JSON schema is generated
 //! from them.
 
 mod auth;
@@ -16,67 +16,73 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 
 use super::value::{At, ByteSize, Cidr, OneOrMany, Period, Secret, Timeout};
 
-/// A whole configuration file.
+/// A configuration file.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where devices connect.
+    /// Addresses on which clients connect. At least one is required.
     pub listener: Vec<At<Listener>>,
-    /// What knows clients by their passwords or tokens.
+    /// Sources that authenticate clients by what CONNECT carries. Listeners refer to them by name.
     pub authenticator: Vec<At<Authenticator>>,
-    /// Groups of brokers.
+    /// Groups of brokers. Listeners refer to them by name.
     pub upstream: Vec<At<Upstream>>,
-    /// One line for each connection. Off if absent.
+    /// The access log: one line for each connection. Default: off.
     pub access_log: Option<At<AccessLog>>,
-    /// The process as a whole.
+    /// Settings of the process.
     pub runtime: Runtime,
-    /// How identities are signed towards brokers; for `connect.password`.
+    /// The key that signs tokens for brokers. Required if a `connect.password` is a table.
     pub identity: Option<At<Identity>>,
-    /// HTTP for operators. Off if absent.
+    /// The HTTP interface for operators. Default: off.
     pub admin: Option<Admin>,
 }
 
-/// An address on which devices connect, and what is asked of them there.
+/// An address on which clients connect, and what they must prove there.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Listener {
-    /// Unique; appears in logs and metrics.
+    /// Name of the listener. Appears in logs and metrics; must be unique.
     #[schemars(required)]
     pub name: Option<At<String>>,
-    /// `address:port`, or a list of them. Port 0 picks a free one and logs it.
+    /// Address and port to listen on (`0.0.0.0:8883`), or a list of them. Port 0 picks a free port and logs it. `[::]`
+    /// accepts IPv6 only: add `0.0.0.0` for IPv4.
     #[schemars(required)]
     pub bind: Option<At<OneOrMany<String>>>,
-    /// What is spoken below MQTT. Default: tls.
+    /// `tls` (MQTT over TLS) or `tcp` (MQTT in the clear). Default: `tls`.
     pub protocol: Protocol,
-    /// Name of the upstream it forwards to.
+    /// Name of the `[[upstream]]` that receives the sessions.
     #[schemars(required)]
     pub upstream: Option<At<String>>,
-    /// Networks that may connect. The most specific match of `allow` and `deny` wins. If only `allow` is given, all
-    /// others are denied.
+    /// Networks that may connect: `10.0.0.0/8`, or one address. The most specific match of `allow` and `deny` decides;
+    /// `deny` wins between equals. If `allow` is set, the gateway rejects addresses that match neither list. Default:
+    /// every address may connect.
     pub allow: Vec<Cidr>,
-    /// Networks that may not connect.
+    /// Networks that may not connect. Default: none.
     pub deny: Vec<Cidr>,
-    /// From the end of the handshake to the last byte of CONNECT. Default: 10s.
+    /// Time for the whole CONNECT packet to arrive, from the end of the TLS handshake (from accept with `protocol =
+    /// "tcp"`). Default: `10s`.
     pub connect_timeout: Option<Timeout>,
-    /// Largest CONNECT packet accepted. Default: 64KiB.
+    /// Largest CONNECT packet accepted, fixed header included; at most `1MiB`. Default: `64KiB`.
     pub max_connect_size: Option<At<ByteSize>>,
-    /// Connections of this listener at once. Default: 100000.
+    /// Connections of this listener at the same time, handshakes included. The gateway closes further ones. Default:
+    /// `100000`.
     pub max_connections: Option<NonZeroU32>,
-    /// What a refused CONNECT gets. Default: connack.
+    /// Answer to a rejected CONNECT packet: `connack` (a CONNACK in the client's MQTT version) or `close` (none).
+    /// Default: `connack`.
     pub on_reject: OnReject,
-    /// TLS towards devices. Required by protocol tls.
+    /// TLS towards clients. Required with `protocol = "tls"`, an error with `tcp`.
     pub tls: Option<At<ListenerTls>>,
-    /// Names of authenticators, in order: the first that knows a client decides, and one that none knows is refused.
+    /// Names of `[[authenticator]]` tables, asked in order. The first that knows the client decides. The gateway
+    /// rejects a client that none of them knows. Default: clients are not authenticated by CONNECT.
     pub authenticate: Vec<At<String>>,
-    /// Who is refused for a while.
+    /// Rules that ban clients which connect, or fail, too often. Default: none.
     pub ban: Vec<At<Ban>>,
-    /// Who is let in.
+    /// Conditions that every client must meet.
     pub admit: Admit,
-    /// What CONNECT is rewritten to.
+    /// Fields of CONNECT that the gateway replaces before it forwards the packet.
     pub connect: Connect,
 }
 
-/// What is spoken below MQTT.
+/// The transport below MQTT.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -87,81 +93,89 @@ pub enum Protocol {
     Tcp,
 }
 
-/// What a refused CONNECT gets.
+/// The answer to a rejected CONNECT packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnReject {
-    /// A CONNACK with the reason, in the client's own MQTT version.
+    /// The gateway sends a CONNACK with a reason code in the client's MQTT version, then closes the connection.
     #[default]
     Connack,
-    /// Nothing: the connection is closed.
+    /// The gateway closes the connection without an answer.
     Close,
 }
 
-/// TLS towards devices.
+/// TLS towards clients.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ListenerTls {
-    /// PEM file of the server's chain, leaf first; or a list of tables of `certificate` and `private_key`, of which
-    /// SNI chooses one, the first being for clients without SNI.
+    /// PEM file of the server's certificate chain, leaf first. Or a list of tables `{ certificate, private_key,
+    /// private_key_passphrase }`, of which SNI selects one; the first serves unknown names and clients without SNI.
+    /// Reloaded when it changes. Not with `psk`.
     #[schemars(required)]
     pub certificate: Option<At<Certificates>>,
-    /// PEM file of the private key; or a PKCS#11 URI of a key in a token.
+    /// PEM file of the private key, or a PKCS#11 URI (`pkcs11:...`) of a key in a token. The file is reloaded when it
+    /// changes. Required with one `certificate`; a list has its own keys.
     pub private_key: Option<At<String>>,
-    /// What the private key is encrypted with, if it is.
+    /// Passphrase of an encrypted private key. Default: none.
     pub private_key_passphrase: Option<At<Secret>>,
-    /// Whether a device has to show a certificate. Default: required if `client_ca` is set, else none.
+    /// Whether clients present a certificate: `required`, `optional` (one that is presented must be valid) or `none`.
+    /// Default: `required` if `client_ca` is set, else `none`.
     pub client_auth: Option<At<ClientAuth>>,
-    /// PEM bundle of trust anchors for devices.
+    /// PEM bundle of trust anchors for client certificates. Reloaded when it changes. Default: the gateway requests no
+    /// client certificate.
     pub client_ca: Option<At<PathBuf>>,
-    /// How many intermediates a device's chain may have. Default: 2.
+    /// Number of intermediate certificates that a client's certificate chain may have, 0 to 6. Default: `2`.
     pub verify_depth: Option<At<u8>>,
-    /// Certificate revocation lists: PEM or DER files, or `http` and `https` URLs. If there is one, each authority in a
-    /// device's chain needs one.
+    /// Certificate revocation lists (CRLs): PEM or DER files, `http` or `https` URLs. If there is one, every
+    /// certificate of a chain needs a CRL of its issuer. Default: CRLs are not checked.
     pub crl: Vec<At<String>>,
-    /// Whether CRLs are fetched from where certificates say they are, too. Default: false.
+    /// Whether the gateway also fetches CRLs from the distribution points that certificates name. Default: `false`.
     pub crl_distribution_points: bool,
-    /// What becomes of a device whose CRL is missing or out of date. Default: refuse.
+    /// What happens to a client whose CRL is missing or out of date: `refuse` or `allow`. Default: `refuse`.
     pub crl_missing: Option<At<OnFailure>>,
-    /// How often CRLs are fetched again at least, and OCSP responders asked again about connected devices. Default: 15m.
+    /// Longest time between two fetches of a CRL, and between two OCSP requests about a connected client. Default:
+    /// `15m`.
     pub revocation_refresh: Option<Timeout>,
-    /// Which certificates OCSP responders are asked about. Default: off.
+    /// Certificates that the gateway checks by OCSP: `off`, `leaf` (the client's own) or `chain` (with the
+    /// intermediates). Default: `off`.
     pub ocsp: Ocsp,
-    /// URL of the responder. Default: the one that the certificate names.
+    /// URL of the OCSP responder. Default: the URL that the certificate names.
     pub ocsp_responder: Option<At<String>>,
-    /// What becomes of a device for which no responder answers, or not in time. Default: refuse.
+    /// What happens to a client for which no OCSP responder answers: `refuse` or `allow`. Default: `refuse`.
     pub ocsp_failure: Option<At<OnFailure>>,
-    /// How long a device waits, after its handshake, for responders and for CRLs that only its certificate names.
-    /// Default: 5s.
+    /// How long a client waits, after its handshake, for OCSP responses and for CRLs of distribution points; and how
+    /// long a start or reload waits for CRLs from URLs. Default: `5s`.
     pub ocsp_timeout: Option<Timeout>,
-    /// Whether the handshake brings an OCSP answer about the server's certificate along. Default: false.
+    /// Whether the handshake carries an OCSP response about the server's own certificate. Default: `false`.
     pub ocsp_stapling: bool,
-    /// How sessions are resumed. Default: both.
+    /// How clients resume TLS sessions: `tickets`, `cache` (the gateway keeps the session), `both` or `off`. Default:
+    /// `both`.
     pub resumption: Option<At<Resumption>>,
-    /// How long after its full handshake a session may be resumed; 7d at most. Default: 1h.
+    /// How long after its full handshake a session may be resumed; at most `7d`. Default: `1h`.
     pub session_lifetime: Option<At<Timeout>>,
-    /// Makes tickets that listeners of the same name on other gateways with the same secret take, too; at least 32
-    /// characters.
+    /// Secret from which session ticket keys are derived, at least 32 characters. Gateways with the same secret accept
+    /// each other's tickets on listeners of the same name. Default: random keys.
     pub ticket_secret: Option<At<Secret>>,
-    /// Pre-shared keys in place of certificates.
+    /// Pre-shared keys in place of certificates. Default: none.
     pub psk: Option<At<Psk>>,
-    /// Keys without certificates.
+    /// Raw public keys (RFC 7250) of clients without certificates. Default: none.
     pub raw_keys: Option<At<RawKeys>>,
-    /// TLS versions offered. Default: both.
+    /// TLS versions offered: `1.2`, `1.3`, or both. Default: both.
     pub versions: Option<At<Vec<TlsVersion>>>,
-    /// From accept to the end of the handshake. Default: 10s.
+    /// Time for the TLS handshake, from accept. Default: `10s`.
     pub handshake_timeout: Option<Timeout>,
-    /// Application protocols offered; a client that offers none is served. Default: mqtt.
+    /// Application protocols offered by ALPN. A client that offers none is served; a client that offers only others is
+    /// rejected. Default: `["mqtt"]`.
     pub alpn: Option<Vec<String>>,
 }
 
-/// One certificate file, or several pairs to choose from by SNI.
+/// One certificate file, or a list of certificates with their keys, selected by SNI.
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
 pub enum Certificates {
-    /// The chain of the only certificate.
+    /// PEM file of the only certificate chain.
     One(PathBuf),
-    /// Several.
+    /// Certificates to select from by SNI.
     Many(Vec<CertificatePair>),
 }
 
@@ -177,64 +191,64 @@ impl<'de> Deserialize<'de> for Certificates {
     }
 }
 
-/// A certificate and its key.
+/// A certificate and its private key.
 #[derive(Clone, Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CertificatePair {
-    /// PEM file of the chain, leaf first.
+    /// PEM file of the certificate chain, leaf first.
     pub certificate: PathBuf,
-    /// PEM file of the private key; or a PKCS#11 URI of a key in a token.
+    /// PEM file of the private key, or a PKCS#11 URI of a key in a token.
     pub private_key: String,
-    /// What the private key is encrypted with, if it is.
+    /// Passphrase of an encrypted private key. Default: none.
     pub private_key_passphrase: Option<Secret>,
 }
 
-/// Whether a device has to show a certificate.
+/// Whether clients present a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientAuth {
-    /// Without a valid one the handshake fails.
+    /// The handshake fails without a valid certificate.
     Required,
-    /// One that is shown must be valid.
+    /// A client may leave the certificate out. One that is presented must be valid.
     Optional,
-    /// None is asked for.
+    /// The gateway requests no certificate.
     None,
 }
 
-/// What becomes of a device about which nobody can say whether it is revoked.
+/// What happens to a client whose revocation status is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnFailure {
-    /// It is refused.
+    /// The gateway rejects it (fails closed).
     Refuse,
-    /// It is let in.
+    /// The gateway accepts it.
     Allow,
 }
 
-/// Which certificates OCSP responders are asked about.
+/// Certificates that the gateway checks by OCSP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Ocsp {
     /// None.
     #[default]
     Off,
-    /// The device's own.
+    /// The client's own certificate.
     Leaf,
-    /// The device's own and those of the intermediates.
+    /// The client's own certificate and the intermediates.
     Chain,
 }
 
-/// How sessions are resumed.
+/// How clients resume TLS sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Resumption {
-    /// The client keeps the session's state, sealed.
+    /// The client keeps the session state in a session ticket, encrypted by the gateway.
     Tickets,
-    /// The gateway keeps it.
+    /// The gateway keeps the session state.
     Cache,
-    /// Tickets for clients that take them, else the cache.
+    /// Session tickets for clients that support them, the cache for others.
     Both,
-    /// Each handshake is a full one.
+    /// Every handshake is a full one.
     Off,
 }
 
@@ -249,23 +263,24 @@ pub enum TlsVersion {
     V13,
 }
 
-/// Who is let in.
+/// Conditions that every client must meet.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admit {
-    /// CEL expressions that must all be true.
+    /// CEL expressions that yield a boolean. The gateway rejects a client for which one is not true. Default: none.
     pub require: Vec<At<String>>,
 }
 
-/// What CONNECT is rewritten to: CEL expressions that yield a string.
+/// Fields of CONNECT that the gateway replaces. Every expression sees the packet as the client sent it.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Connect {
-    /// Replaces the client identifier.
+    /// CEL expression that yields the new client ID. Default: the client's own.
     pub client_id: Option<At<String>>,
-    /// Replaces the user name.
+    /// CEL expression that yields the new user name. Default: the client's own.
     pub username: Option<At<String>>,
-    /// Replaces the password: a CEL string, or a table of what a signed token is made of.
+    /// CEL expression that yields the new password, or a table of a token that the gateway signs. Default: the client's
+    /// own.
     pub password: Option<At<Password>>,
 }
 
@@ -273,29 +288,32 @@ pub struct Connect {
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Upstream {
-    /// Unique; appears in logs and metrics.
+    /// Name of the upstream. Appears in logs and metrics; must be unique.
     #[schemars(required)]
     pub name: Option<At<String>>,
-    /// `"host:port"`, or tables; `"embedded"` is the built-in broker.
+    /// Brokers: `host:port`, or tables `{ address, weight, max_connections, backup }`. Each address that a host name
+    /// resolves to is a server. `embedded` is the built-in broker: in memory only, for tests.
     #[schemars(required)]
     pub servers: Option<At<Vec<At<Server>>>>,
-    /// How often names are resolved again. Default: 30s.
+    /// Time between two lookups of host names. Default: `30s`.
     pub resolve_interval: Option<Timeout>,
-    /// How a server is chosen. Default: hash.
+    /// Load balancing: `hash` (consistent), `least_connections`, `random_two` or `round_robin`. Default: `hash`.
     pub balance: Option<At<Balance>>,
-    /// CEL string that `balance = "hash"` hashes. Default: mqtt.client_id.
+    /// CEL expression that yields the string to hash with `balance = "hash"`. It sees CONNECT as the broker receives
+    /// it. Default: `mqtt.client_id`.
     pub hash_key: Option<At<String>>,
-    /// For each server tried. Default: 5s.
+    /// Time for a connection to one server, TLS included. All attempts for one client take at most three times as long.
+    /// Default: `5s`.
     pub connect_timeout: Option<Timeout>,
     /// Active health checks.
     pub health: Health,
-    /// Failures within `fail_timeout` after which a server counts as down; 0 never. Default: 1.
+    /// Failed connections within `fail_timeout` after which a server counts as down; `0`: never. Default: `1`.
     pub max_fails: Option<u32>,
-    /// The window of `max_fails`, and how long a server then counts as down. Default: 10s.
+    /// Window of `max_fails`, and how long a server counts as down afterwards. Default: `10s`.
     pub fail_timeout: Option<Timeout>,
-    /// How long a server that recovered takes to reach its full weight. Default: 0s.
+    /// How long a recovered server takes to reach its full weight. No effect with `hash`. Default: `0s`.
     pub slow_start: Option<At<Period>>,
-    /// Encrypts towards the brokers; verification is always on.
+    /// TLS towards the brokers. The gateway always verifies the broker's certificate. Default: off.
     pub tls: Option<At<UpstreamTls>>,
 }
 
@@ -305,11 +323,11 @@ pub struct Upstream {
 pub struct Server {
     /// `host:port`, or `embedded`.
     pub address: String,
-    /// Share of the sessions relative to other servers.
+    /// Share of the sessions relative to other servers, 1 to 1000. Default: `1`.
     pub weight: u32,
-    /// Sessions at once; none: no limit.
+    /// Sessions at the same time. Default: no limit.
     pub max_connections: Option<NonZeroU32>,
-    /// Used only when no other server is up.
+    /// Whether the server is used only while no other server is up. Default: `false`.
     pub backup: bool,
 }
 
@@ -324,10 +342,14 @@ enum ServerForm {
 #[derive(serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerTable {
+    /// `host:port`, or `embedded`.
     address: String,
+    /// Share of the sessions relative to other servers, 1 to 1000. Default: `1`.
     #[serde(default = "one")]
     weight: u32,
+    /// Sessions at the same time. Default: no limit.
     max_connections: Option<NonZeroU32>,
+    /// Whether the server is used only while no other server is up. Default: `false`.
     #[serde(default)]
     backup: bool,
 }
@@ -349,18 +371,18 @@ impl<'de> Deserialize<'de> for Server {
     }
 }
 
-/// How a server is chosen.
+/// How the gateway selects a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
-    /// Ketama, consistent: a client keeps its broker while the broker is there.
+    /// Ketama consistent hashing: a client keeps its broker while that is up.
     #[default]
     Hash,
-    /// The fewest connections for its weight.
+    /// The server with the fewest connections for its weight.
     LeastConnections,
-    /// The better of two picked at random.
+    /// The less loaded of two servers picked at random.
     RandomTwo,
-    /// One after the other.
+    /// Each server in turn, by weight.
     RoundRobin,
 }
 
@@ -368,19 +390,20 @@ pub enum Balance {
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Health {
-    /// Default: mqtt.
+    /// `mqtt` (sends a CONNECT of MQTT 3.1.1 and expects a CONNACK), `tcp` (opens a connection) or `off`. Default:
+    /// `mqtt`.
     pub mode: HealthMode,
-    /// From the end of one check to the next. Default: 5s.
+    /// Time from the end of one check to the next, at least `100ms`; varies by up to 10 %. Default: `5s`.
     pub interval: Option<Timeout>,
-    /// For one check as a whole. Default: 5s.
+    /// Time for one check as a whole. Default: `5s`.
     pub timeout: Option<Timeout>,
-    /// Failed checks in a row that take a server down. Default: 1.
+    /// Failed checks in a row that mark a server as down. Default: `1`.
     pub fails: Option<u32>,
-    /// Passed checks in a row that take it up again. Default: 1.
+    /// Passed checks in a row that mark it as up again. Default: `1`.
     pub passes: Option<u32>,
-    /// User name of the check's CONNECT.
+    /// User name in the check's CONNECT. Default: none.
     pub username: Option<String>,
-    /// Password of the check's CONNECT.
+    /// Password in the check's CONNECT; requires `username`. Default: none.
     pub password: Option<At<Secret>>,
 }
 
@@ -388,12 +411,12 @@ pub struct Health {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthMode {
-    /// Sends a CONNECT (3.1.1) and wants a CONNACK.
+    /// Sends a CONNECT of MQTT 3.1.1 and expects a CONNACK.
     #[default]
     Mqtt,
     /// Opens a connection.
     Tcp,
-    /// Nothing; servers are judged by the sessions' own connects.
+    /// No active checks: only sessions' own connections tell whether a server is up.
     Off,
 }
 
@@ -401,30 +424,30 @@ pub enum HealthMode {
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UpstreamTls {
-    /// PEM bundle of trust anchors. Default: those of the system.
+    /// PEM bundle of trust anchors for the brokers' certificates. Default: the system's.
     pub ca: Option<At<PathBuf>>,
-    /// PEM file of the gateway's own chain, leaf first.
+    /// PEM file of the gateway's client certificate chain, leaf first. Default: none.
     pub certificate: Option<At<PathBuf>>,
-    /// PEM file of its private key; or a PKCS#11 URI of a key in a token.
+    /// PEM file of its private key, or a PKCS#11 URI of a key in a token. Required with `certificate`.
     pub private_key: Option<At<String>>,
-    /// What the private key is encrypted with, if it is.
+    /// Passphrase of an encrypted private key. Default: none.
     pub private_key_passphrase: Option<At<Secret>>,
-    /// The name the broker's certificate must have. Default: the host in its address.
+    /// Name that the broker's certificate must be valid for. Default: the host of the server's address.
     pub server_name: Option<At<String>>,
 }
 
-/// One line for each connection, when it ends.
+/// The access log: one line for each connection, when it ends.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AccessLog {
-    /// A file that is appended to; `-` is standard output.
+    /// File to append to; `-` is standard output. A reload opens it again.
     #[schemars(required)]
     pub path: Option<At<PathBuf>>,
-    /// Default: combined.
+    /// `combined` (columns, as NGINX writes them) or `json` (one object a line). Default: `combined`.
     pub format: AccessLogFormat,
 }
 
-/// What an access line looks like.
+/// The format of an access log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLogFormat {
@@ -435,35 +458,37 @@ pub enum AccessLogFormat {
     Json,
 }
 
-/// The process as a whole.
+/// Settings of the process.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
-    /// Threads that move bytes. Default: the cores.
+    /// Threads that serve connections, 1 to 1024. Takes effect after a restart. Default: the number of cores.
     pub worker_threads: Option<At<usize>>,
-    /// How long sessions may go on after SIGTERM. Default: 30s.
+    /// How long open sessions may continue after SIGTERM. Default: `30s`.
     pub drain_timeout: Option<Period>,
-    /// What is logged: error, warn, info, debug, trace, or directives by target. Default: info.
+    /// Log level: `error`, `warn`, `info`, `debug`, `trace`, also by module (`info,portcullis_gateway=debug`). Takes
+    /// effect after a restart. Default: `info`.
     pub log: Option<At<String>>,
-    /// Default: text.
+    /// `text` or `json` (one object a line), on standard error. Takes effect after a restart. Default: `text`.
     pub log_format: LogFormat,
 }
 
-/// What a log line looks like.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text.
     #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// HTTP for operators: `/livez`, `/readyz`, `/metrics`.
+/// The HTTP interface for operators: `/livez`, `/readyz`, `/metrics`, `/jwks.json`.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
-    /// `address:port`, or `unix:PATH`.
+    /// `address:port`, or `unix:PATH`. The interface has no authentication: use the loopback address or a Unix socket.
+    /// Takes effect after a restart.
     pub bind: At<String>,
 }
