@@ -208,7 +208,8 @@ impl Trust {
     /// this process.
     pub(crate) fn knows_authorities_of(&self, credential: &Credential) -> bool {
         let checks_nothing = !self.looks_at_crls() && self.ocsp == OcspScope::Off;
-        checks_nothing || credential.links().iter().all(|link| self.knowledge.shared.issuers.get(&link.issuer).is_some())
+        checks_nothing
+            || credential.links().iter().all(|link| self.knowledge.shared.issuers.get(&link.issuer).is_some())
     }
 
     /// What is certain is an error, what is not known is handed back.

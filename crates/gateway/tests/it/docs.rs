@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use portcullis_gateway::outcome::{CloseReason, Reject};
+use portcullis_gateway::peer::FACTS;
 use portcullis_wire::Version;
+use serde_json::Value;
 
 #[test]
 fn the_reasons_are_documented() {
@@ -27,6 +29,55 @@ fn the_reasons_are_documented() {
     assert_generated("access-log.md", "reject reasons", &table("CONNACK", rejected));
     assert_generated("access-log.md", "close reasons", &table("DISCONNECT", closed));
     assert_generated("access-log.md", "failures", &(failures.join(", ") + ".\n"));
+}
+
+/// Sub-tables, which have sections of their own.
+const SUB_TABLES: &[(&str, &[&str])] =
+    &[("Listener", &["tls", "ban", "admit", "connect"]), ("Upstream", &["health", "tls"])];
+
+#[test]
+fn the_keys_of_the_configuration_are_documented() {
+    let schema = portcullis_gateway::config::json_schema();
+    for (table, definition) in schema["$defs"].as_object().unwrap() {
+        let Some(keys) = definition["properties"].as_object().filter(|_| table != "CertificatePair") else { continue };
+        let required = definition["required"].as_array().cloned().unwrap_or_default();
+        let sub_tables = SUB_TABLES.iter().find(|(name, _)| name == table).map_or(&[][..], |(_, keys)| keys);
+        let row = |(key, schema): (&String, &Value)| {
+            let text = schema["description"].as_str().unwrap_or_else(|| panic!("{table}.{key} has no comment"));
+            let text = &text.replace('\n', " ");
+            let (meaning, told) = text.split_once(" Default: ").unwrap_or((text.as_str(), "-"));
+            let default = match &schema["default"] {
+                _ if required.contains(&Value::from(key.as_str())) => "required".to_owned(),
+                Value::Null => told.trim_end_matches('.').to_owned(),
+                Value::Array(items) if items.is_empty() && told != "-" => told.trim_end_matches('.').to_owned(),
+                default => format!("`{}`", as_toml(default)),
+            };
+            format!("| `{key}` | {meaning} | {default} |\n")
+        };
+        let rows: String = keys.iter().filter(|(key, _)| !sub_tables.contains(&key.as_str())).map(row).collect();
+        let text = format!("| key | meaning | default |\n| --- | --- | --- |\n{rows}");
+        assert_generated("configuration.md", &format!("keys of {table}"), &text);
+    }
+}
+
+/// A default as the file writes it; a string without its quotes.
+fn as_toml(default: &Value) -> String {
+    match default {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(Value::to_string).collect::<Vec<_>>().join(", ")),
+        other => other.to_string(),
+    }
+}
+
+#[test]
+fn the_facts_of_expressions_are_documented() {
+    let rows = FACTS.iter().map(|fact| {
+        let kind = format!("{:?}", fact.kind).to_lowercase();
+        let optional = if fact.optional { ", optional" } else { "" };
+        format!("| `{}` | {kind}{optional} | {} |\n", fact.path, fact.meaning)
+    });
+    let text = "| variable | type | value |\n| --- | --- | --- |\n".to_owned() + &rows.collect::<String>();
+    assert_generated("expressions.md", "facts", &text);
 }
 
 fn table(answer: &str, rows: impl Iterator<Item = String>) -> String {

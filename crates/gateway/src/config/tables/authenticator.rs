@@ -18,56 +18,60 @@ use super::{Named, compile, nonzero, warn_of_literal_secret};
 use crate::expr::{Expression, Wanted};
 use crate::url::{host_of, is_url};
 
-/// Authenticates clients by what their CONNECT carries. `kind` says which of the keys apply.
+/// A source that authenticates clients by what CONNECT carries. `kind` decides which of the other keys apply.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Authenticator", extend("required" = ["name", "kind"]))]
 pub(in crate::config) struct AuthenticatorTable {
-    /// Unique; listeners name it in `authenticate`, and it appears in logs.
+    /// Name of the authenticator. Listeners refer to it in `authenticate`; it appears in logs and must be unique.
     name: Option<Setting<String>>,
-    /// What it is.
+    /// `password_file`, `jwt`, `http` or `registry`.
     kind: Option<Setting<Kind>>,
-    /// `password_file`: lines of `user:hash`, as `portcullis passwd` and `mosquitto_passwd` write them.
+    /// `password_file`: file of `user:hash` lines, as `portcullis passwd` and `mosquitto_passwd` write them. Reloaded
+    /// when it changes. Required.
     file: Option<Setting<PathBuf>>,
-    /// How long a successful verification is cached; `0s`: not at all. Default: `60s` for `password_file` and
-    /// `registry`, `30s` for `http`.
+    /// `password_file`, `registry`, `http`: how long a verified password, or an `allow` answer, is cached; `0s`
+    /// disables the cache. Default: `60s`; for `http` `30s`.
     cache: Option<Setting<Period>>,
-    /// `jwt`: the issuer's public keys: a JWKS file, or an `http` or `https` URL.
+    /// `jwt`: the issuer's public keys (JWKS): a file, reloaded when it changes, or an `http` or `https` URL. Required.
     jwks: Option<Setting<String>>,
-    /// `jwt`: which field of CONNECT carries the token.
+    /// `jwt`: field of CONNECT that carries the token: `password` or `username`.
     field: Setting<TokenField>,
-    /// `jwt`: what the token's `iss` must be.
+    /// `jwt`: value that the `iss` claim must have. Default: not checked; `check` warns.
     issuer: Option<Setting<String>>,
-    /// `jwt`: what the token's `aud` must be or contain; one of these.
+    /// `jwt`: value that the `aud` claim must have or contain; of a list, one is enough. Default: not checked; `check`
+    /// warns.
     audience: Option<Setting<OneOrMany<String>>>,
-    /// `jwt`: signature algorithms that are accepted.
+    /// `jwt`: accepted signature algorithms: `ES256`, `ES384`, `PS256`, `PS384`, `PS512`, `RS256`, `RS384`, `RS512`,
+    /// `EdDSA`. Default: `ES256`, `ES384`, `PS256`, `RS256`, `EdDSA`.
     algorithms: Setting<Vec<TokenAlgorithm>>,
-    /// `jwt`: how far the issuer's clock may be ahead, for `nbf`.
+    /// `jwt`: how far the issuer's clock may be ahead, for `nbf`. `exp` has no leeway.
     leeway: Setting<Period>,
-    /// `jwt`: how often the keys of a URL are fetched again at least.
+    /// `jwt`: longest time between two fetches of a JWKS URL.
     refresh: Setting<Timeout>,
-    /// `http`: where the gateway sends the JSON document about a client.
+    /// `http`: URL to which the gateway sends its request. Required.
     url: Option<Setting<String>>,
-    /// `http`: headers of the request, as `{ Authorization = "Bearer ${FILE:token}" }`.
+    /// `http`: headers of the request, as `{ Authorization = "Bearer ${FILE:token}" }`. Default: none.
     headers: Option<Setting<BTreeMap<String, Secret>>>,
-    /// `http` and `jwt`: PEM bundle of trust anchors for `https`. Default: those of the system.
+    /// `http`, `jwt`: PEM bundle of trust anchors for `https`. Default: the system's.
     ca: Option<Setting<PathBuf>>,
-    /// `http`: for one response.
+    /// `http`: time for one response. Before it, a request may wait as long again for its turn.
     timeout: Setting<Timeout>,
-    /// `http`: requests at once.
+    /// `http`: requests at the same time.
     max_concurrency: Setting<NonZeroU32>,
-    /// `http`: how long a rejection is cached; `0s`: not at all.
+    /// `http`: how long a `deny` or `ignore` answer is cached; `0s` disables the cache.
     negative_cache: Setting<Period>,
-    /// `http`: failures in a row that open the circuit breaker for `break_time`.
+    /// `http`: failures in a row that open the circuit breaker.
     break_after: Setting<NonZeroU32>,
     /// `http`: how long the circuit breaker stays open.
     break_time: Setting<Timeout>,
-    /// `registry`: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`.
+    /// `registry`: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`. Required.
     database: Option<Setting<Secret>>,
-    /// `registry`: CEL string, of `cert` and `tls` only, that yields the ID of the device. Default: the device that the
-    /// key presented in the handshake is pinned to, else the one whose pre-shared key was used, else `mqtt.username`.
+    /// `registry`: CEL expression that yields the device ID, over `cert`, `tls.psk_identity`, `tls.key_name` and
+    /// `tls.key_fingerprint` only. Default: the device pinned to the presented key, else the one whose pre-shared key
+    /// was used, else `mqtt.username`.
     device: Option<Setting<String>>,
-    /// `registry`: devices kept in memory. The gateway rejects devices above this number.
+    /// `registry`: devices kept in memory. The gateway rejects devices beyond them.
     max_devices: Setting<NonZeroU32>,
 }
 
@@ -149,16 +153,16 @@ impl Named for AuthenticatorTable {
     }
 }
 
-/// What an authenticator is.
+/// The kind of an authenticator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "AuthenticatorKind")]
 enum Kind {
     /// A file of users and password hashes.
     PasswordFile,
-    /// Tokens that an issuer has signed (RFC 7519).
+    /// Tokens signed by an issuer (RFC 7519).
     Jwt,
-    /// A service that is asked over HTTP.
+    /// An HTTP service.
     Http,
     /// The device registry.
     Registry,
@@ -176,7 +180,7 @@ impl Kind {
     }
 }
 
-/// A field of CONNECT that may carry a token.
+/// A field of CONNECT that can carry a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenField {
@@ -186,7 +190,8 @@ pub enum TokenField {
     Username,
 }
 
-/// A signature algorithm of RFC 7518, 3.1, or RFC 8037: with public keys only, so that none can be taken for a secret.
+/// A signature algorithm of RFC 7518, 3.1, or RFC 8037. Public keys only: a public key can never be used as an HMAC
+/// secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[expect(missing_docs, reason = "the names are the standard's")]
 pub enum TokenAlgorithm {

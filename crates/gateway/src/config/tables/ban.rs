@@ -10,20 +10,21 @@ use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
 use super::super::values::{Cidr, Setting, Timeout};
 
-/// Clients that connect too often, or fail too often, are rejected for a while.
+/// Bans clients that connect, or fail, too often.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Ban", extend("required" = ["count"]))]
 pub(super) struct BanTable {
-    /// How clients are told apart.
+    /// What identifies a client: `address` (of IPv6 the first 64 bits) or `client_id`.
     key: BanKey,
-    /// What is counted, each for itself. Default: both; with `key = "client_id"`: `connect`.
+    /// Events that count, each separately: `connect`, `failure`. `failure` requires `key = "address"`. Default: both;
+    /// with `client_id` only `connect`.
     on: Option<Setting<Vec<BanEvent>>>,
-    /// A client is banned after more than this number of events within `window`.
+    /// Events allowed within `window`. One more starts the ban.
     count: Option<Setting<NonZeroU32>>,
-    /// The sliding window of `count`.
+    /// Period in which events are counted.
     window: Timeout,
-    /// How long a client is rejected.
+    /// How long a ban lasts.
     duration: Timeout,
     /// Networks that are never banned.
     except: Vec<Cidr>,
@@ -42,23 +43,23 @@ impl Default for BanTable {
     }
 }
 
-/// How clients are told apart.
+/// What identifies a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BanKey {
-    /// By address, of IPv6 its first 64 bits; they are rejected before TLS.
+    /// Its address, of IPv6 the first 64 bits. The gateway rejects a banned address before TLS.
     Address,
-    /// By client ID, once they have proved who they are.
+    /// Its client ID, once the client has authenticated.
     ClientId,
 }
 
-/// What is counted.
+/// An event that counts towards a ban.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BanEvent {
-    /// Connections.
+    /// A connection.
     Connect,
-    /// Connections that failed to prove who they are.
+    /// A connection that failed to authenticate or to meet `require`.
     Failure,
 }
 

@@ -13,49 +13,50 @@ use super::identity::OWN_CLAIMS;
 use super::{Names, compile};
 use crate::expr::{Expression, Wanted};
 
-/// Which clients are admitted.
+/// Conditions that every client must meet.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Admit")]
 pub(super) struct AdmitTable {
-    /// CEL expressions that must all be true.
+    /// CEL expressions that yield a boolean. The gateway rejects a client for which one is not true.
     pub(super) require: Vec<Setting<String>>,
 }
 
-/// How CONNECT is rewritten: CEL expressions that yield a string. All of them see CONNECT as the client sent it.
+/// Fields of CONNECT that the gateway replaces. Every expression sees the packet as the client sent it.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Connect")]
 pub(super) struct ConnectTable {
-    /// Replaces the client identifier.
+    /// CEL expression that yields the new client ID. Default: the client's own.
     client_id: Option<Setting<String>>,
-    /// Replaces the user name.
+    /// CEL expression that yields the new user name. Default: the client's own.
     username: Option<Setting<String>>,
-    /// Replaces the password: a CEL string, or a table that describes a token that the gateway signs.
+    /// CEL expression that yields the new password, or a table of a token that the gateway signs. Default: the client's
+    /// own.
     password: Option<Setting<PasswordTable>>,
 }
 
-/// What replaces a password.
+/// What replaces the password of CONNECT.
 #[derive(Clone, Debug, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "Password")]
 enum PasswordTable {
-    /// The value of a CEL string.
+    /// The value of a CEL expression.
     Expression(String),
-    /// A token that the gateway signs.
+    /// A token signed by the gateway.
     Token(TokenTable),
 }
 
-/// A short-lived token (RFC 7519) that names the client, signed by the gateway's `[identity]`.
+/// A short-lived token (RFC 7519) that tells the broker who the client is, signed with the key of `[identity]`.
 #[derive(Clone, Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Token")]
 struct TokenTable {
-    /// CEL expressions by the name of the claim; brokers look for `sub`.
+    /// Claims by name, each a CEL expression. Include `sub`: brokers compare it with the client ID or user name.
     claims: BTreeMap<String, String>,
-    /// The token's `aud`.
+    /// The `aud` claim. Default: none; `check` warns.
     audience: Option<String>,
-    /// From its `iat` to its `exp`.
+    /// Time from `iat` to `exp`.
     #[serde(default = "default_lifetime")]
     lifetime: Timeout,
 }

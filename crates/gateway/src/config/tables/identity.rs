@@ -12,16 +12,16 @@ use super::super::values::{Location, Setting};
 /// Claims that the gateway sets itself.
 pub const OWN_CLAIMS: &[&str] = &["iss", "aud", "iat", "nbf", "exp", "jti"];
 
-/// How the gateway signs the identity of a client towards brokers.
+/// How the gateway signs tokens for brokers.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Identity", extend("required" = ["private_key", "issuer"]))]
 pub(in crate::config) struct IdentityTable {
-    /// PEM file of the private key (PKCS#8): P-256, P-384, Ed25519 or RSA.
+    /// PEM file of a PKCS#8 private key: P-256, P-384, Ed25519 or RSA. Reloaded when it changes.
     private_key: Option<Setting<PathBuf>>,
-    /// PEM files of private keys whose public halves stay in the JWKS while the key is rotated.
+    /// PEM files of private keys whose public keys stay in the JWKS, for key rotation.
     other_keys: Vec<Setting<PathBuf>>,
-    /// The tokens' `iss`.
+    /// The `iss` claim of the tokens.
     issuer: Option<Setting<String>>,
 }
 

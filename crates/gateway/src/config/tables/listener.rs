@@ -20,42 +20,45 @@ use crate::expr::{Expression, Wanted};
 /// MQTT itself sets no lower bound on the length of a CONNECT packet [MQTT-2.1.4].
 const MAX_MAX_CONNECT_SIZE: usize = 1 << 20;
 
-/// An address on which devices connect, and what is required of them there.
+/// An address on which clients connect, and what they must prove there.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Listener", extend("required" = ["name", "bind", "upstream"]))]
 pub(in crate::config) struct ListenerTable {
-    /// Unique; appears in logs and metrics.
+    /// Name of the listener. Appears in logs and metrics; must be unique.
     name: Option<Setting<String>>,
-    /// `address:port`, or a list of them. Port 0 picks a free one and logs it; `[::]` is IPv6 only.
+    /// Address and port to listen on (`0.0.0.0:8883`), or a list of them. Port 0 picks a free port and logs it. `[::]`
+    /// accepts IPv6 only: add `0.0.0.0` for IPv4.
     bind: Option<Setting<OneOrMany<String>>>,
-    /// The transport of MQTT.
+    /// `tls` (MQTT over TLS) or `tcp` (MQTT in the clear).
     protocol: Protocol,
-    /// Name of the `[[upstream]]` it forwards to.
+    /// Name of the `[[upstream]]` that receives the sessions.
     upstream: Option<Setting<String>>,
-    /// Networks that may connect. The most specific match of `allow` and `deny` wins, `deny` among equals. With an
-    /// `allow` list, all other addresses are denied.
+    /// Networks that may connect: `10.0.0.0/8`, or one address. The most specific match of `allow` and `deny` decides;
+    /// `deny` wins between equals. If `allow` is set, the gateway rejects addresses that match neither list. Default:
+    /// every address may connect.
     allow: Vec<Cidr>,
     /// Networks that may not connect.
     deny: Vec<Cidr>,
-    /// From the end of the handshake to the last byte of CONNECT.
+    /// Time for the whole CONNECT packet to arrive, from the end of the TLS handshake (from accept with `protocol =
+    /// "tcp"`).
     connect_timeout: Timeout,
-    /// Largest CONNECT packet accepted, fixed header included; `1MiB` at most.
+    /// Largest CONNECT packet accepted, fixed header included; at most `1MiB`.
     max_connect_size: Setting<ByteSize>,
-    /// Connections of this listener at once.
+    /// Connections of this listener at the same time, handshakes included. The gateway closes further ones.
     max_connections: NonZeroU32,
-    /// What a rejected CONNECT gets.
+    /// Answer to a rejected CONNECT packet: `connack` (a CONNACK in the client's MQTT version) or `close` (none).
     on_reject: OnReject,
-    /// TLS towards devices. Required with `protocol = "tls"`.
+    /// TLS towards clients. Required with `protocol = "tls"`, an error with `tcp`.
     tls: Option<Setting<TlsTable>>,
-    /// Names of authenticators, in order. The first that knows a client decides; a client that none knows is rejected.
-    /// Empty: clients need not authenticate in CONNECT.
+    /// Names of `[[authenticator]]` tables, asked in order. The first that knows the client decides. The gateway
+    /// rejects a client that none of them knows. Default: clients are not authenticated by CONNECT.
     authenticate: Vec<Setting<String>>,
-    /// Clients that connect or fail too often are rejected for a while.
+    /// Rules that ban clients which connect, or fail, too often.
     ban: Vec<Setting<BanTable>>,
-    /// Which clients are admitted.
+    /// Conditions that every client must meet.
     admit: AdmitTable,
-    /// How CONNECT is rewritten.
+    /// Fields of CONNECT that the gateway replaces before it forwards the packet.
     connect: ConnectTable,
 }
 
@@ -87,23 +90,23 @@ impl Named for ListenerTable {
     }
 }
 
-/// The transport of MQTT.
+/// The transport below MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Protocol {
     /// MQTT over TLS.
     Tls,
-    /// MQTT over TCP, not encrypted.
+    /// MQTT over TCP, in the clear.
     Tcp,
 }
 
-/// What a rejected CONNECT gets.
+/// The answer to a rejected CONNECT packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnReject {
-    /// A CONNACK with the reason code, in the client's own MQTT version.
+    /// The gateway sends a CONNACK with a reason code in the client's MQTT version, then closes the connection.
     Connack,
-    /// Nothing: the connection is closed.
+    /// The gateway closes the connection without an answer.
     Close,
 }
 

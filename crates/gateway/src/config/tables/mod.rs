@@ -38,24 +38,24 @@ use super::values::{Located, Setting};
 use crate::expr::{Expression, Wanted};
 use crate::suggest::suggest;
 
-/// A whole configuration file, as written.
+/// A configuration file.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Config")]
 pub(super) struct Model {
-    /// Where devices connect.
+    /// Addresses on which clients connect. At least one is required.
     pub(super) listener: Vec<Setting<listener::ListenerTable>>,
-    /// How clients are authenticated by their passwords or tokens.
+    /// Sources that authenticate clients by what CONNECT carries. Listeners refer to them by name.
     pub(super) authenticator: Vec<Setting<authenticator::AuthenticatorTable>>,
-    /// Groups of brokers.
+    /// Groups of brokers. Listeners refer to them by name.
     pub(super) upstream: Vec<Setting<upstream::UpstreamTable>>,
-    /// One line for each connection. Off if absent.
+    /// The access log: one line for each connection. Default: off.
     pub(super) access_log: Option<Setting<process::AccessLogTable>>,
-    /// The process as a whole.
+    /// Settings of the process.
     pub(super) runtime: process::RuntimeTable,
-    /// Signs the identity of a client towards the broker; for `connect.password`.
+    /// The key that signs tokens for brokers. Required if a `connect.password` is a table.
     pub(super) identity: Option<Setting<identity::IdentityTable>>,
-    /// HTTP for operators. Off if absent.
+    /// The HTTP interface for operators. Default: off.
     pub(super) admin: Option<process::AdminTable>,
 }
 

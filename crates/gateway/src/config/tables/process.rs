@@ -11,18 +11,19 @@ use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
 use super::super::values::{Period, Setting};
 
-/// The process as a whole.
+/// Settings of the process.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Runtime")]
 pub(in crate::config) struct RuntimeTable {
-    /// Threads that move bytes, 1 to 1024. Default: the number of cores.
+    /// Threads that serve connections, 1 to 1024. Takes effect after a restart. Default: the number of cores.
     worker_threads: Option<Setting<usize>>,
-    /// How long sessions may continue after SIGTERM.
+    /// How long open sessions may continue after SIGTERM.
     drain_timeout: Period,
-    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or directives by target.
+    /// Log level: `error`, `warn`, `info`, `debug`, `trace`, also by module (`info,portcullis_gateway=debug`). Takes
+    /// effect after a restart.
     log: Setting<String>,
-    /// What a log line looks like.
+    /// `text` or `json` (one object a line), on standard error. Takes effect after a restart.
     log_format: LogFormat,
 }
 
@@ -37,29 +38,29 @@ impl Default for RuntimeTable {
     }
 }
 
-/// What a log line looks like.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text.
     #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// One line for each connection, when it ends.
+/// The access log: one line for each connection, when it ends.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "AccessLog", extend("required" = ["path"]))]
 pub(in crate::config) struct AccessLogTable {
-    /// A file that is appended to; `-` is standard output.
+    /// File to append to; `-` is standard output. A reload opens it again.
     path: Option<Setting<PathBuf>>,
-    /// What a line looks like.
+    /// `combined` (columns, as NGINX writes them) or `json` (one object a line).
     format: AccessLogFormat,
 }
 
-/// What an access line looks like.
+/// The format of an access log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLogFormat {
@@ -70,12 +71,13 @@ pub enum AccessLogFormat {
     Json,
 }
 
-/// HTTP for operators: `/livez`, `/readyz`, `/metrics`, `/jwks.json`.
+/// The HTTP interface for operators: `/livez`, `/readyz`, `/metrics`, `/jwks.json`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Admin")]
 pub(in crate::config) struct AdminTable {
-    /// `address:port`, or `unix:PATH`.
+    /// `address:port`, or `unix:PATH`. The interface has no authentication: use the loopback address or a Unix socket.
+    /// Takes effect after a restart.
     bind: Setting<String>,
 }
 

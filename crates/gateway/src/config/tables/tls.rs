@@ -20,60 +20,66 @@ const MAX_SESSION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Of a secret that keys are derived from, in bytes.
 const MIN_TICKET_SECRET: usize = 32;
 
-/// TLS towards devices.
+/// TLS towards clients.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "ListenerTls")]
 pub(super) struct TlsTable {
-    /// PEM file of the server's chain, leaf first; or a list of tables of `certificate` and `private_key`, of which
-    /// SNI selects one, the first being for unknown names and clients without SNI. The gateway reloads a file that
-    /// changes.
+    /// PEM file of the server's certificate chain, leaf first. Or a list of tables `{ certificate, private_key,
+    /// private_key_passphrase }`, of which SNI selects one; the first serves unknown names and clients without SNI.
+    /// Reloaded when it changes. Not with `psk`.
     certificate: Option<Setting<CertificatesTable>>,
-    /// PEM file of the private key; or a PKCS#11 URI of a key in a token.
+    /// PEM file of the private key, or a PKCS#11 URI (`pkcs11:...`) of a key in a token. The file is reloaded when it
+    /// changes. Required with one `certificate`; a list has its own keys.
     private_key: Option<Setting<String>>,
-    /// Decrypts the private key.
+    /// Passphrase of an encrypted private key. Default: none.
     private_key_passphrase: Option<Setting<Secret>>,
-    /// Whether a device must present a certificate. Default: `required` if `client_ca` is set, else `none`.
+    /// Whether clients present a certificate: `required`, `optional` (one that is presented must be valid) or `none`.
+    /// Default: `required` if `client_ca` is set, else `none`.
     client_auth: Option<Setting<ClientAuth>>,
-    /// PEM bundle of trust anchors for devices. The gateway reloads it when it changes.
+    /// PEM bundle of trust anchors for client certificates. Reloaded when it changes. Default: the gateway requests no
+    /// client certificate.
     client_ca: Option<Setting<PathBuf>>,
-    /// How many intermediates a device's chain may have, 0 to 6.
+    /// Number of intermediate certificates that a client's certificate chain may have, 0 to 6.
     verify_depth: Setting<u8>,
-    /// Certificate revocation lists (CRLs): PEM or DER files, `http` or `https` URLs. With one, every authority of a
-    /// device's chain needs one.
+    /// Certificate revocation lists (CRLs): PEM or DER files, `http` or `https` URLs. If there is one, every
+    /// certificate of a chain needs a CRL of its issuer. Default: CRLs are not checked.
     crl: Vec<Setting<String>>,
     /// Whether the gateway also fetches CRLs from the distribution points that certificates name.
     crl_distribution_points: bool,
-    /// What happens to a device whose CRL is missing or out of date.
+    /// What happens to a client whose CRL is missing or out of date: `refuse` or `allow`.
     crl_missing: Setting<OnFailure>,
-    /// How often CRLs are fetched again at least, and OCSP responders asked again about connected devices.
+    /// Longest time between two fetches of a CRL, and between two OCSP requests about a connected client.
     revocation_refresh: Timeout,
-    /// Which certificates the gateway asks OCSP responders about.
+    /// Certificates that the gateway checks by OCSP: `off`, `leaf` (the client's own) or `chain` (with the
+    /// intermediates).
     ocsp: OcspScope,
-    /// URL of the responder. Default: the one that the certificate names.
+    /// URL of the OCSP responder. Default: the URL that the certificate names.
     ocsp_responder: Option<Setting<String>>,
-    /// What happens to a device for which no responder answers in time.
+    /// What happens to a client for which no OCSP responder answers: `refuse` or `allow`.
     ocsp_failure: Setting<OnFailure>,
-    /// How long a device waits, after its handshake, for OCSP responders and for CRLs that only its certificate names.
+    /// How long a client waits, after its handshake, for OCSP responses and for CRLs of distribution points; and how
+    /// long a start or reload waits for CRLs from URLs.
     ocsp_timeout: Timeout,
-    /// Whether the handshake includes an OCSP response for the server's certificate.
+    /// Whether the handshake carries an OCSP response about the server's own certificate.
     ocsp_stapling: bool,
-    /// How sessions are resumed.
+    /// How clients resume TLS sessions: `tickets`, `cache` (the gateway keeps the session), `both` or `off`.
     resumption: Setting<ResumptionMode>,
-    /// How long after its full handshake a session may be resumed; `7d` at most.
+    /// How long after its full handshake a session may be resumed; at most `7d`.
     session_lifetime: Setting<Timeout>,
-    /// Gateways with the same secret accept each other's tickets, on listeners of the same name; at least 32
-    /// characters. Default: random keys.
+    /// Secret from which session ticket keys are derived, at least 32 characters. Gateways with the same secret accept
+    /// each other's tickets on listeners of the same name. Default: random keys.
     ticket_secret: Option<Setting<Secret>>,
-    /// Pre-shared keys instead of certificates.
+    /// Pre-shared keys in place of certificates. Default: none.
     psk: Option<Setting<PskTable>>,
-    /// Public keys without certificates.
+    /// Raw public keys (RFC 7250) of clients without certificates. Default: none.
     raw_keys: Option<Setting<RawKeysTable>>,
-    /// TLS versions offered.
+    /// TLS versions offered: `1.2`, `1.3`, or both.
     versions: Setting<Vec<TlsVersion>>,
-    /// From accept to the end of the handshake.
+    /// Time for the TLS handshake, from accept.
     handshake_timeout: Timeout,
-    /// Application protocols offered. A client that offers none is served; one that offers only others is rejected.
+    /// Application protocols offered by ALPN. A client that offers none is served; a client that offers only others is
+    /// rejected.
     alpn: Vec<String>,
 }
 
@@ -108,14 +114,14 @@ impl Default for TlsTable {
     }
 }
 
-/// One certificate file, or several pairs that SNI selects from.
+/// One certificate file, or a list of certificates with their keys, selected by SNI.
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "Certificates")]
 enum CertificatesTable {
-    /// The chain of the only certificate.
+    /// PEM file of the only certificate chain.
     One(PathBuf),
-    /// Several.
+    /// Certificates to select from by SNI.
     Many(Vec<CertificatePair>),
 }
 
@@ -131,37 +137,37 @@ impl<'de> Deserialize<'de> for CertificatesTable {
     }
 }
 
-/// A certificate and its key.
+/// A certificate and its private key.
 #[derive(Clone, Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct CertificatePair {
-    /// PEM file of the chain, leaf first.
+    /// PEM file of the certificate chain, leaf first.
     certificate: PathBuf,
-    /// PEM file of the private key; or a PKCS#11 URI of a key in a token.
+    /// PEM file of the private key, or a PKCS#11 URI of a key in a token.
     private_key: String,
-    /// Decrypts the private key.
+    /// Passphrase of an encrypted private key. Default: none.
     private_key_passphrase: Option<Secret>,
 }
 
-/// Whether a device must present a certificate.
+/// Whether clients present a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum ClientAuth {
-    /// Without a valid one the handshake fails.
+    /// The handshake fails without a valid certificate.
     Required,
-    /// One that is presented must be valid.
+    /// A client may leave the certificate out. One that is presented must be valid.
     Optional,
-    /// The gateway requests none.
+    /// The gateway requests no certificate.
     None,
 }
 
-/// What happens to a device whose revocation status cannot be determined.
+/// What happens to a client whose revocation status is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnFailure {
-    /// It is rejected.
+    /// The gateway rejects it (fails closed).
     Refuse,
-    /// It is admitted.
+    /// The gateway accepts it.
     Allow,
 }
 
@@ -177,16 +183,16 @@ pub enum OcspScope {
     Chain,
 }
 
-/// How sessions are resumed.
+/// How clients resume TLS sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "Resumption")]
 enum ResumptionMode {
-    /// The client keeps the session's state, encrypted.
+    /// The client keeps the session state in a session ticket, encrypted by the gateway.
     Tickets,
-    /// The gateway keeps it.
+    /// The gateway keeps the session state.
     Cache,
-    /// Tickets for clients that support them, else the cache.
+    /// Session tickets for clients that support them, the cache for others.
     Both,
     /// Every handshake is a full one.
     Off,
@@ -203,35 +209,36 @@ pub enum TlsVersion {
     V13,
 }
 
-/// TLS with pre-shared keys (RFC 4279, RFC 5489, RFC 8446), instead of certificates.
+/// TLS with pre-shared keys (RFC 4279, RFC 5489, RFC 8446), in place of certificates.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Psk")]
 struct PskTable {
-    /// Lines of `identity:key`.
+    /// File of `identity:key` lines. Reloaded when it changes. Default: none.
     file: Option<Setting<PathBuf>>,
-    /// How keys are written in the file: `hex`, as mosquitto does, or `raw`, as EMQX does.
+    /// How the file writes keys: `hex` (as mosquitto) or `raw` (as EMQX). Required with `file`.
     format: Option<Setting<PskFormat>>,
     /// Whether devices of the registry that have a pre-shared key are accepted, too.
     registry: Setting<bool>,
 }
 
-/// How keys are written.
+/// How a file writes pre-shared keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PskFormat {
-    /// Two hexadecimal digits a byte.
+    /// Two hexadecimal digits for each octet.
     Hex,
-    /// The bytes themselves.
+    /// The octets themselves.
     Raw,
 }
 
-/// Raw public keys (RFC 7250): devices are identified by their keys, without certificates.
+/// Raw public keys (RFC 7250): clients authenticate by a key without a certificate. TLS 1.3 only.
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "RawKeys")]
 struct RawKeysTable {
-    /// Lines of `name:fingerprint`: the SHA-256 of the key's SubjectPublicKeyInfo, in hex or in base64.
+    /// File of `name:fingerprint` lines; the fingerprint is the SHA-256 of the key's SubjectPublicKeyInfo, in hex or
+    /// base64. Reloaded when it changes. Default: none.
     file: Option<Setting<PathBuf>>,
     /// Whether keys that devices of the registry are pinned to are accepted, too.
     registry: Setting<bool>,

@@ -27,27 +27,29 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Upstream", extend("required" = ["name", "servers"]))]
 pub(in crate::config) struct UpstreamTable {
-    /// Unique; appears in logs and metrics.
+    /// Name of the upstream. Appears in logs and metrics; must be unique.
     name: Option<Setting<String>>,
-    /// `"host:port"`, or tables; `"embedded"` is the built-in broker, which is for trying out and for tests.
+    /// Brokers: `host:port`, or tables `{ address, weight, max_connections, backup }`. Each address that a host name
+    /// resolves to is a server. `embedded` is the built-in broker: in memory only, for tests.
     servers: Option<Setting<Vec<Setting<ServerTable>>>>,
-    /// How often names are resolved again.
+    /// Time between two lookups of host names.
     resolve_interval: Timeout,
-    /// How a server is chosen.
+    /// Load balancing: `hash` (consistent), `least_connections`, `random_two` or `round_robin`.
     balance: Setting<Balance>,
-    /// CEL string that `balance = "hash"` hashes; it sees CONNECT as the broker gets it. Default: `mqtt.client_id`.
+    /// CEL expression that yields the string to hash with `balance = "hash"`. It sees CONNECT as the broker receives
+    /// it. Default: `mqtt.client_id`.
     hash_key: Option<Setting<String>>,
-    /// For each server tried.
+    /// Time for a connection to one server, TLS included. All attempts for one client take at most three times as long.
     connect_timeout: Timeout,
     /// Active health checks.
     pub(in crate::config) health: HealthTable,
-    /// Failures within `fail_timeout` after which a server counts as down; 0: never.
+    /// Failed connections within `fail_timeout` after which a server counts as down; `0`: never.
     max_fails: u32,
-    /// The window of `max_fails`, and how long a server then counts as down.
+    /// Window of `max_fails`, and how long a server counts as down afterwards.
     fail_timeout: Timeout,
-    /// How long a server that recovered takes to reach its full weight. Without effect with `balance = "hash"`.
+    /// How long a recovered server takes to reach its full weight. No effect with `hash`.
     slow_start: Setting<Period>,
-    /// Encrypts towards the brokers; verification is always on.
+    /// TLS towards the brokers. The gateway always verifies the broker's certificate. Default: off.
     tls: Option<Setting<UpstreamTlsTable>>,
 }
 
@@ -75,7 +77,7 @@ impl Named for UpstreamTable {
     }
 }
 
-/// One broker, as a string or as a table.
+/// One broker.
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "Server")]
@@ -119,18 +121,18 @@ impl<'de> Deserialize<'de> for ServerTable {
     }
 }
 
-/// How a server is chosen.
+/// How the gateway selects a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
-    /// Ketama, consistent: a client keeps its broker while the broker is there.
+    /// Ketama consistent hashing: a client keeps its broker while that is up.
     #[default]
     Hash,
-    /// The fewest connections for its weight.
+    /// The server with the fewest connections for its weight.
     LeastConnections,
-    /// The better of two picked at random.
+    /// The less loaded of two servers picked at random.
     RandomTwo,
-    /// One after the other.
+    /// Each server in turn, by weight.
     RoundRobin,
 }
 
@@ -139,19 +141,19 @@ pub enum Balance {
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Health")]
 pub(in crate::config) struct HealthTable {
-    /// What a check does.
+    /// `mqtt` (sends a CONNECT of MQTT 3.1.1 and expects a CONNACK), `tcp` (opens a connection) or `off`.
     mode: HealthMode,
-    /// From the end of one check to the next; at least `100ms`.
+    /// Time from the end of one check to the next, at least `100ms`; varies by up to 10 %.
     interval: Timeout,
-    /// For one check as a whole.
+    /// Time for one check as a whole.
     timeout: Timeout,
-    /// Failed checks in a row that take a server down.
+    /// Failed checks in a row that mark a server as down.
     fails: u32,
-    /// Passed checks in a row that take it up again.
+    /// Passed checks in a row that mark it as up again.
     passes: u32,
-    /// User name of the check's CONNECT.
+    /// User name in the check's CONNECT. Default: none.
     username: Option<String>,
-    /// Password of the check's CONNECT.
+    /// Password in the check's CONNECT; requires `username`. Default: none.
     pub(in crate::config) password: Option<Setting<Secret>>,
 }
 
@@ -173,11 +175,11 @@ impl Default for HealthTable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthMode {
-    /// Sends a CONNECT (3.1.1) and expects a CONNACK.
+    /// Sends a CONNECT of MQTT 3.1.1 and expects a CONNACK.
     Mqtt,
     /// Opens a connection.
     Tcp,
-    /// Nothing; only sessions' own connects count.
+    /// No active checks: only sessions' own connections tell whether a server is up.
     Off,
 }
 
@@ -186,15 +188,15 @@ pub enum HealthMode {
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "UpstreamTls")]
 struct UpstreamTlsTable {
-    /// PEM bundle of trust anchors. Default: those of the system.
+    /// PEM bundle of trust anchors for the brokers' certificates. Default: the system's.
     ca: Option<Setting<PathBuf>>,
-    /// PEM file of the gateway's own chain, leaf first.
+    /// PEM file of the gateway's client certificate chain, leaf first. Default: none.
     certificate: Option<Setting<PathBuf>>,
-    /// PEM file of its private key; or a PKCS#11 URI of a key in a token.
+    /// PEM file of its private key, or a PKCS#11 URI of a key in a token. Required with `certificate`.
     private_key: Option<Setting<String>>,
-    /// Decrypts the private key.
+    /// Passphrase of an encrypted private key. Default: none.
     private_key_passphrase: Option<Setting<Secret>>,
-    /// The name the broker's certificate must have. Default: the host in its address.
+    /// Name that the broker's certificate must be valid for. Default: the host of the server's address.
     server_name: Option<Setting<String>>,
 }
 
