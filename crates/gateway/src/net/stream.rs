@@ -15,7 +15,7 @@ pub enum Stream {
     Tcp(TcpStream),
     FromDevice(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     #[cfg(feature = "psk")]
-    FromPskDevice(Box<tokio_openssl::SslStream<TcpStream>>),
+    FromPskDevice(Box<portcullis_psk::PskStream<TcpStream>>),
     ToBroker(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     /// The built-in broker.
     Memory(DuplexStream),

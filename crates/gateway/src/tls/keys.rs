@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use pkcs8::EncryptedPrivateKeyInfo;
+#[cfg(feature = "pkcs11")]
+use portcullis_pkcs11::TokenUri;
 use rustls::pki_types::DnsName;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject};
@@ -18,8 +20,6 @@ use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
 use super::Certificate;
-#[cfg(feature = "pkcs11")]
-use super::pkcs11::TokenUri;
 use super::resumption::Memory;
 use crate::clock::now;
 use crate::config::model::{Certificates, ListenerTls};
@@ -85,7 +85,7 @@ impl KeySource {
             match TokenUri::parse(text, |path| document.resolve(path)) {
                 Ok(uri) => return Some(Self::Token(Box::new(uri))),
                 // It may have the PIN in it.
-                Err(complaint) => document.problems.complain(span, complaint).hide_line(),
+                Err(error) => document.problems.error(span, error.to_string()).hide_line().hint(error.hint()),
             };
             #[cfg(not(feature = "pkcs11"))]
             document.problems.error(span, "this gateway was built without PKCS#11").hint("--features pkcs11");
@@ -328,7 +328,11 @@ pub(super) fn read_pair(chain: &Path, key: &KeySource) -> Result<Arc<CertifiedKe
         KeySource::File(path, passphrase) => (path, passphrase),
         #[cfg(feature = "pkcs11")]
         KeySource::Token(uri) => {
-            let key = super::pkcs11::key(uri, &certificates[0])?;
+            let key = portcullis_pkcs11::signing_key(uri, &certificates[0], &provider());
+            let key = key.map_err(|error| match error.hint() {
+                Some(hint) => Complaint::new(error.to_string()).hint(hint),
+                None => Complaint::new(error.to_string()),
+            })?;
             return Ok(Arc::new(CertifiedKey::new(certificates, key)));
         }
     };

@@ -5,8 +5,6 @@ mod certificate;
 mod client;
 mod dn;
 mod keys;
-#[cfg(feature = "pkcs11")]
-mod pkcs11;
 #[cfg(feature = "psk")]
 mod psk;
 mod raw_keys;
@@ -98,7 +96,7 @@ pub struct Unfinished(Rest);
 enum Rest {
     Tcp(TcpStream),
     #[cfg(feature = "psk")]
-    Psk(Box<tokio_openssl::SslStream<TcpStream>>),
+    Psk(Box<portcullis_psk::PskStream<TcpStream>>),
 }
 
 impl Unfinished {

@@ -1,23 +1,12 @@
-//! TLS with pre-shared keys [RFC 4279, RFC 5489; RFC 8446, 2.2], by OpenSSL: rustls has none of it. On listeners of their
-//! own: where there is a certificate, too, a client may be let in by TLS 1.3 without its key ever having been used.
-//!
-//! An identity that nobody knows gets a random key, so that its handshake fails as one with a wrong key does. Nothing is
-//! resumed: a handshake with a pre-shared key costs little more.
+//! Listeners with pre-shared keys, by `portcullis-psk`: which keys they know, and what a failed handshake is called.
 
 use std::fmt;
 use std::path::Path;
-use std::pin::Pin;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use openssl::ex_data::Index;
-use openssl::rand::rand_bytes;
-use openssl::ssl::{
-    AlpnError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslRef, SslSessionCacheMode,
-    SslVersion,
-};
+use portcullis_psk::{Acceptor, MAX_IDENTITY, MAX_KEY, Psk, PskLookup, Reason, Settings, Version};
 use tokio::net::TcpStream;
-use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
 use super::{Accepted, KeyGround, Rest, Unfinished};
@@ -30,34 +19,12 @@ use crate::net::Stream;
 use crate::outcome::Reject;
 use crate::registry::{Entry, Replica, SecretKey, Used};
 
-/// TLS 1.2's, the forward-secret ones first.
-const CIPHERS: &str = "ECDHE-PSK-CHACHA20-POLY1305:ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256:\
-                       PSK-CHACHA20-POLY1305:PSK-AES256-GCM-SHA384:PSK-AES128-GCM-SHA256:PSK-AES256-CCM:PSK-AES128-CCM";
-/// TLS 1.3's: keys from outside are bound to SHA-256 [RFC 8446, 4.2.11].
-const CIPHER_SUITES: &str = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256";
-/// Of a key, in octets: shorter ones can be guessed from a single handshake that somebody overheard.
+/// A key with fewer bytes is warned of: it can be guessed from a single handshake that somebody overheard.
 const SHORT_KEY: usize = 16;
-/// What OpenSSL takes.
-const MAX_KEY: usize = 256;
-const MAX_IDENTITY: usize = 256;
-/// Of the key that nobody has.
-const RANDOM_KEY: usize = 32;
-
-/// Where the callback finds the handshake it is called in.
-static HANDSHAKE: LazyLock<Index<Ssl, Arc<Handshake>>> =
-    LazyLock::new(|| Ssl::new_ex_index().expect("OpenSSL has room for one more index"));
 
 /// The PSK side of a listener, compiled.
-pub(super) struct PskTls {
-    context: SslContext,
-    keys: Arc<KnownPsks>,
-}
-
-impl fmt::Debug for PskTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PskTls({:?})", self.keys)
-    }
-}
+#[derive(Debug)]
+pub(super) struct PskTls(Acceptor<KnownPsks>);
 
 /// The keys that a listener knows.
 struct KnownPsks {
@@ -74,16 +41,6 @@ impl fmt::Debug for KnownPsks {
     }
 }
 
-/// What has been seen of one handshake.
-#[derive(Default)]
-struct Handshake(Mutex<Option<Seen>>);
-
-#[derive(Clone)]
-struct Seen {
-    /// `None`: nobody knows it.
-    known: Option<(UsedPsk, Option<Arc<Entry>>)>,
-}
-
 impl PskTls {
     /// Compiles the table; says what is wrong with it in the document's problems. `None`: something is.
     pub(super) fn compile(
@@ -92,12 +49,17 @@ impl PskTls {
         registry: Option<&Arc<Replica>>,
         document: &mut Document,
     ) -> Option<Self> {
-        let keys = Arc::new(KnownPsks::compile(psk, registry, document)?);
+        let keys = KnownPsks::compile(psk, registry, document)?;
         super::server::compile_versions(tls, document)?;
         let versions = tls.versions.as_ref().map_or(&[TlsVersion::V12, TlsVersion::V13][..], |at| &at.value);
+        let version = |version: &TlsVersion| match version {
+            TlsVersion::V12 => Version::Tls12,
+            TlsVersion::V13 => Version::Tls13,
+        };
+        let versions: Vec<Version> = versions.iter().map(version).collect();
         let alpn = tls.alpn.clone().unwrap_or_else(|| vec!["mqtt".to_owned()]);
-        match context(&keys, versions, &alpn) {
-            Ok(context) => Some(Self { context, keys }),
+        match Acceptor::new(Settings { versions: &versions, alpn: &alpn }, keys) {
+            Ok(acceptor) => Some(Self(acceptor)),
             Err(error) => {
                 document.problems.error(&psk.span, format!("OpenSSL does not take this: {error}"));
                 None
@@ -107,17 +69,17 @@ impl PskTls {
 
     /// Reads the file again if it has changed; whether those who stand on it are to be judged again.
     pub(super) fn read_changed_file(&self, listener: &str) -> bool {
-        self.keys.file.as_ref().is_some_and(|keys| keys.read_if_changed(listener))
+        self.0.lookup().file.as_ref().is_some_and(|keys| keys.read_if_changed(listener))
     }
 
     /// Whether the file still has this key.
     pub(super) fn has(&self, identity: &str, of: u64) -> bool {
-        let file = self.keys.file.as_ref();
+        let file = self.0.lookup().file.as_ref();
         file.is_some_and(|keys| keys.load().get(identity).is_some_and(|key| mark(key) == of))
     }
 
     pub(super) fn registry(&self) -> Option<&Arc<Replica>> {
-        self.keys.registry.as_ref()
+        self.0.lookup().registry.as_ref()
     }
 
     /// Takes the handshake with a device to its end, within its deadline.
@@ -126,51 +88,63 @@ impl PskTls {
         socket: TcpStream,
         deadline: Duration,
     ) -> Result<Accepted, (Reject, Option<Unfinished>)> {
-        let handshake = Arc::new(Handshake::default());
-        let begin = || {
-            let mut ssl = Ssl::new(&self.context)?;
-            ssl.set_ex_data(*HANDSHAKE, Arc::clone(&handshake));
-            SslStream::new(ssl, socket)
-        };
-        // Out of memory: nothing else fails here.
-        let mut stream = begin().map_err(|_| (Reject::HandshakeFailed, None))?;
-        let accepted = tokio::time::timeout(deadline, Pin::new(&mut stream).accept()).await;
-        let seen = handshake.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match accepted {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "TLS handshake failed");
-                let reject = self.keys.perhaps_unavailable(reason(&error, seen.as_ref()));
-                return Err((reject, Some(Unfinished(Rest::Psk(Box::new(stream))))));
+        let accepted = match tokio::time::timeout(deadline, self.0.accept(socket)).await {
+            Ok(Ok(accepted)) => accepted,
+            Ok(Err(rejected)) => {
+                let reject = self.0.lookup().perhaps_unavailable(reject(rejected.reason));
+                let rest = rejected.stream.map(|stream| Unfinished(Rest::Psk(Box::new(stream))));
+                return Err((reject, rest));
             }
             Err(_) => return Err((Reject::HandshakeTimeout, None)),
-        }
-        let ssl = stream.ssl();
-        let version = if ssl.version2() == Some(SslVersion::TLS1_3) { "TLSv1.3" } else { "TLSv1.2" };
-        let cipher = ssl.current_cipher();
-        // That an identity was looked up does not say that its key was used.
-        let is_used = match version {
-            "TLSv1.3" => ssl.session_reused(),
-            _ => cipher.is_some_and(|cipher| cipher.name().contains("PSK")),
         };
-        let Some((psk, device)) = seen.and_then(|seen| seen.known).filter(|_| is_used) else {
-            return Err((Reject::HandshakeFailed, Some(Unfinished(Rest::Psk(Box::new(stream))))));
-        };
+        let (tag, device) = accepted.owner;
         let ground = match &device {
-            Some(entry) => KeyGround::Device(entry.ground(Used::Psk(psk.mark))),
-            None => KeyGround::Psk(psk.identity.clone(), psk.mark),
+            Some(entry) => KeyGround::Device(entry.ground(Used::Psk(tag))),
+            None => KeyGround::Psk(accepted.identity.clone(), tag),
         };
         let facts = TlsFacts {
-            version,
-            cipher: cipher.and_then(openssl::ssl::SslCipherRef::standard_name).unwrap_or_default().into(),
-            sni: ssl.servername(openssl::ssl::NameType::HOST_NAME).map(Into::into),
-            alpn: ssl.selected_alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
+            version: match accepted.version {
+                Version::Tls12 => "TLSv1.2",
+                Version::Tls13 => "TLSv1.3",
+            },
+            cipher: accepted.cipher.into(),
+            sni: accepted.sni,
+            alpn: accepted.alpn,
             resumed: false,
-            psk: Some(psk),
+            psk: Some(UsedPsk { identity: accepted.identity, mark: tag }),
             raw_key: None,
         };
-        let stream = Stream::FromPskDevice(Box::new(stream));
+        let stream = Stream::FromPskDevice(Box::new(accepted.stream));
         Ok(Accepted { stream, certificate: None, credential: None, facts, ground: Some(ground), device })
+    }
+}
+
+/// The reason in the log for a handshake that failed.
+fn reject(reason: Reason) -> Reject {
+    match reason {
+        Reason::Version => Reject::TlsVersion,
+        Reason::Parameters => Reject::TlsParameters,
+        Reason::NotTls => Reject::NotTls,
+        Reason::Closed => Reject::HandshakeClosed,
+        Reason::UnknownIdentity => Reject::UnknownPsk,
+        Reason::WrongKey => Reject::WrongPsk,
+        Reason::Other => Reject::HandshakeFailed,
+    }
+}
+
+impl PskLookup for KnownPsks {
+    /// A tag of the key, and the device of the registry that it belongs to.
+    type Owner = (u64, Option<Arc<Entry>>);
+
+    fn look_up(&self, identity: &str) -> Option<Psk<Self::Owner>> {
+        let in_file = || Some((self.file.as_ref()?.load().get(identity).cloned()?, None));
+        let in_registry = || {
+            let entry = self.registry.as_ref()?.by_psk(identity)?;
+            Some((Zeroizing::new(entry.psk()?.1.into()), Some(entry)))
+        };
+        let (key, device): (SecretKey, _) = in_file().or_else(in_registry)?;
+        let tag = mark(&key);
+        Some(Psk { key, owner: (tag, device) })
     }
 }
 
@@ -225,110 +199,6 @@ impl KnownPsks {
     /// An identity that nobody knows may be one of the registry, if that cannot be asked.
     fn perhaps_unavailable(&self, reject: Reject) -> Reject {
         super::perhaps_unavailable(reject, Reject::UnknownPsk, self.registry.as_ref())
-    }
-
-    fn look_up(&self, identity: &str) -> Option<(SecretKey, Option<Arc<Entry>>)> {
-        let of_file = self.file.as_ref().and_then(|keys| keys.load().get(identity).cloned());
-        let of_registry = || {
-            let entry = self.registry.as_ref()?.by_psk(identity)?;
-            let key = Zeroizing::new(entry.psk()?.1.into());
-            Some((key, Some(entry)))
-        };
-        of_file.map(|key| (key, None)).or_else(of_registry)
-    }
-
-    /// Puts the key of an identity into `key`, and notes whose it is.
-    fn hand_over(
-        &self,
-        ssl: &SslRef,
-        identity: Option<&[u8]>,
-        key: &mut [u8],
-    ) -> Result<usize, openssl::error::ErrorStack> {
-        let identity = identity.and_then(|identity| std::str::from_utf8(identity).ok());
-        let found = identity.and_then(|identity| Some((identity, self.look_up(identity)?)));
-        let seen = match found {
-            Some((identity, (secret, device))) if secret.len() <= key.len() => {
-                key[..secret.len()].copy_from_slice(&secret);
-                let psk = UsedPsk { identity: identity.into(), mark: mark(&secret) };
-                (secret.len(), Seen { known: Some((psk, device)) })
-            }
-            _ => {
-                let len = RANDOM_KEY.min(key.len());
-                rand_bytes(&mut key[..len])?;
-                (len, Seen { known: None })
-            }
-        };
-        if let Some(handshake) = ssl.ex_data(*HANDSHAKE) {
-            *handshake.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen.1);
-        }
-        Ok(seen.0)
-    }
-}
-
-fn context(
-    keys: &Arc<KnownPsks>,
-    versions: &[TlsVersion],
-    alpn: &[String],
-) -> Result<SslContext, openssl::error::ErrorStack> {
-    let mut context = SslContextBuilder::new(SslMethod::tls_server())?;
-    let number = |version: &TlsVersion| match version {
-        TlsVersion::V12 => SslVersion::TLS1_2,
-        TlsVersion::V13 => SslVersion::TLS1_3,
-    };
-    let has_12 = versions.contains(&TlsVersion::V12);
-    context.set_min_proto_version(versions.iter().map(number).find(|_| !has_12).or(Some(SslVersion::TLS1_2)))?;
-    let has_13 = versions.contains(&TlsVersion::V13);
-    context.set_max_proto_version(Some(if has_13 { SslVersion::TLS1_3 } else { SslVersion::TLS1_2 }))?;
-    context.set_cipher_list(CIPHERS)?;
-    context.set_ciphersuites(CIPHER_SUITES)?;
-    context.set_options(
-        SslOptions::NO_TICKET
-            | SslOptions::NO_RENEGOTIATION
-            | SslOptions::NO_COMPRESSION
-            | SslOptions::CIPHER_SERVER_PREFERENCE,
-    );
-    context.set_num_tickets(0)?;
-    context.set_session_cache_mode(SslSessionCacheMode::OFF);
-    // An idle session holds no buffer.
-    context.set_mode(SslMode::RELEASE_BUFFERS);
-    let keys = Arc::clone(keys);
-    context.set_psk_server_callback(move |ssl, identity, key| keys.hand_over(ssl, identity, key));
-    if !alpn.is_empty() {
-        let ours = alpn.to_vec();
-        context.set_alpn_select_callback(move |_, offered| {
-            let chosen = ours.iter().find_map(|name| protocols(offered).find(|theirs| *theirs == name.as_bytes()));
-            chosen.ok_or(AlpnError::ALERT_FATAL)
-        });
-    }
-    Ok(context.build())
-}
-
-/// The names in a client's list: each behind its length [RFC 7301, 3.1].
-fn protocols(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
-        let (len, rest) = list.split_first()?;
-        let (name, rest) = rest.split_at_checked(usize::from(*len))?;
-        list = rest;
-        Some(name)
-    })
-}
-
-/// The reason in the log for a handshake that failed.
-fn reason(error: &openssl::ssl::Error, seen: Option<&Seen>) -> Reject {
-    let Some(stack) = error.ssl_error() else { return Reject::HandshakeClosed };
-    let text = stack.errors().first().and_then(openssl::error::Error::reason).unwrap_or_default();
-    match text {
-        "unsupported protocol" | "version too low" => Reject::TlsVersion,
-        "wrong version number" | "http request" | "https proxy request" | "packet length too long" => Reject::NotTls,
-        "no shared cipher" | "no application protocol" | "no suitable key share" | "no suitable groups" => {
-            Reject::TlsParameters
-        }
-        // Of what else can go wrong once the key was looked up, there is only that it is another one.
-        _ => match seen {
-            Some(Seen { known: None }) => Reject::UnknownPsk,
-            Some(Seen { known: Some(_) }) => Reject::WrongPsk,
-            None => Reject::HandshakeFailed,
-        },
     }
 }
 

@@ -1,0 +1,219 @@
+//! A TLS server for clients with pre-shared keys [RFC 4279, RFC 5489; RFC 8446, 2.2], by OpenSSL: rustls and aws-lc have
+//! no pre-shared keys. Takes sockets and a [`PskLookup`]; returns encrypted streams and the identity that was proved.
+//!
+//! An unknown identity gets a random key, so that its handshake fails as one with a wrong key does. There are no
+//! certificates and no session resumption: beside a certificate, TLS 1.3 may leave the pre-shared key out.
+
+mod context;
+mod handshake;
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use openssl::ssl::{NameType, Ssl, SslCipherRef, SslContext, SslVersion};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_openssl::SslStream;
+use zeroize::Zeroizing;
+
+use handshake::{HANDSHAKE, Handshake};
+
+/// The longest key that OpenSSL takes, in bytes.
+pub const MAX_KEY: usize = 256;
+/// The longest identity that OpenSSL takes, in bytes.
+pub const MAX_IDENTITY: usize = 256;
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// TLS 1.2.
+    Tls12,
+    /// TLS 1.3.
+    Tls13,
+}
+
+/// What a server offers.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    /// The versions of TLS, at least one.
+    pub versions: &'a [Version],
+    /// The ALPN protocols, the preferred one first. A client that offers others only is rejected, one that offers none
+    /// is not. Empty: ALPN is ignored.
+    pub alpn: &'a [String],
+}
+
+/// The keys that a server knows.
+pub trait PskLookup: Send + Sync + 'static {
+    /// What the caller wants to have back when the key was used: whose it is.
+    type Owner: Send;
+
+    /// Finds the key of an identity; `None` for an unknown one. It is called within the handshake and must not block. A
+    /// key longer than [`MAX_KEY`] counts as unknown.
+    fn look_up(&self, identity: &str) -> Option<Psk<Self::Owner>>;
+}
+
+/// A key that was found.
+#[derive(Debug)]
+pub struct Psk<Owner> {
+    /// The key's bytes.
+    pub key: Zeroizing<Box<[u8]>>,
+    /// Whose it is.
+    pub owner: Owner,
+}
+
+/// Accepts TLS connections with pre-shared keys.
+pub struct Acceptor<Lookup> {
+    context: SslContext,
+    lookup: Arc<Lookup>,
+}
+
+impl<Lookup> fmt::Debug for Acceptor<Lookup> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Acceptor")
+    }
+}
+
+/// A finished handshake: the client has proved that it has the key of its identity.
+#[derive(Debug)]
+pub struct Accepted<S, Owner> {
+    /// The encrypted stream.
+    pub stream: PskStream<S>,
+    /// The version of TLS.
+    pub version: Version,
+    /// The cipher suite by its standard name, such as `TLS_AES_128_GCM_SHA256`.
+    pub cipher: &'static str,
+    /// The server name that the client asked for [RFC 6066, 3].
+    pub sni: Option<Box<str>>,
+    /// The ALPN protocol that was agreed on.
+    pub alpn: Option<Box<str>>,
+    /// The client's identity.
+    pub identity: Box<str>,
+    /// What the lookup returned with the key.
+    pub owner: Owner,
+}
+
+/// A handshake that failed. The client has been sent the fitting alert.
+#[derive(Debug)]
+pub struct Rejected<S> {
+    /// Why it failed.
+    pub reason: Reason,
+    /// The connection, for the caller to close. `None`: OpenSSL had no memory for it.
+    pub stream: Option<PskStream<S>>,
+}
+
+/// Why a handshake failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No common version of TLS.
+    Version,
+    /// No common cipher suite, group or ALPN protocol.
+    Parameters,
+    /// The client does not speak TLS.
+    NotTls,
+    /// The connection ended before the handshake did.
+    Closed,
+    /// The lookup does not know the identity.
+    UnknownIdentity,
+    /// The client's key is not the one of its identity.
+    WrongKey,
+    /// Anything else, such as a client that has no pre-shared key.
+    Other,
+}
+
+/// OpenSSL rejects the settings.
+#[derive(Debug)]
+pub struct SetupError(openssl::error::ErrorStack);
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for SetupError {}
+
+impl<Lookup: PskLookup> Acceptor<Lookup> {
+    /// Prepares a server with these settings and keys.
+    pub fn new(settings: Settings<'_>, lookup: Lookup) -> Result<Self, SetupError> {
+        Ok(Self { context: context::build(settings).map_err(SetupError)?, lookup: Arc::new(lookup) })
+    }
+
+    /// The keys.
+    pub fn lookup(&self) -> &Lookup {
+        &self.lookup
+    }
+
+    /// Takes the handshake with a client to its end. It has no deadline: that is the caller's.
+    pub async fn accept<S>(&self, socket: S) -> Result<Accepted<S, Lookup::Owner>, Rejected<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let handshake = Arc::new(Handshake::new(Arc::clone(&self.lookup)));
+        let begin = || {
+            let mut ssl = Ssl::new(&self.context)?;
+            ssl.set_ex_data(*HANDSHAKE, handshake.clone());
+            SslStream::new(ssl, socket)
+        };
+        let mut stream = begin().map_err(|_| Rejected { reason: Reason::Other, stream: None })?;
+        let result = Pin::new(&mut stream).accept().await;
+        let looked_up = handshake.take();
+        let rejected = |reason, stream| Rejected { reason, stream: Some(PskStream(stream)) };
+        if let Err(error) = result {
+            tracing::debug!(%error, "TLS handshake failed");
+            return Err(rejected(handshake::reason(&error, looked_up.as_ref()), stream));
+        }
+        let ssl = stream.ssl();
+        let version = if ssl.version2() == Some(SslVersion::TLS1_3) { Version::Tls13 } else { Version::Tls12 };
+        let cipher = ssl.current_cipher();
+        // That an identity was looked up does not say that its key was used.
+        let is_used = match version {
+            Version::Tls13 => ssl.session_reused(),
+            Version::Tls12 => cipher.is_some_and(|cipher| cipher.name().contains("PSK")),
+        };
+        let cipher = cipher.and_then(SslCipherRef::standard_name).unwrap_or_default();
+        let sni = ssl.servername(NameType::HOST_NAME).map(Into::into);
+        let alpn = ssl.selected_alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into);
+        match looked_up {
+            Some(Some((identity, owner))) if is_used => {
+                Ok(Accepted { stream: PskStream(stream), version, cipher, sni, alpn, identity, owner })
+            }
+            _ => Err(rejected(Reason::Other, stream)),
+        }
+    }
+}
+
+/// A connection encrypted with a pre-shared key.
+#[derive(Debug)]
+pub struct PskStream<S>(SslStream<S>);
+
+impl<S> PskStream<S> {
+    /// The connection below TLS.
+    pub fn get_mut(&mut self) -> &mut S {
+        self.0.get_mut()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for PskStream<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for PskStream<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;
