@@ -10,16 +10,23 @@ pub use device::{Device, Hash, Psk, State, from_hex, to_hex};
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Map;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, AnyRow};
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::PgListener;
-use sqlx::{AnyConnection, AnyPool, Connection, Row};
+use sqlx::{AnyConnection, AnyPool, Connection, Row, SqlSafeStr};
 use zeroize::Zeroizing;
 
-static MIGRATIONS: Migrator = sqlx::migrate!();
+/// The versions of the schema. Not by `migrate!`: the macro builds both databases a second time, for the compiler.
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let migration = |version, description: &'static str, sql: &'static str| {
+        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![migration(1, "devices", include_str!("../migrations/0001_devices.sql"))])
+});
 
 /// What PostgreSQL tells those who listen, whenever a device has changed.
 const CHANNEL: &str = "portcullis_device";
