@@ -144,7 +144,8 @@ impl ServerTls {
             #[cfg(not(feature = "psk"))]
             Some(psk) => {
                 let message = "this gateway was built without pre-shared keys";
-                document.problems.error(&psk.span, message).hint("--features psk");
+                let hint = "build it with --features psk (the system's OpenSSL) or --features psk-vendored";
+                document.problems.error(&psk.span, message).hint(hint);
                 return None;
             }
         };
