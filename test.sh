@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs all of them: format, lints, unit, integration and interop tests, documentation,
-# licences. Needs a Rust toolchain, a C compiler, and for the interop tests Debian's packages, Python and Node.js.
+# the commands of README.md, licences. Needs a Rust toolchain, a C compiler, OpenSSL's headers, and for the interop tests
+# Debian's packages, Python and Node.js.
 #
 #   ./test.sh            everything
 #   ./test.sh --offline  installs nothing: a test whose program is missing fails and says so
@@ -30,7 +31,9 @@ procps kill
 python3-venv python3
 nodejs node
 npm npm
+pkg-config pkg-config
 LIST
+    [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
     if [ ${#missing[@]} -gt 0 ]; then
         step "installing Debian packages: ${missing[*]}"
         local sudo=()
@@ -68,6 +71,8 @@ step "clippy without default features"
 cargo clippy --package portcullis --no-default-features --locked --quiet -- -D warnings
 step "tests"
 cargo test --workspace --locked --no-fail-fast
+step "the commands of README.md, in a clean clone"
+scripts/readme.sh
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 if command -v cargo-deny >/dev/null; then

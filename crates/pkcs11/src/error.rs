@@ -52,7 +52,7 @@ impl fmt::Display for KeyError {
             Self::Unsupported(uri) => {
                 write!(f, "{uri}: the certificate's key is none that tokens are asked to use")
             }
-            Self::Token(uri, error) => write!(f, "{uri}: {error}"),
+            Self::Token(uri, error) => write!(f, "{uri}: the token does not sign: {error}"),
             Self::OtherCertificate(uri) => write!(f, "{uri} is not the key of the certificate"),
         }
     }

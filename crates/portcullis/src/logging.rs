@@ -15,9 +15,8 @@ pub(crate) fn start(process: &Process, observer: &Observer) -> WorkerGuard {
     let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(std::io::stderr());
     // Already set only if this was called before, when the first one goes on counting.
     let _ = observer.log_dropped.set(writer.error_counter());
-    // Loading has judged the directives. The libraries' own chatter is for those who ask for it by name.
+    // Loading has judged the directives.
     let targets: Targets = process.log.parse().unwrap_or_default();
-    let targets = if process.log.contains('=') { targets } else { targets.with_target("mqtt5", tracing::Level::ERROR) };
     let registry = tracing_subscriber::registry().with(targets);
     let format = tracing_subscriber::fmt::layer().with_writer(writer);
     match process.log_format {

@@ -124,7 +124,7 @@ impl ServerTls {
             #[cfg(not(feature = "psk"))]
             TlsMode::Psk(psk) => {
                 let complaint = crate::config::Complaint::new("this gateway was built without pre-shared keys");
-                return Err(diagnostics.error(psk, complaint.hint("--features psk")));
+                return Err(diagnostics.error(psk, complaint.hint("build it with --features psk (the system's OpenSSL) or --features psk-vendored")));
             }
         };
         Ok(Self { engine, handshake_timeout: settings.handshake_timeout })
