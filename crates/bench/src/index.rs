@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use portcullis_gateway::evidence::Evidence;
+use portcullis_gateway::observe::{SessionInfo, Transport};
 use portcullis_gateway::outcome::CloseReason;
+use portcullis_gateway::pki::{ChainCertificate, IssuerId, Key, Serial, VerifiedChain};
 use portcullis_gateway::session::index::{Live, Session, Sessions};
-use portcullis_gateway::trust::{Credential, IssuerId, Key, Link, Serial};
 
 use crate::usage::Usage;
 
@@ -18,10 +19,11 @@ const DAY: i64 = 24 * 60 * 60;
 pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     let sessions = Sessions::new();
     let listener: Arc<str> = "devices".into();
-    let address = std::net::Ipv4Addr::LOCALHOST.into();
+    let address = (std::net::Ipv4Addr::LOCALHOST, 1).into();
     let memory = Usage::of(&[std::process::id()])?.pss;
     let open = |n: u32| {
-        let session = sessions.open(Arc::clone(&listener), address);
+        let info = SessionInfo::new(Arc::clone(&listener), Transport::Tls, address);
+        let session = sessions.open(info);
         session.proved(Evidence::Chain(credential(n)));
         session
     };
@@ -31,7 +33,8 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     println!("memory: {} bytes each", Usage::of(&[std::process::id()])?.pss.saturating_sub(memory) / u64::from(count));
 
     let none = |_: &Live| Ok(());
-    let keys = |range: std::ops::Range<u32>| -> Vec<Key> { range.map(|n| credential(n).links()[0].key()).collect() };
+    let keys =
+        |range: std::ops::Range<u32>| -> Vec<Key> { range.map(|n| credential(n).certificates()[0].key()).collect() };
     measure("a CRL that revokes one of them", open, count, || {
         sessions.sweep_keys(&keys(7..8), |_| Err(CloseReason::CertificateRevoked))
     });
@@ -39,7 +42,7 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     measure("a CRL that revokes 1,000,000 others", open, count, || {
         sessions.sweep_keys(&strangers, |_| Err(CloseReason::CertificateRevoked))
     });
-    let intermediate = [credential(0).links()[1].key()];
+    let intermediate = [credential(0).certificates()[1].key()];
     measure("an intermediate of 100,000 that is evaluated again", open, count, || {
         sessions.sweep_keys(&intermediate, none)
     });
@@ -87,7 +90,7 @@ where
     );
 }
 
-fn credential(n: u32) -> Credential {
+fn credential(n: u32) -> VerifiedChain {
     let id = |n: u32, kind: u8| {
         let mut digest = [kind; 32];
         digest[..4].copy_from_slice(&n.to_be_bytes());
@@ -96,9 +99,9 @@ fn credential(n: u32) -> Credential {
     let intermediate = n / DEVICES_OF_ONE;
     let link = |issuer, serial: u32, not_after| {
         let serial = Serial::new(&serial.to_be_bytes()).expect("four octets");
-        Link { issuer, serial, not_before: 0, not_after, distribution_points: None, responder: None }
+        ChainCertificate { issuer, serial, not_before: 0, not_after, distribution_points: None, responder: None }
     };
     let not_after = i64::from(n % 365 + 1) * DAY;
     let links = vec![link(id(intermediate, 1), n, not_after), link(id(0, 2), intermediate, 4000 * DAY)];
-    Credential::new([0; 32], links).expect("two links")
+    VerifiedChain::new([0; 32], links).expect("two links")
 }

@@ -274,7 +274,7 @@ async fn accept(listener: TcpListener, received: Arc<AtomicUsize>) {
             let mut rest = vec![0; head[1].into()];
             socket.read_exact(&mut rest).await?;
             socket.write_all(CONNACK).await?;
-            // Kept small: a broker with a thousand idle connections is part of what is measured only by its noise.
+            // WeakMap small: a broker with a thousand idle connections is part of what is measured only by its noise.
             let mut buffer = vec![0; 16 << 10];
             loop {
                 match socket.read(&mut buffer).await? {

@@ -23,10 +23,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::tables::AdminBind;
-use crate::net;
-use crate::runtime::Lasting;
+use crate::edge;
+use crate::maintenance;
 use crate::session::Shared;
-use crate::upkeep;
 
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,7 +38,6 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 #[derive(Clone)]
 struct Served {
     shared: Arc<Shared>,
-    lasting: Arc<Lasting>,
     /// Set when the gateway takes no more connections.
     draining: CancellationToken,
 }
@@ -51,7 +49,6 @@ struct Served {
 pub(crate) fn serve(
     bind: &AdminBind,
     shared: Arc<Shared>,
-    lasting: Arc<Lasting>,
     draining: CancellationToken,
 ) -> io::Result<Option<SocketAddr>> {
     let router = Router::new()
@@ -60,10 +57,10 @@ pub(crate) fn serve(
         .route("/metrics", get(metrics))
         .route("/jwks.json", get(jwks))
         .route("/.well-known/jwks.json", get(jwks))
-        .with_state(Served { shared, lasting, draining });
+        .with_state(Served { shared, draining });
     match bind {
         AdminBind::Tcp(address) => {
-            let listener = net::bind(*address)?;
+            let listener = edge::bind(*address)?;
             let address = listener.local_addr()?;
             tracing::info!(%address, "admin interface");
             tokio::spawn(answer(router, async move || listener.accept().await.map(|(stream, _)| stream)));
@@ -131,16 +128,16 @@ async fn jwks(State(Served { shared, .. }): State<Served>) -> impl IntoResponse 
     }
 }
 
-async fn metrics(State(Served { shared, lasting, .. }): State<Served>) -> impl IntoResponse {
-    upkeep::refresh_metrics(&shared, &lasting);
+async fn metrics(State(Served { shared, .. }): State<Served>) -> impl IntoResponse {
+    maintenance::refresh_metrics(&shared);
     for upstream in &shared.runtime.load().upstreams {
         upstream.refresh_metrics();
     }
-    if let Some(log) = shared.observer.access_log.load().as_ref() {
-        shared.observer.metrics.set_access_log_dropped(log.dropped());
+    if let Some(log) = shared.state.observer.access_log.load().as_ref() {
+        shared.state.observer.metrics.set_access_log_dropped(log.dropped());
     }
-    if let Some(dropped) = shared.observer.log_dropped.get() {
-        shared.observer.metrics.set_log_dropped(dropped.dropped_lines() as u64);
+    if let Some(dropped) = shared.state.observer.log_dropped.get() {
+        shared.state.observer.metrics.set_log_dropped(dropped.dropped_lines() as u64);
     }
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], shared.observer.metrics.render())
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], shared.state.observer.metrics.render())
 }

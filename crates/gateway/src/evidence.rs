@@ -4,15 +4,15 @@
 
 use std::sync::Arc;
 
+use crate::devices::DeviceEvidence;
 use crate::peer::Fingerprint;
-use crate::registry::DeviceEvidence;
-use crate::trust::{Credential, Key};
+use crate::pki::{Key, VerifiedChain};
 
 /// One thing that a session rests on. A session has one from TLS at most, and one from an authenticator at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Evidence {
     /// A verified certificate chain.
-    Chain(Credential),
+    Chain(VerifiedChain),
     /// A raw public key that a file lists.
     RawKey(Fingerprint),
     /// A pre-shared key that a file lists.
@@ -68,9 +68,9 @@ impl Evidence {
     /// index nominates, evaluation decides.
     pub fn index_keys(&self) -> Vec<Key> {
         match self {
-            Evidence::Chain(chain) => chain.links().iter().map(crate::trust::Link::key).collect(),
+            Evidence::Chain(chain) => chain.certificates().iter().map(crate::pki::ChainCertificate::key).collect(),
             Evidence::DeviceKey(device) | Evidence::Authenticated { what: Authenticated::Device(device), .. } => {
-                vec![crate::registry::key(&device.id)]
+                vec![crate::devices::key(&device.id)]
             }
             // Their files are small: when one changes, all sessions are evaluated.
             Evidence::RawKey(_) | Evidence::Psk { .. } | Evidence::Authenticated { .. } => Vec::new(),
@@ -92,7 +92,7 @@ impl Evidence {
     }
 
     /// The certificate chain, if it is one.
-    pub const fn chain(&self) -> Option<&Credential> {
+    pub const fn chain(&self) -> Option<&VerifiedChain> {
         match self {
             Evidence::Chain(chain) => Some(chain),
             _ => None,

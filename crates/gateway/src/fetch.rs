@@ -19,8 +19,8 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Semaphore;
 
 use crate::config::Complaint;
-use crate::crypto::{mark, provider};
 use crate::files::read_anchors;
+use crate::util::crypto::{provider, tag};
 
 /// For one exchange as a whole.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -39,7 +39,7 @@ pub(crate) struct Fetcher {
     /// `None`: those of the system.
     anchors: Option<Vec<TrustAnchor<'static>>>,
     /// Tells the anchors from others.
-    mark: u64,
+    tag: u64,
 }
 
 /// CRLs that are fetched at once: each may be large.
@@ -68,13 +68,13 @@ impl Fetcher {
     /// The file cannot be read.
     pub(crate) fn with_anchors(path: &Path) -> Result<Self, Complaint> {
         let anchors = read_anchors(path)?;
-        let mark = mark(format!("{anchors:?}").as_bytes());
-        Ok(Self { client: OnceLock::new(), anchors: Some(anchors), mark })
+        let tag = tag(format!("{anchors:?}").as_bytes());
+        Ok(Self { client: OnceLock::new(), anchors: Some(anchors), tag })
     }
 
     /// Tells the anchors that it believes from others.
-    pub(crate) const fn mark(&self) -> u64 {
-        self.mark
+    pub(crate) const fn tag(&self) -> u64 {
+        self.tag
     }
 
     /// Fetches a CRL, unless it is the one that the validators are of.

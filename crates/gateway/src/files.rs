@@ -52,7 +52,7 @@ pub fn expiry(path: &Path) -> Result<i64, Complaint> {
 /// file reports what is wrong with it.
 pub(crate) fn warn_if_expired(at: &impl Located, path: &Path, diagnostics: &mut Diagnostics) -> Option<i64> {
     let expires = expiry(path).ok()?;
-    if expires <= crate::clock::now() {
+    if expires <= crate::util::clock::now() {
         let when = chrono::DateTime::from_timestamp(expires, 0).map(|when| when.to_rfc3339()).unwrap_or_default();
         diagnostics.warning(at, format!("a certificate in {} expired at {when}", path.display()));
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use portcullis_gateway::{Gateway, Lasting, Loaded, Runtime};
+use portcullis_gateway::{Gateway, Loaded, ProcessState, Runtime};
 use portcullis_pki::{Authority, Init, Purpose, Request};
 use portcullis_wire::{Connack, Connect, Properties, Version};
 use rustls::pki_types::pem::PemObject;
@@ -37,12 +37,12 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
     let dir = &arguments.dir;
     let authority = prepare(dir, arguments.bind)?;
     let config = dir.join("portcullis.toml");
-    let lasting = Lasting::new();
+    let state = ProcessState::new();
     let Loaded { runtime, .. } =
-        Runtime::load(&config, &lasting).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
-    let _guard = crate::logging::start(&runtime.process, &lasting.observer);
+        Runtime::load(&config, &state).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
+    let _guard = crate::logging::start(&runtime.process, &state.observer);
     crate::run::tokio_runtime(runtime.process.worker_threads)?.block_on(async {
-        let gateway = Gateway::start(&config, runtime, Arc::clone(&lasting)).await.map_err(|error| {
+        let gateway = Gateway::start(&config, runtime, Arc::clone(&state)).await.map_err(|error| {
             let hint = format!("another `bind` can be set in {}", config.display());
             match crate::run::start_failure(error) {
                 Failure::Error(error, None) => Failure::Error(error, Some(hint)),
@@ -59,7 +59,7 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
             tokio::signal::ctrl_c().await?;
         }
         gateway.stop().await;
-        lasting.observer.access_log.store(None);
+        state.observer.access_log.store(None);
         Ok(())
     })
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_gateway::{Gateway, Lasting, Loaded, Runtime, StartError};
+use portcullis_gateway::{Gateway, Loaded, ProcessState, Runtime, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::report::{Failure, print_problems};
@@ -14,14 +14,14 @@ use crate::report::{Failure, print_problems};
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(path: &Path) -> Result<(), Failure> {
-    let lasting = Lasting::new();
-    let observer = Arc::clone(&lasting.observer);
+    let state = ProcessState::new();
+    let observer = Arc::clone(&state.observer);
     let Loaded { runtime, diagnostics } =
-        Runtime::load(path, &lasting).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
+        Runtime::load(path, &state).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     print_problems(&diagnostics);
     let _guard = crate::logging::start(&runtime.process, &observer);
     let tokio = tokio_runtime(runtime.process.worker_threads)?;
-    let result = tokio.block_on(serve(path, runtime, lasting));
+    let result = tokio.block_on(serve(path, runtime, state));
     // Tasks that are left have had their time; dropped, they still write their lines.
     tokio.shutdown_timeout(SHUTDOWN);
     observer.access_log.store(None);
@@ -44,9 +44,9 @@ pub(crate) fn tokio_runtime(worker_threads: Option<usize>) -> io::Result<tokio::
     builder.enable_all().build()
 }
 
-async fn serve(path: &Path, runtime: Runtime, lasting: Arc<Lasting>) -> Result<(), Failure> {
+async fn serve(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let gateway = Gateway::start(path, runtime, lasting).await.map_err(start_failure)?;
+    let gateway = Gateway::start(path, runtime, state).await.map_err(start_failure)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     while signals.next().await == Action::Reload {
         match gateway.reload().await {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use portcullis_gateway::auth::{PasswordHash, set_password};
-use portcullis_gateway::{Gateway, Lasting, Runtime};
+use portcullis_gateway::{Gateway, ProcessState, Runtime};
 use tempfile::TempDir;
 
 use crate::{Broker, BrokerConnection, Client, connack, eventually, soon};
@@ -23,9 +23,9 @@ impl TestGateway {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("portcullis.toml");
         fs::write(&path, with_log(configuration)).unwrap();
-        let lasting = Lasting::new();
-        let loaded = Runtime::load(&path, &lasting).unwrap_or_else(|problems| panic!("{}", problems.render(false)));
-        Self { gateway: Gateway::start(&path, loaded.runtime, lasting).await.unwrap(), dir }
+        let state = ProcessState::new();
+        let loaded = Runtime::load(&path, &state).unwrap_or_else(|problems| panic!("{}", problems.render(false)));
+        Self { gateway: Gateway::start(&path, loaded.runtime, state).await.unwrap(), dir }
     }
 
     /// One plain listener named `devices` and an upstream.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::crypto::keyed_digest;
+use crate::util::crypto::keyed_digest;
 
 /// Entries at most, about 100 bytes each and what the values hold.
 const MAX_ENTRIES: usize = 65_536;

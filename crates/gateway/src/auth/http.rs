@@ -17,14 +17,14 @@ use zeroize::Zeroizing;
 
 use super::cache::{Cache, Question};
 use super::{Answer, Candidate, Principal, open_ca};
-use crate::clock::now;
 use crate::config::{Diagnostics, Reported, tables};
-use crate::crypto::mark;
 use crate::evidence::Authenticated;
 use crate::fetch::Fetcher;
 use crate::outcome::Reject;
 use crate::peer::{FACTS, FactValue, Facts};
-use crate::url::host_of;
+use crate::util::clock::now;
+use crate::util::crypto::tag;
+use crate::util::url::host_of;
 
 /// A service.
 pub(super) struct Service {
@@ -124,7 +124,7 @@ impl Service {
 
     /// Distinguishes the service's URL from others.
     pub(super) fn tag(&self) -> u64 {
-        mark(self.url.as_bytes())
+        tag(self.url.as_bytes())
     }
 
     pub(super) async fn ask(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Answer {

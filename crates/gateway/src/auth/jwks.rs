@@ -10,10 +10,10 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 
 use crate::config::Complaint;
-use crate::crypto::mark;
 use crate::fetch::{Fetcher, Validators};
 use crate::refresh::{FromFiles, Pace, Refreshed, Remote};
-use crate::url::host_of;
+use crate::util::crypto::tag;
+use crate::util::url::host_of;
 
 /// Keys of an issuer at most.
 const MAX_KEYS: usize = 64;
@@ -51,7 +51,7 @@ impl Remote for JwksUrl {
     }
 
     fn on_change(&self, last: Option<&Vec<Key>>, new: &Vec<Key>) -> bool {
-        last.is_none_or(|last| !last.iter().map(|key| key.mark).eq(new.iter().map(|key| key.mark)))
+        last.is_none_or(|last| !last.iter().map(|key| key.tag).eq(new.iter().map(|key| key.tag)))
     }
 
     fn good_for(&self, _: &Vec<Key>) -> Duration {
@@ -67,7 +67,7 @@ pub(crate) struct Key {
     algorithms: Vec<Algorithm>,
     public: DecodingKey,
     /// Tells it from others.
-    mark: u64,
+    tag: u64,
 }
 
 impl fmt::Debug for Key {
@@ -93,8 +93,8 @@ impl Jwks {
     }
 
     /// Whether this key is among them. `None`: there are no keys yet.
-    pub(super) fn has(&self, mark: u64) -> Option<bool> {
-        self.keys().map(|keys| keys.iter().any(|key| key.mark == mark))
+    pub(super) fn has(&self, tag: u64) -> Option<bool> {
+        self.keys().map(|keys| keys.iter().any(|key| key.tag == tag))
     }
 
     /// Keys that a token with this key ID and algorithm may be signed with. `None`: there are no keys yet.
@@ -107,7 +107,7 @@ impl Jwks {
             (None, _) | (_, None) => true,
         };
         let fitting = keys.as_ref()?.iter().filter(may_be).filter(|key| key.algorithms.contains(&algorithm));
-        Some(fitting.map(|key| (key.public.clone(), key.mark)).collect())
+        Some(fitting.map(|key| (key.public.clone(), key.tag)).collect())
     }
 
     /// Reads the file again if it has changed; whether there are others than when this was asked last.
@@ -180,6 +180,6 @@ fn key(value: serde_json::Value) -> Option<Key> {
     };
     let public = DecodingKey::from_jwk(&jwk).ok()?;
     // Of the key itself [RFC 7638]: what else is said of it may change without it.
-    let mark = mark(jwk.thumbprint(ThumbprintHash::SHA256).ok()?.as_bytes());
-    (!algorithms.is_empty()).then_some(Key { id: jwk.common.key_id, algorithms, public, mark })
+    let tag = tag(jwk.thumbprint(ThumbprintHash::SHA256).ok()?.as_bytes());
+    (!algorithms.is_empty()).then_some(Key { id: jwk.common.key_id, algorithms, public, tag })
 }

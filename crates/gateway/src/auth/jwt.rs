@@ -9,14 +9,14 @@ use serde_json::{Map, Value as Json};
 
 use super::jwks::{Jwks, JwksUrl};
 use super::{Answer, Candidate, Principal, Sources, open_ca};
-use crate::clock::now;
 use crate::config::tables::{JwksOrigin, TokenAlgorithm, TokenField};
 use crate::config::{Diagnostics, Reported, tables};
-use crate::crypto::mark;
 use crate::evidence::Authenticated;
 use crate::fetch::Fetcher;
 use crate::outcome::Reject;
 use crate::refresh::Refreshed;
+use crate::util::clock::now;
+use crate::util::crypto::tag;
 
 /// Of a token, in bytes.
 const MAX_TOKEN_LEN: usize = 16 << 10;
@@ -47,7 +47,7 @@ impl Tokens {
         let jwks = match &settings.jwks {
             JwksOrigin::Url(url) => {
                 // The keys of one URL by way of other trust anchors are others.
-                let by = format!("{url} {:?}", fetcher.as_ref().map(Fetcher::mark));
+                let by = format!("{url} {:?}", fetcher.as_ref().map(Fetcher::tag));
                 let source = JwksUrl { url: url.clone(), fetcher: fetcher.unwrap_or_default() };
                 Jwks::Url(sources.jwks.get_or_insert_with(by, || Refreshed::new(source)))
             }
@@ -70,7 +70,7 @@ impl Tokens {
         }
         let requirements = format!("{:?} {:?} {:?}", validation.iss, validation.aud, settings.jwks);
         Ok(Self {
-            requirements: mark(requirements.as_bytes()),
+            requirements: tag(requirements.as_bytes()),
             jwks,
             field: settings.field,
             issuer: settings.issuer.clone(),
@@ -144,9 +144,9 @@ impl Tokens {
         }
         let keys = keys.ok_or(Reject::AuthenticationUnavailable)?;
         let mut why = Reject::TokenInvalid;
-        for (key, mark) in keys.iter().take(MAX_TRIED) {
+        for (key, tag) in keys.iter().take(MAX_TRIED) {
             match jsonwebtoken::decode::<Map<String, Json>>(token, key, validation) {
-                Ok(data) => return Ok((data.claims, *mark)),
+                Ok(data) => return Ok((data.claims, *tag)),
                 Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => why = Reject::TokenExpired,
                 Err(error) => tracing::debug!(error = describe(error.kind()), "token refused"),
             }

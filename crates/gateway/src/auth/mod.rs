@@ -23,13 +23,13 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use crate::config::{Diagnostics, Reported, Setting, tables};
+use crate::devices::{Registries, Replica};
 use crate::evidence::{Authenticated, Evidence};
 use crate::fetch::Fetcher;
-use crate::kept::Kept;
 use crate::outcome::{CloseReason, Reject};
 use crate::peer::{AuthAttributes, Facts, Fingerprint, Psk};
 use crate::refresh::Refreshed;
-use crate::registry::{Registries, Replica};
+use crate::util::weak_map::WeakMap;
 
 /// Something that knows clients.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl<'a> Candidate<'a> {
 pub(crate) struct Sources {
     pub(crate) registries: Registries,
     /// By URL, and by the trust anchors that it is fetched by.
-    pub(crate) jwks: Kept<String, Refreshed<JwksUrl>>,
+    pub(crate) jwks: WeakMap<String, Refreshed<JwksUrl>>,
 }
 
 impl Authenticator {

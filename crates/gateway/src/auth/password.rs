@@ -19,8 +19,8 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::cache::{Cache, Question};
-use crate::crypto::mark;
 use crate::outcome::Reject;
+use crate::util::crypto::tag;
 
 /// Passwords that wait at most; a verification takes some 20 to 100 ms.
 const MAX_WAITING: usize = 256;
@@ -40,7 +40,7 @@ const MAX_BCRYPT_COST: u32 = 16;
 const MAX_BCRYPT_PASSWORD: usize = 72;
 const MAX_PBKDF2_ITERATIONS: u32 = 10_000_000;
 
-/// Memory, passes and lanes of the hashes we make: OWASP's recommendation of 2023.
+/// ResumptionStore, passes and lanes of the hashes we make: OWASP's recommendation of 2023.
 const ARGON2: (u32, u32, u32) = (19 << 10, 2, 1);
 
 /// A hash of ours, of a password that is not kept.
@@ -97,8 +97,8 @@ impl PasswordHash {
     }
 
     /// What tells it from others, to find out later whether it has changed.
-    pub(super) fn mark(&self) -> u64 {
-        mark(self.text.as_bytes())
+    pub(super) fn tag(&self) -> u64 {
+        tag(self.text.as_bytes())
     }
 
     fn is_of(&self, password: &[u8]) -> bool {
@@ -232,7 +232,7 @@ static PLACES: LazyLock<Mutex<HashMap<IpAddr, usize>>> = LazyLock::new(Mutex::de
 
 impl Place {
     fn take(from: IpAddr) -> Option<Self> {
-        let network = crate::net::network_of(from);
+        let network = crate::limits::network_of(from);
         let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = places.entry(network).or_default();
         if *taken >= MAX_WAITING_OF_ONE {

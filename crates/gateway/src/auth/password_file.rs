@@ -48,7 +48,7 @@ impl PasswordFile {
         let Some(password) = candidate.password() else { return Answer::Refused(Reject::BadCredentials) };
         match self.passwords.verify(&hash, password, candidate.remote()).await {
             Ok(true) => {
-                let what = Authenticated::Password { user: user.into(), tag: hash.mark() };
+                let what = Authenticated::Password { user: user.into(), tag: hash.tag() };
                 Answer::Known(Box::new(Principal::of(name, what)))
             }
             Ok(false) => Answer::Refused(Reject::BadCredentials),
@@ -69,7 +69,7 @@ impl PasswordFile {
 
     /// Whether the user still has the hash that this tag is of.
     pub(super) fn has(&self, user: &str, tag: u64) -> bool {
-        self.users.load().by_name.get(user).is_some_and(|hash| hash.mark() == tag)
+        self.users.load().by_name.get(user).is_some_and(|hash| hash.tag() == tag)
     }
 
     /// Reads the file again if it has changed; whether those who stand on it are to be judged again.

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use super::password::{PasswordHash, Passwords};
 use super::{Answer, Candidate, Principal, Sources};
-use crate::clock::now;
 use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
-use crate::crypto::mark;
+use crate::devices::{Entry, Replica, Used};
 use crate::evidence::Authenticated;
 use crate::expr::Expression;
 use crate::outcome::Reject;
-use crate::registry::{Entry, Replica, Used};
+use crate::util::clock::now;
+use crate::util::crypto::tag;
 
 /// The devices of a registry.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl Devices {
         };
         let parsed = PasswordHash::parse(hash).map_err(|_| Reject::BadCredentials)?;
         if self.passwords.verify(&parsed, password, candidate.remote()).await? {
-            Ok(Used::Password(mark(hash.as_bytes())))
+            Ok(Used::Password(tag(hash.as_bytes())))
         } else {
             Err(Reject::BadCredentials)
         }

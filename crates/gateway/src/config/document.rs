@@ -14,7 +14,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 use super::diagnostics::{Complaint, Diagnostics, Reported, warn_if_exposed};
 use super::tables::Model;
 use super::values::{Located, Location};
-use crate::suggest::suggest;
+use crate::util::suggest::suggest;
 
 /// A configuration file while its tables are validated.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operat
 
 use super::{ExpressionError, Names, Wanted};
 use crate::peer::{FACTS, FactType, ROOTS, root_of};
-use crate::suggest::suggest;
+use crate::util::suggest::suggest;
 
 /// A type as far as it is known at load.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -100,18 +100,19 @@ fn line(format: Format, record: &Record, outcome: Outcome, now: DateTime<Local>)
 }
 
 fn combined(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
+    let info = &record.info;
     let mut line = String::with_capacity(160);
     let result = write!(
         line,
         "{} [{}] {} {} {} {} {} {} {}",
-        record.remote.ip().to_canonical(),
+        info.address().ip().to_canonical(),
         now.format("%d/%b/%Y:%H:%M:%S %z"),
-        record.transport.label(),
+        info.transport.label(),
         outcome.status(),
         record.received,
         record.sent,
-        record.server.as_deref().unwrap_or("-"),
-        Escaped(record.client_id.as_deref().unwrap_or_default()),
+        info.upstream().map_or("-", |upstream| &*upstream.server),
+        Escaped(info.client_id().unwrap_or_default()),
         outcome.label(),
     );
     debug_assert!(result.is_ok(), "a String takes every write");
@@ -168,29 +169,31 @@ struct JsonLine<'a> {
 
 fn json(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
     let milliseconds = |duration: std::time::Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+    let info = &record.info;
+    let identity = info.tls().and_then(|tls| tls.identity.as_deref());
     let line = JsonLine {
         time: now.to_rfc3339_opts(chrono::SecondsFormat::Millis, false),
-        remote_addr: record.remote.ip().to_canonical().to_string(),
-        remote_port: record.remote.port(),
+        remote_addr: info.address().ip().to_canonical().to_string(),
+        remote_port: info.address().port(),
         listener: record.listener(),
-        protocol: record.transport.label(),
+        protocol: info.transport.label(),
         status: outcome.status(),
         reason: outcome.label(),
         stage: outcome.stage().label(),
         blame: outcome.blame().label(),
         bytes_received: record.received,
         bytes_sent: record.sent,
-        upstream_addr: record.server.as_deref(),
-        client_id: record.client_id.as_deref(),
-        mqtt_version: record.mqtt_version.map(|version| version as u8),
-        tls_version: record.tls.map(|tls| tls.version),
-        tls_resumed: record.tls.map(|tls| tls.resumed),
-        cert_subject: record.cert_subject.as_deref(),
-        cert_serial: record.cert_serial.as_deref(),
-        tls_identity: record.tls_identity.as_deref(),
-        authenticator: record.authenticator.as_deref(),
-        connect_ms: record.connected_after.map(milliseconds),
-        duration_ms: milliseconds(record.opened.elapsed()),
+        upstream_addr: info.upstream().map(|upstream| &*upstream.server),
+        client_id: info.client_id(),
+        mqtt_version: info.connect().map(|connect| connect.version as u8),
+        tls_version: info.tls().map(|tls| tls.version),
+        tls_resumed: info.tls().map(|tls| tls.resumed),
+        cert_subject: identity.and_then(|identity| identity.cert_subject.as_deref()),
+        cert_serial: identity.and_then(|identity| identity.cert_serial.as_deref()),
+        tls_identity: identity.and_then(|identity| identity.key.as_deref()),
+        authenticator: info.authenticator(),
+        connect_ms: info.upstream().and_then(|upstream| upstream.connected_after.get().copied()).map(milliseconds),
+        duration_ms: milliseconds(info.opened.elapsed()),
     };
     // Strings, numbers and nulls: nothing in it can fail to be JSON.
     serde_json::to_string(&line).unwrap_or_default()
@@ -199,16 +202,16 @@ fn json(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::{Observer, Transport};
+    use crate::observe::{Observer, SessionInfo, Transport};
     use crate::outcome::{CloseReason, Reject};
     use chrono::TimeZone;
 
     fn record(client_id: &str) -> Box<Record> {
         let observer = Observer::new();
         let metrics = observer.metrics.listener("devices");
-        let mut record = Record::open(observer, metrics, Transport::Tls, "192.0.2.7:49152".parse().unwrap());
-        record.client_id = Some(client_id.into());
-        record
+        let info = SessionInfo::new("devices".into(), Transport::Tls, "192.0.2.7:49152".parse().unwrap());
+        info.set_connect(client_id, portcullis_wire::Version::V5);
+        Record::open(observer, metrics, info)
     }
 
     fn at() -> DateTime<Local> {
@@ -218,7 +221,7 @@ mod tests {
     #[test]
     fn combined_has_the_nine_columns_of_nginx() {
         let mut record = record("thing001");
-        record.server = Some("127.0.0.1:1883".into());
+        record.info.set_server("127.0.0.1:1883".into());
         (record.received, record.sent) = (120, 30);
         let line = line(Format::Combined, &record, Outcome::Closed(CloseReason::Ok), at());
         let zone = at().format("%z");

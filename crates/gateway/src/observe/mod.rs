@@ -2,12 +2,14 @@
 //! ends, and the gauges in between.
 
 mod access_log;
+mod info;
 mod metrics;
 mod record;
 
 pub use access_log::{AccessLog, Format};
+pub use info::{ConnectInfo, IdentityInfo, SessionInfo, TlsInfo, Transport, UpstreamInfo};
 pub use metrics::{Expiry, ListenerMetrics, Metrics, ServerMetrics};
-pub use record::{Record, TlsNote, Transport};
+pub use record::Record;
 
 use std::sync::{Arc, OnceLock};
 

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use aws_lc_rs::digest;
-use hex::encode as to_hex;
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::{
     OID_X509_COMMON_NAME, OID_X509_COUNTRY_NAME, OID_X509_LOCALITY_NAME, OID_X509_ORGANIZATION_NAME,
@@ -14,7 +13,7 @@ use x509_parser::x509::X509Name;
 
 use super::Fingerprint;
 use super::dn::{Value, rfc2253, text};
-use crate::crypto::sha256;
+use crate::util::crypto::sha256;
 
 /// A certificate's content; that it is to be trusted was decided elsewhere.
 #[derive(Clone, Debug)]

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use portcullis_wire::Connect;
 
+use super::token::Signer;
 use crate::config::tables::{self, Password};
 use crate::expr::Expression;
-use crate::identity::Signer;
 use crate::outcome::Reject;
 use crate::peer::Facts;
 

@@ -16,7 +16,7 @@ use portcullis_wire::{Disconnect, Scanner};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::net::{Stream, discard_until_closed};
+use crate::edge::{Stream, discard_until_closed};
 use crate::observe::Record;
 use crate::outcome::CloseReason;
 use crate::session::index::Session;

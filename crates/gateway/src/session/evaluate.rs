@@ -2,24 +2,10 @@
 //! one, and whenever something has changed. It asks whether what the client has proved is *enough now*, under the
 //! configuration and the revocation data of the moment, and not only whether it is still good.
 
-use std::net::IpAddr;
-
+use super::index::Claim;
 use crate::evidence::Evidence;
 use crate::outcome::CloseReason;
 use crate::runtime::{Listener, Runtime};
-
-/// What is known of a session when it is evaluated.
-#[derive(Clone, Copy, Debug)]
-pub struct Claim<'a> {
-    /// The name of the listener that it came by.
-    pub listener: &'a str,
-    /// The client's address.
-    pub address: IpAddr,
-    /// What it proved in the handshake.
-    pub from_tls: Option<&'a Evidence>,
-    /// What an authenticator verified; the outer `None`: no authenticator was asked yet.
-    pub from_authenticator: Option<Option<&'a Evidence>>,
-}
 
 /// Whether a client with this claim may be connected. `now` is in seconds since 1970.
 ///

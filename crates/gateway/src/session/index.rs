@@ -11,10 +11,10 @@ use std::task::{Context, Poll};
 use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::evaluate::Claim;
 use crate::evidence::Evidence;
+use crate::observe::SessionInfo;
 use crate::outcome::CloseReason;
-use crate::trust::{Credential, IssuerId, Key};
+use crate::pki::{IssuerId, Key, VerifiedChain};
 
 /// Locks that sessions are spread over, so that opening one seldom waits for another.
 const SHARDS: usize = 64;
@@ -52,8 +52,8 @@ const DAY: i64 = 24 * 60 * 60;
 #[derive(Debug)]
 pub struct Live {
     id: Id,
-    listener: Arc<str>,
-    address: IpAddr,
+    /// What is known of it.
+    pub info: Arc<SessionInfo>,
     /// Set once the handshake has proved something.
     from_tls: OnceLock<Evidence>,
     /// Set once authenticators were asked; seldom anything, so in a box.
@@ -63,19 +63,32 @@ pub struct Live {
     waker: AtomicWaker,
 }
 
+/// What a client claims when it is evaluated.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// The name of the listener that it came by.
+    pub listener: &'a str,
+    /// The client's address.
+    pub address: IpAddr,
+    /// What it proved in the handshake.
+    pub from_tls: Option<&'a Evidence>,
+    /// What an authenticator verified; the outer `None`: no authenticator was asked yet.
+    pub from_authenticator: Option<Option<&'a Evidence>>,
+}
+
 impl Live {
     /// What is evaluated again when something changes.
     pub fn claim(&self) -> Claim<'_> {
         Claim {
-            listener: &self.listener,
-            address: self.address,
+            listener: &self.info.listener,
+            address: self.info.address().ip(),
             from_tls: self.from_tls.get(),
             from_authenticator: self.from_authenticator.get().map(Option::as_deref),
         }
     }
 
     /// The certificate chain it rests on, if there is one.
-    pub fn chain(&self) -> Option<&Credential> {
+    pub fn chain(&self) -> Option<&VerifiedChain> {
         self.from_tls.get().and_then(Evidence::chain)
     }
 
@@ -182,12 +195,11 @@ impl Sessions {
     }
 
     /// Enters a connection.
-    pub fn open(self: &Arc<Self>, listener: Arc<str>, address: IpAddr) -> Session {
+    pub fn open(self: &Arc<Self>, info: Arc<SessionInfo>) -> Session {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let live = Arc::new(Live {
             id,
-            listener,
-            address,
+            info,
             from_tls: OnceLock::new(),
             from_authenticator: OnceLock::new(),
             end: AtomicU8::new(0),
@@ -293,7 +305,7 @@ impl Sessions {
     }
 }
 
-fn day_of(chain: &Credential) -> (IssuerId, i64) {
+fn day_of(chain: &VerifiedChain) -> (IssuerId, i64) {
     (chain.issuer(), chain.not_after() / DAY)
 }
 

@@ -12,8 +12,8 @@ use tokio_rustls::client::TlsStream;
 use super::keys::{KeySource, read_pair};
 use crate::config::tables::UpstreamTls;
 use crate::config::{Complaint, Diagnostics, Reported};
-use crate::crypto::provider;
 use crate::files::read_anchors;
+use crate::util::crypto::provider;
 
 /// The TLS side of an upstream, compiled.
 #[derive(Clone)]

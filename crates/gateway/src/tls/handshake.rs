@@ -6,8 +6,8 @@
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::clock::now;
-use crate::trust::Credential;
+use crate::pki::VerifiedChain;
+use crate::util::clock::now;
 
 /// What is learned of a device in the course of a handshake.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ struct Learned {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Proof {
     /// `None`: it presented no certificate.
-    pub(super) credential: Option<Credential>,
+    pub(super) chain: Option<VerifiedChain>,
     /// The time of the full handshake, in seconds since 1970: resumption does not make it younger.
     pub(super) at: i64,
 }
@@ -50,13 +50,13 @@ impl Handshake {
     pub(super) fn proof(&self) -> Proof {
         let learned = self.0.lock();
         let proof = learned.verified.clone().or_else(|| learned.resumed.clone());
-        proof.unwrap_or_else(|| Proof { credential: None, at: now() })
+        proof.unwrap_or_else(|| Proof { chain: None, at: now() })
     }
 
     /// The chain that the finished handshake rests on.
-    pub(super) fn take_credential(&self, is_resumed: bool) -> Option<Credential> {
+    pub(super) fn take_chain(&self, is_resumed: bool) -> Option<VerifiedChain> {
         let mut learned = self.0.lock();
         let proof = if is_resumed { learned.resumed.take() } else { learned.verified.take() };
-        proof.and_then(|proof| proof.credential)
+        proof.and_then(|proof| proof.chain)
     }
 }

@@ -17,16 +17,16 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use super::resumption::Memory;
-use crate::clock::now;
+use super::resumption::ResumptionStore;
 use crate::config::tables::{CertificateFiles, CertificateTls, PrivateKey};
 use crate::config::{Complaint, Diagnostics, Reported, Secret, Setting, warn_if_exposed};
-use crate::crypto::provider;
 use crate::fetch::Validators;
 use crate::files::{read_chain, unreadable, warn_if_expired};
 use crate::peer::Certificate;
+use crate::pki::RevocationStore;
 use crate::refresh::{FromFiles, Pace, Refreshed, Remote};
-use crate::trust::Knowledge;
+use crate::util::clock::now;
+use crate::util::crypto::provider;
 
 /// An OCSP answer is taken away before it is out of date, for the sake of clocks that are ahead; in seconds.
 const STAPLE_MARGIN: i64 = 30;
@@ -37,7 +37,7 @@ const STAPLE_RETRY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct ServerKeys {
     current: FromFiles<BySni>,
-    memory: Arc<Memory>,
+    resumption_store: Arc<ResumptionStore>,
 }
 
 /// Where a certificate and its key are.
@@ -96,9 +96,9 @@ impl KeySource {
 impl Files {
     /// Reads the pair. One that has expired is better than nothing at first: some devices do not look. Once another one
     /// is in use, it is worse.
-    fn read(&self, memory: &Memory) -> Result<Arc<CertifiedKey>, Complaint> {
+    fn read(&self, resumption_store: &ResumptionStore) -> Result<Arc<CertifiedKey>, Complaint> {
         let pair = read_pair(&self.chain, &self.key)?;
-        if has_expired(&pair) && memory.is_in_use.load(Ordering::Relaxed) {
+        if has_expired(&pair) && resumption_store.is_in_use.load(Ordering::Relaxed) {
             return Err(Complaint::new(format!("{} has expired", self.chain.display())));
         }
         Ok(pair)
@@ -115,12 +115,16 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(certified: Arc<CertifiedKey>, memory: &Memory, staples: Option<&Arc<Knowledge>>) -> Self {
+    fn new(
+        certified: Arc<CertifiedKey>,
+        resumption_store: &ResumptionStore,
+        staples: Option<&Arc<RevocationStore>>,
+    ) -> Self {
         let staple = match (staples, certified.cert.as_slice()) {
-            (Some(knowledge), [leaf, issuer, ..]) => {
-                let staple = Staple { knowledge: Arc::clone(knowledge), leaf: leaf.clone(), issuer: issuer.clone() };
+            (Some(revocation), [leaf, issuer, ..]) => {
+                let staple = Staple { revocation: Arc::clone(revocation), leaf: leaf.clone(), issuer: issuer.clone() };
                 // Another configuration, or a file that was read before, may have one.
-                Some(memory.staples.get_or_insert_with(leaf.to_vec(), || Refreshed::new(staple)))
+                Some(resumption_store.staples.get_or_insert_with(leaf.to_vec(), || Refreshed::new(staple)))
             }
             _ => None,
         };
@@ -151,7 +155,7 @@ impl Pair {
 
 /// Where the OCSP answer about a certificate of the gateway's own comes from [RFC 6066, 8].
 pub(super) struct Staple {
-    knowledge: Arc<Knowledge>,
+    revocation: Arc<RevocationStore>,
     leaf: CertificateDer<'static>,
     issuer: CertificateDer<'static>,
 }
@@ -167,7 +171,7 @@ impl Remote for Staple {
     }
 
     async fn fetch(&self, _: &Validators) -> Result<Option<(Self::Value, Validators)>, String> {
-        let answer = self.knowledge.ocsp_answer_about(&self.leaf, &self.issuer).await?;
+        let answer = self.revocation.ocsp_answer_about(&self.leaf, &self.issuer).await?;
         Ok(Some((answer, Validators::default())))
     }
 
@@ -184,8 +188,8 @@ impl ServerKeys {
     /// One cannot be used, which was reported.
     pub(super) fn open(
         settings: &CertificateTls,
-        memory: &Arc<Memory>,
-        knowledge: &Arc<Knowledge>,
+        resumption_store: &Arc<ResumptionStore>,
+        revocation: &Arc<RevocationStore>,
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
         let certificates = &settings.certificates;
@@ -196,12 +200,13 @@ impl ServerKeys {
         let files: Vec<Result<Files, Reported>> = certificates.iter().map(|files| open(files, diagnostics)).collect();
         let files: Vec<Files> = files.into_iter().collect::<Result<_, _>>()?;
         let paths = files.iter().flat_map(|files| [Some(files.chain.clone()), files.key.file().map(Path::to_owned)]);
-        let (paths, to_read, of_listener) = (paths.flatten().collect(), files.clone(), Arc::clone(memory));
-        let staples = settings.stapling.then(|| Arc::clone(knowledge));
+        let (paths, to_read, of_listener) = (paths.flatten().collect(), files.clone(), Arc::clone(resumption_store));
+        let staples = settings.stapling.then(|| Arc::clone(revocation));
         let read = move || BySni::read(&to_read, &of_listener, staples.as_ref());
         let current = FromFiles::open_all("certificate and key", paths, read).map_err(|first| {
             // Every pair is reported, not only the first.
-            let others = files.iter().filter_map(|files| files.read(memory).err()).filter(|other| *other != first);
+            let others =
+                files.iter().filter_map(|files| files.read(resumption_store).err()).filter(|other| *other != first);
             for other in others.collect::<Vec<_>>() {
                 diagnostics.error(certificates, other);
             }
@@ -211,11 +216,11 @@ impl ServerKeys {
             let message = "`ocsp_stapling` needs the issuer's certificate behind the server's own";
             diagnostics.warning(certificates, message);
         }
-        Ok(Self { current, memory: Arc::clone(memory) })
+        Ok(Self { current, resumption_store: Arc::clone(resumption_store) })
     }
 
     pub(super) fn is_served_by(&self) {
-        self.memory.is_in_use.store(true, Ordering::Relaxed);
+        self.resumption_store.is_in_use.store(true, Ordering::Relaxed);
     }
 
     /// Begins, in the background, to fetch OCSP answers whose time has come, and puts those that have come into
@@ -320,8 +325,14 @@ struct BySni {
 
 impl BySni {
     /// Reads all pairs.
-    fn read(files: &[Files], memory: &Memory, staples: Option<&Arc<Knowledge>>) -> Result<Self, Complaint> {
-        let pair = |files: &Files| files.read(memory).map(|read| Arc::new(Pair::new(read, memory, staples)));
+    fn read(
+        files: &[Files],
+        resumption_store: &ResumptionStore,
+        staples: Option<&Arc<RevocationStore>>,
+    ) -> Result<Self, Complaint> {
+        let pair = |files: &Files| {
+            files.read(resumption_store).map(|read| Arc::new(Pair::new(read, resumption_store, staples)))
+        };
         let pairs: Vec<Arc<Pair>> = files.iter().map(pair).collect::<Result<_, _>>()?;
         let mut names = HashMap::new();
         for pair in &pairs {

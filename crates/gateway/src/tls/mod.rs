@@ -12,7 +12,7 @@ mod server;
 mod verifier;
 
 pub use client::ClientTls;
-pub use resumption::Memory;
+pub use resumption::ResumptionStore;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use tokio::net::TcpStream;
 
 use crate::config::tables::{Tls, TlsMode};
 use crate::config::{Diagnostics, Reported};
+use crate::devices::{Entry, Replica};
+use crate::edge::{Stream, discard_until_closed};
 use crate::evidence::Evidence;
-use crate::net::{Stream, discard_until_closed};
 use crate::outcome::{CloseReason, Reject};
 use crate::peer::Peer;
-use crate::registry::{Entry, Replica};
-use crate::trust::{Knowledge, Trust};
+use crate::pki::{ChainVerifier, RevocationStore};
 use server::CertificateTls;
 
 /// The TLS side of a listener.
@@ -103,8 +103,8 @@ impl Failed {
 pub(crate) struct Context<'a> {
     /// The listener's name.
     pub(crate) listener: &'a str,
-    pub(crate) knowledge: &'a Arc<Knowledge>,
-    pub(crate) memory: Arc<Memory>,
+    pub(crate) revocation: &'a Arc<RevocationStore>,
+    pub(crate) resumption_store: Arc<ResumptionStore>,
     /// The device registry, if there is one.
     pub(crate) registry: Option<&'a Arc<Replica>>,
 }
@@ -124,7 +124,10 @@ impl ServerTls {
             #[cfg(not(feature = "psk"))]
             TlsMode::Psk(psk) => {
                 let complaint = crate::config::Complaint::new("this gateway was built without pre-shared keys");
-                return Err(diagnostics.error(psk, complaint.hint("build it with --features psk (the system's OpenSSL) or --features psk-vendored")));
+                return Err(diagnostics.error(
+                    psk,
+                    complaint.hint("build it with --features psk (the system's OpenSSL) or --features psk-vendored"),
+                ));
             }
         };
         Ok(Self { engine, handshake_timeout: settings.handshake_timeout })
@@ -160,7 +163,7 @@ impl ServerTls {
         match (&self.engine, evidence) {
             (Engine::Certificates(tls), Some(Evidence::Chain(chain))) => {
                 let trust = tls.trust().ok_or(CloseReason::CaRemoved)?;
-                trust.judge(chain, now).map_or_else(|error| error.close_reason().map_or(Ok(()), Err), Ok)
+                trust.evaluate(chain, now).map_or_else(|error| error.close_reason().map_or(Ok(()), Err), Ok)
             }
             (_, Some(Evidence::Chain(_))) => Err(CloseReason::CaRemoved),
             (Engine::Certificates(tls), Some(Evidence::RawKey(fingerprint))) => {
@@ -197,7 +200,7 @@ impl ServerTls {
     }
 
     /// What verifies devices' certificates; `None`: they are not asked for.
-    pub fn trust(&self) -> Option<&Arc<Trust>> {
+    pub fn trust(&self) -> Option<&Arc<ChainVerifier>> {
         self.certificates()?.trust()
     }
 

@@ -12,14 +12,14 @@ use zeroize::Zeroizing;
 use super::{Failed, Rest, Secured};
 use crate::config::tables::{self, PskFormat, Tls, TlsVersion};
 use crate::config::{Complaint, Diagnostics, Reported, Setting, warn_if_exposed};
-use crate::crypto::mark;
+use crate::devices::{Entry, Replica, SecretKey, Used};
+use crate::edge::Stream;
 use crate::evidence::Evidence;
 use crate::files::read_entries;
-use crate::net::Stream;
 use crate::outcome::Reject;
 use crate::peer::{self, Identity, Peer, TlsSession};
 use crate::refresh::FromFiles;
-use crate::registry::{Entry, Replica, SecretKey, Used};
+use crate::util::crypto::tag;
 
 /// A key with fewer bytes is warned of: it can be guessed from a single handshake that somebody overheard.
 const SHORT_KEY: usize = 16;
@@ -73,7 +73,7 @@ impl PskTls {
     /// Whether the file still has this key.
     pub(super) fn has(&self, identity: &str, of: u64) -> bool {
         let file = self.0.lookup().file.as_ref();
-        file.is_some_and(|keys| keys.load().get(identity).is_some_and(|key| mark(key) == of))
+        file.is_some_and(|keys| keys.load().get(identity).is_some_and(|key| tag(key) == of))
     }
 
     pub(super) fn registry(&self) -> Option<&Arc<Replica>> {
@@ -131,36 +131,7 @@ impl PskLookup for KnownPsks {
             Some((Zeroizing::new(entry.psk()?.1.into()), Some(entry)))
         };
         let (key, device): (SecretKey, _) = in_file().or_else(in_registry)?;
-        let tag = mark(&key);
-        Some(Psk { key, owner: (tag, device) })
-    }
-}
-
-/// The reason in the log for a handshake that failed.
-fn reject(reason: Reason) -> Reject {
-    match reason {
-        Reason::Version => Reject::TlsVersion,
-        Reason::Parameters => Reject::TlsParameters,
-        Reason::NotTls => Reject::NotTls,
-        Reason::Closed => Reject::HandshakeClosed,
-        Reason::UnknownIdentity => Reject::UnknownPsk,
-        Reason::WrongKey => Reject::WrongPsk,
-        Reason::Other => Reject::HandshakeFailed,
-    }
-}
-
-impl PskLookup for KnownPsks {
-    /// A tag of the key, and the device of the registry that it belongs to.
-    type Owner = (u64, Option<Arc<Entry>>);
-
-    fn look_up(&self, identity: &str) -> Option<Psk<Self::Owner>> {
-        let in_file = || Some((self.file.as_ref()?.load().get(identity).cloned()?, None));
-        let in_registry = || {
-            let entry = self.registry.as_ref()?.by_psk(identity)?;
-            Some((Zeroizing::new(entry.psk()?.1.into()), Some(entry)))
-        };
-        let (key, device): (SecretKey, _) = in_file().or_else(in_registry)?;
-        let tag = mark(&key);
+        let tag = tag(&key);
         Some(Psk { key, owner: (tag, device) })
     }
 }

@@ -17,11 +17,11 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::keys::ServerKeys;
 use crate::config::{Complaint, Diagnostics, Reported, Setting, tables};
-use crate::crypto::provider;
+use crate::devices::{Entry, Replica};
 use crate::files::read_entries;
 use crate::peer::Fingerprint;
 use crate::refresh::FromFiles;
-use crate::registry::{Entry, Replica};
+use crate::util::crypto::provider;
 
 /// The keys of devices that a listener knows.
 #[derive(Debug)]

@@ -15,10 +15,10 @@ use zeroize::Zeroizing;
 
 use super::handshake::{Handshake, Proof};
 use super::keys::Staple;
-use crate::clock::now;
-use crate::kept::Kept;
+use crate::pki::{CLOCK_SKEW, ChainVerifier};
 use crate::refresh::Refreshed;
-use crate::trust::{CLOCK_SKEW, Trust};
+use crate::util::clock::now;
+use crate::util::weak_map::WeakMap;
 
 /// How long one key makes tickets.
 const EPOCH: i64 = 60 * 60;
@@ -32,10 +32,10 @@ const HEADER_LEN: usize = 9;
 /// Resumption on one listener.
 #[derive(Debug)]
 pub(super) struct Resumption {
-    pub(super) memory: Arc<Memory>,
-    /// Of tickets that other gateways make and take, too; else they are the memory's.
+    pub(super) resumption_store: Arc<ResumptionStore>,
+    /// Of tickets that other gateways make and take, too; else they are the resumption_store's.
     pub(super) shared: Option<TicketKeys>,
-    pub(super) trust: Option<Arc<Trust>>,
+    pub(super) trust: Option<Arc<ChainVerifier>>,
     /// A device without a certificate is refused.
     pub(super) needs_certificate: bool,
     /// Seconds.
@@ -47,21 +47,21 @@ pub(super) struct Resumption {
 /// What a listener remembers: of sessions that may be resumed, and of OCSP answers about its own certificates. Outlives
 /// reloads.
 #[derive(Debug)]
-pub struct Memory {
+pub struct ResumptionStore {
     keys: TicketKeys,
     stored: Arc<ServerSessionMemoryCache>,
     /// By certificate in DER; they outlive reloads.
-    pub(super) staples: Kept<Vec<u8>, Refreshed<Staple>>,
+    pub(super) staples: WeakMap<Vec<u8>, Refreshed<Staple>>,
     /// Set once the listener has been served by.
     pub(super) is_in_use: AtomicBool,
 }
 
-impl Default for Memory {
+impl Default for ResumptionStore {
     fn default() -> Self {
         Self {
             keys: TicketKeys::random(),
             stored: ServerSessionMemoryCache::new(MAX_STORED),
-            staples: Kept::default(),
+            staples: WeakMap::default(),
             is_in_use: AtomicBool::new(false),
         }
     }
@@ -84,9 +84,9 @@ impl Resumption {
         if !(-CLOCK_SKEW..=self.lifetime).contains(&(now - proof.at)) {
             return None;
         }
-        match (&proof.credential, &self.trust) {
-            (Some(credential), Some(trust)) if trust.knows_authorities_of(credential) => {
-                trust.judge_for_now(credential, now).ok()?;
+        match (&proof.chain, &self.trust) {
+            (Some(chain), Some(trust)) if trust.knows_authorities_of(chain) => {
+                trust.evaluate_for_now(chain, now).ok()?;
             }
             (None, None) => {}
             (None, Some(_)) if !self.needs_certificate => {}
@@ -97,7 +97,7 @@ impl Resumption {
     }
 
     fn keys(&self) -> &TicketKeys {
-        self.shared.as_ref().unwrap_or(&self.memory.keys)
+        self.shared.as_ref().unwrap_or(&self.resumption_store.keys)
     }
 
     fn seal(&self, session: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
@@ -158,15 +158,15 @@ impl ProducesTickets for HandshakeResumption {
 impl StoresServerSessions for HandshakeResumption {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
         let wrapped = Resumption::wrap(&value, &self.handshake);
-        wrapped.is_some_and(|wrapped| self.resumption.memory.stored.put(key, wrapped.to_vec()))
+        wrapped.is_some_and(|wrapped| self.resumption.resumption_store.stored.put(key, wrapped.to_vec()))
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.resumption.unwrap(&self.resumption.memory.stored.get(key)?, &self.handshake)
+        self.resumption.unwrap(&self.resumption.resumption_store.stored.get(key)?, &self.handshake)
     }
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.resumption.unwrap(&self.resumption.memory.stored.take(key)?, &self.handshake)
+        self.resumption.unwrap(&self.resumption.resumption_store.stored.take(key)?, &self.handshake)
     }
 
     fn can_cache(&self) -> bool {
@@ -241,7 +241,7 @@ mod tests {
 
     fn resumption(secret: Option<&str>, listener: &str) -> Resumption {
         Resumption {
-            memory: Arc::default(),
+            resumption_store: Arc::default(),
             shared: secret.map(|secret| TicketKeys::shared(secret, listener)),
             trust: None,
             needs_certificate: false,
@@ -299,7 +299,7 @@ mod tests {
     fn what_was_proved_long_ago_is_not_resumed() {
         let resumption = resumption(None, "a");
         for (age, is_resumed) in [(0, true), (3500, true), (3700, false), (-100, true), (-1000, false)] {
-            let proof = Proof { credential: None, at: now() - age };
+            let proof = Proof { chain: None, at: now() - age };
             let handshake = Handshake::default();
             handshake.resumed(proof);
             let ticket = resumption.seal(b"state", &handshake).unwrap();

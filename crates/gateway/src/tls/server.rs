@@ -19,13 +19,13 @@ use super::verifier::{DeviceVerifier, reject};
 use super::{Context, Failed, Rest, Secured, perhaps_unavailable};
 use crate::config::tables::{self, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
-use crate::crypto::{provider, sha256};
+use crate::devices::Used;
+use crate::edge::Stream;
 use crate::evidence::Evidence;
-use crate::net::Stream;
 use crate::outcome::Reject;
 use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
-use crate::registry::Used;
-use crate::trust::{Anchors, Trust};
+use crate::pki::{Anchors, ChainVerifier};
+use crate::util::crypto::{provider, sha256};
 
 /// The TLS side of a listener whose server has a certificate.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) struct CertificateTls {
     versions: Vec<&'static SupportedProtocolVersion>,
     keys: Arc<ServerKeys>,
     /// `None`: devices are not asked for certificates.
-    trust: Option<Arc<Trust>>,
+    trust: Option<Arc<ChainVerifier>>,
     /// The trust anchors that devices are told of.
     anchors: ArcSwapOption<Anchors>,
     needs_certificate: bool,
@@ -71,8 +71,9 @@ impl CertificateTls {
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
         let raw_keys = tls.raw_keys.as_ref().map(|keys| KnownKeys::open(keys, context.registry, diagnostics));
-        let keys = ServerKeys::open(tls, &context.memory, context.knowledge, diagnostics);
-        let trust = tls.client.as_ref().map(|client| Trust::open(client, context.knowledge, diagnostics)).transpose();
+        let keys = ServerKeys::open(tls, &context.resumption_store, context.revocation, diagnostics);
+        let trust =
+            tls.client.as_ref().map(|client| ChainVerifier::open(client, context.revocation, diagnostics)).transpose();
         let (raw_keys, keys, trust) = (raw_keys.transpose()?.map(Arc::new), Arc::new(keys?), trust?.map(Arc::new));
         let needs_certificate = tls.client.as_ref().is_some_and(|client| client.required);
         let version = |version: &TlsVersion| match version {
@@ -83,7 +84,7 @@ impl CertificateTls {
         let shared = ticket_secret.as_ref().map(|secret| TicketKeys::shared(secret.expose(), context.listener));
         let resumption = (*tickets || *cache).then(|| {
             Arc::new(Resumption {
-                memory: context.memory,
+                resumption_store: context.resumption_store,
                 shared,
                 trust: trust.clone(),
                 needs_certificate,
@@ -119,7 +120,7 @@ impl CertificateTls {
     }
 
     /// What devices' certificates are judged by; `None`: they are not asked for.
-    pub(super) fn trust(&self) -> Option<&Arc<Trust>> {
+    pub(super) fn trust(&self) -> Option<&Arc<ChainVerifier>> {
         self.trust.as_ref()
     }
 
@@ -283,7 +284,7 @@ fn identify_by_certificate(
     let session = stream.get_ref().1;
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
-    let chain = handshake.take_credential(resumed);
+    let chain = handshake.take_chain(resumed);
     let is_same = match (leaf, &chain) {
         (Some(leaf), Some(chain)) => chain.is_of(leaf),
         (None, None) => true,

@@ -12,9 +12,9 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 
 use super::handshake::{Handshake, Proof};
-use crate::crypto::provider;
 use crate::outcome::{ChainError, Reject};
-use crate::trust::{Anchors, Trust};
+use crate::pki::{Anchors, ChainVerifier};
+use crate::util::crypto::provider;
 
 /// Certificates beside its own that a device may show, and octets of all of them.
 const MAX_CHAIN: usize = 10;
@@ -22,7 +22,7 @@ const MAX_CHAIN_LEN: usize = 16 << 10;
 
 #[derive(Debug)]
 pub(super) struct DeviceVerifier {
-    trust: Arc<Trust>,
+    trust: Arc<ChainVerifier>,
     /// Those that clients are told of.
     anchors: Arc<Anchors>,
     mandatory: bool,
@@ -31,7 +31,12 @@ pub(super) struct DeviceVerifier {
 }
 
 impl DeviceVerifier {
-    pub(super) fn new(trust: Arc<Trust>, anchors: Arc<Anchors>, mandatory: bool, handshake: Arc<Handshake>) -> Self {
+    pub(super) fn new(
+        trust: Arc<ChainVerifier>,
+        anchors: Arc<Anchors>,
+        mandatory: bool,
+        handshake: Arc<Handshake>,
+    ) -> Self {
         Self { trust, anchors, mandatory, provider: provider(), handshake }
     }
 }
@@ -62,10 +67,10 @@ impl ClientCertVerifier for DeviceVerifier {
         if len > MAX_CHAIN_LEN || intermediates.len() > MAX_CHAIN {
             return Err(into_rustls(ChainError::TooLong).into());
         }
-        let credential = self.trust.verify(end_entity, intermediates, now).map_err(into_rustls)?;
+        let chain = self.trust.verify(end_entity, intermediates, now).map_err(into_rustls)?;
         let at = now.as_secs().cast_signed();
-        self.trust.judge_for_now(&credential, at).map_err(into_rustls)?;
-        self.handshake.verified(Proof { credential: Some(credential), at });
+        self.trust.evaluate_for_now(&chain, at).map_err(into_rustls)?;
+        self.handshake.verified(Proof { chain: Some(chain), at });
         Ok(ClientCertVerified::assertion())
     }
 

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::balance::Choice;
 use super::pool::{Endpoint, Lease, Upstream};
-use crate::net::{self, Stream};
+use crate::edge::{self, Stream};
 use crate::outcome::Reject;
 
 /// However many servers there are, a client waits at most that many times `connect_timeout`.
@@ -68,7 +68,7 @@ impl Upstream {
     pub(super) async fn connect(&self, endpoint: &Endpoint) -> io::Result<Stream> {
         let Some(address) = endpoint.address else { return embedded() };
         let socket = TcpStream::connect(address).await?;
-        net::tune(&socket)?;
+        edge::tune(&socket)?;
         match &self.tls {
             None => Ok(Stream::Tcp(socket)),
             Some(tls) => Ok(Stream::ToBroker(Box::new(tls.connect(&endpoint.host, socket).await?))),

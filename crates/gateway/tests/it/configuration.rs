@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use portcullis_gateway::{Lasting, Runtime};
+use portcullis_gateway::{ProcessState, Runtime};
 use portcullis_testkit::Pki;
 
 fn problems(configuration: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("p.toml");
     std::fs::write(&path, configuration).unwrap();
-    match Runtime::load(&path, &Lasting::new()) {
+    match Runtime::load(&path, &ProcessState::new()) {
         Ok(loaded) => loaded.diagnostics.render(false),
         Err(problems) => problems.render(false),
     }
@@ -203,7 +203,7 @@ fn every_example_passes() {
         }
         let copy: PathBuf = dir.path().join("portcullis.toml");
         std::fs::copy(&path, &copy).unwrap();
-        let loaded = Runtime::load(&copy, &Lasting::new());
+        let loaded = Runtime::load(&copy, &ProcessState::new());
         let text = match &loaded {
             Ok(loaded) => loaded.diagnostics.render(false),
             Err(problems) => problems.render(false),

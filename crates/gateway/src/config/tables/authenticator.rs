@@ -16,7 +16,7 @@ use super::super::document::Document;
 use super::super::values::{Located, Location, OneOrMany, Period, Secret, Setting, Timeout};
 use super::{Named, compile, nonzero, warn_of_literal_secret};
 use crate::expr::{Expression, Wanted};
-use crate::url::{host_of, is_url};
+use crate::util::url::{host_of, is_url};
 
 /// A source that authenticates clients by what CONNECT carries. `kind` decides which of the other keys apply.
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -36,7 +36,7 @@ use super::diagnostics::{Complaint, Reported};
 use super::document::Document;
 use super::values::{Located, Setting};
 use crate::expr::{Expression, Wanted};
-use crate::suggest::suggest;
+use crate::util::suggest::suggest;
 
 /// A configuration file.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -11,7 +11,7 @@ use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
 use super::super::values::{Located, Secret, Setting, Timeout};
 use super::warn_of_literal_secret;
-use crate::url::is_url;
+use crate::util::url::is_url;
 
 /// What webpki follows at most.
 const MAX_VERIFY_DEPTH: u8 = 6;

@@ -9,13 +9,12 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::clock::now;
 use crate::observe::Expiry;
-use crate::runtime::Lasting;
+use crate::pki::CrlNote;
 use crate::session::index::Live;
 use crate::session::{Shared, evaluate};
 use crate::tls::ServerTls;
-use crate::trust::CrlNote;
+use crate::util::clock::now;
 
 /// How late the end of a certificate's validity is noticed at most, and that it was revoked.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -25,45 +24,43 @@ const FILES_PERIOD: Duration = Duration::from_millis(500);
 const WARN_AT: [i64; 4] = [30, 7, 1, 0];
 const DAY: i64 = 24 * 60 * 60;
 /// Connected devices that are asked about at once after a reload.
-const MAX_SETTLING: usize = 16;
+const MAX_CHECKS: usize = 16;
 /// Issuers that metrics tell apart at most.
 const MAX_ISSUERS: usize = 64;
 
 /// Looks after the gateway for as long as it is there. Files have a loop of their own: a file system, or a token, that
 /// hangs is not to keep sessions from ending.
-pub(crate) async fn run(shared: Weak<Shared>, lasting: Arc<Lasting>) {
-    tokio::join!(look_after_sessions(shared.clone(), Arc::clone(&lasting)), look_after_files(shared, lasting));
+pub(crate) async fn run(shared: Weak<Shared>) {
+    tokio::join!(maintain_sessions(shared.clone()), follow_files(shared));
 }
 
-async fn look_after_sessions(shared: Weak<Shared>, lasting: Arc<Lasting>) {
+async fn maintain_sessions(shared: Weak<Shared>) {
     let mut ticks = ticks(PERIOD);
     let mut warned = Warned::default();
     loop {
         ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
-        fetch_due(&shared, &lasting);
-        let lasting = Arc::clone(&lasting);
+        fetch_due(&shared);
         let result = tokio::task::spawn_blocking(move || {
-            end_sessions(&shared, &lasting);
-            warned.warn(&shared, &lasting, now());
+            end_sessions(&shared);
+            warned.warn(&shared, now());
             warned
         });
         warned = result.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "looking after sessions failed; it goes on");
+            tracing::error!(%error, "maintenance of sessions failed; the next run follows");
             Warned::default()
         });
     }
 }
 
-async fn look_after_files(shared: Weak<Shared>, lasting: Arc<Lasting>) {
+async fn follow_files(shared: Weak<Shared>) {
     let mut ticks = ticks(FILES_PERIOD);
     loop {
         ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
-        let lasting = Arc::clone(&lasting);
         // Files are read and certificates parsed: not on a thread that moves bytes.
-        if let Err(error) = tokio::task::spawn_blocking(move || read_files(&shared, &lasting)).await {
-            tracing::error!(%error, "looking after files failed; it goes on");
+        if let Err(error) = tokio::task::spawn_blocking(move || read_files(&shared)).await {
+            tracing::error!(%error, "following files failed; the next run follows");
         }
     }
 }
@@ -75,29 +72,29 @@ fn ticks(period: Duration) -> Interval {
 }
 
 /// Begins, in the background, to fetch what is to be had from the network.
-fn fetch_due(shared: &Arc<Shared>, lasting: &Arc<Lasting>) {
+fn fetch_due(shared: &Shared) {
     shared.runtime.load().authenticators.iter().for_each(|authenticator| authenticator.fetch_due());
-    lasting.knowledge.fetch_due(|key| shared.sessions.has_certificate(key));
+    shared.state.revocation.fetch_due(|key| shared.state.sessions.has_certificate(key));
     for listener in &shared.runtime.load().listeners {
         listener.tls.iter().for_each(ServerTls::refresh_staples);
     }
 }
 
-fn end_sessions(shared: &Shared, lasting: &Lasting) {
+fn end_sessions(shared: &Shared) {
     let runtime = shared.runtime.load_full();
-    let mut changed = lasting.knowledge.take_revoked();
-    changed.extend(lasting.sources.registries.values().iter().flat_map(|registry| registry.take_changed()));
+    let mut changed = shared.state.revocation.take_revoked();
+    changed.extend(shared.state.sources.registries.values().iter().flat_map(|registry| registry.take_changed()));
 
     let now = now();
-    let ended = shared.sessions.sweep_keys(&changed, |live| evaluate(live.claim(), &runtime, now))
-        + shared.sessions.sweep_expired(now);
+    let ended = shared.state.sessions.sweep_keys(&changed, |live| evaluate(live.claim(), &runtime, now))
+        + shared.state.sessions.sweep_expired(now);
     if ended > 0 {
         tracing::info!(sessions = ended, "sessions ended: what they stood on is no longer good");
     }
 }
 
-fn read_files(shared: &Shared, lasting: &Lasting) {
-    for problem in lasting.knowledge.read_changed_files() {
+fn read_files(shared: &Shared) {
+    for problem in shared.state.revocation.read_changed_files() {
         tracing::error!("CRL: the last good one stays: {problem}");
     }
     let runtime = shared.runtime.load_full();
@@ -121,22 +118,22 @@ fn read_files(shared: &Shared, lasting: &Lasting) {
 pub(crate) fn sweep(shared: &Shared) -> usize {
     let runtime = shared.runtime.load_full();
     let now = now();
-    shared.sessions.sweep(|live| evaluate(live.claim(), &runtime, now))
+    shared.state.sessions.sweep(|live| evaluate(live.claim(), &runtime, now))
 }
 
 /// Asks authorities about devices that are connected, as they would be asked if the devices came now: a configuration may
 /// ask for more than the one they came under. What comes of it, ends them as ever.
-pub(crate) async fn settle_all(shared: Arc<Shared>) {
+pub(crate) async fn check_revocation_of_all(shared: Arc<Shared>) {
     let shared = &shared;
-    let settle = async |live: Arc<Live>| {
+    let check_revocation = async |live: Arc<Live>| {
         let listener = shared.runtime.load().listener(live.claim().listener).cloned();
         let trust = listener.as_ref().and_then(|listener| listener.tls.as_ref()?.trust());
         if let (Some(chain), Some(trust)) = (live.chain(), trust) {
             // That nothing is known ends nobody.
-            let _ = trust.settle(chain).await;
+            let _ = trust.check_revocation(chain).await;
         }
     };
-    futures_util::stream::iter(shared.sessions.all()).for_each_concurrent(MAX_SETTLING, settle).await;
+    futures_util::stream::iter(shared.state.sessions.all()).for_each_concurrent(MAX_CHECKS, check_revocation).await;
 }
 
 /// What there is to say of certificates at a moment: those of the gateway, those devices are connected with, and CRLs.
@@ -153,11 +150,11 @@ pub struct CertificateStatus {
 }
 
 /// What there is to say at the moment.
-pub(crate) fn certificate_status(shared: &Shared, lasting: &Lasting) -> CertificateStatus {
-    let inventory = shared.sessions.inventory(now());
+pub(crate) fn certificate_status(shared: &Shared) -> CertificateStatus {
+    let inventory = shared.state.sessions.inventory(now());
     let mut devices_by_issuer: Vec<(String, usize)> = Vec::new();
     for (issuer, count) in inventory.by_issuer {
-        let name = lasting.knowledge.name_of(&issuer).filter(|_| devices_by_issuer.len() < MAX_ISSUERS);
+        let name = shared.state.revocation.name_of(&issuer).filter(|_| devices_by_issuer.len() < MAX_ISSUERS);
         let name = name.unwrap_or_else(|| "other".to_owned());
         // Two authorities may call themselves the same.
         match devices_by_issuer.iter_mut().find(|(other, _)| *other == name) {
@@ -167,15 +164,15 @@ pub(crate) fn certificate_status(shared: &Shared, lasting: &Lasting) -> Certific
     }
     CertificateStatus {
         certificates: shared.runtime.load().expiries(),
-        crls: lasting.knowledge.crls(),
+        crls: shared.state.revocation.crls(),
         devices_by_issuer,
         devices_expiring: inventory.expiring,
     }
 }
 
 /// Sets the metrics that say what is there, rather than what happened.
-pub(crate) fn refresh_metrics(shared: &Shared, lasting: &Lasting) {
-    let (metrics, status) = (&shared.observer.metrics, certificate_status(shared, lasting));
+pub(crate) fn refresh_metrics(shared: &Shared) {
+    let (metrics, status) = (&shared.state.observer.metrics, certificate_status(shared));
     metrics.set_certificate_expiry(&status.certificates);
     let crls = status.crls.into_iter();
     metrics.set_crls(crls.map(|crl| (crl.origin, crl.this_update, crl.next_update, crl.revoked)));
@@ -195,7 +192,7 @@ struct Warned {
 }
 
 impl Warned {
-    fn warn(&mut self, shared: &Shared, lasting: &Lasting, now: i64) {
+    fn warn(&mut self, shared: &Shared, now: i64) {
         let expiries = shared.runtime.load().expiries();
         self.certificates.retain(|known, _| expiries.contains(known));
         for expiry in expiries {
@@ -214,7 +211,7 @@ impl Warned {
                 tracing::warn!(owner, role, subject, expires = end, days_left, "a certificate is about to expire");
             }
         }
-        for crl in lasting.knowledge.crls().into_iter().filter(|crl| crl.next_update <= now) {
+        for crl in shared.state.revocation.crls().into_iter().filter(|crl| crl.next_update <= now) {
             if self.crls.insert(crl.origin.clone(), crl.next_update) != Some(crl.next_update) {
                 tracing::error!(
                     crl = crl.origin,

@@ -7,7 +7,7 @@ use rustls::pki_types::TrustAnchor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::IssuerId;
-use super::knowledge::Knowledge;
+use super::revocation::RevocationStore;
 use crate::config::Complaint;
 use crate::files::read_chain;
 
@@ -22,7 +22,7 @@ pub struct Anchors {
 }
 
 impl Anchors {
-    pub(super) fn read(path: &Path, knowledge: &Knowledge) -> Result<Self, Complaint> {
+    pub(super) fn read(path: &Path, revocation: &RevocationStore) -> Result<Self, Complaint> {
         let not_an_anchor = |what: &str| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
         let ders = read_chain(path)?;
         let (mut list, mut ids, mut expiries) = (Vec::new(), Vec::new(), Vec::new());
@@ -34,7 +34,7 @@ impl Anchors {
             list.push(anchor.to_owned());
         }
         // Only once all of it is good.
-        ders.iter().for_each(|der| knowledge.learn(der));
+        ders.iter().for_each(|der| revocation.learn(der));
         let subjects = list.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
         Ok(Self { list, ids, subjects, expiries })
     }

@@ -13,11 +13,11 @@ use serde_json::{Value as Json, json};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::crypto::mark;
-use crate::kept::Kept;
 use crate::outcome::{CloseReason, Reject};
 use crate::peer::Fingerprint;
-use crate::trust::Key;
+use crate::pki::Key;
+use crate::util::crypto::tag;
+use crate::util::weak_map::WeakMap;
 
 /// How often the database is asked whether something has changed.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ const CHUNK: usize = 128;
 const MAX_SAMPLES: usize = 64;
 
 /// Registries that are in use, by where they are and how many devices are kept.
-pub(crate) type Registries = Kept<(Url, usize), Replica>;
+pub(crate) type Registries = WeakMap<(Url, usize), Replica>;
 
 /// A pre-shared key.
 pub type SecretKey = Zeroizing<Box<[u8]>>;
@@ -85,7 +85,7 @@ pub struct Entry {
     /// What expressions may know of it, as JSON.
     facts: Box<str>,
     /// Tells it from what they knew before.
-    facts_mark: u64,
+    facts_tag: u64,
 }
 
 /// A device of the registry that a session rests on, as it was when it connected.
@@ -95,7 +95,7 @@ pub struct DeviceEvidence {
     pub id: Arc<str>,
     /// With what it has proved to be that.
     pub used: Used,
-    facts_mark: u64,
+    facts_tag: u64,
 }
 
 /// With what a device of the registry has proved itself.
@@ -103,7 +103,7 @@ pub struct DeviceEvidence {
 pub enum Used {
     /// A certificate or key that it is pinned to.
     Pin(Fingerprint),
-    /// Its pre-shared key; the mark tells it from others.
+    /// Its pre-shared key; the tag tells it from others.
     Psk(u64),
     /// Its password; likewise.
     Password(u64),
@@ -111,7 +111,7 @@ pub enum Used {
     Tls {
         /// Of the certificate or key that it has shown.
         keys: Box<[Fingerprint]>,
-        /// Identity and mark of the pre-shared key that it has used.
+        /// Identity and tag of the pre-shared key that it has used.
         psk: Option<(Box<str>, u64)>,
     },
 }
@@ -135,7 +135,7 @@ impl Entry {
                 .as_ref()
                 .map(|psk| (psk.identity.as_str().into(), Zeroizing::new(psk.key.as_slice().into()))),
             password_hash: device.password_hash.as_ref().map(|hash| hash.0.as_str().into()),
-            facts_mark: mark(facts.as_bytes()),
+            facts_tag: tag(facts.as_bytes()),
             facts: facts.into(),
         }
     }
@@ -160,12 +160,12 @@ impl Entry {
     pub fn is_proved_by(&self, used: &Used) -> bool {
         match used {
             Used::Pin(fingerprint) => self.is_pinned_to(fingerprint),
-            Used::Psk(of) => self.psk().is_some_and(|(_, key)| mark(key) == *of),
-            Used::Password(of) => self.password_hash.as_ref().is_some_and(|hash| mark(hash.as_bytes()) == *of),
+            Used::Psk(of) => self.psk().is_some_and(|(_, key)| tag(key) == *of),
+            Used::Password(of) => self.password_hash.as_ref().is_some_and(|hash| tag(hash.as_bytes()) == *of),
             Used::Tls { keys, psk } => {
                 let is_pinned = self.pins.is_empty() || keys.iter().any(|key| self.is_pinned_to(key));
                 let is_own = match (self.psk(), psk) {
-                    (Some((identity, key)), Some((used, of))) => identity != &**used || mark(key) == *of,
+                    (Some((identity, key)), Some((used, of))) => identity != &**used || tag(key) == *of,
                     (None, _) | (_, None) => true,
                 };
                 is_pinned && is_own
@@ -175,7 +175,7 @@ impl Entry {
 
     /// The evidence of a session that this was used for.
     pub fn evidence(&self, used: Used) -> DeviceEvidence {
-        DeviceEvidence { id: Arc::clone(&self.id), used, facts_mark: self.facts_mark }
+        DeviceEvidence { id: Arc::clone(&self.id), used, facts_tag: self.facts_tag }
     }
 
     /// Whether it is let in at a time, in seconds since 1970.
@@ -251,7 +251,7 @@ impl Replica {
     /// Some device's password hash; for one name it is always the same, as long as there are no others.
     pub(crate) fn sample_hash(&self, name: &str) -> Option<Box<str>> {
         let known = self.known();
-        let place = mark(name.as_bytes()) % (known.samples.len().max(1) as u64);
+        let place = tag(name.as_bytes()) % (known.samples.len().max(1) as u64);
         known.samples.get(usize::try_from(place).unwrap_or(0)).cloned()
     }
 
@@ -274,7 +274,7 @@ impl Replica {
         if !device.is_proved_by(&evidence.used) {
             return Err(CloseReason::CredentialWithdrawn);
         }
-        if uses_facts && device.facts_mark != evidence.facts_mark {
+        if uses_facts && device.facts_tag != evidence.facts_tag {
             return Err(CloseReason::DeviceChanged);
         }
         Ok(())

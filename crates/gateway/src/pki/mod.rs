@@ -1,20 +1,20 @@
 //! Whether a device's certificate is to be believed, now and for as long as the device is connected. Enters: a chain as
-//! it was shown, or a credential that was verified before. Leaves: a verdict. Never here: a handshake or a session; and
-//! nothing waits for a network but [`Trust::settle`] and what fetches in the background.
+//! it was shown, or a chain that was verified before. Leaves: a verdict. Never here: a handshake or a session; and
+//! nothing waits for a network but [`ChainVerifier::check_revocation`] and what fetches in the background.
 
 mod anchors;
-mod credential;
+mod chain;
 mod crl;
 mod issuers;
-mod knowledge;
 mod ocsp;
+mod revocation;
 mod signature;
 mod source;
 mod statuses;
 
 pub use anchors::Anchors;
-pub use credential::{Credential, IssuerId, Key, Link, Serial};
-pub use knowledge::{CrlNote, Knowledge};
+pub use chain::{ChainCertificate, IssuerId, Key, Serial, VerifiedChain};
+pub use revocation::{CrlNote, RevocationStore};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,14 +24,14 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::task::JoinHandle;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
-use crate::clock::now;
 use crate::config::tables::{ClientCertificates, CrlOrigin, OcspScope, OnFailure};
 use crate::config::{Diagnostics, Reported, Setting};
-use crate::crypto::provider;
 use crate::files::warn_if_expired;
 use crate::outcome::ChainError;
 use crate::refresh::FromFiles;
-use crate::url::is_url;
+use crate::util::clock::now;
+use crate::util::crypto::provider;
+use crate::util::url::is_url;
 use crl::Coverage;
 use ocsp::OcspStatus;
 use source::{Origin, Source, Status};
@@ -41,8 +41,8 @@ pub(crate) const CLOCK_SKEW: i64 = 300;
 
 /// What one listener believes.
 #[derive(Debug)]
-pub struct Trust {
-    knowledge: Arc<Knowledge>,
+pub struct ChainVerifier {
+    revocation: Arc<RevocationStore>,
     anchors: FromFiles<Anchors>,
     depth: usize,
     /// Configured ones.
@@ -66,24 +66,24 @@ struct Open {
     is_old: bool,
 }
 
-impl Trust {
+impl ChainVerifier {
     /// Reads the files of the settings.
     ///
     /// # Errors
     /// One cannot be used, which was reported.
     pub(crate) fn open(
         settings: &ClientCertificates,
-        knowledge: &Arc<Knowledge>,
+        revocation: &Arc<RevocationStore>,
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
         let ClientCertificates { ca, verify_depth, crl, ocsp, refresh, .. } = settings;
         warn_if_expired(ca, ca, diagnostics);
-        let learn = Arc::clone(knowledge);
+        let learn = Arc::clone(revocation);
         let anchors = FromFiles::open("client_ca", ca.value.clone(), move |path| Anchors::read(path, &learn));
-        let sources = open_sources(&crl.origins, *refresh, knowledge, diagnostics);
+        let sources = open_sources(&crl.origins, *refresh, revocation, diagnostics);
         let anchors = anchors.map_err(|complaint| diagnostics.error(ca, complaint))?;
         Ok(Self {
-            knowledge: Arc::clone(knowledge),
+            revocation: Arc::clone(revocation),
             anchors,
             depth: *verify_depth,
             sources,
@@ -118,7 +118,7 @@ impl Trust {
     }
 
     /// Verifies a chain as it was shown: signatures up to an anchor, validity, purpose, depth. What remains is
-    /// [`Trust::judge`].
+    /// [`ChainVerifier::judge`].
     ///
     /// # Errors
     /// Why it is not believed.
@@ -127,7 +127,7 @@ impl Trust {
         leaf: &CertificateDer<'_>,
         rest: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<Credential, ChainError> {
+    ) -> Result<VerifiedChain, ChainError> {
         let anchors = self.anchors.load();
         // What webpki says in more words than the reason.
         let explain = |error: &webpki::Error| tracing::debug!(%error, "client certificate not accepted");
@@ -151,14 +151,14 @@ impl Trust {
         let mut certificates = vec![leaf.der()];
         certificates.extend(path.intermediate_certificates().map(webpki::Cert::der));
         let anchor = anchors.id_of(path.anchor()).ok_or(ChainError::UnknownCa)?;
-        let credential = Credential::of(&certificates, anchor).ok_or(ChainError::Malformed)?;
-        for (authority, link) in certificates.iter().skip(1).zip(credential.links()) {
-            let known = self.knowledge.shared.issuers.get(&link.issuer);
+        let chain = VerifiedChain::of(&certificates, anchor).ok_or(ChainError::Malformed)?;
+        for (authority, certificate) in certificates.iter().skip(1).zip(chain.certificates()) {
+            let known = self.revocation.shared.issuers.get(&certificate.issuer);
             if known.is_none_or(|known| !known.is_certificate(authority)) {
-                self.knowledge.learn(authority);
+                self.revocation.learn(authority);
             }
         }
-        Ok(credential)
+        Ok(chain)
     }
 
     /// Judges a chain whose signatures were verified, by what is known: at a handshake, when a session is resumed, and
@@ -166,8 +166,8 @@ impl Trust {
     ///
     /// # Errors
     /// Why it is not believed.
-    pub fn judge(&self, credential: &Credential, now: i64) -> Result<(), ChainError> {
-        let open = self.look(credential, now)?;
+    pub fn evaluate(&self, chain: &VerifiedChain, now: i64) -> Result<(), ChainError> {
+        let open = self.look(chain, now)?;
         match (open.crl, open.ocsp) {
             (Some(error), _) if self.crl_missing == OnFailure::Refuse => Err(error),
             (_, Some(error)) if self.ocsp_failure == OnFailure::Refuse => Err(error),
@@ -175,14 +175,14 @@ impl Trust {
         }
     }
 
-    /// As [`Trust::judge`], but for what may yet be found out by [`Trust::settle`].
+    /// As [`ChainVerifier::judge`], but for what may yet be found out by [`ChainVerifier::check_revocation`].
     ///
     /// # Errors
     /// Why it is not believed.
-    pub(crate) fn judge_for_now(&self, credential: &Credential, now: i64) -> Result<(), ChainError> {
-        match self.judge(credential, now) {
+    pub(crate) fn evaluate_for_now(&self, chain: &VerifiedChain, now: i64) -> Result<(), ChainError> {
+        match self.evaluate(chain, now) {
             Err(ChainError::CrlMissing | ChainError::CrlExpired) if self.follows_names => {
-                self.look(credential, now).map(drop)
+                self.look(chain, now).map(drop)
             }
             Err(ChainError::OcspMissing) => Ok(()),
             verdict => verdict,
@@ -194,49 +194,52 @@ impl Trust {
     ///
     /// # Errors
     /// Why it is not believed.
-    pub async fn settle(&self, credential: &Credential) -> Result<(), ChainError> {
-        let open = self.look(credential, now())?;
+    pub async fn check_revocation(&self, chain: &VerifiedChain) -> Result<(), ChainError> {
+        let open = self.look(chain, now())?;
         if open != Open::default() {
             // What takes longer than this device waits goes on, and is of use to the next.
-            let asking = join(join_all(self.fetch_named(credential)), join_all(self.ask_responders(credential)));
+            let asking = join(join_all(self.fetch_named(chain)), join_all(self.ask_responders(chain)));
             let _ = tokio::time::timeout(self.ocsp_timeout, asking).await;
         }
-        self.judge(credential, now())
+        self.evaluate(chain, now())
     }
 
     /// Whether signatures on lists and answers about this chain could be verified: its authorities have been seen, by
     /// this process.
-    pub(crate) fn knows_authorities_of(&self, credential: &Credential) -> bool {
+    pub(crate) fn knows_authorities_of(&self, chain: &VerifiedChain) -> bool {
         let checks_nothing = !self.looks_at_crls() && self.ocsp == OcspScope::Off;
         checks_nothing
-            || credential.links().iter().all(|link| self.knowledge.shared.issuers.get(&link.issuer).is_some())
+            || chain
+                .certificates()
+                .iter()
+                .all(|certificate| self.revocation.shared.issuers.get(&certificate.issuer).is_some())
     }
 
     /// What is certain is an error, what is not known is handed back.
-    fn look(&self, credential: &Credential, now: i64) -> Result<Open, ChainError> {
-        if !self.anchors.load().contains(&credential.anchor()) {
+    fn look(&self, chain: &VerifiedChain, now: i64) -> Result<Open, ChainError> {
+        if !self.anchors.load().contains(&chain.anchor()) {
             return Err(ChainError::UnknownCa);
         }
-        if credential.links().len() > self.depth + 1 {
+        if chain.certificates().len() > self.depth + 1 {
             return Err(ChainError::TooLong);
         }
         let mut open = Open::default();
-        for (place, link) in credential.links().iter().enumerate() {
-            if now > link.not_after {
+        for (position, certificate) in chain.certificates().iter().enumerate() {
+            if now > certificate.not_after {
                 return Err(ChainError::Expired);
             }
-            if now < link.not_before {
+            if now < certificate.not_before {
                 return Err(ChainError::NotYetValid);
             }
-            match self.crl_status(link, place > 0, now) {
+            match self.crl_status(certificate, position > 0, now) {
                 // Said at once: it counts more than a list that is missing further down.
                 Some(Status::Revoked) => return Err(ChainError::Revoked),
                 Some(Status::Stale) => open.crl = Some(ChainError::CrlExpired),
                 Some(Status::Unknown) => open.crl = Some(ChainError::CrlMissing),
                 Some(Status::Good) | None => {}
             }
-            if self.asks_about(place) {
-                match self.knowledge.statuses.get(link.issuer, link.serial, now) {
+            if self.asks_about(position) {
+                match self.revocation.statuses.get(certificate.issuer, certificate.serial, now) {
                     Some((OcspStatus::Revoked, _)) => return Err(ChainError::Revoked),
                     Some((OcspStatus::Good, age)) => open.is_old |= age >= self.refresh,
                     Some((OcspStatus::Unknown, _)) | None => open.ocsp = Some(ChainError::OcspMissing),
@@ -251,7 +254,7 @@ impl Trust {
     }
 
     /// `None`: CRLs are not looked at.
-    fn crl_status(&self, link: &Link, is_authority: bool, now: i64) -> Option<Status> {
+    fn crl_status(&self, certificate: &ChainCertificate, is_authority: bool, now: i64) -> Option<Status> {
         if !self.looks_at_crls() {
             return None;
         }
@@ -261,11 +264,11 @@ impl Trust {
             Coverage::Perhaps if status != Status::Revoked => perhaps = perhaps.min(Some(status)).or(Some(status)),
             _ => sure = sure.max(status),
         };
-        self.sources.iter().for_each(|source| source.tell(link, is_authority, now, &mut tell));
+        self.sources.iter().for_each(|source| source.tell(certificate, is_authority, now, &mut tell));
         if self.follows_names {
-            let urls = link.distribution_points.iter().flatten();
-            let named = urls.filter_map(|url| self.knowledge.named(url));
-            named.for_each(|source| source.tell(link, is_authority, now, &mut tell));
+            let urls = certificate.distribution_points.iter().flatten();
+            let named = urls.filter_map(|url| self.revocation.named(url));
+            named.for_each(|source| source.tell(certificate, is_authority, now, &mut tell));
         }
         if self.sources.iter().any(|source| source.is_empty()) {
             perhaps = perhaps.min(Some(Status::Unknown));
@@ -273,23 +276,23 @@ impl Trust {
         Some(sure.max(perhaps.unwrap_or(Status::Unknown)))
     }
 
-    fn asks_about(&self, place: usize) -> bool {
+    fn asks_about(&self, position: usize) -> bool {
         match self.ocsp {
             OcspScope::Off => false,
-            OcspScope::Leaf => place == 0,
+            OcspScope::Leaf => position == 0,
             OcspScope::Chain => true,
         }
     }
 
     /// Begins to fetch the CRLs that the chain names and that are not there.
-    fn fetch_named(&self, credential: &Credential) -> Vec<impl Future<Output = ()>> {
+    fn fetch_named(&self, chain: &VerifiedChain) -> Vec<impl Future<Output = ()>> {
         let mut fetching = Vec::new();
-        for (place, link) in credential.links().iter().enumerate() {
-            if !self.follows_names || self.crl_status(link, place > 0, now()) >= Some(Status::Good) {
+        for (position, certificate) in chain.certificates().iter().enumerate() {
+            if !self.follows_names || self.crl_status(certificate, position > 0, now()) >= Some(Status::Good) {
                 continue;
             }
-            for url in link.distribution_points.iter().flatten().filter(|url| is_url(url)) {
-                let Some(source) = self.knowledge.name(url, self.refresh) else { continue };
+            for url in certificate.distribution_points.iter().flatten().filter(|url| is_url(url)) {
+                let Some(source) = self.revocation.name(url, self.refresh) else { continue };
                 fetching.push(source.fetch_first());
             }
         }
@@ -297,15 +300,15 @@ impl Trust {
     }
 
     /// Begins to ask OCSP responders about the certificates of the chain that nothing is known of.
-    fn ask_responders(&self, credential: &Credential) -> Vec<JoinHandle<()>> {
-        let asked = credential.links().iter().enumerate().filter(|(place, _)| self.asks_about(*place));
-        let ask = |(_, link): (usize, &Link)| {
-            let responder = self.ocsp_responder.as_ref().or(link.responder.as_ref());
+    fn ask_responders(&self, chain: &VerifiedChain) -> Vec<JoinHandle<()>> {
+        let asked = chain.certificates().iter().enumerate().filter(|(position, _)| self.asks_about(*position));
+        let ask = |(_, certificate): (usize, &ChainCertificate)| {
+            let responder = self.ocsp_responder.as_ref().or(certificate.responder.as_ref());
             let responder = responder.filter(|url| is_url(url))?.clone();
-            let issuer = self.knowledge.shared.issuers.get(&link.issuer)?;
-            let (knowledge, serial, refresh) = (Arc::clone(&self.knowledge), link.serial, self.refresh);
+            let issuer = self.revocation.shared.issuers.get(&certificate.issuer)?;
+            let (revocation, serial, refresh) = (Arc::clone(&self.revocation), certificate.serial, self.refresh);
             Some(tokio::spawn(async move {
-                knowledge.statuses.ask(&knowledge.shared.fetcher, serial, issuer, &responder, refresh).await;
+                revocation.statuses.ask(&revocation.shared.fetcher, serial, issuer, &responder, refresh).await;
             }))
         };
         asked.filter_map(ask).collect()
@@ -315,17 +318,17 @@ impl Trust {
 fn open_sources(
     origins: &[Setting<CrlOrigin>],
     refresh: Duration,
-    knowledge: &Knowledge,
+    revocation: &RevocationStore,
     diagnostics: &mut Diagnostics,
 ) -> Vec<Arc<Source>> {
     let open = |origin: &Setting<CrlOrigin>| match &origin.value {
         CrlOrigin::Url(url) => {
-            let source = knowledge.source(Origin::Url(url.clone()));
+            let source = revocation.source(Origin::Url(url.clone()));
             source.refresh_every(refresh);
             source
         }
         CrlOrigin::File(path) => {
-            let source = knowledge.source(Origin::File(path.clone()));
+            let source = revocation.source(Origin::File(path.clone()));
             // The problem is reported below, even if it is not a new one.
             let _ = source.read_if_changed(true);
             if let Some(problem) = source.problem() {

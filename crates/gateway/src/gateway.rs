@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -16,23 +18,28 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Diagnostics;
 use crate::config::tables::AdminBind;
-use crate::net;
+use crate::edge::Accepted;
+use crate::maintenance::{self, CertificateStatus};
 use crate::observe::AccessLog;
 use crate::outcome::CloseReason;
-use crate::runtime::{Lasting, Loaded, Runtime, SocketKey};
-use crate::session::index::Sessions;
+use crate::runtime::{Loaded, Runtime, SocketKey};
 use crate::session::{self, Shared};
-use crate::upkeep::{self, CertificateStatus};
+use crate::state::ProcessState;
 
 /// Waited after an accept that failed because descriptors or memory ran out: others may give some back.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// For sessions to say goodbye once their time is up.
 const GOODBYE: Duration = Duration::from_secs(3);
 
-/// A running gateway. Dropped, it stops listening; sessions go on until the process ends.
-pub struct Gateway {
+/// A running gateway. Dropped, it stops listening; sessions continue until the process ends.
+pub struct Gateway(Handle);
+
+/// Access to a running gateway, for whoever reloads, drains or asks it.
+#[derive(Clone)]
+pub struct Handle(Arc<Running>);
+
+struct Running {
     path: PathBuf,
-    lasting: Arc<Lasting>,
     shared: Arc<Shared>,
     /// Connections that are served.
     tasks: TaskTracker,
@@ -113,44 +120,63 @@ impl Gateway {
     ///
     /// # Errors
     /// A socket or a file cannot be opened. Nothing was started.
-    pub async fn start(path: &Path, runtime: Runtime, lasting: Arc<Lasting>) -> Result<Self, StartError> {
-        let observer = Arc::clone(&lasting.observer);
+    pub async fn start(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Result<Self, StartError> {
         raise_descriptor_limit();
         let access_log = open_access_log(&runtime)?;
         let bound = bind_new(&runtime, &HashMap::new())?;
-        runtime.activate(None, &observer).await;
-        observer.access_log.store(access_log);
-        let shared = Arc::new(Shared { runtime: ArcSwap::from_pointee(runtime), observer, sessions: Sessions::new() });
+        runtime.activate(None, &state.observer).await;
+        state.observer.access_log.store(access_log);
+        let shared = Arc::new(Shared { runtime: ArcSwap::from_pointee(runtime), state });
         let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
         let bind = shared.runtime.load().admin.clone();
         let admin = match bind {
-            Some(bind) => crate::admin::serve(&bind, Arc::clone(&shared), Arc::clone(&lasting), draining.clone())
-                .map_err(|error| {
-                    let text = match &bind {
-                        AdminBind::Tcp(address) => address.to_string(),
-                        AdminBind::Unix(path) => path.display().to_string(),
-                    };
-                    StartError::Admin(text, error)
-                })?,
+            Some(bind) => crate::admin::serve(&bind, Arc::clone(&shared), draining.clone()).map_err(|error| {
+                let text = match &bind {
+                    AdminBind::Tcp(address) => address.to_string(),
+                    AdminBind::Unix(path) => path.display().to_string(),
+                };
+                StartError::Admin(text, error)
+            })?,
             None => None,
         };
-        let gateway = Self {
+        tokio::spawn(maintenance::run(Arc::downgrade(&shared)));
+        Ok(Self(Handle(Arc::new(Running {
             path: path.to_owned(),
-            lasting: Arc::clone(&lasting),
             sockets: Mutex::new(start_accepting(bound, &shared, &tasks)),
-            shared: Arc::clone(&shared),
+            shared,
             tasks,
             draining,
             admin,
             reloading: tokio::sync::Mutex::new(()),
-        };
-        tokio::spawn(upkeep::run(Arc::downgrade(&shared), lasting));
-        Ok(gateway)
+        }))))
     }
 
+    /// Access to it from elsewhere.
+    pub fn handle(&self) -> Handle {
+        self.0.clone()
+    }
+}
+
+impl Deref for Gateway {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.0
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let Running { draining, sockets, .. } = &*self.0.0;
+        draining.cancel();
+        sockets.lock().clear();
+    }
+}
+
+impl Handle {
     /// The addresses listened on, each with the listener's name, in the order of the configuration.
     pub fn addresses(&self) -> Vec<(Arc<str>, SocketAddr)> {
-        let (sockets, runtime) = (self.sockets(), self.shared.runtime.load());
+        let (sockets, runtime) = (self.0.sockets.lock(), self.0.shared.runtime.load());
         let address = |(key, listener): (SocketKey, &Arc<crate::Listener>)| {
             Some((Arc::clone(&listener.name), sockets.get(&key)?.address))
         };
@@ -158,18 +184,18 @@ impl Gateway {
     }
 
     /// The address of the admin interface, if it has one.
-    pub const fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.0.admin
     }
 
-    /// What there is to say of certificates at the moment.
+    /// The certificates in use and when they expire.
     pub fn certificate_status(&self) -> CertificateStatus {
-        upkeep::certificate_status(&self.shared, &self.lasting)
+        maintenance::certificate_status(&self.0.shared)
     }
 
     /// Sessions and connections on their way to be one.
     pub fn connections(&self) -> usize {
-        self.tasks.len()
+        self.0.tasks.len()
     }
 
     /// Loads the configuration again and serves new connections by it. Sessions stay. Returns the warnings.
@@ -177,78 +203,68 @@ impl Gateway {
     /// # Errors
     /// Why nothing was changed.
     pub async fn reload(&self) -> Result<Diagnostics, ReloadError> {
-        let _one_at_a_time = self.reloading.lock().await;
+        let _one_at_a_time = self.0.reloading.lock().await;
         let result = self.replace().await;
         // Even one that failed has read CRLs.
-        let shared = Arc::clone(&self.shared);
-        let swept = tokio::task::spawn_blocking(move || upkeep::sweep(&shared)).await;
+        let shared = Arc::clone(&self.0.shared);
+        let swept = tokio::task::spawn_blocking(move || maintenance::sweep(&shared)).await;
         tracing::debug!(sessions_ended = swept.unwrap_or(0), "swept");
-        self.shared.observer.metrics.count_reload(result.is_ok());
+        self.0.shared.state.observer.metrics.count_reload(result.is_ok());
         result
     }
 
     async fn replace(&self) -> Result<Diagnostics, ReloadError> {
-        let (path, lasting) = (self.path.clone(), Arc::clone(&self.lasting));
+        let (path, state) = (self.0.path.clone(), Arc::clone(&self.0.shared.state));
         // Files are read and certificates parsed: not on a thread that moves bytes.
-        let loaded = tokio::task::spawn_blocking(move || Runtime::load(&path, &lasting)).await;
+        let loaded = tokio::task::spawn_blocking(move || Runtime::load(&path, &state)).await;
         let Loaded { runtime, diagnostics } = match loaded {
             Ok(result) => result.map_err(ReloadError::Configuration)?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
         // CRLs that were read count from now on; names and URLs may take a while.
-        let shared = Arc::clone(&self.shared);
-        let _ = tokio::task::spawn_blocking(move || upkeep::sweep(&shared)).await;
+        let shared = Arc::clone(&self.0.shared);
+        let _ = tokio::task::spawn_blocking(move || maintenance::sweep(&shared)).await;
         let access_log = open_access_log(&runtime).map_err(ReloadError::Start)?;
-        let bound = bind_new(&runtime, &self.sockets()).map_err(ReloadError::Start)?;
-        let previous = self.shared.runtime.load_full();
-        runtime.activate(Some(&previous), &self.shared.observer).await;
+        let bound = bind_new(&runtime, &self.0.sockets.lock()).map_err(ReloadError::Start)?;
+        let previous = self.0.shared.runtime.load_full();
+        runtime.activate(Some(&previous), &self.0.shared.state.observer).await;
         warn_of_restart(&previous, &runtime);
         let wanted: Vec<SocketKey> = runtime.sockets().map(|(key, _)| key).collect();
         // No longer accepted on, before there is no listener for what is accepted.
         let closed: Vec<Socket> =
-            self.sockets().extract_if(|key, _| !wanted.contains(key)).map(|(_, socket)| socket).collect();
+            self.0.sockets.lock().extract_if(|key, _| !wanted.contains(key)).map(|(_, socket)| socket).collect();
         for mut socket in closed {
             socket.accepting.abort();
             let _ = (&mut socket.accepting).await;
         }
-        self.shared.runtime.store(Arc::new(runtime));
-        let closed_log = self.shared.observer.access_log.swap(access_log);
+        self.0.shared.runtime.store(Arc::new(runtime));
+        let closed_log = self.0.shared.state.observer.access_log.swap(access_log);
         // Closing a log writes what is waiting in it.
         tokio::task::spawn_blocking(move || drop(closed_log));
-        self.sockets().extend(start_accepting(bound, &self.shared, &self.tasks));
-        tokio::spawn(upkeep::settle_all(Arc::clone(&self.shared)));
+        self.0.sockets.lock().extend(start_accepting(bound, &self.0.shared, &self.0.tasks));
+        tokio::spawn(maintenance::check_revocation_of_all(Arc::clone(&self.0.shared)));
         Ok(diagnostics)
     }
 
     /// Takes no more connections, waits for sessions to end, at most for `drain_timeout`, then ends those that are left.
     pub async fn drain(&self) {
-        self.draining.cancel();
-        self.sockets().clear();
-        self.tasks.close();
-        let limit = self.shared.runtime.load().process.drain_timeout;
-        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
-            tracing::info!(sessions = self.tasks.len(), "drain timeout: ending the sessions that are left");
+        self.0.draining.cancel();
+        self.0.sockets.lock().clear();
+        self.0.tasks.close();
+        let limit = self.0.shared.runtime.load().process.drain_timeout;
+        if tokio::time::timeout(limit, self.0.tasks.wait()).await.is_err() {
+            tracing::info!(sessions = self.0.tasks.len(), "drain timeout: ending the sessions that are left");
             self.stop().await;
         }
     }
 
     /// Ends all sessions at once; each still writes its line.
     pub async fn stop(&self) {
-        self.draining.cancel();
-        self.sockets().clear();
-        self.tasks.close();
-        self.shared.sessions.sweep(|_| Err(CloseReason::Drained));
-        let _ = tokio::time::timeout(GOODBYE, self.tasks.wait()).await;
-    }
-
-    fn sockets(&self) -> std::sync::MutexGuard<'_, HashMap<SocketKey, Socket>> {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        self.draining.cancel();
+        self.0.draining.cancel();
+        self.0.sockets.lock().clear();
+        self.0.tasks.close();
+        self.0.shared.state.sessions.sweep(|_| Err(CloseReason::Drained));
+        let _ = tokio::time::timeout(GOODBYE, self.0.tasks.wait()).await;
     }
 }
 
@@ -265,8 +281,8 @@ fn bind_new(
 ) -> Result<Vec<(SocketKey, SocketAddr, TcpListener)>, StartError> {
     let new = runtime.sockets().filter(|(key, _)| !bound.contains_key(key));
     new.map(|(key, _)| {
-        let socket = net::bind(key.0).and_then(|socket| Ok((socket.local_addr()?, socket)));
-        let (address, socket) = socket.map_err(|error| StartError::Bind(key.0, error))?;
+        let socket = key.0.bind().and_then(|socket| Ok((socket.local_addr()?, socket)));
+        let (address, socket) = socket.map_err(|error| StartError::Bind(key.0.address, error))?;
         Ok((key, address, socket))
     })
     .collect()
@@ -289,19 +305,19 @@ fn start_accepting(
 async fn accept(socket: TcpListener, key: SocketKey, shared: Arc<Shared>, tasks: TaskTracker) {
     let mut is_short = false;
     loop {
-        match socket.accept().await {
-            Ok((stream, remote)) => {
+        match Accepted::next(&socket).await {
+            Ok(accepted) => {
                 is_short = false;
                 let runtime = shared.runtime.load();
                 let Some((_, listener)) = runtime.sockets().find(|(other, _)| *other == key) else { continue };
-                tasks.spawn(session::serve(stream, remote, Arc::clone(listener), Arc::clone(&shared)));
+                tasks.spawn(session::serve(accepted, Arc::clone(listener), Arc::clone(&shared)));
             }
             // The connection was gone before it was accepted.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
             }
             Err(error) => {
                 if !is_short {
-                    tracing::error!(address = %key.0, %error, "cannot accept; out of descriptors?");
+                    tracing::error!(address = %key.0.address, %error, "cannot accept; out of descriptors?");
                     is_short = true;
                 }
                 tokio::time::sleep(ACCEPT_BACKOFF).await;

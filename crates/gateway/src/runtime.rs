@@ -2,26 +2,24 @@
 //! [`Settings`]. Leaves: a [`Runtime`] whose files are read and whose sockets are not bound yet. Loading it is all of
 //! what `check` does, and the beginning of what `run` does.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::auth::{self, Authenticator};
-use crate::bans::{self, Bans};
+use crate::auth::Authenticator;
 use crate::config::tables::{self, AccessLogFormat, AdminBind, OnReject, Process};
 use crate::config::{self, Diagnostics, Reported, Settings};
+use crate::devices::Replica;
+use crate::edge::Endpoint;
 use crate::files::warn_if_expired;
-use crate::identity::Signer;
-use crate::kept::Kept;
-use crate::net::AddressRules;
-use crate::observe::{Expiry, ListenerMetrics, Observer};
+use crate::limits::{AddressRules, Bans};
+use crate::observe::{Expiry, ListenerMetrics, Observer, Transport};
+use crate::policy::Signer;
 use crate::policy::{Admission, Rewriting};
-use crate::registry::Replica;
-use crate::tls::{Context, Memory, ServerTls};
-use crate::trust::Knowledge;
+use crate::state::ProcessState;
+use crate::tls::{Context, ServerTls};
 use crate::upstream::Upstream;
 
 /// A configuration in use.
@@ -48,7 +46,7 @@ pub struct Runtime {
 #[derive(Debug)]
 pub struct Listener {
     pub(crate) name: Arc<str>,
-    pub(crate) bind: Vec<SocketAddr>,
+    pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) addresses: AddressRules,
     pub(crate) connect_timeout: Duration,
     pub(crate) max_connect_size: usize,
@@ -66,33 +64,17 @@ pub struct Listener {
     pub(crate) metrics: Arc<ListenerMetrics>,
 }
 
-/// What outlives reloads: what was seen and learned under one configuration is of use under the next.
-#[derive(Debug, Default)]
-pub struct Lasting {
-    /// Counters, and the access log.
-    pub observer: Arc<Observer>,
-    pub(crate) knowledge: Arc<Knowledge>,
-    pub(crate) sources: auth::Sources,
-    bans: bans::Memories,
-    /// By the listener's name.
-    memories: Kept<String, Memory>,
-}
-
-impl Lasting {
-    /// Nothing yet.
-    pub fn new() -> Arc<Self> {
-        Arc::default()
-    }
-
-    fn memory(&self, listener: &str) -> Arc<Memory> {
-        self.memories.get_or_insert_with(listener.to_owned(), Memory::default)
+impl Listener {
+    /// What is spoken below MQTT.
+    pub(crate) const fn transport(&self) -> Transport {
+        if self.tls.is_some() { Transport::Tls } else { Transport::Tcp }
     }
 }
 
 /// What tells one listening socket from another over reloads: its address, so that a listener may be renamed or an
 /// address given to another without a gap. Sockets of port 0 have no address before they are bound: for them it is the
 /// listener's name, and which of its addresses it is.
-pub(crate) type SocketKey = (SocketAddr, Option<(Arc<str>, usize)>);
+pub(crate) type SocketKey = (Endpoint, Option<(Arc<str>, usize)>);
 
 /// A configuration that can be used, and the warnings about it.
 #[derive(Debug)]
@@ -108,9 +90,9 @@ impl Runtime {
     ///
     /// # Errors
     /// Every problem, of which at least one is an error.
-    pub fn load(path: &Path, lasting: &Lasting) -> Result<Loaded, Diagnostics> {
+    pub fn load(path: &Path, state: &ProcessState) -> Result<Loaded, Diagnostics> {
         let (settings, mut diagnostics) = config::load(path);
-        let runtime = Self::open(settings, lasting, &mut diagnostics);
+        let runtime = Self::open(settings, state, &mut diagnostics);
         if diagnostics.has_errors() {
             return Err(diagnostics);
         }
@@ -119,7 +101,7 @@ impl Runtime {
 
     /// Opens what the settings name. If a file cannot be used, what needs it is left out, so that the others are reported
     /// too; the result is of use only without errors.
-    fn open(settings: Settings, lasting: &Lasting, diagnostics: &mut Diagnostics) -> Self {
+    fn open(settings: Settings, state: &ProcessState, diagnostics: &mut Diagnostics) -> Self {
         let Settings { listeners, authenticators, upstreams, access_log, process, identity, admin } = settings;
         let mut upstream_expiries = Vec::new();
         let mut opened = Vec::new();
@@ -129,10 +111,9 @@ impl Runtime {
         }
         let upstreams = opened;
         let signer = identity.and_then(|identity| Signer::open(&identity, diagnostics).ok()).map(Arc::new);
-        let open = |settings| Authenticator::open(settings, &lasting.sources, diagnostics).ok().map(Arc::new);
+        let open = |settings| Authenticator::open(settings, &state.sources, diagnostics).ok().map(Arc::new);
         let authenticators: Vec<_> = authenticators.into_iter().filter_map(open).collect();
-        let shared =
-            Shared { upstreams: &upstreams, authenticators: &authenticators, signer: signer.as_ref(), lasting };
+        let shared = Shared { upstreams: &upstreams, authenticators: &authenticators, signer: signer.as_ref(), state };
         let listeners =
             listeners.into_iter().filter_map(|listener| shared.open_listener(listener, diagnostics)).collect();
         Self {
@@ -160,9 +141,9 @@ impl Runtime {
     /// The sockets it wants, and the listener of each.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = (SocketKey, &Arc<Listener>)> {
         self.listeners.iter().flat_map(|listener| {
-            listener.bind.iter().enumerate().map(move |(position, address)| {
-                let unbound = (address.port() == 0).then(|| (Arc::clone(&listener.name), position));
-                ((*address, unbound), listener)
+            listener.endpoints.iter().enumerate().map(move |(position, endpoint)| {
+                let unbound = (endpoint.address.port() == 0).then(|| (Arc::clone(&listener.name), position));
+                ((*endpoint, unbound), listener)
             })
         })
     }
@@ -204,7 +185,7 @@ struct Shared<'a> {
     upstreams: &'a [Arc<Upstream>],
     authenticators: &'a [Arc<Authenticator>],
     signer: Option<&'a Arc<Signer>>,
-    lasting: &'a Lasting,
+    state: &'a ProcessState,
 }
 
 impl Shared<'_> {
@@ -212,8 +193,8 @@ impl Shared<'_> {
         let name = settings.name.as_str();
         let context = Context {
             listener: name,
-            knowledge: &self.lasting.knowledge,
-            memory: self.lasting.memory(name),
+            revocation: &self.state.revocation,
+            resumption_store: self.state.resumption_store(name),
             registry: self.registry(),
         };
         let tls = settings.tls.as_ref().map(|tls| ServerTls::open(tls, context, diagnostics)).transpose().ok()?;
@@ -224,20 +205,20 @@ impl Shared<'_> {
         let admission = Admission::new(settings.require);
         let rewriting = Rewriting::new(settings.connect, self.signer);
         Some(Arc::new(Listener {
-            bind: settings.bind,
+            endpoints: settings.bind.into_iter().map(|address| Endpoint { address }).collect(),
             addresses: AddressRules::new(&settings.allow, &settings.deny),
             connect_timeout: settings.connect_timeout,
             max_connect_size: settings.max_connect_size,
             max_connections: settings.max_connections,
             on_reject: settings.on_reject,
             tls,
-            bans: Bans::new(&settings.bans, name, &self.lasting.bans),
+            bans: Bans::new(&settings.bans, name, &self.state.bans),
             authenticators: authenticators.collect(),
             uses_device: admission.uses("device") || rewriting.uses("device"),
             admission,
             rewriting,
             upstream: self.upstreams.iter().find(|upstream| upstream.name() == settings.upstream).cloned()?,
-            metrics: self.lasting.observer.metrics.listener(name),
+            metrics: self.state.observer.metrics.listener(name),
             name: name.into(),
         }))
     }

@@ -42,7 +42,7 @@ pub(crate) fn keyed_digest(fields: &[&[u8]]) -> [u8; 32] {
 }
 
 /// What tells a secret from another, for this process only.
-pub(crate) fn mark(secret: &[u8]) -> u64 {
+pub(crate) fn tag(secret: &[u8]) -> u64 {
     keyed_digest(&[secret]).first_chunk().map_or(0, |octets| u64::from_be_bytes(*octets))
 }
 

@@ -52,7 +52,7 @@ impl Serial {
 
 /// One certificate of a chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
+pub struct ChainCertificate {
     /// Who issued it.
     pub issuer: IssuerId,
     /// Its number there.
@@ -70,7 +70,7 @@ pub struct Link {
 /// Which entries of an index are about a certificate. Two certificates may share one: it nominates, it does not judge.
 pub type Key = u64;
 
-impl Link {
+impl ChainCertificate {
     /// Its place in indexes.
     pub fn key(&self) -> Key {
         key(&self.issuer, &self.serial)
@@ -87,17 +87,17 @@ pub(super) fn key(issuer: &IssuerId, serial: &Serial) -> Key {
 /// A chain whose signatures were verified once: from the device's own certificate up to the one that a trust anchor
 /// issued. At least one link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Credential {
+pub struct VerifiedChain {
     /// SHA-256 of the device's own certificate.
     leaf: [u8; 32],
-    links: Vec<Link>,
+    certificates: Vec<ChainCertificate>,
 }
 
-impl Credential {
+impl VerifiedChain {
     /// From the SHA-256 of the device's own certificate, and the certificates from it up to the one that a trust anchor
     /// issued. `None`: there are none.
-    pub fn new(leaf: [u8; 32], links: Vec<Link>) -> Option<Self> {
-        (!links.is_empty()).then_some(Self { leaf, links })
+    pub fn new(leaf: [u8; 32], certificates: Vec<ChainCertificate>) -> Option<Self> {
+        (!certificates.is_empty()).then_some(Self { leaf, certificates })
     }
 
     /// From the certificates of a path that was just verified, the device's own first, up to the one that `anchor`
@@ -107,7 +107,7 @@ impl Credential {
         let certificates: Vec<X509Certificate<'_>> = parsed.collect::<Option<_>>()?;
         let issuers = certificates.iter().skip(1).map(IssuerId::of).chain([anchor]);
         let link = |(certificate, issuer): (&X509Certificate<'_>, IssuerId)| {
-            Some(Link {
+            Some(ChainCertificate {
                 issuer,
                 serial: Serial::new(certificate.raw_serial())?,
                 not_before: certificate.validity().not_before.timestamp(),
@@ -116,8 +116,8 @@ impl Credential {
                 responder: responder(certificate),
             })
         };
-        let links: Vec<Link> = certificates.iter().zip(issuers).map(link).collect::<Option<_>>()?;
-        Self::new(sha256(path.first()?), links)
+        let certificates: Vec<ChainCertificate> = certificates.iter().zip(issuers).map(link).collect::<Option<_>>()?;
+        Self::new(sha256(path.first()?), certificates)
     }
 
     /// Whether it is of this certificate, in DER.
@@ -126,23 +126,23 @@ impl Credential {
     }
 
     /// From the device's own certificate up.
-    pub fn links(&self) -> &[Link] {
-        &self.links
+    pub fn certificates(&self) -> &[ChainCertificate] {
+        &self.certificates
     }
 
     /// Who issued the device's own certificate.
     pub fn issuer(&self) -> IssuerId {
-        self.links[0].issuer
+        self.certificates[0].issuer
     }
 
     /// The trust anchor that vouches for it.
     pub fn anchor(&self) -> IssuerId {
-        self.links[self.links.len() - 1].issuer
+        self.certificates[self.certificates.len() - 1].issuer
     }
 
     /// When the first certificate of the chain expires, in seconds since 1970.
     pub fn not_after(&self) -> i64 {
-        self.links.iter().map(|link| link.not_after).min().unwrap_or(i64::MIN)
+        self.certificates.iter().map(|link| link.not_after).min().unwrap_or(i64::MIN)
     }
 }
 

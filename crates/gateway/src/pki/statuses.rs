@@ -8,12 +8,12 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::credential::{Key, key};
+use super::chain::{Key, key};
 use super::issuers::Issuer;
 use super::ocsp::{Answer, OcspStatus, Question};
 use super::{IssuerId, Serial};
-use crate::clock::now;
 use crate::fetch::Fetcher;
+use crate::util::clock::now;
 
 /// Certificates remembered at most; about 300 bytes each.
 const MAX_ENTRIES: usize = 1_000_000;

@@ -4,7 +4,7 @@ use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
 use x509_parser::der_parser::asn1_rs::{Any, FromDer};
 
-use crate::crypto::provider;
+use crate::util::crypto::provider;
 
 /// `SIGNED { tbs, algorithm, signature }` [X.509], taken apart; nothing is believed yet.
 pub(super) struct Signed<'d> {

@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 use super::IssuerId;
-use super::credential::{Key, Link, Serial, key, urls};
+use super::chain::{ChainCertificate, Key, Serial, key, urls};
 use super::issuers::Issuer;
 use super::signature::Signed;
 
@@ -118,7 +118,7 @@ impl Crl {
     }
 
     /// Whether the list speaks for a certificate, which may be an authority's.
-    pub(super) fn coverage(&self, link: &Link, is_authority: bool) -> Coverage {
+    pub(super) fn coverage(&self, link: &ChainCertificate, is_authority: bool) -> Coverage {
         let scope = &self.scope;
         let is_kind = if is_authority { !scope.only_user_certificates } else { !scope.only_authorities };
         if !is_kind || self.signer() != Some(&link.issuer) {

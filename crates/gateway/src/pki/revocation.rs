@@ -8,24 +8,24 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::credential::{Key, responder};
+use super::chain::{Key, responder};
 use super::issuers::{Issuer, Issuers};
 use super::ocsp::{OcspStatus, Question};
 use super::source::{Origin, Source};
 use super::statuses::Statuses;
 use super::{IssuerId, Serial};
-use crate::clock::now;
 use crate::fetch::Fetcher;
-use crate::kept::Kept;
-use crate::url::is_url;
+use crate::util::clock::now;
+use crate::util::url::is_url;
+use crate::util::weak_map::WeakMap;
 
 /// What is known. Outlives reloads.
 #[derive(Debug, Default)]
-pub struct Knowledge {
+pub struct RevocationStore {
     pub(super) shared: Arc<Shared>,
     pub(super) statuses: Arc<Statuses>,
     /// Those in use, so that listeners share them.
-    sources: Kept<Origin, Source>,
+    sources: WeakMap<Origin, Source>,
     /// Those that certificates have named, by URL. They stay: a reload is not to forget them.
     named: ArcSwap<HashMap<String, Arc<Source>>>,
     /// Held while an authority is being learned, so that nobody finds it known and its lists not.
@@ -55,7 +55,7 @@ pub struct CrlNote {
     pub revoked: usize,
 }
 
-impl Knowledge {
+impl RevocationStore {
     pub(super) fn source(&self, origin: Origin) -> Arc<Source> {
         self.sources.get_or_insert_with(origin.clone(), || Source::of(origin, Arc::clone(&self.shared)))
     }

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::credential::{Key, Link};
+use super::chain::{ChainCertificate, Key};
 use super::crl::{Coverage, Crl, newly_revoked};
 use super::issuers::{Issuer, Issuers};
-use super::knowledge::{CrlNote, Shared};
-use crate::clock::now;
+use super::revocation::{CrlNote, Shared};
 use crate::config::Complaint;
 use crate::fetch::Validators;
 use crate::refresh::{Pace, Refreshed, Remote, Watch};
+use crate::util::clock::now;
 
 /// Nothing is fetched more often.
 const MIN_REFRESH: Duration = Duration::from_secs(2);
@@ -269,7 +269,13 @@ impl Source {
     }
 
     /// Tells what each list says that speaks for a certificate, and how it comes to do so.
-    pub(super) fn tell(&self, link: &Link, is_authority: bool, now: i64, mut tell: impl FnMut(Coverage, Status)) {
+    pub(super) fn tell(
+        &self,
+        link: &ChainCertificate,
+        is_authority: bool,
+        now: i64,
+        mut tell: impl FnMut(Coverage, Status),
+    ) {
         for list in self.load().iter().flat_map(|lists| &lists.signed) {
             let coverage = list.coverage(link, is_authority);
             if coverage == Coverage::None {
@@ -302,7 +308,7 @@ mod tests {
     use time::{Duration as Days, OffsetDateTime};
 
     use super::*;
-    use crate::trust::{IssuerId, Serial};
+    use crate::pki::{IssuerId, Serial};
 
     /// A list of the PKI's intermediate with this number, made so many days ago, that revokes this serial number.
     fn list(pki: &Pki, number: u64, age: i64, revoked: u8, place: Option<&str>) -> Vec<u8> {
@@ -339,7 +345,14 @@ mod tests {
 
     fn status(source: &Source, issuer: IssuerId, serial: u8) -> Status {
         let serial = Serial::new(&[serial]).unwrap();
-        let link = Link { issuer, serial, not_before: 0, not_after: 0, distribution_points: None, responder: None };
+        let link = ChainCertificate {
+            issuer,
+            serial,
+            not_before: 0,
+            not_after: 0,
+            distribution_points: None,
+            responder: None,
+        };
         let mut status = Status::Unknown;
         source.tell(&link, false, now(), |_, said| status = status.max(said));
         status

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use crate::config::Cidr;
 use crate::config::tables::{BanEvent, BanKey, BanRule};
-use crate::crypto::keyed_digest;
-use crate::kept::Kept;
-use crate::net::network_of;
+use crate::limits::network_of;
+use crate::util::crypto::keyed_digest;
+use crate::util::weak_map::WeakMap;
 
 /// Clients that a rule remembers, about 250 bytes each.
 const MAX_CLIENTS: usize = 100_000;
@@ -42,7 +42,7 @@ struct Limits {
 
 /// What outlives reloads: who has come how often, by the listener's name, its rule, and whom that excepts.
 #[derive(Debug, Default)]
-pub(crate) struct Memories(Kept<(String, Limits, String), Clients>);
+pub(crate) struct Memories(WeakMap<(String, Limits, String), Clients>);
 
 /// Who has come how often.
 #[derive(Debug)]

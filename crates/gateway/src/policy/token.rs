@@ -13,10 +13,10 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Map, Value as Json};
 
-use crate::clock::now;
 use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
 use crate::files::unreadable;
 use crate::refresh::FromFiles;
+use crate::util::clock::now;
 
 const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");

@@ -1,0 +1,10 @@
+//! Where connections arrive. Enters: listening sockets. Leaves: a stream of bytes and who is at its other end. Never here:
+//! MQTT.
+
+mod accept;
+mod stream;
+mod tcp;
+
+pub use accept::{Accepted, Arrived, Endpoint};
+pub use stream::{Stream, discard_until_closed};
+pub use tcp::{bind, tune};

@@ -1,0 +1,164 @@
+//! The phases of a connection, in their order. Each hands on or rejects; the record writes down what happened on every way
+//! out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_wire::{Connack, Version};
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+use super::Shared;
+use super::connect::{Agreed, Refused, negotiate};
+use super::index::Session;
+use crate::config::tables::OnReject;
+use crate::edge::{Accepted, Arrived, Stream, discard_until_closed};
+use crate::observe::{Record, SessionInfo};
+use crate::outcome::{CloseReason, Outcome, Reject};
+use crate::relay::{Ends, relay};
+use crate::runtime::Listener;
+use crate::tls::Secured;
+use crate::upstream::Lease;
+
+/// For the answer to a rejected CONNECT to be written; a client that does not read it goes without.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Serves a connection to its end.
+pub async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shared>) {
+    let info = SessionInfo::new(Arc::clone(&listener.name), listener.transport(), accepted.address);
+    let session = shared.state.sessions.open(Arc::clone(&info));
+    let observer = Arc::clone(&shared.state.observer);
+    let mut record = Record::open(observer, Arc::clone(&listener.metrics), info);
+    // In a box of its own, so that an established session does not carry the size of the handshake around.
+    let established = tokio::select! {
+        established = Box::pin(establish(accepted, &listener, &session, &shared, &mut record)) => established,
+        // If the connection was rejected already, that is the outcome: the client is only being told.
+        reason = session.ended() => Err(record.decided().unwrap_or(Outcome::Closed(reason))),
+    };
+    // Release the configuration: sessions outlive reloads.
+    drop((listener, shared));
+    let outcome = match established {
+        Ok(Established { ends, refused, lease }) => {
+            let reason = relay(ends, &mut record, &session).await;
+            drop(lease);
+            Outcome::Closed(if refused { CloseReason::UpstreamRefused } else { reason })
+        }
+        Err(outcome) => outcome,
+    };
+    record.finish(outcome);
+}
+
+/// A session whose CONNECT the broker has answered.
+struct Established {
+    ends: Ends,
+    /// The broker's answer was a refusal.
+    refused: bool,
+    lease: Lease,
+}
+
+async fn establish(
+    accepted: Accepted,
+    listener: &Listener,
+    session: &Session,
+    shared: &Shared,
+    record: &mut Record,
+) -> Result<Established, Outcome> {
+    let arrived = accepted.arrive();
+    record.info.set_address(arrived.address);
+    admit_address(listener, record)?;
+    let secured = secure(arrived, listener, session, record).await?;
+    let mut client = secured.stream;
+    let device = secured.device.as_deref();
+    match negotiate(&mut client, &secured.peer, device, listener, session, shared, record).await {
+        Ok(Agreed { dialed, greeting, code, version }) => {
+            record.info.set_connected();
+            let may_say_goodbye = version == Version::V5 && code == Some(0);
+            let ends = Ends { client, broker: dialed.stream, greeting, may_say_goodbye };
+            Ok(Established { ends, refused: code.is_some_and(|code| code != 0), lease: dialed.lease })
+        }
+        Err(Refused { outcome: Outcome::Rejected(reject), version }) => {
+            refuse(client, reject, version, listener, record).await;
+            Err(reject.into())
+        }
+        Err(Refused { outcome, .. }) => Err(outcome),
+    }
+}
+
+/// What costs nothing is decided before any cryptography is paid for.
+fn admit_address(listener: &Listener, record: &Record) -> Result<(), Reject> {
+    if !listener.addresses.allows(record.info.address().ip()) {
+        return Err(Reject::AddressDenied);
+    }
+    if listener.bans.is_connect_refused(record.info.address().ip()) {
+        return Err(Reject::Banned);
+    }
+    if record.metrics().active() > u64::from(listener.max_connections) {
+        return Err(Reject::TooManyConnections);
+    }
+    Ok(())
+}
+
+async fn secure(
+    arrived: Arrived,
+    listener: &Listener,
+    session: &Session,
+    record: &mut Record,
+) -> Result<Secured, Reject> {
+    let mut secured = match arrived.secure(listener.tls.as_ref()).await {
+        Ok(secured) => secured,
+        Err(failed) => {
+            let reject = failed.reject;
+            record.decide(reject);
+            count_failure(reject, listener, record);
+            failed.close().await;
+            return Err(reject);
+        }
+    };
+    if let Some(evidence) = secured.evidence.take() {
+        session.proved(evidence);
+    }
+    record.secured(&secured.peer);
+    Ok(secured)
+}
+
+/// Before the client is told: it may have others on the way.
+fn count_failure(reject: Reject, listener: &Listener, record: &Record) {
+    if reject.is_failed_proof() {
+        listener.bans.failed(record.info.address().ip());
+    }
+}
+
+/// Tells a client that it is refused, in its own MQTT version, and closes.
+async fn refuse(
+    mut client: Stream,
+    reject: Reject,
+    version: Option<Version>,
+    listener: &Listener,
+    record: &mut Record,
+) {
+    record.decide(reject);
+    count_failure(reject, listener, record);
+    let code = version.and_then(|version| Some((version, reject.refusal()?.code(version)?)));
+    let say = async {
+        if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {
+            let mut packet = Vec::with_capacity(8);
+            Connack::refusal(code).encode(version, &mut packet);
+            client.write_all(&packet).await?;
+            record.moved(0, packet.len() as u64);
+        }
+        client.shutdown().await
+    };
+    let said: Result<std::io::Result<()>, _> = timeout(REFUSAL_TIMEOUT, say).await;
+    if said.is_ok() {
+        discard_until_closed(&mut client).await;
+    }
+}
+
+/// The size of the future that serves a connection, in bytes: what an established session costs besides its sockets,
+/// its TLS state and its record.
+pub fn future_size() -> usize {
+    fn of<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+    of(serve)
+}
