@@ -20,7 +20,7 @@ use crate::policy::Signer;
 use crate::policy::{Admission, Rewriting};
 use crate::state::ProcessState;
 use crate::tls::{Context, ServerTls};
-use crate::upstream::Upstream;
+use crate::upstream::{self, Upstream};
 
 /// A configuration in use.
 #[derive(Debug)]
@@ -163,7 +163,7 @@ impl Runtime {
         let prepared = join_all(trusts.map(|trust| trust.prepare()));
         let authenticators = join_all(self.authenticators.iter().map(|authenticator| authenticator.prepare()));
         tokio::join!(join_all(activations), prepared, authenticators);
-        self.upstreams.iter().for_each(|upstream| upstream.start(observer));
+        self.upstreams.iter().for_each(|it| upstream::start(it, observer));
     }
 
     /// When certificates expire: those in use, whatever their files contain by now.
@@ -194,7 +194,7 @@ impl Shared<'_> {
         let context = Context {
             listener: name,
             revocation: &self.state.revocation,
-            resumption_store: self.state.resumption_store(name),
+            state: self.state.listener(name),
             registry: self.registry(),
         };
         let tls = settings.tls.as_ref().map(|tls| ServerTls::open(tls, context, diagnostics)).transpose().ok()?;

@@ -7,7 +7,7 @@ use crate::limits::Memories;
 use crate::observe::Observer;
 use crate::pki::RevocationStore;
 use crate::session::index::Sessions;
-use crate::tls::ResumptionStore;
+use crate::tls::ListenerState;
 use crate::util::weak_map::WeakMap;
 
 /// The state of the process, shared by all configurations.
@@ -21,7 +21,7 @@ pub struct ProcessState {
     pub(crate) sources: auth::Sources,
     pub(crate) bans: Memories,
     /// By the listener's name.
-    resumption_stores: WeakMap<String, ResumptionStore>,
+    listeners: WeakMap<String, ListenerState>,
 }
 
 impl ProcessState {
@@ -30,8 +30,8 @@ impl ProcessState {
         Arc::default()
     }
 
-    /// What a listener's clients may resume.
-    pub(crate) fn resumption_store(&self, listener: &str) -> Arc<ResumptionStore> {
-        self.resumption_stores.get_or_insert_with(listener.to_owned(), ResumptionStore::default)
+    /// The TLS state of the listener of this name.
+    pub(crate) fn listener(&self, name: &str) -> Arc<ListenerState> {
+        self.listeners.get_or_insert_with(name.to_owned(), ListenerState::default)
     }
 }

@@ -1,4 +1,4 @@
-//! Text to [`Model`]: secrets are inserted, and every error of grammar is reported, not only the first.
+//! Text to a model: secrets are inserted, and every error of grammar is reported, not only the first.
 //!
 //! serde stops at the first value it cannot read. So the file is parsed once into a tree with spans. When serde stops,
 //! the error is reported, the entry is removed from the tree, and serde runs again.
@@ -7,12 +7,11 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::diagnostics::{Complaint, Diagnostics, Reported, warn_if_exposed};
-use super::tables::Model;
 use super::values::{Located, Location};
 use crate::util::suggest::suggest;
 
@@ -35,19 +34,19 @@ const MAX_FILE_LEN: u64 = 4 << 20;
 
 impl Document {
     /// Reads a file. Errors are in the document's diagnostics; the model is complete only without any.
-    pub(super) fn read(path: &Path) -> (Model, Self) {
+    pub(super) fn read<M: DeserializeOwned + Default>(path: &Path) -> (M, Self) {
         match read_text(path) {
             Ok(source) => Self::parse(path, &source),
             Err(error) => {
                 let mut document = Self::new(path, String::new());
                 document.diagnostics.file_error(format!("cannot be read: {error}"));
-                (Model::default(), document)
+                (M::default(), document)
             }
         }
     }
 
     /// Reads text as if it were the content of the file `path`.
-    pub(super) fn parse(path: &Path, source: &str) -> (Model, Self) {
+    pub(super) fn parse<M: DeserializeOwned + Default>(path: &Path, source: &str) -> (M, Self) {
         let mut document = Self::new(path, source.to_owned());
         let (mut tree, errors) = DeTable::parse_recoverable(source);
         for error in &errors {
@@ -55,7 +54,7 @@ impl Document {
         }
         // After a syntax error the tree is a guess: what it seems to lack would only mislead.
         if !errors.is_empty() {
-            return (Model::default(), document);
+            return (M::default(), document);
         }
         document.substituted = Substitution::run(&mut tree, &document.directory, &mut document.diagnostics);
         let model = document.deserialize(tree);
@@ -109,9 +108,9 @@ impl Document {
         self.directory.join(path)
     }
 
-    fn deserialize(&mut self, mut tree: Spanned<DeTable<'_>>) -> Model {
+    fn deserialize<M: DeserializeOwned + Default>(&mut self, mut tree: Spanned<DeTable<'_>>) -> M {
         for _ in 0..MAX_PROBLEMS {
-            let error = match Model::deserialize(toml::de::Deserializer::from(tree.clone())) {
+            let error = match M::deserialize(toml::de::Deserializer::from(tree.clone())) {
                 Ok(model) => return model,
                 Err(error) => error,
             };
@@ -128,7 +127,7 @@ impl Document {
                 break;
             }
         }
-        Model::default()
+        M::default()
     }
 }
 
@@ -268,10 +267,11 @@ impl Substitution<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::diagnostics::Diagnostic;
+    use super::super::tables::Model;
     use super::*;
 
     fn messages(source: &str) -> Vec<(String, Option<String>, String)> {
-        let (_, document) = Document::parse(Path::new("p.toml"), source);
+        let (_, document) = Document::parse::<Model>(Path::new("p.toml"), source);
         let of = |span: &Option<Range<usize>>| span.clone().map(|span| source[span].to_owned()).unwrap_or_default();
         let found = |it: &Diagnostic| (it.complaint.message.clone(), it.complaint.hint.clone(), of(&it.span));
         document.diagnostics.list().iter().map(found).collect()
@@ -333,7 +333,7 @@ balance = "ketama"
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("pw"), "hunter2\n").unwrap();
         let path = directory.path().join("p.toml");
-        let read = |text: &str| Document::parse(&path, text);
+        let read = |text: &str| Document::parse::<Model>(&path, text);
         let (model, document) = read("[[upstream]]\n[upstream.health]\npassword = '${FILE:pw}'\n");
         let password = model.upstream[0].health.password.as_ref().unwrap();
         assert_eq!(password.expose(), "hunter2");

@@ -30,7 +30,7 @@ pub fn load(path: &Path) -> (Settings, Diagnostics) {
 /// # Errors
 /// The file cannot be read, or a URL is wrong.
 pub fn registry_urls(path: &Path) -> Result<Vec<Url>, Diagnostics> {
-    let (model, mut document) = Document::read(path);
+    let (model, mut document) = Document::read::<tables::Model>(path);
     let urls = tables::registry_urls(&model.authenticator, &mut document);
     if document.diagnostics.has_errors() { Err(document.diagnostics) } else { Ok(urls) }
 }

@@ -1,4 +1,4 @@
-//! One line for each connection, in two formats. Enters: a finished [`Record`]. Leaves: a line of which no byte that a
+//! One line for each connection, in two formats. Enters: a connection that has ended. Leaves: a line of which no byte that a
 //! client chose can end it, or look like another field. Writing never waits: lines that the disk is too slow for are
 //! dropped and counted.
 
@@ -13,7 +13,7 @@ use chrono::{DateTime, Local};
 use serde::Serialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-use super::record::Record;
+use super::info::SessionInfo;
 use crate::outcome::Outcome;
 
 /// What a line looks like.
@@ -21,6 +21,16 @@ pub use crate::config::tables::AccessLogFormat as Format;
 
 /// Lines waiting for the disk at most; beyond, they are dropped and counted.
 const BACKLOG: usize = 65_536;
+
+/// A connection that has ended.
+pub(super) struct End<'a> {
+    pub(super) info: &'a SessionInfo,
+    /// Application bytes from the client.
+    pub(super) received: u64,
+    /// Application bytes to the client.
+    pub(super) sent: u64,
+    pub(super) outcome: Outcome,
+}
 
 /// An open access log.
 #[derive(Debug)]
@@ -62,8 +72,8 @@ impl AccessLog {
         self.format
     }
 
-    pub(super) fn write(&self, record: &Record, outcome: Outcome) {
-        let line = line(self.format, record, outcome, Local::now());
+    pub(super) fn write(&self, end: &End<'_>) {
+        let line = line(self.format, end, Local::now());
         // Never fails: a line that finds the backlog full is counted.
         let _ = self.writer.clone().write_all(line.as_bytes());
     }
@@ -90,17 +100,17 @@ impl<W: Write> Write for Counting<W> {
     }
 }
 
-fn line(format: Format, record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
+fn line(format: Format, end: &End<'_>, now: DateTime<Local>) -> String {
     let mut line = match format {
-        Format::Combined => combined(record, outcome, now),
-        Format::Json => json(record, outcome, now),
+        Format::Combined => combined(end, now),
+        Format::Json => json(end, now),
     };
     line.push('\n');
     line
 }
 
-fn combined(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
-    let info = &record.info;
+fn combined(end: &End<'_>, now: DateTime<Local>) -> String {
+    let End { info, received, sent, outcome } = end;
     let mut line = String::with_capacity(160);
     let result = write!(
         line,
@@ -109,8 +119,8 @@ fn combined(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
         now.format("%d/%b/%Y:%H:%M:%S %z"),
         info.transport.label(),
         outcome.status(),
-        record.received,
-        record.sent,
+        received,
+        sent,
         info.upstream().map_or("-", |upstream| &*upstream.server),
         Escaped(info.client_id().unwrap_or_default()),
         outcome.label(),
@@ -167,22 +177,22 @@ struct JsonLine<'a> {
     duration_ms: f64,
 }
 
-fn json(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
+fn json(end: &End<'_>, now: DateTime<Local>) -> String {
     let milliseconds = |duration: std::time::Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-    let info = &record.info;
+    let End { info, received, sent, outcome } = end;
     let identity = info.tls().and_then(|tls| tls.identity.as_deref());
     let line = JsonLine {
         time: now.to_rfc3339_opts(chrono::SecondsFormat::Millis, false),
         remote_addr: info.address().ip().to_canonical().to_string(),
         remote_port: info.address().port(),
-        listener: record.listener(),
+        listener: &info.listener,
         protocol: info.transport.label(),
         status: outcome.status(),
         reason: outcome.label(),
         stage: outcome.stage().label(),
         blame: outcome.blame().label(),
-        bytes_received: record.received,
-        bytes_sent: record.sent,
+        bytes_received: *received,
+        bytes_sent: *sent,
         upstream_addr: info.upstream().map(|upstream| &*upstream.server),
         client_id: info.client_id(),
         mqtt_version: info.connect().map(|connect| connect.version as u8),
@@ -202,16 +212,14 @@ fn json(record: &Record, outcome: Outcome, now: DateTime<Local>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::{Observer, SessionInfo, Transport};
+    use crate::observe::Transport;
     use crate::outcome::{CloseReason, Reject};
     use chrono::TimeZone;
 
-    fn record(client_id: &str) -> Box<Record> {
-        let observer = Observer::new();
-        let metrics = observer.metrics.listener("devices");
+    fn info(client_id: &str) -> std::sync::Arc<SessionInfo> {
         let info = SessionInfo::new("devices".into(), Transport::Tls, "192.0.2.7:49152".parse().unwrap());
         info.set_connect(client_id, portcullis_wire::Version::V5);
-        Record::open(observer, metrics, info)
+        info
     }
 
     fn at() -> DateTime<Local> {
@@ -220,10 +228,10 @@ mod tests {
 
     #[test]
     fn combined_has_the_nine_columns_of_nginx() {
-        let mut record = record("thing001");
-        record.info.set_server("127.0.0.1:1883".into());
-        (record.received, record.sent) = (120, 30);
-        let line = line(Format::Combined, &record, Outcome::Closed(CloseReason::Ok), at());
+        let info = info("thing001");
+        info.set_server("127.0.0.1:1883".into());
+        let end = End { info: &info, received: 120, sent: 30, outcome: Outcome::Closed(CloseReason::Ok) };
+        let line = line(Format::Combined, &end, at());
         let zone = at().format("%z");
         assert_eq!(
             line,
@@ -236,9 +244,11 @@ mod tests {
         for hostile in
             ["a\nb", "a 200 0 0 - x ok\r\n", "a\u{2028}b", "a\u{1b}[2Jb", "a\\x0Ab", "a\"b", "a\tb", "ä\u{85}"]
         {
-            let record = record(hostile);
+            let info = info(hostile);
+            let outcome = Outcome::Rejected(Reject::IdentityMismatch);
+            let end = End { info: &info, received: 0, sent: 0, outcome };
             for format in [Format::Combined, Format::Json] {
-                let line = line(format, &record, Outcome::Rejected(Reject::IdentityMismatch), at());
+                let line = line(format, &end, at());
                 assert_eq!(line.matches(['\n', '\r']).count(), 1, "{line:?}");
                 assert!(line.trim_end().bytes().all(|byte| byte >= b' ' && byte != 0x7f), "{line:?}");
                 match format {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::access_log::Format;
+use super::access_log::{End, Format};
 use super::{ListenerMetrics, Observer, SessionInfo};
 use crate::outcome::{Blame, CloseReason, Outcome, Reject, Stage};
 use crate::peer::Peer;
@@ -112,7 +112,8 @@ impl Drop for Record {
         }
         self.log(outcome);
         if let Some(log) = self.observer.access_log.load().as_ref() {
-            log.write(self, outcome);
+            let Self { info, received, sent, .. } = self;
+            log.write(&End { info, received: *received, sent: *sent, outcome });
         }
     }
 }

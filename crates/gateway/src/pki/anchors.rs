@@ -6,7 +6,7 @@ use rustls::DistinguishedName;
 use rustls::pki_types::TrustAnchor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::IssuerId;
+use super::chain::IssuerId;
 use super::revocation::RevocationStore;
 use crate::config::Complaint;
 use crate::files::read_chain;

@@ -8,10 +8,10 @@ use rustls::pki_types::pem::PemObject;
 use webpki::BorrowedCertRevocationList;
 use x509_parser::der_parser::asn1_rs::{Any, Class};
 use x509_parser::extensions::{ParsedExtension, X509Extension};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
-use super::IssuerId;
+use super::chain::IssuerId;
 use super::chain::{ChainCertificate, Key, Serial, key, urls};
 use super::issuers::Issuer;
 use super::signature::Signed;
@@ -239,9 +239,4 @@ fn explain(error: webpki::Error) -> String {
         }
         error => format!("no CRL that can be used: {error}"),
     }
-}
-
-/// Whether the certificate says that its key may sign lists [RFC 5280, 4.2.1.3]; one that says nothing may.
-pub(super) fn may_sign_lists(certificate: &X509Certificate<'_>) -> bool {
-    certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.crl_sign()))
 }

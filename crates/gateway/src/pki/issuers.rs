@@ -6,8 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::IssuerId;
-use super::crl::may_sign_lists;
+use super::chain::IssuerId;
 
 /// An authority's certificate.
 #[derive(Debug)]
@@ -81,4 +80,9 @@ impl Issuers {
     pub(super) fn all(&self) -> Arc<HashMap<IssuerId, Arc<Issuer>>> {
         self.0.load_full()
     }
+}
+
+/// Whether the certificate says that its key may sign lists [RFC 5280, 4.2.1.3]; one that says nothing may.
+fn may_sign_lists(certificate: &X509Certificate<'_>) -> bool {
+    certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.crl_sign()))
 }

@@ -12,8 +12,9 @@ use x509_ocsp::{
 use x509_parser::der_parser::asn1_rs::Any;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::chain::Serial;
 use super::signature::Signed;
-use super::{CLOCK_SKEW, Serial};
+use crate::util::clock::CLOCK_SKEW;
 
 const SHA_1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");
 const NONCE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.2");

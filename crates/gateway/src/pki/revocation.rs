@@ -8,13 +8,11 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::chain::{Key, responder};
-use super::issuers::{Issuer, Issuers};
+use super::chain::{IssuerId, Key, Serial, responder};
+use super::issuers::Issuer;
 use super::ocsp::{OcspStatus, Question};
-use super::source::{Origin, Source};
+use super::source::{CrlNote, Origin, Shared, Source};
 use super::statuses::Statuses;
-use super::{IssuerId, Serial};
-use crate::fetch::Fetcher;
 use crate::util::clock::now;
 use crate::util::url::is_url;
 use crate::util::weak_map::WeakMap;
@@ -32,28 +30,8 @@ pub struct RevocationStore {
     learning: Mutex<()>,
 }
 
-/// What lists and answers are fetched and verified with.
-#[derive(Debug, Default)]
-pub(super) struct Shared {
-    pub(super) issuers: Issuers,
-    pub(super) fetcher: Fetcher,
-}
-
 /// URLs that certificates may name, of all authorities together.
 const MAX_NAMED: usize = 1024;
-
-/// A CRL that is in use, for operators.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct CrlNote {
-    /// Its file or URL.
-    pub origin: String,
-    /// When it was made, in seconds since 1970; of several in one file, the oldest.
-    pub this_update: i64,
-    /// When it ceases to count, in seconds since 1970; of several, the first.
-    pub next_update: i64,
-    /// How many certificates it revokes.
-    pub revoked: usize,
-}
 
 impl RevocationStore {
     pub(super) fn source(&self, origin: Origin) -> Arc<Source> {

@@ -12,11 +12,31 @@ use parking_lot::Mutex;
 use super::chain::{ChainCertificate, Key};
 use super::crl::{Coverage, Crl, newly_revoked};
 use super::issuers::{Issuer, Issuers};
-use super::revocation::{CrlNote, Shared};
+
 use crate::config::Complaint;
-use crate::fetch::Validators;
+use crate::fetch::{Fetcher, Validators};
 use crate::refresh::{Pace, Refreshed, Remote, Watch};
-use crate::util::clock::now;
+use crate::util::clock::{CLOCK_SKEW, now};
+
+/// What lists and answers are fetched and verified with.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) issuers: Issuers,
+    pub(super) fetcher: Fetcher,
+}
+
+/// A CRL that is in use, for operators.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CrlNote {
+    /// Its file or URL.
+    pub origin: String,
+    /// When it was made, in seconds since 1970; of several in one file, the oldest.
+    pub this_update: i64,
+    /// When it ceases to count, in seconds since 1970; of several, the first.
+    pub next_update: i64,
+    /// How many certificates it revokes.
+    pub revoked: usize,
+}
 
 /// Nothing is fetched more often.
 const MIN_REFRESH: Duration = Duration::from_secs(2);
@@ -286,7 +306,7 @@ impl Source {
                 match () {
                     // That it is out of date does not give anybody back a certificate.
                     () if list.revokes(&link.serial) => Status::Revoked,
-                    () if now >= list.next_update || now < list.this_update - super::CLOCK_SKEW => Status::Stale,
+                    () if now >= list.next_update || now < list.this_update - CLOCK_SKEW => Status::Stale,
                     () => Status::Good,
                 },
             );

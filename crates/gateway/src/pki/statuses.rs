@@ -8,10 +8,10 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::chain::{IssuerId, Serial};
 use super::chain::{Key, key};
 use super::issuers::Issuer;
 use super::ocsp::{Answer, OcspStatus, Question};
-use super::{IssuerId, Serial};
 use crate::fetch::Fetcher;
 use crate::util::clock::now;
 

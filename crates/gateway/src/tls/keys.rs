@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,7 +17,6 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use super::resumption::ResumptionStore;
 use crate::config::tables::{CertificateFiles, CertificateTls, PrivateKey};
 use crate::config::{Complaint, Diagnostics, Reported, Secret, Setting, warn_if_exposed};
 use crate::fetch::Validators;
@@ -27,6 +26,7 @@ use crate::pki::RevocationStore;
 use crate::refresh::{FromFiles, Pace, Refreshed, Remote};
 use crate::util::clock::now;
 use crate::util::crypto::provider;
+use crate::util::weak_map::WeakMap;
 
 /// An OCSP answer is taken away before it is out of date, for the sake of clocks that are ahead; in seconds.
 const STAPLE_MARGIN: i64 = 30;
@@ -37,7 +37,16 @@ const STAPLE_RETRY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct ServerKeys {
     current: FromFiles<BySni>,
-    resumption_store: Arc<ResumptionStore>,
+    store: Arc<KeyStore>,
+}
+
+/// What survives a reload of a listener's keys.
+#[derive(Debug, Default)]
+pub(super) struct KeyStore {
+    /// By the server's certificate in DER.
+    staples: WeakMap<Vec<u8>, Refreshed<Staple>>,
+    /// Set once a configuration of the listener is in use.
+    is_in_use: AtomicBool,
 }
 
 /// Where a certificate and its key are.
@@ -96,9 +105,9 @@ impl KeySource {
 impl Files {
     /// Reads the pair. One that has expired is better than nothing at first: some devices do not look. Once another one
     /// is in use, it is worse.
-    fn read(&self, resumption_store: &ResumptionStore) -> Result<Arc<CertifiedKey>, Complaint> {
+    fn read(&self, store: &KeyStore) -> Result<Arc<CertifiedKey>, Complaint> {
         let pair = read_pair(&self.chain, &self.key)?;
-        if has_expired(&pair) && resumption_store.is_in_use.load(Ordering::Relaxed) {
+        if has_expired(&pair) && store.is_in_use.load(Ordering::Relaxed) {
             return Err(Complaint::new(format!("{} has expired", self.chain.display())));
         }
         Ok(pair)
@@ -115,16 +124,12 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(
-        certified: Arc<CertifiedKey>,
-        resumption_store: &ResumptionStore,
-        staples: Option<&Arc<RevocationStore>>,
-    ) -> Self {
+    fn new(certified: Arc<CertifiedKey>, store: &KeyStore, staples: Option<&Arc<RevocationStore>>) -> Self {
         let staple = match (staples, certified.cert.as_slice()) {
             (Some(revocation), [leaf, issuer, ..]) => {
                 let staple = Staple { revocation: Arc::clone(revocation), leaf: leaf.clone(), issuer: issuer.clone() };
                 // Another configuration, or a file that was read before, may have one.
-                Some(resumption_store.staples.get_or_insert_with(leaf.to_vec(), || Refreshed::new(staple)))
+                Some(store.staples.get_or_insert_with(leaf.to_vec(), || Refreshed::new(staple)))
             }
             _ => None,
         };
@@ -188,7 +193,7 @@ impl ServerKeys {
     /// One cannot be used, which was reported.
     pub(super) fn open(
         settings: &CertificateTls,
-        resumption_store: &Arc<ResumptionStore>,
+        store: &Arc<KeyStore>,
         revocation: &Arc<RevocationStore>,
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
@@ -200,13 +205,12 @@ impl ServerKeys {
         let files: Vec<Result<Files, Reported>> = certificates.iter().map(|files| open(files, diagnostics)).collect();
         let files: Vec<Files> = files.into_iter().collect::<Result<_, _>>()?;
         let paths = files.iter().flat_map(|files| [Some(files.chain.clone()), files.key.file().map(Path::to_owned)]);
-        let (paths, to_read, of_listener) = (paths.flatten().collect(), files.clone(), Arc::clone(resumption_store));
+        let (paths, to_read, of_listener) = (paths.flatten().collect(), files.clone(), Arc::clone(store));
         let staples = settings.stapling.then(|| Arc::clone(revocation));
         let read = move || BySni::read(&to_read, &of_listener, staples.as_ref());
         let current = FromFiles::open_all("certificate and key", paths, read).map_err(|first| {
             // Every pair is reported, not only the first.
-            let others =
-                files.iter().filter_map(|files| files.read(resumption_store).err()).filter(|other| *other != first);
+            let others = files.iter().filter_map(|files| files.read(store).err()).filter(|other| *other != first);
             for other in others.collect::<Vec<_>>() {
                 diagnostics.error(certificates, other);
             }
@@ -216,11 +220,11 @@ impl ServerKeys {
             let message = "`ocsp_stapling` needs the issuer's certificate behind the server's own";
             diagnostics.warning(certificates, message);
         }
-        Ok(Self { current, resumption_store: Arc::clone(resumption_store) })
+        Ok(Self { current, store: Arc::clone(store) })
     }
 
     pub(super) fn is_served_by(&self) {
-        self.resumption_store.is_in_use.store(true, Ordering::Relaxed);
+        self.store.is_in_use.store(true, Ordering::Relaxed);
     }
 
     /// Begins, in the background, to fetch OCSP answers whose time has come, and puts those that have come into
@@ -325,14 +329,8 @@ struct BySni {
 
 impl BySni {
     /// Reads all pairs.
-    fn read(
-        files: &[Files],
-        resumption_store: &ResumptionStore,
-        staples: Option<&Arc<RevocationStore>>,
-    ) -> Result<Self, Complaint> {
-        let pair = |files: &Files| {
-            files.read(resumption_store).map(|read| Arc::new(Pair::new(read, resumption_store, staples)))
-        };
+    fn read(files: &[Files], store: &KeyStore, staples: Option<&Arc<RevocationStore>>) -> Result<Self, Complaint> {
+        let pair = |files: &Files| files.read(store).map(|read| Arc::new(Pair::new(read, store, staples)));
         let pairs: Vec<Arc<Pair>> = files.iter().map(pair).collect::<Result<_, _>>()?;
         let mut names = HashMap::new();
         for pair in &pairs {

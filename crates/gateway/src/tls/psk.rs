@@ -9,7 +9,7 @@ use portcullis_psk::{Acceptor, MAX_IDENTITY, MAX_KEY, Psk, PskLookup, Reason, Se
 use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use super::{Failed, Rest, Secured};
+use super::secured::{self, Failed, Rest, Secured};
 use crate::config::tables::{self, PskFormat, Tls, TlsVersion};
 use crate::config::{Complaint, Diagnostics, Reported, Setting, warn_if_exposed};
 use crate::devices::{Entry, Replica, SecretKey, Used};
@@ -164,7 +164,7 @@ impl KnownPsks {
 
     /// An identity that nobody knows may be one of the registry, if that cannot be asked.
     fn perhaps_unavailable(&self, reject: Reject) -> Reject {
-        super::perhaps_unavailable(reject, Reject::UnknownPsk, self.registry.as_ref())
+        secured::perhaps_unavailable(reject, Reject::UnknownPsk, self.registry.as_ref())
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -14,11 +13,8 @@ use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSess
 use zeroize::Zeroizing;
 
 use super::handshake::{Handshake, Proof};
-use super::keys::Staple;
-use crate::pki::{CLOCK_SKEW, ChainVerifier};
-use crate::refresh::Refreshed;
-use crate::util::clock::now;
-use crate::util::weak_map::WeakMap;
+use crate::pki::ChainVerifier;
+use crate::util::clock::{CLOCK_SKEW, now};
 
 /// How long one key makes tickets.
 const EPOCH: i64 = 60 * 60;
@@ -32,8 +28,8 @@ const HEADER_LEN: usize = 9;
 /// Resumption on one listener.
 #[derive(Debug)]
 pub(super) struct Resumption {
-    pub(super) resumption_store: Arc<ResumptionStore>,
-    /// Of tickets that other gateways make and take, too; else they are the resumption_store's.
+    pub(super) store: Arc<ResumptionStore>,
+    /// Of tickets that other gateways make and take, too; else the store's.
     pub(super) shared: Option<TicketKeys>,
     pub(super) trust: Option<Arc<ChainVerifier>>,
     /// A device without a certificate is refused.
@@ -44,26 +40,16 @@ pub(super) struct Resumption {
     pub(super) stores: bool,
 }
 
-/// What a listener remembers: of sessions that may be resumed, and of OCSP answers about its own certificates. Outlives
-/// reloads.
+/// The sessions of a listener that may be resumed. Survives reloads.
 #[derive(Debug)]
-pub struct ResumptionStore {
+pub(super) struct ResumptionStore {
     keys: TicketKeys,
     stored: Arc<ServerSessionMemoryCache>,
-    /// By certificate in DER; they outlive reloads.
-    pub(super) staples: WeakMap<Vec<u8>, Refreshed<Staple>>,
-    /// Set once the listener has been served by.
-    pub(super) is_in_use: AtomicBool,
 }
 
 impl Default for ResumptionStore {
     fn default() -> Self {
-        Self {
-            keys: TicketKeys::random(),
-            stored: ServerSessionMemoryCache::new(MAX_STORED),
-            staples: WeakMap::default(),
-            is_in_use: AtomicBool::new(false),
-        }
+        Self { keys: TicketKeys::random(), stored: ServerSessionMemoryCache::new(MAX_STORED) }
     }
 }
 
@@ -97,7 +83,7 @@ impl Resumption {
     }
 
     fn keys(&self) -> &TicketKeys {
-        self.shared.as_ref().unwrap_or(&self.resumption_store.keys)
+        self.shared.as_ref().unwrap_or(&self.store.keys)
     }
 
     fn seal(&self, session: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
@@ -158,15 +144,15 @@ impl ProducesTickets for HandshakeResumption {
 impl StoresServerSessions for HandshakeResumption {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
         let wrapped = Resumption::wrap(&value, &self.handshake);
-        wrapped.is_some_and(|wrapped| self.resumption.resumption_store.stored.put(key, wrapped.to_vec()))
+        wrapped.is_some_and(|wrapped| self.resumption.store.stored.put(key, wrapped.to_vec()))
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.resumption.unwrap(&self.resumption.resumption_store.stored.get(key)?, &self.handshake)
+        self.resumption.unwrap(&self.resumption.store.stored.get(key)?, &self.handshake)
     }
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.resumption.unwrap(&self.resumption.resumption_store.stored.take(key)?, &self.handshake)
+        self.resumption.unwrap(&self.resumption.store.stored.take(key)?, &self.handshake)
     }
 
     fn can_cache(&self) -> bool {
@@ -241,7 +227,7 @@ mod tests {
 
     fn resumption(secret: Option<&str>, listener: &str) -> Resumption {
         Resumption {
-            resumption_store: Arc::default(),
+            store: Arc::default(),
             shared: secret.map(|secret| TicketKeys::shared(secret, listener)),
             trust: None,
             needs_certificate: false,

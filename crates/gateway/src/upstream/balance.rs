@@ -11,7 +11,7 @@ use pingora_ketama::{Bucket, Continuum};
 use rand::Rng;
 use tokio::time::Instant;
 
-use super::pool::Endpoint;
+use super::endpoint::Endpoint;
 use crate::config::tables::Balance;
 
 /// Points on the hash ring for each unit of weight, as NGINX has them.

@@ -7,7 +7,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::balance::Choice;
-use super::pool::{Endpoint, Lease, Upstream};
+use super::endpoint::{Endpoint, Lease};
+use super::pool::Upstream;
 use crate::edge::{self, Stream};
 use crate::outcome::Reject;
 

@@ -1,28 +1,19 @@
-//! Whether a broker is there: what sessions' own connects tell (passive), and checks that ask (active).
+//! Whether a broker is up: by sessions' own connects (passive), and by checks (active).
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{LazyLock, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use portcullis_wire::{Connack, Connect, Disconnect, Properties, Version};
+use portcullis_wire::{Connect, Properties, Version};
 use rand::Rng;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::pool::{Endpoint, Upstream};
 use crate::config::tables::{self, HealthMode, PassiveHealth};
-
-/// A CONNACK is small; what is larger is something else.
-const MAX_CONNACK_LEN: usize = 4096;
-/// The return code of a broker that cannot serve at present [MQTT-3.2.2.3 (3.1.1)].
-const SERVER_UNAVAILABLE: u8 = 3;
 
 /// Active checks.
 #[derive(Debug)]
 pub(super) struct Check {
-    settings: tables::Health,
+    pub(super) settings: tables::Health,
     /// Unique to this gateway, so that two of them do not throw each other's checks off a broker. Behind it comes what
     /// tells servers apart, which may be one cluster; all in the 23 bytes that every broker takes [MQTT-3.1.3-5].
     client_id: String,
@@ -51,7 +42,7 @@ impl Check {
         })
     }
 
-    fn connect_packet(&self, server: &str) -> Result<Vec<u8>, portcullis_wire::Error> {
+    pub(super) fn connect_packet(&self, server: &str) -> Result<Vec<u8>, portcullis_wire::Error> {
         let number = server.bytes().fold(0_u16, |number, byte| number.wrapping_mul(31).wrapping_add(byte.into()));
         let client_id = format!("{}{number:04x}", self.client_id);
         let connect = Connect {
@@ -187,66 +178,6 @@ impl Health {
         let since = milliseconds(now).saturating_sub(recovered) as f64 / 1000.0;
         (since / slow_start).clamp(0.02, 1.0)
     }
-}
-
-/// Starts the checks of an upstream; they end when it is dropped.
-pub(super) fn start(upstream: &Arc<Upstream>) {
-    if upstream.check.is_off() {
-        return;
-    }
-    let upstream = Arc::downgrade(upstream);
-    tokio::spawn(async move {
-        loop {
-            let Some(this) = Weak::upgrade(&upstream) else { return };
-            let mut checks = JoinSet::new();
-            for endpoint in this.endpoints().all() {
-                checks.spawn(run_check(Arc::clone(&this), Arc::clone(endpoint)));
-            }
-            checks.join_all().await;
-            // Not in step with other gateways: up to a tenth earlier or later.
-            let interval = this.check.settings.interval.mul_f64(rand::rng().random_range(0.9..1.1));
-            drop(this);
-            tokio::time::sleep(interval).await;
-        }
-    });
-}
-
-async fn run_check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>) {
-    let attempt = tokio::time::timeout(upstream.check.settings.timeout, attempt(&upstream, &endpoint));
-    let result = attempt.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    let change = endpoint.state.health.checked(result.is_ok(), &upstream.check, Instant::now());
-    let (name, server) = (upstream.name(), &*endpoint.label);
-    match (change, result) {
-        (Some(true), _) => tracing::info!(upstream = name, server, "server is up"),
-        (Some(false), Err(error)) => tracing::warn!(upstream = name, server, %error, "server is down"),
-        _ => {}
-    }
-}
-
-async fn attempt(upstream: &Upstream, endpoint: &Endpoint) -> io::Result<()> {
-    let mut stream = upstream.connect(endpoint).await?;
-    if upstream.check.settings.mode == HealthMode::Tcp {
-        return stream.shutdown().await;
-    }
-    stream.write_all(&upstream.check.connect_packet(&endpoint.label).map_err(io::Error::other)?).await?;
-    stream.flush().await?;
-    let mut answer = Vec::with_capacity(64);
-    loop {
-        if stream.read_buf(&mut answer).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        match Connack::decode(&answer, Version::V311, MAX_CONNACK_LEN).map_err(io::Error::other)? {
-            None => {}
-            Some((connack, _)) if connack.code == SERVER_UNAVAILABLE => {
-                return Err(io::Error::other("the broker says it is unavailable"));
-            }
-            // A broker that refuses this user is there, all the same.
-            Some(_) => break,
-        }
-    }
-    // [MQTT-3.14]: a session that ends this way leaves no will and no noise in the broker's log.
-    stream.write_all(&Disconnect::NORMAL_V3).await?;
-    stream.shutdown().await
 }
 
 #[cfg(test)]

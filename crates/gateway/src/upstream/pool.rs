@@ -1,9 +1,7 @@
 //! An upstream: its servers as configured, the endpoints their names resolve to at present, and what is known of each.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -11,24 +9,23 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::balance::{Balancer, Choice};
-use super::health::{Check, Health};
+use super::endpoint::{Endpoint, EndpointState, Resolved};
+use super::health::Check;
 use crate::config::tables::{self, Balance, PassiveHealth, Server, ServerAddress as Address};
 use crate::config::{Diagnostics, Reported};
 use crate::expr::Expression;
-use crate::observe::{Observer, ServerMetrics};
+use crate::observe::Observer;
 use crate::tls::ClientTls;
 
 /// For all names together, when the configuration is loaded; later they are resolved in the background.
 const FIRST_RESOLUTION: Duration = Duration::from_secs(5);
-/// Between attempts while a name has no address at all.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A group of brokers, compiled.
 #[derive(Debug)]
 pub struct Upstream {
     pub(super) name: Arc<str>,
-    servers: Vec<Server>,
-    resolve_interval: Duration,
+    pub(super) servers: Vec<Server>,
+    pub(super) resolve_interval: Duration,
     balance: Balance,
     /// `None`: the client ID that the broker gets to see.
     hash_key: Option<Expression>,
@@ -40,50 +37,6 @@ pub struct Upstream {
     /// Of every address with a session or a place among `endpoints`: one that leaves DNS and returns is still known.
     states: Mutex<HashMap<Arc<str>, Weak<EndpointState>>>,
     is_retired: AtomicBool,
-}
-
-/// An address of a server: its label, its host, and itself.
-type Resolved = (Arc<str>, Arc<str>, Option<SocketAddr>);
-
-/// One address of a server.
-#[derive(Debug)]
-pub(super) struct Endpoint {
-    /// As logs and metrics say it: `address:port`.
-    pub(super) label: Arc<str>,
-    /// What its certificate has to be for.
-    pub(super) host: Arc<str>,
-    /// `None`: the embedded broker.
-    pub(super) address: Option<SocketAddr>,
-    pub(super) weight: u32,
-    max_connections: u32,
-    pub(super) backup: bool,
-    pub(super) state: Arc<EndpointState>,
-}
-
-/// What is known of an endpoint; outlives reloads and new resolutions.
-#[derive(Debug)]
-pub(super) struct EndpointState {
-    active: AtomicU32,
-    pub(super) health: Health,
-    pub(super) metrics: ServerMetrics,
-}
-
-/// One session's place on an endpoint; given back when dropped.
-#[derive(Debug)]
-pub struct Lease(Arc<EndpointState>);
-
-impl Lease {
-    /// The broker failed the session before it began. Counted, but nothing against the broker's health: what it makes of
-    /// a CONNECT is in the client's hand, and one client must not take a broker from all the others.
-    pub fn unanswered(&self) {
-        self.0.metrics.unanswered.inc();
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Upstream {
@@ -134,24 +87,6 @@ impl Upstream {
         self.is_retired.store(true, Ordering::Relaxed);
     }
 
-    /// Starts resolving and checking in the background, until the upstream is dropped.
-    pub(crate) fn start(self: &Arc<Self>, observer: &Arc<Observer>) {
-        if self.servers.iter().any(|server| matches!(server.address, Address::Name(..))) {
-            let (this, observer, interval) = (Arc::downgrade(self), Arc::clone(observer), self.resolve_interval);
-            tokio::spawn(async move {
-                // What the first resolution missed is asked for again soon.
-                let mut is_complete = false;
-                loop {
-                    tokio::time::sleep(if is_complete { interval } else { RETRY_INTERVAL.min(interval) }).await;
-                    let Some(this) = Weak::upgrade(&this) else { return };
-                    let known = this.endpoints.load_full();
-                    is_complete = this.resolve(Some(&known), &observer, interval).await;
-                }
-            });
-        }
-        super::health::start(self);
-    }
-
     /// The endpoints at present.
     pub(super) fn endpoints(&self) -> Arc<Balancer> {
         self.endpoints.load_full()
@@ -174,12 +109,12 @@ impl Upstream {
         for endpoint in self.endpoints.load().all() {
             let state = &endpoint.state;
             state.metrics.up.set(state.health.is_up(now).into());
-            state.metrics.active.set(state.active.load(Ordering::Relaxed).into());
+            state.metrics.active.set(endpoint.active().into());
         }
     }
 
     /// Resolves all names at once and takes what they say; whether every one has an address.
-    async fn resolve(&self, known: Option<&Balancer>, observer: &Observer, within: Duration) -> bool {
+    pub(super) async fn resolve(&self, known: Option<&Balancer>, observer: &Observer, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         let lookups = self.servers.iter().map(|server| self.addresses(server, known, deadline));
         let resolved = futures_util::future::join_all(lookups).await;
@@ -201,26 +136,17 @@ impl Upstream {
         states.retain(|_, state| state.strong_count() > 0);
         let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
         for (server, addresses) in self.servers.iter().zip(resolved) {
-            for (label, host, address) in addresses {
+            for resolved in addresses {
+                let label = &resolved.0;
                 // Two names may have one address.
-                if endpoints.iter().any(|endpoint| endpoint.label == label) {
+                if endpoints.iter().any(|endpoint| endpoint.label == *label) {
                     continue;
                 }
-                let state = states.get(&label).and_then(Weak::upgrade).unwrap_or_else(|| {
-                    let metrics = observer.metrics.server(&self.name, &label);
-                    Arc::new(EndpointState { active: AtomicU32::new(0), health: Health::new(), metrics })
-                });
-                states.insert(Arc::clone(&label), Arc::downgrade(&state));
+                let state = states.get(label).and_then(Weak::upgrade);
+                let state = state.unwrap_or_else(|| EndpointState::new(observer.metrics.server(&self.name, label)));
+                states.insert(Arc::clone(label), Arc::downgrade(&state));
                 state.health.configure(self.limits, self.check.is_off());
-                endpoints.push(Arc::new(Endpoint {
-                    label,
-                    host,
-                    address,
-                    weight: server.weight,
-                    max_connections: server.max_connections.map_or(u32::MAX, NonZeroU32::get),
-                    backup: server.backup,
-                    state,
-                }));
+                endpoints.push(Endpoint::new(server, resolved, state));
             }
         }
         endpoints
@@ -258,38 +184,6 @@ impl Upstream {
             return known.map(|known| (Arc::clone(&known.label), Arc::clone(name), known.address)).collect();
         }
         found.into_iter().map(|address| (address.to_string().into(), Arc::clone(name), Some(address))).collect()
-    }
-}
-
-impl Endpoint {
-    /// Takes a place for one session; `None` if it has all it may have.
-    pub(super) fn lease(&self) -> Option<Lease> {
-        let taken = |active: u32| (active < self.max_connections).then_some(active + 1);
-        self.state.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).ok()?;
-        Some(Lease(Arc::clone(&self.state)))
-    }
-
-    /// Sessions it has.
-    pub(super) fn active(&self) -> u32 {
-        self.state.active.load(Ordering::Relaxed)
-    }
-
-    #[cfg(test)]
-    pub(super) fn for_test(address: &str, weight: u32, backup: bool) -> Arc<Self> {
-        let address: SocketAddr = address.parse().unwrap();
-        Arc::new(Self {
-            label: address.to_string().into(),
-            host: address.ip().to_string().into(),
-            address: Some(address),
-            weight,
-            max_connections: u32::MAX,
-            backup,
-            state: Arc::new(EndpointState {
-                active: AtomicU32::new(0),
-                health: Health::new(),
-                metrics: Observer::new().metrics.server("test", &address.to_string()),
-            }),
-        })
     }
 }
 

@@ -6,3 +6,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(crate) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
+
+/// Tolerated in times that another machine's clock wrote, in seconds.
+pub(crate) const CLOCK_SKEW: i64 = 300;

@@ -1,0 +1,334 @@
+//! TLS towards devices, with a server certificate.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use rustls::server::{Acceptor, CertificateType, NoServerSessionStorage, WantsServerCert};
+use rustls::{HandshakeKind, ServerConfig, SupportedProtocolVersion};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
+
+use super::context::Context;
+use super::handshake::Handshake;
+use super::keys::ServerKeys;
+use super::raw_keys::{BareServerKeys, KeyVerifier, KnownKeys, Owner};
+use super::resumption::{HandshakeResumption, Resumption, TicketKeys};
+use super::secured::{Failed, Rest, Secured, perhaps_unavailable};
+use super::verifier::{DeviceVerifier, reject};
+use crate::config::tables::{self, Tls, TlsVersion};
+use crate::config::{Diagnostics, Reported};
+use crate::devices::Used;
+use crate::edge::Stream;
+use crate::evidence::Evidence;
+use crate::outcome::Reject;
+use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
+use crate::pki::{Anchors, ChainVerifier};
+use crate::util::crypto::{provider, sha256};
+
+/// The TLS side of a listener whose server has a certificate.
+#[derive(Debug)]
+pub(super) struct CertificateTls {
+    versions: Vec<&'static SupportedProtocolVersion>,
+    keys: Arc<ServerKeys>,
+    /// `None`: devices are not asked for certificates.
+    trust: Option<Arc<ChainVerifier>>,
+    /// The trust anchors that devices are told of.
+    anchors: ArcSwapOption<Anchors>,
+    needs_certificate: bool,
+    alpn: Vec<Vec<u8>>,
+    resumption: Option<Arc<Resumption>>,
+    raw_keys: Option<Arc<KnownKeys>>,
+}
+
+/// How the device authenticates.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DeviceKey {
+    /// By a certificate, or not at all.
+    Certificate,
+    /// By a raw public key.
+    Raw,
+}
+
+/// How the server shows its key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ServerKey {
+    Certificate,
+    /// Without the certificate, for devices that have pinned it.
+    Bare,
+}
+
+impl CertificateTls {
+    /// Reads the files of the settings.
+    ///
+    /// # Errors
+    /// One cannot be used, which was reported.
+    pub(super) fn open(
+        settings: &Tls,
+        tls: &tables::CertificateTls,
+        context: Context<'_>,
+        diagnostics: &mut Diagnostics,
+    ) -> Result<Self, Reported> {
+        let raw_keys = tls.raw_keys.as_ref().map(|keys| KnownKeys::open(keys, context.registry, diagnostics));
+        let keys = ServerKeys::open(tls, &context.state.keys, context.revocation, diagnostics);
+        let trust =
+            tls.client.as_ref().map(|client| ChainVerifier::open(client, context.revocation, diagnostics)).transpose();
+        let (raw_keys, keys, trust) = (raw_keys.transpose()?.map(Arc::new), Arc::new(keys?), trust?.map(Arc::new));
+        let needs_certificate = tls.client.as_ref().is_some_and(|client| client.required);
+        let version = |version: &TlsVersion| match version {
+            TlsVersion::V12 => &rustls::version::TLS12,
+            TlsVersion::V13 => &rustls::version::TLS13,
+        };
+        let tables::Resumption { tickets, cache, lifetime, ticket_secret } = &tls.resumption;
+        let shared = ticket_secret.as_ref().map(|secret| TicketKeys::shared(secret.expose(), context.listener));
+        let resumption = (*tickets || *cache).then(|| {
+            Arc::new(Resumption {
+                store: Arc::clone(&context.state.resumption),
+                shared,
+                trust: trust.clone(),
+                needs_certificate,
+                lifetime: i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX),
+                gives_tickets: *tickets,
+                stores: *cache,
+            })
+        });
+        Ok(Self {
+            versions: settings.versions.iter().map(version).collect(),
+            keys,
+            anchors: ArcSwapOption::new(trust.as_ref().map(|trust| trust.anchors())),
+            trust,
+            needs_certificate,
+            alpn: settings.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect(),
+            resumption,
+            raw_keys,
+        })
+    }
+
+    /// Whether every device has to prove who it is in the handshake.
+    pub(super) const fn requires_proof(&self) -> bool {
+        self.needs_certificate || (self.trust.is_none() && self.raw_keys.is_some())
+    }
+
+    pub(super) const fn raw_keys(&self) -> Option<&Arc<KnownKeys>> {
+        self.raw_keys.as_ref()
+    }
+
+    /// Notes that it is served by: what comes later has to be better than nothing.
+    pub(super) fn is_served_by(&self) {
+        self.keys.is_served_by();
+    }
+
+    /// What devices' certificates are judged by; `None`: they are not asked for.
+    pub(super) fn trust(&self) -> Option<&Arc<ChainVerifier>> {
+        self.trust.as_ref()
+    }
+
+    /// Role, subject and end of each of the server's certificates and of the trust anchors, in seconds since 1970.
+    pub(super) fn expiries(&self) -> Vec<(&'static str, String, i64)> {
+        let mut all: Vec<_> = self.keys.expiries().into_iter().map(|(name, end)| ("server", name, end)).collect();
+        let anchors = self.trust.as_ref().map(|trust| trust.anchors());
+        let anchors = anchors.iter().flat_map(|anchors| anchors.expiries());
+        all.extend(anchors.map(|(name, end)| ("client_ca", name.clone(), *end)));
+        all
+    }
+
+    /// Fetches OCSP responses for the server's certificates in the background; removes expired ones.
+    pub(super) fn refresh_staples(&self) {
+        self.keys.refresh_staples();
+    }
+
+    /// Reads certificates, keys and trust anchors again whose files have changed; says in the log what came of it. Of
+    /// what cannot be used, the last good one stays. Returns whether sessions are to be judged again.
+    pub(super) fn read_changed_files(&self, listener: &str) -> bool {
+        self.keys.read_if_changed(listener);
+        let are_others = self.raw_keys.as_ref().is_some_and(|keys| keys.read_changed_file(listener));
+        self.read_changed_anchors(listener) || are_others
+    }
+
+    fn read_changed_anchors(&self, listener: &str) -> bool {
+        let Some(trust) = &self.trust else { return false };
+        let have_changed = trust.read_if_changed(listener);
+        if have_changed {
+            self.anchors.store(Some(trust.anchors()));
+        }
+        have_changed
+    }
+
+    /// Takes the handshake with a device to its end. The deadline is the caller's.
+    pub(super) async fn accept(&self, socket: TcpStream, address: SocketAddr) -> Result<Secured, Failed> {
+        let handshake = Arc::new(Handshake::default());
+        let (accepted, device_key) = match &self.raw_keys {
+            None => {
+                let config = self.config(DeviceKey::Certificate, ServerKey::Certificate, &handshake);
+                let accepted = TlsAcceptor::from(config).accept(socket).into_fallible().await;
+                (accepted.map_err(|(error, socket)| (error, Some(socket))), DeviceKey::Certificate)
+            }
+            Some(_) => self.choose_and_accept(socket, &handshake).await,
+        };
+        let stream =
+            accepted.map_err(|(error, socket)| Failed { reject: reason(&error), rest: socket.map(Rest::Tcp) })?;
+        match device_key {
+            DeviceKey::Raw => self.identify_by_raw_key(stream, address),
+            DeviceKey::Certificate => identify_by_certificate(stream, address, &handshake),
+        }
+    }
+
+    /// Reads from the ClientHello how the device wants to show its key, and to see the server's [RFC 7250, 3].
+    async fn choose_and_accept(
+        &self,
+        socket: TcpStream,
+        handshake: &Arc<Handshake>,
+    ) -> (Result<TlsStream<TcpStream>, (io::Error, Option<TcpStream>)>, DeviceKey) {
+        let acceptor = LazyConfigAcceptor::new(Acceptor::default(), socket);
+        tokio::pin!(acceptor);
+        let start = match acceptor.as_mut().await {
+            Ok(start) => start,
+            Err(error) => return (Err((error, acceptor.take_io())), DeviceKey::Certificate),
+        };
+        let hello = start.client_hello();
+        let offers_raw = hello.client_cert_types().is_some_and(|types| types.contains(&CertificateType::RawPublicKey));
+        let wants_bare =
+            hello.server_cert_types().is_some_and(|types| types.first() == Some(&CertificateType::RawPublicKey));
+        // Where only raw keys are accepted, a device with a certificate gets the alert for its type.
+        let device_key = if offers_raw || self.trust.is_none() { DeviceKey::Raw } else { DeviceKey::Certificate };
+        let server_key = if wants_bare { ServerKey::Bare } else { ServerKey::Certificate };
+        let config = self.config(device_key, server_key, handshake);
+        let accepted = start.into_stream(config).into_fallible().await;
+        (accepted.map_err(|(error, socket)| (error, Some(socket))), device_key)
+    }
+
+    fn identify_by_raw_key(&self, stream: TlsStream<TcpStream>, address: SocketAddr) -> Result<Secured, Failed> {
+        let session = stream.get_ref().1;
+        let key = session.peer_certificates().and_then(|chain| chain.first());
+        let (Some(keys), Some(key)) = (&self.raw_keys, key) else {
+            return Err(Failed::without_connection(Reject::UnknownKey));
+        };
+        let fingerprint = sha256(key);
+        // Only now that it has proved to own the key: else whoever has seen one could ask whether it is known.
+        let unknown = || perhaps_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry());
+        let owner = keys.owner(&fingerprint).ok_or_else(|| Failed::without_connection(unknown()))?;
+        let (evidence, device, name) = match owner {
+            Owner::Named(name) => (Evidence::RawKey(fingerprint), None, Some(name)),
+            Owner::Device(entry) => {
+                (Evidence::DeviceKey(Box::new(entry.evidence(Used::Pin(fingerprint)))), Some(entry), None)
+            }
+        };
+        let identity = Identity::RawKey(RawKey { fingerprint, name });
+        let peer = Peer { address, tls: Some(session_of(session, false)), identity };
+        Ok(Secured { stream: Stream::FromDevice(Box::new(stream)), peer, evidence: Some(evidence), device })
+    }
+
+    /// The configuration of one connection: rustls has configurations that are all certificates or all raw keys, and its
+    /// callbacks do not say of which handshake they are.
+    fn config(&self, device_key: DeviceKey, server_key: ServerKey, handshake: &Arc<Handshake>) -> Arc<ServerConfig> {
+        let versions: &[_] = match device_key {
+            DeviceKey::Certificate => &self.versions,
+            DeviceKey::Raw => &[&rustls::version::TLS13],
+        };
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .expect("aws-lc-rs speaks TLS 1.2 and 1.3");
+        let builder = match (device_key, &self.trust, self.anchors.load_full()) {
+            (DeviceKey::Raw, ..) => builder.with_client_cert_verifier(Arc::new(KeyVerifier::new())),
+            (DeviceKey::Certificate, Some(trust), Some(anchors)) => {
+                let (trust, handshake) = (Arc::clone(trust), Arc::clone(handshake));
+                let verifier = DeviceVerifier::new(trust, anchors, self.needs_certificate, handshake);
+                builder.with_client_cert_verifier(Arc::new(verifier))
+            }
+            (DeviceKey::Certificate, ..) => builder.with_no_client_auth(),
+        };
+        // A raw key is not resumed: it may not be known any more, and the handshake is a cheap one.
+        let resumption = self.resumption.as_ref().filter(|_| device_key == DeviceKey::Certificate);
+        let resumption = resumption.map(|resumption| {
+            let (resumption, handshake) = (Arc::clone(resumption), Arc::clone(handshake));
+            Arc::new(HandshakeResumption { resumption, handshake })
+        });
+        Arc::new(self.finish(builder, server_key, resumption))
+    }
+
+    fn finish(
+        &self,
+        builder: rustls::ConfigBuilder<ServerConfig, WantsServerCert>,
+        server_key: ServerKey,
+        resumption: Option<Arc<HandshakeResumption>>,
+    ) -> ServerConfig {
+        let mut config = match server_key {
+            ServerKey::Bare => builder.with_cert_resolver(Arc::new(BareServerKeys(Arc::clone(&self.keys)))),
+            ServerKey::Certificate => builder.with_cert_resolver(Arc::clone(&self.keys) as _),
+        };
+        config.alpn_protocols.clone_from(&self.alpn);
+        // All suites offered are good; that the server chooses is what auditors' tools ask for.
+        config.ignore_client_order = true;
+        // One is enough for a device, which has one connection; each carries the device's chain.
+        config.send_tls13_tickets = 1;
+        match resumption {
+            Some(resumption) => {
+                config.ticketer = Arc::clone(&resumption) as _;
+                config.session_storage = resumption;
+            }
+            None => {
+                config.session_storage = Arc::new(NoServerSessionStorage {});
+                config.send_tls13_tickets = 0;
+            }
+        }
+        config
+    }
+}
+
+fn identify_by_certificate(
+    stream: TlsStream<TcpStream>,
+    address: SocketAddr,
+    handshake: &Handshake,
+) -> Result<Secured, Failed> {
+    let session = stream.get_ref().1;
+    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+    let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+    let chain = handshake.take_chain(resumed);
+    let is_same = match (leaf, &chain) {
+        (Some(leaf), Some(chain)) => chain.is_of(leaf),
+        (None, None) => true,
+        _ => false,
+    };
+    // webpki has read the leaf already; that x509-parser cannot is no reason to go on without an identity.
+    let certificate = leaf.map(|leaf| Certificate::from_der(leaf));
+    let identity = match certificate {
+        None => Identity::None,
+        Some(Some(certificate)) => Identity::Certificate(Box::new(certificate)),
+        Some(None) => return Err(Failed::without_connection(Reject::CertificateInvalid)),
+    };
+    if !is_same {
+        // However this came about: nobody would evaluate the certificate again.
+        return Err(Failed::without_connection(Reject::CertificateInvalid));
+    }
+    let peer = Peer { address, tls: Some(session_of(session, resumed)), identity };
+    let evidence = chain.map(Evidence::Chain);
+    Ok(Secured { stream: Stream::FromDevice(Box::new(stream)), peer, evidence, device: None })
+}
+
+/// What TLS agreed on.
+fn session_of(session: &rustls::ServerConnection, resumed: bool) -> TlsSession {
+    let suite = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
+    TlsSession {
+        version: match session.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            _ => "TLSv1.3",
+        },
+        // rustls says TLS13_ where the standard (RFC 8446, B.4), and so NGINX and OpenSSL, say TLS_.
+        cipher: suite.strip_prefix("TLS13_").map_or_else(|| suite.into(), |rest| format!("TLS_{rest}").into()),
+        sni: session.server_name().map(Into::into),
+        alpn: session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
+        resumed,
+    }
+}
+
+fn reason(error: &io::Error) -> Reject {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(error) => {
+            tracing::debug!(%error, "TLS handshake failed");
+            reject(error)
+        }
+        None => Reject::HandshakeClosed,
+    }
+}

@@ -1,0 +1,26 @@
+//! What a listener's TLS shares with others, and with the configuration before a reload.
+
+use std::sync::Arc;
+
+use super::keys::KeyStore;
+use super::resumption::ResumptionStore;
+use crate::devices::Replica;
+use crate::pki::RevocationStore;
+
+/// What survives a reload, for each listener name.
+#[derive(Debug, Default)]
+pub struct ListenerState {
+    pub(super) resumption: Arc<ResumptionStore>,
+    pub(super) keys: Arc<KeyStore>,
+}
+
+/// What a listener's TLS is opened with.
+#[derive(Clone, Debug)]
+pub(crate) struct Context<'a> {
+    /// The listener's name.
+    pub(crate) listener: &'a str,
+    pub(crate) revocation: &'a Arc<RevocationStore>,
+    pub(crate) state: Arc<ListenerState>,
+    /// The device registry, if there is one.
+    pub(crate) registry: Option<&'a Arc<Replica>>,
+}

@@ -1,0 +1,103 @@
+//! What an upstream does in the background for as long as it is in use: its names are resolved again, its servers checked.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use portcullis_wire::{Connack, Disconnect, Version};
+use rand::Rng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::endpoint::Endpoint;
+use super::pool::Upstream;
+use crate::config::tables::{HealthMode, ServerAddress};
+use crate::observe::Observer;
+
+/// Between attempts while a name has no address at all.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// A CONNACK is small; what is larger is something else.
+const MAX_CONNACK_LEN: usize = 4096;
+/// The return code of a broker that cannot serve at present [MQTT-3.2.2.3 (3.1.1)].
+const SERVER_UNAVAILABLE: u8 = 3;
+
+/// Starts resolving and checking; both end when the upstream is dropped.
+pub(crate) fn start(upstream: &Arc<Upstream>, observer: &Arc<Observer>) {
+    if upstream.servers.iter().any(|server| matches!(server.address, ServerAddress::Name(..))) {
+        resolve_again(upstream, observer);
+    }
+    if !upstream.check.is_off() {
+        check_again(upstream);
+    }
+}
+
+fn resolve_again(upstream: &Arc<Upstream>, observer: &Arc<Observer>) {
+    let (upstream, observer, interval) = (Arc::downgrade(upstream), Arc::clone(observer), upstream.resolve_interval);
+    tokio::spawn(async move {
+        // What the first resolution missed is tried again soon.
+        let mut is_complete = false;
+        loop {
+            tokio::time::sleep(if is_complete { interval } else { RETRY_INTERVAL.min(interval) }).await;
+            let Some(upstream) = Weak::upgrade(&upstream) else { return };
+            let known = upstream.endpoints();
+            is_complete = upstream.resolve(Some(&known), &observer, interval).await;
+        }
+    });
+}
+
+fn check_again(upstream: &Arc<Upstream>) {
+    let upstream = Arc::downgrade(upstream);
+    tokio::spawn(async move {
+        loop {
+            let Some(this) = Weak::upgrade(&upstream) else { return };
+            let mut checks = JoinSet::new();
+            for endpoint in this.endpoints().all() {
+                checks.spawn(run_check(Arc::clone(&this), Arc::clone(endpoint)));
+            }
+            checks.join_all().await;
+            // Not in step with other gateways: up to a tenth earlier or later.
+            let interval = this.check.settings.interval.mul_f64(rand::rng().random_range(0.9..1.1));
+            drop(this);
+            tokio::time::sleep(interval).await;
+        }
+    });
+}
+
+async fn run_check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>) {
+    let attempt = tokio::time::timeout(upstream.check.settings.timeout, attempt(&upstream, &endpoint));
+    let result = attempt.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let change = endpoint.state.health.checked(result.is_ok(), &upstream.check, Instant::now());
+    let (name, server) = (upstream.name(), &*endpoint.label);
+    match (change, result) {
+        (Some(true), _) => tracing::info!(upstream = name, server, "server is up"),
+        (Some(false), Err(error)) => tracing::warn!(upstream = name, server, %error, "server is down"),
+        _ => {}
+    }
+}
+
+async fn attempt(upstream: &Upstream, endpoint: &Endpoint) -> io::Result<()> {
+    let mut stream = upstream.connect(endpoint).await?;
+    if upstream.check.settings.mode == HealthMode::Tcp {
+        return stream.shutdown().await;
+    }
+    stream.write_all(&upstream.check.connect_packet(&endpoint.label).map_err(io::Error::other)?).await?;
+    stream.flush().await?;
+    let mut answer = Vec::with_capacity(64);
+    loop {
+        if stream.read_buf(&mut answer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match Connack::decode(&answer, Version::V311, MAX_CONNACK_LEN).map_err(io::Error::other)? {
+            None => {}
+            Some((connack, _)) if connack.code == SERVER_UNAVAILABLE => {
+                return Err(io::Error::other("the broker says it is unavailable"));
+            }
+            // A broker that refuses this user is there, all the same.
+            Some(_) => break,
+        }
+    }
+    // [MQTT-3.14]: a session that ends this way leaves no will and no noise in the broker's log.
+    stream.write_all(&Disconnect::NORMAL_V3).await?;
+    stream.shutdown().await
+}
