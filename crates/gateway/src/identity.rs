@@ -11,7 +11,6 @@ use aws_lc_rs::rand;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use pkcs8::{ObjectIdentifier, PrivateKeyInfo};
-use portcullis_registry::to_hex;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Map, Value as Json};
@@ -113,7 +112,7 @@ impl Signer {
         claims.insert("iat".to_owned(), now.into());
         claims.insert("nbf".to_owned(), (now - CLOCK_SKEW).into());
         claims.insert("exp".to_owned(), now.saturating_add(lifetime.max(1)).into());
-        claims.insert("jti".to_owned(), to_hex(&id).into());
+        claims.insert("jti".to_owned(), hex::encode(id).into());
         let keys = self.keys.load();
         jsonwebtoken::encode(&keys.header, &claims, &keys.signing)
     }

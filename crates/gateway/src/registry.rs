@@ -127,7 +127,7 @@ impl fmt::Debug for Entry {
 impl Entry {
     fn new(device: &Device) -> Self {
         let facts = json!({ "id": device.id, "groups": device.groups, "attributes": device.attributes }).to_string();
-        let pin = |pin: &String| portcullis_registry::from_hex(pin)?.as_slice().try_into().ok();
+        let pin = |pin: &String| Fingerprint::try_from(hex::decode(pin).ok()?).ok();
         Self {
             id: device.id.as_str().into(),
             state: device.state,

@@ -106,9 +106,9 @@ impl Authority {
             let Some((revocation_time, reason)) = line.revoked else { continue };
             // Left out without a word, it would be let in again.
             let broken =
-                || Error::Content(self.dir.join("index.txt"), format!("`{}` is no serial number", line.serial));
+                |_| Error::Content(self.dir.join("index.txt"), format!("`{}` is no serial number", line.serial));
             revoked_certs.push(RevokedCertParams {
-                serial_number: SerialNumber::from_slice(&from_hex(&line.serial).ok_or_else(broken)?),
+                serial_number: SerialNumber::from_slice(&hex::decode(&line.serial).map_err(broken)?),
                 revocation_time,
                 reason_code: Some(reason.code()),
                 invalidity_date: None,
@@ -130,11 +130,4 @@ impl Authority {
         };
         Ok(params.signed_by(&self.issuer(authority)?.0)?)
     }
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) {
-        return None;
-    }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
 }

@@ -10,8 +10,9 @@ use portcullis_gateway::auth::{PasswordHash, registries_of};
 use portcullis_gateway::crypto::random_key;
 use portcullis_gateway::files::read_chain;
 use portcullis_gateway::tls::Certificate;
-use portcullis_registry::{self as registry, Device, Error, Hash, PAGE, Psk, Registry, State, Url, from_hex, to_hex};
+use portcullis_registry::{self as registry, Device, Error, Hash, PAGE, Psk, Registry, State, Url};
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use crate::cli::{DatabaseArguments, DeviceArguments, DeviceCommand, DeviceProperties, DeviceState, Existing};
 use crate::passwd;
@@ -106,7 +107,7 @@ async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure>
                 let chain = read_chain(&path).map_err(|complaint| anyhow!(complaint.message))?;
                 let leaf = chain.first().and_then(|leaf| Certificate::from_der(leaf));
                 let [_, key] = leaf.with_context(|| format!("{} is no certificate", path.display()))?.fingerprints();
-                pins.push(to_hex(&key));
+                pins.push(hex::encode(key));
             }
             let lower = |pins: Vec<String>| pins.into_iter().map(|pin| pin.replace(':', "").to_ascii_lowercase());
             let (pins, remove): (Vec<_>, HashSet<_>) = (lower(pins).collect(), lower(remove).collect());
@@ -140,15 +141,18 @@ async fn set_psk(
         println!("{id}: pre-shared key removed");
         return Ok(());
     }
-    let key =
-        if stdin { from_hex(&passwd::read_line()?).context("the key is not in hexadecimal")? } else { random_key() };
+    let key = if stdin {
+        secret_from_hex(&passwd::read_line()?).context("the key is not in hexadecimal")?
+    } else {
+        random_key()
+    };
     let identity = identity.unwrap_or_else(|| id.to_owned());
     let psk = Psk { identity: identity.clone(), key: key.clone() };
     registry.change(id, |device| device.psk = Some(psk)).await.map_err(explain)?;
     println!("identity: {identity}");
     if !stdin {
         // The one time that it is shown.
-        println!("key: {}", to_hex(&key));
+        println!("key: {}", hex::encode(&key));
     }
     Ok(())
 }
@@ -326,7 +330,7 @@ fn device_of(columns: &csv::StringRecord, record: &csv::StringRecord) -> anyhow:
             "groups" => device.groups = list().map(str::to_owned).collect(),
             "pins" => device.pins = list().map(|pin| pin.replace(':', "").to_ascii_lowercase()).collect(),
             "psk_identity" => identity = Some(value.to_owned()),
-            "psk" => key = Some(from_hex(value).context("`psk` is not in hexadecimal")?),
+            "psk" => key = Some(secret_from_hex(value).context("`psk` is not in hexadecimal")?),
             "password_hash" => {
                 PasswordHash::parse(value).map_err(|problem| anyhow!("`password_hash`: {problem}"))?;
                 device.password_hash = Some(Hash(value.to_owned()));
@@ -344,6 +348,10 @@ fn device_of(columns: &csv::StringRecord, record: &csv::StringRecord) -> anyhow:
         (Some(_), None) => return Err(anyhow!("`psk_identity` without `psk`")),
     };
     Ok(device)
+}
+
+fn secret_from_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    hex::decode(text).ok().map(Zeroizing::new)
 }
 
 /// What can be done about it.

@@ -149,17 +149,3 @@ fn depth(value: &Value) -> usize {
 fn is_fingerprint(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
-
-/// Octets in hexadecimal, lower case.
-pub fn to_hex(octets: &[u8]) -> String {
-    let digits = octets.iter().flat_map(|octet| [octet >> 4, octet & 15]);
-    digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
-}
-
-/// Octets from hexadecimal of either case; `None`: it is none.
-pub fn from_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let octets = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect::<Option<Vec<u8>>>();
-    octets.filter(|_| rest.is_empty()).map(Zeroizing::new)
-}

@@ -6,7 +6,7 @@
 
 mod device;
 
-pub use device::{Device, Hash, Psk, State, from_hex, to_hex};
+pub use device::{Device, Hash, Psk, State};
 
 use std::collections::HashMap;
 use std::fmt;
@@ -468,7 +468,7 @@ async fn write(connection: &mut AnyConnection, revision: i64, id: &str, device: 
         .bind(json(serde_json::to_string(groups))?)
         .bind(json(serde_json::to_string(&attributes))?)
         .bind(psk.map(|psk| psk.identity.as_str()))
-        .bind(psk.map(|psk| to_hex(&psk.key)))
+        .bind(psk.map(|psk| hex::encode(&psk.key)))
         .bind(device.and_then(|device| device.password_hash.as_ref()).map(|hash| hash.0.as_str()))
         .bind(now)
         .execute(&mut *connection)
@@ -515,7 +515,9 @@ fn change(row: &AnyRow, pins_of: &mut HashMap<String, Vec<String>>) -> Result<Ch
     let attributes: Map<_, _> =
         serde_json::from_str(&text("attributes")?.unwrap_or_default()).map_err(|_| corrupt())?;
     let psk = match (text("psk_identity")?, text("psk_key")?.map(Zeroizing::new)) {
-        (Some(identity), Some(key)) => Some(Psk { identity, key: from_hex(&key).ok_or_else(corrupt)? }),
+        (Some(identity), Some(key)) => {
+            Some(Psk { identity, key: Zeroizing::new(hex::decode(key).map_err(|_| corrupt())?) })
+        }
         _ => None,
     };
     let mut pins = pins_of.remove(&id).unwrap_or_default();

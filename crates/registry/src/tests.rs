@@ -16,7 +16,7 @@ fn device(id: &str) -> Device {
         groups: vec!["a".to_owned(), "b c".to_owned()],
         attributes: json!({ "site": "Köln", "floor": 3 }).as_object().unwrap().clone(),
         pins: vec!["0".repeat(64), "f".repeat(64)],
-        psk: Some(Psk { identity: format!("psk of {id}"), key: from_hex(&"0a".repeat(16)).unwrap() }),
+        psk: Some(Psk { identity: format!("psk of {id}"), key: hex::decode("0a".repeat(16)).unwrap().into() }),
         password_hash: Some(Hash("$argon2id$...".to_owned())),
         ..Device::new(id)
     }
@@ -61,7 +61,7 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
     assert!(matches!(registry.change("two", |_| ()).await, Err(Error::Unknown(_))));
     assert!(matches!(registry.remove("two").await, Err(Error::Unknown(_))));
     let long = "x".repeat(300);
-    let psk = |key: &str| Some(Psk { identity: "i".to_owned(), key: from_hex(key).unwrap() });
+    let psk = |key: &str| Some(Psk { identity: "i".to_owned(), key: hex::decode(key).unwrap().into() });
     for wrong in [
         Device::new(""),
         Device::new(&long),
@@ -146,4 +146,10 @@ fn urls() {
     assert!(parse("postgres://u:secret@db.example.com/d").unwrap().is_unverified());
     assert!(!parse("postgres://u:secret@db.example.com/d?sslmode=verify-full").unwrap().is_unverified());
     assert!(!format!("{:?}", parse("postgres://u:secret@localhost/d")).contains("secret"));
+}
+
+#[test]
+fn a_migration_that_was_released_does_not_change() {
+    let checksums: Vec<_> = MIGRATIONS.iter().map(|migration| hex::encode(&migration.checksum[..8])).collect();
+    assert_eq!(checksums, ["10e0d50e7593bc74"], "databases that have it refuse to be opened");
 }

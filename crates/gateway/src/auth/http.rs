@@ -11,7 +11,6 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::StatusCode;
 use hyper::body::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use portcullis_registry::to_hex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 use tokio::sync::Semaphore;
@@ -252,7 +251,7 @@ fn describe(candidate: Candidate<'_>) -> Asked<'_> {
             sni: tls.sni.as_deref(),
             psk_identity: tls.psk.as_ref().map(|psk| &*psk.identity),
             key_name: tls.raw_key.as_ref().and_then(|key| key.name.as_deref()),
-            key_fingerprint: tls.raw_key.as_ref().map(|key| to_hex(&key.fingerprint)),
+            key_fingerprint: tls.raw_key.as_ref().map(|key| hex::encode(key.fingerprint)),
         }),
         certificate: facts.certificate.map(|certificate| Certificate {
             subject: certificate.subject.dn.as_deref(),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use cel::objects::{Key, Map, Value};
 use cel::{Context, Env};
 use chrono::{DateTime, FixedOffset, Utc};
-use portcullis_registry::to_hex;
 use portcullis_wire::Connect;
 use serde_json::Value as Json;
 
@@ -296,7 +295,7 @@ fn tls(tls: &TlsFacts) -> Fields {
         .set("resumed", tls.resumed.into())
         .maybe("psk_identity", tls.psk.as_ref().map(|psk| &*psk.identity))
         .maybe("key_name", tls.raw_key.as_ref().and_then(|key| key.name.as_deref()))
-        .maybe("key_fingerprint", tls.raw_key.as_ref().map(|key| to_hex(&key.fingerprint)).as_deref())
+        .maybe("key_fingerprint", tls.raw_key.as_ref().map(|key| hex::encode(key.fingerprint)).as_deref())
 }
 
 fn mqtt(connect: &Connect<'_>) -> Fields {

@@ -1,7 +1,6 @@
 //! What a certificate says of its owner, in the form expressions and logs use.
 
 use aws_lc_rs::digest;
-use portcullis_registry::to_hex;
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::{
     OID_X509_COMMON_NAME, OID_X509_COUNTRY_NAME, OID_X509_LOCALITY_NAME, OID_X509_ORGANIZATION_NAME,
@@ -82,7 +81,7 @@ impl Certificate {
 
     /// Lower-case hex.
     pub fn sha256(&self) -> String {
-        to_hex(&sha256(&self.der))
+        hex::encode(sha256(&self.der))
     }
 
     /// Of the certificate, and of its public key (SubjectPublicKeyInfo).
@@ -95,7 +94,7 @@ impl Certificate {
 
     /// Lower-case hex; for lists that were made with it, not for new ones.
     pub fn sha1(&self) -> String {
-        to_hex(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &self.der).as_ref())
+        hex::encode(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &self.der))
     }
 }
 
@@ -143,5 +142,5 @@ fn ip(bytes: &[u8]) -> Option<String> {
 
 fn serial(bytes: &[u8]) -> String {
     let first = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len().saturating_sub(1));
-    to_hex(&bytes[first..]).to_ascii_uppercase()
+    hex::encode_upper(&bytes[first..])
 }

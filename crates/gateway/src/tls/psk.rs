@@ -217,7 +217,7 @@ fn read(path: &Path, format: PskFormat) -> Result<Keys, Complaint> {
             PskFormat::Raw => Zeroizing::new(value.to_vec()),
             PskFormat::Hex => std::str::from_utf8(value.trim_ascii())
                 .ok()
-                .and_then(portcullis_registry::from_hex)
+                .and_then(|text| hex::decode(text).ok().map(Zeroizing::new))
                 .ok_or("the key is not in hexadecimal; is `format` the right one?")?,
         };
         if key.is_empty() || key.len() > MAX_KEY {

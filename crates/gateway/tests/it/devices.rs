@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_gateway::auth::PasswordHash;
 use portcullis_gateway::tls::Certificate;
-use portcullis_registry::{Device, Existing, Hash, Psk, Registry, State, Url, to_hex};
+use portcullis_registry::{Device, Existing, Hash, Psk, Registry, State, Url};
 use portcullis_testkit::{Broker, Client, Pki, TestGateway, connect, connect_as, tls_config};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -159,7 +159,7 @@ async fn pins_bind_a_device_to_its_certificate_or_its_key() {
     let fingerprints = |name: &str| {
         pki.device(name);
         let leaf = CertificateDer::from_pem_file(pki.chain(name)).unwrap();
-        Certificate::from_der(&leaf).unwrap().fingerprints().map(|fingerprint| to_hex(&fingerprint))
+        Certificate::from_der(&leaf).unwrap().fingerprints().map(hex::encode)
     };
     let [certificate, _] = fingerprints("thing001");
     let [_, key] = fingerprints("thing002");
@@ -234,7 +234,7 @@ fn raw_key() -> (String, String) {
     let pair = rcgen::KeyPair::generate().unwrap();
     let digest =
         aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &rcgen::PublicKeyData::subject_public_key_info(&pair));
-    (pair.serialize_pem(), to_hex(digest.as_ref()))
+    (pair.serialize_pem(), hex::encode(digest))
 }
 
 #[tokio::test]
@@ -281,7 +281,7 @@ async fn rustls_with_a_raw_public_key_of_the_registry() {
 async fn a_pre_shared_key_is_no_password() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
     let registry = registry(dir.path()).await;
-    let psk = Psk { identity: "pump".to_owned(), key: portcullis_registry::from_hex(&"0a".repeat(16)).unwrap() };
+    let psk = Psk { identity: "pump".to_owned(), key: hex::decode("0a".repeat(16)).unwrap().into() };
     add(&registry, Device { psk: Some(psk), ..Device::new("thing001") }).await;
     // A registry's PSK proves nothing on a listener where it was not used.
     let gateway = plain(dir.path(), &broker, "").await;

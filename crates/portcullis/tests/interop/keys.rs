@@ -141,7 +141,7 @@ fn keys_as_emqx_has_them_and_keys_that_are_taken_away() {
         .file("psk.txt", &format!("thing001:{raw}\nthing002:{raw}\n"))
         .tls_table(&PSK.replace("[listener.tls.psk]", "[listener.tls.psk]\nformat = \"raw\""))
         .start();
-    let hex = portcullis_registry::to_hex(raw.as_bytes());
+    let hex = hex::encode(raw);
     let published = publish(&gateway, "thing001", "thing001", &hex, &[]);
     assert!(published.status.success(), "{published:?}");
     let mut live = gateway.client("mosquitto_sub", "thing002");
