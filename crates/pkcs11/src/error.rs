@@ -3,15 +3,12 @@
 use std::error::Error;
 use std::fmt;
 
-use crate::TokenUri;
-
 /// A PKCS#11 URI that cannot be used. It shows no PIN.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UriError(pub(crate) String);
 
 impl UriError {
     /// What to do about it: a URI as it should be.
-    #[expect(clippy::unused_self, reason = "one hint serves all of today's errors")]
     pub fn hint(&self) -> &'static str {
         "\"pkcs11:token=gateway;object=tls?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=pin\""
     }
@@ -25,15 +22,15 @@ impl fmt::Display for UriError {
 
 impl Error for UriError {}
 
-/// Why the key that a URI names cannot be used.
+/// Why the key that a URI names cannot be used. The URI is shown without its PIN.
 #[derive(Clone, Debug)]
 pub enum KeyError {
     /// The certificate's public key is of a kind that tokens are not asked to use.
-    Unsupported(TokenUri),
+    Unsupported(String),
     /// The token does not sign, for this reason.
-    Token(TokenUri, String),
+    Token(String, String),
     /// The key is not the certificate's.
-    OtherCertificate(TokenUri),
+    OtherCertificate(String),
 }
 
 impl KeyError {

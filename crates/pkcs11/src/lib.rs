@@ -29,17 +29,17 @@ pub fn signing_key(
     certificate: &CertificateDer<'_>,
     provider: &CryptoProvider,
 ) -> Result<Arc<dyn SigningKey>, KeyError> {
-    let kind = Kind::of(certificate).ok_or_else(|| KeyError::Unsupported(uri.clone()))?;
+    let kind = Kind::of(certificate).ok_or_else(|| KeyError::Unsupported(uri.to_string()))?;
     let key = TokenKey { token: Arc::new(Token::new(uri.clone())), kind };
     let scheme = kind.schemes()[0];
-    let signature = key.token.sign(scheme, PROBE).map_err(|error| KeyError::Token(uri.clone(), error))?;
+    let signature = key.token.sign(scheme, PROBE).map_err(|error| KeyError::Token(uri.to_string(), error))?;
     let leaf = EndEntityCert::try_from(certificate);
     let algorithms = provider.signature_verification_algorithms.mapping;
     let fitting = algorithms.iter().filter(|(mapped, _)| *mapped == scheme).flat_map(|(_, all)| *all);
     let is_its = leaf.is_ok_and(|leaf| {
         fitting.into_iter().any(|algorithm| leaf.verify_signature(*algorithm, PROBE, &signature).is_ok())
     });
-    if is_its { Ok(Arc::new(key)) } else { Err(KeyError::OtherCertificate(uri.clone())) }
+    if is_its { Ok(Arc::new(key)) } else { Err(KeyError::OtherCertificate(uri.to_string())) }
 }
 
 /// Signed once, to see whose key it is.

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
-use super::context::Context;
+use super::context::{Context, ListenerState};
 use super::handshake::Handshake;
 use super::keys::ServerKeys;
 use super::raw_keys::{BareServerKeys, KeyVerifier, KnownKeys, Owner};
@@ -41,6 +41,8 @@ pub(super) struct CertificateTls {
     alpn: Vec<Vec<u8>>,
     resumption: Option<Arc<Resumption>>,
     raw_keys: Option<Arc<KnownKeys>>,
+    /// Held so that the configuration after a reload finds it.
+    _state: Arc<ListenerState>,
 }
 
 /// How the device authenticates.
@@ -103,6 +105,7 @@ impl CertificateTls {
             alpn: settings.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect(),
             resumption,
             raw_keys,
+            _state: context.state,
         })
     }
 
