@@ -6,7 +6,6 @@
 
 mod admin;
 pub mod auth;
-pub mod bans;
 mod clock;
 pub mod config;
 pub mod crypto;
@@ -16,6 +15,7 @@ mod fetch;
 pub mod files;
 pub mod identity;
 mod kept;
+pub mod limits;
 pub mod net;
 pub mod observe;
 pub mod outcome;

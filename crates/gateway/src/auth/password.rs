@@ -232,7 +232,7 @@ static PLACES: LazyLock<Mutex<HashMap<IpAddr, usize>>> = LazyLock::new(Mutex::de
 
 impl Place {
     fn take(from: IpAddr) -> Option<Self> {
-        let network = crate::net::network_of(from);
+        let network = crate::limits::network_of(from);
         let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = places.entry(network).or_default();
         if *taken >= MAX_WAITING_OF_ONE {

@@ -10,13 +10,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::auth::{self, Authenticator};
-use crate::bans::{self, Bans};
 use crate::config::tables::{self, AccessLogFormat, AdminBind, OnReject, Process};
 use crate::config::{self, Diagnostics, Reported, Settings};
 use crate::files::warn_if_expired;
 use crate::identity::Signer;
 use crate::kept::Kept;
-use crate::net::AddressRules;
+use crate::limits::{self, AddressRules, Bans, Permits};
 use crate::observe::{Expiry, ListenerMetrics, Observer};
 use crate::policy::{Admission, Rewriting};
 use crate::registry::Replica;
@@ -53,6 +52,8 @@ pub struct Listener {
     pub(crate) connect_timeout: Duration,
     pub(crate) max_connect_size: usize,
     pub(crate) max_connections: u32,
+    /// Its connections, those of before a reload included.
+    pub(crate) permits: Arc<Permits>,
     pub(crate) on_reject: OnReject,
     pub(crate) tls: Option<ServerTls>,
     pub(crate) bans: Bans,
@@ -73,7 +74,9 @@ pub struct Lasting {
     pub observer: Arc<Observer>,
     pub(crate) knowledge: Arc<Knowledge>,
     pub(crate) sources: auth::Sources,
-    bans: bans::Memories,
+    bans: limits::Memories,
+    /// By the listener's name.
+    permits: Kept<String, Permits>,
     /// By the listener's name.
     memories: Kept<String, Memory>,
 }
@@ -229,6 +232,7 @@ impl Shared<'_> {
             connect_timeout: settings.connect_timeout,
             max_connect_size: settings.max_connect_size,
             max_connections: settings.max_connections,
+            permits: self.lasting.permits.get_or_insert_with(name.to_owned(), Permits::default),
             on_reject: settings.on_reject,
             tls,
             bans: Bans::new(&settings.bans, name, &self.lasting.bans),

@@ -4,7 +4,7 @@
 mod evaluate;
 pub mod index;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use index::{Session, Sessions};
 use crate::auth::{self, Principal};
 use crate::clock::now;
 use crate::config::tables::OnReject;
+use crate::limits::Permit;
 use crate::net::{self, Stream};
 use crate::observe::{Observer, Record, Transport};
 use crate::outcome::{CloseReason, Outcome, Reject};
@@ -54,6 +55,11 @@ pub async fn serve(socket: TcpStream, remote: SocketAddr, listener: Arc<Listener
     let session = shared.sessions.open(Arc::clone(&listener.name), remote.ip());
     let observer = Arc::clone(&shared.observer);
     let mut record = Record::open(observer, Arc::clone(&listener.metrics), transport, remote);
+    // Given back once the record is written, by whatever way this ends.
+    let _permit = match admit_address(&listener, remote.ip()) {
+        Ok(permit) => permit,
+        Err(reject) => return record.finish(reject.into()),
+    };
     // In a box of its own, so that an established session does not carry the size of the handshake around.
     let established = tokio::select! {
         established = Box::pin(establish(socket, &listener, &session, &shared, &mut record)) => established,
@@ -88,7 +94,6 @@ async fn establish(
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Established, Outcome> {
-    admit_address(listener, record)?;
     // Gone already: the next step will say so.
     let _ = net::tune(&socket);
     let secured = secure(socket, listener, session, record).await?;
@@ -110,17 +115,14 @@ async fn establish(
 }
 
 /// What costs nothing is judged before any cryptography is paid for.
-fn admit_address(listener: &Listener, record: &Record) -> Result<(), Reject> {
-    if !listener.addresses.allows(record.remote.ip()) {
+fn admit_address(listener: &Listener, address: IpAddr) -> Result<Permit, Reject> {
+    if !listener.addresses.allows(address) {
         return Err(Reject::AddressDenied);
     }
-    if listener.bans.is_connect_refused(record.remote.ip()) {
+    if listener.bans.is_connect_refused(address) {
         return Err(Reject::Banned);
     }
-    if record.metrics().active() > u64::from(listener.max_connections) {
-        return Err(Reject::TooManyConnections);
-    }
-    Ok(())
+    listener.permits.take(listener.max_connections).ok_or(Reject::TooManyConnections)
 }
 
 async fn secure(

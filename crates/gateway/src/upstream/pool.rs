@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use super::health::{Check, Health};
 use crate::config::tables::{self, Balance, PassiveHealth, Server, ServerAddress as Address};
 use crate::config::{Diagnostics, Reported};
 use crate::expr::Expression;
+use crate::limits::{Permit, Permits};
 use crate::observe::{Observer, ServerMetrics};
 use crate::tls::ClientTls;
 
@@ -63,26 +64,23 @@ pub(super) struct Endpoint {
 /// What is known of an endpoint; outlives reloads and new resolutions.
 #[derive(Debug)]
 pub(super) struct EndpointState {
-    active: AtomicU32,
+    sessions: Arc<Permits>,
     pub(super) health: Health,
     pub(super) metrics: ServerMetrics,
 }
 
 /// One session's place on an endpoint; given back when dropped.
 #[derive(Debug)]
-pub struct Lease(Arc<EndpointState>);
+pub struct Lease {
+    state: Arc<EndpointState>,
+    _permit: Permit,
+}
 
 impl Lease {
     /// The broker failed the session before it began. Counted, but nothing against the broker's health: what it makes of
     /// a CONNECT is in the client's hand, and one client must not take a broker from all the others.
     pub fn unanswered(&self) {
-        self.0.metrics.unanswered.inc();
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.state.metrics.unanswered.inc();
     }
 }
 
@@ -174,7 +172,7 @@ impl Upstream {
         for endpoint in self.endpoints.load().all() {
             let state = &endpoint.state;
             state.metrics.up.set(state.health.is_up(now).into());
-            state.metrics.active.set(state.active.load(Ordering::Relaxed).into());
+            state.metrics.active.set(state.sessions.taken().into());
         }
     }
 
@@ -208,7 +206,7 @@ impl Upstream {
                 }
                 let state = states.get(&label).and_then(Weak::upgrade).unwrap_or_else(|| {
                     let metrics = observer.metrics.server(&self.name, &label);
-                    Arc::new(EndpointState { active: AtomicU32::new(0), health: Health::new(), metrics })
+                    Arc::new(EndpointState { sessions: Arc::default(), health: Health::new(), metrics })
                 });
                 states.insert(Arc::clone(&label), Arc::downgrade(&state));
                 state.health.configure(self.limits, self.check.is_off());
@@ -264,14 +262,13 @@ impl Upstream {
 impl Endpoint {
     /// Takes a place for one session; `None` if it has all it may have.
     pub(super) fn lease(&self) -> Option<Lease> {
-        let taken = |active: u32| (active < self.max_connections).then_some(active + 1);
-        self.state.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).ok()?;
-        Some(Lease(Arc::clone(&self.state)))
+        let permit = self.state.sessions.take(self.max_connections)?;
+        Some(Lease { state: Arc::clone(&self.state), _permit: permit })
     }
 
     /// Sessions it has.
     pub(super) fn active(&self) -> u32 {
-        self.state.active.load(Ordering::Relaxed)
+        self.state.sessions.taken()
     }
 
     #[cfg(test)]
@@ -285,7 +282,7 @@ impl Endpoint {
             max_connections: u32::MAX,
             backup,
             state: Arc::new(EndpointState {
-                active: AtomicU32::new(0),
+                sessions: Arc::default(),
                 health: Health::new(),
                 metrics: Observer::new().metrics.server("test", &address.to_string()),
             }),
