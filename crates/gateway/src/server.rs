@@ -5,10 +5,11 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -241,8 +242,8 @@ impl Gateway {
         let _ = tokio::time::timeout(GOODBYE, self.tasks.wait()).await;
     }
 
-    fn sockets(&self) -> std::sync::MutexGuard<'_, HashMap<SocketKey, Socket>> {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sockets(&self) -> MutexGuard<'_, HashMap<SocketKey, Socket>> {
+        self.sockets.lock()
     }
 }
 

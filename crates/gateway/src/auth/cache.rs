@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::crypto::keyed_digest;
 
@@ -27,7 +28,7 @@ pub(super) struct Cache<V>(Mutex<HashMap<Question, (Instant, V)>>);
 
 impl<V: Clone> Cache<V> {
     pub(super) fn get(&self, question: Question) -> Option<V> {
-        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = self.0.lock();
         answers.get(&question).filter(|(until, _)| Instant::now() < *until).map(|(_, answer)| answer.clone())
     }
 
@@ -36,7 +37,7 @@ impl<V: Clone> Cache<V> {
             return;
         }
         let now = Instant::now();
-        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.0.lock();
         if answers.len() >= MAX_ENTRIES {
             answers.retain(|_, (until, _)| now < *until);
         }
@@ -87,7 +88,7 @@ mod tests {
         for n in 0..MAX_ENTRIES + 1000 {
             cache.put(question(n), n, Duration::from_secs(60));
         }
-        assert!(cache.0.lock().unwrap().len() <= MAX_ENTRIES);
+        assert!(cache.0.lock().len() <= MAX_ENTRIES);
         assert_eq!(cache.get(question(MAX_ENTRIES + 999)), Some(MAX_ENTRIES + 999));
     }
 }

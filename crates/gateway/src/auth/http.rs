@@ -2,7 +2,7 @@
 //! alone for a while when it does not answer.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::StatusCode;
 use hyper::body::Bytes;
 use hyper::header::HeaderMap;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 use tokio::sync::Semaphore;
@@ -255,7 +256,7 @@ impl Breaker {
 
     fn may_try(&self) -> bool {
         let now = Instant::now();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         match state.closed_until {
             Some(until) if now < until => false,
             Some(_) => {
@@ -268,7 +269,7 @@ impl Breaker {
     }
 
     fn note(&self, is_good: bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if is_good {
             *state = State::default();
             return;

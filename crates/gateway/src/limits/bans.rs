@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::addresses::network_of;
 use super::window::{Slot, Window, slot_at};
@@ -145,13 +147,13 @@ fn of_address(address: IpAddr) -> Client {
 
 impl Clients {
     fn is_banned(&self, client: &Client, now: Instant) -> bool {
-        let clients = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let clients = self.counts.lock();
         clients.get(client).is_some_and(|counts| counts.banned_until.is_some_and(|until| now < until))
     }
 
     /// Notes an event, as far as the limits count it; whether the client is banned, and whether that begins with it.
     fn note(&self, client: Client, event: BanEvent, limits: &Limits, now: Instant) -> (bool, bool) {
-        let mut clients = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.counts.lock();
         let slot = slot_at(now.saturating_duration_since(self.since), limits.window);
         if clients.len() >= MAX_CLIENTS && !clients.contains_key(&client) {
             // Once for each slot: to look through all of them for each that comes would be an attack's best help.
@@ -266,7 +268,7 @@ mod tests {
         for n in 1..u32::try_from(MAX_CLIENTS + 5000).unwrap() {
             clients.note(client(n), BanEvent::Connect, &LIMITS, now);
         }
-        assert!(clients.counts.lock().unwrap().len() <= MAX_CLIENTS);
+        assert!(clients.counts.lock().len() <= MAX_CLIENTS);
         assert!(clients.note(client(0), BanEvent::Connect, &LIMITS, now).0);
     }
 }

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use portcullis_wire::{Connack, Connect, Disconnect, Properties, Version};
 use rand::Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -116,16 +117,16 @@ impl Health {
 
     /// Sets what a reload may have changed.
     pub(super) fn configure(&self, limits: PassiveHealth, checks_are_off: bool) {
-        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        *self.limits.write() = limits;
         self.is_unchecked.store(checks_are_off, Ordering::Relaxed);
     }
 
     fn limits(&self) -> PassiveHealth {
-        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+        *self.limits.read()
     }
 
-    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock()
     }
 
     /// Whether sessions may be given to it.
