@@ -180,7 +180,7 @@ pub(super) struct Passwords {
 
 impl Passwords {
     pub(super) fn new(period: Duration) -> Self {
-        Self { proofs: Cache::default(), period }
+        Self { proofs: Cache::new(|()| 0), period }
     }
 
     /// Whether a password is the one of this hash.
@@ -190,12 +190,12 @@ impl Passwords {
     pub(super) async fn verify(&self, hash: &PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
         // The hash has a salt: no other user's password is this question.
         let question = Question::of(&[hash.text.as_bytes(), password]);
-        if self.proofs.get(question).is_some() {
+        if self.proofs.get(question).await.is_some() {
             return Ok(true);
         }
         let is_right = ask(hash.clone(), password, from).await?;
         if is_right {
-            self.proofs.put(question, (), self.period);
+            self.proofs.put(question, (), self.period).await;
         }
         Ok(is_right)
     }
@@ -348,9 +348,10 @@ mod tests {
         let passwords = Passwords::new(Duration::from_secs(60));
         let from = IpAddr::from([192, 0, 2, 7]);
         assert!(passwords.verify(&hash, b"secret", from).await.unwrap());
-        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"secret"])).is_some());
+        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"secret"])).await.is_some());
         assert!(!passwords.verify(&hash, b"wrong", from).await.unwrap());
-        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"wrong"])).is_none());
-        assert!(passwords.proofs.get(Question::of(&[other.text.as_bytes(), b"secret"])).is_none(), "a new hash");
+        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"wrong"])).await.is_none());
+        let of_a_new_hash = passwords.proofs.get(Question::of(&[other.text.as_bytes(), b"secret"])).await;
+        assert!(of_a_new_hash.is_none());
     }
 }
