@@ -5,9 +5,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use portcullis_registry::{Change, Device, Listening, PAGE, Registry, State, Url};
 use serde_json::{Value as Json, json};
 use tokio::sync::watch;
@@ -282,11 +283,11 @@ impl Replica {
 
     /// Whose sessions are to be evaluated again; told once.
     pub(crate) fn take_changed(&self) -> Vec<Key> {
-        std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.changed.lock())
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner)
+        self.known.read()
     }
 
     /// Takes over changes; those whom they concern are to be evaluated again.
@@ -295,7 +296,7 @@ impl Replica {
         let entries: Vec<Option<Arc<Entry>>> = changes.iter().map(entry).collect();
         let mut was_full = self.known().is_full;
         for chunk in changes.iter().zip(entries).collect::<Vec<_>>().chunks(CHUNK) {
-            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.known.write();
             chunk.iter().for_each(|(change, entry)| known.apply(change, entry.clone(), self.max));
             let is_full = known.is_full;
             drop(known);
@@ -310,7 +311,7 @@ impl Replica {
     }
 
     fn evaluate_again(&self, keys: impl Iterator<Item = Key>) {
-        self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+        self.changed.lock().extend(keys);
     }
 
     /// Reads what has changed; or all there is, in place of what is known.
@@ -359,7 +360,7 @@ impl Replica {
         let this = Arc::clone(self);
         in_background(move || {
             let new: Vec<Key> = fresh.by_id.keys().map(|id| key(id)).collect();
-            let before = std::mem::replace(&mut *this.known.write().unwrap_or_else(PoisonError::into_inner), fresh);
+            let before = std::mem::replace(&mut *this.known.write(), fresh);
             this.evaluate_again(before.by_id.keys().map(|id| key(id)).chain(new));
         })
         .await?;
@@ -369,12 +370,12 @@ impl Replica {
 
     /// All changes up to this number are known; some numbers are nobody's.
     fn reached(&self, revision: i64) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         known.revision = known.revision.max(revision);
     }
 
     fn answered(&self) {
-        self.known.write().unwrap_or_else(PoisonError::into_inner).answered = Some(Instant::now());
+        self.known.write().answered = Some(Instant::now());
         self.complete.send_if_modified(|is_complete| !std::mem::replace(is_complete, true));
     }
 }
@@ -441,7 +442,7 @@ async fn follow(replica: Weak<Replica>) {
                 }
             }
             Err(problem) => {
-                this.known.write().unwrap_or_else(PoisonError::into_inner).answered = None;
+                this.known.write().answered = None;
                 if said.as_ref() != Some(&problem) {
                     tracing::error!(devices = this.len(), "the device registry: {problem}; what is known stays");
                     said = Some(problem);

@@ -14,7 +14,7 @@ use crate::config::{self, Diagnostics, Reported, Settings};
 use crate::devices::Replica;
 use crate::edge::Endpoint;
 use crate::files::warn_if_expired;
-use crate::limits::{AddressRules, Bans};
+use crate::limits::{AddressRules, Bans, Permits};
 use crate::observe::{Expiry, ListenerMetrics, Observer, Transport};
 use crate::policy::Signer;
 use crate::policy::{Admission, Rewriting};
@@ -51,6 +51,8 @@ pub struct Listener {
     pub(crate) connect_timeout: Duration,
     pub(crate) max_connect_size: usize,
     pub(crate) max_connections: u32,
+    /// Its connections, those of before a reload included.
+    pub(crate) permits: Arc<Permits>,
     pub(crate) on_reject: OnReject,
     pub(crate) tls: Option<ServerTls>,
     pub(crate) bans: Bans,
@@ -210,6 +212,7 @@ impl Shared<'_> {
             connect_timeout: settings.connect_timeout,
             max_connect_size: settings.max_connect_size,
             max_connections: settings.max_connections,
+            permits: self.state.permits.get_or_insert_with(name.to_owned(), Permits::default),
             on_reject: settings.on_reject,
             tls,
             bans: Bans::new(&settings.bans, name, &self.state.bans),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::auth;
-use crate::limits::Memories;
+use crate::limits::{Memories, Permits};
 use crate::observe::Observer;
 use crate::pki::RevocationStore;
 use crate::session::index::Sessions;
@@ -20,6 +20,8 @@ pub struct ProcessState {
     pub(crate) revocation: Arc<RevocationStore>,
     pub(crate) sources: auth::Sources,
     pub(crate) bans: Memories,
+    /// By the listener's name.
+    pub(crate) permits: WeakMap<String, Permits>,
     /// By the listener's name.
     listeners: WeakMap<String, ListenerState>,
 }

@@ -2,7 +2,7 @@
 //! alone for a while when it does not answer.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::StatusCode;
 use hyper::body::Bytes;
 use hyper::header::HeaderMap;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 use tokio::sync::Semaphore;
@@ -105,6 +106,25 @@ enum Verdict {
     Ignore,
 }
 
+impl Said {
+    /// What it holds besides itself, in bytes.
+    fn heap_len(&self) -> usize {
+        fn of(value: &Json) -> usize {
+            match value {
+                Json::String(text) => text.len(),
+                Json::Array(values) => values.iter().map(|value| size_of::<Json>() + of(value)).sum(),
+                Json::Object(fields) => of_fields(fields),
+                Json::Null | Json::Bool(_) | Json::Number(_) => 0,
+            }
+        }
+        fn of_fields(fields: &Map<String, Json>) -> usize {
+            fields.iter().map(|(name, value)| size_of::<(String, Json)>() + name.len() + of(value)).sum()
+        }
+        let texts = [&self.client_id, &self.username];
+        texts.into_iter().flatten().map(String::len).sum::<usize>() + of_fields(&self.attributes)
+    }
+}
+
 impl Service {
     /// Reads the trust anchors; connects to nothing.
     pub(super) fn open(settings: tables::HttpService, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
@@ -116,7 +136,7 @@ impl Service {
             timeout: settings.timeout,
             places: Semaphore::new(settings.max_concurrency as usize),
             breaker: Breaker::new(settings.break_after, settings.break_time),
-            answers: Cache::default(),
+            answers: Cache::new(|said| said.heap_len()),
             cache: settings.cache,
             negative_cache: settings.negative_cache,
         })
@@ -133,17 +153,20 @@ impl Service {
         };
         // All that is sent is in the question: an answer about one client is nobody else's.
         let question = Question::of(&[&document]);
-        let said = match self.answers.get(question) {
-            Some(said) => said,
-            None => match self.exchange(&document, name).await {
-                Ok(said) => {
-                    let said = Arc::new(said);
-                    let period = if said.result == Verdict::Allow { self.cache } else { self.negative_cache };
-                    self.answers.put(question, Arc::clone(&said), period);
-                    said
-                }
-                Err(reject) => return Answer::Refused(reject),
-            },
+        let exchange = async {
+            let said = self.exchange(&document, name).await?;
+            let period = if said.result == Verdict::Allow { self.cache } else { self.negative_cache };
+            Ok((Arc::new(said), period))
+        };
+        // Where answers are not cached, the service sees every attempt: it may count them, or passwords may be for once.
+        let answer = if self.cache.is_zero() || self.negative_cache.is_zero() {
+            self.answers.get_or_ask(question, exchange).await
+        } else {
+            self.answers.get_or_ask_once(question, exchange).await
+        };
+        let said = match answer {
+            Ok(said) => said,
+            Err(reject) => return Answer::Refused(reject),
         };
         match said.result {
             Verdict::Ignore => Answer::Unknown,
@@ -255,7 +278,7 @@ impl Breaker {
 
     fn may_try(&self) -> bool {
         let now = Instant::now();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         match state.closed_until {
             Some(until) if now < until => false,
             Some(_) => {
@@ -268,7 +291,7 @@ impl Breaker {
     }
 
     fn note(&self, is_good: bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if is_good {
             *state = State::default();
             return;

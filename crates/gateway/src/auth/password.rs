@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use argon2::password_hash::rand_core::OsRng;
@@ -15,6 +15,7 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use aws_lc_rs::pbkdf2;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
@@ -179,7 +180,7 @@ pub(super) struct Passwords {
 
 impl Passwords {
     pub(super) fn new(period: Duration) -> Self {
-        Self { proofs: Cache::default(), period }
+        Self { proofs: Cache::new(|()| 0), period }
     }
 
     /// Whether a password is the one of this hash.
@@ -189,12 +190,12 @@ impl Passwords {
     pub(super) async fn verify(&self, hash: &PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
         // The hash has a salt: no other user's password is this question.
         let question = Question::of(&[hash.text.as_bytes(), password]);
-        if self.proofs.get(question).is_some() {
+        if self.proofs.get(question).await.is_some() {
             return Ok(true);
         }
         let is_right = ask(hash.clone(), password, from).await?;
         if is_right {
-            self.proofs.put(question, (), self.period);
+            self.proofs.put(question, (), self.period).await;
         }
         Ok(is_right)
     }
@@ -233,7 +234,7 @@ static PLACES: LazyLock<Mutex<HashMap<IpAddr, usize>>> = LazyLock::new(Mutex::de
 impl Place {
     fn take(from: IpAddr) -> Option<Self> {
         let network = crate::limits::network_of(from);
-        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = PLACES.lock();
         let taken = places.entry(network).or_default();
         if *taken >= MAX_WAITING_OF_ONE {
             return None;
@@ -245,7 +246,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = PLACES.lock();
         if let Some(taken) = places.get_mut(&self.0) {
             *taken -= 1;
             if *taken == 0 {
@@ -290,7 +291,7 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
     // Of this thread alone, on Linux; refused, it works as well as others.
     let _ = rustix::process::setpriority_process(None, NICENESS);
     loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let job = jobs.lock().recv();
         let Ok(Job { hash, password, answer, place: _place }) = job else { return };
         // Who has gone meanwhile costs nothing.
         if !answer.is_closed() {
@@ -347,9 +348,10 @@ mod tests {
         let passwords = Passwords::new(Duration::from_secs(60));
         let from = IpAddr::from([192, 0, 2, 7]);
         assert!(passwords.verify(&hash, b"secret", from).await.unwrap());
-        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"secret"])).is_some());
+        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"secret"])).await.is_some());
         assert!(!passwords.verify(&hash, b"wrong", from).await.unwrap());
-        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"wrong"])).is_none());
-        assert!(passwords.proofs.get(Question::of(&[other.text.as_bytes(), b"secret"])).is_none(), "a new hash");
+        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"wrong"])).await.is_none());
+        let of_a_new_hash = passwords.proofs.get(Question::of(&[other.text.as_bytes(), b"secret"])).await;
+        assert!(of_a_new_hash.is_none());
     }
 }

@@ -55,11 +55,9 @@ impl Accepted {
         Ok(Self { socket, address })
     }
 
-    /// Sets the socket up, and finds out the client's address: that of the socket's other end.
+    /// Finds out the client's address: that of the socket's other end.
     pub fn arrive(self) -> Arrived {
         let Self { socket, address } = self;
-        // An error says that the connection is gone already, as the next step will notice.
-        let _ = tune(&socket);
         Arrived { socket, address }
     }
 }
@@ -71,6 +69,8 @@ impl Arrived {
     /// The handshake failed.
     pub async fn secure(self, tls: Option<&ServerTls>) -> Result<Secured, Failed> {
         let Self { socket, address } = self;
+        // An error says that the connection is gone already, as the next step will notice.
+        let _ = tune(&socket);
         match tls {
             Some(tls) => tls.accept(socket, address).await,
             None => {

@@ -88,4 +88,11 @@ mod tests {
         let rules = AddressRules::new(&[], &cidrs(&["::ffff:10.0.0.0/104"]));
         assert!(!rules.allows("10.0.0.1".parse().unwrap()));
     }
+
+    #[test]
+    fn a_host_has_64_bits_of_addresses() {
+        let network = |text: &str| network_of(text.parse().unwrap()).to_string();
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(network("192.0.2.7"), "192.0.2.7");
+    }
 }

@@ -4,19 +4,22 @@
 //! Failures are counted by address alone: counted by client ID, anybody could ban anybody by failing in its name.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as Place;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
+use super::addresses::network_of;
+use super::window::{Slot, Window, slot_at};
 use crate::config::Cidr;
 use crate::config::tables::{BanEvent, BanKey, BanRule};
-use crate::limits::network_of;
 use crate::util::crypto::keyed_digest;
 use crate::util::weak_map::WeakMap;
 
-/// Clients that a rule remembers, about 250 bytes each.
+/// Clients that a rule remembers, about 250 bytes each: 25 MB.
 const MAX_CLIENTS: usize = 100_000;
 
 /// The rules of a listener.
@@ -49,7 +52,7 @@ pub(crate) struct Memories(WeakMap<(String, Limits, String), Clients>);
 struct Clients {
     since: Instant,
     counts: Mutex<HashMap<Client, Counts>>,
-    /// The part in which room was made last.
+    /// The slot in which room was made last; `u64::MAX` before the first time.
     tidied: AtomicU64,
 }
 
@@ -62,17 +65,11 @@ impl Default for Clients {
 /// A digest of the address or the ID: an ID may have 64 KiB.
 type Client = [u8; 32];
 
-/// Parts of a window that are counted apart. What happened is forgotten up to one part too early, so that nobody is
-/// banned for fewer events than are allowed.
-const PARTS: u128 = 16;
-
-/// Events of the window that is going on.
+/// What one client has done of late.
 #[derive(Clone, Copy, Debug)]
 struct Counts {
-    /// The part of the last event, counted from when the first client came.
-    part: u128,
-    connects: [u32; PARTS as usize],
-    failures: [u32; PARTS as usize],
+    connects: Window,
+    failures: Window,
     banned_until: Option<Instant>,
 }
 
@@ -150,18 +147,18 @@ fn of_address(address: IpAddr) -> Client {
 
 impl Clients {
     fn is_banned(&self, client: &Client, now: Instant) -> bool {
-        let clients = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let clients = self.counts.lock();
         clients.get(client).is_some_and(|counts| counts.banned_until.is_some_and(|until| now < until))
     }
 
     /// Notes an event, as far as the limits count it; whether the client is banned, and whether that begins with it.
     fn note(&self, client: Client, event: BanEvent, limits: &Limits, now: Instant) -> (bool, bool) {
-        let mut clients = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let part = now.saturating_duration_since(self.since).as_nanos() / (limits.window.as_nanos() / PARTS).max(1);
+        let mut clients = self.counts.lock();
+        let slot = slot_at(now.saturating_duration_since(self.since), limits.window);
         if clients.len() >= MAX_CLIENTS && !clients.contains_key(&client) {
-            // Once for each part: to look through all of them for each that comes would be an attack's best help.
-            if self.tidied.swap(part_of(part), Ordering::Relaxed) != part_of(part) {
-                make_room(&mut clients, part, now);
+            // Once for each slot: to look through all of them for each that comes would be an attack's best help.
+            if self.tidied.swap(slot, Ordering::Relaxed) != slot {
+                make_room(&mut clients, slot, now);
             }
             if clients.len() >= MAX_CLIENTS {
                 return (false, false);
@@ -171,12 +168,11 @@ impl Clients {
             BanEvent::Connect => limits.connects,
             BanEvent::Failure => limits.failures,
         };
-        let none = [0; PARTS as usize];
-        let fresh = Counts { part, connects: none, failures: none, banned_until: None };
+        let fresh = Counts { connects: Window::new(slot), failures: Window::new(slot), banned_until: None };
         let counts = match clients.entry(client) {
-            Place::Occupied(place) => place.into_mut(),
-            Place::Vacant(_) if !is_counted => return (false, false),
-            Place::Vacant(place) => place.insert(fresh),
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(_) if !is_counted => return (false, false),
+            Entry::Vacant(entry) => entry.insert(fresh),
         };
         if let Some(until) = counts.banned_until {
             if now < until {
@@ -185,7 +181,7 @@ impl Clients {
             // What it did before it was banned, it has paid for.
             *counts = fresh;
         }
-        if !is_counted || counts.count(event, part) <= u64::from(limits.count) {
+        if !is_counted || counts.window(event).count(slot) <= u64::from(limits.count) {
             return (false, false);
         }
         counts.banned_until = Some(now + limits.duration);
@@ -194,41 +190,28 @@ impl Clients {
 }
 
 impl Counts {
-    /// Counts an event; returns how many there were within the window.
-    fn count(&mut self, event: BanEvent, part: u128) -> u64 {
-        let place = |part: u128| usize::try_from(part % PARTS).unwrap_or(0);
-        // Those that have come round since the last event are a window old.
-        for passed in (self.part + 1..=part).take(PARTS as usize) {
-            (self.connects[place(passed)], self.failures[place(passed)]) = (0, 0);
-        }
-        self.part = self.part.max(part);
-        let events = match event {
+    const fn window(&mut self, event: BanEvent) -> &mut Window {
+        match event {
             BanEvent::Connect => &mut self.connects,
             BanEvent::Failure => &mut self.failures,
-        };
-        events[place(part)] = events[place(part)].saturating_add(1);
-        events.iter().copied().map(u64::from).sum()
+        }
     }
 }
 
 /// Forgets those whose time is over; if that is not enough, some of those who are not banned.
-fn make_room(clients: &mut HashMap<Client, Counts>, part: u128, now: Instant) {
+fn make_room(clients: &mut HashMap<Client, Counts>, slot: Slot, now: Instant) {
     clients.retain(|_, counts| match counts.banned_until {
         Some(until) => now < until,
-        None => part < counts.part + PARTS,
+        None => !(counts.connects.is_over(slot) && counts.failures.is_over(slot)),
     });
     if clients.len() >= MAX_CLIENTS {
         // In the table's own order, which nobody outside can know.
-        let mut place = 0;
+        let mut nth = 0;
         clients.retain(|_, counts| {
-            place += 1;
-            counts.banned_until.is_some() || place % 8 != 0
+            nth += 1;
+            counts.banned_until.is_some() || nth % 8 != 0
         });
     }
-}
-
-fn part_of(part: u128) -> u64 {
-    u64::try_from(part).unwrap_or(u64::MAX - 1)
 }
 
 #[cfg(test)]
@@ -285,14 +268,7 @@ mod tests {
         for n in 1..u32::try_from(MAX_CLIENTS + 5000).unwrap() {
             clients.note(client(n), BanEvent::Connect, &LIMITS, now);
         }
-        assert!(clients.counts.lock().unwrap().len() <= MAX_CLIENTS);
+        assert!(clients.counts.lock().len() <= MAX_CLIENTS);
         assert!(clients.note(client(0), BanEvent::Connect, &LIMITS, now).0);
-    }
-
-    #[test]
-    fn a_host_has_64_bits_of_addresses() {
-        let network = |text: &str| network_of(text.parse().unwrap()).to_string();
-        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
-        assert_eq!(network("192.0.2.7"), "192.0.2.7");
     }
 }

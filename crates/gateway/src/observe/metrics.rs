@@ -342,11 +342,6 @@ pub struct ListenerMetrics {
 }
 
 impl ListenerMetrics {
-    /// Connections open now.
-    pub fn active(&self) -> u64 {
-        self.active.get().max(0).unsigned_abs()
-    }
-
     /// Counts a completed TLS handshake that began at `since`.
     pub fn count_handshake(&self, resumed: bool, since: Instant) {
         if resumed {

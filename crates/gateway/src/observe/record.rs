@@ -72,11 +72,6 @@ impl Record {
         &self.info.listener
     }
 
-    /// The listener's counters.
-    pub fn metrics(&self) -> &ListenerMetrics {
-        &self.listener
-    }
-
     /// Says what happened, as loud as it concerns the operator: a client's doing is for debugging, a broker's a
     /// warning, the gateway's own an error.
     fn log(&self, outcome: Outcome) {

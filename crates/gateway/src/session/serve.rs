@@ -1,6 +1,7 @@
 //! The phases of a connection, in their order. Each hands on or rejects; the record writes down what happened on every way
 //! out.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::connect::{Agreed, Refused, negotiate};
 use super::index::Session;
 use crate::config::tables::OnReject;
 use crate::edge::{Accepted, Arrived, Stream, discard_until_closed};
+use crate::limits::Permit;
 use crate::observe::{Record, SessionInfo};
 use crate::outcome::{CloseReason, Outcome, Reject};
 use crate::relay::{Ends, relay};
@@ -29,9 +31,16 @@ pub async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shar
     let session = shared.state.sessions.open(Arc::clone(&info));
     let observer = Arc::clone(&shared.state.observer);
     let mut record = Record::open(observer, Arc::clone(&listener.metrics), info);
+    let arrived = accepted.arrive();
+    record.info.set_address(arrived.address);
+    // Given back once the record is written, by whatever way this ends.
+    let _permit = match admit_address(&listener, arrived.address.ip()) {
+        Ok(permit) => permit,
+        Err(reject) => return record.finish(reject.into()),
+    };
     // In a box of its own, so that an established session does not carry the size of the handshake around.
     let established = tokio::select! {
-        established = Box::pin(establish(accepted, &listener, &session, &shared, &mut record)) => established,
+        established = Box::pin(establish(arrived, &listener, &session, &shared, &mut record)) => established,
         // If the connection was rejected already, that is the outcome: the client is only being told.
         reason = session.ended() => Err(record.decided().unwrap_or(Outcome::Closed(reason))),
     };
@@ -57,15 +66,12 @@ struct Established {
 }
 
 async fn establish(
-    accepted: Accepted,
+    arrived: Arrived,
     listener: &Listener,
     session: &Session,
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Established, Outcome> {
-    let arrived = accepted.arrive();
-    record.info.set_address(arrived.address);
-    admit_address(listener, record)?;
     let secured = secure(arrived, listener, session, record).await?;
     let mut client = secured.stream;
     let device = secured.device.as_deref();
@@ -85,17 +91,14 @@ async fn establish(
 }
 
 /// What costs nothing is decided before any cryptography is paid for.
-fn admit_address(listener: &Listener, record: &Record) -> Result<(), Reject> {
-    if !listener.addresses.allows(record.info.address().ip()) {
+fn admit_address(listener: &Listener, address: IpAddr) -> Result<Permit, Reject> {
+    if !listener.addresses.allows(address) {
         return Err(Reject::AddressDenied);
     }
-    if listener.bans.is_connect_refused(record.info.address().ip()) {
+    if listener.bans.is_connect_refused(address) {
         return Err(Reject::Banned);
     }
-    if record.metrics().active() > u64::from(listener.max_connections) {
-        return Err(Reject::TooManyConnections);
-    }
-    Ok(())
+    listener.permits.take(listener.max_connections).ok_or(Reject::TooManyConnections)
 }
 
 async fn secure(

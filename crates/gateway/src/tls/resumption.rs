@@ -4,11 +4,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{hkdf, rand};
+use parking_lot::Mutex;
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
 use zeroize::Zeroizing;
 
@@ -198,7 +199,7 @@ impl TicketKeys {
         if let Some(key) = self.known.load().get(&epoch) {
             return Some(Arc::clone(key));
         }
-        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let _making = self.making.lock();
         let known = self.known.load_full();
         if let Some(key) = known.get(&epoch) {
             return Some(Arc::clone(key));

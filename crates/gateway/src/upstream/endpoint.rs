@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::health::Health;
 use crate::config::tables::Server;
+use crate::limits::{Permit, Permits};
 use crate::observe::ServerMetrics;
 
 /// An address of a server: its label, its host, and itself.
@@ -30,32 +30,29 @@ pub(super) struct Endpoint {
 /// What is known of an endpoint; outlives reloads and new resolutions.
 #[derive(Debug)]
 pub(super) struct EndpointState {
-    active: AtomicU32,
+    sessions: Arc<Permits>,
     pub(super) health: Health,
     pub(super) metrics: ServerMetrics,
 }
 
 /// One session's place on an endpoint; given back when dropped.
 #[derive(Debug)]
-pub struct Lease(Arc<EndpointState>);
+pub struct Lease {
+    state: Arc<EndpointState>,
+    _permit: Permit,
+}
 
 impl Lease {
     /// The broker failed the session before it began. Counted, but nothing against the broker's health: what it makes of
     /// a CONNECT is in the client's hand, and one client must not take a broker from all the others.
     pub fn unanswered(&self) {
-        self.0.metrics.unanswered.inc();
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.state.metrics.unanswered.inc();
     }
 }
 
 impl EndpointState {
     pub(super) fn new(metrics: ServerMetrics) -> Arc<Self> {
-        Arc::new(Self { active: AtomicU32::new(0), health: Health::new(), metrics })
+        Arc::new(Self { sessions: Arc::default(), health: Health::new(), metrics })
     }
 }
 
@@ -75,14 +72,13 @@ impl Endpoint {
 
     /// Takes a place for one session; `None` if it has all it may have.
     pub(super) fn lease(&self) -> Option<Lease> {
-        let taken = |active: u32| (active < self.max_connections).then_some(active + 1);
-        self.state.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).ok()?;
-        Some(Lease(Arc::clone(&self.state)))
+        let permit = self.state.sessions.take(self.max_connections)?;
+        Some(Lease { state: Arc::clone(&self.state), _permit: permit })
     }
 
     /// Sessions it has.
     pub(super) fn active(&self) -> u32 {
-        self.state.active.load(Ordering::Relaxed)
+        self.state.sessions.taken()
     }
 
     #[cfg(test)]

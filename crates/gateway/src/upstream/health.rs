@@ -1,9 +1,10 @@
 //! Whether a broker is up: by sessions' own connects (passive), and by checks (active).
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use portcullis_wire::{Connect, Properties, Version};
 use rand::Rng;
 use tokio::time::Instant;
@@ -107,16 +108,16 @@ impl Health {
 
     /// Sets what a reload may have changed.
     pub(super) fn configure(&self, limits: PassiveHealth, checks_are_off: bool) {
-        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        *self.limits.write() = limits;
         self.is_unchecked.store(checks_are_off, Ordering::Relaxed);
     }
 
     fn limits(&self) -> PassiveHealth {
-        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+        *self.limits.read()
     }
 
-    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock()
     }
 
     /// Whether sessions may be given to it.

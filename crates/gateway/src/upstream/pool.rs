@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::balance::{Balancer, Choice};
@@ -152,8 +153,8 @@ impl Upstream {
         endpoints
     }
 
-    fn states(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Weak<EndpointState>>> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    fn states(&self) -> MutexGuard<'_, HashMap<Arc<str>, Weak<EndpointState>>> {
+        self.states.lock()
     }
 
     /// What a server resolves to: label, host, address. A name that cannot be resolved keeps the addresses it had.

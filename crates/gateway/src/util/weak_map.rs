@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
 
 /// Values by key; it keeps none alive itself.
 pub(crate) struct WeakMap<K, V>(Mutex<HashMap<K, Weak<V>>>);
@@ -11,7 +13,7 @@ pub(crate) struct WeakMap<K, V>(Mutex<HashMap<K, Weak<V>>>);
 impl<K: Hash + Eq, V> WeakMap<K, V> {
     /// The value of this key; made, if nobody has it.
     pub(crate) fn get_or_insert_with(&self, key: K, make: impl FnOnce() -> V) -> Arc<V> {
-        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut values = self.0.lock();
         values.retain(|_, value| value.strong_count() > 0);
         if let Some(value) = values.get(&key).and_then(Weak::upgrade) {
             return value;
@@ -23,7 +25,7 @@ impl<K: Hash + Eq, V> WeakMap<K, V> {
 
     /// All that somebody has.
     pub(crate) fn values(&self) -> Vec<Arc<V>> {
-        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let values = self.0.lock();
         values.values().filter_map(Weak::upgrade).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, eventually, tls_config};
 
 async fn plain(rest: &str) -> (TestGateway, Broker) {
     let broker = Broker::start().await;
@@ -156,6 +156,48 @@ async fn max_connections_refuses_the_next() {
     let mut second = Client::tcp(gateway.address()).await;
     assert!(second.read_to_end().await.is_empty());
     assert_eq!(gateway.outcome().await, "503 too_many_connections");
+}
+
+#[tokio::test]
+async fn every_way_out_makes_room_for_the_next() {
+    let broker = Broker::start().await;
+    let pki = Pki::new();
+    let listener = format!("{}max_connections = 1\n", TestGateway::LISTENER);
+    let admit = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n";
+    let gateway = TestGateway::start(&format!("{listener}{}{admit}{}", pki.listener_tls(), broker.upstream())).await;
+    let gone = || eventually("it to be gone", || (gateway.gateway.connections() == 0).then_some(()));
+    // No handshake at all, no TLS, no certificate, no CONNECT, no MQTT, a wrong name: each with the only permit.
+    drop(Client::tcp(gateway.address()).await);
+    gateway.lines(1).await;
+    gone().await;
+    let mut plain = Client::tcp(gateway.address()).await;
+    plain.write(&connect("thing001")).await;
+    plain.read_to_end().await;
+    gone().await;
+    let anonymous = tls_config(&pki, None, &[&rustls::version::TLS12]);
+    assert!(Client::try_tls(gateway.address(), anonymous, "localhost").await.is_err());
+    gone().await;
+    drop(Client::tls(gateway.address(), &pki, "thing001").await);
+    gone().await;
+    for packet in [b"GET / HTTP/1.1\r\n\r\n".to_vec(), connect("thing002")] {
+        let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+        client.write(&packet).await;
+        client.read_to_end().await;
+        drop(client);
+        gone().await;
+    }
+    let lines = gateway.lines(6).await;
+    assert!(!lines.iter().any(|line| line.ends_with("too_many_connections")), "{lines:#?}");
+    // A session that ends, and the next.
+    for _ in 0..2 {
+        let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+        client.greet(&broker, &connect("thing001")).await;
+        assert!(gateway.refusal(b"").await.is_empty(), "the only one is taken");
+        drop(client);
+        gone().await;
+    }
+    let lines = gateway.lines(10).await;
+    assert_eq!(lines.iter().filter(|line| line.ends_with("too_many_connections")).count(), 2, "{lines:#?}");
 }
 
 #[tokio::test]

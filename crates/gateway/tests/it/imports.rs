@@ -11,6 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["peer"],
     &["expr"],
     &["config"],
+    &["limits"],
     &["observe"],
     &["files", "edge/stream", "edge/tcp"],
     &["fetch"],

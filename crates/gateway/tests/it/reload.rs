@@ -1,6 +1,6 @@
 //! Reloads: sessions stay, new connections follow the new rules, a bad file changes nothing.
 
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, eventually};
 
 #[tokio::test]
 async fn sessions_stay_and_new_connections_follow_the_new_rules() {
@@ -112,4 +112,48 @@ async fn a_listener_can_be_renamed_without_a_gap() {
     let mut client = Client::tcp(gateway.address()).await;
     client.write(&connect("thing001")).await;
     broker.accept().await.expect(&connect("thing001")).await;
+}
+
+#[tokio::test]
+async fn a_lower_max_connections_drops_nobody_and_admits_no_more() {
+    let broker = Broker::start().await;
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let allow = |max: u32| format!("{listener}max_connections = {max}\n{}", broker.upstream());
+    let gateway = TestGateway::start(&allow(3)).await;
+    let (mut sessions, mut connections) = (Vec::new(), Vec::new());
+    for id in ["a", "b", "c"] {
+        let (client, connection) = gateway.session(&broker, &connect(id)).await;
+        sessions.push(client);
+        connections.push(connection);
+    }
+    gateway.write(&allow(2));
+    gateway.gateway.reload().await.unwrap();
+    for (client, connection) in sessions.iter_mut().zip(&mut connections) {
+        client.write(b"\xc0\x00").await;
+        connection.expect(b"\xc0\x00").await;
+    }
+    // Two sessions of before the reload are as many as there may be now.
+    for (open, lines) in [(3, 1), (2, 3)] {
+        let mut refused = Client::tcp(gateway.address()).await;
+        assert!(refused.read_to_end().await.is_empty(), "{open} are open");
+        assert!(gateway.lines(lines).await[lines - 1].ends_with("too_many_connections"));
+        end(&gateway, &mut sessions, open - 1).await;
+    }
+    let _let_in = gateway.session(&broker, &connect("d")).await;
+
+    // A listener that is away for a while still counts its sessions of before.
+    gateway.write(&format!("{}{}", listener.replace("\"devices\"", "\"others\""), broker.upstream()));
+    gateway.gateway.reload().await.unwrap();
+    gateway.write(&allow(2));
+    gateway.gateway.reload().await.unwrap();
+    assert!(Client::tcp(gateway.address()).await.read_to_end().await.is_empty());
+    gateway.write(&allow(3));
+    gateway.gateway.reload().await.unwrap();
+    let _let_in = gateway.session(&broker, &connect("e")).await;
+}
+
+/// Ends one of the sessions; waits until so many are left.
+async fn end(gateway: &TestGateway, sessions: &mut Vec<Client>, left: usize) {
+    sessions.pop();
+    eventually("a session to end", || (gateway.gateway.connections() == left).then_some(())).await;
 }
