@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use aws_lc_rs::digest;
-use hex::encode as to_hex;
 use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry::{
     OID_X509_COMMON_NAME, OID_X509_COUNTRY_NAME, OID_X509_LOCALITY_NAME, OID_X509_ORGANIZATION_NAME,

@@ -136,35 +136,6 @@ impl PskLookup for KnownPsks {
     }
 }
 
-/// The reason in the log for a handshake that failed.
-fn reject(reason: Reason) -> Reject {
-    match reason {
-        Reason::Version => Reject::TlsVersion,
-        Reason::Parameters => Reject::TlsParameters,
-        Reason::NotTls => Reject::NotTls,
-        Reason::Closed => Reject::HandshakeClosed,
-        Reason::UnknownIdentity => Reject::UnknownPsk,
-        Reason::WrongKey => Reject::WrongPsk,
-        Reason::Other => Reject::HandshakeFailed,
-    }
-}
-
-impl PskLookup for KnownPsks {
-    /// A tag of the key, and the device of the registry that it belongs to.
-    type Owner = (u64, Option<Arc<Entry>>);
-
-    fn look_up(&self, identity: &str) -> Option<Psk<Self::Owner>> {
-        let in_file = || Some((self.file.as_ref()?.load().get(identity).cloned()?, None));
-        let in_registry = || {
-            let entry = self.registry.as_ref()?.by_psk(identity)?;
-            Some((Zeroizing::new(entry.psk()?.1.into()), Some(entry)))
-        };
-        let (key, device): (SecretKey, _) = in_file().or_else(in_registry)?;
-        let tag = mark(&key);
-        Some(Psk { key, owner: (tag, device) })
-    }
-}
-
 impl KnownPsks {
     fn open(
         settings: &tables::Psk,
