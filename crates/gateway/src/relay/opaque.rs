@@ -1,0 +1,88 @@
+//! The codec that passes all bytes as they are.
+//!
+//! Packets from broker to client are followed, in eight bytes of state, so that the pump knows where it may end the
+//! session. Never here: a look inside a packet, a byte kept, added or left out.
+
+use portcullis_wire::Scanner;
+
+use super::codec::{Boundary, Codec, Direction, Injected};
+use crate::outcome::CloseReason;
+
+/// Passes all bytes as they are.
+#[derive(Debug)]
+pub(super) struct Opaque {
+    /// Of the bytes to the client; `None` once they were found not to be MQTT.
+    scanner: Option<Scanner>,
+}
+
+impl Opaque {
+    /// For a session whose broker has not sent anything yet.
+    pub(super) const fn new() -> Self {
+        Self { scanner: Some(Scanner::new()) }
+    }
+}
+
+impl Codec for Opaque {
+    #[inline]
+    fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], _: &mut Injected) -> Result<&'c [u8], CloseReason> {
+        if direction == Direction::ToClient
+            && let Some(scanner) = &mut self.scanner
+            && scanner.scan(chunk, |_| ()).is_err()
+        {
+            self.scanner = None;
+        }
+        Ok(chunk)
+    }
+
+    fn boundary(&self, chunk: &[u8]) -> Boundary {
+        // A copy looks ahead: the bytes themselves are still to be taken.
+        let Some(mut scanner) = self.scanner else { return Boundary::Never };
+        match scanner.scan(chunk, |_| ()) {
+            Ok(Some(offset)) => Boundary::At(offset),
+            Ok(None) => Boundary::Later,
+            Err(_) => Boundary::Never,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PINGRESP, and a PUBLISH of which the payload is still to come.
+    const PINGRESP_AND_HALF_A_PUBLISH: &[u8] = b"\xd0\x00\x30\x06\x00\x01a";
+
+    fn take(codec: &mut Opaque, direction: Direction, chunk: &[u8]) {
+        let mut injected = Injected::default();
+        assert_eq!(codec.take(direction, chunk, &mut injected), Ok(chunk));
+        assert!(injected.onward.is_empty() && injected.back.is_empty());
+    }
+
+    #[test]
+    fn the_last_boundary_in_a_chunk_is_found() {
+        let mut codec = Opaque::new();
+        assert_eq!(codec.boundary(&[]), Boundary::At(0));
+        assert_eq!(codec.boundary(PINGRESP_AND_HALF_A_PUBLISH), Boundary::At(2));
+        take(&mut codec, Direction::ToClient, PINGRESP_AND_HALF_A_PUBLISH);
+        assert_eq!(codec.boundary(&[]), Boundary::Later);
+        assert_eq!(codec.boundary(b"al"), Boundary::Later);
+        assert_eq!(codec.boundary(b"al!\xd0\x00\x30"), Boundary::At(5));
+    }
+
+    #[test]
+    fn what_the_client_sends_moves_no_boundary() {
+        let mut codec = Opaque::new();
+        take(&mut codec, Direction::ToBroker, PINGRESP_AND_HALF_A_PUBLISH);
+        take(&mut codec, Direction::ToBroker, b"\x00");
+        assert_eq!(codec.boundary(&[]), Boundary::At(0));
+    }
+
+    #[test]
+    fn bytes_that_are_not_mqtt_pass_and_have_no_boundary() {
+        let mut codec = Opaque::new();
+        assert_eq!(codec.boundary(b"\x00"), Boundary::Never);
+        take(&mut codec, Direction::ToClient, b"\xd0\x00\x00");
+        take(&mut codec, Direction::ToClient, b"\xd0\x00");
+        assert_eq!(codec.boundary(b"\xd0\x00"), Boundary::Never);
+    }
+}
