@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
     /// The built binary
     #[arg(long, global = true, default_value = "target/dist/portcullis")]
     portcullis: PathBuf,
+    /// Another build of Portcullis to compare with, instead of NGINX: before and after a change
+    #[arg(long)]
+    baseline: Option<PathBuf>,
     /// How often each measurement is made, in turn
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -80,14 +83,16 @@ async fn main() -> anyhow::Result<()> {
         None => {}
     }
     let load = Load::prepare(dir.path()).await?;
-    let mut report = Report::new(proxies::NAMES);
+    let names = if arguments.baseline.is_some() { ["Portcullis", "baseline"] } else { proxies::NAMES };
+    let mut report = Report::new(names);
     for round in 0..arguments.rounds {
-        for (column, name) in proxies::NAMES.into_iter().enumerate() {
+        for (column, name) in names.into_iter().enumerate() {
             eprintln!("round {} of {}: {name}", round + 1, arguments.rounds);
             // Started anew, so that no measurement finds the memory of another.
-            let proxy = match column {
-                0 => Proxy::portcullis(&arguments.portcullis, dir.path(), load.broker).await?,
-                _ => Proxy::nginx(dir.path(), load.broker).await?,
+            let proxy = match (column, &arguments.baseline) {
+                (0, _) => Proxy::portcullis(&arguments.portcullis, dir.path(), load.broker).await?,
+                (_, Some(baseline)) => Proxy::portcullis(baseline, dir.path(), load.broker).await?,
+                (_, None) => Proxy::nginx(dir.path(), load.broker).await?,
             };
             measure(&arguments, &load, &proxy, column, &mut report).await?;
             proxy.stop().await?;
@@ -126,7 +131,7 @@ async fn measure(
     let begin = proxy.usage()?;
     let resumed = load.connect_again(proxy, arguments.connects).await?;
     let cpu = proxy.usage()?.cpu_since(&begin);
-    report.add("CPU µs per resumed connect, judged again", column, cpu.as_secs_f64() * 1e6 / connects);
+    report.add("CPU µs per resumed connect, evaluated again", column, cpu.as_secs_f64() * 1e6 / connects);
     report.add("share of those that were resumed", column, resumed as f64 / connects);
 
     let sessions = load.sessions(proxy, CONNECTIONS).await?;
