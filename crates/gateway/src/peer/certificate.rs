@@ -69,9 +69,11 @@ impl Certificate {
     /// Reads a certificate; `None` if it is not DER, or not X.509.
     pub fn from_der(der: &[u8]) -> Option<Self> {
         let (rest, certificate) = X509Certificate::from_der(der).ok()?;
-        if !rest.is_empty() {
-            return None;
-        }
+        if rest.is_empty() { Self::of(der, &certificate) } else { None }
+    }
+
+    /// From the certificate parsed from `der`; `None` if it was parsed from something else.
+    pub(crate) fn of(der: &[u8], certificate: &X509Certificate<'_>) -> Option<Self> {
         let key = certificate.public_key().raw;
         let start = key.as_ptr().addr().checked_sub(der.as_ptr().addr())?;
         Some(Self {
@@ -82,7 +84,7 @@ impl Certificate {
             serial: serial(certificate.raw_serial()),
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
-            san: AlternativeNames::of(&certificate),
+            san: AlternativeNames::of(certificate),
         })
     }
 

@@ -10,6 +10,8 @@ use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtensio
 use x509_parser::oid_registry::{OID_PKIX_ACCESS_DESCRIPTOR_OCSP, OID_X509_EXT_CRL_DISTRIBUTION_POINTS};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::peer::Certificate;
+
 /// An authority: its name and its key. A name alone would let the lists of one authority speak for another that calls
 /// itself the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -101,8 +103,9 @@ impl VerifiedChain {
     }
 
     /// From the certificates of a path that was just verified, the device's own first, up to the one that `anchor`
-    /// issued. `None`: one says something that cannot be read, or has too long a number.
-    pub(super) fn of(path: &[CertificateDer<'_>], anchor: IssuerId) -> Option<Self> {
+    /// issued; with the device's own certificate, so that nobody has to parse it again. `None`: one cannot be parsed, or
+    /// its serial number is too long.
+    pub(super) fn of(path: &[CertificateDer<'_>], anchor: IssuerId) -> Option<(Self, Certificate)> {
         let parsed = path.iter().map(|der| X509Certificate::from_der(der).map(|(_, certificate)| certificate).ok());
         let certificates: Vec<X509Certificate<'_>> = parsed.collect::<Option<_>>()?;
         let issuers = certificates.iter().skip(1).map(IssuerId::of).chain([anchor]);
@@ -116,8 +119,9 @@ impl VerifiedChain {
                 responder: responder(certificate),
             })
         };
-        let certificates: Vec<ChainCertificate> = certificates.iter().zip(issuers).map(link).collect::<Option<_>>()?;
-        Self::new(sha256(path.first()?), certificates)
+        let links: Vec<ChainCertificate> = certificates.iter().zip(issuers).map(link).collect::<Option<_>>()?;
+        let (der, leaf) = (path.first()?, certificates.first()?);
+        Some((Self::new(sha256(der), links)?, Certificate::of(der, leaf)?))
     }
 
     /// Whether it is of this certificate, in DER.

@@ -20,6 +20,7 @@ use crate::config::tables::{ClientCertificates, CrlOrigin, OcspScope, OnFailure}
 use crate::config::{Diagnostics, Reported, Setting};
 use crate::files::warn_if_expired;
 use crate::outcome::ChainError;
+use crate::peer::Certificate;
 use crate::refresh::FromFiles;
 use crate::util::clock::now;
 use crate::util::crypto::provider;
@@ -103,17 +104,17 @@ impl ChainVerifier {
         self.anchors.read_if_changed(listener) && !self.anchors.load().are_same(&before)
     }
 
-    /// Verifies a chain as it was shown: signatures up to an anchor, validity, purpose, depth. What remains is
-    /// [`ChainVerifier::judge`].
+    /// Verifies a chain as the device presented it: signatures up to a trust anchor, validity, purpose, depth [RFC 5280,
+    /// 6.1]. Revocation remains for [`ChainVerifier::evaluate`]. Returns the chain and the device's own certificate.
     ///
     /// # Errors
-    /// Why it is not believed.
+    /// Why the chain is rejected.
     pub(crate) fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         rest: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<VerifiedChain, ChainError> {
+    ) -> Result<(VerifiedChain, Certificate), ChainError> {
         let anchors = self.anchors.load();
         // What webpki says in more words than the reason.
         let explain = |error: &webpki::Error| tracing::debug!(%error, "client certificate not accepted");
@@ -137,14 +138,14 @@ impl ChainVerifier {
         let mut certificates = vec![leaf.der()];
         certificates.extend(path.intermediate_certificates().map(webpki::Cert::der));
         let anchor = anchors.id_of(path.anchor()).ok_or(ChainError::UnknownCa)?;
-        let chain = VerifiedChain::of(&certificates, anchor).ok_or(ChainError::Malformed)?;
+        let (chain, leaf) = VerifiedChain::of(&certificates, anchor).ok_or(ChainError::Malformed)?;
         for (authority, certificate) in certificates.iter().skip(1).zip(chain.certificates()) {
             let known = self.revocation.shared.issuers.get(&certificate.issuer);
             if known.is_none_or(|known| !known.is_certificate(authority)) {
                 self.revocation.learn(authority);
             }
         }
-        Ok(chain)
+        Ok((chain, leaf))
     }
 
     /// Judges a chain whose signatures were verified, by what is known: at a handshake, when a session is resumed, and

@@ -288,14 +288,14 @@ fn identify_by_certificate(
     let session = stream.get_ref().1;
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
-    let chain = handshake.take_chain(resumed);
+    let (chain, parsed) = handshake.take(resumed);
     let is_same = match (leaf, &chain) {
         (Some(leaf), Some(chain)) => chain.is_of(leaf),
         (None, None) => true,
         _ => false,
     };
     // webpki has read the leaf already; that x509-parser cannot is no reason to go on without an identity.
-    let certificate = leaf.map(|leaf| Certificate::from_der(leaf));
+    let certificate = leaf.map(|leaf| parsed.or_else(|| Certificate::from_der(leaf)));
     let identity = match certificate {
         None => Identity::None,
         Some(Some(certificate)) => Identity::Certificate(Box::new(certificate)),

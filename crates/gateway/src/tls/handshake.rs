@@ -6,6 +6,7 @@
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::peer::Certificate;
 use crate::pki::VerifiedChain;
 use crate::util::clock::now;
 
@@ -17,6 +18,8 @@ pub(super) struct Handshake(Mutex<Learned>);
 struct Learned {
     /// From the certificate it has just presented.
     verified: Option<Proof>,
+    /// That certificate, parsed.
+    leaf: Option<Certificate>,
     /// From the session it wants to resume.
     resumed: Option<Proof>,
 }
@@ -31,9 +34,10 @@ pub(super) struct Proof {
 }
 
 impl Handshake {
-    /// A certificate was verified.
-    pub(super) fn verified(&self, proof: Proof) {
-        self.0.lock().verified = Some(proof);
+    /// A certificate was verified: `leaf`.
+    pub(super) fn verified(&self, proof: Proof, leaf: Certificate) {
+        let mut learned = self.0.lock();
+        (learned.verified, learned.leaf) = (Some(proof), Some(leaf));
     }
 
     /// A session is resumed.
@@ -53,10 +57,12 @@ impl Handshake {
         proof.unwrap_or_else(|| Proof { chain: None, at: now() })
     }
 
-    /// The chain that the finished handshake rests on.
-    pub(super) fn take_chain(&self, is_resumed: bool) -> Option<VerifiedChain> {
+    /// The chain that the finished handshake rests on; and the device's certificate, if it was parsed in this handshake,
+    /// as it is in full ones.
+    pub(super) fn take(&self, is_resumed: bool) -> (Option<VerifiedChain>, Option<Certificate>) {
         let mut learned = self.0.lock();
-        let proof = if is_resumed { learned.resumed.take() } else { learned.verified.take() };
-        proof.and_then(|proof| proof.chain)
+        let (proof, leaf) =
+            if is_resumed { (learned.resumed.take(), None) } else { (learned.verified.take(), learned.leaf.take()) };
+        (proof.and_then(|proof| proof.chain), leaf)
     }
 }

@@ -67,10 +67,10 @@ impl ClientCertVerifier for DeviceVerifier {
         if len > MAX_CHAIN_LEN || intermediates.len() > MAX_CHAIN {
             return Err(into_rustls(ChainError::TooLong).into());
         }
-        let chain = self.trust.verify(end_entity, intermediates, now).map_err(into_rustls)?;
+        let (chain, leaf) = self.trust.verify(end_entity, intermediates, now).map_err(into_rustls)?;
         let at = now.as_secs().cast_signed();
         self.trust.evaluate_for_now(&chain, at).map_err(into_rustls)?;
-        self.handshake.verified(Proof { chain: Some(chain), at });
+        self.handshake.verified(Proof { chain: Some(chain), at }, leaf);
         Ok(ClientCertVerified::assertion())
     }
 

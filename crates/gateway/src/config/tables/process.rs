@@ -117,7 +117,7 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
         document.error(threads, "`worker_threads` is from 1 to 1024");
     }
     if !is_log_filter(&table.log) {
-        let hint = "error, warn, info, debug or trace; also by target: \"info,portcullis_gateway::session=debug\"";
+        let hint = "error, warn, info, debug or trace; also by target: \"info,portcullis_gateway=debug\"";
         document.error(&table.log, Complaint::new(format!("`{}` is no log level", table.log.value)).hint(hint));
     }
     Process {
