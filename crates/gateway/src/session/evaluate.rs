@@ -73,3 +73,6 @@ fn evaluate_authentication(
         _ => Err(CloseReason::CredentialWithdrawn),
     }
 }
+
+#[cfg(test)]
+mod tests;
