@@ -41,8 +41,8 @@ pub(super) trait Codec {
     /// - answered in the receiver's place through [`Injected::back`].
     ///
     /// # Errors
-    /// The session ends for this reason, and nothing more is read in this direction. What is in `injected` is still
-    /// written: packets in front of the one that ends the session.
+    /// The session ends for this reason, and nothing more is read in this direction. What is in `injected`, such as the
+    /// packets in front of the one that ends the session, is still written as far as it is taken at once.
     fn take<'c>(
         &mut self,
         direction: Direction,

@@ -39,7 +39,6 @@ pub async fn relay(ends: Ends, record: &mut Record, session: &Session) -> CloseR
         poll
     })
     .await;
-    // In a box: an idle session does not carry the buffer that this needs.
-    Box::pin(pump.close()).await;
+    pump.close().await;
     reason
 }

@@ -213,7 +213,8 @@ impl<C: Codec> Pump<C> {
     /// Lets a client that was told why the session is over read that: a reset for what it still sends could overtake it.
     pub(super) async fn close(&mut self) {
         if self.client.output == Output::Closed && self.client.input != Input::Ended {
-            discard_until_closed(&mut self.client.stream).await;
+            // In a box: an idle session does not carry the buffer that this needs.
+            Box::pin(discard_until_closed(&mut self.client.stream)).await;
         }
     }
 }
@@ -260,8 +261,14 @@ fn poll_chunk<C: Codec>(
         match ready!(Pin::new(&mut from.stream).poll_read(cx, &mut buffer)) {
             Ok(()) if !buffer.filled().is_empty() => {
                 from.received += buffer.filled().len() as u64;
-                let passed = pass(codec, direction, buffer.filled(), from, to).map_err(Interrupt::Codec)?;
-                to.write(cx, passed).map_err(|_| Interrupt::Writing)?;
+                match pass(codec, direction, buffer.filled(), from, to) {
+                    Ok(passed) => to.write(cx, passed).map_err(|_| Interrupt::Writing)?,
+                    Err(reason) => {
+                        // The session may be over before this direction has another turn.
+                        let _ = to.poll_drain(cx);
+                        return Poll::Ready(Err(Interrupt::Codec(reason)));
+                    }
+                }
             }
             // A client that closes without TLS' close_notify has ended all the same: MQTT frames itself.
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
@@ -302,3 +309,6 @@ fn pass<'c, C: Codec>(
     }
     passed
 }
+
+#[cfg(test)]
+mod tests;
