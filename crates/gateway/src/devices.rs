@@ -6,13 +6,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use portcullis_registry::{Change, Device, Listening, PAGE, Registry, State, Url};
 use serde_json::{Value as Json, json};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
+use tokio::time::Instant;
 
 use crate::outcome::{CloseReason, Reject};
 use crate::peer::Fingerprint;

@@ -193,6 +193,12 @@ impl Handle {
         maintenance::certificate_status(&self.0.shared)
     }
 
+    /// Does the maintenance now that is otherwise done every second, and returns once it is done.
+    #[cfg(feature = "test-util")]
+    pub async fn run_maintenance(&self) {
+        upkeep::run_once(Arc::clone(&self.shared), Arc::clone(&self.lasting)).await;
+    }
+
     /// Sessions and connections on their way to be one.
     pub fn connections(&self) -> usize {
         self.0.tasks.len()

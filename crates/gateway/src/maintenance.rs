@@ -71,6 +71,22 @@ fn ticks(period: Duration) -> Interval {
     ticks
 }
 
+/// Does at once all that is otherwise done at the next ticks, and returns once it is done; requests that it begins go on in
+/// the background.
+#[cfg(feature = "test-util")]
+pub(crate) async fn run_once(shared: Arc<Shared>, lasting: Arc<Lasting>) {
+    fetch_due(&shared, &lasting);
+    let result = tokio::task::spawn_blocking(move || {
+        // Changed files are read once they have not changed between two looks.
+        read_files(&shared, &lasting);
+        read_files(&shared, &lasting);
+        end_sessions(&shared, &lasting);
+    });
+    if let Err(panic) = result.await {
+        std::panic::resume_unwind(panic.into_panic());
+    }
+}
+
 /// Begins, in the background, to fetch what is to be had from the network.
 fn fetch_due(shared: &Shared) {
     shared.runtime.load().authenticators.iter().for_each(|authenticator| authenticator.fetch_due());

@@ -38,7 +38,7 @@ impl Broker {
 
     /// Whether nobody has connected, and nobody does for a moment.
     pub async fn is_left_alone(&self) -> bool {
-        tokio::time::timeout(std::time::Duration::from_millis(200), self.listener.accept()).await.is_err()
+        tokio::time::timeout(std::time::Duration::from_millis(100), self.listener.accept()).await.is_err()
     }
 }
 

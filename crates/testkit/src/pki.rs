@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use portcullis_pki::{Authority, CRL_DAYS, Init, Purpose, Reason, Request};
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use tempfile::TempDir;
-use time::{Duration, OffsetDateTime};
+use time::Duration;
+
+use crate::now;
 
 /// A PKI with a server certificate for localhost; devices are made as tests ask for them.
 pub struct Pki {
@@ -64,8 +66,8 @@ impl Pki {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-        params.not_before = OffsetDateTime::now_utc() - Duration::hours(1);
-        params.not_after = OffsetDateTime::now_utc() + Duration::seconds(seconds);
+        params.not_before = now() - Duration::hours(1);
+        params.not_after = now() + Duration::seconds(seconds);
         let key = KeyPair::generate().unwrap();
         let leaf = params.signed_by(&key, &self.issuer("intermediate")).unwrap();
         let intermediate = fs::read_to_string(self.dir().join("intermediate.pem")).unwrap();
@@ -83,7 +85,7 @@ impl Pki {
     /// those that are there.
     pub fn crls_until(&self, seconds: i64) {
         let crl = |authority: &str| {
-            let now = OffsetDateTime::now_utc();
+            let now = now();
             let params = rcgen::CertificateRevocationListParams {
                 this_update: now - Duration::hours(1),
                 next_update: now + Duration::seconds(seconds),

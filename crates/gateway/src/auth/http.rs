@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
+use tokio::time::Instant;
 
 use super::cache::{Cache, Question};
 use super::{Answer, Candidate, Principal, open_ca};

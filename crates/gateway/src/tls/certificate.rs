@@ -26,6 +26,7 @@ use crate::evidence::Evidence;
 use crate::outcome::Reject;
 use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
 use crate::pki::{Anchors, ChainVerifier};
+use crate::util::clock::WallClock;
 use crate::util::crypto::{provider, sha256};
 
 /// The TLS side of a listener whose server has a certificate.
@@ -230,7 +231,7 @@ impl CertificateTls {
             DeviceKey::Certificate => &self.versions,
             DeviceKey::Raw => &[&rustls::version::TLS13],
         };
-        let builder = ServerConfig::builder_with_provider(provider())
+        let builder = ServerConfig::builder_with_details(provider(), Arc::new(WallClock))
             .with_protocol_versions(versions)
             .expect("aws-lc-rs speaks TLS 1.2 and 1.3");
         let builder = match (device_key, &self.trust, self.anchors.load_full()) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, eventually, tls_config};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, advance, connack, connect, eventually, tls_config};
 
 async fn plain(rest: &str) -> (TestGateway, Broker) {
     let broker = Broker::start().await;
@@ -106,7 +106,8 @@ async fn one_byte_a_time_is_fine_until_the_time_is_up() {
     let drip = async {
         for byte in connect("thing002") {
             let _ = slow.try_write(&[byte]).await;
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            advance(Duration::from_millis(200));
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     drip.await;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use portcullis_gateway::auth::PasswordHash;
 use portcullis_gateway::peer::Certificate;
 use portcullis_registry::{Device, Existing, Hash, Psk, Registry, State, Url};
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, connect, connect_as, tls_config};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, advance, connect, connect_as, soon, tls_config};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
@@ -134,9 +134,20 @@ async fn an_outage_keeps_those_who_are_known() {
     let (path, away) = (dir.path().join("devices.db"), dir.path().join("away.db"));
     database.close().await;
     fs::rename(&path, &away).unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(gateway.refusal(&connect_as("x", "stranger", b"secret")).await, LATER, "perhaps it is known by now");
-    let line = gateway.lines(2).await.pop().unwrap();
+    // Until the gateway notices: then perhaps it is known by now.
+    let mut refusals = 1;
+    soon("an uncertain answer", async {
+        loop {
+            advance(Duration::from_secs(1));
+            refusals += 1;
+            match &*gateway.refusal(&connect_as("x", "stranger", b"secret")).await {
+                LATER => break,
+                answer => assert_eq!(answer, REFUSED),
+            }
+        }
+    })
+    .await;
+    let line = gateway.lines(refusals).await.pop().unwrap();
     assert!(line.contains(" 503 ") && line.ends_with(" registry_unavailable"), "{line}");
     let _session = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
     assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"wrong")).await, REFUSED);
@@ -333,12 +344,24 @@ async fn a_reload_that_reads_the_registry_anew_drops_nobody() {
     let text = fs::read_to_string(gateway.path()).unwrap();
     let text = text.split("[access_log]").next().unwrap();
     gateway.write(&text.replace("kind = \"registry\"", "kind = \"registry\"\nmax_devices = 10"));
-    gateway.gateway.reload().await.unwrap();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // A reload waits for the registry, but not for ever.
+    let passing = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            advance(Duration::from_millis(500));
+        }
+    };
+    tokio::select! {
+        reloaded = gateway.gateway.reload() => drop(reloaded.unwrap()),
+        () = passing => {}
+    }
+    gateway.gateway.run_maintenance().await;
     client.write(b"\xc0\x00").await;
     at_broker.expect(b"\xc0\x00").await;
     fs::write(&path, kept).unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Once it has been read.
+    let _other = gateway.session_at_last(&broker, &connect_as("x", "thing001", b"secret")).await;
+    gateway.gateway.run_maintenance().await;
     client.write(b"\xc0\x00").await;
     at_broker.expect(b"\xc0\x00").await;
 }

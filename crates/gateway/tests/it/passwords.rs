@@ -1,7 +1,6 @@
 //! Users of password files, and whom several authenticators know.
 
 use std::fs;
-use std::time::Duration;
 
 use portcullis_gateway::auth::{PasswordHash, set_password};
 use portcullis_testkit::{Broker, TestGateway, connect, connect_as, connect_v5, password_file};
@@ -72,7 +71,7 @@ async fn a_user_who_is_removed_or_changed_is_out() {
     at_broker.expect(b"\xc0\x00").await;
     // A file that cannot be used changes nothing; one without bob does.
     fs::write(&path, "bob\n").unwrap();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    gateway.gateway.run_maintenance().await;
     bob.write(b"\xc0\x00").await;
     at_broker.expect(b"\xc0\x00").await;
     fs::write(&path, "# nobody\n").unwrap();

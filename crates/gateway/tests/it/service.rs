@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use portcullis_testkit::{Broker, Client, Pki, Service, TestGateway, connack, connect, connect_as};
+use portcullis_testkit::{
+    Broker, Client, Pki, Service, TestGateway, advance, connack, connect, connect_as, eventually,
+};
 use serde_json::Value;
 
 const REFUSED: &[u8] = b"\x20\x02\x00\x04";
@@ -83,9 +85,9 @@ async fn answers_are_remembered_each_for_its_own_question() {
     let other = connect_as("b", "alice", b"secret");
     visit(&gateway, &broker, &other, &other).await;
     assert_eq!(service.asked().len(), 4);
-    let forgetful = self::gateway(&broker, &service, "cache = \"50ms\"\nnegative_cache = \"0s\"\n").await;
+    let forgetful = self::gateway(&broker, &service, "cache = \"5s\"\nnegative_cache = \"0s\"\n").await;
     visit(&forgetful, &broker, &good, &good).await;
-    tokio::time::sleep(Duration::from_millis(60)).await;
+    advance(Duration::from_secs(5));
     visit(&forgetful, &broker, &good, &good).await;
     for _ in 0..2 {
         assert_eq!(forgetful.refusal(&connect_as("a", "alice", b"wrong")).await, REFUSED);
@@ -110,7 +112,7 @@ async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
         }
     })
     .await;
-    let rest = "timeout = \"300ms\"\nbreak_after = 4\nbreak_time = \"1s\"\n";
+    let rest = "timeout = \"300ms\"\nbreak_after = 4\nbreak_time = \"30s\"\n";
     let gateway = gateway(&broker, &service, rest).await;
     for (n, id) in ["html", "redirect", "broken", "silent", "nobody", "nobody"].into_iter().enumerate() {
         let begin = Instant::now();
@@ -120,7 +122,10 @@ async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
     }
     assert_eq!(service.asked().len(), 4, "then it was left alone");
     is_well.store(true, Ordering::SeqCst);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    advance(Duration::from_secs(29));
+    assert_eq!(gateway.refusal(&connect("nobody")).await, LATER);
+    assert_eq!(service.asked().len(), 4, "not before its time");
+    advance(Duration::from_secs(1));
     visit(&gateway, &broker, &connect("a"), &connect("a")).await;
     visit(&gateway, &broker, &connect("b"), &connect("b")).await;
 }
@@ -173,7 +178,7 @@ async fn a_session_ends_when_the_answer_expires_and_questions_are_bounded() {
     let broker = Broker::start().await;
     let service = Service::start(|body| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-        let at = if body.contains("past") { now - 1 } else { now + 2 };
+        let at = if body.contains("past") { now - 1 } else { now + 60 };
         (!body.contains("slow")).then(|| ("200 OK", format!("{{\"result\":\"allow\",\"expires_at\":{at}}}")))
     })
     .await;
@@ -186,6 +191,7 @@ async fn a_session_ends_when_the_answer_expires_and_questions_are_bounded() {
     connection.expect(&connect("a")).await;
     connection.write(&connack(4)).await;
     client.expect(&connack(4)).await;
+    advance(Duration::from_secs(60));
     client.read_to_end().await;
     assert!(gateway.lines(2).await[1].ends_with(" session_token_expired"));
     let mut slow = Vec::new();
@@ -194,12 +200,18 @@ async fn a_session_ends_when_the_answer_expires_and_questions_are_bounded() {
         client.write(&connect("slow")).await;
         slow.push(client);
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    eventually("the service to be asked", || (service.asked().len() > 2).then_some(())).await;
+    // Long enough for one that comes after them to be served.
+    let mut other = Client::tcp(gateway.address()).await;
+    other.write(b"\x30\x00").await;
+    other.read_to_end().await;
+    assert!(gateway.lines(3).await[2].ends_with(" not_connect"));
     assert_eq!(service.asked().len(), 3, "one at once");
+    advance(Duration::from_secs(2));
     for mut client in slow {
         assert_eq!(client.read_to_end().await, LATER);
     }
-    for line in &gateway.lines(7).await[2..] {
+    for line in &gateway.lines(8).await[3..] {
         assert!(line.ends_with(" authentication_busy") || line.ends_with(" authentication_unavailable"), "{line}");
     }
 }
