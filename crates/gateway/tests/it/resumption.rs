@@ -100,6 +100,8 @@ async fn with_session(
     let gateway = gateway(broker, tls).await;
     let config = tls_config(pki, Some("thing001"), versions);
     assert!(attempt(&gateway, &config, broker).await);
+    // Its line is to be the first.
+    gateway.lines(1).await;
     (gateway, config)
 }
 
