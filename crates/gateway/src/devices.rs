@@ -12,8 +12,8 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use portcullis_registry::{Change, Device, Listening, PAGE, Registry, State, Url};
 use serde_json::{Value as Json, json};
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use crate::outcome::{CloseReason, Reject};
 use crate::peer::Fingerprint;

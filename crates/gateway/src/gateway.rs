@@ -196,7 +196,7 @@ impl Handle {
     /// Does the maintenance now that is otherwise done every second, and returns once it is done.
     #[cfg(feature = "test-util")]
     pub async fn run_maintenance(&self) {
-        upkeep::run_once(Arc::clone(&self.shared), Arc::clone(&self.lasting)).await;
+        maintenance::run_once(Arc::clone(&self.0.shared)).await;
     }
 
     /// Sessions and connections on their way to be one.

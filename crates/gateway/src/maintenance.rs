@@ -74,13 +74,13 @@ fn ticks(period: Duration) -> Interval {
 /// Does at once all that is otherwise done at the next ticks, and returns once it is done; requests that it begins go on in
 /// the background.
 #[cfg(feature = "test-util")]
-pub(crate) async fn run_once(shared: Arc<Shared>, lasting: Arc<Lasting>) {
-    fetch_due(&shared, &lasting);
+pub(crate) async fn run_once(shared: Arc<Shared>) {
+    fetch_due(&shared);
     let result = tokio::task::spawn_blocking(move || {
         // Changed files are read once they have not changed between two looks.
-        read_files(&shared, &lasting);
-        read_files(&shared, &lasting);
-        end_sessions(&shared, &lasting);
+        read_files(&shared);
+        read_files(&shared);
+        end_sessions(&shared);
     });
     if let Err(panic) = result.await {
         std::panic::resume_unwind(panic.into_panic());

@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 use tokio::sync::Semaphore;
-use zeroize::Zeroizing;
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use super::cache::{Cache, Question};
 use super::{Answer, Candidate, Principal, open_ca};
