@@ -57,7 +57,7 @@ while IFS= read -r line <&3; do
     case $command in
     "cargo run --release -- quickstart")
         start
-        wait_for "its proof" has_printed 'Ctrl-C stops'
+        wait_for "its proof" has_printed 'Press Ctrl-C to stop'
         [ "$(grep -c '^proved: ' "$work/log")" = 3 ] || { cat "$work/log" && fail "not all is proved"; }
         stop INT
         ;;

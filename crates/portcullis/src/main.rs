@@ -1,4 +1,4 @@
-//! `portcullis`: arguments in, calls into the libraries, words out. What the product does is in the libraries.
+//! `portcullis`: arguments enter, messages and an exit code leave. What the product does is in the libraries.
 
 mod check;
 mod cli;

@@ -1,5 +1,5 @@
-//! What the tests share. Everything listens on the loopback and on port 0, every wait has an end, and whatever cannot
-//! go on panics: this is code of tests.
+//! Shared test utilities. Everything listens on a free loopback port, every wait has a deadline, and every failure
+//! panics.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::must_use_candidate)]
 
 mod broker;
@@ -18,20 +18,20 @@ pub use service::Service;
 
 use std::time::Duration;
 
-/// For whatever a test waits for.
+/// The deadline of everything that a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Waits for a future, but not for ever.
+/// Waits for a future, and panics after [`PATIENCE`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("timed out: {what}"))
 }
 
-/// Asks again and again, until the answer is there.
-pub async fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+/// Polls `check` until it returns a value, and panics after [`PATIENCE`].
+pub async fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     soon(what, async {
         loop {
-            if let Some(answer) = ask() {
-                return answer;
+            if let Some(value) = check() {
+                return value;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

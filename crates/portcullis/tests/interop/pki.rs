@@ -164,7 +164,7 @@ fn what_it_renews_and_revokes_is_strictly_valid_and_revoked_for_openssl() {
         run("pki crl --crl-days 2");
         assert!(verify("sslclient", "thing001").contains(": OK"), "{}", verify("sslclient", "thing001"));
         let again = portcullis(dir, "pki revoke thing002");
-        assert!(String::from_utf8_lossy(&again.stderr).contains("is revoked already"), "{again:?}");
+        assert!(String::from_utf8_lossy(&again.stderr).contains("is already revoked"), "{again:?}");
         let nobody = portcullis(dir, "pki revoke nobody");
         assert!(String::from_utf8_lossy(&nobody.stderr).contains("`portcullis pki list`"), "{nobody:?}");
     }

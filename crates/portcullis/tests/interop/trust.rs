@@ -589,7 +589,7 @@ fn keys_stay_in_a_token() {
         );
         let said = String::from_utf8_lossy(&check.stderr).into_owned() + &String::from_utf8_lossy(&check.stdout);
         assert_eq!(check.status.code(), Some(78), "{said}");
-        assert!(said.contains("is not the key of the certificate") || said.contains("not sign"), "{said}");
+        assert!(said.contains("does not belong to the certificate") || said.contains("not sign"), "{said}");
         assert!(!said.contains("1234"), "{said}");
     }
 }
