@@ -87,7 +87,7 @@ impl Authority {
             let der = fs::read(&root_crl).map_err(file_error(&root_crl))?;
             text += &pem::encode(&pem::Pem::new("X509 CRL", der));
         } else {
-            return Err(Error::Content(root, "neither root.key nor root.crl exists".to_owned()));
+            return Err(Error::Content(root, "neither root.key nor root.crl exists: restore one of them".to_owned()));
         }
         replace(&self.crls(), text.as_bytes())?;
         written.push(self.crls());

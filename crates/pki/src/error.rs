@@ -32,7 +32,7 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::File(path, _) => write!(f, "cannot read or write `{}`", path.display()),
+            Error::File(path, _) => write!(f, "cannot access `{}`", path.display()),
             Error::Exists(path) => write!(f, "`{}` already exists", path.display()),
             Error::NoAuthority(path) => write!(f, "there is no certificate authority in `{}`", path.display()),
             Error::Name(name, why) => write!(f, "`{}` cannot be certified: {why}", name.escape_debug()),
@@ -77,7 +77,7 @@ impl Error {
             }
             Error::Unknown(_) => Some("`portcullis pki list` shows all certificates"),
             Error::Exists(_) => {
-                Some("certificates and keys are never overwritten: choose another name, or move the file away")
+                Some("certificates and keys are never overwritten: choose another name or --dir, or move the file away")
             }
             _ => None,
         }

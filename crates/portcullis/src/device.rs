@@ -34,7 +34,15 @@ pub(crate) fn device(arguments: DeviceArguments) -> Result<(), Failure> {
             let hint = "`portcullis device add` creates it";
             return Err(Failure::hint(anyhow!("there is no registry at `{path}`"), hint));
         }
-        let registry = Registry::open(&url).await?;
+        let registry = Registry::open(&url).await.map_err(|error| {
+            let hint = match url.path() {
+                Some(path) => {
+                    format!("check that `{path}` is a registry and that its directory exists and is writable")
+                }
+                None => "check that PostgreSQL is reachable, and the user and password in the URL".to_owned(),
+            };
+            Failure::hint(error, hint)
+        })?;
         run(&registry, command).await
     })
 }
@@ -46,7 +54,7 @@ fn url(arguments: DatabaseArguments) -> Result<Url, Failure> {
             let hint = "pass --database sqlite:devices.db or -c portcullis.toml, or set PORTCULLIS_DATABASE";
             return Err(Failure::hint(anyhow!("no registry specified"), hint));
         };
-        return Url::parse(&text, str::to_owned).map_err(|problem| anyhow!(problem).into());
+        return Url::parse(&text, str::to_owned).map_err(|problem| anyhow!("invalid registry URL: {problem}").into());
     };
     let mut urls = registry_urls(&path).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     match urls.len() {
@@ -315,10 +323,11 @@ fn read_csv(input: impl Read, name: &str) -> Result<Vec<Device>, Failure> {
     for record in reader.records() {
         let record = record.with_context(|| format!("cannot read `{name}`"))?;
         let line = record.position().map_or(0, csv::Position::line);
-        let device = device_of(&columns, &record).with_context(|| format!("{name}, line {line}"))?;
-        device.validate().map_err(|problem| anyhow!("{name}, line {line}: {problem}"))?;
+        let device =
+            device_of(&columns, &record).with_context(|| format!("invalid device on line {line} of `{name}`"))?;
+        device.validate().map_err(|problem| anyhow!("invalid device on line {line} of `{name}`: {problem}"))?;
         if !seen.insert(device.id.clone()) {
-            return Err(anyhow!("{name}, line {line}: device `{}` is already on an earlier line", device.id).into());
+            return Err(anyhow!("duplicate device `{}` on line {line} of `{name}`", device.id).into());
         }
         devices.push(device);
         if devices.len() % PROGRESS == 0 && columns.iter().any(|column| column == "password") {
