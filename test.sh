@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs all of them: format, lints, unit, integration and interop tests, documentation,
-# the commands of README.md, licences. Needs a Rust toolchain, a C compiler, OpenSSL's headers, and for the interop tests
-# Debian's packages, Python and Node.js.
+# Installs what the tests need and runs all of them: format, lints, unit, integration and interop tests, the commands of
+# README.md, documentation, licences. Requires Debian, a Rust toolchain and a C compiler.
 #
 #   ./test.sh            everything
-#   ./test.sh --offline  installs nothing: a test whose program is missing fails and says so
+#   ./test.sh --offline  installs nothing: a test whose program is missing fails with a message
 set -euo pipefail
 cd "$(dirname "$0")"
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
@@ -13,7 +12,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 install() {
     local missing=()
-    # The program each Debian package is wanted for.
+    # Each Debian package, and a program that it contains.
     while read -r package program; do
         command -v "$program" >/dev/null || missing+=("$package")
     done <<'LIST'
@@ -39,10 +38,10 @@ LIST
         local sudo=()
         [ "$(id -u)" = 0 ] || sudo=(sudo)
         "${sudo[@]}" apt-get update -qq
-        # Not started by their installation: the tests start their own.
+        # Keep the packages from starting their services: the tests start their own.
         if [ ! -e /usr/sbin/policy-rc.d ]; then
             printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee /usr/sbin/policy-rc.d >/dev/null
-            # shellcheck disable=SC2064 # expanded now: the variable is gone at the end
+            # shellcheck disable=SC2064 # expanded now: the variable is local
             trap "${sudo[*]} rm -f /usr/sbin/policy-rc.d" EXIT
             "${sudo[@]}" chmod +x /usr/sbin/policy-rc.d
         fi

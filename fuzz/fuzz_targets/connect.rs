@@ -1,4 +1,5 @@
-//! CONNECT: never a panic, the same verdict however the input is split, and what is accepted can be written and read.
+//! CONNECT: decoding never panics and gives the same result for every split of the input; every accepted packet can be
+//! encoded and decoded again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -12,9 +13,9 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(Some((connect, used))) = whole {
         let mut encoded = Vec::new();
-        connect.encode(&mut encoded).expect("what was read can be written");
+        connect.encode(&mut encoded).expect("a decoded packet can be encoded");
         if connect.version != Version::V31 {
-            // Before MQTT 5 the remaining length may be padded; all else is as it came.
+            // Before MQTT 5 the remaining length may be padded; all other bytes stay the same.
             assert!(encoded == bytes[..used] || connect.version == Version::V311 && encoded.len() < used);
         }
         let again = Connect::decode(&encoded, Limits::default());

@@ -1,4 +1,5 @@
-//! The index of live sessions alone: what it costs to be in it, and what a sweep costs whom it does not concern.
+//! Measures the index of live sessions alone: the cost of an entry, and how a sweep delays sessions that it does not
+//! concern.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,7 @@ use portcullis_gateway::session::index::{Live, Session, Sessions};
 
 use crate::usage::Usage;
 
-/// Of an intermediate: a fleet of a million has more than one.
+/// Devices per intermediate CA: a fleet of a million has several.
 const DEVICES_OF_ONE: u32 = 100_000;
 const DAY: i64 = 24 * 60 * 60;
 
@@ -24,25 +25,24 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     let open = |n: u32| {
         let info = SessionInfo::new(Arc::clone(&listener), Transport::Tls, address);
         let session = sessions.open(info);
-        session.proved(Evidence::Chain(credential(n)));
+        session.proved(Evidence::Chain(chain(n)));
         session
     };
     let begin = Instant::now();
     let held: Vec<Session> = (0..count).map(open).collect();
-    println!("{count} sessions entered: {:?} each", begin.elapsed() / count);
+    println!("{count} sessions added: {:?} each", begin.elapsed() / count);
     println!("memory: {} bytes each", Usage::of(&[std::process::id()])?.pss.saturating_sub(memory) / u64::from(count));
 
     let none = |_: &Live| Ok(());
-    let keys =
-        |range: std::ops::Range<u32>| -> Vec<Key> { range.map(|n| credential(n).certificates()[0].key()).collect() };
+    let keys = |range: std::ops::Range<u32>| -> Vec<Key> { range.map(|n| chain(n).certificates()[0].key()).collect() };
     measure("a CRL that revokes one of them", open, count, || {
         sessions.sweep_keys(&keys(7..8), |_| Err(CloseReason::CertificateRevoked))
     });
-    let strangers = keys(count..count + 1_000_000);
+    let others = keys(count..count + 1_000_000);
     measure("a CRL that revokes 1,000,000 others", open, count, || {
-        sessions.sweep_keys(&strangers, |_| Err(CloseReason::CertificateRevoked))
+        sessions.sweep_keys(&others, |_| Err(CloseReason::CertificateRevoked))
     });
-    let intermediate = [credential(0).certificates()[1].key()];
+    let intermediate = [chain(0).certificates()[1].key()];
     measure("an intermediate of 100,000 that is evaluated again", open, count, || {
         sessions.sweep_keys(&intermediate, none)
     });
@@ -50,11 +50,11 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     measure("those that expire in the first of 365 days", open, count, || sessions.sweep_expired(DAY + 1));
     let begin = Instant::now();
     drop(held);
-    println!("{count} sessions left: {:?} each", begin.elapsed() / count);
+    println!("{count} sessions removed: {:?} each", begin.elapsed() / count);
     Ok(())
 }
 
-/// Times a sweep, and what others see of it who come and go meanwhile.
+/// Measures a sweep, and the latency of sessions that open and close during it.
 fn measure<T>(what: &str, open: impl Fn(u32) -> Session + Sync, count: u32, sweep: impl FnOnce() -> T)
 where
     T: std::fmt::Display,
@@ -83,25 +83,26 @@ where
     others.sort_unstable();
     let at = |per_mille: usize| others.get(others.len() * per_mille / 1000).copied().unwrap_or_default();
     println!(
-        "{what}: {took:?}, {ended} ended; a session that comes and goes meanwhile: median {:?}, p99.9 {:?}, max {:?}",
+        "{what}: {took:?}, {ended} ended; opening and closing a session meanwhile: median {:?}, p99.9 {:?}, max {:?}",
         at(500),
         at(999),
         others.last().copied().unwrap_or_default()
     );
 }
 
-fn credential(n: u32) -> VerifiedChain {
+fn chain(n: u32) -> VerifiedChain {
     let id = |n: u32, kind: u8| {
         let mut digest = [kind; 32];
         digest[..4].copy_from_slice(&n.to_be_bytes());
         IssuerId::new(digest)
     };
     let intermediate = n / DEVICES_OF_ONE;
-    let link = |issuer, serial: u32, not_after| {
-        let serial = Serial::new(&serial.to_be_bytes()).expect("four octets");
+    let certificate = |issuer, serial: u32, not_after| {
+        let serial = Serial::new(&serial.to_be_bytes()).expect("four bytes");
         ChainCertificate { issuer, serial, not_before: 0, not_after, distribution_points: None, responder: None }
     };
     let not_after = i64::from(n % 365 + 1) * DAY;
-    let links = vec![link(id(intermediate, 1), n, not_after), link(id(0, 2), intermediate, 4000 * DAY)];
-    VerifiedChain::new([0; 32], links).expect("two links")
+    let certificates =
+        vec![certificate(id(intermediate, 1), n, not_after), certificate(id(0, 2), intermediate, 4000 * DAY)];
+    VerifiedChain::new([0; 32], certificates).expect("two certificates")
 }

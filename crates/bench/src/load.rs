@@ -1,4 +1,4 @@
-//! The load: devices that connect, idle, and publish, and a broker that takes whatever comes.
+//! The load: devices that connect, idle and publish, and a broker that accepts everything.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -28,9 +28,9 @@ const CONNACK: &[u8] = b"\x20\x02\x00\x00";
 /// A PUBLISH with 64 bytes of payload.
 const MESSAGE_LEN: usize = MESSAGE_REST as usize + 2;
 const MESSAGE_REST: u8 = 2 + 6 + 64;
-/// At once: enough to keep two cores busy.
+/// Concurrent connects: enough to keep two cores busy.
 pub(crate) const CONCURRENCY: usize = 16;
-/// Written at once when flooding.
+/// Bytes per write when flooding.
 const FLOOD: usize = 16 << 10;
 
 pub(crate) type Session = TlsStream<TcpStream>;
@@ -39,18 +39,18 @@ pub(crate) type Session = TlsStream<TcpStream>;
 pub(crate) struct Load {
     pub(crate) broker: SocketAddr,
     connector: TlsConnector,
-    /// One for each worker, with the sessions it may resume.
+    /// One connector per worker, with the TLS sessions it can resume.
     resuming: Vec<TlsConnector>,
     received: Arc<AtomicUsize>,
 }
 
 impl Load {
-    /// Makes a PKI in `dir/pki` and starts the broker.
+    /// Creates a PKI in `dir/pki` and starts the broker.
     pub(crate) async fn prepare(dir: &Path) -> anyhow::Result<Self> {
         Self::of(dir, &[DEVICE]).await.map(|(load, _)| load)
     }
 
-    /// Likewise, with the connectors of several devices.
+    /// As [`Load::prepare`], with connectors for several devices.
     pub(crate) async fn of(dir: &Path, devices: &[&str]) -> anyhow::Result<(Self, Vec<TlsConnector>)> {
         let authority = Authority::init(&dir.join("pki"), &Init { name: "Bench".to_owned(), ..Init::default() })?;
         let request = |name: &str, purpose| {
@@ -76,17 +76,17 @@ impl Load {
         Ok((Self { broker, connector: connectors[0].clone(), resuming, received }, connectors))
     }
 
-    /// The comparison is between proxies that check: one that lets another client ID in does not count.
+    /// Asserts that the proxy checks the identity: only proxies that do are comparable.
     pub(crate) async fn refuses_another(&self, proxy: &Proxy) -> anyhow::Result<()> {
         let mut stream = tls(&self.connector, proxy.address).await?;
         stream.write_all(WRONG_CONNECT).await?;
         let mut answer = [0; 4];
-        let is_let_in = stream.read_exact(&mut answer).await.is_ok() && answer == CONNACK;
-        ensure!(!is_let_in, "{} lets another client ID in", proxy.name);
+        let is_admitted = stream.read_exact(&mut answer).await.is_ok() && answer == CONNACK;
+        ensure!(!is_admitted, "{} admits a client ID that does not match the certificate", proxy.name);
         Ok(())
     }
 
-    /// Connects, waits for CONNACK, closes, that many times; the time it took.
+    /// Connects, waits for CONNACK and closes, `count` times. Returns the elapsed time.
     pub(crate) async fn connect(&self, proxy: &Proxy, count: usize) -> anyhow::Result<Duration> {
         let (begin, left, mut workers) = (Instant::now(), Arc::new(AtomicUsize::new(count)), JoinSet::new());
         for _ in 0..CONCURRENCY {
@@ -105,7 +105,7 @@ impl Load {
         Ok(begin.elapsed())
     }
 
-    /// Connects as [`Load::connect`] does, each worker with the session of its last; how many were resumed.
+    /// As [`Load::connect`], but each worker resumes its last TLS session. Returns how many connects were resumed.
     pub(crate) async fn connect_again(&self, proxy: &Proxy, count: usize) -> anyhow::Result<usize> {
         let (left, resumed, mut workers) = (Arc::new(AtomicUsize::new(count)), Arc::default(), JoinSet::new());
         for connector in &self.resuming {
@@ -129,7 +129,7 @@ impl Load {
         Ok(resumed.load(Ordering::Relaxed))
     }
 
-    /// Sessions that stay.
+    /// Opens sessions that stay connected.
     pub(crate) async fn sessions(&self, proxy: &Proxy, count: usize) -> anyhow::Result<Vec<Session>> {
         let mut sessions = Vec::with_capacity(count);
         while sessions.len() < count {
@@ -146,7 +146,7 @@ impl Load {
         Ok(sessions)
     }
 
-    /// Publishes that many messages a second over all sessions together; how many the broker got.
+    /// Publishes at this rate per second over all sessions together. Returns how many messages the broker received.
     pub(crate) async fn paced(
         &self,
         mut sessions: Vec<Session>,
@@ -173,7 +173,7 @@ impl Load {
         Ok((sessions, self.settled(before).await))
     }
 
-    /// Publishes as fast as it goes; how many messages the broker got.
+    /// Publishes as fast as possible. Returns how many messages the broker received.
     pub(crate) async fn flood(
         &self,
         sessions: Vec<Session>,
@@ -200,7 +200,7 @@ impl Load {
         Ok((sessions, self.settled(before).await))
     }
 
-    /// Messages since `before`, once no more arrive.
+    /// Waits until no more messages arrive, and returns their number since `before`.
     async fn settled(&self, before: usize) -> usize {
         let mut last = before;
         loop {
@@ -219,7 +219,7 @@ fn client_config(authority: &Authority, device: &str) -> anyhow::Result<ClientCo
     roots.add(CertificateDer::from_pem_file(authority.root())?)?;
     let chain = CertificateDer::pem_file_iter(authority.chain_of(device))?.collect::<Result<_, _>>()?;
     let key = PrivateKeyDer::from_pem_file(authority.key_of(device))?;
-    // What both can do: the Debian OpenSSL has no post-quantum key exchange.
+    // A group that both support: Debian's OpenSSL has no post-quantum key exchange.
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
     provider.cipher_suites = vec![rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384];
@@ -241,7 +241,7 @@ async fn session(connector: &TlsConnector, address: SocketAddr) -> anyhow::Resul
     session_as(connector, address, CONNECT).await
 }
 
-/// A session that begins with this CONNECT.
+/// Opens a session with this CONNECT.
 pub(crate) async fn session_as(
     connector: &TlsConnector,
     address: SocketAddr,
@@ -251,7 +251,7 @@ pub(crate) async fn session_as(
     stream.write_all(connect).await?;
     let mut answer = [0; 4];
     stream.read_exact(&mut answer).await?;
-    ensure!(answer == CONNACK, "refused");
+    ensure!(answer == CONNACK, "CONNECT was rejected");
     Ok(stream)
 }
 
@@ -262,19 +262,20 @@ fn message() -> Vec<u8> {
     message
 }
 
-/// Answers every CONNECT and counts the bytes of what comes behind it.
+/// Accepts every CONNECT and counts the bytes behind it.
 async fn accept(listener: TcpListener, received: Arc<AtomicUsize>) {
     while let Ok((mut socket, _)) = listener.accept().await {
         let received = Arc::clone(&received);
         tokio::spawn(async move {
             let _ = socket.set_nodelay(true);
-            // The proxy may have put a user name into it, so its length is read from it: all are shorter than 128 bytes.
+            // The proxy may have added a user name, so read the packet's length from its header: all are shorter than 128
+            // bytes.
             let mut head = [0; 2];
             socket.read_exact(&mut head).await?;
             let mut rest = vec![0; head[1].into()];
             socket.read_exact(&mut rest).await?;
             socket.write_all(CONNACK).await?;
-            // WeakMap small: a broker with a thousand idle connections is part of what is measured only by its noise.
+            // A small buffer, so that a thousand idle connections of the broker hardly affect the measurement.
             let mut buffer = vec![0; 16 << 10];
             loop {
                 match socket.read(&mut buffer).await? {

@@ -1,6 +1,6 @@
-//! Measures Portcullis beside the Debian NGINX (stream with njs) doing the same work: mutual TLS, common name equals
-//! client ID, a broker chosen by hash, one access line. Both are started here, loaded in turn, and their processes' CPU
-//! time and memory read from /proc. README.md has the figures and what they mean.
+//! Compares Portcullis with Debian's NGINX (stream with njs) doing the same work: mutual TLS, the common name equals the
+//! client ID, a broker chosen by hash, one access line. Starts both, loads them in turn, and reads the CPU time and memory of
+//! their processes from /proc. README.md explains the figures.
 
 mod index;
 mod load;
@@ -18,54 +18,54 @@ use load::{CONCURRENCY, Load};
 use proxies::Proxy;
 use report::Report;
 
-/// Measures Portcullis beside NGINX
+/// Compare Portcullis with NGINX
 #[derive(Parser)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// The built binary
+    /// The Portcullis binary
     #[arg(long, global = true, default_value = "target/dist/portcullis")]
     portcullis: PathBuf,
-    /// Another build of Portcullis to compare with, instead of NGINX: before and after a change
+    /// Another build of Portcullis to compare with instead of NGINX
     #[arg(long)]
     baseline: Option<PathBuf>,
-    /// How often each measurement is made, in turn
+    /// How often to repeat each measurement
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Connects in one measurement
+    /// Number of connects per measurement
     #[arg(long, default_value_t = 2000)]
     connects: usize,
-    /// Idle connections
+    /// Number of idle connections
     #[arg(long, default_value_t = 1000)]
     idle: usize,
-    /// Seconds of messages in one measurement
+    /// Duration of each message measurement, in seconds
     #[arg(long, default_value_t = 4)]
     seconds: u64,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Revokes some of many connected devices; how long until they are gone, and what the others notice of it
+    /// Revoke some of many connected devices: measure how long until their sessions end, and the latency of the others
     Sweep {
-        /// Connected devices
+        /// Number of sessions
         #[arg(long, default_value_t = 9000)]
         sessions: usize,
-        /// Of which so many are revoked
+        /// Number of sessions to revoke
         #[arg(long, default_value_t = 50)]
         revoked: usize,
-        /// Others that the same CRL revokes
+        /// Number of other certificates in the same CRL
         #[arg(long, default_value_t = 100_000)]
         entries: u32,
     },
-    /// The index of live sessions alone
+    /// Measure the index of live sessions alone
     Index {
-        /// Sessions in it
+        /// Number of sessions in the index
         #[arg(long, default_value_t = 1_000_000)]
         sessions: u32,
     },
 }
 
-/// Messages a second, over all connections, where they are paced.
+/// The rate of paced messages, over all connections, per second.
 const PACE: usize = 10_000;
 const CONNECTIONS: usize = 100;
 
@@ -88,7 +88,7 @@ async fn main() -> anyhow::Result<()> {
     for round in 0..arguments.rounds {
         for (column, name) in names.into_iter().enumerate() {
             eprintln!("round {} of {}: {name}", round + 1, arguments.rounds);
-            // Started anew, so that no measurement finds the memory of another.
+            // A new process for each round, so that memory of earlier rounds does not count.
             let proxy = match (column, &arguments.baseline) {
                 (0, _) => Proxy::portcullis(&arguments.portcullis, dir.path(), load.broker).await?,
                 (_, Some(baseline)) => Proxy::portcullis(baseline, dir.path(), load.broker).await?,
@@ -132,7 +132,7 @@ async fn measure(
     let resumed = load.connect_again(proxy, arguments.connects).await?;
     let cpu = proxy.usage()?.cpu_since(&begin);
     report.add("CPU µs per resumed connect, evaluated again", column, cpu.as_secs_f64() * 1e6 / connects);
-    report.add("share of those that were resumed", column, resumed as f64 / connects);
+    report.add("share of connects that were resumed", column, resumed as f64 / connects);
 
     let sessions = load.sessions(proxy, CONNECTIONS).await?;
     let begin = proxy.usage()?;

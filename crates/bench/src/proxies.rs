@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use crate::usage::{Usage, family};
 
-/// Those that are compared, in the order of the columns.
+/// The names of the compared proxies, in the order of the columns.
 pub(crate) const NAMES: [&str; 2] = ["Portcullis", "nginx, stream + njs"];
 
 /// A running proxy; killed when dropped.
@@ -22,12 +22,12 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// The built binary: identity check, rewriting, hash, access log and metrics on.
+    /// Starts Portcullis with identity check, rewriting, hash balancing, access log and metrics.
     pub(crate) async fn portcullis(binary: &Path, dir: &Path, broker: SocketAddr) -> anyhow::Result<Self> {
         Self::portcullis_with(binary, dir, broker, "").await
     }
 
-    /// Likewise, with more in its `[listener.tls]`.
+    /// As [`Proxy::portcullis`], with more keys in `[listener.tls]`.
     pub(crate) async fn portcullis_with(
         binary: &Path,
         dir: &Path,
@@ -69,7 +69,8 @@ log = "warn"
         Self::start(NAMES[0], address, command).await
     }
 
-    /// Debian's nginx: stream, TLS, njs for the check, consistent hash, access log. It cannot rewrite CONNECT.
+    /// Starts Debian's NGINX with stream, TLS, njs for the identity check, consistent hash and access log. It cannot rewrite
+    /// CONNECT.
     pub(crate) async fn nginx(dir: &Path, broker: SocketAddr) -> anyhow::Result<Self> {
         let address = free_address()?;
         let at = dir.display();
@@ -120,17 +121,17 @@ stream {{
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("{name} cannot be started; README.md says what is needed"))?;
+            .with_context(|| format!("cannot start {name}; README.md lists what it needs"))?;
         for _ in 0..200 {
             if tokio::net::TcpStream::connect(address).await.is_ok() {
                 return Ok(Self { name, address, process });
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        bail!("{name} does not listen")
+        bail!("{name} does not listen in time")
     }
 
-    /// Ends the proxy and its children; a master that is killed would leave them behind.
+    /// Terminates the proxy and its children. Killing the master would leave its workers running.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         let pid = self.process.id().context("the proxy has ended")?.to_string();
         Command::new("kill").arg(pid).status().await?;
@@ -138,7 +139,7 @@ stream {{
         Ok(())
     }
 
-    /// CPU time and memory of the process and its children.
+    /// The CPU time and memory of the process and its children.
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
         Usage::of(&family(self.process.id().context("the proxy has ended")?)?)
     }
@@ -148,7 +149,7 @@ fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// Waits for CONNECT, takes the client ID out of it, and compares it with the certificate's common name.
+/// njs: waits for CONNECT, extracts the client ID, and compares it with the certificate's common name.
 const CHECK: &str = r"
 var id = '';
 function preread(s) {

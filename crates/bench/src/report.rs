@@ -1,4 +1,4 @@
-//! The table of medians.
+//! The table of results: medians over all rounds.
 
 /// Measurements by row and column.
 pub(crate) struct Report {
@@ -38,7 +38,7 @@ impl Report {
                 .collect();
             let median = |values: &[f64]| values.get(values.len() / 2).copied().unwrap_or(f64::NAN);
             let cell = |values: &Vec<f64>| {
-                let at = |place: usize| values.get(place).copied().unwrap_or(f64::NAN);
+                let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
                 let [middle, low, high] = [median(values), at(0), at(values.len().wrapping_sub(1))].map(number);
                 format!("{middle} ({low} to {high})")
             };

@@ -1,4 +1,5 @@
-//! Revokes some of many connected devices: how long until they are gone, and what the others notice of it.
+//! Revokes some of many connected devices, and measures how long until their sessions end and how the latency of the other
+//! sessions changes.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,9 +14,11 @@ use tokio::task::JoinSet;
 use crate::load::{CONCURRENCY, Load, PINGREQ, PINGRESP, Session, session_as};
 use crate::proxies::Proxy;
 
+/// The device that is not revoked.
 const STAYING: &str = "thing001";
+/// The device that is revoked.
 const GOING: &str = "thing002";
-/// Before the revocation, and after it.
+/// How long to measure latency before the revocation, and after it.
 const WATCHED: Duration = Duration::from_secs(8);
 
 pub(crate) async fn run(
@@ -25,19 +28,19 @@ pub(crate) async fn run(
     revoked: usize,
     entries: u32,
 ) -> anyhow::Result<()> {
-    ensure!(revoked < sessions, "somebody has to stay");
+    ensure!(revoked < sessions, "--revoked must be less than --sessions");
     let (load, connectors) = Load::of(dir, &[STAYING, GOING]).await?;
     let pki = dir.join("pki");
     let proxy = Proxy::portcullis_with(binary, dir, load.broker, "crl = [\"pki/crl.pem\"]").await?;
     let address = proxy.address;
-    let open = async |count: usize, place: usize, name: &str| -> anyhow::Result<Vec<Session>> {
+    let open = async |count: usize, index: usize, name: &str| -> anyhow::Result<Vec<Session>> {
         let mut connect = b"\x10\x14\x00\x04MQTT\x04\x02\x00\x00\x00\x08".to_vec();
         connect.extend(name.as_bytes());
         let mut opened = Vec::with_capacity(count);
         while opened.len() < count {
             let mut opening = JoinSet::new();
             for _ in 0..(count - opened.len()).min(CONCURRENCY) {
-                let (connector, connect) = (connectors[place].clone(), connect.clone());
+                let (connector, connect) = (connectors[index].clone(), connect.clone());
                 opening.spawn(async move { session_as(&connector, address, &connect).await });
             }
             while let Some(session) = opening.join_next().await {
@@ -49,14 +52,14 @@ pub(crate) async fn run(
     let mut staying = open(sessions - revoked, 0, STAYING).await?;
     let going = open(revoked, 1, GOING).await?;
     println!("{sessions} sessions");
-    let probe = staying.pop().expect("somebody stays");
+    let probe = staying.pop().expect("fewer sessions are revoked than exist");
     let probe = tokio::spawn(ping(probe, WATCHED * 2));
     tokio::time::sleep(WATCHED).await;
 
-    // The device's revocation among many others: the list that the gateway has to read and compare is a long one.
-    let list = long_crl(&pki, entries)?;
+    // The CRL also revokes many other certificates, so the gateway has a long CRL to read and compare.
+    let crl = long_crl(&pki, entries)?;
     let new = pki.join("crl.new");
-    std::fs::write(&new, list)?;
+    std::fs::write(&new, crl)?;
     std::fs::rename(&new, pki.join("crl.pem"))?;
     let begin = Instant::now();
     let mut ending = JoinSet::new();
@@ -72,7 +75,7 @@ pub(crate) async fn run(
     }
     ended.sort_unstable();
     println!(
-        "a CRL of {entries} entries; revoked sessions gone after: first {:?}, last {:?}",
+        "a CRL of {entries} entries; revoked sessions ended after: first {:?}, last {:?}",
         ended[0],
         ended[ended.len() - 1]
     );
@@ -90,30 +93,30 @@ pub(crate) async fn run(
     }
     for session in &mut staying {
         session.write_all(&PINGREQ).await?;
-        session.read_exact(&mut [0; 2]).await.context("a session that nobody revoked is gone")?;
+        session.read_exact(&mut [0; 2]).await.context("a session that was not revoked has ended")?;
     }
-    println!("{} others are still there", staying.len());
+    println!("{} other sessions are still connected", staying.len());
     drop(staying);
     tokio::time::sleep(Duration::from_secs(1)).await;
     proxy.stop().await
 }
 
-/// How long an answer takes, again and again.
+/// Measures the time from PINGREQ to PINGRESP repeatedly. Returns pairs of elapsed time and latency.
 async fn ping(mut session: Session, duration: Duration) -> anyhow::Result<Vec<(Duration, Duration)>> {
     let (begin, mut times) = (Instant::now(), Vec::new());
     while begin.elapsed() < duration {
         let sent = Instant::now();
         session.write_all(&PINGREQ).await?;
-        let mut answer = [0; 2];
-        session.read_exact(&mut answer).await?;
-        ensure!(answer == PINGRESP, "no PINGRESP");
+        let mut response = [0; 2];
+        session.read_exact(&mut response).await?;
+        ensure!(response == PINGRESP, "no PINGRESP");
         times.push((begin.elapsed(), sent.elapsed()));
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(times)
 }
 
-/// The root's CRL, and one of the intermediate that revokes the device and that many others.
+/// Returns the root's CRL, and a CRL of the intermediate that revokes the device and this many other certificates.
 fn long_crl(pki: &Path, entries: u32) -> anyhow::Result<String> {
     let text = std::fs::read_to_string(pki.join("crl.pem"))?;
     let root = &text[text.rfind("-----BEGIN X509 CRL").unwrap_or(0)..];
@@ -121,8 +124,8 @@ fn long_crl(pki: &Path, entries: u32) -> anyhow::Result<String> {
     let issuer = Issuer::from_ca_cert_pem(&read("pem")?, KeyPair::from_pem(&read("key")?)?)?;
     let going = Authority::open(pki)?.list()?.into_iter().find(|entry| entry.name == GOING);
     let serial = going.map(|entry| entry.serial).unwrap_or_default();
-    let octet = |at: usize| u8::from_str_radix(&serial[at..at + 2], 16);
-    let serial = (0..serial.len()).step_by(2).map(octet).collect::<Result<Vec<u8>, _>>()?;
+    let byte = |at: usize| u8::from_str_radix(&serial[at..at + 2], 16);
+    let serial = (0..serial.len()).step_by(2).map(byte).collect::<Result<Vec<u8>, _>>()?;
     let now = OffsetDateTime::now_utc();
     let entry = |serial: &[u8]| RevokedCertParams {
         serial_number: SerialNumber::from_slice(serial),

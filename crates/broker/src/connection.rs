@@ -17,18 +17,18 @@ use crate::hub::{Attached, Hub, MAX_KEPT, MAX_PACKET, MAX_UNACKNOWLEDGED, Next};
 use crate::packets::{Reader, Writer, puback, pubcomp, will_message};
 use crate::topics::is_topic;
 
-/// Within it, CONNECT has to come.
+/// How long a client may take to send CONNECT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Without keep-alive, a client is not asked whether it is there.
+/// The read deadline of a client without keep-alive: practically none.
 const NO_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How a connection ended.
 enum End {
     /// The client closed it.
     Lost,
-    /// The broker closes it, for a reason that a client of MQTT 5 is told.
+    /// The broker closes it, and sends the reason to an MQTT 5 client.
     Closed(DisconnectReasonCode),
-    /// The client said goodbye; it may want its will published all the same, and change how long its session is kept.
+    /// The client sent DISCONNECT, which may still request the will and may change the session expiry, in seconds.
     Disconnected { with_will: bool, expiry: Option<u32> },
 }
 
@@ -37,7 +37,7 @@ struct Connection<'a, S> {
     attached: Attached,
     reader: Reader<ReadHalf<S>>,
     writer: Writer<WriteHalf<S>>,
-    /// How many messages the client takes unacknowledged.
+    /// How many unacknowledged messages the client accepts (Receive Maximum).
     receive_max: u16,
 }
 
@@ -74,7 +74,7 @@ where
         Ok(end) => connection.close(end).await,
         Err(error) => Err(error),
     };
-    // The stream is closed before the will is waited for.
+    // Close the stream before waiting for the will's delay.
     drop(connection);
     if let Some(will) = will.filter(|_| has_will) {
         let delay = Duration::from_secs(will.will_delay_interval_sec.unwrap_or(0).into()).min(kept);
@@ -89,7 +89,7 @@ where
     closed
 }
 
-/// Why a client is rejected whatever else is known.
+/// Why the CONNECT itself is rejected, if it is.
 fn reject(connect: &Connect) -> Option<ConnectAckReason> {
     if connect.auth_method.is_some() {
         return Some(ConnectAckReason::BadAuthenticationMethod);
@@ -98,7 +98,7 @@ fn reject(connect: &Connect) -> Option<ConnectAckReason> {
     is_wrong.then_some(ConnectAckReason::TopicNameInvalid)
 }
 
-/// How long a session is kept after its connection.
+/// How long a session outlives its connection, for a session expiry in seconds.
 fn kept(expiry: u32) -> Duration {
     Duration::from_secs(expiry.into()).min(MAX_KEPT)
 }
@@ -116,13 +116,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             ..ConnectAck::default()
         };
         self.writer.send(ack).await?;
-        let patience = match connect.keep_alive {
+        let idle_timeout = match connect.keep_alive {
             0 => NO_KEEP_ALIVE,
-            // Half as long again [MQTT-3.1.2-24].
+            // One and a half times the keep-alive [MQTT-3.1.2-24].
             seconds => Duration::from_secs(seconds.into()) * 3 / 2,
         };
         let wake = self.attached.wake.clone();
-        let mut deadline = Instant::now() + patience;
+        let mut deadline = Instant::now() + idle_timeout;
         loop {
             if self.deliver().await? == Next::TakenOver {
                 return Ok(End::Closed(DisconnectReasonCode::SessionTakenOver));
@@ -133,14 +133,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                         Ok(Ok(Some(packet))) => packet,
                         Ok(Ok(None)) => return Ok(End::Lost),
                         Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                            tracing::debug!(%error, "a packet is malformed");
+                            tracing::debug!(%error, "received a malformed packet");
                             return Ok(End::Closed(DisconnectReasonCode::MalformedPacket));
                         }
                         Ok(Err(error)) => return Err(error),
                         Err(_) => return Ok(End::Closed(DisconnectReasonCode::KeepAliveTimeout)),
                     };
-                    deadline = Instant::now() + patience;
-                    if let Some(end) = self.answer(packet).await? {
+                    deadline = Instant::now() + idle_timeout;
+                    if let Some(end) = self.handle(packet).await? {
                         return Ok(end);
                     }
                 }
@@ -149,7 +149,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
     }
 
-    /// Sends what is queued, as far as the client takes it now.
+    /// Sends queued messages, up to the client's Receive Maximum.
     async fn deliver(&mut self) -> io::Result<Next> {
         loop {
             let next = self.hub.lock().next(&self.attached, self.receive_max);
@@ -158,17 +158,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             if !self.writer.send(Packet::Publish(publish)).await?
                 && let Some(packet_id) = packet_id
             {
-                // One that the client does not take counts as delivered [MQTT-3.1.2-25 (5)].
+                // A message that the client cannot receive counts as delivered [MQTT-3.1.2-25 (5)].
                 self.hub.lock().acknowledge(&self.attached, packet_id);
             }
         }
     }
 
-    /// Does what a packet asks for.
-    async fn answer(&mut self, packet: Packet) -> io::Result<Option<End>> {
-        let answer = match packet {
+    /// Handles a packet and sends its response.
+    async fn handle(&mut self, packet: Packet) -> io::Result<Option<End>> {
+        let response = match packet {
             Packet::Publish(publish) => match self.publish(*publish) {
-                Ok(Some(answer)) => answer,
+                Ok(Some(response)) => response,
                 Ok(None) => return Ok(None),
                 Err(reason) => return Ok(Some(End::Closed(reason))),
             },
@@ -205,13 +205,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             }
             _ => return Ok(Some(End::Closed(DisconnectReasonCode::ProtocolError))),
         };
-        self.writer.send(answer).await?;
+        self.writer.send(response).await?;
         Ok(None)
     }
 
-    /// Publishes a message; returns the answer, if there is one.
+    /// Publishes a message. Returns its acknowledgement, if its QoS has one.
     fn publish(&mut self, publish: Publish) -> Result<Option<Packet>, DisconnectReasonCode> {
-        // An empty topic would need an alias, and none are allowed: CONNACK says so.
+        // An empty topic requires a topic alias, and CONNACK announces that the broker supports none.
         if !is_topic(&publish.topic) {
             return Err(DisconnectReasonCode::TopicNameInvalid);
         }
@@ -221,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             return Ok(None);
         };
         if publish.qos == QoS::ExactlyOnce {
-            // Until it is released, the same identifier is the same message.
+            // Until its release, a packet with the same identifier is a duplicate.
             if hub.hold(&self.attached, packet_id).ok_or(DisconnectReasonCode::ReceiveMaximumExceeded)? {
                 hub.publish(&self.attached.client_id, publish);
             }

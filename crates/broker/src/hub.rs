@@ -1,4 +1,5 @@
-//! What connections share: sessions with their subscriptions and queues, and retained messages. All of it is bounded.
+//! The state that connections share: sessions with their subscriptions and queues, and retained messages. All of it is
+//! bounded.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::num::{NonZeroU16, NonZeroU32};
@@ -13,25 +14,25 @@ use tokio::time::Instant;
 use crate::packets::READ_BUFFER;
 use crate::topics::{is_filter, matches};
 
-/// The largest packet that is read, in bytes.
+/// The largest packet that the broker accepts, in bytes.
 pub(crate) const MAX_PACKET: u32 = 2 << 20;
-/// How many messages may be unacknowledged in a session, each way.
+/// How many messages may be unacknowledged in a session, in each direction.
 pub(crate) const MAX_UNACKNOWLEDGED: u16 = 256;
-/// The longest that a session outlives its connection.
+/// The longest time that a session outlives its connection.
 pub(crate) const MAX_KEPT: Duration = Duration::from_secs(3600);
 const MAX_SESSIONS: usize = 4096;
 const MAX_FILTERS: usize = 256;
 const MAX_FILTER_BYTES: usize = 16 << 10;
 const MAX_QUEUE: usize = 1000;
-/// Of all messages that are kept, in bytes.
+/// The size of all stored messages together, in bytes.
 const MAX_BYTES: usize = 64 << 20;
 
-/// What all connections share.
+/// The state that all connections share.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
     sessions: HashMap<Box<str>, Session>,
     retained: BTreeMap<Box<str>, Message>,
-    /// Of all messages that are kept.
+    /// The size of all stored messages, in bytes.
     bytes: usize,
     /// The number of the last connection.
     connections: u64,
@@ -39,14 +40,14 @@ pub(crate) struct Hub {
 
 #[derive(Debug)]
 struct Session {
-    /// The number of its connection, or of the last one.
+    /// The number of its current or last connection.
     connection: u64,
-    /// When it ends; `None` while it is connected.
+    /// When the session expires; `None` while a client is connected.
     expires: Option<Instant>,
     subscriptions: HashMap<Box<str>, Subscription>,
     queue: VecDeque<Message>,
     unacknowledged: BTreeMap<NonZeroU16, Message>,
-    /// QoS 2 publications of the client that it has not released.
+    /// Packet identifiers of QoS 2 messages that the client has not released yet.
     unreleased: BTreeSet<NonZeroU16>,
     last_packet_id: u16,
     wake: Arc<Notify>,
@@ -58,11 +59,11 @@ struct Subscription {
     id: Option<NonZeroU32>,
 }
 
-/// A message that is kept. It has its packet identifier once it has been sent.
+/// A stored message. It gets its packet identifier when it is sent.
 #[derive(Clone, Debug)]
 struct Message {
     publish: Publish,
-    /// When it need not be delivered any more.
+    /// When the message expires and is no longer delivered.
     expires: Option<Instant>,
 }
 
@@ -71,23 +72,23 @@ struct Message {
 pub(crate) struct Attached {
     pub(crate) client_id: Box<str>,
     pub(crate) connection: u64,
-    /// Whether there was a session to continue.
+    /// Whether the connection resumes a session.
     pub(crate) is_present: bool,
-    /// Notified when there is something to deliver, or another connection has taken the session over.
+    /// Notified when a message is queued, or when another connection takes the session over.
     pub(crate) wake: Arc<Notify>,
 }
 
-/// What a connection is to do next.
+/// The next action of a connection.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Next {
     Deliver(Box<Publish>),
     Wait,
-    /// Another connection has the session.
+    /// Another connection has taken the session over.
     TakenOver,
 }
 
 impl Hub {
-    /// Begins or continues a session; a connection that it has ends. `None`: there are too many.
+    /// Creates or resumes a session, and ends its previous connection. Returns `None` if there are too many sessions.
     pub(crate) fn attach(&mut self, connect: &Connect) -> Option<Attached> {
         self.connections += 1;
         let connection = self.connections;
@@ -114,7 +115,7 @@ impl Hub {
         session.connection = connection;
         session.expires = None;
         session.wake = Arc::default();
-        // What was not acknowledged is sent again, first and in order [MQTT-4.4.0-1].
+        // Unacknowledged messages are sent again, before all others and in order [MQTT-4.4.0-1].
         for (id, mut message) in std::mem::take(&mut session.unacknowledged).into_iter().rev() {
             message.publish.dup = true;
             message.publish.packet_id = Some(id);
@@ -123,7 +124,7 @@ impl Hub {
         Some(Attached { client_id, connection, is_present, wake: Arc::clone(&session.wake) })
     }
 
-    /// Ends a connection; its session is kept for a while. Returns whether the session was still its own.
+    /// Ends a connection and keeps its session for this long. Returns whether the connection still had the session.
     pub(crate) fn detach(&mut self, attached: &Attached, kept: Duration) -> bool {
         let Some(session) = self.session(attached) else { return false };
         session.expires = Some(Instant::now() + kept);
@@ -133,12 +134,12 @@ impl Hub {
         true
     }
 
-    /// Whether nobody has connected to the session again.
+    /// Whether no client has connected to the session again.
     pub(crate) fn is_gone(&self, attached: &Attached) -> bool {
         self.sessions.get(&attached.client_id).is_none_or(|session| session.expires.is_some())
     }
 
-    /// What to send next, if `receive_max` messages may be unacknowledged.
+    /// Returns the next message to send, while fewer than `receive_max` messages are unacknowledged.
     pub(crate) fn next(&mut self, attached: &Attached, receive_max: u16) -> Next {
         loop {
             let Some(session) = self.session(attached) else { return Next::TakenOver };
@@ -163,7 +164,7 @@ impl Hub {
         }
     }
 
-    /// A message has arrived.
+    /// Removes a message that the client has acknowledged.
     pub(crate) fn acknowledge(&mut self, attached: &Attached, packet_id: NonZeroU16) {
         let Some(message) = self.session(attached).and_then(|session| session.unacknowledged.remove(&packet_id)) else {
             return;
@@ -171,7 +172,7 @@ impl Hub {
         self.bytes -= size(&message);
     }
 
-    /// Notes a QoS 2 publication. `Some(true)`: it is new; `None`: there are too many.
+    /// Records a QoS 2 message until its release. Returns `Some(true)` if it is new, `None` if there are too many.
     pub(crate) fn hold(&mut self, attached: &Attached, packet_id: NonZeroU16) -> Option<bool> {
         let unreleased = &mut self.session(attached)?.unreleased;
         let is_known = unreleased.contains(&packet_id);
@@ -181,12 +182,12 @@ impl Hub {
         Some(unreleased.insert(packet_id))
     }
 
-    /// A QoS 2 publication is complete. Returns whether there was one.
+    /// Completes a QoS 2 message. Returns whether it was recorded.
     pub(crate) fn release(&mut self, attached: &Attached, packet_id: NonZeroU16) -> bool {
         self.session(attached).is_some_and(|session| session.unreleased.remove(&packet_id))
     }
 
-    /// Subscribes, and queues the retained messages that match. Returns the granted QoS, or why not.
+    /// Subscribes, and queues the retained messages that match. Returns the granted QoS or the reason for the failure.
     pub(crate) fn subscribe(
         &mut self,
         attached: &Attached,
@@ -230,12 +231,12 @@ impl Hub {
         }
     }
 
-    /// Unsubscribes. Returns whether there was such a subscription.
+    /// Unsubscribes. Returns whether the subscription existed.
     pub(crate) fn unsubscribe(&mut self, attached: &Attached, filter: &str) -> bool {
         self.session(attached).is_some_and(|session| session.subscriptions.remove(filter).is_some())
     }
 
-    /// Keeps a message that is to be retained, and queues it for all whose subscriptions match.
+    /// Stores the message if it is to be retained, and queues it for all sessions with a matching subscription.
     pub(crate) fn publish(&mut self, from: &str, mut publish: Publish) {
         (publish.dup, publish.packet_id) = (false, None);
         let interval = publish.properties.as_ref().and_then(|properties| properties.message_expiry_interval);
@@ -244,12 +245,12 @@ impl Hub {
         if message.publish.retain {
             self.retain(&message);
         }
-        let addressed = self.sessions.iter().filter_map(|(id, session)| {
+        let recipients = self.sessions.iter().filter_map(|(id, session)| {
             let mut message = message.clone();
             session.address(&mut message, id.as_ref() == from).then(|| (id.clone(), message))
         });
-        let addressed: Vec<_> = addressed.collect();
-        for (client_id, message) in addressed {
+        let recipients: Vec<_> = recipients.collect();
+        for (client_id, message) in recipients {
             self.enqueue(&client_id, message);
         }
     }
@@ -259,12 +260,12 @@ impl Hub {
         if let Some(old) = self.retained.remove(topic) {
             self.bytes -= size(&old);
         }
-        // A retained message without content takes the last one away [MQTT-3.3.1-10].
+        // A retained message without a payload deletes the previous one [MQTT-3.3.1-10].
         if message.publish.payload.is_empty() {
             return;
         }
         if self.bytes + size(message) > MAX_BYTES {
-            tracing::debug!(topic, "no room for a retained message");
+            tracing::debug!(topic, "dropped a retained message: the store is full");
             return;
         }
         self.bytes += size(message);
@@ -273,10 +274,10 @@ impl Hub {
 
     fn enqueue(&mut self, client_id: &str, message: Message) {
         let Some(session) = self.sessions.get_mut(client_id) else { return };
-        // Without a connection, QoS 0 is not kept.
-        let is_lost = session.expires.is_some() && message.publish.qos == QoS::AtMostOnce;
-        if is_lost || session.queue.len() >= MAX_QUEUE || self.bytes + size(&message) > MAX_BYTES {
-            tracing::debug!(client_id, "a message was dropped");
+        // QoS 0 messages are not queued for disconnected clients.
+        let is_offline_qos0 = session.expires.is_some() && message.publish.qos == QoS::AtMostOnce;
+        if is_offline_qos0 || session.queue.len() >= MAX_QUEUE || self.bytes + size(&message) > MAX_BYTES {
+            tracing::debug!(client_id, "dropped a message");
             return;
         }
         self.bytes += size(&message);
@@ -315,7 +316,8 @@ impl Session {
         }
     }
 
-    /// Makes a message what this session's subscriptions want of it; returns whether they want it at all.
+    /// Adapts a message to this session's subscriptions: QoS, retain flag and subscription identifiers. Returns whether any
+    /// subscription matches.
     fn address(&self, message: &mut Message, is_own: bool) -> bool {
         let matching = || {
             let all = self.subscriptions.iter().filter(|(filter, _)| matches(filter, &message.publish.topic));
@@ -330,7 +332,7 @@ impl Session {
         true
     }
 
-    /// Fewer than all are in use.
+    /// Terminates because fewer than all identifiers are in use.
     fn free_packet_id(&mut self) -> NonZeroU16 {
         loop {
             self.last_packet_id = self.last_packet_id.wrapping_add(1);

@@ -1,4 +1,4 @@
-//! Packets on a stream. The broker knows those of MQTT 5 only; for clients of MQTT 3 they are translated.
+//! Reads and writes packets on a stream. The broker handles MQTT 5 packets only; those of MQTT 3 clients are translated.
 
 use std::io;
 use std::num::NonZeroU16;
@@ -13,7 +13,7 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use crate::hub::MAX_PACKET;
 
-/// How the read buffer grows: slices of it live in the messages that are kept.
+/// The step in which the read buffer grows, in bytes. Stored messages hold slices of it.
 pub(crate) const READ_BUFFER: usize = 4096;
 
 /// Reads a client's packets.
@@ -35,7 +35,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Self { stream, buffer: BytesMut::with_capacity(READ_BUFFER), codec: MqttCodec::Version(VersionCodec) }
     }
 
-    /// Reads the first packet, which has to be a CONNECT, and says its version; `None` at the end.
+    /// Reads the first packet, which must be a CONNECT. Returns it and its version; `None` at the end of the stream.
     pub(crate) async fn connect(&mut self) -> io::Result<Option<(ProtocolVersion, Box<v5::Connect>)>> {
         let Some(MqttPacket::Version(version)) = self.next().await? else { return Ok(None) };
         self.codec = codec(version, 0);
@@ -48,7 +48,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
-    /// Reads the next packet; `None` at the end. It can be dropped before it is done: nothing is lost.
+    /// Reads the next packet; `None` at the end of the stream. Cancel safe: dropping the future loses no bytes.
     pub(crate) async fn packet(&mut self) -> io::Result<Option<v5::Packet>> {
         match self.next().await? {
             Some(MqttPacket::V3(packet)) => from_v3(packet).map(Some).ok_or_else(|| invalid("clients do not send it")),
@@ -70,12 +70,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 }
 
 impl<W: AsyncWrite + Unpin> Writer<W> {
-    /// `max_packet`: the largest packet that the client takes, in bytes; 0: it did not say.
+    /// `max_packet` is the largest packet that the client accepts, in bytes; 0 means no limit.
     pub(crate) fn new(stream: W, version: ProtocolVersion, max_packet: u32) -> Self {
         Self { stream, buffer: BytesMut::new(), codec: codec(version, max_packet) }
     }
 
-    /// Sends a packet. Returns whether it was sent: it may be larger than the client takes, or unknown in its version.
+    /// Sends a packet. Returns `false` if the client cannot receive it: it is too large, or does not exist in its version.
     pub(crate) async fn send(&mut self, packet: impl Into<v5::Packet>) -> io::Result<bool> {
         let packet = match &self.codec {
             MqttCodec::V5(_) => Some(MqttPacket::V5(packet.into())),
@@ -125,7 +125,7 @@ fn connect_from_v3(connect: v3::Connect) -> v5::Connect {
     v5::Connect {
         clean_start: connect.clean_session,
         keep_alive: connect.keep_alive,
-        // One flag is both in MQTT 3: the session is new, and it ends with the connection.
+        // In MQTT 3 one flag means both: the session is new, and it ends with the connection.
         session_expiry_interval_secs: if connect.clean_session { 0 } else { u32::MAX },
         last_will: connect.last_will.map(will),
         client_id: connect.client_id,
@@ -183,18 +183,18 @@ fn to_v3(packet: v5::Packet) -> Option<v3::Packet> {
     })
 }
 
-/// What PUBACK and PUBREC say of a message that was accepted.
+/// A PUBACK or PUBREC that accepts a message.
 pub(crate) fn puback(packet_id: NonZeroU16) -> PublishAck {
     let reason_code = v5::PublishAckReason::Success;
     PublishAck { packet_id, reason_code, properties: Vec::new(), reason_string: None }
 }
 
-/// What PUBREL and PUBCOMP say.
+/// A PUBREL or PUBCOMP with this reason.
 pub(crate) fn pubcomp(packet_id: NonZeroU16, reason_code: v5::PublishAck2Reason) -> PublishAck2 {
     PublishAck2 { packet_id, reason_code, properties: Vec::new(), reason_string: None }
 }
 
-/// The message that a will is.
+/// The message that a will publishes.
 pub(crate) fn will_message(will: v5::LastWill) -> Publish {
     Publish {
         dup: false,

@@ -1,4 +1,4 @@
-//! Clients in memory, with the clock paused.
+//! In-memory clients of the broker, with a paused clock.
 
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl Client {
         client
     }
 
-    /// Connects with MQTT 3.1.1; returns whether there was a session.
+    /// Connects with MQTT 3.1.1; returns whether a session was present.
     async fn v3(broker: &Broker, client_id: &str, clean_session: bool) -> (Self, bool) {
         let connect = v3::Connect { clean_session, client_id: client_id.into(), ..v3::Connect::default() };
         let mut client = Self::start(broker, MqttCodec::V3(v3::Codec::new(0)), MqttPacket::V3(connect.into())).await;
@@ -59,7 +59,7 @@ impl Client {
         self.stream.write_all(&out).await.unwrap();
     }
 
-    /// The next packet; `None` at the end.
+    /// Reads the next packet; `None` at the end of the stream.
     async fn receive(&mut self) -> Option<MqttPacket> {
         loop {
             if let Some((packet, _)) = self.codec.decode(&mut self.buffer).unwrap() {
@@ -123,7 +123,7 @@ impl Client {
         }
     }
 
-    /// Nothing comes: whatever is sent next, its answer is the next packet.
+    /// Asserts that no packet is on its way: the next one to arrive is the response to a new request.
     async fn is_silent(&mut self) {
         match &self.codec {
             MqttCodec::V5(_) => assert_eq!(self.send_5(v5::Packet::PingRequest).await, v5::Packet::PingResponse),
@@ -156,7 +156,7 @@ async fn every_qos_goes_in_and_none_above_1_comes_out() {
     let ack = five.send_5(publish("a/1", QoS::AtLeastOnce, "one")).await;
     assert!(matches!(ack, v5::Packet::PublishAck(ack) if ack.packet_id == ONE));
     for _ in 0..2 {
-        // The second one is a duplicate, until it is released.
+        // The second packet is a duplicate, since the first has not been released.
         let received = five.send_5(publish("a/2", QoS::ExactlyOnce, "two")).await;
         assert!(matches!(received, v5::Packet::PublishReceived(ack) if ack.packet_id == ONE));
     }
@@ -227,7 +227,7 @@ async fn a_will_is_published_unless_the_client_says_goodbye() {
     observer.is_silent().await;
     drop(Client::v5(&broker, with_will(0, 0)).await);
     assert_eq!(&*observer.message().await.payload, b"x");
-    // A delayed one waits, and is dropped if the client is back before.
+    // A delayed will waits, and is discarded if the client reconnects before.
     drop(Client::v5(&broker, with_will(30, 60)).await);
     let before = Instant::now();
     observer.message().await;

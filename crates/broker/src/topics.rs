@@ -1,11 +1,11 @@
 //! Topic names and filters [MQTT-4.7].
 
-/// Whether messages can be published to this topic.
+/// Whether this is a valid topic name, to which messages can be published.
 pub(crate) fn is_topic(topic: &str) -> bool {
     !topic.is_empty() && !topic.contains(['+', '#', '\0'])
 }
 
-/// Whether it can be subscribed to: `#` is the last level, `+` a level of its own.
+/// Whether this is a valid topic filter: `#` only as the last level, `+` only as a whole level.
 pub(crate) fn is_filter(filter: &str) -> bool {
     let mut levels = filter.split('/').peekable();
     let mut is_valid = !filter.is_empty() && !filter.contains('\0');

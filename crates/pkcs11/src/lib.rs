@@ -1,8 +1,8 @@
-//! Private keys that stay in a token: a smart card, an HSM, a service that speaks PKCS#11. Takes a URI [RFC 7512] and the
-//! certificate; returns a key that signs handshakes, after it has proved to be the certificate's.
+//! Private keys that stay in a PKCS#11 token: a smart card, an HSM or a key service. Takes a URI [RFC 7512] and the
+//! certificate; returns a key that signs handshakes, after verifying that it belongs to the certificate.
 //!
-//! A token signs while its handshake waits. On a runtime with several threads the others go on, but a token that takes
-//! more than a few milliseconds limits how many devices can connect in a second.
+//! A handshake waits while its token signs. On a multi-threaded runtime other tasks continue, but a token that takes more
+//! than a few milliseconds per signature limits how many devices can connect per second.
 
 mod error;
 mod token;
@@ -22,8 +22,11 @@ pub use error::{KeyError, UriError};
 use token::Token;
 pub use uri::TokenUri;
 
-/// Opens the key that a URI names. It signs once, and the signature is verified with the certificate's public key by
-/// `provider`'s algorithms.
+/// Opens the key that a URI names. Signs once and verifies the signature with the certificate's public key, using the
+/// algorithms of `provider`.
+///
+/// # Errors
+/// The kind of key is not supported, the token cannot sign, or the key does not belong to the certificate.
 pub fn signing_key(
     uri: &TokenUri,
     certificate: &CertificateDer<'_>,
@@ -35,17 +38,17 @@ pub fn signing_key(
     let signature = key.token.sign(scheme, PROBE).map_err(|error| KeyError::Token(uri.to_string(), error))?;
     let leaf = EndEntityCert::try_from(certificate);
     let algorithms = provider.signature_verification_algorithms.mapping;
-    let fitting = algorithms.iter().filter(|(mapped, _)| *mapped == scheme).flat_map(|(_, all)| *all);
-    let is_its = leaf.is_ok_and(|leaf| {
-        fitting.into_iter().any(|algorithm| leaf.verify_signature(*algorithm, PROBE, &signature).is_ok())
+    let supported = algorithms.iter().filter(|(mapped, _)| *mapped == scheme).flat_map(|(_, all)| *all);
+    let is_match = leaf.is_ok_and(|leaf| {
+        supported.into_iter().any(|algorithm| leaf.verify_signature(*algorithm, PROBE, &signature).is_ok())
     });
-    if is_its { Ok(Arc::new(key)) } else { Err(KeyError::OtherCertificate(uri.to_string())) }
+    if is_match { Ok(Arc::new(key)) } else { Err(KeyError::OtherCertificate(uri.to_string())) }
 }
 
-/// Signed once, to see whose key it is.
+/// The message that is signed to verify that the key belongs to the certificate.
 const PROBE: &[u8] = b"portcullis: is this the key of the certificate?";
 
-/// What a key can do.
+/// The kind of a key, which decides its signature schemes.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     P256,
@@ -69,7 +72,7 @@ impl Kind {
         }
     }
 
-    /// The best first.
+    /// The signature schemes, in order of preference.
     const fn schemes(self) -> &'static [SignatureScheme] {
         match self {
             Kind::P256 => &[SignatureScheme::ECDSA_NISTP256_SHA256],
@@ -117,10 +120,10 @@ struct TokenSigner {
 
 impl Signer for TokenSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
-        let signed = self.token.sign(self.scheme, message);
-        signed.map_err(|error| {
-            tracing::error!(key = %self.token.uri(), %error, "the token does not sign");
-            rustls::Error::General(format!("the token does not sign: {error}"))
+        let signature = self.token.sign(self.scheme, message);
+        signature.map_err(|error| {
+            tracing::error!(key = %self.token.uri(), %error, "PKCS#11 token failed to sign");
+            rustls::Error::General(format!("the PKCS#11 token failed to sign: {error}"))
         })
     }
 

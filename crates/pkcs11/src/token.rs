@@ -1,4 +1,4 @@
-//! A token, and sessions with it.
+//! Sessions with a token: opens them, signs, and keeps idle ones for the next handshakes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -20,15 +20,15 @@ use x509_cert::der::asn1::UintRef;
 
 use crate::TokenUri;
 
-/// Sessions with a token that are kept for the next handshakes.
+/// The largest number of idle sessions per token.
 const MAX_IDLE_SESSIONS: usize = 16;
-/// Signatures in progress at once, each of which holds a thread.
+/// The largest number of concurrent signatures per token. Each one blocks a thread.
 const MAX_SIGNING: usize = 64;
 
-/// By [`TokenUri::pin_id`]: each further attempt would bring a token nearer to being locked.
+/// PINs that a token has rejected, by [`TokenUri::pin_id`]. They are not tried again: further attempts could lock the token.
 static WRONG_PINS: Mutex<BTreeSet<[u8; 32]>> = Mutex::new(BTreeSet::new());
 
-/// A key's token, and sessions with it.
+/// The token of a key, and its idle sessions.
 #[derive(Debug)]
 pub(crate) struct Token {
     uri: TokenUri,
@@ -46,11 +46,13 @@ impl Token {
         &self.uri
     }
 
-    /// Signs. Another thread takes over the other tasks of this one meanwhile.
+    /// Signs. Blocks the thread; on a multi-threaded runtime its other tasks move to another thread.
     pub(crate) fn sign(&self, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, String> {
         if self.signing.fetch_add(1, Ordering::Relaxed) >= MAX_SIGNING {
             self.signing.fetch_sub(1, Ordering::Relaxed);
-            return Err("the token is too slow for the handshakes that come".to_owned());
+            return Err(
+                "too many signatures are in progress: the token is too slow for the rate of handshakes".to_owned()
+            );
         }
         let runtime = tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor());
         let result = match runtime {
@@ -62,9 +64,9 @@ impl Token {
     }
 
     fn sign_now(&self, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, String> {
-        let kept = self.idle.lock().pop();
-        // A session that was kept may be of a token that was taken out, and put in again.
-        if let Some((session, key)) = kept
+        let idle = self.idle.lock().pop();
+        // An idle session is invalid after its token was removed and inserted again.
+        if let Some((session, key)) = idle
             && let Ok(signature) = self.sign_with(session, key, scheme, message)
         {
             return Ok(signature);
@@ -119,39 +121,41 @@ impl Token {
     fn open(&self) -> Result<(Session, ObjectHandle), String> {
         let uri = &self.uri;
         let module = module(&uri.module)?;
-        let say = |error: TokenError| error.to_string();
-        let slots = module.get_slots_with_token().map_err(say)?;
+        let text = |error: TokenError| error.to_string();
+        let slots = module.get_slots_with_token().map_err(text)?;
         let is_wanted = |slot: &cryptoki::slot::Slot| {
             let label = module.get_token_info(*slot).map(|info| info.label().to_owned());
             label.is_ok_and(|label| uri.token.as_ref().is_none_or(|wanted| *wanted == label.trim_end()))
         };
-        let slot = slots.into_iter().find(is_wanted).ok_or("there is no such token")?;
-        let session = module.open_ro_session(slot).map_err(say)?;
+        let slot = slots.into_iter().find(is_wanted).ok_or("no slot has this token")?;
+        let session = module.open_ro_session(slot).map_err(text)?;
         if let Some(pin) = &uri.pin {
             if WRONG_PINS.lock().contains(&uri.pin_id) {
-                return Err("its PIN was wrong, and is not tried again by this process".to_owned());
+                return Err(
+                    "the token rejected this PIN before; correct it, or restart the gateway to try it again".to_owned()
+                );
             }
             match session.login(UserType::User, Some(pin)) {
                 Ok(()) | Err(TokenError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
                 Err(error @ TokenError::Pkcs11(RvError::PinIncorrect | RvError::PinLocked, _)) => {
                     WRONG_PINS.lock().insert(uri.pin_id);
-                    return Err(say(error));
+                    return Err(text(error));
                 }
-                Err(error) => return Err(say(error)),
+                Err(error) => return Err(text(error)),
             }
         }
         let mut wanted = vec![Attribute::Class(ObjectClass::PRIVATE_KEY)];
         wanted.extend(uri.object.as_ref().map(|label| Attribute::Label(label.clone().into_bytes())));
         wanted.extend(uri.id.as_ref().map(|id| Attribute::Id(id.clone())));
-        match session.find_objects(&wanted).map_err(say)?.as_slice() {
+        match session.find_objects(&wanted).map_err(text)?.as_slice() {
             [key] => Ok((session, *key)),
-            [] => Err("there is no such key, or not without a PIN".to_owned()),
-            _ => Err("there are several such keys: name its `id`".to_owned()),
+            [] => Err("the token has no such key, or shows it only after login with a PIN".to_owned()),
+            _ => Err("several keys match: add `id` to the URI".to_owned()),
         }
     }
 }
 
-/// Returns the module of this path. A process may initialize a module only once.
+/// Returns the loaded module of this path. A process may initialize a module only once.
 fn module(path: &Path) -> Result<Pkcs11, String> {
     static MODULES: Mutex<Option<HashMap<PathBuf, Pkcs11>>> = Mutex::new(None);
     let mut modules = MODULES.lock();
@@ -159,22 +163,22 @@ fn module(path: &Path) -> Result<Pkcs11, String> {
     if let Some(module) = modules.get(path) {
         return Ok(module.clone());
     }
-    let say = |error: TokenError| format!("{} cannot be used: {error}", path.display());
-    let module = Pkcs11::new(path).map_err(say)?;
+    let text = |error: TokenError| format!("cannot load the module `{}`: {error}", path.display());
+    let module = Pkcs11::new(path).map_err(text)?;
     match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
         Ok(()) | Err(TokenError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
-        Err(error) => return Err(say(error)),
+        Err(error) => return Err(text(error)),
     }
     modules.insert(path.to_owned(), module.clone());
     Ok(module)
 }
 
-/// Encodes two numbers of equal length, one after the other, as TLS wants them [RFC 8446, 4.2.3; RFC 3279, 2.2.3].
+/// Encodes a raw ECDSA signature, two numbers of equal length, as the DER sequence that TLS requires [RFC 8446, 4.2.3; RFC 3279, 2.2.3].
 fn der_of_ecdsa(raw: &[u8]) -> Vec<u8> {
     let (r, s) = raw.split_at(raw.len() / 2);
     let number = |bytes| UintRef::new(bytes).and_then(|number| number.to_der()).unwrap_or_default();
     let content = [number(r), number(s)].concat();
-    // Two numbers of 48 octets at most, so that the length takes one octet.
+    // Two numbers of at most 48 octets, so the length fits in one octet.
     let mut der = vec![0x30, u8::try_from(content.len()).unwrap_or(0)];
     der.extend(content);
     der

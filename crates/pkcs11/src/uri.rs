@@ -1,4 +1,4 @@
-//! PKCS#11 URIs [RFC 7512].
+//! Parses PKCS#11 URIs [RFC 7512]. A PIN is never shown.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::UriError;
 
-/// A PKCS#11 URI: which token, which key in it, and the PIN. Neither `Debug` nor `Display` shows the PIN.
+/// A PKCS#11 URI: the module, the token, the key and the PIN. Neither `Debug` nor `Display` shows the PIN.
 #[derive(Clone)]
 pub struct TokenUri {
     pub(crate) module: PathBuf,
@@ -27,7 +27,7 @@ impl fmt::Debug for TokenUri {
     }
 }
 
-/// Without the PIN.
+/// Shows token and object, not the PIN.
 impl fmt::Display for TokenUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (token, object) = (self.token.as_deref().unwrap_or("*"), self.object.as_deref().unwrap_or("*"));
@@ -36,8 +36,11 @@ impl fmt::Display for TokenUri {
 }
 
 impl TokenUri {
-    /// Parses a URI, and reads the file that its `pin-source` names; `resolve` makes relative paths absolute. The scheme
-    /// is the caller's to check.
+    /// Parses a URI, and reads the file that its `pin-source` names; `resolve` makes relative paths absolute. The caller
+    /// checks the scheme.
+    ///
+    /// # Errors
+    /// The URI is malformed, has an unknown attribute, or names no key or no module; or the PIN file cannot be read.
     pub fn parse(text: &str, resolve: impl Fn(&Path) -> PathBuf) -> Result<Self, UriError> {
         let wrong = |what: &str| UriError(what.to_owned());
         let (path, query) = text.split_once('?').unwrap_or((text, ""));
@@ -47,7 +50,7 @@ impl TokenUri {
         for attribute in path.chain(query) {
             let (name, value) = attribute.split_once('=').ok_or_else(|| wrong("has a part without `=`"))?;
             let bytes: Vec<u8> = percent_decode_str(value).collect();
-            let text = || String::from_utf8(bytes.clone()).map_err(|_| wrong("has a value that is no text"));
+            let text = || String::from_utf8(bytes.clone()).map_err(|_| wrong("has a value that is not UTF-8"));
             match name {
                 "token" => token = Some(text()?),
                 "object" => object = Some(text()?),
@@ -59,16 +62,18 @@ impl TokenUri {
                     let source = text()?;
                     let file = resolve(Path::new(source.strip_prefix("file:").unwrap_or(&source)));
                     let read = std::fs::read_to_string(&file);
-                    let read = read.map_err(|error| wrong(&format!("names {}: {error}", file.display())))?;
+                    let read = read.map_err(|error| {
+                        wrong(&format!("names the PIN file `{}`, which cannot be read: {error}", file.display()))
+                    })?;
                     pin = Some(read.trim_end_matches(['\r', '\n']).to_owned());
                 }
-                other => return Err(wrong(&format!("has an attribute that is not known here: `{other}`"))),
+                other => return Err(wrong(&format!("has the unknown attribute `{other}`"))),
             }
         }
         if object.is_none() && id.is_none() {
-            return Err(wrong("names no key: `object` or `id` is wanted"));
+            return Err(wrong("names no key: add `object` or `id`"));
         }
-        let module = module.ok_or_else(|| wrong("names no module"))?;
+        let module = module.ok_or_else(|| wrong("names no module: add `module-path`"))?;
         let mut hash = digest::Context::new(&digest::SHA256);
         hash.update(format!("{module:?} {token:?} {pin:?}").as_bytes());
         let mut pin_id = [0; 32];

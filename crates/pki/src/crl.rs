@@ -1,4 +1,4 @@
-//! Revoking, and the lists that say so.
+//! Revocation: updates the index, and signs the CRLs of root and intermediate from it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,15 +15,16 @@ use crate::index::{Index, Line, Reason};
 use crate::reading::{first_pem, line_of, parse, serial_of};
 use crate::{Authority, Entry, Error};
 
-/// The root's CRL: it changes only if the intermediate is revoked, and the root's key is kept elsewhere.
+/// The validity of the root's CRL. It is long because the CRL changes only if the intermediate is revoked, and because the
+/// key of the root is offline.
 const ROOT_CRL_DAYS: i64 = 365;
 
 impl Authority {
-    /// Revokes what was issued under a common name, all of it, for a renewed certificate has the key of the one before;
-    /// or one certificate, by its serial number. Makes the CRLs anew. Returns what was revoked.
+    /// Revokes every certificate with this common name, because a renewed certificate shares the key of the previous one;
+    /// or the one with this serial number. Then regenerates the CRLs. Returns the certificates that it revoked.
     ///
     /// # Errors
-    /// There is none, all are revoked already, or the folder cannot be written.
+    /// No certificate matches, all that match are already revoked, or a file cannot be read or written.
     pub fn revoke(&self, name: &str, reason: Reason, crl_days: u32) -> Result<Vec<Entry>, Error> {
         let _lock = self.lock()?;
         let entries = self.list()?;
@@ -56,11 +57,11 @@ impl Authority {
         Ok(found)
     }
 
-    /// Makes the CRLs anew: the intermediate's, valid for so many days, and the root's, if its key is here. Returns
-    /// the files.
+    /// Regenerates the CRLs: the intermediate's, valid for `days`, and the root's, if its key is present. Returns their
+    /// files.
     ///
     /// # Errors
-    /// The folder cannot be read or written.
+    /// A file cannot be read or written.
     pub fn crl(&self, days: u32) -> Result<Vec<PathBuf>, Error> {
         let _lock = self.lock()?;
         self.make_crls(days)
@@ -86,7 +87,7 @@ impl Authority {
             let der = fs::read(&root_crl).map_err(file_error(&root_crl))?;
             text += &pem::encode(&pem::Pem::new("X509 CRL", der));
         } else {
-            return Err(Error::Content(root, "its key is not here, and no root.crl that was made with it".to_owned()));
+            return Err(Error::Content(root, "neither root.key nor root.crl exists: restore one of them".to_owned()));
         }
         replace(&self.crls(), text.as_bytes())?;
         written.push(self.crls());
@@ -104,9 +105,9 @@ impl Authority {
         let mut revoked_certs = Vec::new();
         for line in lines {
             let Some((revocation_time, reason)) = line.revoked else { continue };
-            // Left out without a word, it would be let in again.
+            // Skipping it would silently accept a revoked certificate again.
             let broken =
-                |_| Error::Content(self.dir.join("index.txt"), format!("`{}` is no serial number", line.serial));
+                |_| Error::Content(self.dir.join("index.txt"), format!("`{}` is not a serial number", line.serial));
             revoked_certs.push(RevokedCertParams {
                 serial_number: SerialNumber::from_slice(&hex::decode(&line.serial).map_err(broken)?),
                 revocation_time,
@@ -114,14 +115,14 @@ impl Authority {
                 invalidity_date: None,
             });
         }
-        // OpenSSL asks the root's list about the root, too, which names no place where its list would be.
-        let place = if authority == "root" { None } else { self.settings()?.crl(&format!("{authority}.crl")) };
+        // OpenSSL checks the root against the root's CRL, too, and the root names no distribution point to match.
+        let url = if authority == "root" { None } else { self.settings()?.crl(&format!("{authority}.crl")) };
         let params = CertificateRevocationListParams {
             this_update: now,
             next_update: now + Duration::days(days),
-            // Rises with time, in milliseconds, which needs no file of its own.
+            // Milliseconds since 1970: increases with each CRL without a file that counts.
             crl_number: SerialNumber::from(u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)),
-            issuing_distribution_point: place.map(|url| CrlIssuingDistributionPoint {
+            issuing_distribution_point: url.map(|url| CrlIssuingDistributionPoint {
                 distribution_point: CrlDistributionPoint { uris: vec![url] },
                 scope: None,
             }),

@@ -1,49 +1,51 @@
-//! What can go wrong.
+//! The errors of the authority, and hints on how to resolve them.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// What can go wrong.
+/// Why an operation of the authority failed.
 #[derive(Debug)]
 pub enum Error {
     /// A file cannot be read or written.
     File(PathBuf, io::Error),
-    /// A file is there already; nothing is written over.
+    /// The file exists, and certificates and keys are never overwritten.
     Exists(PathBuf),
-    /// There is no authority in this folder.
+    /// The directory has no certificate authority.
     NoAuthority(PathBuf),
-    /// A name that cannot be certified.
+    /// The name cannot be certified, and why.
     Name(String, &'static str),
-    /// What a file contains is not what it should be.
+    /// A file has unexpected content.
     Content(PathBuf, String),
-    /// There is no certificate of this name or number.
+    /// No certificate has this common name or serial number.
     Unknown(String),
-    /// The certificate is revoked, and with it its key.
+    /// The certificate is revoked, so its key cannot be certified again.
     KeyRevoked(String),
-    /// What has to be signed needs the root's key, which is not here.
+    /// The operation needs the key of the root, and the file does not exist.
     NoRootKey(PathBuf),
-    /// The certificate is revoked already.
+    /// Every matching certificate is already revoked.
     Revoked(String),
-    /// A key or certificate cannot be made.
+    /// A key, certificate or CRL cannot be generated.
     Make(rcgen::Error),
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::File(path, _) => write!(f, "cannot read or write {}", path.display()),
-            Error::Exists(path) => write!(f, "{} is there already", path.display()),
-            Error::NoAuthority(path) => write!(f, "there is no certificate authority in {}", path.display()),
+            Error::File(path, _) => write!(f, "cannot access `{}`", path.display()),
+            Error::Exists(path) => write!(f, "`{}` already exists", path.display()),
+            Error::NoAuthority(path) => write!(f, "there is no certificate authority in `{}`", path.display()),
             Error::Name(name, why) => write!(f, "`{}` cannot be certified: {why}", name.escape_debug()),
             Error::Content(path, why) => write!(f, "{}: {why}", path.display()),
             Error::Unknown(name) => {
-                write!(f, "no certificate named or numbered `{}` was issued here", name.escape_debug())
+                write!(f, "no certificate has the common name or serial number `{}`", name.escape_debug())
             }
-            Error::Revoked(name) => write!(f, "`{}` is revoked already", name.escape_debug()),
-            Error::KeyRevoked(name) => write!(f, "`{}` is revoked, and with it its key", name.escape_debug()),
-            Error::NoRootKey(path) => write!(f, "{} is not there", path.display()),
-            Error::Make(_) => f.write_str("cannot make a key or certificate"),
+            Error::Revoked(name) => write!(f, "`{}` is already revoked", name.escape_debug()),
+            Error::KeyRevoked(name) => {
+                write!(f, "`{}` is revoked, so its key cannot be certified again", name.escape_debug())
+            }
+            Error::NoRootKey(path) => write!(f, "cannot revoke the intermediate: `{}` is missing", path.display()),
+            Error::Make(_) => f.write_str("cannot generate a key, certificate or CRL"),
         }
     }
 }
@@ -65,16 +67,18 @@ impl From<rcgen::Error> for Error {
 }
 
 impl Error {
-    /// What to do about it.
+    /// What the operator can do about the error.
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
-            Error::NoAuthority(_) => Some("make one with `portcullis pki init`"),
-            Error::KeyRevoked(_) => Some("give it another one with --new-key"),
+            Error::NoAuthority(_) => Some("create one with `portcullis pki init`, or pass its directory with --dir"),
+            Error::KeyRevoked(_) => Some("generate a new key with --new-key"),
             Error::NoRootKey(_) => {
-                Some("the root's CRL says that the intermediate is revoked: put the key back for a moment")
+                Some("the root signs the CRL that revokes the intermediate: restore root.key for this command")
             }
-            Error::Unknown(_) => Some("`portcullis pki list` says what there is"),
-            Error::Exists(_) => Some("nothing is ever written over: choose another name, or move the file away"),
+            Error::Unknown(_) => Some("`portcullis pki list` shows all certificates"),
+            Error::Exists(_) => {
+                Some("certificates and keys are never overwritten: choose another name or --dir, or move the file away")
+            }
             _ => None,
         }
     }

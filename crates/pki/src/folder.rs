@@ -1,4 +1,5 @@
-//! Files of an authority: private ones for their owner alone, none written over unless it is made anew each time.
+//! Writes the files of an authority. Private keys get mode 0600. Nothing is overwritten except the index and the CRLs, which
+//! are replaced atomically.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -8,22 +9,22 @@ use std::path::Path;
 use crate::Error;
 use crate::error::file_error;
 
-/// Writes a private key.
+/// Writes a private key to a new file with mode 0600.
 pub(crate) fn write_secret(path: &Path, text: &str) -> Result<(), Error> {
     write(path, text.as_bytes(), 0o600)
 }
 
-/// Writes what anybody may read.
+/// Writes a new file that every user may read.
 pub(crate) fn write_new(path: &Path, text: &str) -> Result<(), Error> {
     write(path, text.as_bytes(), 0o644)
 }
 
-/// Writes what anybody may read in the place of what was there; whoever reads it sees one or the other, whole.
+/// Replaces a file that every user may read. Readers see either the old or the new content, never a part.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let new = path.with_file_name(name);
-    // Left behind by a process of the same number that was killed.
+    // Left behind by a killed process that had the same process ID.
     let _ = fs::remove_file(&new);
     write(&new, bytes, 0o644)?;
     fs::rename(&new, path).map_err(file_error(path))
@@ -40,13 +41,13 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(file_error(path))
 }
 
-/// A name as a file name: what is not a letter, a digit, `-`, `_` or an inner dot is written `%HH`.
+/// Encodes a name as a file name: every byte except letters, digits, `-`, `_` and dots after the first byte becomes `%HH`.
 pub(crate) fn file_name(name: &str) -> String {
     let mut out = String::new();
-    for (position, byte) in name.bytes().enumerate() {
+    for (index, byte) in name.bytes().enumerate() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => out.push(char::from(byte)),
-            b'.' if position > 0 => out.push('.'),
+            b'.' if index > 0 => out.push('.'),
             _ => out.push_str(&format!("%{byte:02X}")),
         }
     }

@@ -1,6 +1,6 @@
-//! What was issued and what of it is revoked, in the form of OpenSSL's `index.txt`, so that `openssl ocsp` and
-//! `openssl ca` can be pointed at it. A line has six columns, parted by tabs: `V`, `R` or `E`; when it expires; when it
-//! was revoked and why; the serial number; a file name that is always `unknown`; the subject.
+//! The index of issued and revoked certificates, in the format of OpenSSL's `index.txt`, so that `openssl ocsp` and
+//! `openssl ca` can use it. A line has six columns, separated by tabs: `V`, `R` or `E`; the expiry; the time of revocation
+//! and the reason; the serial number; a file name, which is always `unknown`; the subject.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::error::file_error;
 use crate::folder::replace;
 
 const TIME: StaticFormatDescription = format_description!("[year][month][day][hour][minute][second]Z");
-/// As OpenSSL writes years before 2050.
+/// The format that OpenSSL uses for years before 2050.
 const SHORT_TIME: StaticFormatDescription =
     format_description!("[year repr:last_two][month][day][hour][minute][second]Z");
 
@@ -30,7 +30,7 @@ pub(crate) struct Line {
     pub(crate) subject: String,
 }
 
-/// Why a certificate is revoked [RFC 5280, 5.3.1].
+/// The reason of a revocation [RFC 5280, 5.3.1].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are the standard's")]
 pub enum Reason {
@@ -55,7 +55,7 @@ const REASONS: &[(Reason, &str, RevocationReason)] = &[
 ];
 
 impl Reason {
-    /// As OpenSSL writes it.
+    /// The reason as OpenSSL writes it.
     pub fn label(self) -> &'static str {
         REASONS.iter().find(|(reason, ..)| *reason == self).map_or("unspecified", |(_, label, _)| label)
     }
@@ -90,7 +90,7 @@ impl Line {
         });
         let state = if revoked.is_some() { 'R' } else { 'V' };
         let (expires, revoked) = (write_time(self.expires), revoked.unwrap_or_default());
-        // Both columns are read by programs that know no escapes.
+        // Programs that read the index know no escapes.
         let subject = self.subject.replace(['\t', '\n', '\r'], " ");
         format!("{state}\t{expires}\t{revoked}\t{}\tunknown\t{subject}\n", self.serial)
     }
@@ -100,18 +100,18 @@ fn read_time(text: &str) -> Option<OffsetDateTime> {
     if text.len() > 13 {
         return PrimitiveDateTime::parse(text, TIME).ok().map(PrimitiveDateTime::assume_utc);
     }
-    // Two digits of the year stand for 1950 to 2049 [RFC 5280, 4.1.2.5.1].
+    // A two-digit year means 1950 to 2049 [RFC 5280, 4.1.2.5.1].
     let century = if text.get(..2)?.parse::<u8>().ok()? < 50 { "20" } else { "19" };
     PrimitiveDateTime::parse(&format!("{century}{text}"), TIME).ok().map(PrimitiveDateTime::assume_utc)
 }
 
 fn write_time(time: OffsetDateTime) -> String {
     let form = if time.year() < 2050 { SHORT_TIME } else { TIME };
-    // Every time in range can be written in these forms.
+    // Both formats can represent every time in range.
     time.format(form).unwrap_or_default()
 }
 
-/// The file.
+/// The index file.
 #[derive(Debug)]
 pub(crate) struct Index(PathBuf);
 
@@ -120,18 +120,18 @@ impl Index {
         Self(dir.join("index.txt"))
     }
 
-    /// Nothing, if there is no file yet.
+    /// Reads all lines; none if the file does not exist.
     pub(crate) fn lines(&self) -> Result<Vec<Line>, Error> {
         let text = match fs::read_to_string(&self.0) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(file_error(&self.0)(error)),
         };
-        let broken = |line: &str| Error::Content(self.0.clone(), format!("not a line of an index: {line:?}"));
+        let broken = |line: &str| Error::Content(self.0.clone(), format!("invalid index line: {line:?}"));
         text.lines().map(|line| Line::read(line).ok_or_else(|| broken(line))).collect()
     }
 
-    /// Adds a line, or puts it in the place of the one with its serial number.
+    /// Adds a line, or replaces the one with the same serial number.
     pub(crate) fn put(&self, line: &Line) -> Result<(), Error> {
         let mut lines = self.lines()?;
         match lines.iter_mut().find(|other| other.serial == line.serial) {

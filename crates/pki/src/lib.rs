@@ -1,21 +1,20 @@
-//! A small certificate authority in a folder: a root, an intermediate that signs, what it has issued, and what of it
-//! is revoked.
+//! A small certificate authority in a directory: a root, an intermediate that issues, the certificates that it has
+//! issued, and their revocation.
 //!
 //! ```text
 //! DIR/root.pem           the trust anchor: `client_ca` of a listener, `--cafile` of a client
-//! DIR/root.key           to be kept elsewhere once the intermediate is there
+//! DIR/root.key           move it to offline storage: issuing needs only the intermediate
 //! DIR/intermediate.pem, intermediate.key
 //! DIR/issued/NAME.pem    chain, leaf first
-//! DIR/issued/NAME.key    unless the key never left its device
-//! DIR/replaced/          certificates that were renewed, and keys that were
-//! DIR/index.txt          everything issued, in OpenSSL's form
+//! DIR/issued/NAME.key    private key, unless it was generated on the device
+//! DIR/replaced/          certificates that were renewed, and keys that were replaced
+//! DIR/index.txt          every certificate issued, in OpenSSL's format
 //! DIR/crl.pem            the CRLs of root and intermediate: `crl` of a listener
-//! DIR/root.crl, intermediate.crl    the same in DER, to be published
-//! DIR/authority.toml     what later certificates have in common
+//! DIR/root.crl, intermediate.crl    the same in DER, for publishing
+//! DIR/authority.toml     settings that all certificates share
 //! ```
 //!
-//! The folder is all the state there is. Private keys are written readable by their owner alone; of certificates and
-//! keys nothing is ever written over.
+//! The directory holds all state. Private keys are written with mode 0600. Certificates and keys are never overwritten.
 
 mod crl;
 mod error;
@@ -48,24 +47,24 @@ use folder::{file_name, write_new, write_secret};
 use index::Index;
 use reading::{extension, first_pem, kind, line_of, names, parse, purpose, serial_of};
 
-/// How an authority is to be made.
+/// The parameters of a new authority.
 #[derive(Clone, Debug, Default)]
 pub struct Init {
-    /// Its name, in its certificates.
+    /// The name of the authority, as its certificates show it.
     pub name: String,
-    /// Of its keys, and of those it makes.
+    /// The algorithm of the CA keys and of the keys it generates.
     pub algorithm: Algorithm,
-    /// Host names it may certify, and those below them; none: all.
+    /// DNS domains it may issue for, subdomains included; empty: any.
     pub permit_dns: Vec<String>,
-    /// Networks whose addresses it may certify; none: all.
+    /// Networks whose addresses it may issue for, in CIDR notation; empty: any.
     pub permit_ip: Vec<String>,
-    /// Under which URL the folder's CRLs will be published.
+    /// The URL under which the CRLs of the directory are published.
     pub crl_url: Option<String>,
-    /// Where an OCSP responder will answer.
+    /// The URL of the OCSP responder.
     pub ocsp_url: Option<String>,
 }
 
-/// Of a key.
+/// The algorithm of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the names are the standards'")]
@@ -87,7 +86,7 @@ impl Algorithm {
     }
 }
 
-/// What all certificates of an authority have in common; kept in the folder.
+/// The settings that all certificates of an authority share: `authority.toml`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
@@ -97,7 +96,7 @@ struct Settings {
 }
 
 impl Settings {
-    /// Where a CRL file of the folder is published.
+    /// The URL of a CRL file of the directory.
     fn crl(&self, file: &str) -> Option<String> {
         self.crl_url.as_ref().map(|url| format!("{}/{file}", url.trim_end_matches('/')))
     }
@@ -110,67 +109,67 @@ pub enum Purpose {
     Server,
     /// A device that connects.
     Device,
-    /// Signing OCSP answers for the intermediate.
+    /// An OCSP responder for certificates of the intermediate.
     Ocsp,
 }
 
-/// What is to be certified.
+/// What to issue a certificate for.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The common name; of a device, its client ID.
+    /// The common name. For a device this is its client ID.
     pub name: String,
-    /// The organisation, if there is to be one in the subject.
+    /// The organization in the subject.
     pub organization: Option<String>,
-    /// What for.
+    /// What the certificate is for.
     pub purpose: Purpose,
-    /// Alternative names: host names, addresses, URIs, mail addresses. Those of a server are what it is reached under.
+    /// Subject alternative names: host names, IP addresses, URIs, email addresses. Clients connect to a server by one of them.
     pub names: Vec<String>,
-    /// How long.
+    /// How many days the certificate is valid.
     pub days: u32,
 }
 
-/// Files of an issued certificate.
+/// The files of an issued certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issued {
     /// The chain, leaf first.
     pub chain: PathBuf,
-    /// The private key, if it is here.
+    /// The private key, if the directory has it.
     pub key: Option<PathBuf>,
 }
 
-/// A certificate in the folder.
+/// A certificate in the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The file.
+    /// The certificate file.
     pub path: PathBuf,
-    /// Common name.
+    /// The common name.
     pub name: String,
-    /// Upper-case hex.
+    /// The serial number, in upper-case hex.
     pub serial: String,
     /// `root`, `intermediate`, `server`, `device` or `ocsp`.
     pub kind: &'static str,
-    /// Seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub not_after: i64,
-    /// Whether and why it is revoked.
+    /// Why it is revoked; `None` if it is not.
     pub revoked: Option<Reason>,
 }
 
 const ROOT_DAYS: i64 = 20 * 365;
 const INTERMEDIATE_DAYS: i64 = 10 * 365;
-/// Of the first CRL of the intermediate.
+/// How many days the first CRL of the intermediate is valid.
 pub const CRL_DAYS: u32 = 30;
 
-/// A certificate authority in a folder.
+/// A certificate authority in a directory.
 #[derive(Debug)]
 pub struct Authority {
     dir: PathBuf,
 }
 
 impl Authority {
-    /// Makes an authority: root, intermediate, and a CRL of each.
+    /// Creates an authority: a root, an intermediate, and a CRL of each.
     ///
     /// # Errors
-    /// There is one already, a name cannot be certified, or the folder cannot be written.
+    /// The directory already has an authority, a name cannot be certified, or a file cannot be written.
     pub fn init(dir: &Path, init: &Init) -> Result<Self, Error> {
         template::check_name(&init.name)?;
         let this = Self { dir: dir.to_owned() };
@@ -189,7 +188,7 @@ impl Authority {
         let intermediate_name = format!("{} intermediate", init.name);
         let mut params = template::authority(&intermediate_name, INTERMEDIATE_DAYS, BasicConstraints::Constrained(0))?;
         params.name_constraints = constraints;
-        // A responder answers for one authority; this one is asked about what the intermediate has issued.
+        // The responder answers for certificates of the intermediate, not for the intermediate itself.
         let crl_only = Settings { ocsp_url: None, ..settings.clone() };
         template::status(&mut params, &crl_only, "root.crl");
         let intermediate = params.signed_by(&key, &Issuer::from_params(&root_params, &root_key))?;
@@ -198,22 +197,22 @@ impl Authority {
         write_new(&this.dir.join("intermediate.pem"), &intermediate.pem())?;
         let settings = toml::to_string(&settings).map_err(|error| this.broken_settings(&error))?;
         write_new(&this.settings_path(), &settings)?;
-        // Last: it is what says that there is an authority.
+        // Last: the authority exists once root.pem does.
         write_new(&this.root(), &root.pem())?;
         this.make_crls(CRL_DAYS)?;
         Ok(this)
     }
 
-    /// Opens the authority in a folder.
+    /// Opens the authority in a directory.
     ///
     /// # Errors
-    /// There is none.
+    /// The directory has none.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let this = Self { dir: dir.to_owned() };
         if this.root().exists() { Ok(this) } else { Err(Error::NoAuthority(dir.to_owned())) }
     }
 
-    /// The trust anchor's file.
+    /// The file of the trust anchor.
     pub fn root(&self) -> PathBuf {
         self.dir.join("root.pem")
     }
@@ -223,12 +222,12 @@ impl Authority {
         self.dir.join("crl.pem")
     }
 
-    /// Where the certificate of this name is, or would be.
+    /// The file of the certificate with this common name, whether or not it exists.
     pub fn chain_of(&self, name: &str) -> PathBuf {
         self.issued().join(format!("{}.pem", file_name(name)))
     }
 
-    /// Where the key of this name is, or would be.
+    /// The file of the private key for this common name, whether or not it exists.
     pub fn key_of(&self, name: &str) -> PathBuf {
         self.issued().join(format!("{}.key", file_name(name)))
     }
@@ -237,14 +236,14 @@ impl Authority {
         self.dir.join("issued")
     }
 
-    /// Where certificates are that others have taken the place of, under their numbers: a folder of its own, for a
-    /// device may have a name that looks like a number.
+    /// The directory of replaced certificates, named by their serial numbers. It is separate from `issued` because a
+    /// device may have a name that looks like a serial number.
     fn replaced(&self) -> PathBuf {
         self.dir.join("replaced")
     }
 
-    /// Keeps other processes from changing the folder, until it is dropped: what one revokes, another one that has read
-    /// the index before is not to undo.
+    /// Locks the directory against other processes until the returned file is dropped. Without it, a process that has read
+    /// the index earlier would undo a revocation when it writes the index back.
     fn lock(&self) -> Result<fs::File, Error> {
         let path = self.dir.join(".lock");
         let file = fs::OpenOptions::new().create(true).append(true).open(&path).map_err(file_error(&path))?;
@@ -252,10 +251,10 @@ impl Authority {
         Ok(file)
     }
 
-    /// Makes a key, and a certificate for it.
+    /// Generates a key and issues a certificate for it.
     ///
     /// # Errors
-    /// The name cannot be certified or has a certificate already; the folder cannot be read or written.
+    /// The name cannot be certified or already has a certificate, or a file cannot be read or written.
     pub fn issue(&self, request: &Request) -> Result<Issued, Error> {
         let _lock = self.lock()?;
         let key = self.settings()?.algorithm.key()?;
@@ -266,19 +265,19 @@ impl Authority {
         let chain = self.certify(request, &key)?;
         write_secret(&key_path, &key_pem(&key)?)?;
         if let Err(error) = self.publish(&chain_path, &chain) {
-            // A key without a certificate would only be in the way of the next attempt.
+            // A key without a certificate would block the next attempt.
             let _ = fs::remove_file(&key_path);
             return Err(error);
         }
         Ok(Issued { chain: chain_path, key: Some(key_path) })
     }
 
-    /// Certifies the key of a PEM certificate signing request, which must be signed by that key. Of what it asks for,
-    /// only the subject's common name and organisation count, unless `name` says otherwise: a device does not get to
-    /// say that it is an authority, or which host names are its.
+    /// Issues a certificate for a PEM certificate signing request, whose signature proves that the requester has the key.
+    /// Takes only the common name (unless `name` replaces it) and the organization from the request, and ignores all else:
+    /// a device must not make itself a CA or choose its host names.
     ///
     /// # Errors
-    /// As [`Authority::issue`]; the request is broken, or has no common name.
+    /// As [`Authority::issue`]; or the request is malformed or has no common name.
     pub fn sign(
         &self,
         csr: &Path,
@@ -290,7 +289,7 @@ impl Authority {
         let _lock = self.lock()?;
         let pem = fs::read_to_string(csr).map_err(file_error(csr))?;
         let parsed = CertificateSigningRequestParams::from_pem(&pem)
-            .map_err(|error| Error::Content(csr.to_owned(), format!("no certificate signing request: {error}")))?;
+            .map_err(|error| Error::Content(csr.to_owned(), format!("not a certificate signing request: {error}")))?;
         let asked = |kind: DnType| parsed.params.distinguished_name.get(&kind).and_then(text);
         let name = name.map(str::to_owned).or_else(|| asked(DnType::CommonName));
         let name = name.ok_or_else(|| Error::Content(csr.to_owned(), "the subject has no common name".to_owned()))?;
@@ -299,22 +298,22 @@ impl Authority {
         if path.exists() {
             return Err(Error::Exists(path));
         }
-        // rcgen takes the curve of the signature's usual hash for the key's, so the key is taken as it was written.
+        // rcgen derives the curve from the signature's hash, which may be wrong, so the key is copied as encoded.
         let der = Pem::iter_from_buffer(pem.as_bytes()).next().and_then(Result::ok);
-        let der = der.ok_or_else(|| Error::Content(csr.to_owned(), "no PEM".to_owned()))?;
+        let der = der.ok_or_else(|| Error::Content(csr.to_owned(), "not PEM".to_owned()))?;
         let (_, request_itself) = X509CertificationRequest::from_der(&der.contents)
-            .map_err(|error| Error::Content(csr.to_owned(), format!("no certificate signing request: {error}")))?;
+            .map_err(|error| Error::Content(csr.to_owned(), format!("not a certificate signing request: {error}")))?;
         let key = request_itself.certification_request_info.subject_pki.raw;
         let chain = self.certify(&request, &SubjectPublicKeyInfo::from_der(key)?)?;
         self.publish(&path, &chain)?;
         Ok(Issued { chain: path, key: None })
     }
 
-    /// Certifies again what has a certificate: the same subject, names, purpose and key, unless it is to have a new
-    /// one. What was there stays, under its serial number, and stays valid.
+    /// Issues a certificate again: with the same subject, names and purpose, and with the same key unless `with_new_key`.
+    /// The previous certificate moves to `replaced/`, under its serial number, and stays valid.
     ///
     /// # Errors
-    /// There is no certificate of this name, it is revoked and would keep its key, or the folder cannot be written.
+    /// No certificate has this name, it is revoked and would keep its key, or a file cannot be read or written.
     pub fn renew(&self, name: &str, days: u32, with_new_key: bool) -> Result<Issued, Error> {
         let _lock = self.lock()?;
         let path = self.chain_of(name);
@@ -353,7 +352,7 @@ impl Authority {
         Ok(Issued { chain: path, key: key_path.exists().then_some(key_path) })
     }
 
-    /// Everything in the folder: root, intermediate, then what was issued, by name.
+    /// All certificates of the directory: root, intermediate, then those issued, by file name, then those replaced.
     ///
     /// # Errors
     /// A file cannot be read.
@@ -396,15 +395,16 @@ impl Authority {
         Ok(leaf.pem() + &pem)
     }
 
-    /// Enters a new certificate in the index, then writes it: one that is not in the index could not be revoked.
+    /// Adds a new certificate to the index, then writes its file. In the other order, a crash in between would leave a
+    /// certificate that cannot be revoked.
     fn publish(&self, path: &Path, chain: &str) -> Result<(), Error> {
         let pem = Pem::iter_from_buffer(chain.as_bytes()).next().and_then(Result::ok);
-        let pem = pem.ok_or_else(|| Error::Content(path.to_owned(), "no PEM".to_owned()))?;
+        let pem = pem.ok_or_else(|| Error::Content(path.to_owned(), "not PEM".to_owned()))?;
         Index::of(&self.dir).put(&line_of(&parse(path, &pem)?))?;
         write_new(path, chain)
     }
 
-    /// `root` or `intermediate`, ready to sign, and its certificate.
+    /// The issuer `root` or `intermediate`, ready to sign, and its certificate in PEM.
     fn issuer(&self, authority: &str) -> Result<(Issuer<'static, KeyPair>, String), Error> {
         let (certificate, key) = (self.dir.join(format!("{authority}.pem")), self.dir.join(format!("{authority}.key")));
         let pem = fs::read_to_string(&certificate).map_err(file_error(&certificate))?;
@@ -420,7 +420,7 @@ impl Authority {
         let path = self.settings_path();
         match fs::read_to_string(&path) {
             Ok(text) => toml::from_str(&text).map_err(|error| self.broken_settings(&error)),
-            // A folder from before there were settings.
+            // The directory is older than the settings file.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
             Err(error) => Err(file_error(&path)(error)),
         }
@@ -431,8 +431,8 @@ impl Authority {
     }
 }
 
-/// A private key as PKCS#8 without the public key [RFC 5208]: with it [RFC 5958], as keys for Ed25519 are made here,
-/// OpenSSL 3.0 does not read it.
+/// A private key as PKCS#8 version 1 [RFC 5208], without the public key. Ed25519 keys are generated as version 2 [RFC 5958],
+/// which OpenSSL 3.0 does not read.
 fn key_pem(key: &KeyPair) -> Result<Zeroizing<String>, Error> {
     let der = Zeroizing::new(key.serialize_der());
     let broken = || Error::Make(rcgen::Error::CouldNotParseKeyPair);
@@ -547,13 +547,16 @@ mod tests {
         assert_ne!(fs::read(authority.key_of("gw")).unwrap(), key);
         assert_eq!(authority.list().unwrap().iter().filter(|entry| entry.name == "gw").count(), 3);
         assert!(matches!(authority.renew("nobody", 60, false), Err(Error::Unknown(_))));
-        // The first two have one key: it is of no use to revoke the last alone.
+        // The first two share a key: revoking the last alone would leave that key valid.
         assert_eq!(authority.revoke("gw", Reason::KeyCompromise, 1).unwrap().len(), 3);
         assert!(matches!(authority.renew("gw", 60, false), Err(Error::KeyRevoked(_))));
         authority.renew("gw", 60, true).unwrap();
         let intermediate = authority.list().unwrap().remove(1).serial;
         fs::remove_file(dir.path().join("root.key")).unwrap();
-        assert!(authority.revoke(&intermediate, Reason::CaCompromise, 1).is_err(), "nobody could publish it");
+        assert!(
+            authority.revoke(&intermediate, Reason::CaCompromise, 1).is_err(),
+            "without the root's key its CRL cannot be signed"
+        );
         assert_eq!(authority.list().unwrap()[1].revoked, None);
     }
 }

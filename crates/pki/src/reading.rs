@@ -1,4 +1,4 @@
-//! What certificates in the folder say.
+//! Reads certificates of the directory: their names, purpose and serial number.
 
 use std::fs;
 use std::path::Path;
@@ -14,11 +14,11 @@ use crate::{Error, Purpose};
 pub(crate) fn first_pem(path: &Path) -> Result<Pem, Error> {
     let bytes = fs::read(path).map_err(file_error(path))?;
     let pem = Pem::iter_from_buffer(&bytes).next().and_then(Result::ok);
-    pem.ok_or_else(|| Error::Content(path.to_owned(), "no PEM".to_owned()))
+    pem.ok_or_else(|| Error::Content(path.to_owned(), "not PEM".to_owned()))
 }
 
 pub(crate) fn parse<'p>(path: &Path, pem: &'p Pem) -> Result<X509Certificate<'p>, Error> {
-    pem.parse_x509().map_err(|_| Error::Content(path.to_owned(), "no certificate".to_owned()))
+    pem.parse_x509().map_err(|_| Error::Content(path.to_owned(), "not a certificate".to_owned()))
 }
 
 pub(crate) fn purpose(certificate: &X509Certificate<'_>) -> Purpose {
@@ -39,7 +39,7 @@ pub(crate) fn kind(certificate: &X509Certificate<'_>) -> &'static str {
     }
 }
 
-/// The alternative names that [`template`] writes.
+/// The subject alternative names, of the kinds that `template` writes.
 pub(crate) fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
     let name = |name: &GeneralName<'_>| match name {
@@ -66,7 +66,7 @@ pub(crate) fn line_of(certificate: &X509Certificate<'_>) -> Line {
     }
 }
 
-/// Upper-case hex, an even number of digits.
+/// The serial number in upper-case hex, with an even number of digits.
 pub(crate) fn serial_of(certificate: &X509Certificate<'_>) -> String {
     certificate.raw_serial_as_string().replace(':', "").to_uppercase()
 }

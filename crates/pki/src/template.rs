@@ -1,4 +1,4 @@
-//! What the certificates say.
+//! The content of certificates: validity, names, usages and extensions. Signs nothing.
 
 use std::net::IpAddr;
 
@@ -11,17 +11,17 @@ use time::{Duration, OffsetDateTime};
 
 use crate::{Error, Init, Purpose, Request, Settings};
 
-/// A clock that is a little behind is no reason to refuse a new certificate.
+/// Certificates are backdated so that a device whose clock is slightly slow accepts a new one.
 const BACKDATED: Duration = Duration::hours(1);
 /// Upper bound of a common name [RFC 5280, appendix A.1].
 const MAX_NAME_LEN: usize = 64;
 /// Authority information access [RFC 5280, 4.2.2.1].
 const AUTHORITY_INFO_ACCESS: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 1, 1];
 const OCSP: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 48, 1];
-/// A responder's own certificate is not asked about [RFC 6960, 4.2.2.2.1].
+/// Tells clients not to check the revocation of the responder's own certificate [RFC 6960, 4.2.2.2.1].
 const OCSP_NO_CHECK: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 48, 1, 5];
 
-/// Of a root or an intermediate.
+/// The parameters of a root or an intermediate.
 pub(crate) fn authority(name: &str, days: i64, constraints: BasicConstraints) -> Result<CertificateParams, Error> {
     let mut params = common(name, None, days)?;
     params.is_ca = IsCa::Ca(constraints);
@@ -29,20 +29,21 @@ pub(crate) fn authority(name: &str, days: i64, constraints: BasicConstraints) ->
     Ok(params)
 }
 
-/// The names that an authority may certify, if it is to be bound to some [RFC 5280, 4.2.1.10].
+/// The name constraints of the authority; `None` if it may certify any name [RFC 5280, 4.2.1.10].
 pub(crate) fn name_constraints(init: &Init) -> Result<Option<NameConstraints>, Error> {
     let dns = init.permit_dns.iter().map(|name| GeneralSubtree::DnsName(name.clone()));
     let mut permitted_subtrees: Vec<GeneralSubtree> = dns.collect();
     for network in &init.permit_ip {
         let subnet: Result<CidrSubnet, _> = network.parse();
-        let subnet = subnet.map_err(|()| Error::Name(network.clone(), "a network is written 192.0.2.0/24"))?;
+        let subnet = subnet
+            .map_err(|()| Error::Name(network.clone(), "expected a network in CIDR notation, such as 192.0.2.0/24"))?;
         permitted_subtrees.push(GeneralSubtree::IpAddress(subnet));
     }
     let constraints = NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() };
     Ok((!constraints.permitted_subtrees.is_empty()).then_some(constraints))
 }
 
-/// Of a server, a device or a responder.
+/// The parameters of a server, device or OCSP responder certificate.
 pub(crate) fn leaf(request: &Request, settings: &Settings) -> Result<CertificateParams, Error> {
     let mut params = common(&request.name, request.organization.as_deref(), i64::from(request.days))?;
     params.is_ca = IsCa::ExplicitNoCa;
@@ -62,7 +63,7 @@ pub(crate) fn leaf(request: &Request, settings: &Settings) -> Result<Certificate
     Ok(params)
 }
 
-/// Says where the certificate's revocation is published.
+/// Adds where clients find the revocation status: the CRL distribution point and the OCSP responder.
 pub(crate) fn status(params: &mut CertificateParams, settings: &Settings, crl: &str) {
     if let Some(url) = settings.crl(crl) {
         params.crl_distribution_points.push(CrlDistributionPoint { uris: vec![url] });
@@ -81,12 +82,13 @@ pub(crate) fn status(params: &mut CertificateParams, settings: &Settings, crl: &
     }
 }
 
-/// An address, a URI, a mail address, else a host name.
+/// Classifies a name: an IP address, a URI (it has a `:`), an email address (it has an `@`), otherwise a host name.
 fn alternative_name(name: &str) -> Result<SanType, Error> {
     if let Ok(address) = name.parse::<IpAddr>() {
         return Ok(SanType::IpAddress(address));
     }
-    let ascii = name.try_into().map_err(|_| Error::Name(name.to_owned(), "an alternative name is ASCII"))?;
+    let ascii =
+        name.try_into().map_err(|_| Error::Name(name.to_owned(), "a subject alternative name must be ASCII"))?;
     Ok(match name {
         _ if name.contains(':') => SanType::URI(ascii),
         _ if name.contains('@') => SanType::Rfc822Name(ascii),
@@ -101,7 +103,7 @@ fn common(name: &str, organization: Option<&str>, days: i64) -> Result<Certifica
         params.distinguished_name.push(DnType::OrganizationName, organization);
     }
     params.distinguished_name.push(DnType::CommonName, name);
-    // Unpredictable [CA/B baseline requirements, 7.1], positive, and never shorter than it looks.
+    // Unpredictable [CA/B baseline requirements, 7.1], positive, and always 16 bytes long.
     let mut serial = [0; 16];
     rand::fill(&mut serial).map_err(|_| Error::Make(rcgen::Error::RingUnspecified))?;
     serial[0] = serial[0] & 0x7f | 0x40;
@@ -113,15 +115,15 @@ fn common(name: &str, organization: Option<&str>, days: i64) -> Result<Certifica
     Ok(params)
 }
 
-/// Refuses names that would harm somebody who believes them.
+/// Rejects common names that would be unsafe where a client ID or a log line is built from them.
 pub(crate) fn check_name(name: &str) -> Result<(), Error> {
-    let refuse = |why| Err(Error::Name(name.to_owned(), why));
+    let reject = |why| Err(Error::Name(name.to_owned(), why));
     match name {
-        "" => refuse("it is empty"),
-        _ if name.chars().count() > MAX_NAME_LEN => refuse("a common name has at most 64 characters"),
-        _ if name.chars().any(char::is_control) => refuse("it has control characters"),
-        // In topic rules that a client ID is put into, they would match other devices' topics.
-        _ if name.contains(['+', '#']) => refuse("`+` and `#` are wildcards in MQTT topics"),
+        "" => reject("it is empty"),
+        _ if name.chars().count() > MAX_NAME_LEN => reject("a common name has at most 64 characters"),
+        _ if name.chars().any(char::is_control) => reject("it contains control characters"),
+        // In a topic rule that contains the client ID, a wildcard would match the topics of other devices.
+        _ if name.contains(['+', '#']) => reject("`+` and `#` are wildcards in MQTT topics"),
         _ => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! `portcullis check`.
+//! `portcullis check`: loads a configuration as `run` does and prints its problems. Binds nothing.
 
 use std::path::Path;
 
@@ -11,8 +11,7 @@ pub(crate) fn check(path: &Path) -> Result<(), Failure> {
     let loaded =
         Runtime::load(path, &ProcessState::new()).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     print_problems(&loaded.diagnostics);
-    let warnings = loaded.diagnostics.count(Severity::Warning);
-    let suffix = if warnings == 0 { "" } else { ", with warnings" };
-    println!("{}: can be used{suffix}", path.display());
+    let suffix = if loaded.diagnostics.count(Severity::Warning) == 0 { "" } else { ", with warnings" };
+    println!("{}: valid{suffix}", path.display());
     Ok(())
 }

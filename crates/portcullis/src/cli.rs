@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line: what `clap` parses, and the help texts it prints. Nothing runs here.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use clap_complete::Shell;
 
 /// The MQTT security gateway
 ///
-/// Stands between devices and any MQTT broker: terminates TLS, checks who a device is, binds that to its MQTT session,
-/// and balances sessions over brokers.
+/// Portcullis runs in front of any MQTT broker. It terminates TLS, authenticates each device, binds the device's identity
+/// to its MQTT session, and balances sessions over brokers.
 #[derive(Debug, Parser)]
-#[command(name = "portcullis", version, max_term_width = 100, after_help = "Try it: portcullis quickstart")]
+#[command(name = "portcullis", version, max_term_width = 100, after_help = "To try it: portcullis quickstart")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -18,53 +18,58 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Makes a PKI, a configuration and an embedded broker, and proves that they work
+    /// Set up a PKI, a gateway and an embedded broker, and prove that they work
     ///
-    /// In DIR: makes a device PKI, writes a commented portcullis.toml, starts an embedded broker and the gateway in
-    /// front of it, connects as a device over mutual TLS, publishes and receives, shows that a wrong identity and a
-    /// client without a certificate are refused, prints commands to try, and runs until Ctrl-C. A second run reuses DIR.
+    /// Creates a device PKI and a commented portcullis.toml in DIR, and starts the gateway in front of an embedded broker.
+    /// Connects as a device over mutual TLS, publishes a message and receives it back. Proves that the gateway rejects a
+    /// client ID that does not match the certificate, and a client without a certificate. Then prints commands to try and
+    /// runs until Ctrl-C. A second run reuses DIR.
     #[cfg(feature = "embedded-broker")]
     #[command(after_help = "Examples:\n  portcullis quickstart\n  portcullis quickstart --dir /tmp/pc --check")]
     Quickstart(QuickstartArguments),
-    /// Runs the gateway
+    /// Run the gateway
     ///
-    /// SIGHUP reloads the configuration without dropping a session. SIGTERM and SIGINT drain: no more connections are
-    /// taken, sessions have `runtime.drain_timeout` to end; a second signal stops at once.
+    /// SIGHUP reloads the configuration. Sessions that the new configuration allows stay connected. If the configuration
+    /// has errors, the gateway keeps the current one.
+    ///
+    /// SIGTERM and SIGINT drain: the gateway accepts no more connections and gives sessions `runtime.drain_timeout` to
+    /// end. A second signal stops it at once.
     #[command(after_help = "Examples:\n  portcullis run -c /etc/portcullis/portcullis.toml\n  \
-                            kill -HUP $(pidof portcullis)    # reload")]
+                            kill -HUP $(pidof portcullis)    # reload the configuration")]
     Run(ConfigArguments),
-    /// Says all that is wrong with a configuration
+    /// Check a configuration and print every problem
     ///
-    /// Loads it exactly as `run` does, opens every file, compiles every expression, and binds nothing. Exits with 0, or
-    /// with 78 if it cannot be used.
+    /// Loads the configuration exactly as `run` does: opens every file and compiles every expression, but binds no
+    /// address. Prints each error and each warning with its line and a hint. Exits with 0 if the configuration is valid,
+    /// and with 78 if it has errors.
     #[command(after_help = "Example:\n  portcullis check -c portcullis.toml && kill -HUP $(pidof portcullis)")]
     Check(ConfigArguments),
-    /// A small certificate authority for fleets that have none
+    /// Run a small certificate authority, for fleets that have none
     Pki(PkiArguments),
-    /// Adds a user to a password file, or changes its password
+    /// Add a user to a password file, or change a user's password
     ///
-    /// The password is asked for, or read from the first line of standard input. Its Argon2id hash is written; a running
-    /// gateway reads the file within two seconds.
+    /// Prompts for the password on a terminal; otherwise reads it from the first line of standard input. The file stores
+    /// an Argon2id hash. A running gateway picks up the change within two seconds.
     #[command(after_help = "Examples:\n  portcullis passwd users.txt alice\n  \
                             pass show alice | portcullis passwd users.txt alice")]
     Passwd {
-        /// The file; made if it is not there
+        /// The password file; created if it does not exist
         file: PathBuf,
-        /// The user's name
+        /// The user name
         user: String,
     },
-    /// The device registry
+    /// Manage the device registry
     Device(DeviceArguments),
-    /// Prints a completion script for a shell
+    /// Print a shell completion script
     #[command(after_help = "Example:\n  portcullis completions bash > /etc/bash_completion.d/portcullis")]
     Completions {
-        /// Which shell
+        /// The shell
         shell: Shell,
     },
-    /// Prints the manual page
+    /// Print the manual page
     #[command(after_help = "Examples:\n  portcullis man | man -l -\n  portcullis man --dir /usr/local/share/man/man1")]
     Man {
-        /// Write a page for each command into this folder instead
+        /// Write one page per command into this directory instead
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
@@ -80,13 +85,13 @@ pub(crate) struct ConfigArguments {
 #[cfg(feature = "embedded-broker")]
 #[derive(Debug, Args)]
 pub(crate) struct QuickstartArguments {
-    /// Where everything is put
+    /// The directory for the PKI, the configuration and the access log
     #[arg(long, value_name = "DIR", default_value = "portcullis-quickstart")]
     pub(crate) dir: PathBuf,
-    /// Stop after the proof: exit with 0 if it holds, else with 1
+    /// Stop after the proof: exit with 0 if every step passed, otherwise with 1
     #[arg(long)]
     pub(crate) check: bool,
-    /// Where a new configuration listens
+    /// The address on which a new configuration listens
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8883")]
     pub(crate) bind: std::net::SocketAddr,
 }
@@ -96,10 +101,10 @@ pub(crate) struct QuickstartArguments {
     portcullis pki init --dir pki --name \"Example Fleet\"\n  \
     portcullis pki issue server gateway --san gw.example.com --san 192.0.2.7 --dir pki\n  \
     portcullis pki issue device thing001 --dir pki\n  \
-    portcullis pki sign thing002.csr --dir pki    # the key stays on the device\n  \
+    portcullis pki sign thing002.csr --dir pki    # the private key stays on the device\n  \
     portcullis pki renew thing001 --dir pki\n  \
     portcullis pki revoke thing001 --reason key-compromise --dir pki\n  \
-    portcullis pki crl --crl-days 7 --dir pki    # from cron: CRLs expire\n  \
+    portcullis pki crl --crl-days 7 --dir pki    # run daily from cron: CRLs expire\n  \
     portcullis pki list --dir pki")]
 pub(crate) struct PkiArguments {
     #[command(subcommand)]
@@ -108,106 +113,118 @@ pub(crate) struct PkiArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct PkiDir {
-    /// The folder of the certificate authority
+    /// The directory of the certificate authority
     #[arg(long, value_name = "DIR", default_value = "pki")]
     pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PkiCommand {
-    /// Makes a root and an intermediate that signs, and their CRLs
+    /// Create a root CA, an intermediate CA that issues certificates, and their CRLs
     #[command(after_help = "Examples:\n  portcullis pki init --name \"Example Fleet\"\n  \
                             portcullis pki init --algorithm ed25519 --permit-dns example.com\n  \
                             portcullis pki init --crl-url http://crl.example.com/fleet --ocsp-url http://ocsp.example.com/")]
     Init {
         #[command(flatten)]
         dir: PkiDir,
-        /// The authority's name, in its certificates
+        /// The name of the authority, as its certificates show it
         #[arg(long, default_value = "Portcullis")]
         name: String,
-        /// Of its keys, and of those it makes
+        /// The algorithm of the CA keys and of the keys it generates
         #[arg(long, value_enum, default_value_t = Algorithm::EcP256)]
         algorithm: Algorithm,
-        /// A host name it may certify, with those below it; may be given more than once [default: all]
+        /// A DNS domain the CA may issue for, subdomains included; repeatable [default: any]
         #[arg(long, value_name = "NAME")]
         permit_dns: Vec<String>,
-        /// A network whose addresses it may certify; may be given more than once [default: all]
+        /// A network the CA may issue IP addresses of; repeatable [default: any]
         #[arg(long, value_name = "NETWORK")]
         permit_ip: Vec<String>,
-        /// Where root.crl and intermediate.crl will be published; stands in certificates and CRLs
+        /// The URL under which you publish root.crl and intermediate.crl; written into certificates and CRLs
         #[arg(long, value_name = "URL")]
         crl_url: Option<String>,
-        /// Where an OCSP responder will answer; stands in certificates
+        /// The URL of your OCSP responder; written into certificates
         #[arg(long, value_name = "URL")]
         ocsp_url: Option<String>,
     },
-    /// Makes a key and a certificate for it
+    /// Generate a key and issue a certificate for it
+    #[command(after_help = "Examples:\n  portcullis pki issue server gateway --san gw.example.com --san 192.0.2.7\n  \
+                            portcullis pki issue device thing001\n  portcullis pki issue ocsp responder")]
     Issue {
         #[command(subcommand)]
         what: Issue,
     },
-    /// Certifies the key of a certificate signing request
+    /// Issue a certificate for a certificate signing request (CSR)
+    ///
+    /// Takes the common name and the organization from the CSR, and ignores what else it asks for: alternative names and
+    /// the purpose come from the options below.
     #[command(after_help = "Example:\n  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \\\n    \
                             -keyout thing002.key -subj /CN=thing002 -out thing002.csr\n  portcullis pki sign thing002.csr")]
     Sign {
-        /// The request, PEM
+        /// The CSR file, PEM
         csr: PathBuf,
         #[command(flatten)]
         dir: PkiDir,
-        /// The name to certify, in place of the request's common name
+        /// The common name, instead of the one in the CSR
         #[arg(long)]
         name: Option<String>,
-        /// For a server, not for a device
+        /// Issue a server certificate instead of a device certificate
         #[arg(long)]
         server: bool,
-        /// An alternative name: host name, address, URI or mail address; may be given more than once
+        /// A subject alternative name: host name, IP address, URI or email address; repeatable
         #[arg(long = "san", value_name = "NAME")]
         san: Vec<String>,
-        /// How many days it is valid
+        /// How many days the certificate is valid
         #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
-    /// Certifies again what has a certificate: same subject, names, purpose and key
+    /// Issue a certificate again, with the same subject, names, purpose and key
     ///
-    /// The certificate that was there is kept under its serial number, and stays valid.
+    /// The previous certificate moves to DIR/replaced, under its serial number. It stays valid until it expires or you
+    /// revoke it.
+    #[command(after_help = "Examples:\n  portcullis pki renew thing001\n  \
+                            portcullis pki renew gateway --days 90 --new-key")]
     Renew {
-        /// Its common name
+        /// The common name of the certificate
         name: String,
         #[command(flatten)]
         dir: PkiDir,
-        /// How many days it is valid
+        /// How many days the certificate is valid
         #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
-        /// Make a new key, too
+        /// Generate a new key as well
         #[arg(long)]
         new_key: bool,
     },
-    /// Revokes certificates, and makes the CRLs anew
+    /// Revoke certificates and regenerate the CRLs
     ///
-    /// By a common name all that were issued under it, for a renewed certificate has the key of the one before; by a
-    /// serial number that one.
+    /// A common name revokes every certificate that was issued under it, because a renewed certificate shares the key of
+    /// the previous one. A serial number revokes that certificate alone.
+    #[command(after_help = "Examples:\n  portcullis pki revoke thing001 --reason key-compromise\n  \
+                            portcullis pki revoke 4F9C...A2    # one certificate, by its serial number")]
     Revoke {
-        /// Its common name, or its serial number
+        /// A common name, or a serial number
         name: String,
         #[command(flatten)]
         dir: PkiDir,
-        /// Why
+        /// The reason, as the CRL states it
         #[arg(long, value_enum, default_value_t = Reason::Unspecified)]
         reason: Reason,
         #[command(flatten)]
         crl: CrlArguments,
     },
-    /// Makes the CRLs anew: crl.pem for the gateway, root.crl and intermediate.crl to publish
+    /// Regenerate the CRLs: crl.pem for the gateway, root.crl and intermediate.crl to publish
     ///
-    /// A CRL is good for a limited time: run this more often than that, for instance daily. The root's is made only
-    /// where root.key is, and is good for a year.
+    /// CRLs expire: run this more often than every `--crl-days`, for instance daily. The CRL of the root is valid for a
+    /// year and is regenerated only if root.key is present.
+    #[command(after_help = "Example:\n  portcullis pki crl --crl-days 7 --dir /etc/portcullis/pki")]
     Crl {
         #[command(flatten)]
         dir: PkiDir,
         #[command(flatten)]
         crl: CrlArguments,
     },
-    /// Lists what is there, when it expires, and what is revoked
+    /// List certificates with their expiry and revocation status
+    #[command(after_help = "Example:\n  portcullis pki list --dir /etc/portcullis/pki")]
     List {
         #[command(flatten)]
         dir: PkiDir,
@@ -216,36 +233,40 @@ pub(crate) enum PkiCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Issue {
-    /// For a server
+    /// Issue a server certificate
+    #[command(after_help = "Example:\n  portcullis pki issue server gateway --san gw.example.com --san 192.0.2.7")]
     Server {
-        /// Its common name
+        /// The common name
         name: String,
-        /// A host name or address it is reached under; may be given more than once [default: the name]
+        /// A host name or IP address that clients connect to; repeatable [default: NAME]
         #[arg(long = "san", value_name = "NAME")]
         san: Vec<String>,
         #[command(flatten)]
         issue: IssueArguments,
     },
-    /// For a device
+    /// Issue a device certificate
+    #[command(after_help = "Examples:\n  portcullis pki issue device thing001\n  \
+                            portcullis pki issue device thing001 --organization \"Example Ltd\" --days 90")]
     Device {
-        /// Its common name: the client ID it will use
+        /// The common name: the client ID that the device uses
         name: String,
-        /// An alternative name: host name, address, URI or mail address; may be given more than once
+        /// A subject alternative name: host name, IP address, URI or email address; repeatable
         #[arg(long = "san", value_name = "NAME")]
         san: Vec<String>,
         #[command(flatten)]
         issue: IssueArguments,
     },
-    /// For an OCSP responder that answers for the intermediate
+    /// Issue a certificate for the OCSP responder of the intermediate CA
+    #[command(after_help = "Example:\n  portcullis pki issue ocsp responder")]
     Ocsp {
-        /// Its common name
+        /// The common name
         name: String,
         #[command(flatten)]
         issue: IssueArguments,
     },
 }
 
-/// Of a key.
+/// The algorithm of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Algorithm {
     #[value(name = "ec-p256")]
@@ -269,7 +290,7 @@ pub(crate) enum Reason {
 
 #[derive(Debug, Args)]
 pub(crate) struct CrlArguments {
-    /// How many days the intermediate's CRL is good for
+    /// How many days the CRL of the intermediate is valid
     #[arg(long = "crl-days", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub(crate) days: u32,
 }
@@ -278,10 +299,10 @@ pub(crate) struct CrlArguments {
 pub(crate) struct IssueArguments {
     #[command(flatten)]
     pub(crate) dir: PkiDir,
-    /// An organisation for the subject
+    /// The organization in the subject
     #[arg(long)]
     pub(crate) organization: Option<String>,
-    /// How many days it is valid
+    /// How many days the certificate is valid
     #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub(crate) days: u32,
 }
@@ -290,9 +311,9 @@ pub(crate) struct IssueArguments {
 #[command(after_help = "Examples:\n  \
     export PORTCULLIS_DATABASE=sqlite:devices.db    # or -c portcullis.toml, or --database\n  \
     portcullis device add thing001 --group pumps --attribute site=lyon\n  \
-    portcullis device psk thing001    # prints the new key\n  \
+    portcullis device psk thing001    # prints the new key, once\n  \
     portcullis device pin thing001 --certificate thing001.pem\n  \
-    portcullis device disable thing001    # its session ends within seconds\n  \
+    portcullis device disable thing001    # the gateway ends its sessions within seconds\n  \
     portcullis device ban thing001 --for 2h\n  \
     portcullis device import devices.csv\n  \
     portcullis device list --group pumps")]
@@ -305,134 +326,153 @@ pub(crate) struct DeviceArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct DatabaseArguments {
-    /// sqlite:PATH, or postgres://USER:PASSWORD@HOST/DATABASE; a file is made if it is not there
+    /// The registry: sqlite:PATH, or postgres://USER:PASSWORD@HOST/DATABASE
     #[arg(long, value_name = "URL", env = "PORTCULLIS_DATABASE", hide_env_values = true, global = true)]
     pub(crate) database: Option<String>,
-    /// The gateway's configuration, whose registry is taken; counts more than the variable
+    /// Use the registry of this gateway configuration; overrides --database and PORTCULLIS_DATABASE
     #[arg(short, long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
-    /// Adds a device, enabled
+    /// Add a device; it is enabled at once
+    ///
+    /// Creates the SQLite file if it does not exist.
     #[command(
         after_help = "Example:\n  portcullis device add thing001 --group pumps --attribute site=lyon --attribute floor=3"
     )]
     Add {
-        /// Its ID
+        /// The device ID
         id: String,
         #[command(flatten)]
         properties: DeviceProperties,
     },
-    /// Changes groups and attributes of a device
+    /// Change the groups and attributes of a device
+    #[command(
+        after_help = "Example:\n  portcullis device set thing001 --group north --remove-group south --attribute floor=4"
+    )]
     Set {
-        /// Its ID
+        /// The device ID
         id: String,
         #[command(flatten)]
         properties: DeviceProperties,
-        /// A group to leave; may be given more than once
+        /// A group to remove the device from; repeatable
         #[arg(long, value_name = "GROUP")]
         remove_group: Vec<String>,
-        /// An attribute to remove; may be given more than once
+        /// An attribute to remove; repeatable
         #[arg(long, value_name = "NAME")]
         remove_attribute: Vec<String>,
     },
-    /// Lists devices
+    /// List devices: ID, state, credentials and groups, separated by tabs
+    #[command(after_help = "Examples:\n  portcullis device list --group pumps --state disabled\n  \
+                            portcullis device list --json | jq -r .id")]
     List {
-        /// Only those of this group
+        /// List only devices in this group
         #[arg(long)]
         group: Option<String>,
-        /// Only those in this state
+        /// List only devices in this state
         #[arg(long, value_enum)]
         state: Option<DeviceState>,
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// Shows a device; never its keys
+    /// Show a device, without its secrets
+    #[command(after_help = "Example:\n  portcullis device show thing001 --json")]
     Show {
-        /// Its ID
+        /// The device ID
         id: String,
-        /// As a JSON object
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Lets a device in again
+    /// Allow a disabled or banned device to connect again
+    #[command(after_help = "Example:\n  portcullis device enable thing001")]
     Enable {
-        /// Its ID
+        /// The device ID
         id: String,
     },
-    /// Keeps a device out until it is enabled; its sessions end
+    /// Disable a device until you enable it again; its sessions end
+    #[command(after_help = "Example:\n  portcullis device disable thing001")]
     Disable {
-        /// Its ID
+        /// The device ID
         id: String,
     },
-    /// Keeps a device out for a time; its sessions end
+    /// Ban a device for a period; its sessions end
+    #[command(after_help = "Example:\n  portcullis device ban thing001 --for 2h")]
     Ban {
-        /// Its ID
+        /// The device ID
         id: String,
-        /// How long, as 30m, 2h, 7d
+        /// How long: 30m, 2h, 7d
         #[arg(long = "for", value_name = "PERIOD", value_parser = humantime::parse_duration)]
         period: std::time::Duration,
     },
-    /// Removes a device; its sessions end
+    /// Remove a device; its sessions end
+    #[command(after_help = "Example:\n  portcullis device remove thing001")]
     Remove {
-        /// Its ID
+        /// The device ID
         id: String,
     },
-    /// Gives a device a pre-shared key, and prints it; or takes it away
+    /// Set or remove the pre-shared key of a device
+    ///
+    /// Generates a random key and prints it, once. With `--stdin`, stores the key that you provide.
     #[command(after_help = "Examples:\n  portcullis device psk thing001\n  \
                             echo 6f1d...e2 | portcullis device psk thing001 --stdin --identity pump-1")]
     Psk {
-        /// Its ID
+        /// The device ID
         id: String,
-        /// The key's identity [default: the ID]
+        /// The PSK identity [default: the device ID]
         #[arg(long)]
         identity: Option<String>,
-        /// Read the key, in hexadecimal, from standard input instead of making one
+        /// Read the key from standard input, in hexadecimal, instead of generating one
         #[arg(long)]
         stdin: bool,
-        /// Take the key away
+        /// Remove the key
         #[arg(long, conflicts_with_all = ["identity", "stdin"])]
         remove: bool,
     },
-    /// Gives a device a password, asked for or read from standard input; or takes it away
+    /// Set or remove the password of a device
+    ///
+    /// Prompts for the password on a terminal; otherwise reads it from the first line of standard input.
+    #[command(after_help = "Examples:\n  portcullis device password thing001\n  \
+                            pass show thing001 | portcullis device password thing001")]
     Password {
-        /// Its ID
+        /// The device ID
         id: String,
-        /// Take the password away
+        /// Remove the password
         #[arg(long)]
         remove: bool,
     },
-    /// Pins a device to certificates or public keys
+    /// Pin a device to certificates or public keys
     #[command(after_help = "Examples:\n  portcullis device pin thing001 --certificate thing001.pem\n  \
                             portcullis device pin thing001 --fingerprint 9f86d0...0a08\n  \
                             portcullis device pin thing001 --remove 9f86d0...0a08")]
     Pin {
-        /// Its ID
+        /// The device ID
         id: String,
-        /// PEM file of the certificate; its public key is pinned, so that it may be renewed
+        /// Pin the public key of the certificate in this PEM file; a certificate renewed with the same key still matches;
+        /// repeatable
         #[arg(long, value_name = "FILE")]
         certificate: Vec<PathBuf>,
-        /// SHA-256 of a certificate or of a public key (SubjectPublicKeyInfo), in hexadecimal
+        /// Pin the SHA-256 of a certificate or of a public key (SubjectPublicKeyInfo), in hexadecimal; repeatable
         #[arg(long, value_name = "HEX")]
         fingerprint: Vec<String>,
-        /// A fingerprint to remove
+        /// A fingerprint to remove; repeatable
         #[arg(long, value_name = "HEX")]
         remove: Vec<String>,
     },
-    /// Adds devices from a CSV file
+    /// Add devices from a CSV file; either all of them or none
     ///
-    /// The first line names the columns: `id`; `state` (enabled or disabled), `groups` and `pins` (separated by `;`),
-    /// `psk_identity`, `psk` (hexadecimal), `password` or `password_hash`; each other column is an attribute, as text.
-    /// All devices are added, or none.
+    /// The first line names the columns. `id` is required. Optional columns are `state` (enabled or disabled), `groups` and
+    /// `pins` (separated by `;`), `psk_identity`, `psk` (hexadecimal), and `password` or `password_hash`. Any other column
+    /// becomes an attribute, as text.
     #[command(after_help = "Example:\n  printf 'id,groups,site\\nthing001,pumps;north,lyon\\n' > devices.csv\n  \
                             portcullis device import devices.csv")]
     Import {
-        /// The file; `-` is standard input
+        /// The CSV file; `-` reads standard input
         file: PathBuf,
-        /// What becomes of devices that are there already
+        /// What to do with devices that already exist
         #[arg(long, value_enum, default_value_t = Existing::Refuse)]
         existing: Existing,
     },
@@ -440,15 +480,15 @@ pub(crate) enum DeviceCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct DeviceProperties {
-    /// A group it belongs to; may be given more than once
+    /// A group the device belongs to; repeatable
     #[arg(long, value_name = "GROUP")]
     pub(crate) group: Vec<String>,
-    /// Something else to know of it: NAME=VALUE, in which a VALUE that is JSON counts as that; may be given more than once
+    /// An attribute; a VALUE that is valid JSON is stored as JSON, anything else as text; repeatable
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) attribute: Vec<String>,
 }
 
-/// Whether a device is let in.
+/// Whether a device may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DeviceState {
     Enabled,
@@ -456,13 +496,13 @@ pub(crate) enum DeviceState {
     Banned,
 }
 
-/// What becomes of a device that is there already.
+/// What an import does with a device that already exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Existing {
-    /// Nothing is changed at all
+    /// Fail, and change nothing
     Refuse,
-    /// It stays as it is
+    /// Keep the existing device
     Skip,
-    /// It becomes the new one
+    /// Replace the existing device
     Replace,
 }

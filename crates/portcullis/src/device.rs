@@ -1,4 +1,4 @@
-//! `portcullis device`.
+//! `portcullis device`: changes the device registry. Secrets are printed only when they are generated.
 
 use std::collections::HashSet;
 use std::io::{IsTerminal, Read};
@@ -19,9 +19,9 @@ use crate::cli::{DatabaseArguments, DeviceArguments, DeviceCommand, DeviceProper
 use crate::passwd;
 use crate::report::Failure;
 
-/// Passwords take some 30 ms each: how often it is said that it goes on.
+/// An import reports progress after this many passwords: hashing one takes about 30 ms.
 const PROGRESS: usize = 500;
-/// With more devices, importing takes long enough to say so.
+/// An import of more devices than this takes long enough to announce it.
 const BATCH: usize = 1000;
 
 pub(crate) fn device(arguments: DeviceArguments) -> Result<(), Failure> {
@@ -29,30 +29,44 @@ pub(crate) fn device(arguments: DeviceArguments) -> Result<(), Failure> {
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio.block_on(async {
         let url = url(database)?;
-        let may_make = matches!(command, DeviceCommand::Add { .. } | DeviceCommand::Import { .. });
-        if let Some(path) = url.path().filter(|path| !may_make && !Path::new(path).exists()) {
-            let hint = "`portcullis device add` makes it";
-            return Err(Failure::hint(anyhow!("there is no registry at {path}"), hint));
+        let may_create = matches!(command, DeviceCommand::Add { .. } | DeviceCommand::Import { .. });
+        if let Some(path) = url.path().filter(|path| !may_create && !Path::new(path).exists()) {
+            let hint = "`portcullis device add` creates it";
+            return Err(Failure::hint(anyhow!("there is no registry at `{path}`"), hint));
         }
-        let registry = Registry::open(&url).await?;
+        let registry = Registry::open(&url).await.map_err(|error| {
+            let hint = match url.path() {
+                Some(path) => {
+                    format!("check that `{path}` is a registry and that its directory exists and is writable")
+                }
+                None => "check that PostgreSQL is reachable, and the user and password in the URL".to_owned(),
+            };
+            Failure::hint(error, hint)
+        })?;
         run(&registry, command).await
     })
 }
 
-/// The registry that is meant.
+/// Finds the registry: from `-c`, otherwise from `--database` or its environment variable.
 fn url(arguments: DatabaseArguments) -> Result<Url, Failure> {
     let Some(path) = arguments.config else {
         let Some(text) = arguments.database else {
-            let hint = "--database sqlite:devices.db, or -c portcullis.toml, or the variable PORTCULLIS_DATABASE";
-            return Err(Failure::hint(anyhow!("which registry?"), hint));
+            let hint = "pass --database sqlite:devices.db or -c portcullis.toml, or set PORTCULLIS_DATABASE";
+            return Err(Failure::hint(anyhow!("no registry specified"), hint));
         };
-        return Url::parse(&text, str::to_owned).map_err(|problem| anyhow!(problem).into());
+        return Url::parse(&text, str::to_owned).map_err(|problem| anyhow!("invalid registry URL: {problem}").into());
     };
     let mut urls = registry_urls(&path).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     match urls.len() {
         1 => Ok(urls.remove(0)),
-        0 => Err(anyhow!("{} has no [[authenticator]] of kind registry", path.display()).into()),
-        _ => Err(Failure::hint(anyhow!("{} has several registries", path.display()), "say which with --database")),
+        0 => {
+            let error = anyhow!("`{}` has no [[authenticator]] of kind `registry`", path.display());
+            Err(Failure::hint(error, "add one, or pass --database instead of -c"))
+        }
+        _ => {
+            let error = anyhow!("`{}` has more than one registry", path.display());
+            Err(Failure::hint(error, "choose one with --database instead of -c"))
+        }
     }
 }
 
@@ -86,8 +100,10 @@ async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure>
         DeviceCommand::Ban { id, period } => {
             let until = now().saturating_add(i64::try_from(period.as_secs()).unwrap_or(i64::MAX));
             if registry.get(&id).await?.is_some_and(|device| device.state == State::Disabled) {
-                let hint = format!("a ban ends by itself; portcullis device enable {id}");
-                return Err(Failure::hint(anyhow!("{id} is disabled, which a ban would end"), hint));
+                let hint = format!(
+                    "a ban expires and would re-enable the device; run `portcullis device enable {id}` first if you want that"
+                );
+                return Err(Failure::hint(anyhow!("device `{id}` is disabled and cannot be banned"), hint));
             }
             set_state(registry, &id, State::Banned(until)).await?;
         }
@@ -107,7 +123,9 @@ async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure>
             for path in certificate {
                 let chain = read_chain(&path).map_err(|complaint| anyhow!(complaint.message))?;
                 let leaf = chain.first().and_then(|leaf| Certificate::from_der(leaf));
-                let [_, key] = leaf.with_context(|| format!("{} is no certificate", path.display()))?.fingerprints();
+                let [_, key] = leaf
+                    .with_context(|| format!("`{}` does not contain a certificate", path.display()))?
+                    .fingerprints();
                 pins.push(hex::encode(key));
             }
             let lower = |pins: Vec<String>| pins.into_iter().map(|pin| pin.replace(':', "").to_ascii_lowercase());
@@ -143,7 +161,7 @@ async fn set_psk(
         return Ok(());
     }
     let key = if stdin {
-        secret_from_hex(&passwd::read_line()?).context("the key is not in hexadecimal")?
+        secret_from_hex(&passwd::read_line()?).context("the key on standard input is not hexadecimal")?
     } else {
         random_key()
     };
@@ -152,7 +170,7 @@ async fn set_psk(
     registry.change(id, |device| device.psk = Some(psk)).await.map_err(explain)?;
     println!("identity: {identity}");
     if !stdin {
-        // The one time that it is shown.
+        // The only time that the key is printed.
         println!("key: {}", hex::encode(&key));
     }
     Ok(())
@@ -189,7 +207,7 @@ async fn list(registry: &Registry, group: Option<&str>, state: Option<DeviceStat
     }
 }
 
-/// A device without its secrets.
+/// A device as JSON, without its secrets.
 fn describe(device: &Device) -> Value {
     let (state, until) = match device.state.at(now()) {
         State::Enabled => ("enabled", None),
@@ -229,7 +247,7 @@ fn show(device: &Device) {
 fn credentials(device: &Device) -> Vec<&'static str> {
     let kinds =
         [("pin", !device.pins.is_empty()), ("psk", device.psk.is_some()), ("password", device.password_hash.is_some())];
-    kinds.into_iter().filter(|(_, is_there)| *is_there).map(|(kind, _)| kind).collect()
+    kinds.into_iter().filter(|(_, is_set)| *is_set).map(|(kind, _)| kind).collect()
 }
 
 fn state_text(state: State) -> String {
@@ -243,20 +261,23 @@ fn state_text(state: State) -> String {
     }
 }
 
-/// Puts what the command line says into a device.
+/// Adds the groups and attributes of the command line to a device.
 fn apply(device: &mut Device, properties: DeviceProperties) -> Result<(), Failure> {
     device.groups.extend(properties.group);
     dedup(&mut device.groups);
     for attribute in properties.attribute {
-        let (name, value) = attribute
-            .split_once('=')
-            .ok_or_else(|| Failure::hint(anyhow!("`{attribute}` is no NAME=VALUE"), "--attribute site=lyon"))?;
+        let (name, value) = attribute.split_once('=').ok_or_else(|| {
+            Failure::hint(
+                anyhow!("attribute `{attribute}` is not of the form NAME=VALUE"),
+                "example: --attribute site=lyon",
+            )
+        })?;
         device.attributes.insert(name.to_owned(), attribute_value(value));
     }
     Ok(())
 }
 
-/// JSON, or text that is none.
+/// Parses the value as JSON; anything else is text.
 fn attribute_value(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| text.into())
 }
@@ -270,7 +291,7 @@ async fn import(registry: &Registry, file: &Path, existing: Existing) -> Result<
     let input: Box<dyn Read> = if file == Path::new("-") {
         Box::new(std::io::stdin().lock())
     } else {
-        Box::new(std::fs::File::open(file).with_context(|| format!("{} cannot be read", file.display()))?)
+        Box::new(std::fs::File::open(file).with_context(|| format!("cannot read `{}`", file.display()))?)
     };
     let devices = read_csv(input, &file.display().to_string())?;
     let existing = match existing {
@@ -279,10 +300,12 @@ async fn import(registry: &Registry, file: &Path, existing: Existing) -> Result<
         Existing::Replace => registry::Existing::Replace,
     };
     if devices.len() > BATCH && std::io::stderr().is_terminal() {
-        eprintln!("importing {} devices, all or none", devices.len());
+        eprintln!("importing {} devices in one transaction", devices.len());
     }
     let written = registry.add(&devices, existing).await.map_err(|error| match error {
-        Error::Exists(_) => Failure::hint(error, "--existing skip, or --existing replace"),
+        Error::Exists(_) => {
+            Failure::hint(error, "use `--existing skip` to keep it, or `--existing replace` to overwrite it")
+        }
         error => error.into(),
     })?;
     println!("imported {written} of {} devices", devices.len());
@@ -291,29 +314,30 @@ async fn import(registry: &Registry, file: &Path, existing: Existing) -> Result<
 
 fn read_csv(input: impl Read, name: &str) -> Result<Vec<Device>, Failure> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
-    let columns = reader.headers().with_context(|| format!("{name} is no CSV"))?.clone();
+    let columns = reader.headers().with_context(|| format!("`{name}` is not valid CSV"))?.clone();
     if !columns.iter().any(|column| column == "id") {
-        let hint = "the first line names the columns, as: id,groups,psk,site";
-        return Err(Failure::hint(anyhow!("{name} has no column `id`"), hint));
+        let hint = "the first line must name the columns, for example: id,groups,psk,site";
+        return Err(Failure::hint(anyhow!("`{name}` has no column `id`"), hint));
     }
     let (mut devices, mut seen) = (Vec::new(), HashSet::new());
     for record in reader.records() {
-        let record = record.with_context(|| format!("{name} cannot be read"))?;
+        let record = record.with_context(|| format!("cannot read `{name}`"))?;
         let line = record.position().map_or(0, csv::Position::line);
-        let device = device_of(&columns, &record).with_context(|| format!("{name}, line {line}"))?;
-        device.validate().map_err(|problem| anyhow!("{name}, line {line}: {problem}"))?;
+        let device =
+            device_of(&columns, &record).with_context(|| format!("invalid device on line {line} of `{name}`"))?;
+        device.validate().map_err(|problem| anyhow!("invalid device on line {line} of `{name}`: {problem}"))?;
         if !seen.insert(device.id.clone()) {
-            return Err(anyhow!("{name}, line {line}: the device `{}` is there twice", device.id).into());
+            return Err(anyhow!("duplicate device `{}` on line {line} of `{name}`", device.id).into());
         }
         devices.push(device);
         if devices.len() % PROGRESS == 0 && columns.iter().any(|column| column == "password") {
-            eprintln!("{} passwords hashed", devices.len());
+            eprintln!("hashed {} passwords", devices.len());
         }
     }
     Ok(devices)
 }
 
-/// Never quotes a value: some are secrets.
+/// Reads a device from a line of the CSV file. Errors never quote a value: some are secrets.
 fn device_of(columns: &csv::StringRecord, record: &csv::StringRecord) -> anyhow::Result<Device> {
     let mut device = Device::new("");
     let (mut identity, mut key) = (None, None);
@@ -325,13 +349,13 @@ fn device_of(columns: &csv::StringRecord, record: &csv::StringRecord) -> anyhow:
                 device.state = match value {
                     "enabled" => State::Enabled,
                     "disabled" => State::Disabled,
-                    _ => return Err(anyhow!("`state` is enabled or disabled")),
+                    _ => return Err(anyhow!("`state` must be `enabled` or `disabled`")),
                 }
             }
             "groups" => device.groups = list().map(str::to_owned).collect(),
             "pins" => device.pins = list().map(|pin| pin.replace(':', "").to_ascii_lowercase()).collect(),
             "psk_identity" => identity = Some(value.to_owned()),
-            "psk" => key = Some(secret_from_hex(value).context("`psk` is not in hexadecimal")?),
+            "psk" => key = Some(secret_from_hex(value).context("`psk` is not hexadecimal")?),
             "password_hash" => {
                 PasswordHash::parse(value).map_err(|problem| anyhow!("`password_hash`: {problem}"))?;
                 device.password_hash = Some(Hash(value.to_owned()));
@@ -346,7 +370,7 @@ fn device_of(columns: &csv::StringRecord, record: &csv::StringRecord) -> anyhow:
     device.psk = match (identity, key) {
         (identity, Some(key)) => Some(Psk { identity: identity.unwrap_or_else(|| device.id.clone()), key }),
         (None, None) => None,
-        (Some(_), None) => return Err(anyhow!("`psk_identity` without `psk`")),
+        (Some(_), None) => return Err(anyhow!("`psk_identity` is set, but `psk` is missing")),
     };
     Ok(device)
 }
@@ -355,12 +379,12 @@ fn secret_from_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     hex::decode(text).ok().map(Zeroizing::new)
 }
 
-/// What can be done about it.
+/// Adds a hint to an error of the registry.
 fn explain(error: Error) -> Failure {
     match &error {
-        Error::Unknown(_) => Failure::hint(error, "portcullis device list"),
+        Error::Unknown(_) => Failure::hint(error, "`portcullis device list` shows all devices"),
         Error::Exists(id) => {
-            let hint = format!("portcullis device show {id}");
+            let hint = format!("`portcullis device show {id}` shows it, `portcullis device set {id}` changes it");
             Failure::hint(error, hint)
         }
         _ => error.into(),

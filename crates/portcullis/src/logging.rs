@@ -1,4 +1,4 @@
-//! Where the gateway's own words go: standard error, without ever making a session wait for it.
+//! Where the gateway's log goes: standard error. A session never waits for it; lines that do not fit are dropped and counted.
 
 use std::io::IsTerminal;
 
@@ -10,12 +10,12 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Starts logging; what is waiting is written when the guard is dropped.
+/// Starts logging. Dropping the guard writes the lines that are still queued.
 pub(crate) fn start(process: &Process, observer: &Observer) -> WorkerGuard {
     let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(std::io::stderr());
-    // Already set only if this was called before, when the first one goes on counting.
+    // Set already if logging was started before: the first counter stays.
     let _ = observer.log_dropped.set(writer.error_counter());
-    // Loading has judged the directives.
+    // Loading the configuration has validated the directives.
     let targets: Targets = process.log.parse().unwrap_or_default();
     let registry = tracing_subscriber::registry().with(targets);
     let format = tracing_subscriber::fmt::layer().with_writer(writer);

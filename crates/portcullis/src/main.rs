@@ -1,4 +1,4 @@
-//! `portcullis`: arguments in, calls into the libraries, words out. What the product does is in the libraries.
+//! `portcullis`: arguments enter, messages and an exit code leave. What the product does is in the libraries.
 
 mod check;
 mod cli;
@@ -44,8 +44,11 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()).map_err(Failure::from)
         }
         Command::Man { dir: Some(dir) } => {
-            std::fs::create_dir_all(&dir)?;
-            clap_mangen::generate_to(Arguments::command(), &dir).map_err(Failure::from)
+            let written =
+                std::fs::create_dir_all(&dir).and_then(|()| clap_mangen::generate_to(Arguments::command(), &dir));
+            let error =
+                |error| anyhow::Error::new(error).context(format!("cannot write manual pages to `{}`", dir.display()));
+            written.map_err(|cause| error(cause).into())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `portcullis pki`.
+//! `portcullis pki`: runs the certificate authority, and prints the files and certificates that a command made.
 
 use portcullis_pki::{Authority, Entry, Error, Init, Issued, Purpose, Request};
 
@@ -18,8 +18,8 @@ fn run(command: PkiCommand) -> Result<(), Error> {
             let algorithm = algorithm.into();
             let init = Init { name, algorithm, permit_dns, permit_ip, crl_url, ocsp_url };
             let authority = Authority::init(&dir.dir, &init)?;
-            println!("made a certificate authority; devices are vouched for by {}", authority.root().display());
-            println!("keep {} somewhere else: issuing does not need it", dir.dir.join("root.key").display());
+            println!("created certificate authority; trust anchor: {}", authority.root().display());
+            println!("move {} to offline storage: issuing does not need it", dir.dir.join("root.key").display());
         }
         PkiCommand::Issue { what } => {
             let (name, purpose, names, IssueArguments { dir, organization, days }) = match what {

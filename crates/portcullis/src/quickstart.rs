@@ -1,4 +1,5 @@
-//! `portcullis quickstart`: the product's main job in one command, with a proof.
+//! `portcullis quickstart`: sets up a PKI, a configuration, an embedded broker and the gateway, and proves over sockets
+//! that the gateway accepts the right device and rejects the wrong ones.
 
 use std::fs;
 use std::io;
@@ -25,7 +26,7 @@ use crate::report::Failure;
 const DEVICES: [&str; 2] = ["thing001", "thing002"];
 const SERVER: &str = "localhost";
 const DAYS: u32 = 365;
-/// For each step of the proof.
+/// The deadline of each step of the proof.
 const STEP: Duration = Duration::from_secs(10);
 /// Return code "not authorized" [MQTT-3.2.2.3 (3.1.1)].
 const NOT_AUTHORIZED: u8 = 5;
@@ -43,7 +44,7 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
     let _guard = crate::logging::start(&runtime.process, &state.observer);
     crate::run::tokio_runtime(runtime.process.worker_threads)?.block_on(async {
         let gateway = Gateway::start(&config, runtime, Arc::clone(&state)).await.map_err(|error| {
-            let hint = format!("another `bind` can be set in {}", config.display());
+            let hint = format!("set another `bind` in {}", config.display());
             match crate::run::start_failure(error) {
                 Failure::Error(error, None) => Failure::Error(error, Some(hint)),
                 Failure::Error(error, Some(cause)) => Failure::Error(error, Some(format!("{cause}; {hint}"))),
@@ -52,7 +53,7 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
         })?;
         let address =
             gateway.addresses().first().map(|(_, address)| *address).context("the configuration has no listener")?;
-        println!("gateway: {address}, an embedded broker behind it");
+        println!("gateway: {address}, in front of an embedded broker");
         prove(address, &authority).await?;
         if !arguments.check {
             print_commands(address, &authority);
@@ -64,14 +65,14 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
     })
 }
 
-/// Makes what is not there yet.
+/// Creates the PKI and the configuration, unless they exist.
 fn prepare(dir: &Path, bind: SocketAddr) -> Result<Authority, Failure> {
     let pki = dir.join("pki");
     let authority = if pki.join("root.pem").exists() {
-        println!("PKI: {}, as it is", pki.display());
+        println!("PKI: {} (existing)", pki.display());
         Authority::open(&pki)?
     } else {
-        println!("PKI: {}, new", pki.display());
+        println!("PKI: {} (new)", pki.display());
         Authority::init(&pki, &Init { name: "Portcullis quickstart".to_owned(), ..Init::default() })?
     };
     let names = [(SERVER, Purpose::Server), (DEVICES[0], Purpose::Device), (DEVICES[1], Purpose::Device)];
@@ -88,19 +89,19 @@ fn prepare(dir: &Path, bind: SocketAddr) -> Result<Authority, Failure> {
     match fs::OpenOptions::new().write(true).create_new(true).open(&config) {
         Ok(mut file) => {
             io::Write::write_all(&mut file, CONFIGURATION.replace("@BIND@", &bind.to_string()).as_bytes())?;
-            println!("configuration: {}, new", config.display());
+            println!("configuration: {} (new)", config.display());
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            println!("configuration: {}, as it is", config.display());
+            println!("configuration: {} (existing)", config.display());
         }
         Err(error) => {
-            return Err(anyhow::Error::new(error).context(format!("cannot write {}", config.display())).into());
+            return Err(anyhow::Error::new(error).context(format!("cannot write `{}`", config.display())).into());
         }
     }
     Ok(authority)
 }
 
-const CONFIGURATION: &str = r#"# Written by `portcullis quickstart`. `portcullis check -c portcullis.toml` judges it after a change.
+const CONFIGURATION: &str = r#"# Written by `portcullis quickstart`. After a change, run `portcullis check -c portcullis.toml`.
 
 # Where devices connect: MQTT over TLS.
 [[listener]]
@@ -111,23 +112,23 @@ upstream = "brokers"
 [listener.tls]
 certificate = "pki/issued/localhost.pem"     # chain, leaf first
 private_key = "pki/issued/localhost.key"
-client_ca = "pki/root.pem"                   # devices must have a certificate from here
+client_ca = "pki/root.pem"                   # devices need a certificate that this CA issued
 
-# Who is let in: the certificate's common name must be the client ID.
+# Which clients are admitted: the common name of the certificate must equal the client ID.
 [listener.admit]
 require = ['mqtt.client_id == cert.subject.cn']
 
-# What the broker gets to see: the certificate's subject as user name.
+# What the broker receives: the certificate's subject as the user name.
 [listener.connect]
 username = 'cert.subject.dn'
 
-# The brokers behind. "embedded" is built in, keeps everything in memory and is for trying out: put your own here,
-# as servers = ["10.0.0.113:1883", "10.0.0.114:1883"].
+# The brokers that the gateway forwards to. "embedded" is a built-in broker for trials, which keeps everything in memory.
+# Replace it with your own: servers = ["10.0.0.113:1883", "10.0.0.114:1883"].
 [[upstream]]
 name = "brokers"
 servers = ["embedded"]
 
-# One line for each connection, when it ends.
+# One line per connection, written when the connection ends.
 [access_log]
 path = "access.log"
 
@@ -135,19 +136,23 @@ path = "access.log"
 log = "warn"
 "#;
 
-/// Connects as a device would, and as others should not be able to.
+/// Connects as the right device, as a wrong identity and without a certificate.
 async fn prove(address: SocketAddr, authority: &Authority) -> Result<(), Failure> {
     let device = client(authority, Some(DEVICES[0]))?;
-    let stranger = client(authority, None)?;
-    step("thing001 connects over mutual TLS, publishes, and receives it back", round_trip(address, device.clone()))
+    let anonymous = client(authority, None)?;
+    step(
+        "thing001 connects over mutual TLS, publishes a message and receives it back",
+        round_trip(address, device.clone()),
+    )
+    .await?;
+    step("the client ID BADTHING with the certificate of thing001 is rejected", wrong_identity(address, device))
         .await?;
-    step("BADTHING with the certificate of thing001 is refused", wrong_identity(address, device)).await?;
-    step("a client without a certificate is refused", no_certificate(address, stranger)).await?;
+    step("a client without a certificate is rejected", no_certificate(address, anonymous)).await?;
     Ok(())
 }
 
 async fn step(what: &str, proof: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
-    let result = tokio::time::timeout(STEP, proof).await.unwrap_or_else(|_| bail!("it took longer than {STEP:?}"));
+    let result = tokio::time::timeout(STEP, proof).await.unwrap_or_else(|_| bail!("no result within {STEP:?}"));
     match result {
         Ok(()) => {
             println!("proved: {what}");
@@ -159,40 +164,40 @@ async fn step(what: &str, proof: impl Future<Output = anyhow::Result<()>>) -> Re
 
 async fn round_trip(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::Result<()> {
     let mut stream = connect(address, config).await?;
-    ensure!(connack(&mut stream, DEVICES[0]).await? == 0, "the broker refused");
+    ensure!(connack(&mut stream, DEVICES[0]).await? == 0, "CONNECT was rejected");
     let topic = |bytes: &mut Vec<u8>| {
         bytes.extend([0, TOPIC_LEN]);
         bytes.extend(TOPIC);
     };
-    // SUBSCRIBE, packet identifier 1, QoS 0 [MQTT-3.8]; its answer is SUBACK [MQTT-3.9].
+    // SUBSCRIBE, packet identifier 1, QoS 0 [MQTT-3.8]; the response is SUBACK [MQTT-3.9].
     let mut subscribe = vec![0x82, TOPIC_LEN + 5, 0, 1];
     topic(&mut subscribe);
     subscribe.push(0);
     stream.write_all(&subscribe).await?;
     let mut suback = [0; 5];
     stream.read_exact(&mut suback).await?;
-    ensure!(suback == [0x90, 3, 0, 1, 0], "the broker did not take the subscription");
-    // PUBLISH, QoS 0 [MQTT-3.3]: comes back as it went.
+    ensure!(suback == [0x90, 3, 0, 1, 0], "the broker rejected the subscription");
+    // PUBLISH, QoS 0 [MQTT-3.3]: the broker sends the same bytes back.
     let mut publish = vec![0x30, TOPIC_LEN + 7];
     topic(&mut publish);
     publish.extend(b"hello");
     stream.write_all(&publish).await?;
     let mut received = vec![0; publish.len()];
     stream.read_exact(&mut received).await?;
-    ensure!(received == publish, "what came back is not what was sent");
+    ensure!(received == publish, "the received message differs from the published one");
     Ok(stream.shutdown().await?)
 }
 
 async fn wrong_identity(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::Result<()> {
     let code = connack(&mut connect(address, config).await?, "BADTHING").await?;
-    ensure!(code == NOT_AUTHORIZED, "CONNACK has the code {code}");
+    ensure!(code == NOT_AUTHORIZED, "CONNACK has the return code {code}, expected {NOT_AUTHORIZED}");
     Ok(())
 }
 
 async fn no_certificate(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::Result<()> {
-    // In TLS 1.3 a client learns of it with its first read.
+    // In TLS 1.3 the client sees the rejection with its first read, not in its handshake.
     let attempt = async { connack(&mut connect(address, config).await?, DEVICES[0]).await };
-    ensure!(attempt.await.is_err(), "it was let in");
+    ensure!(attempt.await.is_err(), "the gateway answered its CONNECT");
     Ok(())
 }
 
@@ -201,7 +206,7 @@ async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::Resu
     Ok(TlsConnector::from(config).connect(ServerName::try_from(SERVER)?, socket).await?)
 }
 
-/// Sends a CONNECT of MQTT 3.1.1; returns the return code of the answer.
+/// Sends an MQTT 3.1.1 CONNECT and returns the return code of the CONNACK.
 async fn connack(stream: &mut TlsStream<TcpStream>, client_id: &str) -> anyhow::Result<u8> {
     let connect = Connect {
         version: Version::V311,
@@ -216,9 +221,10 @@ async fn connack(stream: &mut TlsStream<TcpStream>, client_id: &str) -> anyhow::
     let mut packet = Vec::new();
     connect.encode(&mut packet)?;
     stream.write_all(&packet).await?;
-    let mut answer = [0; 4];
-    stream.read_exact(&mut answer).await?;
-    let (connack, _) = Connack::decode(&answer, Version::V311, answer.len())?.context("no CONNACK")?;
+    let mut response = [0; 4];
+    stream.read_exact(&mut response).await?;
+    let (connack, _) =
+        Connack::decode(&response, Version::V311, response.len())?.context("the response is not a CONNACK")?;
     Ok(connack.code)
 }
 
@@ -247,7 +253,7 @@ fn print_commands(address: SocketAddr, authority: &Authority) {
     println!("\nTry it from another terminal (mosquitto-clients):");
     println!("  mosquitto_sub {} -t 'test/#' -v", options.replace(DEVICES[0], DEVICES[1]));
     println!("  mosquitto_pub {options} -t test/1 -m hello");
-    println!("and be refused:");
+    println!("This client ID does not match the certificate, so the gateway rejects it:");
     println!("  mosquitto_pub {} -t test/1 -m hello", options.replace("-i thing001", "-i BADTHING"));
-    println!("\nCtrl-C stops.");
+    println!("\nPress Ctrl-C to stop.");
 }

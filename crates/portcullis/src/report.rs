@@ -1,16 +1,16 @@
-//! How the command says that something went wrong: `error: ...`, `caused by: ...`, `hint: ...`, and an exit code.
+//! How the command reports failures: `error: ...`, `caused by: ...` and `hint: ...` on standard error, and an exit code.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use portcullis_gateway::config::{Diagnostics, Severity};
 
-/// The configuration cannot be used; `EX_CONFIG` of sysexits.h.
+/// The exit code for a configuration with errors: `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIGURATION: u8 = 78;
 
 /// Why a command failed.
 pub(crate) enum Failure {
-    /// Something went wrong, and what to do about it.
+    /// An error, and what to do about it.
     Error(anyhow::Error, Option<String>),
     /// The configuration has errors.
     Configuration(Box<Diagnostics>),
@@ -22,7 +22,7 @@ impl Failure {
         Self::Error(error.into(), Some(hint.into()))
     }
 
-    /// Says it on standard error; returns the exit code.
+    /// Prints the failure on standard error and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         match self {
             Failure::Error(error, hint) => {
@@ -47,7 +47,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// Prints problems, if there are any, and how many, on standard error.
+/// Prints the problems and their number on standard error; prints nothing if there are none.
 pub(crate) fn print_problems(problems: &Diagnostics) {
     if problems.list().is_empty() {
         return;

@@ -1,4 +1,4 @@
-//! `portcullis run`: the process around the gateway: threads, signals, the end.
+//! `portcullis run`: the process around the gateway. Starts the threads, maps signals to reload and drain, and shuts down.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::report::{Failure, print_problems};
 
-/// For tasks to be dropped when the process ends.
+/// How long the process waits for its tasks to be dropped when it ends.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(path: &Path) -> Result<(), Failure> {
@@ -22,13 +22,14 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     let _guard = crate::logging::start(&runtime.process, &observer);
     let tokio = tokio_runtime(runtime.process.worker_threads)?;
     let result = tokio.block_on(serve(path, runtime, state));
-    // Tasks that are left have had their time; dropped, they still write their lines.
+    // The drain is over. Dropping the remaining tasks still writes their access log lines.
     tokio.shutdown_timeout(SHUTDOWN);
     observer.access_log.store(None);
     result
 }
 
-/// The threads that move bytes: as many as configured, else as there are cores; one needs no scheduler between threads.
+/// Builds the runtime that moves bytes, with the configured number of threads or one per core. A single thread gets the
+/// current-thread scheduler: work stealing would only cost time.
 pub(crate) fn tokio_runtime(worker_threads: Option<usize>) -> io::Result<tokio::runtime::Runtime> {
     let threads = match worker_threads {
         Some(threads) => threads,
@@ -54,7 +55,7 @@ async fn serve(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Resul
                 problems.lines().for_each(|line| tracing::warn!("{line}"));
                 tracing::info!(warnings = problems.list().len(), "reloaded");
             }
-            Err(error) => tracing::error!("reload failed, nothing was changed: {error}"),
+            Err(error) => tracing::error!("reload failed, the current configuration stays active: {error}"),
         }
     }
     tracing::info!(connections = gateway.connections(), "draining");
@@ -68,13 +69,15 @@ async fn serve(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Resul
     Ok(())
 }
 
-/// What can be done about a gateway that does not start.
+/// Adds a hint to the reason why the gateway does not start.
 pub(crate) fn start_failure(error: StartError) -> Failure {
     let hint = match &error {
         StartError::Bind(_, cause) | StartError::Admin(_, cause) => match cause.kind() {
-            io::ErrorKind::AddrInUse => Some("another process listens there; `ss -ltnp` says which"),
-            io::ErrorKind::PermissionDenied => Some("ports below 1024 take CAP_NET_BIND_SERVICE"),
-            io::ErrorKind::AddrNotAvailable => Some("this machine has no such address"),
+            io::ErrorKind::AddrInUse => Some("another process listens on this address; `ss -ltnp` shows which"),
+            io::ErrorKind::PermissionDenied => Some("ports below 1024 need the capability CAP_NET_BIND_SERVICE"),
+            io::ErrorKind::AddrNotAvailable => {
+                Some("this machine does not have this address; `ip address` lists those it has")
+            }
             _ => None,
         },
         StartError::AccessLog(..) => None,
@@ -110,7 +113,7 @@ impl Signals {
         }
     }
 
-    /// Waits for a signal that ends the process.
+    /// Waits for SIGTERM or SIGINT.
     async fn stop(&mut self) {
         while self.next().await != Action::Drain {}
     }

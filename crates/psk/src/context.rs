@@ -1,4 +1,4 @@
-//! OpenSSL's settings for a server with pre-shared keys.
+//! The OpenSSL context of a server with pre-shared keys.
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
@@ -29,7 +29,7 @@ pub(crate) fn build(settings: Settings<'_>) -> Result<SslContext, ErrorStack> {
     );
     context.set_num_tickets(0)?;
     context.set_session_cache_mode(SslSessionCacheMode::OFF);
-    // An idle session holds no buffer.
+    // An idle connection holds no buffer.
     context.set_mode(SslMode::RELEASE_BUFFERS);
     context.set_psk_server_callback(|ssl, identity, key| handshake::hand_over(ssl, identity, key));
     if !settings.alpn.is_empty() {
@@ -42,7 +42,7 @@ pub(crate) fn build(settings: Settings<'_>) -> Result<SslContext, ErrorStack> {
     Ok(context.build())
 }
 
-/// The names in a client's list, each after its length [RFC 7301, 3.1].
+/// Iterates over the names of a client's ALPN list, each preceded by its length [RFC 7301, 3.1].
 fn protocols(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (len, rest) = list.split_first()?;

@@ -1,4 +1,4 @@
-//! One handshake: which key OpenSSL gets, and why it failed.
+//! One handshake: supplies OpenSSL with the key, and finds out why a handshake failed.
 
 use std::sync::{Arc, LazyLock};
 
@@ -13,20 +13,21 @@ use crate::{PskLookup, Reason};
 /// The length of the random key that an unknown identity gets, in bytes.
 const RANDOM_KEY: usize = 32;
 
-/// Where OpenSSL's callback finds its handshake.
+/// The index under which OpenSSL's callback finds its handshake.
 pub(crate) static HANDSHAKE: LazyLock<Index<Ssl, Arc<dyn KeySource>>> =
     LazyLock::new(|| Ssl::new_ex_index().expect("OpenSSL has room for one more index"));
 
-/// A handshake, whatever its lookup: an index of OpenSSL's has one type, and is never freed.
+/// A handshake, independent of the type of its lookup: an OpenSSL index has one type and is never freed, so there is one
+/// index for all.
 pub(crate) trait KeySource: Send + Sync {
-    /// Writes the key of an identity to `key`; returns its length. 0: the identity is unknown.
+    /// Writes the key of an identity to `key`. Returns its length, or 0 if the identity is unknown.
     fn write_key(&self, identity: Option<&[u8]>, key: &mut [u8]) -> usize;
 }
 
-/// What was looked up in a handshake: `None` if the identity is unknown.
+/// The result of a lookup; `None` if the identity is unknown.
 pub(crate) type LookedUp<Owner> = Option<(Box<str>, Owner)>;
 
-/// What has been seen of one handshake.
+/// The state of one handshake.
 pub(crate) struct Handshake<Lookup: PskLookup> {
     lookup: Arc<Lookup>,
     looked_up: Mutex<Option<LookedUp<Lookup::Owner>>>,
@@ -37,7 +38,7 @@ impl<Lookup: PskLookup> Handshake<Lookup> {
         Self { lookup, looked_up: Mutex::new(None) }
     }
 
-    /// What was looked up; `None` if nothing was.
+    /// Takes the result of the lookup; `None` if there was no lookup.
     pub(crate) fn take(&self) -> Option<LookedUp<Lookup::Owner>> {
         self.looked_up.lock().take()
     }
@@ -59,11 +60,11 @@ impl<Lookup: PskLookup> KeySource for Handshake<Lookup> {
     }
 }
 
-/// OpenSSL asks for the key of an identity.
+/// OpenSSL's callback: supplies the key of an identity.
 pub(crate) fn hand_over(ssl: &SslRef, identity: Option<&[u8]>, key: &mut [u8]) -> Result<usize, ErrorStack> {
     match ssl.ex_data(*HANDSHAKE).map_or(0, |handshake| handshake.write_key(identity, key)) {
         0 => {
-            // OpenSSL answers a missing key with another alert than a wrong one.
+            // A random key, because OpenSSL sends different alerts for a missing and for a wrong key.
             let len = RANDOM_KEY.min(key.len());
             rand_bytes(&mut key[..len])?;
             Ok(len)
@@ -82,7 +83,7 @@ pub(crate) fn reason<Owner>(error: &openssl::ssl::Error, looked_up: Option<&Look
         "no shared cipher" | "no application protocol" | "no suitable key share" | "no suitable groups" => {
             Reason::Parameters
         }
-        // Once the key was looked up, a wrong key is all that is left to fail.
+        // After a successful lookup only a wrong key can make the handshake fail.
         _ => match looked_up {
             Some(None) => Reason::UnknownIdentity,
             Some(Some(_)) => Reason::WrongKey,

@@ -1,8 +1,9 @@
-//! A TLS server for clients with pre-shared keys [RFC 4279, RFC 5489; RFC 8446, 2.2], by OpenSSL: rustls and aws-lc have
-//! no pre-shared keys. Takes sockets and a [`PskLookup`]; returns encrypted streams and the identity that was proved.
+//! A TLS server for clients with pre-shared keys [RFC 4279, RFC 5489; RFC 8446, 2.2]. It uses OpenSSL because rustls does
+//! not support external pre-shared keys. Takes sockets and a [`PskLookup`]; returns encrypted streams and the proved
+//! identity.
 //!
-//! An unknown identity gets a random key, so that its handshake fails as one with a wrong key does. There are no
-//! certificates and no session resumption: beside a certificate, TLS 1.3 may leave the pre-shared key out.
+//! An unknown identity gets a random key, so that its handshake fails exactly like one with a wrong key. The server has no
+//! certificate and no session resumption: with a certificate, TLS 1.3 may silently skip the pre-shared key.
 
 mod context;
 mod handshake;
@@ -20,9 +21,9 @@ use zeroize::Zeroizing;
 
 use handshake::{HANDSHAKE, Handshake};
 
-/// The longest key that OpenSSL takes, in bytes.
+/// The longest key that OpenSSL accepts, in bytes.
 pub const MAX_KEY: usize = 256;
-/// The longest identity that OpenSSL takes, in bytes.
+/// The longest identity that OpenSSL accepts, in bytes.
 pub const MAX_IDENTITY: usize = 256;
 
 /// A version of TLS.
@@ -34,32 +35,32 @@ pub enum Version {
     Tls13,
 }
 
-/// What a server offers.
+/// The settings of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings<'a> {
     /// The versions of TLS, at least one.
     pub versions: &'a [Version],
-    /// The ALPN protocols, the preferred one first. A client that offers others only is rejected, one that offers none
-    /// is not. Empty: ALPN is ignored.
+    /// The ALPN protocols, the preferred one first. A client that offers only other protocols is rejected; one that offers
+    /// none is accepted. Empty: ALPN is ignored.
     pub alpn: &'a [String],
 }
 
 /// The keys that a server knows.
 pub trait PskLookup: Send + Sync + 'static {
-    /// What the caller wants to have back when the key was used: whose it is.
+    /// The owner of a key, which the caller gets back with the accepted connection.
     type Owner: Send;
 
-    /// Finds the key of an identity; `None` for an unknown one. It is called within the handshake and must not block. A
-    /// key longer than [`MAX_KEY`] counts as unknown.
+    /// Returns the key of an identity; `None` if the identity is unknown. Called during the handshake, so it must not
+    /// block. A key longer than [`MAX_KEY`] counts as unknown.
     fn look_up(&self, identity: &str) -> Option<Psk<Self::Owner>>;
 }
 
-/// A key that was found.
+/// A key and its owner.
 #[derive(Debug)]
 pub struct Psk<Owner> {
     /// The key's bytes.
     pub key: Zeroizing<Box<[u8]>>,
-    /// Whose it is.
+    /// The owner of the key.
     pub owner: Owner,
 }
 
@@ -84,22 +85,22 @@ pub struct Accepted<S, Owner> {
     pub version: Version,
     /// The cipher suite by its standard name, such as `TLS_AES_128_GCM_SHA256`.
     pub cipher: &'static str,
-    /// The server name that the client asked for [RFC 6066, 3].
+    /// The server name that the client requested [RFC 6066, 3].
     pub sni: Option<Box<str>>,
-    /// The ALPN protocol that was agreed on.
+    /// The negotiated ALPN protocol.
     pub alpn: Option<Box<str>>,
     /// The client's identity.
     pub identity: Box<str>,
-    /// What the lookup returned with the key.
+    /// The owner that the lookup returned with the key.
     pub owner: Owner,
 }
 
-/// A handshake that failed. The client has been sent the fitting alert.
+/// A failed handshake. The server has sent the TLS alert.
 #[derive(Debug)]
 pub struct Rejected<S> {
     /// Why it failed.
     pub reason: Reason,
-    /// The connection, for the caller to close. `None`: OpenSSL had no memory for it.
+    /// The connection, for the caller to close. `None` if OpenSSL could not allocate it.
     pub stream: Option<PskStream<S>>,
 }
 
@@ -122,7 +123,7 @@ pub enum Reason {
     Other,
 }
 
-/// OpenSSL rejects the settings.
+/// OpenSSL rejected the settings.
 #[derive(Debug)]
 pub struct SetupError(openssl::error::ErrorStack);
 
@@ -135,17 +136,23 @@ impl fmt::Display for SetupError {
 impl std::error::Error for SetupError {}
 
 impl<Lookup: PskLookup> Acceptor<Lookup> {
-    /// Prepares a server with these settings and keys.
+    /// Creates a server with these settings and keys.
+    ///
+    /// # Errors
+    /// OpenSSL rejects the settings.
     pub fn new(settings: Settings<'_>, lookup: Lookup) -> Result<Self, SetupError> {
         Ok(Self { context: context::build(settings).map_err(SetupError)?, lookup: Arc::new(lookup) })
     }
 
-    /// The keys.
+    /// The lookup of keys.
     pub fn lookup(&self) -> &Lookup {
         &self.lookup
     }
 
-    /// Takes the handshake with a client to its end. It has no deadline: that is the caller's.
+    /// Performs the handshake with a client. Has no deadline: the caller sets one.
+    ///
+    /// # Errors
+    /// The handshake failed, or the client did not use its pre-shared key.
     pub async fn accept<S>(&self, socket: S) -> Result<Accepted<S, Lookup::Owner>, Rejected<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -167,7 +174,7 @@ impl<Lookup: PskLookup> Acceptor<Lookup> {
         let ssl = stream.ssl();
         let version = if ssl.version2() == Some(SslVersion::TLS1_3) { Version::Tls13 } else { Version::Tls12 };
         let cipher = ssl.current_cipher();
-        // That an identity was looked up does not say that its key was used.
+        // The lookup of an identity does not prove that its key was used.
         let is_used = match version {
             Version::Tls13 => ssl.session_reused(),
             Version::Tls12 => cipher.is_some_and(|cipher| cipher.name().contains("PSK")),

@@ -1,4 +1,4 @@
-//! Both ends in memory: the client is OpenSSL's own.
+//! Handshakes in memory with OpenSSL's own client.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +10,7 @@ use super::*;
 const KEY: &[u8] = b"0123456789abcdef";
 const BOTH: &[Version] = &[Version::Tls12, Version::Tls13];
 
-/// Knows `pump`, whose owner is 7.
+/// A lookup that knows the identity `pump`, with the owner 7.
 struct Pump;
 
 impl PskLookup for Pump {
@@ -25,7 +25,7 @@ fn acceptor(versions: &[Version]) -> Acceptor<Pump> {
     Acceptor::new(Settings { versions, alpn: &["mqtt".to_owned()] }, Pump).unwrap()
 }
 
-/// A client that offers this identity and key in one version, and whether it was asked for them.
+/// A client with this identity, key and version, and a flag that tells whether OpenSSL used them.
 fn client(version: SslVersion, identity: &'static str, key: &'static [u8], alpn: &[u8]) -> (Ssl, Arc<AtomicBool>) {
     let mut context = SslContextBuilder::new(SslMethod::tls_client()).unwrap();
     context.set_min_proto_version(Some(version)).unwrap();
@@ -65,7 +65,7 @@ async fn connect(acceptor: &Acceptor<Pump>, ssl: Ssl) -> (Outcome, Result<String
                 accepted.stream.shutdown().await.unwrap();
                 Ok(accepted)
             }
-            // The rest of it goes, so that the client sees the end.
+            // Drop the connection, so that the client sees its end.
             Err(rejected) => Err(rejected.reason),
         }
     };

@@ -1,4 +1,4 @@
-//! What a registry knows of a device.
+//! A device as the registry stores it, and the limits on its fields.
 
 use std::fmt;
 
@@ -8,35 +8,35 @@ use zeroize::Zeroizing;
 /// A device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Unique.
+    /// The device ID, unique in the registry.
     pub id: String,
-    /// Whether it is let in.
+    /// Whether the device may connect.
     pub state: State,
-    /// Names of groups it belongs to.
+    /// The names of the groups it belongs to.
     pub groups: Vec<String>,
-    /// What else is known of it.
+    /// Free-form attributes, for expressions.
     pub attributes: Map<String, Value>,
-    /// SHA-256 of certificates, or of public keys (SubjectPublicKeyInfo), in lower-case hex.
+    /// SHA-256 fingerprints of certificates or of public keys (SubjectPublicKeyInfo), in lower-case hex.
     pub pins: Vec<String>,
-    /// Its pre-shared key.
+    /// The pre-shared key.
     pub psk: Option<Psk>,
-    /// The hash of its password.
+    /// The hash of the password.
     pub password_hash: Option<Hash>,
 }
 
-/// Whether a device is let in.
+/// Whether a device may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It is.
+    /// It may connect.
     Enabled,
-    /// It is not, until somebody enables it.
+    /// It may not connect until an operator enables it.
     Disabled,
-    /// It is not, until then, in seconds since 1970.
+    /// It may not connect before this time, in seconds since 1970.
     Banned(i64),
 }
 
 impl State {
-    /// The state at a time, in seconds since 1970: a ban ends by itself.
+    /// Returns the state at a time in seconds since 1970: a ban that has expired counts as enabled.
     #[must_use]
     pub const fn at(self, now: i64) -> Self {
         match self {
@@ -46,12 +46,12 @@ impl State {
     }
 }
 
-/// A pre-shared key and the identity it is known by.
+/// A pre-shared key and its identity.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Psk {
-    /// Unique in the registry.
+    /// The PSK identity, unique in the registry.
     pub identity: String,
-    /// The key's octets.
+    /// The key, in bytes.
     pub key: Zeroizing<Vec<u8>>,
 }
 
@@ -61,7 +61,7 @@ impl fmt::Debug for Psk {
     }
 }
 
-/// A password's hash, in one of the forms that password files have. Not to be printed.
+/// A password hash, in one of the formats of password files. `Debug` masks it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Hash(pub String);
 
@@ -71,20 +71,22 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// Of an identifier, a group or the name of an attribute, in bytes.
+/// The longest device ID, group name or attribute name, in bytes.
 const MAX_NAME_LEN: usize = 256;
-/// Of attributes as JSON, and of groups and pins in number.
+/// The largest attributes, encoded as JSON, in bytes.
 const MAX_ATTRIBUTES_LEN: usize = 8192;
+/// The largest number of groups, and of pins.
 const MAX_LIST: usize = 64;
-/// Of arrays and objects in each other: what is deeper could not be read again.
+/// The deepest nesting of arrays and objects: the JSON parser rejects much deeper values when it reads them back.
 const MAX_DEPTH: usize = 16;
-/// Of a pre-shared key, in octets: fewer can be guessed from a handshake that somebody overheard; more, OpenSSL refuses.
+/// The length of a pre-shared key, in bytes. An eavesdropper can brute-force a shorter key from a recorded handshake; OpenSSL
+/// rejects a longer one.
 const PSK_LEN: std::ops::RangeInclusive<usize> = 16..=256;
-/// Of its identity: more, OpenSSL refuses.
+/// The longest PSK identity, in bytes: OpenSSL rejects a longer one.
 const MAX_PSK_IDENTITY_LEN: usize = 256;
 
 impl Device {
-    /// An enabled device that has nothing to prove itself with yet.
+    /// Creates an enabled device without credentials.
     pub fn new(id: impl Into<String>) -> Self {
         Self {
             id: id.into(),
@@ -97,41 +99,52 @@ impl Device {
         }
     }
 
-    /// Whether it can be kept.
+    /// Checks that every field is within its limits.
     ///
     /// # Errors
-    /// What is wrong with it, in a few words.
+    /// Describes the first field that is not.
     pub fn validate(&self) -> Result<(), String> {
         let is_name = |name: &str| !name.is_empty() && name.len() <= MAX_NAME_LEN && !name.contains(char::is_control);
         if !is_name(&self.id) {
             return Err(format!("the ID must have 1 to {MAX_NAME_LEN} bytes and no control characters"));
         }
         if let Some(group) = self.groups.iter().find(|group| !is_name(group)) {
-            return Err(format!("`{}` cannot be a group's name", group.escape_debug()));
+            return Err(format!(
+                "`{}` is not a valid group name: expected 1 to {MAX_NAME_LEN} bytes without control characters",
+                group.escape_debug()
+            ));
         }
         if let Some((name, _)) = self.attributes.iter().find(|(name, _)| !is_name(name)) {
-            return Err(format!("`{}` cannot be an attribute's name", name.escape_debug()));
+            return Err(format!(
+                "`{}` is not a valid attribute name: expected 1 to {MAX_NAME_LEN} bytes without control characters",
+                name.escape_debug()
+            ));
         }
         if self.groups.len() > MAX_LIST || self.pins.len() > MAX_LIST {
-            return Err(format!("a device has at most {MAX_LIST} groups and pins"));
+            return Err(format!("a device can have at most {MAX_LIST} groups and {MAX_LIST} pins"));
         }
         if serde_json::to_string(&self.attributes).is_ok_and(|text| text.len() > MAX_ATTRIBUTES_LEN) {
-            return Err(format!("attributes have at most {MAX_ATTRIBUTES_LEN} bytes as JSON"));
+            return Err(format!("attributes can have at most {MAX_ATTRIBUTES_LEN} bytes as JSON"));
         }
         if self.attributes.values().any(|value| depth(value) > MAX_DEPTH) {
-            return Err(format!("attributes are nested {MAX_DEPTH} deep at most"));
+            return Err(format!("attributes can be nested at most {MAX_DEPTH} levels deep"));
         }
         if let Some(pin) = self.pins.iter().find(|pin| !is_fingerprint(pin)) {
-            return Err(format!("`{}` is no SHA-256 in lower-case hex", pin.escape_debug()));
+            return Err(format!(
+                "`{}` is not a SHA-256 fingerprint: expected 64 hexadecimal digits",
+                pin.escape_debug()
+            ));
         }
         if let Some(psk) = &self.psk {
             let identity = &psk.identity;
             if identity.is_empty() || identity.len() > MAX_PSK_IDENTITY_LEN || identity.contains(char::is_control) {
-                return Err(format!("the identity of a pre-shared key has 1 to {MAX_PSK_IDENTITY_LEN} bytes"));
+                return Err(format!(
+                    "the PSK identity must have 1 to {MAX_PSK_IDENTITY_LEN} bytes and no control characters"
+                ));
             }
             if !PSK_LEN.contains(&psk.key.len()) {
                 let (least, most) = (PSK_LEN.start(), PSK_LEN.end());
-                return Err(format!("a pre-shared key has {least} to {most} octets, this one {}", psk.key.len()));
+                return Err(format!("the pre-shared key must have {least} to {most} bytes, but has {}", psk.key.len()));
             }
         }
         Ok(())

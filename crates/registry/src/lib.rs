@@ -1,8 +1,8 @@
-//! A registry of devices, in SQLite or PostgreSQL by one schema: who is let in, with what they prove themselves, and
-//! what else is known of them. Enters: changes that people make. Leaves: devices, and what has changed since a number.
+//! A registry of devices in SQLite or PostgreSQL, with one schema for both: which devices may connect, their credentials,
+//! groups and attributes. Enters: changes by operators. Leaves: devices, and the changes since a revision.
 //!
-//! Each change has a number, and numbers become visible in their order; so whoever remembers the last number it has seen
-//! can ask for all that it has not.
+//! Each change has a revision, and revisions become visible in order. A reader that remembers the last revision it has
+//! seen can fetch all later changes.
 
 mod device;
 
@@ -20,7 +20,7 @@ use sqlx::postgres::PgListener;
 use sqlx::{AnyConnection, AnyPool, Connection, Row, SqlSafeStr};
 use zeroize::Zeroizing;
 
-/// The versions of the schema. Not by `migrate!`: the macro builds both databases a second time, for the compiler.
+/// The versions of the schema. The `migrate!` macro would build both database drivers a second time, as a build dependency.
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let migration = |version, description: &'static str, sql: &'static str| {
         Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
@@ -28,23 +28,23 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     Migrator::with_migrations(vec![migration(1, "devices", include_str!("../migrations/0001_devices.sql"))])
 });
 
-/// What PostgreSQL tells those who listen, whenever a device has changed.
+/// The PostgreSQL notification channel: one notification per transaction that changes devices.
 const CHANNEL: &str = "portcullis_device";
-/// For a connection to the database to be had.
+/// How long to wait for a database connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Connections at once: one that follows, some that write.
+/// The size of the connection pool: one connection reads changes, the others write.
 const MAX_CONNECTIONS: u32 = 4;
-/// Devices that [`Registry::changes`] returns at most.
+/// The largest number of devices that [`Registry::changes`] and [`Registry::list`] return.
 pub const PAGE: usize = 1000;
 
-/// A registry.
+/// A connection pool to a registry.
 #[derive(Debug)]
 pub struct Registry {
     pool: AnyPool,
     url: Url,
 }
 
-/// Where a registry is.
+/// The location of a registry. `Debug` masks the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Url {
     text: Zeroizing<String>,
@@ -64,46 +64,46 @@ impl std::hash::Hash for Url {
 }
 
 impl fmt::Debug for Url {
-    /// Without the password.
+    /// Shows the kind of database only: the URL may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Url({:?})", self.kind)
     }
 }
 
 impl Url {
-    /// Reads `sqlite:PATH`, in which `resolve` makes a relative path absolute, or `postgres://...`.
+    /// Parses `sqlite:PATH`, in which `resolve` makes a relative path absolute, or `postgres://...`.
     ///
     /// # Errors
-    /// What is wrong with it, without quoting it: there may be a password in it.
+    /// Describes the problem without quoting the URL, which may contain a password.
     pub fn parse(text: &str, resolve: impl FnOnce(&str) -> String) -> Result<Self, String> {
         if let Some(rest) = text.strip_prefix("sqlite:") {
             let path = rest.strip_prefix("//").unwrap_or(rest);
             if path.is_empty() || path.contains(['?', '#', '%']) {
-                return Err("a path is wanted after `sqlite:`, without `?`, `#` and `%`".to_owned());
+                return Err("`sqlite:` needs a path without `?`, `#` and `%`".to_owned());
             }
             if path == ":memory:" {
-                return Err("a registry in memory would be nobody else's: name a file".to_owned());
+                return Err("an in-memory registry cannot be shared with other processes: use a file".to_owned());
             }
             let path = resolve(path);
             if path.contains(['?', '#', '%']) {
-                return Err("the folder of the registry has a `?`, `#` or `%` in its name".to_owned());
+                return Err("the directory of the registry must not have `?`, `#` or `%` in its name".to_owned());
             }
             return Ok(Self { text: Zeroizing::new(format!("sqlite://{path}")), kind: Kind::Sqlite });
         }
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
             text.parse::<sqlx::postgres::PgConnectOptions>()
-                .map_err(|_| "this cannot be read as a PostgreSQL URL".to_owned())?;
+                .map_err(|_| "the PostgreSQL URL is not valid".to_owned())?;
             return Ok(Self { text: Zeroizing::new(text.to_owned()), kind: Kind::Postgres });
         }
-        Err("a registry is `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`".to_owned())
+        Err("expected `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`".to_owned())
     }
 
-    /// The database's file, if it is one.
+    /// The path of the SQLite file; `None` for PostgreSQL.
     pub fn path(&self) -> Option<&str> {
         (self.kind == Kind::Sqlite).then(|| self.text.trim_start_matches("sqlite://"))
     }
 
-    /// Whether the connection goes to another machine without certainty that it is the right one.
+    /// Whether the connection goes to another machine without verifying that machine's certificate and name.
     pub fn is_unverified(&self) -> bool {
         if self.kind == Kind::Sqlite || self.text.contains("sslmode=verify-full") {
             return false;
@@ -116,37 +116,37 @@ impl Url {
     }
 }
 
-/// Why something could not be done.
+/// Why an operation on the registry failed.
 #[derive(Debug)]
 pub enum Error {
-    /// The database cannot be reached, or does not do what is asked.
+    /// The database cannot be reached, or a query failed.
     Database(sqlx::Error),
-    /// The database's file cannot be opened.
+    /// The SQLite file cannot be opened or created.
     File(std::io::Error),
-    /// Its schema cannot be brought up to date.
+    /// The schema cannot be migrated.
     Schema(sqlx::migrate::MigrateError),
-    /// There is a device of this ID already.
+    /// A device with this ID already exists.
     Exists(String),
-    /// There is no device of this ID.
+    /// No device has this ID.
     Unknown(String),
-    /// Something that has to be unique, another device has.
+    /// Another device already has a value that must be unique.
     Taken(String),
-    /// The device cannot be kept.
+    /// A field of the device is not valid.
     Invalid(String),
-    /// What is in the database is no device.
+    /// The database record of this device cannot be decoded.
     Corrupt(String),
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Database(_) => write!(f, "the registry's database failed"),
-            Error::File(_) => write!(f, "the registry's file cannot be opened"),
-            Error::Schema(_) => write!(f, "the schema of the registry's database cannot be brought up to date"),
-            Error::Exists(id) => write!(f, "there is a device `{id}` already"),
-            Error::Unknown(id) => write!(f, "there is no device `{id}`"),
+            Error::Database(_) => write!(f, "cannot access the registry database"),
+            Error::File(_) => write!(f, "cannot open the registry file"),
+            Error::Schema(_) => write!(f, "cannot migrate the schema of the registry database"),
+            Error::Exists(id) => write!(f, "device `{id}` already exists"),
+            Error::Unknown(id) => write!(f, "device `{id}` does not exist"),
             Error::Taken(what) | Error::Invalid(what) => write!(f, "{what}"),
-            Error::Corrupt(id) => write!(f, "what the database has of device `{id}` cannot be read"),
+            Error::Corrupt(id) => write!(f, "the database record of device `{id}` is corrupt"),
         }
     }
 }
@@ -168,33 +168,33 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// What becomes of a device that is there already.
+/// What [`Registry::add`] does with a device that already exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
-    /// Nothing is changed at all.
+    /// Fail, and change nothing.
     Refuse,
-    /// It stays as it is.
+    /// Keep the existing device.
     Skip,
-    /// It becomes the new one.
+    /// Replace the existing device.
     Replace,
 }
 
-/// A device that has changed.
+/// A changed device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The number of its last change.
+    /// The revision of its last change.
     pub revision: i64,
-    /// Its ID.
+    /// The device ID.
     pub id: String,
-    /// What it is now; `None`: it was removed.
+    /// The device after the change; `None` if it was removed.
     pub device: Option<Device>,
 }
 
 impl Registry {
-    /// A registry that is connected to when it is needed.
+    /// Creates a pool that connects on first use.
     ///
     /// # Errors
-    /// The URL cannot be used.
+    /// The URL is not valid.
     pub fn connect_lazy(url: &Url) -> Result<Self, Error> {
         sqlx::any::install_default_drivers();
         let kind = url.kind;
@@ -204,8 +204,8 @@ impl Registry {
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     if kind == Kind::Sqlite {
-                        // One file, and no log beside it: such a log, left behind, would be taken for that of a file
-                        // that somebody puts into the place.
+                        // No write-ahead log: one that is left behind would be applied to a file that an operator
+                        // restores from a backup.
                         let pragmas =
                             "PRAGMA journal_mode = DELETE; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;";
                         sqlx::raw_sql(pragmas).execute(connection).await?;
@@ -217,11 +217,10 @@ impl Registry {
         Ok(Self { pool, url: url.clone() })
     }
 
-    /// Connects, makes the database's file if it is one and not there (readable by its owner only), and brings the
-    /// schema up to date.
+    /// Connects and migrates the schema. Creates a missing SQLite file, with mode 0600.
     ///
     /// # Errors
-    /// The database cannot be used.
+    /// The file cannot be created, or the database cannot be reached or migrated.
     pub async fn open(url: &Url) -> Result<Self, Error> {
         if let Some(path) = url.path() {
             create(path).map_err(Error::File)?;
@@ -231,17 +230,17 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Closes the connections, and waits until they are.
+    /// Closes all connections, and waits until they are closed.
     pub async fn close(self) {
         self.pool.close().await;
     }
 
-    /// Brings the schema up to date.
+    /// Migrates the schema to the latest version.
     ///
     /// # Errors
-    /// The database cannot be used.
+    /// The database cannot be reached or migrated.
     pub async fn migrate(&self) -> Result<(), Error> {
-        // Asked first: to look after the schema takes more rights than to use it.
+        // Checked first, because migrating requires more privileges than using the schema.
         let latest = MIGRATIONS.iter().map(|migration| migration.version).max();
         let query = sqlx::query("SELECT max(version) AS version FROM _sqlx_migrations WHERE success");
         let present = query.fetch_one(&self.pool).await.and_then(|row| row.try_get::<Option<i64>, _>("version"));
@@ -251,18 +250,18 @@ impl Registry {
         MIGRATIONS.run(&self.pool).await.map_err(Error::Schema)
     }
 
-    /// The device of this ID.
+    /// Returns the device with this ID.
     ///
     /// # Errors
-    /// The database cannot be asked.
+    /// A query failed, or the record is corrupt.
     pub async fn get(&self, id: &str) -> Result<Option<Device>, Error> {
         read(&mut *self.pool.acquire().await?, id).await
     }
 
-    /// Devices in the order of their IDs, from the one behind `after`; at most [`PAGE`].
+    /// Lists devices in the order of their IDs, starting after the ID `after`; at most [`PAGE`].
     ///
     /// # Errors
-    /// The database cannot be asked.
+    /// A query failed, or the record is corrupt.
     pub async fn list(&self, after: &str) -> Result<Vec<Device>, Error> {
         let mut connection = self.pool.acquire().await?;
         let query = "SELECT * FROM device WHERE id > $1 AND state <> 'removed' ORDER BY id LIMIT $2";
@@ -273,10 +272,11 @@ impl Registry {
         Ok(changes(&rows, &pins)?.into_iter().filter_map(|change| change.device).collect())
     }
 
-    /// Adds devices, all of them or none; returns how many were written.
+    /// Adds devices in one transaction. Returns how many were written.
     ///
     /// # Errors
-    /// One of them is there already and may not be, or cannot be kept; or the database failed.
+    /// A device exists and `existing` is [`Existing::Refuse`], a device is not valid, or a query failed. Nothing was
+    /// written then.
     pub async fn add(&self, devices: &[Device], existing: Existing) -> Result<usize, Error> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
@@ -296,10 +296,10 @@ impl Registry {
         Ok(written)
     }
 
-    /// Changes a device; returns what it is then.
+    /// Changes a device. Returns the changed device.
     ///
     /// # Errors
-    /// There is none of this ID, it cannot be kept as it would be, or the database failed.
+    /// No device has this ID, the changed device is not valid, or a query failed.
     pub async fn change(&self, id: &str, change: impl FnOnce(&mut Device)) -> Result<Device, Error> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
@@ -316,12 +316,12 @@ impl Registry {
     /// Removes a device.
     ///
     /// # Errors
-    /// There is none of this ID, or the database failed.
+    /// No device has this ID, or a query failed.
     pub async fn remove(&self, id: &str) -> Result<(), Error> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
         let revision = take_revisions(&mut transaction, 1).await?;
-        // Not what it is: also what cannot be read can be removed.
+        // Reads the ID only, so that a corrupt record can be removed, too.
         let query = "SELECT id FROM device WHERE id = $1 AND state <> 'removed'";
         if sqlx::query(query).bind(id).fetch_optional(&mut *transaction).await?.is_none() {
             return Err(Error::Unknown(id.to_owned()));
@@ -331,14 +331,14 @@ impl Registry {
         Ok(transaction.commit().await?)
     }
 
-    /// What has changed since the change of this number, in the order of changes; at most [`PAGE`]. From 0, all there is.
-    /// A device that cannot be read counts as removed.
+    /// Returns the changes after this revision, in order; at most [`PAGE`]. Revision 0 returns all devices. A corrupt record
+    /// counts as removed.
     ///
     /// # Errors
-    /// The database cannot be asked.
+    /// A query failed, or the record is corrupt.
     pub async fn changes(&self, since: i64) -> Result<Vec<Change>, Error> {
         let mut connection = self.pool.acquire().await?;
-        // One moment's view: pins of a later change would be put to an earlier one.
+        // One snapshot for both queries: otherwise pins of a later change could end up in an earlier one.
         let mut transaction = connection.begin().await?;
         if self.url.kind == Kind::Postgres {
             let level = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -351,7 +351,7 @@ impl Registry {
                      WHERE device.revision > $1 AND device.revision <= $2";
         let last: i64 = last.try_get("revision")?;
         let pins = sqlx::query(query).bind(since).bind(last).fetch_all(&mut *transaction).await?;
-        // One that cannot be read is as good as none, and keeps nobody from learning of the others.
+        // Fails closed for the corrupt record, and does not hide the changes of other devices.
         let readable = |(row, change): (&AnyRow, Result<Change, Error>)| match change {
             Err(Error::Corrupt(id)) => Ok(Change { revision: row.try_get("revision")?, id, device: None }),
             change => change,
@@ -360,16 +360,16 @@ impl Registry {
         rows.iter().map(|row| (row, change(row, &mut pins_of))).map(readable).collect()
     }
 
-    /// The number of the last change.
+    /// The revision of the last change.
     ///
     /// # Errors
-    /// The database cannot be asked.
+    /// A query failed, or the record is corrupt.
     pub async fn revision(&self) -> Result<i64, Error> {
         let row = sqlx::query("SELECT value FROM revision WHERE id = 1").fetch_one(&self.pool).await?;
         Ok(row.try_get("value")?)
     }
 
-    /// Who is told at once when something has changed; `None`: this kind of database tells nobody.
+    /// Subscribes to change notifications. `None` for SQLite, which has none.
     ///
     /// # Errors
     /// The database cannot be reached.
@@ -390,17 +390,18 @@ impl Registry {
     }
 }
 
-/// A connection on which the database says that something has changed.
+/// A subscription to the change notifications of PostgreSQL.
 #[derive(Debug)]
 pub struct Listening(PgListener);
 
 impl Listening {
-    /// Waits until something has changed.
+    /// Waits for a notification. Also returns after the connection was lost and re-established, since notifications may
+    /// have been missed.
     ///
     /// # Errors
-    /// The connection broke.
+    /// The connection was lost and cannot be re-established.
     pub async fn changed(&mut self) -> Result<(), Error> {
-        // `None`: it broke and is there again; something may have been missed.
+        // `None` means reconnected.
         Ok(self.0.try_recv().await.map(drop)?)
     }
 }
@@ -417,7 +418,8 @@ fn page() -> i64 {
     i64::try_from(PAGE).unwrap_or(i64::MAX)
 }
 
-/// Takes so many numbers; returns the first. Whoever has taken one is alone until the transaction ends.
+/// Reserves `count` revisions and returns the first. The row lock serializes writers until their transactions end, so
+/// revisions become visible in order.
 async fn take_revisions(connection: &mut AnyConnection, count: usize) -> Result<i64, Error> {
     let count = i64::try_from(count).unwrap_or(i64::MAX);
     let query = "UPDATE revision SET value = value + $1 WHERE id = 1 RETURNING value";
@@ -447,7 +449,7 @@ async fn write(connection: &mut AnyConnection, revision: i64, id: &str, device: 
         let query = "SELECT id FROM device WHERE psk_identity = $1 AND id <> $2";
         if let Some(row) = sqlx::query(query).bind(&psk.identity).bind(id).fetch_optional(&mut *connection).await? {
             let other: String = row.try_get("id")?;
-            return Err(Error::Taken(format!("device `{other}` has the pre-shared key identity `{}`", psk.identity)));
+            return Err(Error::Taken(format!("device `{other}` already has the PSK identity `{}`", psk.identity)));
         }
     }
     let groups = device.map(|device| device.groups.as_slice()).unwrap_or_default();
@@ -478,7 +480,7 @@ async fn write(connection: &mut AnyConnection, revision: i64, id: &str, device: 
         let query = "SELECT device_id FROM pin WHERE fingerprint = $1";
         if let Some(row) = sqlx::query(query).bind(pin).fetch_optional(&mut *connection).await? {
             let other: String = row.try_get("device_id")?;
-            return Err(Error::Taken(format!("device `{other}` has the pin {pin}")));
+            return Err(Error::Taken(format!("device `{other}` already has the pin `{pin}`")));
         }
         let query = "INSERT INTO pin (fingerprint, device_id) VALUES ($1, $2)";
         sqlx::query(query).bind(pin).bind(id).execute(&mut *connection).await?;

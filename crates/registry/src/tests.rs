@@ -1,4 +1,4 @@
-//! On SQLite; what PostgreSQL does, the interop tests see.
+//! Tests on SQLite. The interop tests cover PostgreSQL.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -38,7 +38,7 @@ async fn what_is_put_in_comes_out() {
     registry.add(&[one], Existing::Refuse).await.unwrap();
     assert!(!format!("{:?}", registry.get("one").await).contains("argon2id"));
     let mode = std::fs::metadata(dir.path().join("devices.db")).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600, "there are keys in it");
+    assert_eq!(mode & 0o777, 0o600, "the file contains keys");
 }
 
 #[tokio::test]
@@ -54,10 +54,13 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
     assert_eq!(registry.get("new").await.unwrap(), None, "all or none");
     assert!(
         matches!(registry.add(&[device("two")], Existing::Refuse).await, Err(Error::Taken(_))),
-        "another's PSK identity"
+        "the PSK identity of another device"
     );
     let pinned = Device { pins: device("one").pins, ..Device::new("two") };
-    assert!(matches!(registry.add(&[pinned], Existing::Refuse).await, Err(Error::Taken(_))), "another's pin");
+    assert!(
+        matches!(registry.add(&[pinned], Existing::Refuse).await, Err(Error::Taken(_))),
+        "the pin of another device"
+    );
     assert!(matches!(registry.change("two", |_| ()).await, Err(Error::Unknown(_))));
     assert!(matches!(registry.remove("two").await, Err(Error::Unknown(_))));
     let long = "x".repeat(300);
@@ -151,5 +154,5 @@ fn urls() {
 #[test]
 fn a_migration_that_was_released_does_not_change() {
     let checksums: Vec<_> = MIGRATIONS.iter().map(|migration| hex::encode(&migration.checksum[..8])).collect();
-    assert_eq!(checksums, ["10e0d50e7593bc74"], "databases that have it refuse to be opened");
+    assert_eq!(checksums, ["10e0d50e7593bc74"], "existing databases would fail to open");
 }

@@ -1,4 +1,4 @@
-//! A broker that does what a test tells it to, byte by byte.
+//! A scripted broker: a test reads and writes every byte of its connections.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::soon;
 
-/// Accepts connections, one after the other.
+/// A listening broker, whose connections the test accepts one by one.
 pub struct Broker {
     listener: TcpListener,
 }
@@ -21,7 +21,7 @@ impl Broker {
         Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
     }
 
-    /// Its address.
+    /// The address of the broker.
     pub fn address(&self) -> SocketAddr {
         self.listener.local_addr().unwrap()
     }
@@ -31,12 +31,12 @@ impl Broker {
         upstream(&[self.address()])
     }
 
-    /// The next connection.
+    /// Accepts the next connection.
     pub async fn accept(&self) -> BrokerConnection {
         BrokerConnection(soon("a connection to the broker", self.listener.accept()).await.unwrap().0)
     }
 
-    /// Whether nobody has connected, and nobody does for a moment.
+    /// Whether no connection is waiting and none arrives within 200 ms.
     pub async fn is_left_alone(&self) -> bool {
         tokio::time::timeout(std::time::Duration::from_millis(100), self.listener.accept()).await.is_err()
     }
@@ -48,7 +48,7 @@ fn upstream(servers: &[SocketAddr]) -> String {
 }
 
 impl BrokerConnection {
-    /// Reads exactly that many bytes.
+    /// Reads exactly `len` bytes.
     pub async fn read(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         soon("bytes at the broker", self.0.read_exact(&mut bytes)).await.unwrap();
@@ -61,10 +61,10 @@ impl BrokerConnection {
         assert_eq!(found, bytes, "at the broker");
     }
 
-    /// Reads to the end.
+    /// Reads until the end of the stream.
     pub async fn read_to_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        // A reset is an end too.
+        // A reset counts as the end, too.
         let _ = soon("the end at the broker", self.0.read_to_end(&mut bytes)).await;
         bytes
     }

@@ -1,4 +1,4 @@
-//! A client that sends what a test tells it to, byte by byte.
+//! A scripted client: a test reads and writes every byte of its connection.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Bytes for T {}
 /// A connected client.
 pub struct Client(Box<dyn Bytes>);
 
-/// The TLS side of a client with the certificate of `device`, if it is to have one, in these TLS versions.
+/// The TLS configuration of a client with these TLS versions, and with the certificate of `device` unless it is `None`.
 pub fn tls_config(pki: &Pki, device: Option<&str>, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
     portcullis_gateway::crypto::install_crypto_provider();
     let mut roots = RootCertStore::empty();
@@ -45,7 +45,7 @@ impl Client {
         Self::try_tls(address, tls_config(pki, Some(device), rustls::ALL_VERSIONS), "localhost").await.unwrap()
     }
 
-    /// Connects over TLS; in TLS 1.3 a refusal by the server shows with the first read only.
+    /// Connects over TLS. In TLS 1.3 a rejection by the server shows only with the first read.
     pub async fn try_tls(address: SocketAddr, config: ClientConfig, name: &str) -> std::io::Result<Self> {
         let socket = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -53,7 +53,7 @@ impl Client {
         Ok(Self(Box::new(soon("a TLS handshake", connecting).await?)))
     }
 
-    /// Sends CONNECT of MQTT 3.1.1, which arrives at the broker as it is, and gets its CONNACK.
+    /// Sends an MQTT 3.1.1 CONNECT, asserts that the broker receives it unchanged, and receives the CONNACK.
     pub async fn greet(&mut self, broker: &Broker, packet: &[u8]) -> BrokerConnection {
         self.write(packet).await;
         let mut connection = broker.accept().await;
@@ -69,13 +69,13 @@ impl Client {
         self.0.flush().await.unwrap();
     }
 
-    /// Writes bytes; whoever listens may have gone.
+    /// Writes bytes. Fails if the gateway has closed the connection.
     pub async fn try_write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.0.write_all(bytes).await?;
         self.0.flush().await
     }
 
-    /// Reads once, at most that many bytes.
+    /// Reads once, at most `len` bytes.
     pub async fn try_read(&mut self, len: usize) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         let read = soon("bytes at the client", self.0.read(&mut bytes)).await?;
@@ -90,15 +90,15 @@ impl Client {
         assert_eq!(found, bytes, "at the client");
     }
 
-    /// Reads to the end.
+    /// Reads until the end of the stream.
     pub async fn read_to_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        // A reset, or an alert, is an end too.
+        // A reset or an alert counts as the end, too.
         let _ = soon("the end at the client", self.0.read_to_end(&mut bytes)).await;
         bytes
     }
 
-    /// Ends its side.
+    /// Shuts down the client's sending side.
     pub async fn shutdown(&mut self) {
         let _ = self.0.shutdown().await;
     }

@@ -1,4 +1,4 @@
-//! A gateway in the test's own process.
+//! A gateway within the test process.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::{Broker, BrokerConnection, Client, connack, eventually, soon};
 
-/// A running gateway, its configuration and its access log in a temporary folder.
+/// A running gateway, its configuration and its access log in a temporary directory.
 pub struct TestGateway {
     dir: TempDir,
     /// The gateway itself.
@@ -18,7 +18,7 @@ pub struct TestGateway {
 }
 
 impl TestGateway {
-    /// Starts one with this configuration, to which the access log's path is added.
+    /// Starts a gateway with this configuration, to which it adds the path of the access log.
     pub async fn start(configuration: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("portcullis.toml");
@@ -28,12 +28,12 @@ impl TestGateway {
         Self { gateway: Gateway::start(&path, loaded.runtime, state).await.unwrap(), dir }
     }
 
-    /// One plain listener named `devices` and an upstream.
+    /// Starts a gateway with one plain listener named `devices` and this upstream.
     pub async fn plain(upstream: &str) -> Self {
         Self::start(&format!("{}{upstream}", Self::LISTENER.replace("\"tls\"", "\"tcp\""))).await
     }
 
-    /// The beginning of a listener named `devices`.
+    /// The first lines of a TLS listener named `devices`.
     pub const LISTENER: &str =
         "[[listener]]\nname = \"devices\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\nprotocol = \"tls\"\n";
 
@@ -47,28 +47,28 @@ impl TestGateway {
         self.dir.path().join("portcullis.toml")
     }
 
-    /// Replaces the configuration; it counts with the next reload.
+    /// Replaces the configuration file. The next reload applies it.
     pub fn write(&self, configuration: &str) {
         fs::write(self.path(), with_log(configuration)).unwrap();
     }
 
-    /// What a client without TLS is answered that sends this CONNECT and is not to get through.
+    /// Sends this CONNECT without TLS and returns the whole response, until the gateway closes the connection.
     pub async fn refusal(&self, packet: &[u8]) -> Vec<u8> {
         let mut client = Client::tcp(self.address()).await;
         client.write(packet).await;
         client.read_to_end().await
     }
 
-    /// A client without TLS that sends this CONNECT, of MQTT 3.1.1, and is let in; what arrives at the broker is the same.
+    /// Opens a session without TLS with this MQTT 3.1.1 CONNECT, and asserts that the broker receives it unchanged.
     pub async fn session(&self, broker: &Broker, packet: &[u8]) -> (Client, BrokerConnection) {
         let mut client = Client::tcp(self.address()).await;
         let connection = client.greet(broker, packet).await;
         (client, connection)
     }
 
-    /// The same, once it is let in; it comes again and again.
+    /// As [`TestGateway::session`], but reconnects until the gateway admits the client.
     pub async fn session_at_last(&self, broker: &Broker, packet: &[u8]) -> (Client, BrokerConnection) {
-        soon("a client to be let in", async {
+        soon("a client to be admitted", async {
             loop {
                 let mut client = Client::tcp(self.address()).await;
                 client.write(packet).await;
@@ -86,7 +86,7 @@ impl TestGateway {
         .await
     }
 
-    /// The lines of the access log, once there are that many.
+    /// Waits until the access log has `count` lines, and returns them.
     pub async fn lines(&self, count: usize) -> Vec<String> {
         let log = self.dir.path().join("access.log");
         eventually(&format!("{count} access lines"), || {
@@ -98,14 +98,14 @@ impl TestGateway {
         .await
     }
 
-    /// A field of the last of so many lines of a log in JSON.
+    /// Waits until the JSON access log has this many lines, and returns a field of the last.
     pub async fn field(&self, lines: usize, name: &str) -> String {
         let line = self.lines(lines).await.pop().unwrap();
         let value = serde_json::from_str::<serde_json::Value>(&line).unwrap()[name].clone();
         value.as_str().map_or_else(|| value.to_string(), str::to_owned)
     }
 
-    /// Status and reason of the only line there is.
+    /// Status and reason of the only line of the access log.
     pub async fn outcome(&self) -> String {
         let line = self.lines(1).await.remove(0);
         let columns: Vec<&str> = line.split(' ').collect();
@@ -121,7 +121,7 @@ fn with_log(configuration: &str) -> String {
     format!("{configuration}\n[access_log]\n{path}")
 }
 
-/// A password file of these users in a folder, and an `[[authenticator]]` of its name.
+/// Writes a password file with these users. Returns an `[[authenticator]]` with the file's name.
 pub fn password_file(dir: &Path, name: &str, users: &[(&str, &str)]) -> String {
     let path = dir.join(name);
     for (user, password) in users {

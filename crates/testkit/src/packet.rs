@@ -1,6 +1,6 @@
-//! Packets spelled byte by byte, without the code under test.
+//! Packets built byte by byte, without the code under test.
 
-/// CONNECT of MQTT 3.1.1 with a clean session and nothing but a client ID.
+/// An MQTT 3.1.1 CONNECT with a clean session and only a client ID.
 pub fn connect(client_id: &str) -> Vec<u8> {
     let mut body = b"\x00\x04MQTT\x04\x02\x00\x3c".to_vec();
     body.extend(u16::try_from(client_id.len()).unwrap().to_be_bytes());
@@ -8,7 +8,7 @@ pub fn connect(client_id: &str) -> Vec<u8> {
     packet(0x10, &body)
 }
 
-/// The same of MQTT 5.
+/// An MQTT 5 CONNECT with a clean start and only a client ID.
 pub fn connect_v5(client_id: &str) -> Vec<u8> {
     let mut body = b"\x00\x04MQTT\x05\x02\x00\x3c\x00".to_vec();
     body.extend(u16::try_from(client_id.len()).unwrap().to_be_bytes());
@@ -16,7 +16,7 @@ pub fn connect_v5(client_id: &str) -> Vec<u8> {
     packet(0x10, &body)
 }
 
-/// CONNECT of MQTT 3.1.1 with a user name and a password.
+/// An MQTT 3.1.1 CONNECT with a user name and a password.
 pub fn connect_as(client_id: &str, username: &str, password: &[u8]) -> Vec<u8> {
     let mut body = b"\x00\x04MQTT\x04\xc2\x00\x3c".to_vec();
     for field in [client_id.as_bytes(), username.as_bytes(), password] {
@@ -26,7 +26,7 @@ pub fn connect_as(client_id: &str, username: &str, password: &[u8]) -> Vec<u8> {
     packet(0x10, &body)
 }
 
-/// CONNACK that accepts, of MQTT 5 (`version` 5) or before.
+/// A CONNACK that accepts, in MQTT 5 if `version` is 5, otherwise in MQTT 3.
 pub fn connack(version: u8) -> Vec<u8> {
     if version == 5 { b"\x20\x03\x00\x00\x00".to_vec() } else { b"\x20\x02\x00\x00".to_vec() }
 }

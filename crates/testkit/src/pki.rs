@@ -1,4 +1,4 @@
-//! A certificate authority in a temporary folder.
+//! A certificate authority in a temporary directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,24 +10,24 @@ use time::Duration;
 
 use crate::now;
 
-/// A PKI with a server certificate for localhost; devices are made as tests ask for them.
+/// A PKI with a server certificate for localhost; device certificates are issued when a test needs them.
 pub struct Pki {
     dir: TempDir,
     authority: Authority,
 }
 
 impl Pki {
-    /// Makes one.
+    /// Creates a PKI.
     pub fn new() -> Self {
         Self::named("Test")
     }
 
-    /// Makes one of another name.
+    /// Creates a PKI with this name.
     pub fn named(name: &str) -> Self {
         Self::with(&Init { name: name.to_owned(), ..Init::default() })
     }
 
-    /// Makes one that is as told.
+    /// Creates a PKI with these parameters.
     pub fn with(init: &Init) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::init(dir.path(), init).unwrap();
@@ -36,12 +36,12 @@ impl Pki {
         this
     }
 
-    /// Makes a server certificate.
+    /// Issues a server certificate.
     pub fn server(&self, name: &str, names: &[&str]) {
         self.issue(name, Purpose::Server, names, Some("Portcullis, \"Tests\""));
     }
 
-    /// Makes a device certificate, if there is none of this name.
+    /// Issues a device certificate, unless the name already has one.
     pub fn device(&self, name: &str) {
         if !self.chain(name).exists() {
             self.issue(name, Purpose::Device, &[], Some("Möbel & Söhne, Inc."));
@@ -54,13 +54,13 @@ impl Pki {
         self.authority.issue(&Request { name: name.to_owned(), organization, purpose, names, days: 30 }).unwrap();
     }
 
-    /// Revokes the certificate of a name, or the one with a serial number, and makes the CRLs anew.
+    /// Revokes the certificates with a common name, or the one with a serial number, and regenerates the CRLs.
     pub fn revoke(&self, name: &str) {
         self.authority.revoke(name, Reason::KeyCompromise, CRL_DAYS).unwrap();
     }
 
-    /// Makes the certificate of a device that is valid from an hour ago until so many seconds from now; less than
-    /// nothing is in the past. In the place of the one it may have.
+    /// Issues a device certificate that became valid an hour ago and expires in `seconds`; a negative number is in the
+    /// past. Replaces an existing certificate.
     pub fn device_until(&self, name: &str, seconds: i64) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -75,14 +75,13 @@ impl Pki {
         fs::write(self.key(name), key.serialize_pem()).unwrap();
     }
 
-    /// `root` or `intermediate`, ready to sign.
+    /// The issuer `root` or `intermediate`, ready to sign.
     pub fn issuer(&self, authority: &str) -> Issuer<'static, KeyPair> {
         let read = |what: &str| fs::read_to_string(self.dir().join(format!("{authority}.{what}"))).unwrap();
         Issuer::from_ca_cert_pem(&read("pem"), KeyPair::from_pem(&read("key")).unwrap()).unwrap()
     }
 
-    /// Writes CRLs of root and intermediate that revoke nothing and are good for so many seconds, into the place of
-    /// those that are there.
+    /// Replaces the CRLs of root and intermediate with CRLs that revoke nothing and expire in `seconds`.
     pub fn crls_until(&self, seconds: i64) {
         let crl = |authority: &str| {
             let now = now();
@@ -104,27 +103,27 @@ impl Pki {
         &self.authority
     }
 
-    /// The CRLs of root and intermediate.
+    /// The file with the CRLs of root and intermediate.
     pub fn crls(&self) -> PathBuf {
         self.authority.crls()
     }
 
-    /// The folder.
+    /// The directory of the PKI.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The trust anchor.
+    /// The file of the trust anchor.
     pub fn root(&self) -> PathBuf {
         self.authority.root()
     }
 
-    /// The chain of a name.
+    /// The file of the certificate chain of a name.
     pub fn chain(&self, name: &str) -> PathBuf {
         self.authority.chain_of(name)
     }
 
-    /// The key of a name.
+    /// The file of the private key of a name.
     pub fn key(&self, name: &str) -> PathBuf {
         self.authority.key_of(name)
     }

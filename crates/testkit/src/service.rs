@@ -1,4 +1,4 @@
-//! An HTTP service that answers as a test tells it to, one request a connection.
+//! A scripted HTTP service that handles one request per connection.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -9,12 +9,13 @@ use tokio::net::{TcpListener, TcpStream};
 /// A running service.
 pub struct Service {
     address: SocketAddr,
-    /// What it was asked: head and body of each request.
+    /// Head and body of each request received.
     asked: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl Service {
-    /// Answers with a status line's rest (as `200 OK`) and a body, by the body of the request. `None`: it does not answer.
+    /// Starts a service. `answer` maps the body of a request to a status (such as `200 OK`) and a body; with `None` the
+    /// service never responds.
     pub async fn start(answer: impl Fn(&str) -> Option<(&'static str, String)> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -29,12 +30,12 @@ impl Service {
         Self { address, asked }
     }
 
-    /// Where it is.
+    /// The URL of a path of the service.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    /// What it was asked so far: head and body of each request.
+    /// Head and body of each request received so far.
     pub fn asked(&self) -> Vec<(String, String)> {
         self.asked.lock().unwrap().clone()
     }

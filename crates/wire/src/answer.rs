@@ -1,4 +1,4 @@
-//! The packets a gateway says itself: CONNACK, DISCONNECT and PINGREQ, in the words of each MQTT version.
+//! The packets that a gateway sends itself: CONNACK, DISCONNECT and PINGREQ, encoded for each MQTT version.
 
 use crate::frame::{FixedHeader, PacketType};
 use crate::property::{Owner, Properties};
@@ -8,30 +8,30 @@ use crate::{Error, Rule, Version};
 /// PINGREQ [MQTT-3.12].
 pub const PINGREQ: [u8; 2] = [(PacketType::Pingreq as u8) << 4, 0];
 
-/// Why a CONNECT is refused, as far as the protocol has words for it.
+/// Why a CONNECT is refused, as far as the protocol can express it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// The packet breaks the protocol's grammar.
+    /// The packet is malformed.
     Malformed,
-    /// The packet breaks a rule that is not one of grammar.
+    /// The packet is well-formed but violates the protocol.
     ProtocolError,
-    /// The protocol version is not spoken here.
+    /// The protocol version is not supported.
     UnsupportedVersion,
-    /// The client identifier may not be used.
+    /// The client identifier is not allowed.
     ClientId,
     /// The user name or password is wrong.
     BadCredentials,
-    /// Known, but not allowed.
+    /// The client is not authorized.
     NotAuthorized,
     /// No broker can be reached.
     ServerUnavailable,
-    /// Larger than the gateway accepts.
+    /// The packet is larger than the gateway accepts.
     PacketTooLarge,
 }
 
 impl Refusal {
-    /// The CONNACK code in `version`: a return code before MQTT 5 [MQTT-3.2.2.3 (3.1.1)], a reason code in it
-    /// [MQTT-3.2.2.2]. `None` where the version wants the connection closed without an answer [MQTT-3.1.4-1 (3.1.1)].
+    /// The CONNACK code in `version`: a reason code in MQTT 5 [MQTT-3.2.2.2], a return code before [MQTT-3.2.2.3 (3.1.1)].
+    /// `None` where the version requires closing the connection without a CONNACK [MQTT-3.1.4-1 (3.1.1)].
     pub const fn code(self, version: Version) -> Option<u8> {
         Some(match (version, self) {
             (Version::V5, Refusal::Malformed) => 0x81,
@@ -55,25 +55,25 @@ impl Refusal {
 /// CONNACK [MQTT-3.2].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connack<'a> {
-    /// Whether the broker had a session of this client [MQTT-3.2.2.1.1].
+    /// Whether the broker has resumed a session of this client [MQTT-3.2.2.1.1].
     pub session_present: bool,
-    /// Return code or reason code; 0 is success in every version.
+    /// The return code or reason code; 0 means success in every version.
     pub code: u8,
     /// MQTT 5 properties; empty before.
     pub properties: Properties<'a>,
 }
 
 impl<'a> Connack<'a> {
-    /// A refusal with this code.
+    /// Creates a CONNACK that refuses the connection with this code.
     pub fn refusal(code: u8) -> Self {
         Self { session_present: false, code, properties: Properties::default() }
     }
 
-    /// Decodes the CONNACK at the front of `bytes`: the packet and how many bytes it took. `Ok(None)`: it has not
-    /// arrived whole.
+    /// Decodes the CONNACK at the front of `bytes`. Returns the packet and its length in bytes, or `Ok(None)` if it is
+    /// incomplete.
     ///
     /// # Errors
-    /// The first packet is no CONNACK, is malformed, or is larger than `max_packet_len`.
+    /// The first packet is not a CONNACK, is malformed, or is larger than `max_packet_len` bytes.
     pub fn decode(bytes: &'a [u8], version: Version, max_packet_len: usize) -> Result<Option<(Self, usize)>, Error> {
         let Some(header) = FixedHeader::decode(bytes)? else { return Ok(None) };
         if header.packet_type != PacketType::Connack || header.flags != 0 {
@@ -85,7 +85,7 @@ impl<'a> Connack<'a> {
         let Some(body) = bytes.get(header.len..header.packet_len()) else { return Ok(None) };
         let mut reader = Reader::new(body);
         let acknowledge = reader.u8()?;
-        // MQTT 3.1 reserves the whole byte and asks nothing of it.
+        // MQTT 3.1 reserves the whole byte without prescribing its value.
         if acknowledge & 0xfe != 0 && version != Version::V31 {
             return Err(Rule::AcknowledgeFlags.into());
         }
@@ -115,26 +115,26 @@ impl<'a> Connack<'a> {
     }
 }
 
-/// DISCONNECT [MQTT-3.14] with a reason; only MQTT 5 lets a server send one.
+/// The reason of a DISCONNECT [MQTT-3.14]; a server may send one only in MQTT 5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disconnect {
-    /// 0x00: the client goes, its will is not published.
+    /// 0x00: normal disconnection; the broker does not publish the will.
     Normal = 0x00,
-    /// 0x87: what the client was allowed is allowed no longer.
+    /// 0x87: the client is no longer authorized.
     NotAuthorized = 0x87,
-    /// 0x8B: the server ends its work.
+    /// 0x8B: the server is shutting down.
     ServerShuttingDown = 0x8b,
     /// 0x98: an operator ended the session.
     AdministrativeAction = 0x98,
-    /// 0xA0: the time that the client was authorised for is over.
+    /// 0xA0: the client's authorization has expired.
     MaximumConnectTime = 0xa0,
 }
 
 impl Disconnect {
-    /// The packet of MQTT 3.1 and 3.1.1, which only clients send and which has no reason.
+    /// The packet of MQTT 3.1 and 3.1.1, which only clients send and which carries no reason.
     pub const NORMAL_V3: [u8; 2] = [(PacketType::Disconnect as u8) << 4, 0];
 
-    /// The packet of MQTT 5, reason code and an empty property block.
+    /// The packet of MQTT 5: the reason code and an empty property block.
     pub const fn packet(self) -> [u8; 4] {
         [(PacketType::Disconnect as u8) << 4, 2, self as u8, 0]
     }

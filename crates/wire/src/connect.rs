@@ -1,5 +1,5 @@
-//! CONNECT: decoded into a view of the client's bytes, changed by assignment, encoded again. What was not assigned is
-//! written as it came.
+//! CONNECT: decoded into a view of the client's bytes, changed by assignment, encoded again. Fields that were not assigned
+//! are written as received.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::property::{Owner, Properties};
 use crate::reader::{Reader, put_varint};
 use crate::{Error, Rule};
 
-/// The protocol version a client speaks, as the level in CONNECT says [MQTT-3.1.2.2].
+/// The protocol version of a client, from the name and level in CONNECT [MQTT-3.1.2.2].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Version {
@@ -29,7 +29,7 @@ impl Version {
     }
 }
 
-/// What a reader is willing to buffer.
+/// The limits of decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The largest CONNECT, fixed header included, in bytes.
@@ -37,45 +37,45 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// No limit but the protocol's.
+    /// Only the protocol's own limit.
     fn default() -> Self {
         Self { max_packet_len: usize::MAX }
     }
 }
 
-/// The message a broker publishes for a client that is lost [MQTT-3.1.2.5].
+/// The message that a broker publishes when the client's connection ends without a DISCONNECT [MQTT-3.1.2.5].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Will<'a> {
-    /// 0, 1 or 2.
+    /// The quality of service: 0, 1 or 2.
     pub qos: u8,
-    /// Whether the message is to be retained.
+    /// Whether the broker retains the message.
     pub retain: bool,
     /// MQTT 5 will properties; empty before.
     pub properties: Properties<'a>,
-    /// Where it is published; a topic name without wildcards.
+    /// The topic name, without wildcards.
     pub topic: &'a str,
-    /// The message itself.
+    /// The payload.
     pub payload: &'a [u8],
 }
 
-/// A CONNECT packet [MQTT-3.1]. Its fields may be assigned anything; [`Connect::encode`] judges the result.
+/// A CONNECT packet [MQTT-3.1]. Fields may be assigned any value; [`Connect::encode`] validates the result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Connect<'a> {
     /// The protocol version; decides how everything else is written.
     pub version: Version,
     /// Clean start, called clean session before MQTT 5 [MQTT-3.1.2.4].
     pub clean_start: bool,
-    /// Seconds; 0 turns it off [MQTT-3.1.2.10].
+    /// The keep-alive interval in seconds; 0 turns it off [MQTT-3.1.2.10].
     pub keep_alive: u16,
     /// MQTT 5 properties; empty before.
     pub properties: Properties<'a>,
-    /// May be empty: see [`Connect::check_client_id`].
+    /// The client identifier; may be empty: see [`Connect::check_client_id`].
     pub client_id: &'a str,
     /// The will, if there is one.
     pub will: Option<Will<'a>>,
     /// The user name, if there is one; may be empty.
     pub username: Option<&'a str>,
-    /// The password, if there is one; may be empty. Never printed.
+    /// The password, if there is one; may be empty. `Debug` masks it.
     pub password: Option<&'a [u8]>,
 }
 
@@ -91,12 +91,12 @@ mod flag {
 }
 
 impl<'a> Connect<'a> {
-    /// Decodes the CONNECT at the front of `bytes`: the packet and how many bytes it took. `Ok(None)`: it has not
-    /// arrived whole. Bytes that can only become an error are refused as early as that is known, so that nobody has
-    /// to wait, or to buffer, for a packet of a length or kind that will not be accepted.
+    /// Decodes the CONNECT at the front of `bytes`. Returns the packet and its length in bytes, or `Ok(None)` if it is
+    /// incomplete. Invalid input is rejected with the first byte that proves it, so that the caller does not wait for, or
+    /// buffer, a packet of a length or type that it will not accept.
     ///
     /// # Errors
-    /// The first rule that the packet breaks; [`Error::TooLarge`] for a packet over the limit.
+    /// The first rule that the packet breaks; [`Error::TooLarge`] if it is larger than the limit.
     pub fn decode(bytes: &'a [u8], limits: Limits) -> Result<Option<(Self, usize)>, Error> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         if PacketType::of(first) != Some(PacketType::Connect) {
@@ -116,15 +116,15 @@ impl<'a> Connect<'a> {
         }
         let Some(body) = body else { return Ok(None) };
         let connect = Self::decode_body(&mut Reader::new(body))?;
-        // Only MQTT 5 forbids a length with leading zeros.
+        // Only MQTT 5 forbids a length that is encoded in more bytes than necessary.
         if connect.version == Version::V5 && !header.is_shortest() {
             return Err(Rule::RemainingLength.into());
         }
         Ok(Some((connect, header.packet_len())))
     }
 
-    /// The version to answer a CONNECT in that is malformed, or of a version not spoken here: the one it claims, or the
-    /// nearest to it [MQTT-3.1.2-2]. `None`: it does not say, or is no CONNECT.
+    /// The version in which to answer a CONNECT that is malformed or of an unsupported version: the version it claims, or
+    /// the nearest supported one [MQTT-3.1.2-2]. `None` if it is incomplete before the level, or not a CONNECT.
     pub fn version_to_answer_in(bytes: &[u8]) -> Option<Version> {
         let header = FixedHeader::decode(bytes).ok()??;
         let mut reader = Reader::new(bytes.get(header.len..)?);
@@ -133,7 +133,7 @@ impl<'a> Connect<'a> {
         }
         match (reader.binary().ok()?, reader.u8().ok()?) {
             (b"MQIsdp", _) => Some(Version::V31),
-            // Bridges set the highest bit.
+            // mosquitto bridges set the highest bit of the level.
             (b"MQTT", level) => Some(if level & 0x7f < 5 { Version::V311 } else { Version::V5 }),
             _ => None,
         }
@@ -150,11 +150,11 @@ impl<'a> Connect<'a> {
         };
         let client_id = reader.string()?;
         let will = (flags & flag::WILL != 0).then(|| Will::decode(reader, version, flags)).transpose()?;
-        // MQTT 3.1 lets the remaining length overrule these two flags, for clients of the time before them
+        // In MQTT 3.1 the remaining length takes precedence over these two flags, for clients that predate them
         // [MQTT 3.1, section 3.1, "Connect flags"].
-        let is_there = |bit, reader: &Reader<'_>| flags & bit != 0 && (version != Version::V31 || !reader.is_empty());
-        let username = is_there(flag::USERNAME, reader).then(|| reader.string()).transpose()?;
-        let password = is_there(flag::PASSWORD, reader).then(|| reader.binary()).transpose()?;
+        let has_field = |bit, reader: &Reader<'_>| flags & bit != 0 && (version != Version::V31 || !reader.is_empty());
+        let username = has_field(flag::USERNAME, reader).then(|| reader.string()).transpose()?;
+        let password = has_field(flag::PASSWORD, reader).then(|| reader.binary()).transpose()?;
         if !reader.is_empty() {
             return Err(Rule::TrailingBytes.into());
         }
@@ -162,8 +162,8 @@ impl<'a> Connect<'a> {
         Ok(Self { version, clean_start, keep_alive, properties, client_id, will, username, password })
     }
 
-    /// Whether a broker may take this client identifier: MQTT 5 lets it be empty, 3.1.1 only for a clean session
-    /// [MQTT-3.1.3-8], 3.1 never. Kept apart from decoding, since a gateway may set the identifier itself.
+    /// Checks whether a broker can accept the client identifier: MQTT 5 allows an empty one, 3.1.1 only with a clean
+    /// session [MQTT-3.1.3-8], 3.1 never. Decoding does not check it, since a gateway may set the identifier itself.
     ///
     /// # Errors
     /// [`Rule::ClientIdRequired`].
@@ -179,11 +179,11 @@ impl<'a> Connect<'a> {
         Ok(())
     }
 
-    /// Appends the packet to `out`, flags and lengths computed anew.
+    /// Appends the packet to `out`, with recomputed flags and lengths.
     ///
     /// # Errors
-    /// An assigned field cannot be written: a string with U+0000 or longer than 65,535 bytes, a password without a
-    /// user name before MQTT 5, a packet larger than the protocol can express. Nothing was appended.
+    /// An assigned field cannot be encoded: a string that contains U+0000 or is longer than 65,535 bytes, a password
+    /// without a user name before MQTT 5, or a packet larger than the protocol can express. `out` is unchanged then.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), Error> {
         for text in [Some(self.client_id), self.username].into_iter().flatten() {
             if text.contains('\0') {
@@ -270,7 +270,7 @@ impl Version {
         }
     }
 
-    /// Whether a body that begins with `start` may still turn out to be of a known version.
+    /// Whether a body that begins with `start` can still be of a supported version.
     fn is_possible(start: &[u8]) -> bool {
         [Version::V31, Version::V311, Version::V5].into_iter().any(|version| {
             version.protocol_name().iter().chain([&(version as u8)]).zip(start).all(|(known, byte)| known == byte)
@@ -293,8 +293,8 @@ impl<'a> Will<'a> {
     }
 }
 
-/// Judges the connect flags [MQTT-3.1.2.3]. MQTT 3.1 calls the lowest bit unused, and disregards will QoS and will
-/// retain where there is no will.
+/// Validates the connect flags [MQTT-3.1.2.3]. MQTT 3.1 leaves the lowest bit unused, and ignores will QoS and will
+/// retain without a will.
 fn check_flags(version: Version, flags: u8) -> Result<(), Error> {
     let will = flags & flag::WILL != 0;
     if will && flags & flag::WILL_QOS == flag::WILL_QOS {
@@ -315,7 +315,7 @@ fn check_flags(version: Version, flags: u8) -> Result<(), Error> {
 }
 
 fn put_field(field: &[u8], out: &mut Vec<u8>) {
-    // `encode` has measured every field before the first is written.
+    // `encode` checks the length of every field before it writes the first.
     out.extend_from_slice(&u16::try_from(field.len()).unwrap_or(u16::MAX).to_be_bytes());
     out.extend_from_slice(field);
 }

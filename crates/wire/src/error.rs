@@ -1,15 +1,15 @@
-//! What can be wrong with bytes, each kind with the clause of the specification that says so.
+//! The decoding errors, each with the clause of the specification that it breaks.
 
 use std::fmt;
 
-/// Why bytes are not the packet they should be.
+/// Why bytes cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The bytes break a rule of the protocol.
+    /// The bytes break this rule of the protocol.
     Malformed(Rule),
     /// A protocol name or level that is not MQTT 3.1, 3.1.1 or 5 [MQTT-3.1.2-2].
     Unsupported,
-    /// Larger than the caller's limit, or than the protocol can express.
+    /// The packet is larger than the caller's limit, or than the protocol can express.
     TooLarge,
 }
 
@@ -32,13 +32,13 @@ macro_rules! rules {
         pub enum Rule { $(#[doc = $text] $(#[$doc])* $name,)* }
 
         impl Rule {
-            /// Every rule there is.
+            /// All rules.
             pub const ALL: &'static [Rule] = &[$(Rule::$name,)*];
 
-            /// The clause of MQTT 5.0 where there is one, else of MQTT 3.1.1 or 3.1 (marked so).
+            /// The clause of MQTT 5.0 where there is one, otherwise of MQTT 3.1.1 or 3.1, in parentheses.
             pub const fn clause(self) -> &'static str { match self { $(Rule::$name => $clause,)* } }
 
-            /// The rule broken, in words.
+            /// A description of how the rule was broken.
             pub const fn text(self) -> &'static str { match self { $(Rule::$name => $text,)* } }
         }
     };
@@ -68,7 +68,7 @@ rules! {
 }
 
 impl Rule {
-    /// Whether MQTT 5 calls the breach a protocol error (reason code 0x82) and not a malformed packet (0x81).
+    /// Whether MQTT 5 calls the violation a protocol error (reason code 0x82) rather than a malformed packet (0x81).
     pub const fn is_protocol_error(self) -> bool {
         matches!(
             self,

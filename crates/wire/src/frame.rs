@@ -1,4 +1,4 @@
-//! Where packets begin and end, without looking inside them.
+//! Finds where packets begin and end, without decoding them.
 
 use crate::reader::{varint, varint_len};
 use crate::{Error, Rule};
@@ -54,18 +54,18 @@ impl PacketType {
 /// The first bytes of every control packet [MQTT-2.1.1].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FixedHeader {
-    /// What kind of packet follows.
+    /// The type of the packet.
     pub packet_type: PacketType,
     /// The lower four bits of the first byte.
     pub flags: u8,
-    /// How many bytes follow the header.
+    /// The length of the body, in bytes.
     pub remaining_length: u32,
-    /// How many bytes the header itself took, 2 to 5.
+    /// The length of the header itself, 2 to 5 bytes.
     pub len: usize,
 }
 
 impl FixedHeader {
-    /// Reads the header off the front of `bytes`. `Ok(None)`: it has not arrived whole.
+    /// Decodes the header at the front of `bytes`. Returns `Ok(None)` if it is incomplete.
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, Error> {
         let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
         let packet_type = PacketType::of(first).ok_or(Rule::PacketTypeReserved)?;
@@ -73,19 +73,19 @@ impl FixedHeader {
         Ok(Some(Self { packet_type, flags: first & 0x0f, remaining_length, len: 1 + length_bytes }))
     }
 
-    /// Header and body together, in bytes.
+    /// The length of header and body together, in bytes.
     pub const fn packet_len(&self) -> usize {
         self.len + self.remaining_length as usize
     }
 
-    /// Whether the remaining length took no more bytes than it needs, as MQTT 5 demands [MQTT-1.5.5-1].
+    /// Whether the remaining length is encoded in the fewest bytes, as MQTT 5 requires [MQTT-1.5.5-1].
     pub(crate) const fn is_shortest(&self) -> bool {
         self.len == 1 + varint_len(self.remaining_length)
     }
 }
 
-/// Follows a stream of packets through chunks split anywhere, so that its reader knows at each moment whether it stands
-/// at a packet boundary, the only place where a packet may be put in between. Holds eight bytes, never a payload.
+/// Tracks packet boundaries in a stream that arrives in arbitrary chunks. A packet may be injected only at a boundary.
+/// Holds eight bytes, never a payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scanner {
     state: State,
@@ -95,28 +95,28 @@ pub struct Scanner {
 enum State {
     #[default]
     Boundary,
-    /// Inside the fixed header: its first `len` bytes, of at most four (the fifth completes it).
+    /// Inside a fixed header, of which `len` bytes have arrived: at most four, since the fifth completes it.
     Header { bytes: [u8; 4], len: u8 },
-    /// Inside a body of which this many bytes are to come; never 0.
+    /// Inside a body of which this many bytes are still to arrive; never 0.
     Body(u32),
 }
 
 impl Scanner {
-    /// A scanner that stands at a boundary.
+    /// Creates a scanner at a packet boundary.
     pub const fn new() -> Self {
         Self { state: State::Boundary }
     }
 
-    /// Whether the bytes scanned so far end where a packet ends.
+    /// Whether the bytes scanned so far end at a packet boundary.
     pub const fn at_boundary(&self) -> bool {
         matches!(self.state, State::Boundary)
     }
 
-    /// Scans the next `chunk`; tells `on_packet` of each fixed header completed in it. Returns the offset in `chunk`
-    /// of the last boundary it contains, 0 standing for one before its first byte, `None` for none at all.
+    /// Scans the next `chunk` and calls `on_packet` with each fixed header that it completes. Returns the offset in `chunk`
+    /// of the last boundary: 0 is the boundary before its first byte, `None` means that the chunk contains none.
     ///
     /// # Errors
-    /// The stream is no MQTT; nothing said about it afterwards has a meaning.
+    /// The stream is not MQTT. Results of later calls are meaningless.
     pub fn scan(&mut self, chunk: &[u8], mut on_packet: impl FnMut(FixedHeader)) -> Result<Option<usize>, Error> {
         let mut boundary = self.at_boundary().then_some(0);
         let mut rest = chunk;
@@ -150,16 +150,16 @@ impl Scanner {
 
     fn keep_header(&mut self, part: &[u8], bytes: [u8; 4], len: u8, boundary: Option<usize>) -> Option<usize> {
         let (mut bytes, mut len) = (bytes, len);
-        for (place, &byte) in bytes.iter_mut().skip(usize::from(len)).zip(part) {
-            *place = byte;
+        for (slot, &byte) in bytes.iter_mut().skip(usize::from(len)).zip(part) {
+            *slot = byte;
             len += 1;
         }
         self.state = State::Header { bytes, len };
         boundary
     }
 
-    /// Goes on with a header of which `len` bytes came in earlier chunks; takes one byte, so that a header is rare
-    /// and short work wherever it was split.
+    /// Continues a header of which `len` bytes arrived in earlier chunks. Takes one byte per call: headers that are split
+    /// between chunks are rare and at most five bytes long.
     fn resume_header<'c>(
         &mut self,
         bytes: [u8; 4],
@@ -169,8 +169,8 @@ impl Scanner {
     ) -> Result<&'c [u8], Error> {
         let Some((&byte, behind)) = rest.split_first() else { return Ok(rest) };
         let mut whole = [0; 5];
-        for (place, known) in whole.iter_mut().zip(bytes.iter().take(usize::from(len)).chain([&byte])) {
-            *place = *known;
+        for (slot, known) in whole.iter_mut().zip(bytes.iter().take(usize::from(len)).chain([&byte])) {
+            *slot = *known;
         }
         match FixedHeader::decode(whole.get(..=usize::from(len)).unwrap_or_default())? {
             Some(header) => {

@@ -1,11 +1,11 @@
-//! MQTT 3.1, 3.1.1 and 5 as far as a gateway has to read and write them: CONNECT in full, the answers to it,
-//! and the framing of everything else.
+//! The part of MQTT 3.1, 3.1.1 and 5 that a gateway reads and writes: CONNECT in full, the responses to it, and the
+//! framing of all other packets.
 //!
-//! Enters: bytes from strangers. Leaves: borrowed views of them, packets to send, or an [`Error`] that names the rule
-//! that was broken. Never here: I/O, a clock, allocation while decoding, a panic on any input.
+//! Enters: untrusted bytes. Leaves: borrowed views of them, packets to send, or an [`Error`] that names the broken rule.
+//! Never here: I/O, a clock, allocation while decoding, a panic on any input.
 //!
-//! Decoding is incremental in the simplest way: hand over what has arrived so far; `Ok(None)` asks for more. How the
-//! input was split never changes the result.
+//! Decoding is incremental: pass all bytes that have arrived so far; `Ok(None)` means that more are needed. How the input
+//! is split never changes the result.
 //!
 //! ```
 //! use portcullis_wire::{Connect, Limits};
@@ -13,7 +13,7 @@
 //! let bytes = b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04abcd\xc0\x00";
 //! assert_eq!(Connect::decode(&bytes[..9], Limits::default()), Ok(None));
 //! let (connect, used) = Connect::decode(bytes, Limits::default()).unwrap().unwrap();
-//! assert_eq!((connect.client_id, used), ("abcd", 18)); // The PINGREQ behind it is the caller's to keep.
+//! assert_eq!((connect.client_id, used), ("abcd", 18)); // The PINGREQ behind it stays with the caller.
 //! ```
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

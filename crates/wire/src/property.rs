@@ -1,17 +1,17 @@
-//! MQTT 5 property blocks [MQTT-2.2.2]: judged once, then carried as the bytes that came.
+//! MQTT 5 property blocks [MQTT-2.2.2]: validated once, then carried as the received bytes.
 
 use std::fmt;
 
 use crate::reader::{Reader, put_varint, varint_len};
 use crate::{Error, Rule};
 
-/// A valid property block, without its length. Of MQTT 3.x packets it is empty and not written.
+/// A valid property block, without its length. For MQTT 3.x packets it is empty and not written.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Properties<'a> {
     bytes: &'a [u8],
 }
 
-/// The packets whose properties are read here, each with the properties it may have.
+/// The kinds of property blocks that can be decoded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
     Connect,
@@ -20,8 +20,8 @@ pub(crate) enum Owner {
 }
 
 impl Owner {
-    /// Whether this packet has the property [MQTT-2.2.2.2, table 2-4].
-    fn has(self, id: usize) -> bool {
+    /// Whether this block may contain the property [MQTT-2.2.2.2, table 2-4].
+    fn allows(self, id: usize) -> bool {
         match self {
             Owner::Connect => matches!(id, 0x11 | 0x15 | 0x16 | 0x17 | 0x19 | 0x21 | 0x22 | 0x26 | 0x27),
             Owner::Will => matches!(id, 0x01 | 0x02 | 0x03 | 0x08 | 0x09 | 0x18 | 0x26),
@@ -37,7 +37,7 @@ const AUTHENTICATION_DATA: usize = 0x16;
 const USER_PROPERTY: usize = 0x26;
 
 impl<'a> Properties<'a> {
-    /// Takes a length and that many bytes of properties, each of which `owner` may have, at most once.
+    /// Decodes a length and that many bytes of properties. `owner` must allow each property; only user properties may repeat.
     pub(crate) fn decode(reader: &mut Reader<'a>, owner: Owner) -> Result<Self, Error> {
         let len = reader.varint()?;
         let bytes = reader.take(len)?;
@@ -45,7 +45,7 @@ impl<'a> Properties<'a> {
         let mut rest = Reader::new(bytes);
         while !rest.is_empty() {
             let id = rest.varint()?;
-            if !owner.has(id) {
+            if !owner.allows(id) {
                 return Err(Rule::PropertyUnknown.into());
             }
             skip_value(id, &mut rest)?;
@@ -62,12 +62,12 @@ impl<'a> Properties<'a> {
         Ok(Self { bytes })
     }
 
-    /// The user properties, in their order; a name may come more than once [MQTT-3.1.2.11.8].
+    /// The user properties in their order; a name may occur more than once [MQTT-3.1.2.11.8].
     pub fn user_properties(&self) -> UserProperties<'a> {
         UserProperties { rest: Reader::new(self.bytes) }
     }
 
-    /// The name of the extended authentication exchange that follows, if the client asked for one [MQTT-3.1.2.11.9].
+    /// The method of the extended authentication exchange that the client requests, if any [MQTT-3.1.2.11.9].
     pub fn authentication_method(&self) -> Option<&'a str> {
         let mut rest = Reader::new(self.bytes);
         while !rest.is_empty() {
@@ -89,14 +89,14 @@ impl<'a> Properties<'a> {
     }
 }
 
-/// The number of bytes alone: values may be secrets (authentication data).
+/// Shows only the number of bytes: values may be secrets (authentication data).
 impl fmt::Debug for Properties<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Properties({} bytes)", self.bytes.len())
     }
 }
 
-/// Reads past one value and judges it by its type and range [MQTT-2.2.2.2, MQTT-3.1.2.11, MQTT-3.1.3.2].
+/// Skips one value and validates its type and range [MQTT-2.2.2.2, MQTT-3.1.2.11, MQTT-3.1.3.2].
 fn skip_value(id: usize, reader: &mut Reader<'_>) -> Result<(), Error> {
     let in_range = match id {
         // Flags and maximum QoS.
@@ -126,7 +126,7 @@ impl<'a> Iterator for UserProperties<'a> {
     type Item = (&'a str, &'a str);
 
     fn next(&mut self) -> Option<Self::Item> {
-        // The block was judged when it was decoded: no error is left to meet here.
+        // The block was validated when it was decoded, so no error can occur here.
         while !self.rest.is_empty() {
             match self.rest.varint().ok()? {
                 USER_PROPERTY => return Some((self.rest.string().ok()?, self.rest.string().ok()?)),

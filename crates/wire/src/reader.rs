@@ -1,4 +1,4 @@
-//! Takes fields off the front of a packet's body; never reads past it.
+//! Reads fields from the front of a packet's body, and never past its end.
 
 use crate::{Error, Rule};
 
@@ -40,7 +40,7 @@ impl<'a> Reader<'a> {
         self.array().map(u32::from_be_bytes)
     }
 
-    /// Variable byte integer [MQTT-1.5.5]; longer than needed is malformed, as MQTT 5 demands.
+    /// Variable byte integer [MQTT-1.5.5]. More bytes than necessary are malformed, as MQTT 5 requires.
     pub(crate) fn varint(&mut self) -> Result<usize, Error> {
         let (value, len) = varint(self.rest)?.ok_or(Rule::PacketLength)?;
         if len != varint_len(value) {
@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
         Ok(text)
     }
 
-    /// A string that names a topic, and so has no wildcards [MQTT-4.7.1-1] and at least one character [MQTT-4.7.3-1].
+    /// A topic name: a string without wildcards [MQTT-4.7.1-1] and with at least one character [MQTT-4.7.3-1].
     pub(crate) fn topic_name(&mut self) -> Result<&'a str, Error> {
         let topic = self.string()?;
         if topic.is_empty() || topic.contains(['+', '#']) {
@@ -75,19 +75,20 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Reads a variable byte integer off the front of `bytes`: the value and how many bytes it took. `None`: it goes on.
+/// Decodes the variable byte integer at the front of `bytes`. Returns the value and its length in bytes, or `None` if it is
+/// incomplete.
 pub(crate) fn varint(bytes: &[u8]) -> Result<Option<(u32, usize)>, Error> {
     let mut value = 0;
-    for (position, &byte) in bytes.iter().take(4).enumerate() {
-        value |= u32::from(byte & 0x7f) << (7 * position);
+    for (index, &byte) in bytes.iter().take(4).enumerate() {
+        value |= u32::from(byte & 0x7f) << (7 * index);
         if byte & 0x80 == 0 {
-            return Ok(Some((value, position + 1)));
+            return Ok(Some((value, index + 1)));
         }
     }
     if bytes.len() >= 4 { Err(Rule::RemainingLength.into()) } else { Ok(None) }
 }
 
-/// How many bytes `value` takes as a variable byte integer.
+/// The encoded length of `value` as a variable byte integer, in bytes.
 pub(crate) const fn varint_len(value: u32) -> usize {
     match value {
         0..0x80 => 1,
@@ -97,7 +98,7 @@ pub(crate) const fn varint_len(value: u32) -> usize {
     }
 }
 
-/// Appends `value` as a variable byte integer; the caller has made sure that it fits in four bytes.
+/// Appends `value` as a variable byte integer. The caller ensures that it fits in four bytes.
 pub(crate) fn put_varint(mut value: u32, out: &mut Vec<u8>) {
     loop {
         let byte = (value & 0x7f) as u8;

@@ -1,10 +1,10 @@
-//! What the command prints, and its exit codes.
+//! Snapshots of what the command prints, and its exit codes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::Path;
 use std::process::Command;
 
-/// Exit code, standard output and standard error of a call, paths made the same everywhere.
+/// Runs the command; returns exit code, standard output and standard error, with the temporary directory masked.
 fn call(dir: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
     let output = command.current_dir(dir).args(arguments).env("COLUMNS", "100").output().unwrap();
@@ -103,24 +103,27 @@ fn quickstart_proves_itself_twice() {
     let quickstart = || call(dir.path(), &["quickstart", "--check", "--dir", "qs", "--bind", "127.0.0.1:0"]);
     let first = quickstart();
     assert!(first.starts_with("exit code: 0"), "{first}");
-    assert!(first.contains("PKI: qs/pki, new") && first.matches("proved: ").count() == 3, "{first}");
+    assert!(first.contains("PKI: qs/pki (new)") && first.matches("proved: ").count() == 3, "{first}");
     let again = quickstart();
-    assert!(again.starts_with("exit code: 0") && again.contains("PKI: qs/pki, as it is"), "{again}");
+    assert!(again.starts_with("exit code: 0") && again.contains("PKI: qs/pki (existing)"), "{again}");
     let log = std::fs::read_to_string(dir.path().join("qs/access.log")).unwrap();
     let reasons: Vec<&str> = log.lines().map(|line| line.rsplit(' ').next().unwrap()).collect();
     assert_eq!(reasons.len(), 6, "{log}");
     for run in reasons.chunks(3) {
-        // A line is written when a connection has ended, which the next one need not wait for.
+        // A line is written when its connection has ended, so the order of the three may differ.
         let mut run = run.to_vec();
         run.sort_unstable();
         assert_eq!(run, ["identity_mismatch", "no_certificate", "ok"], "{log}");
     }
-    // A proof that fails is a failure.
+    // If a step of the proof fails, so does the command.
     let config = dir.path().join("qs/portcullis.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("mqtt.client_id == cert.subject.cn", "true")).unwrap();
     let failed = quickstart();
-    assert!(failed.starts_with("exit code: 1") && failed.contains("error: not proved: BADTHING"), "{failed}");
+    assert!(
+        failed.starts_with("exit code: 1") && failed.contains("error: not proved: the client ID BADTHING"),
+        "{failed}"
+    );
 }
 
 #[test]
@@ -178,9 +181,9 @@ name = \"brokers\"
 servers = [\"10.0.0.113:1883\"]
 ";
     write("portcullis.toml", configuration);
-    let said = call(dir.path(), &["check", "-c", "portcullis.toml"]);
-    assert!(!said.contains("s3cret"), "{said}");
-    insta::assert_snapshot!(said);
+    let output = call(dir.path(), &["check", "-c", "portcullis.toml"]);
+    assert!(!output.contains("s3cret"), "{output}");
+    insta::assert_snapshot!(output);
 }
 
 #[test]
@@ -190,7 +193,7 @@ fn devices_and_what_is_wrong_with_them() {
         let all = [&["device", "--database", "sqlite:devices.db"], arguments].concat();
         format!("$ portcullis device {}\n{}\n", arguments.join(" "), call(dir.path(), &all))
     };
-    let said: String = [
+    let output: String = [
         &["list"][..],
         &["add", "thing001", "--group", "pumps", "--attribute", "floor=3", "--attribute", "site=lyon"],
         &["add", "thing001"],
@@ -211,7 +214,7 @@ fn devices_and_what_is_wrong_with_them() {
     ]
     .map(device)
     .concat();
-    insta::assert_snapshot!(said);
+    insta::assert_snapshot!(output);
     insta::assert_snapshot!(call(dir.path(), &["device", "list"]));
     insta::assert_snapshot!(call(dir.path(), &["passwd", "users.txt", "a:b"]));
 }

@@ -1,4 +1,4 @@
-//! Passwords that mosquitto has hashed, tokens that PyJWT signs and verifies, and a service in Python.
+//! Authentication: passwords that mosquitto has hashed, tokens that PyJWT signs and verifies, and an HTTP service in Python.
 
 use std::fs;
 use std::process::Command;
@@ -56,16 +56,16 @@ fn a_password_file_of_mosquitto_and_of_our_own() {
         assert!(!publish(&gateway, "c", user, password), "{user} {password}");
         assert_eq!(gateway.reason(n + 3), reason);
     }
-    // A user that is added while the gateway runs.
+    // A user added while the gateway runs.
     passwd("carol", "x");
     eventually("the file to be read", || gateway.own_log().contains("password file loaded").then_some(()));
     assert!(publish(&gateway, "c", "carol", "x"));
-    // Mosquitto takes what we have written, if it was built with Argon2; what it has written itself, we have kept.
+    // mosquitto reads the hashes that we wrote, if it was built with Argon2, and we have kept the ones that it wrote.
     assert!(fs::read_to_string(&file).unwrap().starts_with("alice:$7$"));
     assert!(!gateway.own_log().contains("wonderland"));
 }
 
-/// Runs a piece of Python with PyJWT.
+/// Runs a Python program with PyJWT.
 fn python(script: &str, arguments: &[&str]) -> String {
     let output = finish(Command::new(installed("venv/bin/python")).args(["-c", script]).args(arguments));
     assert!(output.status.success(), "{output:?}");
@@ -128,7 +128,7 @@ claims = jwt.decode(token, key.key, algorithms=['ES256'], audience='brokers', is
 print(claims['sub'], claims['exp'] - claims['iat'])
 ";
 
-/// A broker that lets in whoever has a token that PyJWT verifies by the gateway's published keys, and nobody else.
+/// A broker that admits only clients whose token PyJWT verifies with the keys that the gateway publishes.
 const BROKER: &str = r"
 import socket, struct, sys, threading, jwt
 port, url = int(sys.argv[1]), sys.argv[2]
@@ -204,7 +204,7 @@ fn a_broker_that_verifies_the_gateways_token_refuses_who_goes_around_it() {
         &[],
     );
     assert!(!finish(around.args(["-u", "u", "-P", &forged])).status.success(), "with a token of its own");
-    // What the broker got, seen by a listener of the test.
+    // A listener of the test receives what the broker would receive.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let seen = Launch::new(pki, &rest.replace(&broker.to_string(), &listener.local_addr().unwrap().port().to_string()))
         .start();
@@ -260,7 +260,7 @@ fn a_service_in_python_decides() {
     assert!(!gateway.own_log().contains("s3cret") && !gateway.own_log().contains("secret\""), "{}", gateway.own_log());
 }
 
-/// Answers over TLS: a set of keys to who asks for it, `allow` to who sends a document.
+/// An HTTPS service: responds with a JWK set to GET, and with `allow` to POST.
 const HTTPS: &str = r"
 import http.server, json, ssl, sys
 port, chain, key, jwks = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]

@@ -1,4 +1,4 @@
-//! Clients in every MQTT version, TLS stack and language at hand.
+//! Third-party clients: several MQTT versions, TLS stacks and languages.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -26,7 +26,7 @@ fn mosquitto_clients_in_all_three_versions() {
     }
     let lines = gateway.lines(6);
     assert!(lines.iter().all(|line| line.contains(" TLS 200 ")), "{lines:#?}");
-    // The broker saw the will and what the certificate says, in each version.
+    // The broker received the will and the certificate's subject, in each version.
     assert_eq!(broker.log().matches("Will message specified").count(), 3, "{}", broker.log());
     for (n, protocol) in ["p1", "p2", "p5"].into_iter().enumerate() {
         let client = format!("as sub{n} ({protocol}, c1, k60, u'CN=sub{n},O=");
@@ -56,7 +56,7 @@ fn a_message_of_a_megabyte_arrives_whole() {
 fn the_embedded_broker_serves_mosquitto_clients() {
     let gateway = Gateway::with(&format!("{ADMIT}[[upstream]]\nname = \"brokers\"\nservers = [\"embedded\"]\n"));
     for version in ["mqttv311", "mqttv5"] {
-        // A retained message needs no second client to be there in time.
+        // A retained message, so that the subscriber may connect later.
         let publish = |payload: &str| {
             let mut command = gateway.mosquitto("mosquitto_pub", "thing001", "thing001");
             finish(command.args(["-V", version, "-q", "1", "-r", "-t", "test/1", "-m", payload]))
@@ -132,7 +132,7 @@ fn openssl_s_client_in_both_tls_versions() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // CONNECT and PINGREQ in one; CONNACK and PINGRESP come back.
+        // CONNECT and PINGREQ in one write; CONNACK and PINGRESP return.
         child
             .stdin
             .as_mut()
@@ -146,7 +146,7 @@ fn openssl_s_client_in_both_tls_versions() {
         let _ = child.kill();
         let _ = child.wait();
     }
-    // A version that is long gone.
+    // An obsolete TLS version.
     let old = finish(command("openssl").args([
         "s_client",
         "-tls1_1",

@@ -1,4 +1,4 @@
-//! The four things the product is for, with a real broker and real clients.
+//! The four core guarantees of the product, with a real broker and real clients.
 
 use crate::processes::{Gateway, Mosquitto, command, finish};
 
@@ -9,7 +9,7 @@ fn the_right_identity_is_served_the_wrong_one_and_none_are_refused_and_the_broke
     let before = broker.log();
     let known = before.matches("New connection from 127.0.0.1").count();
 
-    // Without a certificate: refused by TLS.
+    // Without a certificate: rejected by TLS.
     let none = finish(
         command("mosquitto_pub")
             .args(["-h", "localhost", "-p", &gateway.address.port().to_string(), "-i", "thing001"])
@@ -19,7 +19,7 @@ fn the_right_identity_is_served_the_wrong_one_and_none_are_refused_and_the_broke
     assert!(!none.status.success());
     assert!(gateway.lines(1)[0].ends_with(" TLS 500 0 0 - - no_certificate"), "{:?}", gateway.lines(1));
 
-    // With the certificate of thing001 and another client ID: refused by CONNACK.
+    // With the certificate of thing001 and another client ID: rejected by CONNACK.
     let wrong =
         finish(gateway.mosquitto("mosquitto_pub", "thing001", "BADTHING").args(["-t", "test/1", "-m", "hello"]));
     assert!(!wrong.status.success());
@@ -28,10 +28,10 @@ fn the_right_identity_is_served_the_wrong_one_and_none_are_refused_and_the_broke
     let line = &gateway.lines(2)[1];
     assert!(line.contains(" TLS 403 ") && line.ends_with(" 4 - BADTHING identity_mismatch"), "{line}");
 
-    // Of neither did the broker see a connection.
-    assert_eq!(broker.log(), before, "the broker was left alone");
+    // The broker received no connection for either.
+    assert_eq!(broker.log(), before, "the broker received no connection");
 
-    // With its own client ID: served, and known to the broker by its certificate's subject.
+    // With its own client ID: admitted, and the broker receives the certificate's subject as the user name.
     let right =
         finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "test/1", "-m", "hello"]));
     assert!(right.status.success(), "{right:?}");

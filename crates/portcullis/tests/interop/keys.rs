@@ -1,4 +1,4 @@
-//! Devices with keys and without certificates: pre-shared keys and raw public keys.
+//! Devices without certificates: pre-shared keys and raw public keys.
 
 use std::fs;
 use std::process::Output;
@@ -28,7 +28,7 @@ fn publish(gateway: &Gateway, client_id: &str, identity: &str, key: &str, option
     )
 }
 
-/// Everything that `openssl s_client` says of a handshake with a pre-shared key, and of what is sent to it then.
+/// Runs `openssl s_client` with a pre-shared key and sends `input`. Returns its output.
 fn s_client(gateway: &Gateway, identity: &str, key: &str, options: &[&str], input: &[u8]) -> (bool, String) {
     let mut command = command("openssl");
     command.args(["s_client", "-connect", &gateway.address.to_string(), "-psk_identity", identity, "-psk", key]);
@@ -69,7 +69,7 @@ fn openssl_in_both_versions_and_with_forward_secrecy() {
         let (is_connected, text) = s_client(&gateway, "thing001", KEY, options, CONNECT);
         assert!(is_connected && text.contains(&format!("Cipher is {cipher}")), "{options:?}: {text}");
     }
-    // A suite whose hash is not the one that keys from outside are bound to would leave the key out.
+    // External keys are bound to SHA-256: a cipher suite with another hash would skip the key.
     for options in [
         &["-tls1_3", "-ciphersuites", "TLS_AES_256_GCM_SHA384"][..],
         &["-tls1_2", "-cipher", "PSK-AES128-CBC-SHA"],
@@ -79,7 +79,7 @@ fn openssl_in_both_versions_and_with_forward_secrecy() {
         let (is_connected, text) = s_client(&gateway, "thing001", KEY, options, CONNECT);
         assert!(!is_connected && text.contains("Cipher is (NONE)"), "{options:?}: {text}");
     }
-    // Nothing is resumed, so nothing has to be judged again: no session is given out, and none is taken.
+    // No resumption on PSK listeners: the server issues no session and accepts none.
     for version in ["-tls1_2", "-tls1_3"] {
         let file = gateway.dir().join("session");
         let (_, text) = s_client(&gateway, "thing001", KEY, &[version, "-sess_out", file.to_str().unwrap()], CONNECT);
@@ -92,7 +92,7 @@ fn openssl_in_both_versions_and_with_forward_secrecy() {
             fs::remove_file(file).unwrap();
         }
     }
-    // The right key, but for something else: no failed proof.
+    // The right key, rejected for another reason: does not count as a failed proof.
     let (is_connected, text) = s_client(&gateway, "thing001", KEY, &["-tls1_3", "-alpn", "http/1.1"], CONNECT);
     assert!(!is_connected, "{text}");
     gateway.says("tls_parameters");
@@ -106,12 +106,12 @@ fn an_unknown_identity_and_a_wrong_key_look_the_same() {
     let wrong = KEY.replace("00", "01");
     let mut lines = 0;
     for version in ["-tls1_2", "-tls1_3"] {
-        // What says nothing but when and from where it was.
+        // Drop the fields that contain only time and address.
         let essence = |text: String| {
             let is_essential = |line: &&str| line.contains("alert") || line.contains("handshake has read");
             let cut = |line: &str| line.split_once(":error:").map_or(line, |(_, rest)| rest).to_owned();
             let mut lines: Vec<String> = text.lines().filter(is_essential).map(cut).collect();
-            // Two streams: which of them comes first is chance.
+            // Two streams, in any order.
             lines.sort();
             lines
         };
@@ -156,7 +156,7 @@ fn keys_as_emqx_has_them_and_keys_that_are_taken_away() {
     eventually("its reason", || gateway.own_log().contains("pre-shared keys loaded").then_some(()));
     let published = publish(&gateway, "thing001", "thing001", &hex, &[]);
     assert!(published.status.success(), "{published:?}");
-    // A file that cannot be used changes nothing.
+    // An invalid file changes nothing.
     fs::write(gateway.dir().join("psk.txt"), "thing001\n").unwrap();
     eventually("the complaint", || gateway.own_log().contains("the last good ones stay").then_some(()));
     let published = publish(&gateway, "thing001", "thing001", &hex, &[]);
@@ -164,7 +164,7 @@ fn keys_as_emqx_has_them_and_keys_that_are_taken_away() {
     assert!(!gateway.own_log().contains(raw), "no key is logged");
 }
 
-/// A key pair of a device, and the fingerprint of its public half.
+/// Generates the key pair of a device. Returns its file and the fingerprint of the public key.
 fn key_pair(pki: &Pki, name: &str) -> String {
     let dir = pki.dir();
     let run = |text: &str| {
@@ -177,7 +177,7 @@ fn key_pair(pki: &Pki, name: &str) -> String {
     run(&format!("openssl pkey -in {name}.raw.key -pubout -outform DER | openssl dgst -sha256 -r | cut -c1-64"))
 }
 
-/// Whether GnuTLS, with a raw public key, gets `until` as an answer to CONNECT, and all it says.
+/// Connects with GnuTLS and a raw public key. Returns whether `until` was received after CONNECT, and the whole output.
 fn gnutls(gateway: &Gateway, name: &str, priority: &str, until: &[u8]) -> (bool, String) {
     let file = |suffix: &str| gateway.pki.dir().join(format!("{name}.raw.{suffix}")).display().to_string();
     let port = gateway.address.port().to_string();
@@ -197,7 +197,7 @@ fn gnutls_with_a_raw_public_key() {
         .file("keys.txt", &format!("# name:fingerprint\nthing001:{known}\n"))
         .tls_table(&format!("{}[listener.tls.raw_keys]\nfile = \"keys.txt\"\n", pki.listener_tls_without_ca()))
         .start();
-    // With the server's certificate, and with its bare key: no authority anywhere.
+    // With the server's certificate, and with its raw public key. No CA is involved.
     let certificate = "NORMAL:-CTYPE-ALL:+CTYPE-SRV-X509:+CTYPE-CLI-RAWPK";
     let bare = "NORMAL:-CTYPE-ALL:+CTYPE-RAWPK";
     for priority in [certificate, bare] {
@@ -208,16 +208,16 @@ fn gnutls_with_a_raw_public_key() {
     let (is_connected, text) = gnutls(&gateway, "stranger", bare, CONNACK);
     assert!(!is_connected, "{text}");
     gateway.says("unknown_key");
-    // A client that has no raw key, or shows none.
+    // A client without a raw public key, or one that does not send it.
     gateway.pki.device("thing001");
     let certificate = finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "a", "-m", "b"]));
     assert!(!certificate.status.success());
     gateway.says("unknown_key");
-    // The key is taken away: the session goes, and nobody comes.
+    // The key is removed: its session ends, and the device cannot connect again.
     let connected = || broker.log().matches(" as thing001").count();
     let before = connected();
     std::thread::scope(|scope| {
-        // Until the gateway ends it: this is nothing that anybody says.
+        // Never printed: wait until the gateway ends the connection.
         let session = scope.spawn(|| gnutls(&gateway, "thing001", bare, b"\xff\xff\xff\xff"));
         eventually("the session", || (connected() > before).then_some(()));
         fs::write(gateway.dir().join("keys.txt"), "# none\n").unwrap();

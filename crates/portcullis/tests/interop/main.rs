@@ -1,13 +1,13 @@
-//! The built binary with programs that somebody else wrote: mosquitto, Paho, MQTT.js, OpenSSL, GnuTLS,
-//! PyJWT, PostgreSQL, NGINX, HAProxy.
+//! Tests of the built binary with third-party programs: mosquitto, Paho, MQTT.js, OpenSSL, GnuTLS, PyJWT, PostgreSQL,
+//! NGINX and HAProxy.
 //!
-//! They are installed by the repository's `./test.sh`; a test that does not find its program fails and says so.
+//! `./test.sh` installs them. A test whose program is missing fails with a message.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod auth;
 mod clients;
+mod differential;
 mod four;
-mod judge;
 mod keys;
 mod operations;
 mod pki;

@@ -1,4 +1,4 @@
-//! What operators do: reload, drain, look, lose a broker.
+//! Operation: reload, drain, metrics, and the loss of a broker.
 
 use std::fs;
 use std::net::TcpStream;
@@ -20,7 +20,9 @@ fn sighup_reloads_without_dropping_a_session_and_a_bad_file_changes_nothing() {
 
     fs::write(gateway.config(), configuration.replace("cert.subject.cn'", "cert.subject.common_name'")).unwrap();
     gateway.process.signal("HUP");
-    eventually("the failed reload", || gateway.own_log().contains("reload failed, nothing was changed").then_some(()));
+    eventually("the failed reload", || {
+        gateway.own_log().contains("reload failed, the current configuration stays active").then_some(())
+    });
     assert!(gateway.own_log().contains("portcullis.toml:10:"), "it says where: {}", gateway.own_log());
     assert!(publish("thing001") && !publish("BADTHING"));
 
@@ -31,7 +33,7 @@ fn sighup_reloads_without_dropping_a_session_and_a_bad_file_changes_nothing() {
     assert!(gateway.ask("/metrics").contains("portcullis_reloads_total{result=\"ok\"} 1"));
     assert!(gateway.ask("/metrics").contains("portcullis_reloads_total{result=\"failed\"} 1"));
 
-    // The subscriber of before is still there.
+    // The earlier subscriber is still connected.
     let published =
         finish(gateway.mosquitto("mosquitto_pub", "thing001", "xthing001").args(["-t", "test/1", "-m", "still here"]));
     assert!(published.status.success());
@@ -141,7 +143,7 @@ fn a_thousand_silent_connections_cost_little_memory() {
     });
     let each = resident().saturating_sub(before) / 1000;
     assert!(each < 32 << 10, "{each} bytes for a connection that says nothing");
-    // And nobody else is harmed.
+    // Other clients are not affected.
     let published = finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "t", "-m", "x"]));
     assert!(published.status.success(), "{published:?}");
     drop(silent);

@@ -1,4 +1,4 @@
-//! What `portcullis pki` writes is accepted by OpenSSL.
+//! OpenSSL accepts what `portcullis pki` writes.
 
 use std::fs;
 use std::path::Path;
@@ -79,7 +79,7 @@ fn a_request_does_not_get_to_be_an_authority() {
     assert!(text.contains("CA:FALSE") && !text.contains("gw.example.com") && !text.contains("Server Authentication"));
 }
 
-/// The whole life of certificates, in each algorithm, judged by OpenSSL.
+/// The life cycle of certificates with each algorithm, verified by OpenSSL.
 #[test]
 fn what_it_renews_and_revokes_is_strictly_valid_and_revoked_for_openssl() {
     for algorithm in ["ec-p256", "ec-p384", "ed25519"] {
@@ -159,12 +159,12 @@ fn what_it_renews_and_revokes_is_strictly_valid_and_revoked_for_openssl() {
         let list = run("pki list");
         assert!(list.contains("revoked: keyCompromise") && list.contains("59 days left"), "{list}");
 
-        // The key of the root is kept elsewhere: the CRLs are made all the same.
+        // The CRLs are regenerated without the key of the root.
         fs::rename(dir.join("pki/root.key"), dir.join("root.key")).unwrap();
         run("pki crl --crl-days 2");
         assert!(verify("sslclient", "thing001").contains(": OK"), "{}", verify("sslclient", "thing001"));
         let again = portcullis(dir, "pki revoke thing002");
-        assert!(String::from_utf8_lossy(&again.stderr).contains("is revoked already"), "{again:?}");
+        assert!(String::from_utf8_lossy(&again.stderr).contains("is already revoked"), "{again:?}");
         let nobody = portcullis(dir, "pki revoke nobody");
         assert!(String::from_utf8_lossy(&nobody.stderr).contains("`portcullis pki list`"), "{nobody:?}");
     }

@@ -1,4 +1,4 @@
-//! Processes that a test starts, and that end with it.
+//! Processes that a test starts: brokers, the gateway and clients. They are killed when the test ends.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 use portcullis_testkit::Pki;
 use tempfile::TempDir;
 
+/// The deadline of everything that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Asks again and again, until the answer is there.
-pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+/// Polls `check` until it returns a value, and panics after [`PATIENCE`].
+pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {
-        if let Some(answer) = ask() {
-            return answer;
+        if let Some(value) = check() {
+            return value;
         }
         assert!(begin.elapsed() < PATIENCE, "timed out: {what}");
         std::thread::sleep(Duration::from_millis(20));
@@ -37,31 +38,31 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// Sends a signal by its name.
+    /// Sends the signal with this name.
     pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
-    /// Waits for it to end by itself; its exit code.
+    /// Waits until the process exits by itself. Returns its exit code.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         eventually("the end of a process", || self.0.try_wait().unwrap()).code()
     }
 }
 
-/// Starts a program that may not be installed.
+/// Prepares a command. Panics with a hint if the program is not installed.
 pub(crate) fn command(program: &str) -> Command {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
     assert!(found.status.success(), "{program} is not installed: run ./test.sh, which installs what the tests need");
     Command::new(program)
 }
 
-/// Runs a command to its end, which has to come.
+/// Runs a command until it exits. Panics after [`PATIENCE`].
 pub(crate) fn finish(command: &mut Command) -> Output {
     finish_within(PATIENCE, command)
 }
 
-/// Likewise, but not too soon.
+/// Runs a command until it exits. Panics after this time.
 pub(crate) fn finish_within(patience: Duration, command: &mut Command) -> Output {
     let name = format!("{command:?}");
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -76,49 +77,50 @@ pub(crate) fn finish_within(patience: Duration, command: &mut Command) -> Output
     child.wait_with_output().unwrap()
 }
 
-/// Talks with a program by its standard input and output: writes `input` once it has said `ready`, and waits until it has
-/// said `until`, or has ended. Returns whether it has said that, and all it has said.
+/// Runs a program interactively: writes `input` once it has printed `ready`, and waits until it has printed `until` or has
+/// exited. Returns whether it printed `until`, and its whole output.
 pub(crate) fn converse(command: &mut Command, ready: &[u8], input: &[u8], until: &[u8]) -> (bool, String) {
     let pipe = Stdio::piped;
     let mut process = Process(command.stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn().unwrap());
-    let said: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let output: Arc<Mutex<Vec<u8>>> = Arc::default();
     let (stdout, stderr) = (process.0.stdout.take().unwrap(), process.0.stderr.take().unwrap());
-    let listen = |mut from: Box<dyn Read + Send>| {
-        let said = Arc::clone(&said);
+    let collect = |mut from: Box<dyn Read + Send>| {
+        let output = Arc::clone(&output);
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(read @ 1..) = from.read(&mut buffer) {
-                said.lock().unwrap().extend(&buffer[..read]);
+                output.lock().unwrap().extend(&buffer[..read]);
             }
         })
     };
-    let listening = [listen(Box::new(stdout)), listen(Box::new(stderr))];
+    let collectors = [collect(Box::new(stdout)), collect(Box::new(stderr))];
     let wait_for = |process: &mut Process, what: &[u8]| {
         let begin = Instant::now();
         loop {
-            // Asked first: what it says at its end counts, too.
-            let has_ended = process.0.try_wait().unwrap().is_some() && listening.iter().all(JoinHandle::is_finished);
-            let has_said = what.is_empty() || said.lock().unwrap().windows(what.len()).any(|window| window == what);
-            if has_said || has_ended || begin.elapsed() > PATIENCE {
-                return has_said;
+            // Checked before the output, so that output printed right before the exit counts.
+            let has_ended = process.0.try_wait().unwrap().is_some() && collectors.iter().all(JoinHandle::is_finished);
+            let has_printed =
+                what.is_empty() || output.lock().unwrap().windows(what.len()).any(|window| window == what);
+            if has_printed || has_ended || begin.elapsed() > PATIENCE {
+                return has_printed;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
     };
     let mut stdin = process.0.stdin.take().unwrap();
     if wait_for(&mut process, ready) {
-        // It may have ended.
+        // The write fails if the process has exited.
         let _ = stdin.write_all(input);
     }
-    let has_said = wait_for(&mut process, until);
+    let has_printed = wait_for(&mut process, until);
     drop(stdin);
     let _ = process.0.kill();
     let _ = process.0.wait();
-    let text = String::from_utf8_lossy(&said.lock().unwrap()).into_owned();
-    (has_said, text)
+    let text = String::from_utf8_lossy(&output.lock().unwrap()).into_owned();
+    (has_printed, text)
 }
 
-/// A port that was free a moment ago.
+/// Returns a port that was free a moment ago.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -127,14 +129,14 @@ pub(crate) fn wait_for_port(port: u16) {
     eventually("a port to open", || TcpStream::connect(("127.0.0.1", port)).ok());
 }
 
-/// The folder `./test.sh` installs Python's and Node's packages into.
+/// A path in the directory into which `./test.sh` installs Python and Node.js packages.
 pub(crate) fn installed(path: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/interop").join(path);
-    assert!(path.exists(), "{} is not there: run ./test.sh, which installs what the tests need", path.display());
+    assert!(path.exists(), "{} does not exist: run ./test.sh, which installs what the tests need", path.display());
     path
 }
 
-/// A mosquitto broker that tells everything it sees.
+/// A mosquitto broker that logs everything.
 pub(crate) struct Mosquitto {
     process: Process,
     dir: TempDir,
@@ -184,13 +186,13 @@ pub(crate) struct Gateway {
     pub(crate) admin: SocketAddr,
 }
 
-/// How a gateway is to be started.
+/// A gateway to be started, and its configuration.
 pub(crate) struct Launch {
     dir: TempDir,
     pki: Arc<Pki>,
-    /// Keys of the listener itself.
+    /// Additional keys of `[[listener]]`.
     listener: String,
-    /// In place of the listener's TLS table with mutual TLS.
+    /// Replaces the `[listener.tls]` table with mutual TLS.
     tls_table: Option<String>,
     tls: String,
     rest: String,
@@ -199,7 +201,7 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
-    /// A listener with mutual TLS, and what is given behind its `[listener.tls]`.
+    /// A listener with mutual TLS; `rest` follows its `[listener.tls]`.
     pub(crate) fn new(pki: Arc<Pki>, rest: &str) -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
@@ -219,7 +221,7 @@ impl Launch {
         self
     }
 
-    /// Another table than `[listener.tls]` with mutual TLS.
+    /// Replaces the `[listener.tls]` table with mutual TLS by this text.
     pub(crate) fn tls_table(mut self, text: &str) -> Self {
         self.tls_table = Some(text.to_owned());
         self
@@ -231,20 +233,20 @@ impl Launch {
         self
     }
 
-    /// Writes this certificate and this key where those of the server would be.
+    /// Replaces the server's certificate and key in the configuration.
     pub(crate) fn server(mut self, chain: &Path, key: &str) -> Self {
         self.replaced.push((format!("{:?}", self.pki.chain("localhost")), format!("{chain:?}")));
         self.replaced.push((format!("{:?}", self.pki.key("localhost")), format!("{key:?}")));
         self
     }
 
-    /// Writes something else where this stands.
+    /// Replaces a text of the configuration. Panics if it does not occur.
     pub(crate) fn replace(mut self, from: &str, to: &str) -> Self {
         self.replaced.push((from.to_owned(), to.to_owned()));
         self
     }
 
-    /// Puts a file beside the configuration.
+    /// Writes a file next to the configuration.
     pub(crate) fn file(self, name: &str, text: &str) -> Self {
         fs::write(self.dir.path().join(name), text).unwrap();
         self
@@ -278,20 +280,20 @@ impl Launch {
             .unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let process = Process(process);
-        let (mut addresses, mut said) = (Vec::new(), String::new());
+        let (mut addresses, mut output) = (Vec::new(), String::new());
         for line in lines.by_ref().map(Result::unwrap) {
             if let Some((_, rest)) = line.split_once("\"address\":\"") {
                 addresses.push(rest.split('"').next().unwrap().parse().unwrap());
             }
-            said += &format!("{line}\n");
+            output += &format!("{line}\n");
             if line.contains("\"message\":\"ready\"") {
                 break;
             }
         }
-        // The admin interface is announced before the listener, since it is there first.
-        assert_eq!(addresses.len(), 2, "admin interface and listener:\n{said}");
+        // The gateway logs the address of the admin interface before that of the listener.
+        assert_eq!(addresses.len(), 2, "admin interface and listener:\n{output}");
         let mut log = File::create(dir.path().join("own.log")).unwrap();
-        log.write_all(said.as_bytes()).unwrap();
+        log.write_all(output.as_bytes()).unwrap();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 let _ = log.write_all((line + "\n").as_bytes());
@@ -301,7 +303,7 @@ impl Launch {
     }
 }
 
-/// An upstream of one server without health checks.
+/// An `[[upstream]]` with one server, without health checks.
 pub(crate) fn upstream(broker: u16) -> String {
     format!(
         "[[upstream]]\nname = \"brokers\"\nservers = [\"127.0.0.1:{broker}\"]\nhealth = {{ mode = \"off\" }}\n\
@@ -313,12 +315,12 @@ pub(crate) const ADMIT: &str = "[listener.admit]\nrequire = ['mqtt.client_id == 
                          [listener.connect]\nusername = 'cert.subject.dn'\n";
 
 impl Gateway {
-    /// Mutual TLS in front of a broker on this port.
+    /// Starts a gateway with mutual TLS in front of a broker on this port.
     pub(crate) fn start(broker: u16) -> Self {
         Self::with(&format!("{ADMIT}{}", upstream(broker)))
     }
 
-    /// A listener with mutual TLS, and what is given behind its `[listener.tls]`.
+    /// A listener with mutual TLS; `rest` follows its `[listener.tls]`.
     pub(crate) fn with(rest: &str) -> Self {
         Launch::new(Arc::default(), rest).start()
     }
@@ -327,7 +329,7 @@ impl Gateway {
         fs::read_to_string(self.dir.path().join("own.log")).unwrap_or_default()
     }
 
-    /// The folder of its configuration.
+    /// The directory of the configuration.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -336,7 +338,7 @@ impl Gateway {
         self.dir.path().join("portcullis.toml")
     }
 
-    /// The lines of the access log, once there are that many.
+    /// Waits until the access log has at least `count` lines, and returns them.
     pub(crate) fn lines(&self, count: usize) -> Vec<String> {
         eventually(&format!("{count} access lines"), || {
             let text = fs::read_to_string(self.dir.path().join("access.log")).unwrap_or_default();
@@ -345,7 +347,7 @@ impl Gateway {
         })
     }
 
-    /// A mosquitto client that connects here with the certificate of a device.
+    /// A mosquitto client for this gateway, with the certificate of a device.
     pub(crate) fn mosquitto(&self, program: &str, device: &str, client_id: &str) -> Command {
         self.pki.device(device);
         let mut command = command(program);
@@ -357,36 +359,36 @@ impl Gateway {
         command
     }
 
-    /// A mosquitto client that connects here over TLS, without a certificate or over whatever is added.
+    /// A mosquitto client for this gateway, without TLS options: the test adds its own.
     pub(crate) fn client(&self, program: &str, client_id: &str) -> Command {
         let mut command = command(program);
         command.args(["-h", "localhost", "-p", &self.address.port().to_string(), "-i", client_id]);
         command
     }
 
-    /// The reason on the last of so many access lines.
+    /// Waits for this many access lines, and returns the reason of the last.
     pub(crate) fn reason(&self, lines: usize) -> String {
         self.lines(lines)[lines - 1].rsplit(' ').next().unwrap().to_owned()
     }
 
-    /// Waits for an access line with this reason. The lines of two connections may come in any order.
+    /// Waits for an access line with this reason. The lines of different connections may have any order.
     pub(crate) fn says(&self, reason: &str) {
         let end = format!(" {reason}");
-        let is_said = || self.lines(1).iter().any(|line| line.ends_with(&end));
-        eventually(&format!("{reason} in the access log"), || is_said().then_some(()));
+        let is_logged = || self.lines(1).iter().any(|line| line.ends_with(&end));
+        eventually(&format!("{reason} in the access log"), || is_logged().then_some(()));
     }
 
-    /// What the admin interface answers.
+    /// Requests a path of the admin interface. Returns the whole response.
     pub(crate) fn ask(&self, path: &str) -> String {
         let mut http = TcpStream::connect(self.admin).unwrap();
         write!(http, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        http.read_to_string(&mut answer).unwrap();
-        answer
+        let mut response = String::new();
+        http.read_to_string(&mut response).unwrap();
+        response
     }
 }
 
-/// A subscriber that runs until it has seen one message; started when the broker has taken the subscription.
+/// Starts a subscriber that exits after one message. Returns once the broker has acknowledged the subscription.
 pub(crate) fn subscriber(gateway: &Gateway, broker: &dyn Fn() -> String, options: &[&str], device: &str) -> Child {
     let child = gateway
         .mosquitto("mosquitto_sub", device, device)

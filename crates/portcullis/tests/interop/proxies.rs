@@ -1,4 +1,4 @@
-//! NGINX and HAProxy: names written alike, and connections passed through.
+//! NGINX and HAProxy: the same subject format, and connections passed through.
 
 use std::fs;
 use std::process::Stdio;
@@ -60,7 +60,7 @@ fn haproxy_in_front_passes_tls_through() {
         haproxy.args(["-db", "-f"]).arg(dir.path().join("haproxy.cfg")).stderr(Stdio::null()).spawn().unwrap();
     let _haproxy = Process(haproxy);
     wait_for_port(port);
-    // The probe above reached the gateway, too: a connection that says nothing.
+    // The probe above also reached the gateway: a connection without data.
     gateway.address.set_port(port);
     let published =
         finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "test/1", "-m", "x"]));

@@ -1,4 +1,4 @@
-//! The device registry, by the command and in both kinds of database.
+//! The device registry: the command, with both kinds of database.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use tempfile::TempDir;
 
 use crate::processes::{Gateway, Launch, Mosquitto, Process, command, eventually, finish, free_port, upstream};
 
-/// What is stated for a change to count.
+/// The documented bound until a change takes effect.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// `portcullis device`.
+/// Runs `portcullis device`.
 fn device(database: &str, arguments: &[&str]) -> Output {
     finish(
         Command::new(env!("CARGO_BIN_EXE_portcullis"))
@@ -26,14 +26,14 @@ fn device(database: &str, arguments: &[&str]) -> Output {
     )
 }
 
-/// Likewise, and it has to succeed.
+/// Runs `portcullis device` and asserts that it succeeds. Returns its standard output.
 fn done(database: &str, arguments: &[&str]) -> String {
     let output = device(database, arguments);
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Gives a device a pre-shared key; the key.
+/// Sets the pre-shared key of a device. Returns the key.
 fn psk(database: &str, id: &str) -> String {
     let said = done(database, &["psk", id]);
     said.lines().find_map(|line| line.strip_prefix("key: ")).unwrap().to_owned()
@@ -58,7 +58,7 @@ fn publish(gateway: &Gateway, id: &str, key: &str) -> bool {
     finish(command.args(["--psk", key, "--psk-identity", id, "-q", "1", "-t", "t", "-m", "m"])).status.success()
 }
 
-/// A subscriber that stays.
+/// A subscriber that stays connected.
 fn live(gateway: &Gateway, broker: &Mosquitto, id: &str, key: &str) -> Process {
     let mut command = gateway.client("mosquitto_sub", id);
     let child = command.args(["--psk", key, "--psk-identity", id, "-t", "x"]).stderr(Stdio::null()).spawn().unwrap();
@@ -66,14 +66,14 @@ fn live(gateway: &Gateway, broker: &Mosquitto, id: &str, key: &str) -> Process {
     Process(child)
 }
 
-/// Waits for this reason at the end of some access line; how long it took.
+/// Waits for an access line with this reason. Returns how long it took.
 fn ended(gateway: &Gateway, begin: Instant, id: &str, reason: &str) -> Duration {
     eventually(&format!("{reason} of {id}"), || {
         gateway.lines(1).iter().any(|line| line.ends_with(&format!(" {id} {reason}"))).then(|| begin.elapsed())
     })
 }
 
-/// What every kind of database has to do.
+/// The tests that every kind of database must pass.
 fn a_fleet_by_the_command(database: &str) {
     let broker = Mosquitto::start();
     done(database, &["add", "thing001", "--group", "pumps", "--attribute", "site=lyon", "--attribute", "floor=3"]);
@@ -82,13 +82,13 @@ fn a_fleet_by_the_command(database: &str) {
     let key = psk(database, "thing001");
     let gateway = gateway(database, broker.port);
     assert!(publish(&gateway, "thing001", &key));
-    // A device that is added while the gateway runs.
+    // A device added while the gateway runs.
     done(database, &["add", "thing002"]);
     let second = psk(database, "thing002");
     let begin = Instant::now();
     eventually("the new device", || publish(&gateway, "thing002", &second).then_some(()));
     assert!(begin.elapsed() < BOUND, "{:?}", begin.elapsed());
-    // What is taken from it, ends its session.
+    // Removing what the session relies on ends it.
     for (arguments, reason) in [
         (&["disable", "thing002"][..], "session_device_disabled"),
         (&["ban", "thing002", "--for", "1h"], "session_device_banned"),
@@ -180,7 +180,7 @@ fn devices_are_imported_from_csv_and_prove_themselves_in_each_way() {
     assert_eq!(reasons, ["bad_credentials", "bad_credentials", "device_disabled", "ok", "ok"]);
 }
 
-/// PostgreSQL as Debian has it, in a folder of its own.
+/// Debian's PostgreSQL, in a temporary directory.
 struct Postgres {
     bin: PathBuf,
     dir: TempDir,
@@ -220,7 +220,7 @@ impl Postgres {
         self.dir.path().join("data")
     }
 
-    /// A program of PostgreSQL, which does not run as root.
+    /// Prepares a PostgreSQL program, which refuses to run as root.
     fn run(&self, program: &str, arguments: &[&str]) -> Command {
         let is_root = finish(Command::new("id").arg("-u")).stdout == b"0\n";
         let program = self.bin.join(program);
@@ -259,7 +259,7 @@ impl Postgres {
         format!("postgres://fleet:s3cret@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// As if the machine had gone: nobody says goodbye.
+    /// Stops the server without closing its connections, as if its machine had failed.
     fn kill(&mut self) {
         let pid = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
         let pid = pid.lines().next().unwrap().to_owned();
@@ -300,7 +300,7 @@ fn postgresql_says_at_once_that_something_has_changed() {
     });
 }
 
-/// Everything that the command can do to a device that the other tests do not.
+/// The operations of the command that the other tests do not cover.
 #[test]
 fn keys_and_passwords_are_given_and_taken_away() {
     let dir = tempfile::tempdir().unwrap();
@@ -322,7 +322,7 @@ fn keys_and_passwords_are_given_and_taken_away() {
         assert!(shown.contains(part), "{part} in {shown}");
     }
     assert!(!shown.contains(&key) && !shown.contains("argon2"), "{shown}");
-    // By the configuration, whatever the environment says.
+    // The configuration takes precedence over the environment.
     let config = dir.path().join("portcullis.toml");
     let table = "[[authenticator]]\nname = \"fleet\"\nkind = \"registry\"\ndatabase = \"sqlite:devices.db\"\n";
     fs::write(&config, table).unwrap();
@@ -332,12 +332,12 @@ fn keys_and_passwords_are_given_and_taken_away() {
     done(&database, &["password", "thing001", "--remove"]);
     done(&database, &["pin", "thing001", "--remove", &pin]);
     assert_eq!(done(&database, &["list"]), "thing001\tenabled\t-\t-\n");
-    // All of a file, or nothing.
+    // An import is atomic.
     fs::write(dir.path().join("twice.csv"), format!("id,pins\na,{pin}\nb,{pin}\n")).unwrap();
     let twice = device(&database, &["import", dir.path().join("twice.csv").to_str().unwrap()]);
     assert!(!twice.status.success(), "{twice:?}");
     assert_eq!(done(&database, &["list"]).lines().count(), 1);
-    // A ban ends by itself: it is not for those who are out for good.
+    // A ban expires, so a disabled device cannot be banned.
     done(&database, &["disable", "thing001"]);
     assert!(!device(&database, &["ban", "thing001", "--for", "1h"]).status.success());
     fs::write(dir.path().join("new.csv"), "id,rack\nthing001,9\n").unwrap();
@@ -355,7 +355,7 @@ fn two_gateways_share_postgresql_and_live_through_its_death() {
     let (key, other) = (psk(&url, "thing001"), psk(&url, "thing002"));
     let (one, two) = (gateway(&url, broker.port), gateway(&url, broker.port));
     let sessions = [live(&one, &broker, "thing001", &key), live(&two, &broker, "thing002", &other)];
-    // A change at one place counts at both, told by the database.
+    // A change takes effect in both gateways, which the database notifies.
     for (gateway, id) in [(&one, "thing001"), (&two, "thing002")] {
         let begin = Instant::now();
         done(&url, &["disable", id]);
@@ -364,13 +364,13 @@ fn two_gateways_share_postgresql_and_live_through_its_death() {
         assert!(took < BOUND, "{took:?}");
         done(&url, &["enable", id]);
     }
-    // They would come again, and take the place of those of the same name.
+    // These clients would reconnect and take over sessions with the same client ID.
     drop(sessions);
     let both = [(&one, "thing001", &key), (&two, "thing002", &other)];
     for (gateway, id, key) in both {
         eventually("it is let in again", || publish(gateway, id, key).then_some(()));
     }
-    // Killed in the midst of connects: not one of a known device fails.
+    // The database is killed during connects: no connect of a known device fails.
     let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for (gateway, id, key) in both {
@@ -391,10 +391,10 @@ fn two_gateways_share_postgresql_and_live_through_its_death() {
     assert!(count.load(Ordering::SeqCst) > 2);
     eventually("the outage is said", || one.own_log().contains("the device registry:").then_some(()));
     assert!(!one.own_log().contains("s3cret"), "{}", one.own_log());
-    // Who is not known may be a new device, as the log says; for the device it is as if its key were wrong.
+    // An unknown device may be a new one, as the log reports; the device sees the same as with a wrong key.
     assert!(!publish(&one, "stranger", &key));
     one.says("registry_unavailable");
-    // It is there again, and so is following it.
+    // The database is back, and changes take effect again.
     postgres.restart();
     done(&url, &["disable", "thing001"]);
     for gateway in [&one, &two] {

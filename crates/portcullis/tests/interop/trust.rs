@@ -1,5 +1,4 @@
-//! Revocation, stapling, resumption and server keys, with OpenSSL, SoftHSM2 and an ordinary web server on the other
-//! side.
+//! Revocation, stapling, resumption and server keys, with OpenSSL, SoftHSM2 and a plain web server as peers.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +15,7 @@ use crate::processes::{
     wait_for_port,
 };
 
-/// The bound that is stated: two seconds for a file to be noticed, five for the session to end.
+/// The documented bound: two seconds until the gateway notices a file, five until the session ends.
 const BOUND: Duration = Duration::from_secs(7);
 
 fn upstream(broker: &Mosquitto) -> String {
@@ -57,7 +56,7 @@ fn a_connected_mosquitto_client_ends_when_its_certificate_is_revoked() {
     assert!(publish(&gateway, "thing002").status.success(), "others are let in as before");
 }
 
-/// A web server with a folder's files, that tells each request.
+/// A web server for the files of a directory, which logs each request.
 fn web_server(dir: &Path) -> (Process, u16, std::path::PathBuf) {
     let port = free_port();
     let log = dir.join("http.log");
@@ -97,10 +96,10 @@ fn crls_are_fetched_from_where_the_configuration_or_the_certificate_says() {
         assert!(publish(&gateway, "thing001").status.success(), "{}", gateway.own_log());
         let device = format!("held{configured}");
         let _child = Process(subscriber(&gateway, &|| broker.log(), &[], &device));
-        // A reload forgets nothing of what was fetched.
+        // A reload keeps what was fetched.
         gateway.process.signal("HUP");
         eventually("the reload", || gateway.own_log().contains("\"reloaded\"").then_some(()));
-        // What has not changed is not sent again.
+        // Unchanged content is not sent again.
         let not_modified = || fs::read_to_string(&log).unwrap().matches(" 304 ").count();
         let before = not_modified();
         eventually("a 304", || (not_modified() > before).then_some(()));
@@ -109,7 +108,7 @@ fn crls_are_fetched_from_where_the_configuration_or_the_certificate_says() {
         assert!(gateway.lines(2)[1].ends_with(" session_revoked"), "{:?} {}", gateway.lines(2), gateway.own_log());
         assert!(!publish(&gateway, &device).status.success());
         assert!(publish(&gateway, "thing001").status.success());
-        // The last good one stays.
+        // The last good CRL stays in use.
         fs::write(served.path().join("intermediate.crl"), "nothing").unwrap();
         eventually("the complaint", || gateway.own_log().contains("the last good one stays").then_some(()));
         assert!(publish(&gateway, "thing001").status.success());
@@ -148,7 +147,7 @@ fn a_list_without_end_is_given_up() {
         for socket in listener.incoming().take(4).map_while(Result::ok) {
             let chunk = vec![b'x'; 1 << 20];
             let mut socket = socket;
-            // The question first: an answer to none is none.
+            // Read the request first: a response without a request is invalid.
             let _ = socket.read(&mut [0; 4096]);
             let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n");
             while socket.write_all(&chunk).is_ok() {}
@@ -156,7 +155,7 @@ fn a_list_without_end_is_given_up() {
     });
     let tls = format!("crl = [\"http://127.0.0.1:{port}/\"]\n");
     let gateway = Launch::new(Arc::default(), &upstream(&broker)).tls(&tls).start();
-    // At 64 MiB, or, on a machine that is busy, after 15 seconds.
+    // The gateway stops at 64 MiB, or on a busy machine after 15 seconds.
     let bounds = ["length limit exceeded", "it took too long"];
     let begin = Instant::now();
     while !bounds.iter().any(|bound| gateway.own_log().contains(bound)) {
@@ -187,7 +186,7 @@ impl Responder {
         (pki, port)
     }
 
-    /// With the key of the responder of another authority, or of this one.
+    /// Starts it with the key of this CA's responder, or of another CA's.
     fn start(pki: &Pki, signer: &Pki, port: u16) -> Self {
         Self::good_for(pki, signer, port, 5)
     }
@@ -204,7 +203,7 @@ impl Responder {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // A connection without a question, as one to see whether the port is open, would keep it waiting for ever.
+        // A connection without a request, such as a port probe, would block it forever.
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         lines.by_ref().map_while(Result::ok).find(|line| line.contains("waiting")).unwrap();
         std::thread::spawn(move || lines.count());
@@ -229,14 +228,14 @@ fn openssls_responder_says_who_is_revoked() {
     let responder = Responder::start(&gateway.pki, &gateway.pki, port);
     assert!(gateway.lines(3)[2].ends_with(" session_revoked"), "asked again while the device is connected");
     assert!(!publish(&gateway, "held").status.success());
-    // Who was away when the answer was to be asked for again, is asked about when it comes back.
+    // If a device is offline when its response is due for renewal, the gateway renews it when the device reconnects.
     assert!(publish(&gateway, "thing006").status.success());
     gateway.pki.revoke("thing006");
     drop(responder);
     let responder = Responder::start(&gateway.pki, &gateway.pki, port);
     std::thread::sleep(Duration::from_secs(6));
     assert!(!publish(&gateway, "thing006").status.success());
-    // Without a responder: who is known is let in, who is not is not.
+    // Without a responder: a device with a cached response is admitted, an unknown one is rejected.
     drop(responder);
     assert!(publish(&gateway, "thing001").status.success(), "the answer still holds");
     assert!(!publish(&gateway, "thing004").status.success());
@@ -262,7 +261,7 @@ fn an_answer_that_somebody_else_signed_is_none() {
     assert!(gateway.own_log().contains("not signed by the issuer"), "{}", gateway.own_log());
 }
 
-/// A port on which everybody is let in and nobody is answered.
+/// A port that accepts connections and never responds.
 fn silence() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -318,7 +317,7 @@ fn the_responder_may_be_configured_and_the_whole_chain_asked_about() {
     for (which, is_let_in) in [("leaf", true), ("chain", false)] {
         let tls = format!("ocsp = \"{which}\"\nocsp_responder = \"http://127.0.0.1:{port}/\"\n");
         let gateway = Launch::new(Arc::clone(&plain), &upstream(&broker)).tls(&tls).start();
-        // This responder knows nothing of what the root has issued.
+        // This responder does not know the certificates that the root issued.
         assert_eq!(publish(&gateway, "thing001").status.success(), is_let_in, "{which}: {}", gateway.own_log());
     }
 }
@@ -346,7 +345,7 @@ fn crls_over_https_come_from_whom_they_should() {
     let tls = format!("crl = [\"https://localhost:{port}/root.crl\", \"https://localhost:{port}/intermediate.crl\"]\n");
     for is_known in [true, false] {
         let launch = Launch::new(Arc::clone(&pki), &upstream(&broker)).tls(&tls);
-        // What the system trusts is for this variable to say.
+        // This variable replaces the system's trust anchors.
         let launch = if is_known { launch.env("SSL_CERT_FILE", &pki.root()) } else { launch };
         let gateway = launch.start();
         assert_eq!(publish(&gateway, "thing001").status.success(), is_known, "{}", gateway.own_log());
@@ -387,7 +386,7 @@ fn the_servers_own_certificate_comes_with_an_answer() {
     });
     assert!(status.contains("Cert Status: good"), "{status}");
     drop(responder);
-    // A reload keeps it; its time takes it away, before that is over.
+    // A reload keeps the staple; the gateway stops sending it before it expires.
     gateway.process.signal("HUP");
     eventually("the reload", || gateway.own_log().contains("\"reloaded\"").then_some(()));
     assert!(s_client(&gateway, &gateway.pki, "thing001", &["-status"]).contains("Cert Status: good"));
@@ -412,7 +411,7 @@ fn gateways_with_one_ticket_secret_resume_each_others_sessions() {
         let second = start(if same { "0123456789abcdef0123456789abcdef" } else { "fedcba9876543210fedcba9876543210" });
         let session = shared.dir().join(format!("session{versions}{same}"));
         let session = session.to_str().unwrap();
-        // In TLS 1.3 the ticket comes behind the handshake, so the client has to wait for something.
+        // In TLS 1.3 the ticket arrives after the handshake, so the client waits for data.
         let made = s_client(&first, &shared, "thing001", &[versions, "-sess_out", session, "-ign_eof"]);
         assert!(made.contains("New, TLSv1"), "{made}");
         let resumed = s_client(&second, &shared, "thing001", &[versions, "-sess_in", session]);
@@ -445,7 +444,7 @@ fn openssl_does_not_resume_once_its_certificate_is_revoked() {
 fn a_servers_certificate_follows_its_files() {
     let broker = Mosquitto::start();
     let pki = Arc::new(Pki::new());
-    // As Kubernetes does it: files behind a link to a folder, that is swapped.
+    // As Kubernetes does it: files behind a symbolic link to a directory, which is replaced.
     let dir = tempfile::tempdir().unwrap();
     let fill = |folder: &str, chain: &str, key: &str| {
         let folder = dir.path().join(folder);
@@ -563,7 +562,7 @@ fn keys_stay_in_a_token() {
         softhsm(&format!("--import {name}.key --token gateway --label {name} --id {id} --pin 1234"));
         let csr = dir.path().join(format!("{name}.csr"));
         let issued = pki.authority().sign(&csr, None, Purpose::Server, vec!["localhost".to_owned()], 30).unwrap();
-        // From here on, the token alone has it.
+        // From here on, only the token has the key.
         fs::remove_file(dir.path().join(format!("{name}.key"))).unwrap();
         let pin = dir.path().join("pin");
         let uri = format!("pkcs11:token=gateway;object={name}?module-path={module}&pin-source={}", pin.display());
@@ -576,7 +575,7 @@ fn keys_stay_in_a_token() {
                 "{name}: {said}"
             );
         }
-        // The key of another certificate is refused.
+        // The key of another certificate is rejected.
         let wrong = fs::read_to_string(gateway.config()).unwrap();
         let wrong = wrong.replace(&format!("{:?}", issued.chain), &format!("{:?}", pki.chain("localhost")));
         let path = dir.path().join("wrong.toml");
@@ -589,7 +588,7 @@ fn keys_stay_in_a_token() {
         );
         let said = String::from_utf8_lossy(&check.stderr).into_owned() + &String::from_utf8_lossy(&check.stdout);
         assert_eq!(check.status.code(), Some(78), "{said}");
-        assert!(said.contains("is not the key of the certificate") || said.contains("not sign"), "{said}");
+        assert!(said.contains("does not belong to the certificate") || said.contains("not sign"), "{said}");
         assert!(!said.contains("1234"), "{said}");
     }
 }
@@ -632,7 +631,7 @@ fn what_expires_is_said_in_time() {
                 .find(|line| line.contains("is about to expire") && line.contains(&said))
                 .map(str::to_owned)
         });
-        // Within a second of its making, it is a day more.
+        // Within a second of its creation, rounding gives one more day.
         let says = |days: i32| line.contains(&format!("\"days_left\":{days},"));
         assert!(says(left) || says(left + 1), "{line}");
     }
@@ -673,7 +672,7 @@ fn metrics_say_which_certificates_are_connected() {
 #[test]
 fn testssl_finds_nothing_above_low() {
     let broker = Mosquitto::start();
-    // Of the certificate, the tool wants to know where its revocation is published, and that it is not about to expire.
+    // The tool checks that the certificate names its revocation sources and does not expire soon.
     let url = |host: &str| Some(format!("http://{host}.example.com/"));
     let init = Init { name: "Test".into(), crl_url: url("crl"), ocsp_url: url("ocsp"), ..Init::default() };
     let pki = Arc::new(Pki::with(&init));
@@ -697,7 +696,7 @@ fn testssl_finds_nothing_above_low() {
             .arg(address),
     );
     let report = fs::read_to_string(report).unwrap();
-    // id, name and address, port, severity, finding, and two more.
+    // ID, name and address, port, severity, finding, and two more columns.
     let findings: Vec<Vec<&str>> =
         report.lines().skip(1).map(|line| line.trim_matches('"').split("\",\"").collect()).collect();
     let has = |severity: &str| findings.iter().filter(|finding| finding.get(3) == Some(&severity)).count();

@@ -1,4 +1,4 @@
-//! Replays what the fuzzers have collected, so that the ordinary tests keep what they found.
+//! Replays the corpus of the fuzzers, so that the ordinary tests cover their findings.
 
 use std::path::Path;
 

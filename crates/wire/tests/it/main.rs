@@ -1,4 +1,4 @@
-//! CONNECT judged by vectors, by properties, by another codec and by what fuzzing has found.
+//! CONNECT, tested by vectors, properties, an independent codec and the fuzzing corpus.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod corpus;

@@ -1,4 +1,4 @@
-//! What holds for every CONNECT, and what another codec makes of ours.
+//! Properties that hold for every CONNECT, and a differential test against an independent codec.
 
 use bytes::BytesMut;
 use portcullis_wire::{Connect, Limits, Version};
@@ -23,7 +23,7 @@ fn user_properties() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Every legal CONNECT, as bytes made without the code under test.
+/// Generates every kind of valid CONNECT, encoded without the code under test.
 fn legal() -> impl Strategy<Value = Vec<u8>> {
     let will = prop::option::of((0_u8..3, any::<bool>(), topic(), prop::collection::vec(any::<u8>(), 0..40)));
     let credentials = (prop::option::of(text(20)), prop::option::of(prop::collection::vec(any::<u8>(), 0..20)));
@@ -104,8 +104,8 @@ proptest! {
     #[test]
     fn another_codec_reads_the_same_fields(bytes in legal()) {
         let connect = Connect::decode(&bytes, Limits::default()).unwrap().unwrap().0;
-        // What the other codec does not do: it refuses empty identifiers, also where they are legal, and those of more
-        // than 23 bytes in MQTT 3.1, which brokers take.
+        // Limits of the other codec: it rejects empty client identifiers even where they are valid, and those longer than
+        // 23 bytes in MQTT 3.1, which brokers accept.
         if connect.client_id.is_empty() || connect.client_id.len() > 23 {
             return Ok(());
         }

@@ -1,6 +1,6 @@
-//! Builds CONNECT packets byte by byte, without the code under test, so that every illegal one can be built too.
+//! Builds CONNECT packets byte by byte, without the code under test, so that invalid ones can be built, too.
 
-/// A CONNECT as a list of its bytes; public fields are spoilt at will.
+/// The parts of a CONNECT; tests change public fields to break it.
 #[derive(Clone, Debug)]
 pub(crate) struct Raw {
     pub(crate) first_byte: u8,
@@ -8,7 +8,7 @@ pub(crate) struct Raw {
     pub(crate) level: u8,
     pub(crate) flags: u8,
     pub(crate) keep_alive: u16,
-    /// MQTT 5 properties without their length.
+    /// The MQTT 5 properties without their length.
     pub(crate) properties: Option<Vec<u8>>,
     pub(crate) payload: Vec<u8>,
 }
@@ -36,7 +36,7 @@ impl Raw {
         self
     }
 
-    /// Replaces the payload by these fields, each with its length in front.
+    /// Replaces the payload with these fields, each preceded by its length.
     pub(crate) fn fields(mut self, fields: &[&[u8]]) -> Self {
         self.payload = fields.iter().flat_map(|bytes| field(bytes)).collect();
         self
@@ -64,14 +64,14 @@ impl Raw {
     }
 }
 
-/// Bytes behind their two-byte length.
+/// Encodes bytes with a two-byte length in front.
 pub(crate) fn field(bytes: &[u8]) -> Vec<u8> {
     let mut out = u16::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
     out.extend(bytes);
     out
 }
 
-/// A variable byte integer, by division as the specification's pseudo code does it.
+/// Encodes a variable byte integer by division, as the specification's pseudo code does.
 pub(crate) fn varint(mut value: usize) -> Vec<u8> {
     let mut out = Vec::new();
     loop {

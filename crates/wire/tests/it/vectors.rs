@@ -1,4 +1,4 @@
-//! What the specification says of single packets, clause by clause.
+//! Single packets, clause by clause of the specification.
 
 use portcullis_wire::{Connect, Error, Limits, Rule, Version};
 
@@ -18,7 +18,7 @@ fn accepted(raw: &Raw) -> (Raw, String) {
     (raw.clone(), format!("{connect:?}"))
 }
 
-/// One row: the clause, what is wrong, the packet, the expected verdict.
+/// A row: the clause, what is wrong, the packet, the expected result.
 type Vector = (&'static str, &'static str, Raw, Error);
 
 fn refused(clause: &'static str, what: &'static str, raw: Raw, rule: Rule) -> Vector {
@@ -105,7 +105,7 @@ fn illegal_packets_are_refused_for_the_right_reason() {
 }
 
 impl Raw {
-    /// Bytes in place of the property block, length included.
+    /// Replaces the property block, including its length.
     fn properties_raw(mut self, bytes: &[u8]) -> Self {
         self.properties = None;
         self.payload = [bytes, &self.payload].concat();
@@ -211,7 +211,7 @@ fn mqtt_3_1_has_its_own_rules() {
     let bytes = Raw::new(3).flags(0xc2).bytes();
     let connect = decode(&bytes).unwrap().unwrap().0;
     assert_eq!((connect.username, connect.password), (None, None));
-    // Unused bits and the will's bits without a will are disregarded; written again they are 0.
+    // Unused bits, and the will's bits without a will, are ignored, and encoded as 0.
     let bytes = Raw::new(3).flags(0x3b).bytes();
     let mut encoded = Vec::new();
     decode(&bytes).unwrap().unwrap().0.encode(&mut encoded).unwrap();
@@ -234,7 +234,7 @@ fn limits_and_garbage_are_answered_before_the_packet_is_whole() {
     assert_eq!(Connect::decode(b"\x10\xff\xff\xff\x7f", limits), Err(Error::TooLarge), "256 MiB");
     assert_eq!(Connect::decode(b"\x10\x3f", limits), Err(Error::TooLarge), "65 bytes");
     assert_eq!(Connect::decode(b"\x10\x3e", limits), Ok(None), "64 bytes");
-    // The first byte of a TLS record reads as CONNECT with reserved flags.
+    // The first byte of a TLS record decodes as CONNECT with reserved flags.
     assert_eq!(Connect::decode(b"\x16\x03\x01\x02", limits), Err(Rule::FixedHeaderFlags.into()), "TLS");
     assert_eq!(Connect::decode(b"GET /", limits), Err(Rule::FirstPacketNotConnect.into()), "HTTP");
     assert_eq!(Connect::decode(b"\x10\x20\x00\x04HTTP", limits), Err(Error::Unsupported));

@@ -1,5 +1,5 @@
-//! A real broker as the judge of CONNECT: what the gateway accepts, mosquitto accepts, and the other way round, but for
-//! the differences that are listed and explained.
+//! Differential tests of CONNECT: mosquitto and the gateway accept and reject the same packets, except for the listed and
+//! explained differences.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -10,20 +10,20 @@ use portcullis_wire::{Connect, Limits};
 
 use crate::processes::Mosquitto;
 
-/// Whether mosquitto answers these bytes with a CONNACK that accepts.
+/// Whether mosquitto responds to these bytes with a CONNACK that accepts.
 fn is_accepted(broker: &Mosquitto, packet: &[u8]) -> bool {
     let mut stream = TcpStream::connect(("127.0.0.1", broker.port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    // A broker that hangs up early makes these fail, which is an answer too.
+    // These fail if the broker closes the connection early, which counts as a rejection.
     let _ = stream.write_all(packet);
     let _ = stream.shutdown(Shutdown::Write);
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    matches!(answer.as_slice(), [0x20, _, _, 0, ..])
+    let mut response = Vec::new();
+    let _ = stream.read_to_end(&mut response);
+    matches!(response.as_slice(), [0x20, _, _, 0, ..])
 }
 
-/// What mosquitto refuses by its own choice, where the standard leaves it one.
-fn refused_by_choice(connect: &Connect<'_>) -> bool {
+/// Whether mosquitto may reject the packet where the standard leaves the choice to the server.
+fn may_be_rejected(connect: &Connect<'_>) -> bool {
     let has_controls = |text: &str| {
         text.chars().any(|c| c.is_control() || ('\u{fdd0}'..='\u{fdef}').contains(&c) || (c as u32) & 0xfffe == 0xfffe)
     };
@@ -32,19 +32,19 @@ fn refused_by_choice(connect: &Connect<'_>) -> bool {
     texts.into_iter().flatten().any(has_controls)
         // No authentication method is configured.
         || connect.properties.authentication_method().is_some()
-        // [MQTT-3.1.3-8 (3.1.1)], which the gateway judges after rewriting.
+        // [MQTT-3.1.3-8 (3.1.1)], which the gateway checks after rewriting.
         || connect.check_client_id().is_err()
 }
 
-/// Packets by what the gateway says of them, and whether mosquitto says otherwise.
-fn judge(broker: &Mosquitto, packet: &[u8]) -> Option<String> {
+/// Decodes the packet and sends it to mosquitto. Returns a description if the two disagree.
+fn disagreement(broker: &Mosquitto, packet: &[u8]) -> Option<String> {
     let accepted = is_accepted(broker, packet);
     match Connect::decode(packet, Limits::default()) {
-        Ok(Some((connect, _))) if !accepted && !refused_by_choice(&connect) => {
-            Some(format!("mosquitto refuses {packet:02x?}: {connect:?}"))
+        Ok(Some((connect, _))) if !accepted && !may_be_rejected(&connect) => {
+            Some(format!("mosquitto rejects {packet:02x?}: {connect:?}"))
         }
         Err(error) if accepted => Some(format!("mosquitto accepts {packet:02x?}: {error}")),
-        // They agree, or the packet is not whole.
+        // They agree, or the packet is incomplete.
         _ => None,
     }
 }
@@ -96,8 +96,11 @@ fn single_packets_by_clause() {
         b"\x10\x0d\x00\x04MQTX\x04\x02\x00\x3c\x00\x01a".to_vec(),
         b"\x10\x0d\x00\x04MQTT\x07\x02\x00\x3c\x00\x01a".to_vec(),
     ];
-    assert!(is_accepted(&broker, &packets[0]) && !is_accepted(&broker, &packets[3]), "it judges at all");
-    let disagreements: Vec<String> = packets.iter().filter_map(|packet| judge(&broker, packet)).collect();
+    assert!(
+        is_accepted(&broker, &packets[0]) && !is_accepted(&broker, &packets[3]),
+        "mosquitto accepts the valid packet and rejects the invalid one"
+    );
+    let disagreements: Vec<String> = packets.iter().filter_map(|packet| disagreement(&broker, packet)).collect();
     assert!(disagreements.is_empty(), "{disagreements:#?}");
 }
 
@@ -108,7 +111,7 @@ fn everything_that_fuzzing_has_found() {
     let mut disagreements = Vec::new();
     for entry in std::fs::read_dir(corpus).unwrap() {
         let packet = std::fs::read(entry.unwrap().path()).unwrap();
-        disagreements.extend(judge(&broker, &packet));
+        disagreements.extend(disagreement(&broker, &packet));
     }
     assert!(disagreements.is_empty(), "{} disagreements: {disagreements:#?}", disagreements.len());
 }
