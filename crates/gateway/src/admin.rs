@@ -62,14 +62,14 @@ pub(crate) fn serve(
         AdminBind::Tcp(address) => {
             let listener = edge::bind(*address)?;
             let address = listener.local_addr()?;
-            tracing::info!(%address, "admin interface");
+            tracing::info!(%address, "admin interface listening");
             tokio::spawn(answer(router, async move || listener.accept().await.map(|(stream, _)| stream)));
             Ok(Some(address))
         }
         AdminBind::Unix(path) => {
             remove_stale_socket(path)?;
             let listener = UnixListener::bind(path)?;
-            tracing::info!(path = %path.display(), "admin interface");
+            tracing::info!(path = %path.display(), "admin interface listening");
             tokio::spawn(answer(router, async move || listener.accept().await.map(|(stream, _)| stream)));
             Ok(None)
         }

@@ -214,7 +214,7 @@ impl Handle {
         // Even one that failed has read CRLs.
         let shared = Arc::clone(&self.0.shared);
         let swept = tokio::task::spawn_blocking(move || maintenance::sweep(&shared)).await;
-        tracing::debug!(sessions_ended = swept.unwrap_or(0), "swept");
+        tracing::debug!(sessions_ended = swept.unwrap_or(0), "sessions evaluated after the reload");
         self.0.shared.state.observer.metrics.count_reload(result.is_ok());
         result
     }
@@ -259,7 +259,7 @@ impl Handle {
         self.0.tasks.close();
         let limit = self.0.shared.runtime.load().process.drain_timeout;
         if tokio::time::timeout(limit, self.0.tasks.wait()).await.is_err() {
-            tracing::info!(sessions = self.0.tasks.len(), "drain timeout: ending the sessions that are left");
+            tracing::info!(sessions = self.0.tasks.len(), "`drain_timeout` has passed: ending the remaining sessions");
             self.stop().await;
         }
     }
@@ -323,7 +323,7 @@ async fn accept(socket: TcpListener, key: SocketKey, shared: Arc<Shared>, tasks:
             }
             Err(error) => {
                 if !is_short {
-                    tracing::error!(address = %key.0.address, %error, "cannot accept; out of descriptors?");
+                    tracing::error!(address = %key.0.address, %error, "cannot accept connections; check the limit of open files (`ulimit -n`) and free memory");
                     is_short = true;
                 }
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
@@ -341,14 +341,14 @@ fn warn_of_restart(previous: &Runtime, next: &Runtime) {
         ("admin.bind", previous.admin != next.admin),
     ];
     for (key, _) in changed.into_iter().filter(|(_, changed)| *changed) {
-        tracing::warn!(key, "this change takes effect after a restart");
+        tracing::warn!(key, "changed setting takes effect after a restart");
     }
 }
 
 /// A session takes two descriptors; the usual soft limit of 1,024 would be reached at 500.
 fn raise_descriptor_limit() {
     match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) => tracing::debug!(limit, "descriptors"),
-        Err(error) => tracing::warn!(%error, "the limit of open descriptors cannot be raised"),
+        Ok(limit) => tracing::debug!(limit, "limit of open files raised"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
 }

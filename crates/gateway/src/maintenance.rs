@@ -47,7 +47,7 @@ async fn maintain_sessions(shared: Weak<Shared>) {
             warned
         });
         warned = result.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "maintenance of sessions failed; the next run follows");
+            tracing::error!(%error, "session maintenance failed; it runs again in a second");
             Warned::default()
         });
     }
@@ -60,7 +60,7 @@ async fn follow_files(shared: Weak<Shared>) {
         let Some(shared) = shared.upgrade() else { return };
         // Files are read and certificates parsed: not on a thread that moves bytes.
         if let Err(error) = tokio::task::spawn_blocking(move || read_files(&shared)).await {
-            tracing::error!(%error, "following files failed; the next run follows");
+            tracing::error!(%error, "checking files for changes failed; it runs again in half a second");
         }
     }
 }
@@ -105,13 +105,13 @@ fn end_sessions(shared: &Shared) {
     let ended = shared.state.sessions.sweep_keys(&changed, |live| evaluate(live.claim(), &runtime, now))
         + shared.state.sessions.sweep_expired(now);
     if ended > 0 {
-        tracing::info!(sessions = ended, "sessions ended: what they stood on is no longer good");
+        tracing::info!(sessions = ended, "sessions ended: their credentials are no longer valid");
     }
 }
 
 fn read_files(shared: &Shared) {
     for problem in shared.state.revocation.read_changed_files() {
-        tracing::error!("CRL: the last good one stays: {problem}");
+        tracing::error!(%problem, "CRL rejected; the last good one stays in use");
     }
     let runtime = shared.runtime.load_full();
     let mut have_changed = false;
@@ -126,7 +126,7 @@ fn read_files(shared: &Shared) {
     runtime.signer.iter().for_each(|signer| signer.read_changed_files());
     if have_changed {
         let ended = sweep(shared);
-        tracing::info!(sessions = ended, "sessions judged by what was read anew; so many ended");
+        tracing::info!(sessions = ended, "credential files changed: all sessions evaluated again, sessions ended");
     }
 }
 
@@ -221,18 +221,15 @@ impl Warned {
             let Expiry { owner, role, subject, not_after } = expiry;
             let end = chrono::DateTime::from_timestamp(not_after, 0).map(|at| at.to_rfc3339()).unwrap_or_default();
             if left <= 0 {
-                tracing::error!(owner, role, subject, expires = end, "a certificate has expired");
+                tracing::error!(owner, role, subject, expires = end, "certificate has expired");
             } else {
                 let days_left = left / DAY;
-                tracing::warn!(owner, role, subject, expires = end, days_left, "a certificate is about to expire");
+                tracing::warn!(owner, role, subject, expires = end, days_left, "certificate is about to expire");
             }
         }
         for crl in shared.state.revocation.crls().into_iter().filter(|crl| crl.next_update <= now) {
             if self.crls.insert(crl.origin.clone(), crl.next_update) != Some(crl.next_update) {
-                tracing::error!(
-                    crl = crl.origin,
-                    "a CRL is out of date: nothing is known of its issuer's certificates"
-                );
+                tracing::error!(crl = crl.origin, "CRL is out of date: its issuer's certificates cannot be checked");
             }
         }
     }

@@ -254,10 +254,10 @@ fn check_access_log(
     }
     if path.exists() {
         if let Err(error) = std::fs::OpenOptions::new().append(true).open(&path.value) {
-            return Err(diagnostics.error(&path, format!("{} cannot be written: {error}", path.display())));
+            return Err(diagnostics.error(&path, format!("cannot write to {}: {error}", path.display())));
         }
     } else if !path.parent().is_some_and(|parent| parent.as_os_str().is_empty() || parent.is_dir()) {
-        return Err(diagnostics.error(&path, format!("the folder of {} is not there", path.display())));
+        return Err(diagnostics.error(&path, format!("the directory of {} does not exist", path.display())));
     }
     Ok((path.value, format))
 }

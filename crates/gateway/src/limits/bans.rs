@@ -128,7 +128,7 @@ impl Bans {
             is_refused |= is_banned;
             if begins {
                 let duration = humantime::format_duration(rule.limits.duration).to_string();
-                tracing::info!(%address, client_id = ?id, ?event, duration, "a client is banned");
+                tracing::info!(%address, client_id = ?id, ?event, duration, "client banned");
             }
         }
         is_refused

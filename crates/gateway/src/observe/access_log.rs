@@ -90,7 +90,7 @@ impl<W: Write> Write for Counting<W> {
         if let Err(error) = self.writer.write_all(bytes)
             && self.failed.fetch_add(1, Ordering::Relaxed) == 0
         {
-            tracing::error!(%error, "access log cannot be written");
+            tracing::error!(%error, "cannot write the access log; lines are lost");
         }
         Ok(bytes.len())
     }

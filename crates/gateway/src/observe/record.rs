@@ -80,11 +80,11 @@ impl Record {
         let hint = outcome.hint();
         match outcome.blame() {
             Blame::Gateway if outcome.label() == CloseReason::InternalError.label() => {
-                tracing::error!(listener, reason, %remote, client_id, server, "connection ended by a fault of the gateway");
+                tracing::error!(listener, reason, %remote, client_id, server, "internal error ended a connection");
             }
             Blame::Upstream if outcome.status() >= 500 => {
                 if let Some(suppressed) = self.listener.upstream_warnings.permit() {
-                    tracing::warn!(listener, reason, %remote, client_id, server, suppressed, "broker failed a client");
+                    tracing::warn!(listener, reason, %remote, client_id, server, suppressed, "broker could not serve a client");
                 }
             }
             _ => tracing::debug!(listener, reason, %remote, client_id, server, hint, "connection ended"),

@@ -19,15 +19,15 @@ super::reasons! {
     /// The broker ended the session.
     UpstreamClosed = "upstream_closed", Relay, Upstream, 200,
         goodbye: None,
-        hint: Some("the broker's log says why");
+        hint: Some("see the broker's log for the cause");
     /// The broker rejected CONNECT. The client received the broker's own answer.
     UpstreamRefused = "upstream_refused", Upstream, Upstream, 403,
         goodbye: None,
-        hint: Some("the broker's log says why");
+        hint: Some("see the broker's log for the cause");
     /// The connection to the client broke.
     ClientLost = "client_lost", Relay, Client, 200,
         goodbye: None,
-        hint: Some("if it is frequent, compare the client's keep-alive with the timeouts of firewalls on the way");
+        hint: Some("if it happens often, compare the client's keep-alive with the idle timeouts of firewalls on the path");
     /// The connection to the broker broke.
     UpstreamLost = "upstream_lost", Relay, Upstream, 502,
         goodbye: None,
@@ -43,7 +43,7 @@ super::reasons! {
     /// A certificate in the client's chain was revoked during the session.
     CertificateRevoked = "session_revoked", Relay, Gateway, 403,
         goodbye: Some(Disconnect::NotAuthorized),
-        hint: Some("if the device is to be trusted again, issue it a new certificate");
+        hint: Some("to trust the device again, issue it a new certificate");
     /// A certificate in the client's chain expired during the session.
     CertificateExpired = "session_expired", Relay, Gateway, 403,
         goodbye: Some(Disconnect::MaximumConnectTime),
@@ -84,5 +84,5 @@ super::reasons! {
     /// A fault in the gateway ended the session.
     InternalError = "internal_error", Relay, Gateway, 500,
         goodbye: None,
-        hint: Some("this is a bug: report it with what the gateway's log says");
+        hint: Some("this is a bug: report it with the gateway's log");
 }

@@ -29,11 +29,11 @@ super::reasons! {
     /// The TLS handshake did not finish within `handshake_timeout`.
     HandshakeTimeout = "handshake_timeout", Handshake, Client, 500,
         refusal: None, is_failed_proof: false,
-        hint: Some("if devices need longer, raise `handshake_timeout`; port scanners cause this, too");
+        hint: Some("if devices need longer, raise `handshake_timeout`; port scanners also cause this");
     /// The client closed the connection during the TLS handshake.
     HandshakeClosed = "handshake_closed", Handshake, Client, 500,
         refusal: None, is_failed_proof: false,
-        hint: Some("look at the device's own log; health checks and port scanners cause this, too");
+        hint: Some("see the device's log; health checks and port scanners also cause this");
     /// The client sent something other than TLS to a listener with `protocol = "tls"`.
     NotTls = "not_tls", Handshake, Client, 500,
         refusal: None, is_failed_proof: false,
@@ -53,7 +53,7 @@ super::reasons! {
     /// The TLS handshake failed for another reason.
     HandshakeFailed = "handshake_failed", Handshake, Client, 500,
         refusal: None, is_failed_proof: false,
-        hint: Some("set `log = \"debug\"` for the TLS library's error");
+        hint: Some("set `log = \"debug\"` to log the TLS library's error");
     /// The listener requires a client certificate and the client sent none.
     NoCertificate = "no_certificate", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
@@ -77,7 +77,7 @@ super::reasons! {
     /// The client's certificate is X.509 version 1, which has no extensions to evaluate.
     CertificateVersion = "certificate_version", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
-        hint: Some("`openssl x509 -req` makes version 1 unless it is given `-extfile`; issue the certificate again \
+        hint: Some("`openssl x509 -req` makes version 1 without `-extfile`; issue the certificate again \
              with it, or with `portcullis pki sign`");
     /// The client's certificate is not for client authentication.
     CertificatePurpose = "certificate_purpose", Handshake, Client, 500,
@@ -87,12 +87,12 @@ super::reasons! {
     CertificateRevoked = "certificate_revoked", Handshake, Client, 500,
         // Of a chain's revocation, CONNACK may speak: some of it is found out after the handshake.
         refusal: Some(Refusal::NotAuthorized), is_failed_proof: true,
-        hint: Some("if the device is to be trusted again, issue it a new certificate");
+        hint: Some("to trust the device again, issue it a new certificate");
     /// No CRL covers a certificate in the client's chain.
     CrlMissing = "crl_missing", Handshake, Gateway, 500,
         refusal: Some(Refusal::NotAuthorized), is_failed_proof: false,
         hint: Some("`crl` needs a CRL of every CA in the chain, the root included; `openssl crl -text` shows the \
-             issuer of one; `crl_missing = \"allow\"` lets such devices in");
+             issuer of one; `crl_missing = \"allow\"` admits such devices");
     /// The CRL that covers a certificate in the client's chain is out of date.
     CrlExpired = "crl_expired", Handshake, Gateway, 500,
         refusal: Some(Refusal::NotAuthorized), is_failed_proof: false,
@@ -100,11 +100,11 @@ super::reasons! {
     /// No OCSP responder gave a usable answer about a certificate in the client's chain.
     OcspMissing = "ocsp_missing", Handshake, Gateway, 500,
         refusal: Some(Refusal::NotAuthorized), is_failed_proof: false,
-        hint: Some("the gateway's log has the responder's answer; `ocsp_failure = \"allow\"` lets such devices in");
+        hint: Some("see the gateway's log for the responder's error; `ocsp_failure = \"allow\"` admits such devices");
     /// The client's certificate is malformed, wrongly signed, or breaks another rule of X.509.
     CertificateInvalid = "certificate_invalid", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
-        hint: Some("set `log = \"debug\"` for what is wrong with it");
+        hint: Some("set `log = \"debug\"` to log what is wrong with it");
     /// No pre-shared key has the client's identity. Clients cannot tell this from `wrong_psk`.
     UnknownPsk = "unknown_psk_identity", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
@@ -121,11 +121,11 @@ super::reasons! {
     /// CONNECT did not arrive within `connect_timeout`.
     ConnectTimeout = "connect_timeout", Connect, Client, 400,
         refusal: None, is_failed_proof: false,
-        hint: Some("if devices need longer, raise `connect_timeout`; port scanners cause this, too");
+        hint: Some("if devices need longer, raise `connect_timeout`; port scanners also cause this");
     /// The client closed the connection before CONNECT was complete.
     ClosedBeforeConnect = "closed_before_connect", Connect, Client, 400,
         refusal: None, is_failed_proof: false,
-        hint: Some("look at the device's own log; health checks and port scanners cause this, too");
+        hint: Some("see the device's log; health checks and port scanners also cause this");
     /// The client sent TLS to a listener with `protocol = "tcp"`.
     TlsOnPlainPort = "tls_on_plain_port", Connect, Client, 400,
         refusal: None, is_failed_proof: false,
@@ -133,7 +133,7 @@ super::reasons! {
     /// The client's first packet is not CONNECT.
     NotConnect = "not_connect", Connect, Client, 400,
         refusal: None, is_failed_proof: false,
-        hint: Some("find out what connects to this port: it does not speak MQTT");
+        hint: Some("find out which client connects to this port: it does not speak MQTT");
     /// CONNECT is malformed.
     MalformedConnect = "malformed_connect", Connect, Client, 400,
         refusal: Some(Refusal::Malformed), is_failed_proof: false,
@@ -153,7 +153,7 @@ super::reasons! {
     /// The client ID is empty where it must not be.
     ClientIdRejected = "client_id_rejected", Connect, Client, 400,
         refusal: Some(Refusal::ClientId), is_failed_proof: false,
-        hint: Some("give the client an ID; before MQTT 5, only a clean session may go without");
+        hint: Some("set a client ID; before MQTT 5, only a clean session may omit it");
 
     // One answer for all that fail to authenticate: clients are not told whether a user or a device exists.
     /// No authenticator knows the client.
@@ -177,15 +177,15 @@ super::reasons! {
     /// The authentication service denied the client.
     AuthenticationDenied = "authentication_denied", Admit, Client, 403,
         refusal: Some(Refusal::BadCredentials), is_failed_proof: true,
-        hint: Some("the service's log says why");
+        hint: Some("see the service's log for the cause");
     /// The device is disabled in the registry.
     DeviceDisabled = "device_disabled", Admit, Client, 403,
         refusal: Some(Refusal::BadCredentials), is_failed_proof: true,
-        hint: Some("`portcullis device enable` lets it in again");
+        hint: Some("`portcullis device enable` admits it again");
     /// The device is banned in the registry.
     DeviceBanned = "device_banned", Admit, Client, 403,
         refusal: Some(Refusal::BadCredentials), is_failed_proof: true,
-        hint: Some("`portcullis device enable` lets it in before the ban ends");
+        hint: Some("`portcullis device enable` admits it before the ban ends");
     /// The device presented another certificate or key than those it is pinned to.
     PinMismatch = "pin_mismatch", Admit, Client, 403,
         refusal: Some(Refusal::BadCredentials), is_failed_proof: true,
@@ -201,7 +201,7 @@ super::reasons! {
     /// Too many passwords wait to be verified, or too many requests wait for the authentication service.
     AuthenticationBusy = "authentication_busy", Admit, Gateway, 503,
         refusal: Some(Refusal::ServerUnavailable), is_failed_proof: false,
-        hint: Some("raise `cache` or `max_concurrency`, or add CPUs; clients that reconnect too often cause this, too");
+        hint: Some("raise `cache` or `max_concurrency`, or add CPUs; clients that reconnect too often also cause this");
     // Likewise, clients are not told which rule rejected them.
     /// An expression in `admit.require` is false.
     IdentityMismatch = "identity_mismatch", Admit, Client, 403,
@@ -210,7 +210,7 @@ super::reasons! {
     /// An expression has no value for this client, because a field is missing or has another type.
     ExpressionFailed = "expression_failed", Admit, Client, 403,
         refusal: Some(Refusal::NotAuthorized), is_failed_proof: true,
-        hint: Some("test fields that a client may leave out with has()");
+        hint: Some("use has() to test fields that a client may omit");
     /// The value of a `connect` expression cannot be written into CONNECT.
     RewriteFailed = "rewrite_failed", Admit, Client, 403,
         refusal: Some(Refusal::NotAuthorized), is_failed_proof: false,
@@ -227,11 +227,11 @@ super::reasons! {
     /// The broker closed the connection before it answered CONNECT.
     UpstreamClosed = "upstream_closed_early", Upstream, Upstream, 502,
         refusal: Some(Refusal::ServerUnavailable), is_failed_proof: false,
-        hint: Some("the broker's log says why");
+        hint: Some("see the broker's log for the cause");
     /// The broker did not answer CONNECT in time.
     UpstreamTimeout = "upstream_timeout", Upstream, Upstream, 502,
         refusal: Some(Refusal::ServerUnavailable), is_failed_proof: false,
-        hint: Some("check the broker's load, and that its port is one for MQTT");
+        hint: Some("check the broker's load, and that its port speaks MQTT");
     /// The broker answered CONNECT with something other than MQTT.
     UpstreamProtocol = "upstream_protocol", Upstream, Upstream, 502,
         refusal: Some(Refusal::ServerUnavailable), is_failed_proof: false,

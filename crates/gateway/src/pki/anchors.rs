@@ -1,4 +1,4 @@
-//! The trust anchors of a bundle.
+//! The trust anchors of a listener. Enters: a PEM bundle. Leaves: parsed anchors, their issuer IDs and expiry times.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use super::revocation::RevocationStore;
 use crate::config::Complaint;
 use crate::files::read_chain;
 
-/// The trust anchors of a bundle.
+/// The trust anchors of a bundle, in its order.
 #[derive(Debug)]
 pub struct Anchors {
     list: Vec<TrustAnchor<'static>>,
     ids: Vec<IssuerId>,
     subjects: Vec<DistinguishedName>,
-    /// Whose each is, and when it expires, in seconds since 1970.
+    /// Subject and notAfter of each, in seconds since 1970.
     expiries: Vec<(String, i64)>,
 }
 
@@ -28,23 +28,23 @@ impl Anchors {
         let (mut list, mut ids, mut expiries) = (Vec::new(), Vec::new(), Vec::new());
         for der in &ders {
             let anchor = webpki::anchor_from_trusted_cert(der).map_err(|error| not_an_anchor(&error.to_string()))?;
-            let (_, certificate) = X509Certificate::from_der(der).map_err(|_| not_an_anchor("it cannot be read"))?;
+            let (_, certificate) = X509Certificate::from_der(der).map_err(|_| not_an_anchor("it cannot be parsed"))?;
             expiries.push((certificate.subject().to_string(), certificate.validity().not_after.timestamp()));
             ids.push(IssuerId::of(&certificate));
             list.push(anchor.to_owned());
         }
-        // Only once all of it is good.
-        ders.iter().for_each(|der| revocation.learn(der));
+        // Only after the whole bundle has been parsed: a rejected bundle must leave no trace.
+        ders.iter().for_each(|der| revocation.add_issuer(der));
         let subjects = list.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
         Ok(Self { list, ids, subjects, expiries })
     }
 
-    /// Their names, as a hint for clients.
+    /// The subject names, sent to clients as a hint [RFC 8446, 4.2.4].
     pub fn subjects(&self) -> &[DistinguishedName] {
         &self.subjects
     }
 
-    /// Whose each is, and when it expires, in seconds since 1970.
+    /// Subject and notAfter of each, in seconds since 1970.
     pub fn expiries(&self) -> &[(String, i64)] {
         &self.expiries
     }

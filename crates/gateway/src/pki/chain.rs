@@ -1,5 +1,5 @@
-//! What is kept of a verified certificate chain for as long as its owner is connected, or may resume: enough to judge
-//! it again without its signatures.
+//! What is kept of a verified certificate chain while its device is connected or may resume: enough to evaluate the
+//! chain again without its signatures. Enters: a path that webpki verified. Leaves: a [`VerifiedChain`].
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -12,24 +12,24 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::peer::Certificate;
 
-/// An authority: its name and its key. A name alone would let the lists of one authority speak for another that calls
-/// itself the same.
+/// A CA, identified by its name and key. By name alone, a CRL of one CA would cover certificates of another CA with the
+/// same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IssuerId([u8; 32]);
 
 impl IssuerId {
-    /// From a digest of the authority's name and key.
+    /// From a digest of the CA's name and key.
     pub const fn new(digest: [u8; 32]) -> Self {
         Self(digest)
     }
 
-    /// Of the authority that this certificate is of.
+    /// The CA whose certificate this is.
     pub(super) fn of(certificate: &X509Certificate<'_>) -> Self {
         Self(sha256(&[certificate.subject().as_raw(), certificate.public_key().raw].concat()))
     }
 }
 
-/// A serial number, without leading zeros; of 20 octets at most [RFC 5280, 4.1.2.2].
+/// A serial number without leading zeros, at most 20 octets [RFC 5280, 4.1.2.2].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Serial {
     len: u8,
@@ -46,7 +46,7 @@ impl Serial {
         Some(Self { len: u8::try_from(significant.len()).ok()?, octets })
     }
 
-    /// Without leading zeros; none at all is zero.
+    /// The octets without leading zeros; empty for zero.
     pub fn octets(&self) -> &[u8] {
         &self.octets[..usize::from(self.len)]
     }
@@ -57,37 +57,39 @@ impl Serial {
 pub struct ChainCertificate {
     /// Who issued it.
     pub issuer: IssuerId,
-    /// Its number there.
+    /// Its serial number.
     pub serial: Serial,
     /// Seconds since 1970.
     pub not_before: i64,
     /// Seconds since 1970.
     pub not_after: i64,
-    /// Where its CRL is to be found [RFC 5280, 4.2.1.13]; `None`: it does not say. What it says may be of no use.
+    /// The URLs of its CRL distribution points [RFC 5280, 4.2.1.13]; `None` if it has no such extension. The URLs may be
+    /// malformed.
     pub distribution_points: Option<Vec<String>>,
-    /// Who answers for it by OCSP [RFC 5280, 4.2.2.1].
+    /// The URL of its OCSP responder [RFC 5280, 4.2.2.1].
     pub responder: Option<String>,
 }
 
-/// Which entries of an index are about a certificate. Two certificates may share one: it nominates, it does not judge.
+/// The hash of a certificate in indexes. Two certificates may share one, so that a match only selects a session for
+/// evaluation.
 pub type Key = u64;
 
 impl ChainCertificate {
-    /// Its place in indexes.
+    /// Its index key.
     pub fn key(&self) -> Key {
         key(&self.issuer, &self.serial)
     }
 }
 
-/// The place in indexes of the certificate that an authority gave this number.
+/// The index key of the certificate with this issuer and serial number.
 pub(super) fn key(issuer: &IssuerId, serial: &Serial) -> Key {
     let mut hasher = DefaultHasher::new();
     (issuer, serial).hash(&mut hasher);
     hasher.finish()
 }
 
-/// A chain whose signatures were verified once: from the device's own certificate up to the one that a trust anchor
-/// issued. At least one link.
+/// A chain whose signatures were verified: from the device's own certificate up to the one that a trust anchor issued.
+/// It has at least one certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifiedChain {
     /// SHA-256 of the device's own certificate.
@@ -96,20 +98,20 @@ pub struct VerifiedChain {
 }
 
 impl VerifiedChain {
-    /// From the SHA-256 of the device's own certificate, and the certificates from it up to the one that a trust anchor
-    /// issued. `None`: there are none.
+    /// Takes the SHA-256 of the device's own certificate, and the certificates from it up to the one that a trust anchor
+    /// issued. `None` if `certificates` is empty.
     pub fn new(leaf: [u8; 32], certificates: Vec<ChainCertificate>) -> Option<Self> {
         (!certificates.is_empty()).then_some(Self { leaf, certificates })
     }
 
-    /// From the certificates of a path that was just verified, the device's own first, up to the one that `anchor`
-    /// issued; with the device's own certificate, so that nobody has to parse it again. `None`: one cannot be parsed, or
-    /// its serial number is too long.
+    /// Takes the certificates of a verified path, the device's own first, up to the one that `anchor` issued. Returns the
+    /// device's own certificate too, so that it is parsed once. `None` if one cannot be parsed or has a serial number of
+    /// more than 20 octets.
     pub(super) fn of(path: &[CertificateDer<'_>], anchor: IssuerId) -> Option<(Self, Certificate)> {
         let parsed = path.iter().map(|der| X509Certificate::from_der(der).map(|(_, certificate)| certificate).ok());
         let certificates: Vec<X509Certificate<'_>> = parsed.collect::<Option<_>>()?;
         let issuers = certificates.iter().skip(1).map(IssuerId::of).chain([anchor]);
-        let link = |(certificate, issuer): (&X509Certificate<'_>, IssuerId)| {
+        let parsed = |(certificate, issuer): (&X509Certificate<'_>, IssuerId)| {
             Some(ChainCertificate {
                 issuer,
                 serial: Serial::new(certificate.raw_serial())?,
@@ -119,34 +121,34 @@ impl VerifiedChain {
                 responder: responder(certificate),
             })
         };
-        let links: Vec<ChainCertificate> = certificates.iter().zip(issuers).map(link).collect::<Option<_>>()?;
+        let links: Vec<ChainCertificate> = certificates.iter().zip(issuers).map(parsed).collect::<Option<_>>()?;
         let (der, leaf) = (path.first()?, certificates.first()?);
         Some((Self::new(sha256(der), links)?, Certificate::of(der, leaf)?))
     }
 
-    /// Whether it is of this certificate, in DER.
+    /// Whether `leaf`, in DER, is the device's own certificate of this chain.
     pub fn is_of(&self, leaf: &[u8]) -> bool {
         self.leaf == sha256(leaf)
     }
 
-    /// From the device's own certificate up.
+    /// The certificates, the device's own first.
     pub fn certificates(&self) -> &[ChainCertificate] {
         &self.certificates
     }
 
-    /// Who issued the device's own certificate.
+    /// The issuer of the device's own certificate.
     pub fn issuer(&self) -> IssuerId {
         self.certificates[0].issuer
     }
 
-    /// The trust anchor that vouches for it.
+    /// The trust anchor at which the chain ends.
     pub fn anchor(&self) -> IssuerId {
         self.certificates[self.certificates.len() - 1].issuer
     }
 
     /// When the first certificate of the chain expires, in seconds since 1970.
     pub fn not_after(&self) -> i64 {
-        self.certificates.iter().map(|link| link.not_after).min().unwrap_or(i64::MIN)
+        self.certificates.iter().map(|certificate| certificate.not_after).min().unwrap_or(i64::MIN)
     }
 }
 
@@ -156,8 +158,8 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     sum
 }
 
-/// The URLs in a certificate's CRL distribution points; `None`: it has none. A point that has an issuer of its own would
-/// have an indirect CRL, one that is for some reasons only is no answer: both are left out.
+/// The URLs in a certificate's CRL distribution points; `None` if it has none. Points with a cRLIssuer lead to indirect
+/// CRLs, points with reasons to partial ones: neither is supported, so both are left out.
 fn distribution_points(certificate: &X509Certificate<'_>) -> Option<Vec<String>> {
     let mut extensions = certificate.extensions().iter();
     let extension = extensions.find(|extension| extension.oid == OID_X509_EXT_CRL_DISTRIBUTION_POINTS)?;

@@ -1,5 +1,5 @@
-//! Certificate revocation lists [RFC 5280, 5]. Enters: bytes of a file or of an answer. Leaves: who is revoked, for
-//! whom the list speaks, and until when.
+//! Certificate revocation lists [RFC 5280, 5]. Enters: the bytes of a file or of an HTTP response. Leaves: the revoked
+//! serial numbers, the certificates that the CRL covers, and its validity.
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,94 +16,94 @@ use super::chain::{ChainCertificate, Key, Serial, key, urls};
 use super::issuers::Issuer;
 use super::signature::Signed;
 
-/// One list. It counts only once its signer is known: see [`Crl::learn`].
+/// A parsed CRL. It is used only after [`Crl::identify_signer`] has verified its signature.
 #[derive(Debug)]
 pub(super) struct Crl {
     der: Box<[u8]>,
     /// The issuer's name, in DER.
     issuer: Box<[u8]>,
-    /// Rises with each list of an issuer and scope. Big-endian, without leading zeros.
+    /// The CRL number, which increases with each CRL of an issuer and scope [RFC 5280, 5.2.3]. Big-endian, without
+    /// leading zeros.
     number: Box<[u8]>,
     /// Seconds since 1970.
     pub(super) this_update: i64,
-    /// Seconds since 1970; the list says nothing good of anybody from then on.
+    /// Seconds since 1970. From then on the CRL does not prove that a certificate is good; its revocations still count.
     pub(super) next_update: i64,
     scope: Scope,
-    /// In order.
+    /// Sorted.
     revoked: Box<[Serial]>,
-    /// The authority whose signature it has; not known at first.
+    /// The CA that signed it; empty until the signature is verified.
     signer: OnceLock<IssuerId>,
 }
 
-/// For which certificates of its issuer a list speaks [RFC 5280, 5.2.5].
+/// The issuing distribution point: which certificates of its issuer a CRL covers [RFC 5280, 5.2.5].
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Scope {
     only_user_certificates: bool,
     only_authorities: bool,
-    /// If there are any, only for certificates that name one of them.
+    /// If not empty, only certificates that name one of these URLs are covered.
     distribution_points: Vec<String>,
 }
 
-/// How a list comes to speak for a certificate.
+/// Whether a CRL covers a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coverage {
-    /// It does not.
     None,
-    /// It is a list of one place among others, and the certificate does not say which place is its.
+    /// The CRL is for one of several distribution points, and the certificate does not name its own.
     Perhaps,
     Full,
 }
 
 impl Crl {
-    /// Reads all lists of a file: PEM, or one in DER.
+    /// Parses one CRL in DER, or up to `max` in PEM.
     ///
     /// # Errors
-    /// What is wrong with it, in a few words; more than `max` are wrong, too.
+    /// Why the CRLs cannot be used, or that there are more than `max`.
     pub(super) fn read(bytes: &[u8], max: usize) -> Result<Vec<Self>, String> {
         if bytes.first() == Some(&0x30) {
             return Ok(vec![Self::from_der(bytes)?]);
         }
         let ders = CertificateRevocationListDer::pem_slice_iter(bytes).take(max + 1);
         let ders: Result<Vec<_>, _> = ders.collect();
-        let ders = ders.map_err(|error| format!("no PEM and no DER: {error}"))?;
+        let ders = ders.map_err(|error| format!("neither PEM nor DER: {error}"))?;
         match ders.len() {
-            0 => Err("no CRL in it: neither `-----BEGIN X509 CRL-----` nor DER".to_owned()),
+            0 => Err("contains no CRL: expected DER or `-----BEGIN X509 CRL-----`".to_owned()),
             count if count > max => Err(format!("more than {max} CRLs")),
             _ => ders.iter().map(|der| Self::from_der(der)).collect(),
         }
     }
 
     fn from_der(der: &[u8]) -> Result<Self, String> {
-        // webpki refuses what it does not understand: deltas, indirect lists, unknown critical extensions.
-        let list = BorrowedCertRevocationList::from_der(der).map_err(explain)?;
+        // webpki rejects what it does not support: delta CRLs, indirect CRLs, unknown critical extensions.
+        let crl = BorrowedCertRevocationList::from_der(der).map_err(explain)?;
         let mut revoked = Vec::new();
-        for entry in &list {
+        for entry in &crl {
             let entry = entry.map_err(explain)?;
-            revoked.push(Serial::new(entry.serial_number).ok_or("a serial number of more than 20 octets")?);
+            revoked.push(Serial::new(entry.serial_number).ok_or("a serial number exceeds 20 octets")?);
         }
         revoked.sort_unstable();
         revoked.dedup();
-        let head = Head::read(der).ok_or("a CRL whose head or scope cannot be read")?;
+        let header = Header::read(der).ok_or("the CRL's header or scope cannot be parsed")?;
         Ok(Self {
             der: der.into(),
-            issuer: head.issuer.into(),
-            number: head.number.iter().copied().skip_while(|octet| *octet == 0).collect(),
-            this_update: head.this_update,
-            next_update: head.next_update,
-            scope: head.scope,
+            issuer: header.issuer.into(),
+            number: header.number.iter().copied().skip_while(|octet| *octet == 0).collect(),
+            this_update: header.this_update,
+            next_update: header.next_update,
+            scope: header.scope,
             revoked: revoked.into(),
             signer: OnceLock::new(),
         })
     }
 
-    /// Finds out whether this authority has signed the list; nobody else can have, then.
-    pub(super) fn learn(&self, issuer: &Issuer) {
+    /// Records `issuer` as the signer if its key made the signature. At most one CA can be the signer.
+    pub(super) fn identify_signer(&self, issuer: &Issuer) {
         if self.signer.get().is_none()
             && issuer.is_named(&self.issuer)
-            && issuer.may_sign_lists()
+            && issuer.may_sign_crls()
             && Signed::from_der(&self.der).is_some_and(|signed| signed.is_by(&issuer.der))
         {
-            // Somebody else may have found out at the same time.
+            // Another thread may have recorded the same signer.
             let _ = self.signer.set(issuer.id);
         }
     }
@@ -112,23 +112,23 @@ impl Crl {
         self.signer.get()
     }
 
-    /// Whether an authority has the name that the list says is its issuer's.
-    pub(super) fn names(&self, issuer: &Issuer) -> bool {
+    /// Whether the CRL names this CA as its issuer. The signature is not checked.
+    pub(super) fn names_issuer(&self, issuer: &Issuer) -> bool {
         issuer.is_named(&self.issuer)
     }
 
-    /// Whether the list speaks for a certificate, which may be an authority's.
-    pub(super) fn coverage(&self, link: &ChainCertificate, is_authority: bool) -> Coverage {
+    /// Whether the CRL covers a certificate, which may be a CA's.
+    pub(super) fn coverage(&self, certificate: &ChainCertificate, is_ca: bool) -> Coverage {
         let scope = &self.scope;
-        let is_kind = if is_authority { !scope.only_user_certificates } else { !scope.only_authorities };
-        if !is_kind || self.signer() != Some(&link.issuer) {
+        let covers_kind = if is_ca { !scope.only_user_certificates } else { !scope.only_authorities };
+        if !covers_kind || self.signer() != Some(&certificate.issuer) {
             return Coverage::None;
         }
-        let places = &scope.distribution_points;
-        match &link.distribution_points {
-            _ if places.is_empty() => Coverage::Full,
+        let points = &scope.distribution_points;
+        match &certificate.distribution_points {
+            _ if points.is_empty() => Coverage::Full,
             None => Coverage::Perhaps,
-            Some(named) if places.iter().any(|place| named.contains(place)) => Coverage::Full,
+            Some(named) if points.iter().any(|url| named.contains(url)) => Coverage::Full,
             Some(_) => Coverage::None,
         }
     }
@@ -137,38 +137,39 @@ impl Crl {
         self.revoked.binary_search(serial).is_ok()
     }
 
-    /// Whether it is of the same signer and scope.
-    pub(super) fn stands_beside(&self, other: &Self) -> bool {
+    /// Whether both have the same signer and scope, so that one replaces the other.
+    pub(super) fn has_scope_of(&self, other: &Self) -> bool {
         self.signer().is_some() && self.signer() == other.signer() && self.scope == other.scope
     }
 
-    /// Whether it was made before another one of the same signer and scope. The number is optional in practice.
+    /// Whether it was issued before another CRL of the same signer and scope. Falls back to thisUpdate: some CAs issue
+    /// CRLs without a number.
     pub(super) fn is_older_than(&self, other: &Self) -> bool {
         let rank = |crl: &Self| (crl.number.len(), crl.number.clone(), crl.this_update);
-        self.stands_beside(other) && rank(self) < rank(other)
+        self.has_scope_of(other) && rank(self) < rank(other)
     }
 
-    /// How many certificates it revokes.
+    /// The number of certificates it revokes.
     pub(super) fn len(&self) -> usize {
         self.revoked.len()
     }
 }
 
-/// The keys of certificates that are revoked by lists of `after` and by none of `before`.
+/// The index keys of certificates that a CRL of `after` revokes and no CRL of the same scope in `before` does.
 pub(super) fn newly_revoked(before: &[Arc<Crl>], after: &[Arc<Crl>]) -> Vec<Key> {
     let mut keys = Vec::new();
     for list in after.iter().filter(|list| !before.iter().any(|other| Arc::ptr_eq(list, other))) {
         let Some(signer) = list.signer() else { continue };
-        // Of another scope, it may have revoked nobody who is concerned now.
-        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.stands_beside(list)).collect();
+        // A CRL of another scope may not have covered the certificate: compare within the scope only.
+        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.has_scope_of(list)).collect();
         let is_new = |serial: &&Serial| !same.iter().any(|other| other.revokes(serial));
         keys.extend(list.revoked.iter().filter(is_new).map(|serial| key(signer, serial)));
     }
     keys
 }
 
-/// What stands before and behind the entries.
-struct Head<'d> {
+/// The fields before and after the revoked entries.
+struct Header<'d> {
     issuer: &'d [u8],
     number: &'d [u8],
     this_update: i64,
@@ -176,8 +177,8 @@ struct Head<'d> {
     scope: Scope,
 }
 
-impl<'d> Head<'d> {
-    /// Of a list that webpki has read.
+impl<'d> Header<'d> {
+    /// Parses a CRL that webpki has accepted.
     fn read(der: &'d [u8]) -> Option<Self> {
         let (_, tbs) = Any::from_der(Signed::from_der(der)?.tbs).ok()?;
         let (rest, _version) = Any::from_der(tbs.data).ok()?;
@@ -202,11 +203,11 @@ impl<'d> Head<'d> {
                             scope.only_authorities = point.only_contains_ca_certs;
                             scope.distribution_points = urls(point.distribution_point.as_ref());
                             if point.distribution_point.is_some() && scope.distribution_points.is_empty() {
-                                // A place that cannot be compared.
+                                // A name that cannot be compared with the certificates' URLs.
                                 return None;
                             }
                         }
-                        // Better none than one whose scope was taken for everything.
+                        // Reject the CRL: with an unknown scope, it would be taken to cover every certificate.
                         ParsedExtension::ParseError { .. } => return None,
                         _ => {}
                     }
@@ -221,22 +222,21 @@ impl<'d> Head<'d> {
 
 fn explain(error: webpki::Error) -> String {
     match error {
-        webpki::Error::UnsupportedDeltaCrl => {
-            "a delta CRL, which says only what has changed; complete CRLs are wanted".to_owned()
+        webpki::Error::UnsupportedDeltaCrl => "delta CRLs are not supported; use the complete CRL".to_owned(),
+        webpki::Error::UnsupportedIndirectCrl => {
+            "indirect CRLs, which cover certificates of other issuers, are not supported".to_owned()
         }
-        webpki::Error::UnsupportedIndirectCrl => "an indirect CRL, which speaks for other authorities".to_owned(),
         webpki::Error::UnsupportedCrlIssuingDistributionPoint => {
-            "a CRL whose issuing distribution point names no place; with it, or without the extension, it can be used"
-                .to_owned()
+            "the CRL's issuing distribution point names no URL; add one or leave the extension out".to_owned()
         }
-        // A list of version 1 has no field for it.
+        // Version 1 has no version field: webpki reports it as malformed.
         webpki::Error::UnsupportedCrlVersion | webpki::Error::BadDer => {
-            "a CRL that is cut off or broken, or of version 1, or without nextUpdate; version 2 with it is wanted"
+            "the CRL is truncated or malformed, has version 1 or lacks nextUpdate; use version 2 with nextUpdate"
                 .to_owned()
         }
         webpki::Error::UnsupportedRevocationReasonsPartitioning => {
-            "a CRL for some reasons of revocation only; one for all reasons is wanted".to_owned()
+            "CRLs for some revocation reasons only are not supported; use one for all reasons".to_owned()
         }
-        error => format!("no CRL that can be used: {error}"),
+        error => format!("unsupported CRL: {error}"),
     }
 }

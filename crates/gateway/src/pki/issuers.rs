@@ -1,4 +1,5 @@
-//! The authorities that are known: trust anchors, and intermediates that devices have shown.
+//! The CA certificates this process has seen: trust anchors, and intermediates that devices presented. Their keys verify
+//! the signatures of CRLs and OCSP responses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::chain::IssuerId;
 
-/// An authority's certificate.
+/// A CA certificate.
 #[derive(Debug)]
 pub(super) struct Issuer {
     pub(super) id: IssuerId,
@@ -16,13 +17,13 @@ pub(super) struct Issuer {
 }
 
 impl Issuer {
-    /// `None`: it cannot be read.
+    /// `None` if the certificate cannot be parsed.
     pub(super) fn from_der(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         Some(Self { id: IssuerId::of(&certificate), der: der.into() })
     }
 
-    /// As it was shown; another certificate may be of the same authority.
+    /// Whether it is this certificate, byte for byte. A CA may have several with the same name and key.
     pub(super) fn is_certificate(&self, der: &[u8]) -> bool {
         *self.der == *der
     }
@@ -31,26 +32,26 @@ impl Issuer {
         X509Certificate::from_der(&self.der).ok().map(|(_, certificate)| certificate)
     }
 
-    /// Whether this is its name, in DER.
+    /// Whether its subject is `name`, in DER.
     pub(super) fn is_named(&self, name: &[u8]) -> bool {
         self.certificate().is_some_and(|certificate| certificate.subject().as_raw() == name)
     }
 
-    /// Its name as text, in the order it is written in.
+    /// Its subject as text, in the order of the certificate.
     pub(super) fn name(&self) -> Option<String> {
         self.certificate().map(|certificate| certificate.subject().to_string())
     }
 
-    pub(super) fn may_sign_lists(&self) -> bool {
-        self.certificate().is_some_and(|certificate| may_sign_lists(&certificate))
+    pub(super) fn may_sign_crls(&self) -> bool {
+        self.certificate().is_some_and(|certificate| may_sign_crls(&certificate))
     }
 }
 
-/// More authorities than any fleet has; those beyond have no CRL, so that with CRLs configured their devices are
-/// refused.
+/// More CAs than any fleet has. CRLs of CAs beyond it count for nothing, so that devices of theirs are rejected where
+/// CRLs are required.
 const MAX_ISSUERS: usize = 4096;
 
-/// All that are known. Read in each handshake, written when a new one is seen.
+/// All known CA certificates, by name and key. Read in each handshake, written when a new CA is seen.
 #[derive(Debug, Default)]
 pub(super) struct Issuers(ArcSwap<HashMap<IssuerId, Arc<Issuer>>>);
 
@@ -59,14 +60,14 @@ impl Issuers {
         self.0.load().get(id).cloned()
     }
 
-    /// Whether a certificate of an authority would say nothing new. Of several of one authority, one that may sign lists
-    /// counts more than one that may not.
-    pub(super) fn knows(&self, issuer: &Issuer) -> bool {
+    /// Whether adding `issuer` would change nothing. Of several certificates of one CA, one that may sign CRLs replaces
+    /// one that may not.
+    pub(super) fn has_equivalent(&self, issuer: &Issuer) -> bool {
         let known = self.0.load();
-        known.get(&issuer.id).is_some_and(|known| known.may_sign_lists() || !issuer.may_sign_lists())
+        known.get(&issuer.id).is_some_and(|known| known.may_sign_crls() || !issuer.may_sign_crls())
     }
 
-    /// Remembers an authority that a trust anchor vouches for.
+    /// Adds a CA certificate whose chain ends at a trust anchor.
     pub(super) fn add(&self, issuer: &Arc<Issuer>) {
         self.0.rcu(|known| {
             let mut known = HashMap::clone(known);
@@ -82,7 +83,7 @@ impl Issuers {
     }
 }
 
-/// Whether the certificate says that its key may sign lists [RFC 5280, 4.2.1.3]; one that says nothing may.
-fn may_sign_lists(certificate: &X509Certificate<'_>) -> bool {
+/// Whether the key usage allows signing CRLs [RFC 5280, 4.2.1.3]. A certificate without key usage may.
+fn may_sign_crls(certificate: &X509Certificate<'_>) -> bool {
     certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.crl_sign()))
 }

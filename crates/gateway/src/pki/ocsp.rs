@@ -1,4 +1,5 @@
-//! Questions to OCSP responders and their answers [RFC 6960].
+//! OCSP requests and responses [RFC 6960]. Enters: a serial number and its issuer's certificate, then a response in DER.
+//! Leaves: a request in DER, then the verified status. Never here: HTTP or caching.
 
 use aws_lc_rs::{digest, rand};
 use x509_cert::der::asn1::{Null, ObjectIdentifier, OctetString};
@@ -20,28 +21,28 @@ const SHA_1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26");
 const NONCE: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.2");
 const NO_CHECK: &str = "1.3.6.1.5.5.7.48.1.5";
 const BASIC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
-/// How long an answer holds that does not say how long, in seconds.
+/// The validity of a response without nextUpdate, in seconds.
 const DEFAULT_VALIDITY: i64 = 300;
-/// Certificates that an answer brings at most.
+/// The limit of certificates read from one response.
 const MAX_CERTIFICATES: usize = 4;
 
-/// What is asked about one certificate.
-pub(super) struct Question {
+/// An OCSP request about one certificate.
+pub(super) struct Query {
     id: CertId,
     nonce: OctetString,
-    /// To be sent.
+    /// The request in DER.
     pub(super) der: Vec<u8>,
 }
 
-/// What a responder said of it.
+/// A verified OCSP response about one certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) status: OcspStatus,
     /// Seconds since 1970.
     pub(super) this_update: i64,
-    /// Seconds since 1970; from then on, the answer is none.
+    /// Seconds since 1970. The response is out of date from then on.
     pub(super) next_update: i64,
-    /// Whether it was made for this question.
+    /// Whether the response has the request's nonce.
     pub(super) has_nonce: bool,
 }
 
@@ -49,15 +50,16 @@ pub(super) struct Answer {
 pub(super) enum OcspStatus {
     Good,
     Revoked,
-    /// The responder does not know it.
+    /// The responder does not know the certificate.
     Unknown,
 }
 
-impl Question {
-    /// About the certificate that `issuer`, a certificate in DER, gave this number. `None`: it cannot be asked.
-    pub(super) fn about(serial: &Serial, issuer: &[u8]) -> Option<Self> {
+impl Query {
+    /// A request about the certificate with this serial number from the CA whose certificate is `issuer`, in DER. `None`
+    /// if `issuer` cannot be parsed.
+    pub(super) fn new(serial: &Serial, issuer: &[u8]) -> Option<Self> {
         let (_, issuer) = X509Certificate::from_der(issuer).ok()?;
-        // SHA-1 is what responders understand; as the name of a certificate it proves nothing.
+        // Many responders support SHA-1 only. Here it identifies a certificate and proves nothing.
         let hash =
             |bytes: &[u8]| OctetString::new(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, bytes).as_ref()).ok();
         let id = CertId {
@@ -81,37 +83,41 @@ impl Question {
         Some(Self { id, nonce, der })
     }
 
-    /// Reads an answer, which the issuer must have signed, or somebody it has certified to do so. `now` is in seconds
-    /// since 1970.
+    /// Verifies a response: the issuer, or a responder that it delegated to, must have signed it. `now` is in seconds since
+    /// 1970.
     ///
     /// # Errors
-    /// Why it is none, in a few words.
+    /// Why the response is rejected.
     pub(super) fn answer(&self, der: &[u8], issuer: &[u8], now: i64) -> Result<Answer, String> {
-        let response = OcspResponse::from_der(der).map_err(|error| format!("the answer cannot be read: {error}"))?;
+        let response =
+            OcspResponse::from_der(der).map_err(|error| format!("the response cannot be parsed: {error}"))?;
         if response.response_status != OcspResponseStatus::Successful {
-            return Err(format!("the responder says {:?}", response.response_status));
+            return Err(format!("the responder returned `{:?}`", response.response_status));
         }
         let bytes = response.response_bytes.filter(|bytes| bytes.response_type == BASIC);
-        let bytes = bytes.ok_or("the answer is of an unknown kind")?;
+        let bytes = bytes.ok_or("the response has an unknown type")?;
         let basic = bytes.response.as_bytes();
-        let signed = Signed::from_der(basic).ok_or("the answer cannot be read")?;
+        let signed = Signed::from_der(basic).ok_or("the response cannot be parsed")?;
         let is_signed = signed.is_by(issuer)
-            || certificates(signed.rest).iter().any(|signer| may_answer(signer, issuer, now) && signed.is_by(signer));
+            || certificates(signed.rest)
+                .iter()
+                .any(|signer| is_delegated_responder(signer, issuer, now) && signed.is_by(signer));
         if !is_signed {
-            return Err("the answer is not signed by the issuer, or for it".to_owned());
+            return Err("the response is not signed by the issuer or by a responder it delegated to".to_owned());
         }
-        let response = BasicOcspResponse::from_der(basic).map_err(|error| format!("it cannot be read: {error}"))?;
+        let response =
+            BasicOcspResponse::from_der(basic).map_err(|error| format!("the response cannot be parsed: {error}"))?;
         let nonce = response.tbs_response_data.nonce();
         if nonce.as_ref().is_some_and(|nonce| nonce.0 != self.nonce) {
-            return Err("the answer is to another question".to_owned());
+            return Err("the response has the nonce of another request".to_owned());
         }
         let single = response.tbs_response_data.responses.iter().find(|single| self.is_about(&single.cert_id));
-        let single = single.ok_or("the answer is about other certificates")?;
+        let single = single.ok_or("the response covers other certificates")?;
         let time = |time: &x509_ocsp::OcspGeneralizedTime| time.0.to_unix_duration().as_secs().cast_signed();
         let this_update = time(&single.this_update);
         let next_update = single.next_update.as_ref().map_or(this_update + DEFAULT_VALIDITY, time);
         if !is_fresh_at(this_update, next_update, now) {
-            return Err("the answer is out of date".to_owned());
+            return Err("the response is out of date".to_owned());
         }
         let status = match single.cert_status {
             CertStatus::Good(_) => OcspStatus::Good,
@@ -122,7 +128,7 @@ impl Question {
     }
 
     fn is_about(&self, other: &CertId) -> bool {
-        // Of the algorithm's parameters, some write NULL and some nothing.
+        // The parameters of the hash algorithm are not compared: some responders write NULL, some leave them out.
         let id = &self.id;
         other.hash_algorithm.oid == id.hash_algorithm.oid
             && other.issuer_name_hash == id.issuer_name_hash
@@ -135,7 +141,7 @@ const fn is_fresh_at(this_update: i64, next_update: i64, now: i64) -> bool {
     this_update <= now + CLOCK_SKEW && now < next_update
 }
 
-/// The certificates that an answer brings, in DER.
+/// The certificates in a response, in DER.
 fn certificates(rest: &[u8]) -> Vec<&[u8]> {
     let list = Any::from_der(rest).ok().and_then(|(_, explicit)| Any::from_der(explicit.data).ok());
     let mut left = list.map_or(&[][..], |(_, list)| list.data);
@@ -147,9 +153,10 @@ fn certificates(rest: &[u8]) -> Vec<&[u8]> {
     found
 }
 
-/// Whether the issuer has certified this one to answer in its place [RFC 6960, 4.2.2.2]. One that would have to be asked
-/// about itself is not believed: only those that the issuer exempts from that [RFC 6960, 4.2.2.2.1].
-fn may_answer(signer: &[u8], issuer: &[u8], now: i64) -> bool {
+/// Whether the issuer delegated OCSP signing to this certificate [RFC 6960, 4.2.2.2]. Only certificates with the
+/// extension id-pkix-ocsp-nocheck are accepted: the status of others would have to be checked first [RFC 6960,
+/// 4.2.2.2.1].
+fn is_delegated_responder(signer: &[u8], issuer: &[u8], now: i64) -> bool {
     let Ok((_, certificate)) = X509Certificate::from_der(signer) else { return false };
     let usage = certificate.extended_key_usage().ok().flatten();
     let validity = certificate.validity();
@@ -164,29 +171,29 @@ fn may_answer(signer: &[u8], issuer: &[u8], now: i64) -> bool {
 mod tests {
     use super::*;
 
-    /// What OpenSSL's responder said, without a nonce, and the certificate of the issuer.
+    /// A response of OpenSSL's responder without a nonce, and the issuer's certificate.
     const ANSWER: &[u8] = include_bytes!("../../tests/data/ocsp-answer.der");
     const ISSUER: &[u8] = include_bytes!("../../tests/data/ocsp-issuer.der");
     const SERIAL: [u8; 16] = 0x5D63_CD43_9E6E_EF18_C73C_685E_F5F2_AA7A_u128.to_be_bytes();
-    /// When it was said.
+    /// When the response was produced.
     const THEN: i64 = 1_795_325_798;
 
-    fn question(serial: &[u8]) -> Question {
-        Question::about(&Serial::new(serial).unwrap(), ISSUER).unwrap()
+    fn query(serial: &[u8]) -> Query {
+        Query::new(&Serial::new(serial).unwrap(), ISSUER).unwrap()
     }
 
     #[test]
     fn an_answer_is_about_one_certificate_for_a_time() {
-        let answer = question(&SERIAL).answer(ANSWER, ISSUER, THEN).unwrap();
+        let answer = query(&SERIAL).answer(ANSWER, ISSUER, THEN).unwrap();
         assert_eq!((answer.status, answer.has_nonce), (OcspStatus::Good, false));
         for (serial, issuer, now, why) in [
-            (&SERIAL[1..], ISSUER, THEN, "about other certificates"),
+            (&SERIAL[1..], ISSUER, THEN, "covers other certificates"),
             (&SERIAL[..], ISSUER, THEN - 3600, "out of date"),
-            // The responder's own certificate ends before its answer does.
+            // The responder's own certificate expires before its response.
             (&SERIAL[..], ISSUER, answer.next_update, "not signed"),
             (&SERIAL[..], ANSWER, THEN, "not signed"),
         ] {
-            let error = question(serial).answer(ANSWER, issuer, now).unwrap_err();
+            let error = query(serial).answer(ANSWER, issuer, now).unwrap_err();
             assert!(error.contains(why), "{why}: {error}");
         }
         for (this_update, next_update, now, is_fresh) in [
@@ -203,22 +210,22 @@ mod tests {
     #[test]
     fn an_answer_with_the_nonce_of_another_question_is_none() {
         let with_nonce = include_bytes!("../../tests/data/ocsp-answer-with-nonce.der");
-        let error = question(&SERIAL).answer(with_nonce, ISSUER, THEN + 7200).unwrap_err();
-        assert!(error.contains("to another question"), "{error}");
+        let error = query(&SERIAL).answer(with_nonce, ISSUER, THEN + 7200).unwrap_err();
+        assert!(error.contains("nonce of another request"), "{error}");
     }
 
     #[test]
     fn an_answer_that_was_changed_says_nothing_else() {
-        let question = question(&SERIAL);
-        let honest = question.answer(ANSWER, ISSUER, THEN).unwrap();
-        for place in 0..ANSWER.len() {
-            assert!(question.answer(&ANSWER[..place], ISSUER, THEN).is_err(), "cut off at {place}");
+        let query = query(&SERIAL);
+        let honest = query.answer(ANSWER, ISSUER, THEN).unwrap();
+        for position in 0..ANSWER.len() {
+            assert!(query.answer(&ANSWER[..position], ISSUER, THEN).is_err(), "truncated at {position}");
             for bit in 0..8 {
                 let mut changed = ANSWER.to_vec();
-                changed[place] ^= 1 << bit;
-                // Outside of what is signed, a change may be of no consequence.
-                if let Ok(answer) = question.answer(&changed, ISSUER, THEN) {
-                    assert_eq!(answer, honest, "{place}.{bit}");
+                changed[position] ^= 1 << bit;
+                // A change outside the signed part may have no effect.
+                if let Ok(answer) = query.answer(&changed, ISSUER, THEN) {
+                    assert_eq!(answer, honest, "{position}.{bit}");
                 }
             }
         }

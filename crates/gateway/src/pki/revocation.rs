@@ -1,4 +1,5 @@
-//! What is known of authorities, their lists and their answers, by whichever listener it was learned.
+//! CA certificates, CRLs and OCSP responses, shared by all listeners. Enters: CA certificates, CRL files and URLs.
+//! Leaves: the revocation status of certificates, and which of them were revoked since the last call.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,27 +11,27 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::chain::{IssuerId, Key, Serial, responder};
 use super::issuers::Issuer;
-use super::ocsp::{OcspStatus, Question};
+use super::ocsp::{OcspStatus, Query};
 use super::source::{CrlNote, Origin, Shared, Source};
 use super::statuses::Statuses;
 use crate::util::clock::now;
 use crate::util::url::is_url;
 use crate::util::weak_map::WeakMap;
 
-/// What is known. Outlives reloads.
+/// The CA certificates, CRLs and OCSP responses of the process. Survives reloads.
 #[derive(Debug, Default)]
 pub struct RevocationStore {
     pub(super) shared: Arc<Shared>,
     pub(super) statuses: Arc<Statuses>,
-    /// Those in use, so that listeners share them.
+    /// The sources in use: listeners with the same CRL share one.
     sources: WeakMap<Origin, Source>,
-    /// Those that certificates have named, by URL. They stay: a reload is not to forget them.
+    /// The sources that certificates name, by URL. Kept alive, so that a reload does not drop them.
     named: ArcSwap<HashMap<String, Arc<Source>>>,
-    /// Held while an authority is being learned, so that nobody finds it known and its lists not.
-    learning: Mutex<()>,
+    /// Held while a CA is added, so that no other thread sees the CA before its CRLs are verified.
+    adding: Mutex<()>,
 }
 
-/// URLs that certificates may name, of all authorities together.
+/// The limit of CRL URLs taken from certificates, across all CAs.
 const MAX_NAMED: usize = 1024;
 
 impl RevocationStore {
@@ -38,13 +39,13 @@ impl RevocationStore {
         self.sources.get_or_insert_with(origin.clone(), || Source::of(origin, Arc::clone(&self.shared)))
     }
 
-    /// The source of a URL that a certificate names, if it is known.
+    /// The existing source of a URL that a certificate names.
     pub(super) fn named(&self, url: &str) -> Option<Arc<Source>> {
         self.named.load().get(url).cloned()
     }
 
-    /// The source of a URL that a certificate names; `None`: there are too many.
-    pub(super) fn name(&self, url: &str, refresh: Duration) -> Option<Arc<Source>> {
+    /// The source of a URL that a certificate names, created on first use. `None`: [`MAX_NAMED`] is reached.
+    pub(super) fn get_or_add_named(&self, url: &str, refresh: Duration) -> Option<Arc<Source>> {
         let source = match self.named(url) {
             Some(source) => source,
             None if self.named.load().len() >= MAX_NAMED => return None,
@@ -62,31 +63,31 @@ impl RevocationStore {
         Some(source)
     }
 
-    /// Remembers an authority, and which lists it has signed.
-    pub(super) fn learn(&self, der: &[u8]) {
+    /// Adds a CA certificate, and finds the CRLs that it signed.
+    pub(super) fn add_issuer(&self, der: &[u8]) {
         let Some(issuer) = Issuer::from_der(der).map(Arc::new) else { return };
-        let _learning = self.learning.lock();
-        if !self.shared.issuers.knows(&issuer) {
-            // Before anybody finds it known; and again, for lists that have come meanwhile.
-            self.sources.values().iter().for_each(|source| source.learn(&issuer));
+        let _adding = self.adding.lock();
+        if !self.shared.issuers.has_equivalent(&issuer) {
+            // Before other threads can see the CA; and again for CRLs that arrived in between.
+            self.sources.values().iter().for_each(|source| source.adopt_signed_by(&issuer));
             self.shared.issuers.add(&issuer);
-            self.sources.values().iter().for_each(|source| source.learn(&issuer));
+            self.sources.values().iter().for_each(|source| source.adopt_signed_by(&issuer));
         }
     }
 
-    /// Reads the CRL files that have changed. Returns what is wrong with those that cannot be used, of which the last good
-    /// content stays.
+    /// Reads the CRL files that have changed. Returns the problems of those that cannot be used; their last good content
+    /// stays in use.
     pub fn read_changed_files(&self) -> Vec<String> {
         self.sources.values().iter().filter_map(|source| source.read_if_changed(false).err()).collect()
     }
 
-    /// The keys of certificates that were found to be revoked since this was asked last.
+    /// The index keys of certificates that were revoked since the last call.
     pub fn take_revoked(&self) -> Vec<Key> {
-        let of_lists = self.sources.values().into_iter().flat_map(|source| source.take_revoked());
-        of_lists.chain(self.statuses.take_revoked()).collect()
+        let of_crls = self.sources.values().into_iter().flat_map(|source| source.take_revoked());
+        of_crls.chain(self.statuses.take_revoked()).collect()
     }
 
-    /// Fetches again, in the background, the CRLs and OCSP answers whose time has come; of the answers those of
+    /// Starts to fetch the CRLs and OCSP responses that are due, in the background. OCSP responses are fetched only for
     /// certificates that `is_live`.
     pub fn fetch_due(self: &Arc<Self>, is_live: impl Fn(Key) -> bool) {
         self.sources.values().iter().for_each(Source::fetch_again);
@@ -96,17 +97,19 @@ impl RevocationStore {
         }
     }
 
-    /// Asks the responder that a certificate names about it; returns the answer in DER, and when it ceases to count, in
-    /// seconds since 1970. The answer is good: there is nothing to be gained from showing another one.
+    /// Requests the OCSP response about the gateway's own certificate from the responder that the certificate names.
+    /// Returns the response in DER and its nextUpdate in seconds since 1970. Only a status of `good` is returned:
+    /// stapling another one helps nobody.
     ///
     /// # Errors
-    /// What went wrong, in a few words.
+    /// Why there is no such response.
     pub(crate) async fn ocsp_answer_about(&self, leaf: &[u8], issuer: &[u8]) -> Result<(Vec<u8>, i64), String> {
-        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| "the certificate cannot be read")?;
+        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| "the certificate cannot be parsed")?;
         let url = responder(&certificate).filter(|url| is_url(url));
-        let url = url.ok_or("the certificate names no responder")?;
-        let serial = Serial::new(certificate.raw_serial()).ok_or("the certificate's number is too long")?;
-        let question = Question::about(&serial, issuer).ok_or("the certificate cannot be asked about")?;
+        let url = url.ok_or("the certificate names no OCSP responder")?;
+        let serial =
+            Serial::new(certificate.raw_serial()).ok_or("the certificate's serial number exceeds 20 octets")?;
+        let question = Query::new(&serial, issuer).ok_or("cannot build an OCSP request for the certificate")?;
         let bytes = self
             .shared
             .fetcher
@@ -116,11 +119,11 @@ impl RevocationStore {
         let answer = question.answer(&bytes, issuer, now()).map_err(|error| format!("{url}: {error}"))?;
         match answer.status {
             OcspStatus::Good => Ok((bytes.to_vec(), answer.next_update)),
-            status => Err(format!("{url}: the gateway's own certificate is {status:?}")),
+            status => Err(format!("{url}: the responder reports the gateway's own certificate as {status:?}")),
         }
     }
 
-    /// The name of an authority, as expressions have it.
+    /// The subject of a CA, in the form of `cert.issuer.dn`.
     pub fn name_of(&self, issuer: &IssuerId) -> Option<String> {
         self.shared.issuers.get(issuer)?.name()
     }

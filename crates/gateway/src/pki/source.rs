@@ -1,6 +1,6 @@
-//! Where CRLs come from: files and URLs. A source keeps the last good lists until better ones are there. Lists count
-//! only if an authority that is known has signed them; what comes over a network displaces nothing before that, and
-//! never something newer.
+//! CRL sources: files and URLs. Enters: bytes from disk or network. Leaves: the status of a certificate by the CRLs of
+//! the source. A source keeps its last good CRLs until better ones arrive. A CRL is used only after a known CA's
+//! signature on it was verified. What arrives over a network replaces nothing before that, and never a newer CRL.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,35 +18,35 @@ use crate::fetch::{Fetcher, Validators};
 use crate::refresh::{Pace, Refreshed, Remote, Watch};
 use crate::util::clock::{CLOCK_SKEW, now};
 
-/// What lists and answers are fetched and verified with.
+/// What all sources and OCSP requests share: the known CA certificates and the HTTP client.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     pub(super) issuers: Issuers,
     pub(super) fetcher: Fetcher,
 }
 
-/// A CRL that is in use, for operators.
+/// A CRL in use, as metrics and `certificate_status` report it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct CrlNote {
     /// Its file or URL.
     pub origin: String,
-    /// When it was made, in seconds since 1970; of several in one file, the oldest.
+    /// Its thisUpdate in seconds since 1970; the oldest, if the source has several CRLs.
     pub this_update: i64,
-    /// When it ceases to count, in seconds since 1970; of several, the first.
+    /// Its nextUpdate in seconds since 1970; the earliest, if the source has several CRLs.
     pub next_update: i64,
-    /// How many certificates it revokes.
+    /// The number of certificates it revokes.
     pub revoked: usize,
 }
 
-/// Nothing is fetched more often.
+/// The shortest interval between two fetches of a URL.
 const MIN_REFRESH: Duration = Duration::from_secs(2);
-/// What failed is tried again after this at the latest.
+/// The longest back-off after failed fetches.
 const MAX_RETRY: Duration = Duration::from_secs(60);
-/// Lists in one file at most; and in one answer.
-const MAX_LISTS_OF_FILE: usize = 4096;
-const MAX_LISTS_OF_URL: usize = 64;
+/// The limits of CRLs in one file and in one HTTP response.
+const MAX_CRLS_OF_FILE: usize = 4096;
+const MAX_CRLS_OF_URL: usize = 64;
 
-/// Where lists are to be had.
+/// Where CRLs are read or fetched from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Origin {
     File(PathBuf),
@@ -72,43 +72,44 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The lists of one origin; shared by all listeners that use it.
+/// The CRLs of one origin, shared by all listeners that use it.
 pub(super) type Source = Refreshed<CrlOrigin>;
 
-/// What is known of an origin beside its lists.
+/// The state of an origin besides its CRLs.
 pub(super) struct CrlOrigin {
     origin: Origin,
     shared: Arc<Shared>,
     file: Watch,
-    /// Of several wishes, the shortest counts.
+    /// The shortest interval that any listener has asked for.
     refresh: Mutex<Duration>,
-    /// Certificates found to be revoked, whose sessions have not been told yet.
+    /// The index keys of newly revoked certificates, until maintenance takes them to end their sessions.
     revoked: Mutex<Vec<Key>>,
 }
 
-/// The lists that count, and those that may yet.
+/// The CRLs of a source.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lists {
+pub(super) struct Crls {
+    /// Verified and in use.
     signed: Vec<Arc<Crl>>,
-    /// By authorities that have not been seen yet, for all that is known.
+    /// Not in use: no known CA has signed them, but a CA that a device presents later may have.
     pending: Vec<Arc<Crl>>,
-    /// Those that came last, signed or pending; others may be kept beside them.
+    /// The most recently received ones, signed or pending. `signed` may keep older ones of other scopes.
     latest: Vec<Arc<Crl>>,
 }
 
-/// What lists say of one certificate; what is further down counts more.
+/// The status of one certificate by CRLs, in rising order of precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Status {
-    /// No list speaks for it.
+    /// No CRL covers it.
     Unknown,
-    /// Those that speak for it are out of date.
+    /// The CRLs that cover it are out of date.
     Stale,
     Good,
     Revoked,
 }
 
 impl Remote for CrlOrigin {
-    type Value = Lists;
+    type Value = Crls;
     const WHAT: &'static str = "CRL";
     const PACE: Pace = Pace { min: MIN_REFRESH, max_retry: MAX_RETRY };
 
@@ -116,76 +117,77 @@ impl Remote for CrlOrigin {
         self.origin.to_string()
     }
 
-    async fn fetch(&self, validators: &Validators) -> Result<Option<(Lists, Validators)>, String> {
+    async fn fetch(&self, validators: &Validators) -> Result<Option<(Crls, Validators)>, String> {
         let url = self.origin();
         let fetched = self.shared.fetcher.get_crl(&url, validators).await;
         let Some((bytes, new)) = fetched.map_err(|problem| format!("{url}: {problem}"))? else { return Ok(None) };
         let (origin, shared) = (self.origin.clone(), Arc::clone(&self.shared));
-        // Millions of entries are read, and their signature verified: not on a thread that moves bytes.
-        let reading = tokio::task::spawn_blocking(move || Lists::read(&origin, &bytes, &shared.issuers));
+        // A CRL may have millions of entries: parsing and verifying it would block an async worker thread.
+        let reading = tokio::task::spawn_blocking(move || Crls::read(&origin, &bytes, &shared.issuers));
         let lists = reading.await.map_err(|error| format!("{url}: {error}"))??;
-        // Before its signer is known, somebody on the way could make us ask for a false list for ever.
+        // While the signer is unknown, do not keep the validators: with those of an attacker's CRL, the server would keep
+        // answering 304 Not Modified.
         let is_signed = lists.latest.iter().all(|list| list.signer().is_some());
         Ok(Some((lists, if is_signed { new } else { Validators::default() })))
     }
 
-    /// Lists of unknown signers displace nothing, and none makes way for an older one.
-    fn accept(&self, Lists { latest, .. }: Lists, last: Option<&Lists>) -> Result<Lists, String> {
-        // Asked while nothing changes: an authority that is seen later finds these lists.
+    /// A CRL of an unknown signer replaces nothing, and no CRL is replaced by an older one.
+    fn accept(&self, Crls { latest, .. }: Crls, last: Option<&Crls>) -> Result<Crls, String> {
+        // Runs under the lock of the value, so that a CA added later finds these CRLs in `pending`.
         let known = self.shared.issuers.all();
         for list in &latest {
-            known.values().for_each(|issuer| list.learn(issuer));
+            known.values().for_each(|issuer| list.identify_signer(issuer));
         }
         let (signed, pending): (Vec<_>, Vec<_>) = latest.iter().cloned().partition(|list| list.signer().is_some());
         let before = last.map_or(&[][..], |last| &last.signed);
-        let is_known = |list: &Arc<Crl>| known.values().any(|issuer| list.names(issuer));
+        let is_known = |list: &Arc<Crl>| known.values().any(|issuer| list.names_issuer(issuer));
         let is_not_signed = match &self.origin {
-            // An authority may have got another key and kept its name, so that a list of a key that nobody has shown
-            // yet is no mistake; one that takes the place of a list that counted is.
+            // A CA may have a new key under its old name, and no device has presented that certificate yet: such a CRL
+            // is not an error, unless it replaces a CRL in use.
             Origin::File(_) => {
                 let is_lost = |old: &Arc<Crl>| {
-                    let is_there = signed.iter().any(|list| list.signer() == old.signer());
+                    let is_replaced = signed.iter().any(|list| list.signer() == old.signer());
                     let issuer = old.signer().and_then(|signer| known.get(signer));
-                    !is_there && issuer.is_some_and(|issuer| pending.iter().any(|list| list.names(issuer)))
+                    !is_replaced && issuer.is_some_and(|issuer| pending.iter().any(|list| list.names_issuer(issuer)))
                 };
                 before.iter().any(is_lost) || (signed.is_empty() && pending.iter().all(is_known))
             }
             Origin::Url(_) => pending.iter().any(is_known),
         };
         if is_not_signed {
-            return Err(format!("{}: not signed by the authority whose name it has", self.origin));
+            return Err(format!("{}: not signed by the authority that it names as its issuer", self.origin));
         }
         match &self.origin {
-            Origin::File(_) => Ok(Lists { signed, pending, latest }),
-            // Over plain HTTP, somebody on the way could send a list from before a revocation.
+            Origin::File(_) => Ok(Crls { signed, pending, latest }),
+            // Over plain HTTP, an attacker on the path could replay a CRL from before a revocation.
             Origin::Url(_) if signed.iter().any(|list| before.iter().any(|other| list.is_older_than(other))) => {
-                Err(format!("{}: older than the CRL that is there", self.origin))
+                Err(format!("{}: older than the CRL in use", self.origin))
             }
-            Origin::Url(_) => Ok(Lists { signed: merged(before, signed), pending, latest }),
+            Origin::Url(_) => Ok(Crls { signed: merged(before, signed), pending, latest }),
         }
     }
 
-    fn on_change(&self, last: Option<&Lists>, new: &Lists) -> bool {
+    fn on_change(&self, last: Option<&Crls>, new: &Crls) -> bool {
         let revoked = newly_revoked(last.map_or(&[], |last| &last.signed), &new.signed);
         self.revoked.lock().extend(revoked);
         true
     }
 
-    /// Until its authority makes another one.
-    fn good_for(&self, lists: &Lists) -> Duration {
+    /// Until the earliest nextUpdate: by then, the CA has issued a new CRL.
+    fn good_for(&self, lists: &Crls) -> Duration {
         let left = lists.latest.iter().map(|list| list.next_update - now()).min();
         Duration::from_secs(left.unwrap_or(0).max(0).unsigned_abs())
     }
 }
 
-impl Lists {
-    /// Reads lists, and finds out who of those that are known has signed them.
+impl Crls {
+    /// Parses CRLs, and looks for their signers among the known CAs.
     fn read(origin: &Origin, bytes: &[u8], issuers: &Issuers) -> Result<Self, String> {
-        let max = if origin.file().is_some() { MAX_LISTS_OF_FILE } else { MAX_LISTS_OF_URL };
+        let max = if origin.file().is_some() { MAX_CRLS_OF_FILE } else { MAX_CRLS_OF_URL };
         let lists = Crl::read(bytes, max).map_err(|what| format!("{origin}: {what}"))?;
         let known = issuers.all();
         for list in &lists {
-            known.values().for_each(|issuer| list.learn(issuer));
+            known.values().for_each(|issuer| list.identify_signer(issuer));
         }
         Ok(Self { latest: lists.into_iter().map(Arc::new).collect(), ..Self::default() })
     }
@@ -202,9 +204,10 @@ impl Source {
         })
     }
 
-    /// Reads the file again if it is not what it was; returns what is wrong with it if that has not been said. The last
-    /// good lists stay.
-    /// `at_once`: even if it has changed only just now.
+    /// Reads the file again if it has changed. `at_once`: also if it changed only a moment ago, and may still be written.
+    ///
+    /// # Errors
+    /// A new problem with the file; one that was already returned is not returned again. The last good CRLs stay in use.
     pub(super) fn read_if_changed(&self, at_once: bool) -> Result<(), String> {
         let Some(path) = self.remote().origin.file() else { return Ok(()) };
         let read = || {
@@ -219,64 +222,64 @@ impl Source {
         Ok(())
     }
 
-    /// What is wrong with the file at present.
+    /// The current problem with the file.
     pub(super) fn problem(&self) -> Option<String> {
         self.remote().file.problem()
     }
 
-    /// Puts other lists in the place of those that are there.
+    /// Replaces the CRLs.
     ///
     /// # Errors
-    /// The bytes are no lists, are not signed by the authority whose name they have, or are older than what they would
-    /// replace; nothing was replaced.
+    /// The bytes cannot be parsed, are not signed by the CA that they name as issuer, or are older than the CRLs in use.
+    /// Nothing is replaced then.
     fn put(&self, bytes: &[u8]) -> Result<(), String> {
-        self.replace(Lists::read(&self.remote().origin, bytes, &self.remote().shared.issuers)?)
+        self.replace(Crls::read(&self.remote().origin, bytes, &self.remote().shared.issuers)?)
     }
 
-    /// Finds out whether this authority has signed lists of this source that nobody was known to have signed.
-    pub(super) fn learn(&self, issuer: &Issuer) {
+    /// Moves the pending CRLs that this CA has signed into use.
+    pub(super) fn adopt_signed_by(&self, issuer: &Issuer) {
         self.change(|before| {
             let before = before?;
-            before.pending.iter().for_each(|list| list.learn(issuer));
+            before.pending.iter().for_each(|list| list.identify_signer(issuer));
             let (signed, pending): (Vec<_>, Vec<_>) =
                 before.pending.iter().cloned().partition(|list| list.signer().is_some());
             let newer = signed.iter().filter(|list| !before.signed.iter().any(|other| list.is_older_than(other)));
             let all = merged(&before.signed, newer.cloned().collect());
-            (!signed.is_empty()).then(|| Lists { signed: all, pending, latest: before.latest.clone() })
+            (!signed.is_empty()).then(|| Crls { signed: all, pending, latest: before.latest.clone() })
         });
     }
 
-    /// Fetches at least this often; of several wishes, the shortest counts.
+    /// Fetches at least this often. The shortest period that was ever set applies.
     pub(super) fn refresh_every(&self, period: Duration) {
         let mut refresh = self.remote().refresh.lock();
         *refresh = refresh.min(period);
     }
 
-    /// Whether there is nothing to be had, so far.
+    /// Whether no CRL has been loaded yet.
     pub(super) fn is_empty(&self) -> bool {
         self.load().is_none()
     }
 
-    /// Begins to fetch the lists in the background, if it is time.
+    /// Starts a fetch in the background, if one is due.
     pub(super) fn fetch_again(self: &Arc<Self>) {
         if self.remote().origin.file().is_none() {
             self.fetch_if_due(*self.remote().refresh.lock());
         }
     }
 
-    /// Fetches the first lists, unless they are there, or it went wrong a moment ago.
+    /// Fetches the first CRLs, unless there are some or a fetch failed a moment ago.
     pub(super) async fn fetch_first(self: Arc<Self>) {
         if self.remote().origin.file().is_none() && self.is_empty() {
             self.fetched(Duration::MAX).await;
         }
     }
 
-    /// Certificates found to be revoked since this was asked last.
+    /// The index keys of certificates that were revoked since the last call.
     pub(super) fn take_revoked(&self) -> Vec<Key> {
         std::mem::take(&mut self.remote().revoked.lock())
     }
 
-    /// For operators; `None`: there is no list.
+    /// A summary for operators; `None` if there is no CRL.
     pub(super) fn note(&self) -> Option<CrlNote> {
         let lists = self.load();
         let all = || lists.iter().flat_map(|lists| &lists.latest);
@@ -288,24 +291,24 @@ impl Source {
         })
     }
 
-    /// Tells what each list says that speaks for a certificate, and how it comes to do so.
+    /// Calls `report` with the status of a certificate by each CRL that covers it.
     pub(super) fn tell(
         &self,
-        link: &ChainCertificate,
-        is_authority: bool,
+        certificate: &ChainCertificate,
+        is_ca: bool,
         now: i64,
-        mut tell: impl FnMut(Coverage, Status),
+        mut report: impl FnMut(Coverage, Status),
     ) {
         for list in self.load().iter().flat_map(|lists| &lists.signed) {
-            let coverage = list.coverage(link, is_authority);
+            let coverage = list.coverage(certificate, is_ca);
             if coverage == Coverage::None {
                 continue;
             }
-            tell(
+            report(
                 coverage,
                 match () {
-                    // That it is out of date does not give anybody back a certificate.
-                    () if list.revokes(&link.serial) => Status::Revoked,
+                    // A revocation outlives the CRL: an out-of-date CRL does not reinstate a certificate.
+                    () if list.revokes(&certificate.serial) => Status::Revoked,
                     () if now >= list.next_update || now < list.this_update - CLOCK_SKEW => Status::Stale,
                     () => Status::Good,
                 },
@@ -314,11 +317,11 @@ impl Source {
     }
 }
 
-/// The new lists, and those of the old ones that none of them replaces.
+/// The new CRLs, and those of the old ones that none of them replaces.
 fn merged(old: &[Arc<Crl>], new: Vec<Arc<Crl>>) -> Vec<Arc<Crl>> {
-    let is_kept = |list: &&Arc<Crl>| !new.iter().any(|other| other.stands_beside(list));
+    let is_kept = |list: &&Arc<Crl>| !new.iter().any(|other| other.has_scope_of(list));
     let kept: Vec<Arc<Crl>> = old.iter().filter(is_kept).cloned().collect();
-    new.into_iter().chain(kept).take(MAX_LISTS_OF_FILE).collect()
+    new.into_iter().chain(kept).take(MAX_CRLS_OF_FILE).collect()
 }
 
 #[cfg(test)]
@@ -330,15 +333,15 @@ mod tests {
     use super::*;
     use crate::pki::{IssuerId, Serial};
 
-    /// A list of the PKI's intermediate with this number, made so many days ago, that revokes this serial number.
-    fn list(pki: &Pki, number: u64, age: i64, revoked: u8, place: Option<&str>) -> Vec<u8> {
+    /// A CRL of the PKI's intermediate with this number, issued `age` days ago, that revokes this serial number.
+    fn crl(pki: &Pki, number: u64, age: i64, revoked: u8, url: Option<&str>) -> Vec<u8> {
         let now = OffsetDateTime::now_utc();
         let params = CertificateRevocationListParams {
             this_update: now - Days::days(age),
             next_update: now + Days::days(1),
             crl_number: SerialNumber::from(number),
-            issuing_distribution_point: place.map(|place| rcgen::CrlIssuingDistributionPoint {
-                distribution_point: rcgen::CrlDistributionPoint { uris: vec![place.to_owned()] },
+            issuing_distribution_point: url.map(|url| rcgen::CrlIssuingDistributionPoint {
+                distribution_point: rcgen::CrlDistributionPoint { uris: vec![url.to_owned()] },
                 scope: None,
             }),
             revoked_certs: vec![RevokedCertParams {
@@ -357,8 +360,8 @@ mod tests {
         Arc::new(Issuer::from_der(&chain[0]).unwrap())
     }
 
-    fn knowing(pki: &Pki) -> Source {
-        let source = url();
+    fn source_with_issuer(pki: &Pki) -> Source {
+        let source = url_source();
         source.remote().shared.issuers.add(&issuer(pki));
         source
     }
@@ -378,70 +381,70 @@ mod tests {
         status
     }
 
-    fn url() -> Source {
+    fn url_source() -> Source {
         Source::of(Origin::Url("http://crl.example.com/".to_owned()), Arc::default())
     }
 
     #[test]
     fn what_was_fetched_does_not_go_back() {
-        let (pki, impostor) = (Pki::new(), Pki::named("Somebody"));
-        let (source, id) = (knowing(&pki), issuer(&pki).id);
-        source.put(&list(&pki, 7, 1, 1, None)).unwrap();
+        let (pki, impostor) = (Pki::new(), Pki::named("Impostor"));
+        let (source, id) = (source_with_issuer(&pki), issuer(&pki).id);
+        source.put(&crl(&pki, 7, 1, 1, None)).unwrap();
         assert_eq!((status(&source, id, 1), status(&source, id, 2)), (Status::Revoked, Status::Good));
         assert_eq!(source.take_revoked().len(), 1);
-        // Of somebody whom nobody knows: it may be good one day, and takes nothing away.
-        source.put(&list(&impostor, 900, 0, 9, None)).unwrap();
+        // By an unknown CA: it stays pending and replaces nothing.
+        source.put(&crl(&impostor, 900, 0, 9, None)).unwrap();
         assert_eq!(status(&source, id, 1), Status::Revoked);
-        for (older, why) in [(list(&pki, 6, 0, 2, None), "number"), (list(&pki, 7, 2, 2, None), "time")] {
+        for (older, why) in [(crl(&pki, 6, 0, 2, None), "number"), (crl(&pki, 7, 2, 2, None), "time")] {
             assert!(source.put(&older).unwrap_err().contains("older"), "{why}");
         }
-        // Of another place: it stands beside.
-        source.put(&list(&pki, 1, 3, 3, Some("http://there/"))).unwrap();
+        // For another distribution point: both are in use.
+        source.put(&crl(&pki, 1, 3, 3, Some("http://there/"))).unwrap();
         assert_eq!((status(&source, id, 1), status(&source, id, 3)), (Status::Revoked, Status::Revoked));
-        assert!(source.put(&list(&pki, 6, 0, 2, None)).is_err(), "still");
-        source.put(&list(&pki, 8, 0, 2, None)).unwrap();
+        assert!(source.put(&crl(&pki, 6, 0, 2, None)).is_err(), "still older");
+        source.put(&crl(&pki, 8, 0, 2, None)).unwrap();
         assert_eq!((status(&source, id, 1), status(&source, id, 2)), (Status::Good, Status::Revoked));
     }
 
     #[test]
     fn nobody_blocks_a_list_that_is_not_known_to_be_good_yet() {
         let (pki, impostor) = (Pki::new(), Pki::new());
-        let (source, id) = (url(), issuer(&pki).id);
-        // Before the authority was seen, somebody on the way sends one with its name.
-        source.put(&list(&impostor, u64::MAX, 0, 9, None)).unwrap();
-        source.put(&list(&pki, 5, 0, 1, None)).unwrap();
-        assert_eq!(status(&source, id, 1), Status::Unknown, "nothing counts before that");
+        let (source, id) = (url_source(), issuer(&pki).id);
+        // Before the CA is known, an attacker on the path sends a CRL under its name.
+        source.put(&crl(&impostor, u64::MAX, 0, 9, None)).unwrap();
+        source.put(&crl(&pki, 5, 0, 1, None)).unwrap();
+        assert_eq!(status(&source, id, 1), Status::Unknown, "no CRL is used before the CA is known");
         let issuer = issuer(&pki);
         source.remote().shared.issuers.add(&issuer);
-        source.learn(&issuer);
+        source.adopt_signed_by(&issuer);
         assert_eq!(status(&source, id, 1), Status::Revoked);
-        assert_eq!(source.take_revoked().len(), 1, "and sessions are told");
-        assert!(source.put(&list(&impostor, u64::MAX, 0, 9, None)).unwrap_err().contains("not signed"));
+        assert_eq!(source.take_revoked().len(), 1, "the revocation is reported");
+        assert!(source.put(&crl(&impostor, u64::MAX, 0, 9, None)).unwrap_err().contains("not signed"));
         assert_eq!(status(&source, id, 1), Status::Revoked);
     }
 
     #[test]
     fn a_list_that_was_changed_counts_for_nothing() {
         let pki = Pki::new();
-        let (id, honest) = (issuer(&pki).id, list(&pki, 7, 0, 1, Some("http://here/")));
-        for place in 0..honest.len() {
-            for bytes in [honest[..place].to_vec(), {
+        let (id, honest) = (issuer(&pki).id, crl(&pki, 7, 0, 1, Some("http://here/")));
+        for position in 0..honest.len() {
+            for bytes in [honest[..position].to_vec(), {
                 let mut changed = honest.clone();
-                changed[place] ^= 1 << (place % 8);
+                changed[position] ^= 1 << (position % 8);
                 changed
             }] {
-                let source = knowing(&pki);
+                let source = source_with_issuer(&pki);
                 let _ = source.put(&bytes);
-                assert_eq!(status(&source, id, 1), Status::Unknown, "{place}");
+                assert_eq!(status(&source, id, 1), Status::Unknown, "{position}");
             }
         }
     }
 
     #[test]
     fn too_many_lists_are_none() {
-        let (pki, source) = (Pki::new(), url());
-        let one = ::pem::encode(&::pem::Pem::new("X509 CRL", list(&pki, 1, 0, 1, None)));
-        let error = source.put(one.repeat(MAX_LISTS_OF_URL + 1).as_bytes()).unwrap_err();
+        let (pki, source) = (Pki::new(), url_source());
+        let one = ::pem::encode(&::pem::Pem::new("X509 CRL", crl(&pki, 1, 0, 1, None)));
+        let error = source.put(one.repeat(MAX_CRLS_OF_URL + 1).as_bytes()).unwrap_err();
         assert!(error.contains("more than 64 CRLs"), "{error}");
     }
 }

@@ -1,4 +1,6 @@
-//! What OCSP responders have said of certificates that devices have shown, for as long as it holds.
+//! The OCSP cache: the responses about certificates that devices presented. Enters: a certificate and its responder's
+//! URL. Leaves: its status while the response is valid, and the certificates that were revoked. Bounded in entries,
+//! responders and concurrent requests.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,38 +13,39 @@ use tokio::time::Instant;
 use super::chain::{IssuerId, Serial};
 use super::chain::{Key, key};
 use super::issuers::Issuer;
-use super::ocsp::{Answer, OcspStatus, Question};
+use super::ocsp::{Answer, OcspStatus, Query};
 use crate::fetch::Fetcher;
 use crate::util::clock::now;
 
-/// Certificates remembered at most; about 300 bytes each.
+/// The limit of certificates in the cache, about 300 bytes each.
 const MAX_ENTRIES: usize = 1_000_000;
-/// Responders remembered at most.
+/// The limit of responders in the cache.
 const MAX_RESPONDERS: usize = 1024;
-/// Questions to one responder under way at once: about devices that wait, and about those that are connected.
+/// The limits of concurrent requests to one responder: for connecting devices, and for connected ones.
 const MAX_ASKING: usize = 16;
 const MAX_ASKING_AGAIN: usize = 4;
-/// A responder that stops putting nonces into its answers is not believed for so long.
+/// After a response with a nonce, responses of the same responder without one are rejected for this long: they may be
+/// replayed.
 const NONCES_EXPECTED: Duration = Duration::from_secs(24 * 60 * 60);
-/// Whoever is revoked is remembered, also beyond the answer's end; looked at again after so long.
+/// A revoked status is kept beyond the response's nextUpdate, and requested again after this long.
 const REVOKED_AGAIN: Duration = Duration::from_secs(24 * 60 * 60);
-/// A responder that failed is left alone for so long.
+/// The back-off after a failed request to a responder.
 const PAUSE: Duration = Duration::from_secs(5);
-/// An answer is not asked for again sooner.
+/// The shortest interval between two requests about one certificate.
 const MIN_REFRESH: Duration = Duration::from_secs(5);
-/// Entries whose turn it is that are looked at in one go.
+/// The limit of due entries handled per call.
 const BATCH: usize = 512;
 
 type Id = (IssuerId, Serial);
 
-/// The answers.
+/// The OCSP cache.
 #[derive(Debug, Default)]
 pub(super) struct Statuses {
     entries: RwLock<HashMap<Id, Arc<Entry>>>,
-    /// When which is to be asked for again, or to be forgotten.
+    /// When each entry is refreshed or removed.
     due: Mutex<BTreeSet<(Instant, Id)>>,
     responders: Mutex<HashMap<String, Arc<Responder>>>,
-    /// Certificates found to be revoked, whose sessions have not been told yet.
+    /// The index keys of newly revoked certificates, until maintenance takes them to end their sessions.
     revoked: Mutex<Vec<Key>>,
 }
 
@@ -51,43 +54,44 @@ struct Entry {
     id: Id,
     issuer: Arc<Issuer>,
     state: Mutex<State>,
-    /// Held by whoever asks.
+    /// Held during a request, so that an entry has at most one in flight.
     turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Of the configuration of whoever has asked last.
+    /// From the configuration of the last caller.
     responder: Arc<Responder>,
     refresh: Duration,
     answer: Option<(Answer, Instant)>,
     failed_at: Option<Instant>,
-    /// Its one place in the order.
+    /// Its key in [`Statuses::due`]; an entry is scheduled at most once.
     due: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Responder {
     url: String,
-    /// For devices that wait, and for those that are connected already.
+    /// For connecting devices, and for connected ones.
     asking: [Semaphore; 2],
-    /// When it last put a nonce into an answer; it has to go on.
+    /// When its last response with a nonce arrived.
     had_nonce: Mutex<Option<Instant>>,
     failed_at: Mutex<Option<Instant>>,
 }
 
 impl Statuses {
-    /// What is known of a certificate at present, and since how long; `None`: nothing. `now` is in seconds since 1970.
+    /// The status of a certificate and the age of its response; `None` if there is no valid one. `now` is in seconds since
+    /// 1970.
     pub(super) fn get(&self, issuer: IssuerId, serial: Serial, now: i64) -> Option<(OcspStatus, Duration)> {
         let entry = self.entry(&(issuer, serial))?;
         let state = entry.state.lock();
         let (answer, asked_at) = state.answer?;
-        // That an answer is out of date does not give anybody back a certificate.
+        // A revocation outlives the response: an out-of-date response does not reinstate a certificate.
         let holds = now < answer.next_update || answer.status == OcspStatus::Revoked;
         holds.then(|| (answer.status, asked_at.elapsed()))
     }
 
-    /// Asks a responder, unless a recent answer is there by now, or there was none a moment ago.
+    /// Sends a request to a responder, unless a recent response is cached or a request failed a moment ago.
     pub(super) async fn ask(
         &self,
         fetcher: &Fetcher,
@@ -101,7 +105,7 @@ impl Statuses {
         let entry = {
             let mut entries = self.entries.write();
             if entries.len() >= MAX_ENTRIES && !entries.contains_key(&id) {
-                tracing::error!("OCSP: too many certificates to remember more");
+                tracing::error!("OCSP cache is full: this certificate is not checked");
                 return;
             }
             let state = State { responder: Arc::clone(&responder), refresh, answer: None, failed_at: None, due: None };
@@ -123,8 +127,8 @@ impl Statuses {
         self.ask_now(fetcher, &entry, false).await;
     }
 
-    /// Takes out those whose turn it is, of which `is_live` says that somebody is connected with them; the others are
-    /// forgotten once their answers do not hold any more.
+    /// Returns the due entries whose certificates are `is_live`, that is, used by a connected device. Other entries are
+    /// removed once their responses are out of date.
     pub(super) fn due(self: &Arc<Self>, is_live: impl Fn(Key) -> bool) -> Vec<DueEntry> {
         let taken: Vec<(Instant, Id)> = {
             let mut due = self.due.lock();
@@ -153,8 +157,8 @@ impl Statuses {
             if is_live(key(&id.0, &id.1)) {
                 ask.push(DueEntry { statuses: Arc::clone(self), entry });
             } else if !holds_for.is_zero() {
-                // Whoever comes back with it finds an answer that is old, and has it asked for.
-                self.plan(&entry, holds_for.min(REVOKED_AGAIN));
+                // When its device reconnects, the old response makes the gateway request a new one.
+                self.schedule(&entry, holds_for.min(REVOKED_AGAIN));
             } else {
                 self.entries.write().remove(&id);
             }
@@ -162,7 +166,7 @@ impl Statuses {
         ask
     }
 
-    /// Certificates found to be revoked since this was asked last.
+    /// The index keys of certificates that were revoked since the last call.
     pub(super) fn take_revoked(&self) -> Vec<Key> {
         std::mem::take(&mut *self.revoked.lock())
     }
@@ -177,7 +181,7 @@ impl Statuses {
             return Some(Arc::clone(responder));
         }
         if responders.len() >= MAX_RESPONDERS {
-            tracing::error!("OCSP: too many responders to remember more");
+            tracing::error!("too many OCSP responders: this one is not asked");
             return None;
         }
         let (url, asking) = (url.to_owned(), [Semaphore::new(MAX_ASKING), Semaphore::new(MAX_ASKING_AGAIN)]);
@@ -187,7 +191,7 @@ impl Statuses {
         Some(responder)
     }
 
-    fn plan(&self, entry: &Entry, after: Duration) {
+    fn schedule(&self, entry: &Entry, after: Duration) {
         let at = Instant::now() + after;
         let before = entry.state.lock().due.replace(at);
         let mut due = self.due.lock();
@@ -209,33 +213,34 @@ impl Statuses {
                 if answer.status == OcspStatus::Revoked && before != Some(OcspStatus::Revoked) {
                     self.revoked.lock().push(key(&entry.id.0, &entry.id.1));
                 }
-                // Before it is too late: the responder may be slow, or down for a while.
+                // At half the remaining validity: the responder may be slow, or down for a while.
                 let half = Duration::from_secs(((answer.next_update - now()) / 2).max(0).unsigned_abs());
                 refresh.min(half).max(MIN_REFRESH)
             }
             Err(error) => {
                 if let Some(error) = error {
-                    tracing::warn!(responder = %responder.url, "OCSP: {error}");
+                    tracing::warn!(responder = %responder.url, %error, "OCSP request failed");
                 }
                 entry.state.lock().failed_at = Some(Instant::now());
                 PAUSE
             }
         };
-        // Not all at once, those that came at once.
-        self.plan(entry, again.mul_f64(rand::random_range(0.8..1.0)));
+        // With jitter: entries that were requested together are not refreshed together.
+        self.schedule(entry, again.mul_f64(rand::random_range(0.8..1.0)));
     }
 }
 
 impl Responder {
-    /// The error is `None` where nothing new went wrong.
+    /// Sends the request and verifies the response. The error is `None` during the back-off of an earlier failure, which
+    /// was logged.
     async fn exchange(&self, fetcher: &Fetcher, entry: &Entry, is_again: bool) -> Result<Answer, Option<String>> {
-        // Closed never.
+        // The semaphore is never closed.
         let _permit = self.asking[usize::from(is_again)].acquire().await.map_err(|error| Some(error.to_string()))?;
         if self.failed_at.lock().is_some_and(|at| at.elapsed() < PAUSE) {
             return Err(None);
         }
-        let question = Question::about(&entry.id.1, &entry.issuer.der);
-        let question = question.ok_or_else(|| Some("the certificate cannot be asked about".to_owned()))?;
+        let question = Query::new(&entry.id.1, &entry.issuer.der);
+        let question = question.ok_or_else(|| Some("cannot build an OCSP request for the certificate".to_owned()))?;
         let bytes = fetcher.post_ocsp(&self.url, question.der.clone()).await;
         let bytes = bytes.inspect_err(|_| *self.failed_at.lock() = Some(Instant::now())).map_err(Some)?;
         let answer = question.answer(&bytes, &entry.issuer.der, now()).map_err(Some)?;
@@ -243,25 +248,25 @@ impl Responder {
         if answer.has_nonce {
             *had_nonce = Some(Instant::now());
         } else if had_nonce.is_some_and(|at| at.elapsed() < NONCES_EXPECTED) {
-            return Err(Some("an answer without the nonce that this responder has put into others".to_owned()));
+            return Err(Some("the response has no nonce, but this responder's earlier responses had one".to_owned()));
         }
         let before = entry.state.lock().answer;
         if before.is_some_and(|(before, _)| answer.this_update < before.this_update) {
-            // Without a nonce, somebody on the way could send one from before a revocation.
-            return Err(Some("an answer that is older than the one before".to_owned()));
+            // Without a nonce, an attacker on the path could replay a response from before a revocation.
+            return Err(Some("the response is older than the previous one".to_owned()));
         }
         Ok(answer)
     }
 }
 
-/// An entry whose turn it is.
+/// An entry that is due for a refresh.
 pub(super) struct DueEntry {
     statuses: Arc<Statuses>,
     entry: Arc<Entry>,
 }
 
 impl DueEntry {
-    /// Asks the responder.
+    /// Requests the status from the responder.
     pub(super) async fn ask(self, fetcher: &Fetcher) {
         let _turn = self.entry.turn.lock().await;
         self.statuses.ask_now(fetcher, &self.entry, true).await;

@@ -1,6 +1,6 @@
-//! Whether a device's certificate is to be believed, now and for as long as the device is connected. Enters: a chain as
-//! it was shown, or a chain that was verified before. Leaves: a verdict. Never here: a handshake or a session; and
-//! nothing waits for a network but [`ChainVerifier::check_revocation`] and what fetches in the background.
+//! Verifies a device's certificate chain at the handshake, and evaluates it again while the device is connected.
+//! Enters: a chain as the device presented it, or one that was verified before. Leaves: `Ok` or a [`ChainError`]. Never
+//! here: a handshake or a session. Only [`ChainVerifier::check_revocation`] and background fetches wait for a network.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,15 +26,15 @@ use crate::util::clock::now;
 use crate::util::crypto::provider;
 use crate::util::url::is_url;
 
-/// What one listener believes.
+/// The trust anchors and revocation settings of one listener.
 #[derive(Debug)]
 pub struct ChainVerifier {
     revocation: Arc<RevocationStore>,
     anchors: FromFiles<Anchors>,
     depth: usize,
-    /// Configured ones.
+    /// The CRL files and URLs of the configuration.
     sources: Vec<Arc<Source>>,
-    /// Whether certificates are believed in where their CRLs are.
+    /// Whether CRLs are fetched from the distribution points that certificates name.
     follows_names: bool,
     crl_missing: OnFailure,
     refresh: Duration,
@@ -44,12 +44,12 @@ pub struct ChainVerifier {
     ocsp_timeout: Duration,
 }
 
-/// What is not known of a chain.
+/// What could not be decided about a chain from the CRLs and OCSP responses at hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Open {
+struct Unresolved {
     crl: Option<ChainError>,
     ocsp: Option<ChainError>,
-    /// There is an OCSP answer for everything, but one is old enough for another.
+    /// Every certificate has a valid OCSP response, but one of them is due to be fetched again.
     is_old: bool,
 }
 
@@ -57,7 +57,7 @@ impl ChainVerifier {
     /// Reads the files of the settings.
     ///
     /// # Errors
-    /// One cannot be used, which was reported.
+    /// A file cannot be used; the problem was reported.
     pub(crate) fn open(
         settings: &ClientCertificates,
         revocation: &Arc<RevocationStore>,
@@ -84,21 +84,20 @@ impl ChainVerifier {
         })
     }
 
-    /// Fetches what is configured by URL, for the first time; to be called before the first handshake. Takes a bounded
-    /// time, whatever comes of it.
+    /// Fetches the configured CRL URLs for the first time. Call it before the first handshake. Returns within
+    /// `ocsp_timeout`, whether the fetches succeed or not.
     pub(crate) async fn prepare(&self) {
         let fetch = self.sources.iter().cloned().map(Source::fetch_first);
-        // What is not there by then goes on in the background.
+        // Fetches that take longer continue in the background.
         let _ = tokio::time::timeout(self.ocsp_timeout, join_all(fetch)).await;
     }
 
-    /// The trust anchors of the moment.
+    /// The trust anchors in use.
     pub fn anchors(&self) -> Arc<Anchors> {
         Arc::clone(&self.anchors.load())
     }
 
-    /// Reads the trust anchors again if their file has changed, and says in the log what came of it; whether they are
-    /// others now.
+    /// Reads the trust anchors again if their file has changed, and logs the result. Returns whether the anchors differ.
     pub(crate) fn read_if_changed(&self, listener: &str) -> bool {
         let before = self.anchors();
         self.anchors.read_if_changed(listener) && !self.anchors.load().are_same(&before)
@@ -116,7 +115,7 @@ impl ChainVerifier {
         now: UnixTime,
     ) -> Result<(VerifiedChain, Certificate), ChainError> {
         let anchors = self.anchors.load();
-        // What webpki says in more words than the reason.
+        // webpki's error has more detail than the reason in the log.
         let explain = |error: &webpki::Error| tracing::debug!(%error, "client certificate not accepted");
         let leaf = EndEntityCert::try_from(leaf).inspect_err(explain)?;
         let depth = |path: &VerifiedPath<'_>| {
@@ -130,7 +129,7 @@ impl ChainVerifier {
                 rest,
                 now,
                 KeyUsage::client_auth(),
-                // Revocation is judged apart: webpki would verify the signature of each list in each handshake.
+                // Revocation is checked separately: webpki would verify the signature of each CRL in each handshake.
                 None,
                 Some(&depth),
             )
@@ -142,30 +141,31 @@ impl ChainVerifier {
         for (authority, certificate) in certificates.iter().skip(1).zip(chain.certificates()) {
             let known = self.revocation.shared.issuers.get(&certificate.issuer);
             if known.is_none_or(|known| !known.is_certificate(authority)) {
-                self.revocation.learn(authority);
+                self.revocation.add_issuer(authority);
             }
         }
         Ok((chain, leaf))
     }
 
-    /// Judges a chain whose signatures were verified, by what is known: at a handshake, when a session is resumed, and
-    /// when something has changed while the device is connected. `now` is in seconds since 1970.
+    /// Evaluates a verified chain by the trust anchors, CRLs and OCSP responses at hand: at a handshake, at resumption,
+    /// and when one of them has changed while the device is connected. `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// Why it is not believed.
+    /// Why the chain is rejected.
     pub fn evaluate(&self, chain: &VerifiedChain, now: i64) -> Result<(), ChainError> {
-        let open = self.look(chain, now)?;
-        match (open.crl, open.ocsp) {
+        let unresolved = self.look(chain, now)?;
+        match (unresolved.crl, unresolved.ocsp) {
             (Some(error), _) if self.crl_missing == OnFailure::Refuse => Err(error),
             (_, Some(error)) if self.ocsp_failure == OnFailure::Refuse => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// As [`ChainVerifier::judge`], but for what may yet be found out by [`ChainVerifier::check_revocation`].
+    /// As [`ChainVerifier::evaluate`], but accepts a chain whose CRL or OCSP response is missing if
+    /// [`ChainVerifier::check_revocation`] can still fetch it.
     ///
     /// # Errors
-    /// Why it is not believed.
+    /// Why the chain is rejected.
     pub(crate) fn evaluate_for_now(&self, chain: &VerifiedChain, now: i64) -> Result<(), ChainError> {
         match self.evaluate(chain, now) {
             Err(ChainError::CrlMissing | ChainError::CrlExpired) if self.follows_names => {
@@ -176,25 +176,25 @@ impl ChainVerifier {
         }
     }
 
-    /// Finds out what is not known of a chain yet, from the CRLs it names and from OCSP responders, and judges it. To be
-    /// called after the handshake and before anything is done for the device; takes `ocsp_timeout` at most.
+    /// Fetches the missing CRLs and OCSP responses for a chain, then evaluates it. Call it after the handshake and before
+    /// the device is served. Returns within `ocsp_timeout`.
     ///
     /// # Errors
-    /// Why it is not believed.
+    /// Why the chain is rejected.
     pub async fn check_revocation(&self, chain: &VerifiedChain) -> Result<(), ChainError> {
         let open = self.look(chain, now())?;
-        if open != Open::default() {
-            // What takes longer than this device waits goes on, and is of use to the next.
-            let asking = join(join_all(self.fetch_named(chain)), join_all(self.ask_responders(chain)));
+        if open != Unresolved::default() {
+            // A fetch that exceeds the timeout continues: its result serves the next connection.
+            let asking = join(join_all(self.fetch_named(chain)), join_all(self.request_statuses(chain)));
             let _ = tokio::time::timeout(self.ocsp_timeout, asking).await;
         }
         self.evaluate(chain, now())
     }
 
-    /// Whether signatures on lists and answers about this chain could be verified: its authorities have been seen, by
-    /// this process.
-    pub(crate) fn knows_authorities_of(&self, chain: &VerifiedChain) -> bool {
-        let checks_nothing = !self.looks_at_crls() && self.ocsp == OcspScope::Off;
+    /// Whether this process has the issuer certificates of the chain, so that it can verify the signatures on their CRLs
+    /// and OCSP responses. A resumed session carries no certificates.
+    pub(crate) fn knows_issuers_of(&self, chain: &VerifiedChain) -> bool {
+        let checks_nothing = !self.checks_crls() && self.ocsp == OcspScope::Off;
         checks_nothing
             || chain
                 .certificates()
@@ -202,15 +202,16 @@ impl ChainVerifier {
                 .all(|certificate| self.revocation.shared.issuers.get(&certificate.issuer).is_some())
     }
 
-    /// What is certain is an error, what is not known is handed back.
-    fn look(&self, chain: &VerifiedChain, now: i64) -> Result<Open, ChainError> {
+    /// Evaluates without the settings for missing CRLs and OCSP responses: definite failures are errors, missing status
+    /// is returned.
+    fn look(&self, chain: &VerifiedChain, now: i64) -> Result<Unresolved, ChainError> {
         if !self.anchors.load().contains(&chain.anchor()) {
             return Err(ChainError::UnknownCa);
         }
         if chain.certificates().len() > self.depth + 1 {
             return Err(ChainError::TooLong);
         }
-        let mut open = Open::default();
+        let mut unresolved = Unresolved::default();
         for (position, certificate) in chain.certificates().iter().enumerate() {
             if now > certificate.not_after {
                 return Err(ChainError::Expired);
@@ -219,51 +220,51 @@ impl ChainVerifier {
                 return Err(ChainError::NotYetValid);
             }
             match self.crl_status(certificate, position > 0, now) {
-                // Said at once: it counts more than a list that is missing further down.
+                // Returned at once: revocation takes precedence over a CRL that is missing further up the chain.
                 Some(Status::Revoked) => return Err(ChainError::Revoked),
-                Some(Status::Stale) => open.crl = Some(ChainError::CrlExpired),
-                Some(Status::Unknown) => open.crl = Some(ChainError::CrlMissing),
+                Some(Status::Stale) => unresolved.crl = Some(ChainError::CrlExpired),
+                Some(Status::Unknown) => unresolved.crl = Some(ChainError::CrlMissing),
                 Some(Status::Good) | None => {}
             }
-            if self.asks_about(position) {
+            if self.checks_ocsp(position) {
                 match self.revocation.statuses.get(certificate.issuer, certificate.serial, now) {
                     Some((OcspStatus::Revoked, _)) => return Err(ChainError::Revoked),
-                    Some((OcspStatus::Good, age)) => open.is_old |= age >= self.refresh,
-                    Some((OcspStatus::Unknown, _)) | None => open.ocsp = Some(ChainError::OcspMissing),
+                    Some((OcspStatus::Good, age)) => unresolved.is_old |= age >= self.refresh,
+                    Some((OcspStatus::Unknown, _)) | None => unresolved.ocsp = Some(ChainError::OcspMissing),
                 }
             }
         }
-        Ok(open)
+        Ok(unresolved)
     }
 
-    fn looks_at_crls(&self) -> bool {
+    fn checks_crls(&self) -> bool {
         self.follows_names || !self.sources.is_empty()
     }
 
-    /// `None`: CRLs are not looked at.
-    fn crl_status(&self, certificate: &ChainCertificate, is_authority: bool, now: i64) -> Option<Status> {
-        if !self.looks_at_crls() {
+    /// The certificate's status by CRLs; `None` if the listener checks none.
+    fn crl_status(&self, certificate: &ChainCertificate, is_ca: bool, now: i64) -> Option<Status> {
+        if !self.checks_crls() {
             return None;
         }
-        let (mut sure, mut perhaps) = (Status::Unknown, None);
-        let mut tell = |coverage, status| match coverage {
-            // Of lists of several places, each has to be there and to say so.
-            Coverage::Perhaps if status != Status::Revoked => perhaps = perhaps.min(Some(status)).or(Some(status)),
-            _ => sure = sure.max(status),
+        let (mut full, mut partial) = (Status::Unknown, None);
+        let mut report = |coverage, status| match coverage {
+            // CRLs of several distribution points: each must exist and report the certificate as good.
+            Coverage::Perhaps if status != Status::Revoked => partial = partial.min(Some(status)).or(Some(status)),
+            _ => full = full.max(status),
         };
-        self.sources.iter().for_each(|source| source.tell(certificate, is_authority, now, &mut tell));
+        self.sources.iter().for_each(|source| source.tell(certificate, is_ca, now, &mut report));
         if self.follows_names {
             let urls = certificate.distribution_points.iter().flatten();
             let named = urls.filter_map(|url| self.revocation.named(url));
-            named.for_each(|source| source.tell(certificate, is_authority, now, &mut tell));
+            named.for_each(|source| source.tell(certificate, is_ca, now, &mut report));
         }
         if self.sources.iter().any(|source| source.is_empty()) {
-            perhaps = perhaps.min(Some(Status::Unknown));
+            partial = partial.min(Some(Status::Unknown));
         }
-        Some(sure.max(perhaps.unwrap_or(Status::Unknown)))
+        Some(full.max(partial.unwrap_or(Status::Unknown)))
     }
 
-    fn asks_about(&self, position: usize) -> bool {
+    fn checks_ocsp(&self, position: usize) -> bool {
         match self.ocsp {
             OcspScope::Off => false,
             OcspScope::Leaf => position == 0,
@@ -271,7 +272,7 @@ impl ChainVerifier {
         }
     }
 
-    /// Begins to fetch the CRLs that the chain names and that are not there.
+    /// Starts to fetch the missing CRLs that the chain's certificates name.
     fn fetch_named(&self, chain: &VerifiedChain) -> Vec<impl Future<Output = ()>> {
         let mut fetching = Vec::new();
         for (position, certificate) in chain.certificates().iter().enumerate() {
@@ -279,16 +280,16 @@ impl ChainVerifier {
                 continue;
             }
             for url in certificate.distribution_points.iter().flatten().filter(|url| is_url(url)) {
-                let Some(source) = self.revocation.name(url, self.refresh) else { continue };
+                let Some(source) = self.revocation.get_or_add_named(url, self.refresh) else { continue };
                 fetching.push(source.fetch_first());
             }
         }
         fetching
     }
 
-    /// Begins to ask OCSP responders about the certificates of the chain that nothing is known of.
-    fn ask_responders(&self, chain: &VerifiedChain) -> Vec<JoinHandle<()>> {
-        let asked = chain.certificates().iter().enumerate().filter(|(position, _)| self.asks_about(*position));
+    /// Starts OCSP requests for the certificates of the chain.
+    fn request_statuses(&self, chain: &VerifiedChain) -> Vec<JoinHandle<()>> {
+        let asked = chain.certificates().iter().enumerate().filter(|(position, _)| self.checks_ocsp(*position));
         let ask = |(_, certificate): (usize, &ChainCertificate)| {
             let responder = self.ocsp_responder.as_ref().or(certificate.responder.as_ref());
             let responder = responder.filter(|url| is_url(url))?.clone();
@@ -316,7 +317,7 @@ fn open_sources(
         }
         CrlOrigin::File(path) => {
             let source = revocation.source(Origin::File(path.clone()));
-            // The problem is reported below, even if it is not a new one.
+            // Reported below, also when an earlier load already reported the same problem.
             let _ = source.read_if_changed(true);
             if let Some(problem) = source.problem() {
                 diagnostics.error(origin, problem);

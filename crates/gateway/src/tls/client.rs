@@ -39,7 +39,8 @@ impl ClientTls {
             None => diagnostics.error(&settings.table, complaint),
         })?;
         let server_name = settings.server_name.as_ref().map(|name| {
-            let complaint = |_| diagnostics.error(name, format!("`{}` is no host name and no address", name.value));
+            let complaint =
+                |_| diagnostics.error(name, format!("`{}` is neither a host name nor an IP address", name.value));
             ServerName::try_from(name.value.clone()).map_err(complaint)
         });
         let server_name = server_name.transpose()?;
@@ -79,7 +80,7 @@ fn roots(settings: &UpstreamTls) -> Result<RootCertStore, Complaint> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
-        return Err(Complaint::new("the system has no trust anchors").hint("name a bundle with `ca`"));
+        return Err(Complaint::new("the system has no trust anchors").hint("set `ca` to a file with the broker's CA"));
     }
     Ok(roots)
 }

@@ -86,8 +86,8 @@ impl KeySource {
             },
             #[cfg(not(feature = "pkcs11"))]
             PrivateKey::Pkcs11(..) => {
-                let complaint = Complaint::new("this gateway was built without PKCS#11").hide_line();
-                Err(diagnostics.error(settings, complaint.hint("--features pkcs11")))
+                let complaint = Complaint::new("this binary was built without PKCS#11").hide_line();
+                Err(diagnostics.error(settings, complaint.hint("build it with --features pkcs11")))
             }
         }
     }
@@ -217,7 +217,7 @@ impl ServerKeys {
             diagnostics.error(certificates, first.clone())
         })?;
         if settings.stapling && current.load().pairs.iter().any(|pair| pair.staple.is_none()) {
-            let message = "`ocsp_stapling` needs the issuer's certificate behind the server's own";
+            let message = "`ocsp_stapling` needs the issuer's certificate after the server's in the certificate file";
             diagnostics.warning(certificates, message);
         }
         Ok(Self { current, store: Arc::clone(store) })
@@ -274,7 +274,7 @@ pub(super) fn read_pair(chain: &Path, key: &KeySource) -> Result<Arc<CertifiedKe
         Ok(pair) => Ok(Arc::new(pair)),
         Err(rustls::Error::InconsistentKeys(_)) => {
             let message = format!("{} is not the key of {}", path.display(), chain.display());
-            Err(Complaint::new(message).hint("the certificate file has to begin with the server's own certificate"))
+            Err(Complaint::new(message).hint("the server's own certificate must be the first in the certificate file"))
         }
         Err(error) => Err(Complaint::new(format!("{} cannot be used: {error}", path.display()))),
     }
@@ -286,8 +286,8 @@ fn read_key(path: &Path, passphrase: Option<&Secret>) -> Result<PrivateKeyDer<'s
     let sections = ::pem::parse_many(&*text).unwrap_or_default();
     if sections.iter().any(|section| section.headers().get("Proc-Type").is_some_and(|kind| kind.contains("ENCRYPTED")))
     {
-        let complaint = Complaint::new(format!("{} is encrypted in OpenSSL's old form", path.display()));
-        return Err(complaint.hint("openssl pkcs8 -topk8 -in old.key -out new.key"));
+        let complaint = Complaint::new(format!("{} is encrypted in OpenSSL's traditional format", path.display()));
+        return Err(complaint.hint("convert it to PKCS#8: openssl pkcs8 -topk8 -in old.key -out new.key"));
     }
     let encrypted = sections.into_iter().find(|section| section.tag() == "ENCRYPTED PRIVATE KEY");
     match (encrypted, passphrase) {
@@ -298,12 +298,12 @@ fn read_key(path: &Path, passphrase: Option<&Secret>) -> Result<PrivateKeyDer<'s
             Ok(PrivateKeyDer::Pkcs8(decrypted.as_bytes().to_vec().into()))
         }
         (Some(_), None) => Err(Complaint::new(format!("{} is encrypted", path.display()))
-            .hint("private_key_passphrase = \"${FILE:passphrase}\"")),
+            .hint("set private_key_passphrase = \"${FILE:passphrase}\"")),
         (None, Some(_)) => Err(Complaint::new(format!("{} is not encrypted", path.display()))
-            .hint("take `private_key_passphrase` out, or encrypt it: openssl pkcs8 -topk8")),
+            .hint("remove `private_key_passphrase`, or encrypt the key: openssl pkcs8 -topk8")),
         (None, None) => PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
             pem::Error::NoItemsFound => Complaint::new(format!("{} contains no private key", path.display()))
-                .hint("PKCS#8, SEC1 or PKCS#1 is wanted"),
+                .hint("use a PEM file with a PKCS#8, SEC1 or PKCS#1 key"),
             error => unreadable(path, &error),
         }),
     }
@@ -340,7 +340,7 @@ impl BySni {
                 names.entry(name).or_insert_with(|| Arc::clone(pair));
             }
         }
-        let first = pairs.first().map(Arc::clone).ok_or_else(|| Complaint::new("there is none"))?;
+        let first = pairs.first().map(Arc::clone).ok_or_else(|| Complaint::new("no certificate is configured"))?;
         Ok(Self { first, names, pairs })
     }
 

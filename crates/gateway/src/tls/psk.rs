@@ -62,7 +62,7 @@ impl PskTls {
         let versions: Vec<Version> = tls.versions.iter().map(version).collect();
         Acceptor::new(Settings { versions: &versions, alpn: &tls.alpn }, keys)
             .map(Self)
-            .map_err(|error| diagnostics.error(psk, format!("OpenSSL rejects this: {error}")))
+            .map_err(|error| diagnostics.error(psk, format!("OpenSSL rejects these settings: {error}")))
     }
 
     /// Reads the file again if it has changed; whether those who stand on it are to be judged again.
@@ -152,8 +152,9 @@ impl KnownPsks {
                 .map_err(|complaint| diagnostics.error(file, complaint))?;
             let short = keys.load().values().filter(|key| key.len() < SHORT_KEY).count();
             if short > 0 {
-                let complaint = Complaint::new(format!("{short} of the keys have fewer than {SHORT_KEY} bytes"));
-                let hint = "whoever records a handshake can try them all; openssl rand -hex 32";
+                let complaint = Complaint::new(format!("{short} of the keys are shorter than {SHORT_KEY} bytes"));
+                let hint =
+                    "an attacker who records a handshake can guess a short key; make new ones: openssl rand -hex 32";
                 diagnostics.warning(file, complaint.hint(hint));
             }
             Ok(keys)
@@ -184,16 +185,16 @@ fn read(path: &Path, format: PskFormat) -> Result<Keys, Complaint> {
             PskFormat::Hex => std::str::from_utf8(value.trim_ascii())
                 .ok()
                 .and_then(|text| hex::decode(text).ok().map(Zeroizing::new))
-                .ok_or("the key is not in hexadecimal; is `format` the right one?")?,
+                .ok_or("the key is not hexadecimal; check `format`")?,
         };
         if key.is_empty() || key.len() > MAX_KEY {
-            return Err(format!("a key has 1 to {MAX_KEY} octets, this one {}", key.len()));
+            return Err(format!("a key has 1 to {MAX_KEY} bytes, this one has {}", key.len()));
         }
         if identity.len() > MAX_IDENTITY {
             return Err(format!("an identity has at most {MAX_IDENTITY} bytes"));
         }
         match keys.insert(identity.into(), Zeroizing::new(key.as_slice().into())) {
-            Some(_) => Err(format!("the identity `{}` is there twice", identity.escape_debug())),
+            Some(_) => Err(format!("the identity `{}` is listed twice", identity.escape_debug())),
             None => Ok(()),
         }
     })?;

@@ -82,9 +82,9 @@ fn read(path: &Path) -> Result<Names, Complaint> {
     let mut names = Names::new();
     read_entries(path, |name, value| {
         let text = std::str::from_utf8(value).unwrap_or_default().trim();
-        let fingerprint = fingerprint(text).ok_or("a SHA-256 in hex or base64 is wanted behind the name")?;
+        let fingerprint = fingerprint(text).ok_or("expected a SHA-256 fingerprint in hex or base64 after the name")?;
         match names.insert(fingerprint, name.into()) {
-            Some(other) => Err(format!("this is the key of `{}` already", other.escape_debug())),
+            Some(other) => Err(format!("the key is already listed for `{}`", other.escape_debug())),
             None => Ok(()),
         }
     })?;

@@ -72,7 +72,7 @@ impl Resumption {
             return None;
         }
         match (&proof.chain, &self.trust) {
-            (Some(chain), Some(trust)) if trust.knows_authorities_of(chain) => {
+            (Some(chain), Some(trust)) if trust.knows_issuers_of(chain) => {
                 trust.evaluate_for_now(chain, now).ok()?;
             }
             (None, None) => {}

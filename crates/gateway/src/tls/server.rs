@@ -49,7 +49,7 @@ impl ServerTls {
             TlsMode::Psk(psk) => Engine::Psk(psk::PskTls::open(settings, psk, context.registry, diagnostics)?),
             #[cfg(not(feature = "psk"))]
             TlsMode::Psk(psk) => {
-                let complaint = crate::config::Complaint::new("this gateway was built without pre-shared keys");
+                let complaint = crate::config::Complaint::new("this binary was built without pre-shared keys");
                 return Err(diagnostics.error(
                     psk,
                     complaint.hint("build it with --features psk (the system's OpenSSL) or --features psk-vendored"),

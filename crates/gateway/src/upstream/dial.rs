@@ -56,7 +56,7 @@ impl Upstream {
             health.failed(Instant::now());
             // The one failure that takes it down is told; those behind it would say nothing new.
             if was_up && !health.is_up(Instant::now()) {
-                tracing::warn!(upstream = self.name(), server = &*endpoint.label, %error, "server cannot be reached");
+                tracing::warn!(upstream = self.name(), server = &*endpoint.label, %error, "cannot connect to the server");
             }
             if Instant::now() >= deadline {
                 break;

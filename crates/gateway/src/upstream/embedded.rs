@@ -16,7 +16,7 @@ pub(super) fn connect() -> DuplexStream {
     let (ours, theirs) = tokio::io::duplex(PIPE);
     tokio::spawn(async move {
         if let Err(error) = BROKER.serve(theirs).await {
-            tracing::debug!(%error, "session of the embedded broker ended");
+            tracing::debug!(%error, "embedded broker ended a session");
         }
     });
     ours

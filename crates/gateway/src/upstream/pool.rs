@@ -169,11 +169,11 @@ impl Upstream {
         let found = match tokio::time::timeout_at(deadline, tokio::net::lookup_host((&**name, port))).await {
             Ok(Ok(found)) => found.collect::<Vec<_>>(),
             Ok(Err(error)) => {
-                tracing::warn!(upstream = &*self.name, name = &**name, %error, "name cannot be resolved");
+                tracing::warn!(upstream = &*self.name, name = &**name, %error, "cannot resolve broker name");
                 Vec::new()
             }
             Err(_) => {
-                tracing::warn!(upstream = &*self.name, name = &**name, "name was not resolved in time");
+                tracing::warn!(upstream = &*self.name, name = &**name, "broker name was not resolved in time");
                 Vec::new()
             }
         };

@@ -121,7 +121,7 @@ fn mistakes_of_meaning_are_errors() {
         ("[listener.tls]", "connect_timeout = \"500000000000y\"\n[listener.tls]", "ten years are the most"),
         ("[listener.tls]", "max_connections = 0\n[listener.tls]", "nonzero"),
         ("[[upstream]]", "[admin]\nbind = \"x\"\n[[upstream]]", "`x` is no address and port"),
-        ("[[upstream]]", "[access_log]\npath = \"no/such/x.log\"\n[[upstream]]", "the folder of"),
+        ("[[upstream]]", "[access_log]\npath = \"no/such/x.log\"\n[[upstream]]", "the directory of"),
     ] {
         let text = with(from, to);
         assert!(text.contains("error: ") && text.contains(message), "{to}: {message}\n{text}");

@@ -318,19 +318,19 @@ async fn crls_that_cannot_be_used_are_refused_with_a_clear_word() {
     let place = "[place]\nfullname = URI:http://crl.example.com/\n";
     let idp = |more: &str| format!("issuingDistributionPoint = critical, @point\n[point]\n{more}\n{place}");
     for (bytes, word) in [
-        (openssl_crl(&pki, "2.5.29.27 = critical,DER:02:01:01").into_bytes(), "a delta CRL"),
-        (openssl_crl(&pki, &idp("fullname = URI:http://x/\nindirectCRL = TRUE")).into_bytes(), "an indirect CRL"),
-        (openssl_crl(&pki, &idp("onlysomereasons = keyCompromise")).into_bytes(), "for some reasons"),
+        (openssl_crl(&pki, "2.5.29.27 = critical,DER:02:01:01").into_bytes(), "delta CRLs are not supported"),
+        (openssl_crl(&pki, &idp("fullname = URI:http://x/\nindirectCRL = TRUE")).into_bytes(), "indirect CRLs"),
+        (openssl_crl(&pki, &idp("onlysomereasons = keyCompromise")).into_bytes(), "for some revocation reasons"),
         (
             openssl_crl(&pki, "issuingDistributionPoint = critical, @point\n[point]\nonlyuser = TRUE").into_bytes(),
-            "names no place",
+            "names no URL",
         ),
-        (openssl_crl(&pki, "1.2.3.4 = critical,DER:02:01:01").into_bytes(), "no CRL that can be used"),
+        (openssl_crl(&pki, "1.2.3.4 = critical,DER:02:01:01").into_bytes(), "unsupported CRL"),
         (openssl_crl(&pki, "").into_bytes(), "version 1"),
-        (b"\x30\x82\x00\x05hello".to_vec(), "no CRL that can be used"),
-        (good[..good.len() / 2].to_vec(), "no PEM"),
-        (Vec::new(), "no CRL in it"),
-        (fs::read(pki.chain("localhost")).unwrap(), "no CRL in it"),
+        (b"\x30\x82\x00\x05hello".to_vec(), "unsupported CRL"),
+        (good[..good.len() / 2].to_vec(), "neither PEM"),
+        (Vec::new(), "contains no CRL"),
+        (fs::read(pki.chain("localhost")).unwrap(), "contains no CRL"),
     ] {
         fs::write(pki.crls(), &bytes).unwrap();
         let error = gateway.gateway.reload().await.expect_err(word).to_string();
