@@ -1,6 +1,6 @@
-//! The devices of a registry as the gateway knows them: all of them, in memory, following the database. So devices are
-//! found without waiting for it, and those that are known are served through an outage of any length. Enters: changes.
-//! Leaves: devices, and whose sessions are to be evaluated again.
+//! The in-memory replica of a device registry. Enters: changes from the database. Leaves: devices, and the index keys
+//! of sessions that must be evaluated again. Lookups never wait for the database, and an outage of any length does not
+//! affect devices that the replica contains.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,41 +21,41 @@ use crate::pki::Key;
 use crate::util::crypto::tag;
 use crate::util::weak_map::WeakMap;
 
-/// How often the database is asked whether something has changed.
+/// Interval at which the gateway polls the database for changes.
 const PERIOD: Duration = Duration::from_secs(1);
-/// For one answer of the database.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the gateway waits for a registry before it serves without.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// After so long without an answer, a device that is not known may be a new one.
+/// Time for one response of the database.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a start waits for the replica to load before listeners accept connections without it.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// After this time without a response of the database, an unknown device may be a new one.
 const CERTAIN_FOR: Duration = Duration::from_secs(15);
 
-/// Changes that are taken over under one lock.
+/// Number of changes applied under one lock.
 const CHUNK: usize = 128;
-/// Password hashes that others are measured by.
+/// Maximum number of password hashes kept as decoys.
 const MAX_SAMPLES: usize = 64;
 
-/// Registries that are in use, by where they are and how many devices are kept.
+/// Registries in use, by URL and maximum number of devices.
 pub(crate) type Registries = WeakMap<(Url, usize), Replica>;
 
 /// A pre-shared key.
 pub type SecretKey = Zeroizing<Box<[u8]>>;
 
-/// The place in indexes of a device's sessions.
+/// The key of a device's sessions in the session index.
 pub(crate) fn key(id: &str) -> Key {
     let mut hasher = DefaultHasher::new();
     ("device", id).hash(&mut hasher);
     hasher.finish()
 }
 
-/// A registry as it is known.
+/// The in-memory replica of a registry.
 pub struct Replica {
     url: Url,
     max: usize,
     known: RwLock<Known>,
-    /// Whose sessions are to be evaluated again.
+    /// Devices whose sessions must be evaluated again.
     changed: Mutex<Vec<Key>>,
-    /// Whether all has been read once.
+    /// Whether the replica has been loaded once.
     complete: watch::Sender<bool>,
     is_followed: std::sync::Once,
 }
@@ -65,17 +65,17 @@ struct Known {
     by_id: HashMap<Arc<str>, Arc<Entry>>,
     by_pin: HashMap<Fingerprint, Arc<Entry>>,
     by_psk: HashMap<Box<str>, Arc<Entry>>,
-    /// The last change that is in it.
+    /// Revision of the last applied change.
     revision: i64,
-    /// When the database answered last; `None`: it has failed to since.
+    /// Time of the last response of the database; `None`: it has failed since.
     answered: Option<Instant>,
-    /// There are more devices than are kept.
+    /// Whether the registry has more devices than the replica may contain.
     is_full: bool,
-    /// Some devices' password hashes, for others to be measured by.
+    /// Password hashes of some devices, as decoys for unknown ones.
     samples: Vec<Box<str>>,
 }
 
-/// A device, in little space. Not to be printed: its keys are in it.
+/// A device in compact form. It contains keys: do not log it.
 pub struct Entry {
     /// Its ID.
     pub id: Arc<str>,
@@ -84,36 +84,36 @@ pub struct Entry {
     psk: Option<(Box<str>, SecretKey)>,
     /// The hash of its password.
     pub password_hash: Option<Box<str>>,
-    /// What expressions may know of it, as JSON.
+    /// The attributes that expressions can use, as JSON.
     facts: Box<str>,
-    /// Tells it from what they knew before.
+    /// Distinguishes `facts` from earlier values.
     facts_tag: u64,
 }
 
-/// A device of the registry that a session rests on, as it was when it connected.
+/// Evidence of a session: a device of the registry, as it was when the session began.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceEvidence {
-    /// Which one.
+    /// The ID of the device.
     pub id: Arc<str>,
-    /// With what it has proved to be that.
+    /// The credential that the device used.
     pub used: Used,
     facts_tag: u64,
 }
 
-/// With what a device of the registry has proved itself.
+/// The credential with which a device of the registry authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Used {
     /// A certificate or key that it is pinned to.
     Pin(Fingerprint),
-    /// Its pre-shared key; the tag tells it from others.
+    /// Its pre-shared key, identified by a tag.
     Psk(u64),
-    /// Its password; likewise.
+    /// Its password, identified by a tag of the hash.
     Password(u64),
-    /// Something that others vouch for.
+    /// A credential that the listener's trust anchors or key files verified.
     Tls {
-        /// Of the certificate or key that it has shown.
+        /// Fingerprints of the presented certificate or key.
         keys: Box<[Fingerprint]>,
-        /// Identity and tag of the pre-shared key that it has used.
+        /// Identity and tag of the used pre-shared key.
         psk: Option<(Box<str>, u64)>,
     },
 }
@@ -142,23 +142,23 @@ impl Entry {
         }
     }
 
-    /// What expressions may know of it.
+    /// The attributes that expressions can use.
     pub fn facts(&self) -> Json {
         serde_json::from_str(&self.facts).unwrap_or_default()
     }
 
-    /// The identity and the octets of its pre-shared key.
+    /// The identity and the bytes of its pre-shared key.
     pub fn psk(&self) -> Option<(&str, &[u8])> {
         self.psk.as_ref().map(|(identity, key)| (&**identity, &***key))
     }
 
-    /// Whether it is pinned to this certificate or key.
+    /// Whether the device is pinned to this certificate or key.
     pub fn is_pinned_to(&self, fingerprint: &Fingerprint) -> bool {
         self.pins.contains(fingerprint)
     }
 
-    /// Whether this still proves that it is this device. Of what others vouch for, it must be one of its pins if it has
-    /// any, and not another key than its own of the same identity.
+    /// Whether this credential still proves the device. A credential from outside the registry ([`Used::Tls`]) must
+    /// match a pin if the device has pins, and the device's own key if it has the same PSK identity.
     pub fn is_proved_by(&self, used: &Used) -> bool {
         match used {
             Used::Pin(fingerprint) => self.is_pinned_to(fingerprint),
@@ -175,15 +175,15 @@ impl Entry {
         }
     }
 
-    /// The evidence of a session that this was used for.
+    /// The evidence for a session that used this credential.
     pub fn evidence(&self, used: Used) -> DeviceEvidence {
         DeviceEvidence { id: Arc::clone(&self.id), used, facts_tag: self.facts_tag }
     }
 
-    /// Whether it is let in at a time, in seconds since 1970.
+    /// Checks that the device is admitted at a time in seconds since 1970.
     ///
     /// # Errors
-    /// Why not.
+    /// The device is disabled or banned.
     pub fn may_enter(&self, now: i64) -> Result<(), Reject> {
         match self.state.at(now) {
             State::Enabled => Ok(()),
@@ -205,19 +205,19 @@ impl Replica {
         }
     }
 
-    /// Begins to follow the database, if nobody does yet; waits a bounded time until all has been read.
+    /// Starts to follow the database, once. Waits a bounded time until the replica is loaded.
     pub(crate) async fn prepare(self: &Arc<Self>) {
         self.is_followed.call_once(|| {
             tokio::spawn(follow(Arc::downgrade(self)));
         });
         let mut complete = self.complete.subscribe();
-        let waited = tokio::time::timeout(PATIENCE, complete.wait_for(|is_complete| *is_complete)).await;
+        let waited = tokio::time::timeout(LOAD_TIMEOUT, complete.wait_for(|is_complete| *is_complete)).await;
         if waited.is_err() {
-            tracing::warn!("the device registry has not been read yet; devices are refused until it has");
+            tracing::warn!("device registry not loaded yet; devices are rejected until it is");
         }
     }
 
-    /// The device of this ID.
+    /// The device with this ID.
     pub fn by_id(&self, id: &str) -> Option<Arc<Entry>> {
         self.known().by_id.get(id).cloned()
     }
@@ -232,7 +232,7 @@ impl Replica {
         self.known().by_psk.get(identity).cloned()
     }
 
-    /// Whether a device that is not found is not in the registry, as of a few seconds ago.
+    /// Whether the replica is complete and recent, so that a device that it lacks is not in the registry.
     pub fn is_certain(&self) -> bool {
         let known = self.known();
         !known.is_full
@@ -240,33 +240,33 @@ impl Replica {
             && known.answered.is_some_and(|answered| answered.elapsed() < CERTAIN_FOR)
     }
 
-    /// How many devices are known.
+    /// Number of devices in the replica.
     pub fn len(&self) -> usize {
         self.known().by_id.len()
     }
 
-    /// Whether none is known.
+    /// Whether the replica contains no device.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Some device's password hash; for one name it is always the same, as long as there are no others.
+    /// A device's password hash as a decoy. The same name selects the same hash until the samples change.
     pub(crate) fn sample_hash(&self, name: &str) -> Option<Box<str>> {
         let known = self.known();
-        let place = tag(name.as_bytes()) % (known.samples.len().max(1) as u64);
-        known.samples.get(usize::try_from(place).unwrap_or(0)).cloned()
+        let index = tag(name.as_bytes()) % (known.samples.len().max(1) as u64);
+        known.samples.get(usize::try_from(index).unwrap_or(0)).cloned()
     }
 
-    /// Whether a session that rests on a device may continue. `uses_facts`: what is known of the device decides about it.
-    /// `now` is in seconds since 1970.
+    /// Checks whether a session of a device may continue. `uses_facts`: expressions of the listener use attributes of
+    /// the device. `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// Why it ends.
+    /// The reason to end the session.
     pub(crate) fn evaluate(&self, evidence: &DeviceEvidence, uses_facts: bool, now: i64) -> Result<(), CloseReason> {
         let Some(device) = self.by_id(&evidence.id) else {
-            // It may be among those that have not been read yet, or are not kept.
-            let is_known_to_be_gone = *self.complete.borrow() && !self.known().is_full;
-            return if is_known_to_be_gone { Err(CloseReason::DeviceRemoved) } else { Ok(()) };
+            // The replica may be incomplete, or full.
+            let is_removed = *self.complete.borrow() && !self.known().is_full;
+            return if is_removed { Err(CloseReason::DeviceRemoved) } else { Ok(()) };
         };
         match device.may_enter(now) {
             Ok(()) => {}
@@ -282,7 +282,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Whose sessions are to be evaluated again; told once.
+    /// Takes the index keys of sessions that must be evaluated again.
     pub(crate) fn take_changed(&self) -> Vec<Key> {
         std::mem::take(&mut *self.changed.lock())
     }
@@ -291,9 +291,9 @@ impl Replica {
         self.known.read()
     }
 
-    /// Takes over changes; those whom they concern are to be evaluated again.
+    /// Applies changes and queues the sessions of the changed devices for evaluation.
     fn apply(&self, changes: &[Change]) {
-        // Before the lock is taken, and not all at once under it: handshakes wait for it.
+        // Build entries before taking the lock, and apply them in chunks: handshakes wait for the lock.
         let entries: Vec<Option<Arc<Entry>>> = changes.iter().map(entry).collect();
         let mut was_full = self.known().is_full;
         for chunk in changes.iter().zip(entries).collect::<Vec<_>>().chunks(CHUNK) {
@@ -304,7 +304,7 @@ impl Replica {
             if is_full && !std::mem::replace(&mut was_full, is_full) {
                 tracing::error!(
                     max_devices = self.max,
-                    "the registry has more devices than are kept; others are refused"
+                    "the device registry has more devices than `max_devices`; the rest are rejected"
                 );
             }
         }
@@ -315,25 +315,25 @@ impl Replica {
         self.changed.lock().extend(keys);
     }
 
-    /// Reads what has changed; or all there is, in place of what is known.
+    /// Reads changes since the last revision. `anew`: replaces the whole replica.
     async fn pull(self: &Arc<Self>, registry: &Registry, anew: bool) -> Result<(), String> {
         let (known, has_room) = {
             let known = self.known();
             (known.revision, known.is_full && known.by_id.len() < self.max)
         };
-        let revision = answer(registry.revision()).await?;
+        let revision = query(registry.revision()).await?;
         if anew || revision < known {
-            tracing::warn!("another device registry is in the place of the one that was there; it is read anew");
+            tracing::warn!("the device registry was replaced by another one; reloading it");
             return self.pull_anew(registry).await;
         }
         if has_room {
-            // For some of those that were left out.
+            // There is room again for devices that did not fit.
             return self.pull_anew(registry).await;
         }
         let mut since = known;
-        // Whatever has a number up to this one is there to be seen.
+        // All changes up to this revision are committed.
         while since < revision {
-            let changes = answer(registry.changes(since)).await?;
+            let changes = query(registry.changes(since)).await?;
             let Some(last) = changes.last() else { break };
             since = last.revision;
             let this = Arc::clone(self);
@@ -347,7 +347,7 @@ impl Replica {
     async fn pull_anew(self: &Arc<Self>, registry: &Registry) -> Result<(), String> {
         let (mut fresh, max) = (Known::default(), self.max);
         loop {
-            let changes = answer(registry.changes(fresh.revision)).await?;
+            let changes = query(registry.changes(fresh.revision)).await?;
             let is_last = changes.len() < PAGE;
             fresh = in_background(move || {
                 changes.iter().for_each(|change| fresh.apply(change, entry(change), max));
@@ -369,7 +369,7 @@ impl Replica {
         Ok(())
     }
 
-    /// All changes up to this number are known; some numbers are nobody's.
+    /// Records that all changes up to this revision are applied. Some revisions have no change.
     fn reached(&self, revision: i64) {
         let mut known = self.known.write();
         known.revision = known.revision.max(revision);
@@ -385,7 +385,7 @@ fn entry(change: &Change) -> Option<Arc<Entry>> {
     change.device.as_ref().map(|device| Arc::new(Entry::new(device)))
 }
 
-/// Not on a thread that moves bytes.
+/// Runs work on a blocking thread, so that sessions are not delayed.
 async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
 }
@@ -394,7 +394,7 @@ impl Known {
     fn apply(&mut self, change: &Change, entry: Option<Arc<Entry>>, max: usize) {
         self.revision = self.revision.max(change.revision);
         if let Some(old) = self.by_id.remove(&*change.id) {
-            // Its pins and its identity may be another's by now.
+            // Another device may own its pins and its identity by now.
             for pin in &old.pins {
                 if self.by_pin.get(pin).is_some_and(|entry| entry.id == old.id) {
                     self.by_pin.remove(pin);
@@ -430,23 +430,25 @@ impl fmt::Debug for Replica {
     }
 }
 
-/// Follows the database for as long as somebody has the replica. Says once what is wrong, and once that nothing
-/// is any more.
+/// Follows the database while the replica has an owner. Logs a problem once, and its end once.
 async fn follow(replica: Weak<Replica>) {
-    let (mut connection, mut said) = (Connection::default(), None);
+    let (mut connection, mut logged) = (Connection::default(), None);
     loop {
         let Some(this) = replica.upgrade() else { return };
         match connection.pull(&this).await {
             Ok(()) => {
-                if said.take().is_some() {
-                    tracing::info!(devices = this.len(), "the device registry answers again");
+                if logged.take().is_some() {
+                    tracing::info!(devices = this.len(), "device registry available again");
                 }
             }
             Err(problem) => {
                 this.known.write().answered = None;
-                if said.as_ref() != Some(&problem) {
-                    tracing::error!(devices = this.len(), "the device registry: {problem}; what is known stays");
-                    said = Some(problem);
+                if logged.as_ref() != Some(&problem) {
+                    tracing::error!(
+                        devices = this.len(),
+                        "device registry unavailable, serving known devices: {problem}"
+                    );
+                    logged = Some(problem);
                 }
             }
         }
@@ -455,21 +457,21 @@ async fn follow(replica: Weak<Replica>) {
     }
 }
 
-/// The database as it is followed.
+/// The connection to the database.
 #[derive(Default)]
 struct Connection {
-    /// With the file that it was opened of, if it is one.
+    /// With device and inode of the file, for SQLite.
     registry: Option<(Registry, Option<(u64, u64)>)>,
-    /// Says at once that something has changed.
+    /// Receives notifications of changes.
     listening: Option<Listening>,
-    /// What is known is of another database.
+    /// Whether the replica was read from another database file.
     is_other: bool,
 }
 
 impl Connection {
     async fn pull(&mut self, replica: &Arc<Replica>) -> Result<(), String> {
         let file = replica.url.path().map(inode).transpose();
-        // Renamed or restored: the one that is open is not what others write to.
+        // The file was renamed or restored: the open one is not the file that others write to.
         if let Some((registry, _)) = self.registry.take_if(|(_, known)| file.as_ref().ok() != Some(known)) {
             registry.close().await;
             self.is_other = true;
@@ -477,7 +479,7 @@ impl Connection {
         let registry = match self.registry.take() {
             Some(connected) => &self.registry.insert(connected).0,
             None => {
-                let file = file.map_err(|error| format!("its file cannot be opened: {error}"))?;
+                let file = file.map_err(|error| format!("the file cannot be opened: {error}"))?;
                 let registry = Registry::connect_lazy(&replica.url).map_err(|error| explain(&error))?;
                 &self.registry.insert((registry, file)).0
             }
@@ -489,17 +491,17 @@ impl Connection {
         }
         self.is_other = false;
         if self.listening.is_none() {
-            // Without, changes are seen a second later.
-            let listening = answer(registry.listen()).await;
+            // Without notifications, polling sees changes after up to a second.
+            let listening = query(registry.listen()).await;
             self.listening = listening.unwrap_or_else(|problem| {
-                tracing::debug!("the device registry says nothing by itself: {problem}");
+                tracing::debug!("no change notifications from the device registry: {problem}");
                 None
             });
         }
         Ok(())
     }
 
-    /// Until something may have changed.
+    /// Waits until something may have changed.
     async fn wait(&mut self) {
         if let Some(listening) = &mut self.listening {
             match tokio::time::timeout(PERIOD, listening.changed()).await {
@@ -511,15 +513,15 @@ impl Connection {
     }
 }
 
-/// Waits for an answer of the database, but not for ever.
-async fn answer<T>(asked: impl Future<Output = Result<T, portcullis_registry::Error>>) -> Result<T, String> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
-        Ok(answer) => answer.map_err(|error| explain(&error)),
-        Err(_) => Err("it does not answer".to_owned()),
+/// Waits for a response of the database, with a timeout.
+async fn query<T>(query: impl Future<Output = Result<T, portcullis_registry::Error>>) -> Result<T, String> {
+    match tokio::time::timeout(QUERY_TIMEOUT, query).await {
+        Ok(response) => response.map_err(|error| explain(&error)),
+        Err(_) => Err("timed out".to_owned()),
     }
 }
 
-/// What tells a file from another that is in its place.
+/// Device and inode, which detect that another file has replaced a file.
 fn inode(path: &str) -> std::io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).map(|file| (file.dev(), file.ino()))

@@ -1,6 +1,6 @@
-//! What a session rests on: everything that a client proved, or that was found out about it, and that may expire, change
-//! or be withdrawn while it is connected. Plain data, without secrets; whether it is still enough is decided by
-//! [`evaluate`](crate::session::evaluate).
+//! The evidence that a session relies on: what the client proved, and what authenticators know about it. Evidence may
+//! expire, change or be withdrawn while the client is connected. Plain data without secrets;
+//! [`evaluate`](crate::session::evaluate) decides whether it is still sufficient.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::devices::DeviceEvidence;
 use crate::peer::Fingerprint;
 use crate::pki::{Key, VerifiedChain};
 
-/// One thing that a session rests on. A session has one from TLS at most, and one from an authenticator at most.
+/// Evidence of a client's identity. A session has at most one from TLS and one from an authenticator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Evidence {
     /// A verified certificate chain.
@@ -45,18 +45,18 @@ pub enum Authenticated {
     },
     /// A token.
     Token {
-        /// Distinguishes what is required of tokens from what another configuration requires.
+        /// Distinguishes the requirements on tokens from those of another configuration.
         requirements: u64,
         /// Distinguishes the key that verified it from others.
         key: u64,
-        /// Its `exp`, in seconds since 1970: then it is over [RFC 7519, 4.1.4].
+        /// Its `exp` in seconds since 1970: the token is invalid from then on [RFC 7519, 4.1.4].
         expires_at: i64,
     },
     /// The response of an authentication service.
     Response {
         /// Distinguishes the service's URL from others.
         service: u64,
-        /// In seconds since 1970; `None`: it does not expire.
+        /// Expiry in seconds since 1970; `None`: it does not expire.
         expires_at: Option<i64>,
     },
     /// A device of the registry.
@@ -64,20 +64,20 @@ pub enum Authenticated {
 }
 
 impl Evidence {
-    /// Its keys in the session index: a change of one of them concerns the session. Two changes may share a key: the
-    /// index nominates, evaluation decides.
+    /// Its keys in the session index. A change under one of them means that the session must be evaluated. Different
+    /// changes may share a key: the index selects candidates, evaluation decides.
     pub fn index_keys(&self) -> Vec<Key> {
         match self {
             Evidence::Chain(chain) => chain.certificates().iter().map(crate::pki::ChainCertificate::key).collect(),
             Evidence::DeviceKey(device) | Evidence::Authenticated { what: Authenticated::Device(device), .. } => {
                 vec![crate::devices::key(&device.id)]
             }
-            // Their files are small: when one changes, all sessions are evaluated.
+            // Not indexed: when such a file changes, all sessions are evaluated.
             Evidence::RawKey(_) | Evidence::Psk { .. } | Evidence::Authenticated { .. } => Vec::new(),
         }
     }
 
-    /// The last second in which it counts, since 1970; `None`: it does not expire.
+    /// The last second in which it is valid, since 1970; `None`: it does not expire.
     pub fn expires(&self) -> Option<i64> {
         match self {
             Evidence::Chain(chain) => Some(chain.not_after()),

@@ -1,5 +1,6 @@
-//! HTTP towards others: authorities, issuers of tokens, authentication services. Bounded answers, within a time, over
-//! verified TLS where the URL says `https`. Never on the way of a handshake.
+//! HTTP client for CRLs, OCSP, JWKS and authentication services. Enters: a URL and a request. Leaves: a response of
+//! bounded size, within a timeout. TLS is always verified. Never here: a redirect is followed, or a TLS handshake waits
+//! for a response.
 
 use std::fmt;
 use std::path::Path;
@@ -22,28 +23,28 @@ use crate::config::Complaint;
 use crate::files::read_anchors;
 use crate::util::crypto::{provider, tag};
 
-/// For one exchange as a whole.
+/// Time for a request and its whole response.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// Of a CRL: a million revoked certificates are about 40 MB.
+/// Maximum size of a CRL in bytes. A million revoked certificates take about 40 MB.
 const MAX_CRL_LEN: usize = 64 << 20;
-/// Of an OCSP answer, which has a certificate in it at most, and of that of an authentication service.
-const MAX_ANSWER_LEN: usize = 64 << 10;
+/// Maximum size of a response of an OCSP responder or an authentication service, in bytes.
+const MAX_RESPONSE_LEN: usize = 64 << 10;
 
-/// Of a set of keys.
+/// Maximum size of a JWKS in bytes.
 const MAX_KEYS_LEN: usize = 256 << 10;
 
 /// An HTTP client.
 #[derive(Default)]
 pub(crate) struct Fetcher {
     client: OnceLock<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>,
-    /// `None`: those of the system.
+    /// `None`: the system's trust anchors.
     anchors: Option<Vec<TrustAnchor<'static>>>,
-    /// Tells the anchors from others.
+    /// Distinguishes the trust anchors from others.
     tag: u64,
 }
 
-/// CRLs that are fetched at once: each may be large.
-static FETCHING: Semaphore = Semaphore::const_new(4);
+/// Limits concurrent fetches of CRLs, because each may be large.
+static CRL_FETCHES: Semaphore = Semaphore::const_new(4);
 
 impl fmt::Debug for Fetcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -51,10 +52,10 @@ impl fmt::Debug for Fetcher {
     }
 }
 
-/// What came, and what makes the next request conditional; `None`: it is what the validators are of.
-pub(crate) type Answer = Option<(Bytes, Validators)>;
+/// A body, and the validators for the next request; `None`: not modified.
+pub(crate) type Fetched = Option<(Bytes, Validators)>;
 
-/// What makes the next request for the same thing conditional [RFC 9110, 13].
+/// Validators that make the next request for the same resource conditional [RFC 9110, 13].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Validators {
     etag: Option<HeaderValue>,
@@ -62,40 +63,40 @@ pub(crate) struct Validators {
 }
 
 impl Fetcher {
-    /// One that believes servers which these trust anchors vouch for, and no others.
+    /// A client that accepts only servers with a certificate from these trust anchors.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or contains an invalid trust anchor.
     pub(crate) fn with_anchors(path: &Path) -> Result<Self, Complaint> {
         let anchors = read_anchors(path)?;
         let tag = tag(format!("{anchors:?}").as_bytes());
         Ok(Self { client: OnceLock::new(), anchors: Some(anchors), tag })
     }
 
-    /// Tells the anchors that it believes from others.
+    /// Distinguishes the trust anchors from others.
     pub(crate) const fn tag(&self) -> u64 {
         self.tag
     }
 
-    /// Fetches a CRL, unless it is the one that the validators are of.
+    /// Fetches a CRL, unless it is unmodified.
     ///
     /// # Errors
-    /// What went wrong, in a few words.
-    pub(crate) async fn get_crl(&self, url: &str, validators: &Validators) -> Result<Answer, String> {
-        // Closed never.
-        let _permit = FETCHING.acquire().await.map_err(|error| error.to_string())?;
+    /// A description of the failure.
+    pub(crate) async fn get_crl(&self, url: &str, validators: &Validators) -> Result<Fetched, String> {
+        // The semaphore is never closed.
+        let _permit = CRL_FETCHES.acquire().await.map_err(|error| error.to_string())?;
         self.get(url, validators, MAX_CRL_LEN).await
     }
 
-    /// Fetches a set of keys, likewise.
+    /// Fetches a JWKS, unless it is unmodified.
     ///
     /// # Errors
-    /// What went wrong, in a few words.
-    pub(crate) async fn get_keys(&self, url: &str, validators: &Validators) -> Result<Answer, String> {
+    /// A description of the failure.
+    pub(crate) async fn get_keys(&self, url: &str, validators: &Validators) -> Result<Fetched, String> {
         self.get(url, validators, MAX_KEYS_LEN).await
     }
 
-    async fn get(&self, url: &str, validators: &Validators, max_len: usize) -> Result<Answer, String> {
+    async fn get(&self, url: &str, validators: &Validators, max_len: usize) -> Result<Fetched, String> {
         let mut request = Request::builder().method(Method::GET).uri(url);
         let conditions =
             [(header::IF_NONE_MATCH, &validators.etag), (header::IF_MODIFIED_SINCE, &validators.last_modified)];
@@ -109,37 +110,37 @@ impl Fetcher {
         let value = |name: HeaderName| headers.get(name).cloned();
         match status {
             StatusCode::OK => {
-                let last_modified = value(header::LAST_MODIFIED).filter(|at| is_settled(at, headers.get(header::DATE)));
+                let last_modified = value(header::LAST_MODIFIED).filter(|at| is_strong(at, headers.get(header::DATE)));
                 let etag = value(header::ETAG);
                 Ok(Some((body, Validators { etag, last_modified })))
             }
             StatusCode::NOT_MODIFIED => Ok(None),
-            status => Err(format!("the answer is {status}")),
+            status => Err(format!("the response has status {status}")),
         }
     }
 
-    /// Asks an OCSP responder [RFC 6960, A.1].
+    /// Sends a request to an OCSP responder [RFC 6960, A.1].
     ///
     /// # Errors
-    /// What went wrong, in a few words.
-    pub(crate) async fn post_ocsp(&self, url: &str, question: Vec<u8>) -> Result<Bytes, String> {
+    /// A description of the failure.
+    pub(crate) async fn post_ocsp(&self, url: &str, request: Vec<u8>) -> Result<Bytes, String> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(url)
             .header(header::CONTENT_TYPE, "application/ocsp-request")
             .header(header::ACCEPT, "application/ocsp-response")
-            .body(Full::from(question))
+            .body(Full::from(request))
             .map_err(|error| error.to_string())?;
-        match self.exchange(request, MAX_ANSWER_LEN, TIMEOUT).await? {
+        match self.exchange(request, MAX_RESPONSE_LEN, TIMEOUT).await? {
             (StatusCode::OK, _, body) => Ok(body),
-            (status, ..) => Err(format!("the answer is {status}")),
+            (status, ..) => Err(format!("the response has status {status}")),
         }
     }
 
-    /// Sends a JSON document, with these headers; the answer's status and body, within this time.
+    /// Posts a JSON document with these headers. Returns the status and body of the response.
     ///
     /// # Errors
-    /// What went wrong, in a few words.
+    /// A description of the failure; also if the exchange exceeds `timeout`.
     pub(crate) async fn post_json(
         &self,
         url: &str,
@@ -154,7 +155,7 @@ impl Fetcher {
             all.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         }
         let request = request.body(Full::from(document)).map_err(|error| error.to_string())?;
-        let (status, _, body) = self.exchange(request, MAX_ANSWER_LEN, timeout).await?;
+        let (status, _, body) = self.exchange(request, MAX_RESPONSE_LEN, timeout).await?;
         Ok((status, body))
     }
 
@@ -167,18 +168,18 @@ impl Fetcher {
         let agent = concat!("portcullis/", env!("CARGO_PKG_VERSION"));
         request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(agent));
         let exchange = async {
-            // Redirections are not followed: an authority says where its lists are.
-            let answer = self.client().request(request).await.map_err(|error| explain(&error))?;
-            let (head, body) = answer.into_parts();
+            // Redirects are not followed: the configuration or the certificate names the origin.
+            let response = self.client().request(request).await.map_err(|error| explain(&error))?;
+            let (head, body) = response.into_parts();
             let body = Limited::new(body, max_len).collect().await.map_err(|error| error.to_string())?;
             Ok((head.status, head.headers, body.to_bytes()))
         };
-        tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err("it took too long".to_owned()))
+        tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err("timed out".to_owned()))
     }
 
     fn client(&self) -> &Client<HttpsConnector<HttpConnector>, Full<Bytes>> {
         self.client.get_or_init(|| {
-            // Read when the first URL is asked for: most gateways have none.
+            // Load the roots on first use: most gateways fetch nothing.
             let mut roots = RootCertStore::empty();
             match &self.anchors {
                 Some(anchors) => roots.extend(anchors.iter().cloned()),
@@ -186,7 +187,7 @@ impl Fetcher {
             }
             let tls = ClientConfig::builder_with_provider(provider())
                 .with_safe_default_protocol_versions()
-                .expect("aws-lc-rs speaks TLS 1.2 and 1.3")
+                .expect("aws-lc-rs supports TLS 1.2 and 1.3")
                 .with_root_certificates(roots)
                 .with_no_client_auth();
             let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
@@ -195,9 +196,9 @@ impl Fetcher {
     }
 }
 
-/// Whether what was changed at this time cannot change again without another time [RFC 9110, 8.8.2.2]: they are in
-/// whole seconds, and a list that is made anew within one would never be seen.
-fn is_settled(last_modified: &HeaderValue, date: Option<&HeaderValue>) -> bool {
+/// Whether `Last-Modified` is a strong validator [RFC 9110, 8.8.2.2]. Its resolution is one second: a CRL that changes
+/// twice within a second would otherwise never be fetched again.
+fn is_strong(last_modified: &HeaderValue, date: Option<&HeaderValue>) -> bool {
     let time = |value: &HeaderValue| chrono::DateTime::parse_from_rfc2822(value.to_str().ok()?).ok();
     match (time(last_modified), date.and_then(time)) {
         (Some(last_modified), Some(date)) => (date - last_modified).num_seconds() >= 2,
@@ -220,13 +221,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_counts_once_it_is_over() {
+    fn last_modified_is_strong_after_two_seconds() {
         let at = |seconds: &str| HeaderValue::from_str(&format!("Sun, 22 Nov 2026 04:57:{seconds} GMT")).unwrap();
-        assert!(is_settled(&at("30"), Some(&at("32"))));
+        assert!(is_strong(&at("30"), Some(&at("32"))));
         for (last_modified, date) in
             [(at("30"), Some(at("31"))), (at("30"), None), (HeaderValue::from_static("x"), None)]
         {
-            assert!(!is_settled(&last_modified, date.as_ref()), "{last_modified:?}");
+            assert!(!is_strong(&last_modified, date.as_ref()), "{last_modified:?}");
         }
     }
 }

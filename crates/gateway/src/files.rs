@@ -1,4 +1,5 @@
-//! Certificates from PEM files, and files of credentials.
+//! Reads PEM files and credential files. Enters: a path. Leaves: certificates, trust anchors or entries, or a complaint
+//! that names the file. Never here: a complaint that quotes a secret.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -10,46 +11,46 @@ use zeroize::Zeroizing;
 
 use crate::config::{Complaint, Diagnostics, Located};
 
-/// The certificates of a PEM file, in its order; at least one.
+/// Reads the certificates of a PEM file, in the order of the file; at least one.
 ///
 /// # Errors
-/// The file cannot be read, or has none.
+/// The file cannot be read, or contains no certificate.
 pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<_, _>>)
         .map_err(|error| unreadable(path, &error))?;
     if chain.is_empty() {
         let complaint = Complaint::new(format!("{} contains no certificate", path.display()));
-        return Err(complaint.hint("a PEM file with `-----BEGIN CERTIFICATE-----` is wanted"));
+        return Err(complaint.hint("expected a PEM file with `-----BEGIN CERTIFICATE-----`"));
     }
     Ok(chain)
 }
 
-/// The trust anchors of a PEM bundle.
+/// Reads the trust anchors of a PEM bundle.
 ///
 /// # Errors
-/// The file cannot be read, or has something that is no trust anchor.
+/// The file cannot be read, or contains a certificate that cannot be a trust anchor.
 pub fn read_anchors(path: &Path) -> Result<Vec<TrustAnchor<'static>>, Complaint> {
     let anchor = |certificate: &CertificateDer<'_>| webpki::anchor_from_trusted_cert(certificate).map(|a| a.to_owned());
     let anchors: Result<Vec<_>, _> = read_chain(path)?.iter().map(anchor).collect();
     anchors.map_err(|error| Complaint::new(format!("{}: not a trust anchor: {error}", path.display())))
 }
 
-/// When the first certificate of a PEM file expires, in seconds since 1970.
+/// The earliest expiry of the certificates of a PEM file, in seconds since 1970.
 ///
 /// # Errors
-/// The file cannot be read, or has no certificate that can be.
+/// The file cannot be read, or contains no certificate or an invalid one.
 pub fn expiry(path: &Path) -> Result<i64, Complaint> {
     let not_after = |der: &CertificateDer<'_>| {
         X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate.validity().not_after.timestamp())
     };
-    let complaint = || Complaint::new(format!("{} contains something that is no certificate", path.display()));
+    let complaint = || Complaint::new(format!("{} contains an invalid certificate", path.display()));
     let expiries: Option<Vec<i64>> = read_chain(path)?.iter().map(not_after).collect();
     expiries.and_then(|all| all.into_iter().min()).ok_or_else(complaint)
 }
 
-/// When the first certificate of a PEM file expires, in seconds since 1970; warns if it has. `None`: whoever uses the
-/// file reports what is wrong with it.
+/// The earliest expiry of the certificates of a PEM file, in seconds since 1970. Warns if it has passed. `None`: the
+/// file cannot be used, which its user reports.
 pub(crate) fn warn_if_expired(at: &impl Located, path: &Path, diagnostics: &mut Diagnostics) -> Option<i64> {
     let expires = expiry(path).ok()?;
     if expires <= crate::util::clock::now() {
@@ -59,23 +60,23 @@ pub(crate) fn warn_if_expired(at: &impl Located, path: &Path, diagnostics: &mut 
     Some(expires)
 }
 
-/// Says that a PEM file cannot be read.
+/// The complaint about a PEM file that cannot be read.
 pub(crate) fn unreadable(path: &Path, error: &pem::Error) -> Complaint {
     match error {
         pem::Error::Io(error) => Complaint::new(format!("{} cannot be read: {error}", path.display())),
-        pem::Error::NoItemsFound => Complaint::new(format!("{} contains no PEM", path.display())),
-        error => Complaint::new(format!("{} is no PEM: {error}", path.display())),
+        pem::Error::NoItemsFound => Complaint::new(format!("{} contains no PEM data", path.display())),
+        error => Complaint::new(format!("{} is not valid PEM: {error}", path.display())),
     }
 }
 
-/// Of a file of credentials: a million of them are about 120 MB.
+/// Maximum size of a credential file in bytes. A million entries take about 120 MB.
 const MAX_ENTRIES_LEN: u64 = 256 << 20;
 
-/// Reads a file of credentials: lines of `name:value`, in which blank lines and those that begin with `#` count for
-/// nothing. Hands each to `take`, which says in a few words what is wrong with it.
+/// Reads a credential file: lines of `name:value`; ignores blank lines and lines that begin with `#`. Calls `take` for
+/// each entry; an error of `take` describes what is wrong with the entry.
 ///
 /// # Errors
-/// The file cannot be read, or a line of it cannot be used; its number is told, never its value.
+/// The file cannot be read, or a line is invalid. The complaint names the line by number and never quotes its value.
 pub(crate) fn read_entries(
     path: &Path,
     mut take: impl FnMut(&str, &[u8]) -> Result<(), String>,
@@ -87,14 +88,14 @@ pub(crate) fn read_entries(
     if bytes.len() as u64 > MAX_ENTRIES_LEN {
         return Err(Complaint::new(format!("{} is larger than {} MiB", path.display(), MAX_ENTRIES_LEN >> 20)));
     }
-    for (place, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+    for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.trim_ascii().is_empty() || line.starts_with(b"#") {
             continue;
         }
-        let complain = |what: &str| Complaint::new(format!("{}, line {}: {what}", path.display(), place + 1));
-        let colon = line.iter().position(|byte| *byte == b':').ok_or_else(|| complain("there is no `:` in it"))?;
-        let name = std::str::from_utf8(&line[..colon]).map_err(|_| complain("the name is no UTF-8"))?;
+        let complain = |what: &str| Complaint::new(format!("{}, line {}: {what}", path.display(), index + 1));
+        let colon = line.iter().position(|byte| *byte == b':').ok_or_else(|| complain("missing `:`"))?;
+        let name = std::str::from_utf8(&line[..colon]).map_err(|_| complain("the name is not UTF-8"))?;
         if name.is_empty() {
             return Err(complain("the name is empty"));
         }

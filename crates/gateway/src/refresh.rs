@@ -1,10 +1,9 @@
-//! A value that comes from files or a URL and is kept good. What enters: how it is read or fetched, and which new value
-//! may take the place of the last one. What leaves: the last good value, lock-free to read, and the word that whoever
-//! depends on it must be evaluated again.
+//! Values from files or URLs that are refreshed at run time. Enters: how to read or fetch a value, and which new value
+//! may replace the last one. Leaves: the last good value, lock-free to read, and whether sessions that depend on it
+//! must be evaluated again.
 //!
-//! What never happens here: a value is dropped because its origin fails; a reader waits for a file or a network; two
-//! requests for one value are under way at once; an origin that fails is asked without back-off; the same problem is
-//! logged twice in a row.
+//! Never here: a value is dropped because its origin fails; a reader waits for a file or the network; two requests for
+//! one value are in flight; a failing origin is retried without back-off; the same problem is logged twice in a row.
 
 use std::fmt;
 use std::future::Future;
@@ -22,40 +21,40 @@ use tokio::time::Instant;
 use crate::config::Complaint;
 use crate::fetch::Validators;
 
-/// How often something is read or fetched.
+/// How often an origin is read or fetched.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// Never sooner than this after the last time.
+    /// Shortest time between two attempts.
     pub(crate) min: Duration,
-    /// The back-off doubles with each failure, up to this.
+    /// Longest back-off. It doubles with each failure.
     pub(crate) max_retry: Duration,
 }
 
-/// Files that could not be used are read again even if they have not changed: descriptors, or a token, may be there
-/// again.
+/// Unusable files are read again even if they have not changed: the cause may have been a lack of file descriptors, or
+/// an absent token.
 const FILE_PACE: Pace = Pace { min: Duration::from_secs(5), max_retry: Duration::from_secs(5) };
 
-/// What came of the attempts to read or fetch a value.
+/// The history of attempts to read or fetch a value.
 #[derive(Debug, Default)]
 struct Attempts {
-    /// When the last one began, or ended; `None`: there was none.
+    /// When the last attempt began or ended; `None`: none yet.
     last: Option<Instant>,
-    /// How long after that the next one is due.
+    /// How long after `last` the next attempt is due.
     wait: Duration,
-    /// How many failed in a row.
+    /// Failures in a row.
     failures: u32,
-    /// Why the last one failed.
+    /// The error of the last attempt, if it failed.
     problem: Option<String>,
 }
 
 impl Attempts {
-    /// Whether it is time for the next one. `period`: how old a good value may get.
+    /// Whether the next attempt is due. `period`: the longest time between two attempts.
     fn is_due(&self, pace: Pace, period: Duration) -> bool {
         self.last.is_none_or(|last| last.elapsed() >= self.wait.min(period).max(pace.min))
     }
 
-    /// Notes how one ended: with a value that is good for some time, or with a problem; returns whether that is a new
-    /// one. A value that is good for no time is fetched again with the same back-off: its origin is late.
+    /// Records the end of an attempt: how long the value is valid, or an error. Returns whether the error is a new one.
+    /// A value that is already out of date is retried with the same back-off as an error: its origin is late.
     fn end(&mut self, pace: Pace, result: Result<Duration, &str>) -> bool {
         self.last = Some(Instant::now());
         match result {
@@ -72,7 +71,7 @@ impl Attempts {
     }
 }
 
-/// Files, and whether they have changed since they were read.
+/// Detects changes of files.
 #[derive(Debug)]
 pub(crate) struct Watch {
     files: Vec<PathBuf>,
@@ -81,11 +80,11 @@ pub(crate) struct Watch {
 
 #[derive(Debug, Default)]
 struct WatchState {
-    /// Of the files as they were when they were last read and used.
+    /// Stamps of the files at the last successful read.
     good: Option<Stamps>,
-    /// As they were when they were looked at last.
+    /// Stamps at the last check.
     seen: Stamps,
-    /// As they were when they were last read.
+    /// Stamps at the last read, successful or not.
     read: Stamps,
     attempts: Attempts,
 }
@@ -95,28 +94,28 @@ impl Watch {
         Self { files, state: Mutex::default() }
     }
 
-    /// Reads the files with `read` unless they are what they were when that went well. `None`: they are, or the same
-    /// problem was returned before.
+    /// Reads the files with `read` if they have changed since the last successful read. `None`: they have not, or the
+    /// error was already returned.
     ///
-    /// `at_once`: somebody says that they are ready. Else they are read once they have not changed between two calls: a
-    /// bundle that is half written looks like a whole one.
+    /// `at_once`: the caller knows that the files are complete. Otherwise they are read once they stay unchanged
+    /// between two calls, because a half-written bundle looks like a complete one.
     pub(crate) fn read_if_changed<T>(
         &self,
         at_once: bool,
         read: impl FnOnce() -> Result<T, Complaint>,
     ) -> Option<Result<T, Complaint>> {
-        // Held while they are read: who asks at the same time is to see what came of it.
+        // Held during the read, so that a concurrent caller sees its result.
         let mut state = self.state.lock();
-        // Taken before reading: what changes meanwhile will have others.
+        // Taken before the read: a change during the read results in other stamps.
         let stamps = self.stamps();
         if state.good.as_ref() == Some(&stamps) {
             state.attempts = Attempts::default();
             return None;
         }
-        let has_settled = std::mem::replace(&mut state.seen, stamps.clone()) == stamps;
+        let is_stable = std::mem::replace(&mut state.seen, stamps.clone()) == stamps;
         let is_due = state.read != stamps || state.attempts.is_due(FILE_PACE, Duration::MAX);
-        let is_wanted = at_once || (has_settled && is_due);
-        if !is_wanted {
+        let should_read = at_once || (is_stable && is_due);
+        if !should_read {
             return None;
         }
         state.read.clone_from(&stamps);
@@ -129,7 +128,7 @@ impl Watch {
         (is_new || result.is_ok()).then_some(result)
     }
 
-    /// What is wrong with the files at present.
+    /// The error of the last attempt, if it failed.
     pub(crate) fn problem(&self) -> Option<String> {
         self.state.lock().attempts.problem.clone()
     }
@@ -139,9 +138,9 @@ impl Watch {
     }
 }
 
-/// What files say, for as long as they are followed: of content that cannot be used, the last good one stays.
+/// A value from files that is reloaded when they change. If the new content is invalid, the last good value stays.
 pub(crate) struct FromFiles<T> {
-    /// What it is called in the log.
+    /// Its name in logs.
     what: &'static str,
     watch: Watch,
     read: Box<dyn Fn() -> Result<T, Complaint> + Send + Sync>,
@@ -152,7 +151,7 @@ impl<T> FromFiles<T> {
     /// Reads a file for the first time.
     ///
     /// # Errors
-    /// It cannot be used.
+    /// The file cannot be used.
     pub(crate) fn open(
         what: &'static str,
         path: PathBuf,
@@ -161,10 +160,10 @@ impl<T> FromFiles<T> {
         Self::open_all(what, vec![path.clone()], move || read(&path))
     }
 
-    /// Reads, with `read`, these files for the first time.
+    /// Reads several files with `read` for the first time.
     ///
     /// # Errors
-    /// They cannot be used.
+    /// The files cannot be used.
     pub(crate) fn open_all(
         what: &'static str,
         files: Vec<PathBuf>,
@@ -177,13 +176,13 @@ impl<T> FromFiles<T> {
         Ok(Self { what, watch, read: Box::new(read), current })
     }
 
-    /// What they say at present.
+    /// The last good value.
     pub(crate) fn load(&self) -> Guard<Arc<T>> {
         self.current.load()
     }
 
-    /// Reads the files again if they have changed, and says in the log what came of it; whether they say something else
-    /// now. `owner` is the listener or authenticator that they belong to.
+    /// Reads the files again if they have changed, and logs the result. Returns whether the value was replaced. `owner`
+    /// is the listener or authenticator that the files belong to.
     pub(crate) fn read_if_changed(&self, owner: &str) -> bool {
         let (what, path) = (self.what, self.watch.files.first().map(|path| path.display()));
         let path = path.map(tracing::field::display);
@@ -194,7 +193,7 @@ impl<T> FromFiles<T> {
                 true
             }
             Some(Err(Complaint { message, .. })) => {
-                tracing::error!(owner, path, "{what}: the last good ones stay: {message}");
+                tracing::error!(owner, path, "{what}: reload failed, keeping the last good version: {message}");
                 false
             }
             None => false,
@@ -202,7 +201,7 @@ impl<T> FromFiles<T> {
     }
 }
 
-/// What files say may be secret.
+/// Shows only paths: the value may be secret.
 impl<T> fmt::Debug for FromFiles<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "FromFiles({:?})", self.watch.files)
@@ -211,9 +210,9 @@ impl<T> fmt::Debug for FromFiles<T> {
 
 type Stamps = Vec<Option<Stamp>>;
 
-/// What tells one content of a file from the next without reading it. Symbolic links are followed: swapping one, as
-/// Kubernetes does, is a change. Asked for again and again rather than watched for: that works on every file system,
-/// and for files that are not there yet.
+/// Metadata that detects a change of a file without reading it. Follows symbolic links: swapping one, as Kubernetes
+/// does, is a change. Polled rather than watched: polling works on every file system, and for files that do not exist
+/// yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -224,7 +223,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    /// Of the file as it is now; `None`: there is none that can be looked at.
+    /// The current stamp of a file; `None`: the file does not exist or is not accessible.
     fn of(path: &Path) -> Option<Self> {
         let file = std::fs::metadata(path).ok()?;
         Some(Self {
@@ -237,35 +236,35 @@ impl Stamp {
     }
 }
 
-/// How a value is fetched, and which one takes the place of the last.
+/// Fetches a value, and decides whether it may replace the last one.
 pub(crate) trait Remote: Send + Sync + Sized + 'static {
-    /// What is kept.
+    /// The type of the value.
     type Value: Send + Sync + 'static;
-    /// What the value is called in the log.
+    /// The name of the value in logs.
     const WHAT: &'static str;
     const PACE: Pace;
 
-    /// Where the value comes from, for the log: without secrets.
+    /// The origin of the value for logs, without secrets.
     fn origin(&self) -> String;
 
-    /// Makes one request, within a bounded time. `None`: the value that the validators belong to is still the newest.
+    /// Makes one request, within a bounded time. `None`: the value has not changed since the validators were issued.
     fn fetch(
         &self,
         validators: &Validators,
     ) -> impl Future<Output = Result<Option<(Self::Value, Validators)>, String>> + Send;
 
-    /// What is to take the place of the last value. The error says why nothing does.
+    /// The value that replaces the last one, or the reason why none does.
     fn accept(&self, new: Self::Value, _last: Option<&Self::Value>) -> Result<Self::Value, String> {
         Ok(new)
     }
 
-    /// Called once readers see the new value, in the order of changes; returns whether whoever depends on the value must
-    /// be evaluated again. May take its time.
+    /// Called after readers see the new value, in the order of changes. Returns whether sessions that depend on the
+    /// value must be evaluated again. May block.
     fn on_change(&self, _last: Option<&Self::Value>, _new: &Self::Value) -> bool {
         false
     }
 
-    /// How long to be content with a value; zero: it is out of date.
+    /// How long a value is valid; zero: it is out of date.
     fn good_for(&self, value: &Self::Value) -> Duration;
 }
 
@@ -273,16 +272,16 @@ pub(crate) trait Remote: Send + Sync + Sized + 'static {
 pub(crate) struct Refreshed<R: Remote> {
     remote: R,
     current: ArcSwapOption<R::Value>,
-    /// Held while a value takes the place of another.
+    /// Held while a value is replaced.
     changing: Mutex<()>,
     has_changed: AtomicBool,
-    /// Held by whoever fetches.
+    /// Held during a fetch.
     flight: Arc<tokio::sync::Mutex<Validators>>,
     attempts: Mutex<Attempts>,
 }
 
 impl<R: Remote> Refreshed<R> {
-    /// Without a value, so far.
+    /// Creates a remote without a value.
     pub(crate) fn new(remote: R) -> Self {
         Self {
             remote,
@@ -298,27 +297,27 @@ impl<R: Remote> Refreshed<R> {
         &self.remote
     }
 
-    /// The last good value; `None`: there was none yet.
+    /// The last good value; `None`: none yet.
     pub(crate) fn load(&self) -> Guard<Option<Arc<R::Value>>> {
         self.current.load()
     }
 
-    /// Whether whoever depends on the value must be evaluated again, for what has changed since this was asked last.
+    /// Whether sessions that depend on the value must be evaluated again. Resets the flag.
     pub(crate) fn take_changed(&self) -> bool {
         self.has_changed.swap(false, Ordering::AcqRel)
     }
 
-    /// Puts a value in the place of the last one.
+    /// Replaces the value.
     ///
     /// # Errors
-    /// It is not accepted; nothing was replaced.
+    /// The new value is not accepted. The last one stays.
     pub(crate) fn replace(&self, new: R::Value) -> Result<(), String> {
         let mut result = Ok(());
         self.change(|last| self.remote.accept(new, last).map_err(|problem| result = Err(problem)).ok());
         result
     }
 
-    /// Puts what `change` makes of the last value, if it makes something of it, in its place.
+    /// Replaces the value with the result of `change`, if there is one.
     pub(crate) fn change(&self, change: impl FnOnce(Option<&R::Value>) -> Option<R::Value>) {
         let _changing = self.changing.lock();
         let last = self.current.load_full();
@@ -329,8 +328,8 @@ impl<R: Remote> Refreshed<R> {
         }
     }
 
-    /// Begins to fetch, in the background, if the value is older than `period` or than it may be, or if it is time to
-    /// retry; not if somebody is fetching already.
+    /// Starts a fetch in the background if the value is older than `period` or no longer valid, or if a retry is due.
+    /// Does nothing while another fetch is in flight.
     pub(crate) fn fetch_if_due(self: &Arc<Self>, period: Duration) {
         if let Ok(flight) = Arc::clone(&self.flight).try_lock_owned()
             && self.is_due(period)
@@ -339,8 +338,8 @@ impl<R: Remote> Refreshed<R> {
         }
     }
 
-    /// Waits until nobody is fetching, and fetches if that is due by then, as [`Refreshed::fetch_if_due`] has it. The
-    /// caller may stop waiting: the request goes on, for others.
+    /// Waits for a fetch in flight, then fetches if that is still due, as in [`Refreshed::fetch_if_due`]. The caller
+    /// may stop waiting: the request continues for others.
     pub(crate) async fn fetched(self: &Arc<Self>, period: Duration) {
         let flight = Arc::clone(&self.flight).lock_owned().await;
         if self.is_due(period) {
@@ -353,12 +352,12 @@ impl<R: Remote> Refreshed<R> {
     }
 
     async fn fetch_now(self: Arc<Self>, mut flight: OwnedMutexGuard<Validators>) {
-        // Of an attempt that panics, nothing else is left.
+        // Recorded first, so that back-off applies even if the fetch panics.
         self.attempts.lock().last = Some(Instant::now());
         let result = match self.remote.fetch(&flight).await {
             Ok(Some((value, validators))) => {
                 let this = Arc::clone(&self);
-                // Millions of entries may be compared: not on a thread that moves bytes.
+                // `on_change` may compare millions of entries, so it must not block a runtime thread.
                 let replaced = tokio::task::spawn_blocking(move || this.replace(value)).await;
                 let replaced = replaced.unwrap_or_else(|error| Err(error.to_string()));
                 replaced.map(|()| {
@@ -368,7 +367,7 @@ impl<R: Remote> Refreshed<R> {
             }
             Ok(None) => {
                 if self.attempts.lock().problem.is_some() {
-                    tracing::info!(origin = self.remote.origin(), "{} can be fetched again: it is the same", R::WHAT);
+                    tracing::info!(origin = self.remote.origin(), "{} fetched again: unchanged", R::WHAT);
                 }
                 Ok(())
             }
@@ -379,7 +378,11 @@ impl<R: Remote> Refreshed<R> {
         if self.attempts.lock().end(R::PACE, result.as_ref().copied().map_err(String::as_str))
             && let Err(problem) = result
         {
-            tracing::warn!(origin = self.remote.origin(), "{}: the last good one stays: {problem}", R::WHAT);
+            tracing::warn!(
+                origin = self.remote.origin(),
+                "{}: fetch failed, keeping any earlier version: {problem}",
+                R::WHAT
+            );
         }
     }
 }
@@ -403,7 +406,7 @@ mod tests {
     use super::*;
     use crate::fetch::Fetcher;
 
-    /// What was logged on this thread since.
+    /// Captures the log of this thread.
     struct Log(Arc<Mutex<Vec<u8>>>, #[expect(dead_code, reason = "kept")] tracing::subscriber::DefaultGuard);
 
     impl Log {
@@ -437,7 +440,7 @@ mod tests {
             let read = watch.read_if_changed(at_once, || result.map_err(Complaint::new));
             read.map(|read| read.map_err(|complaint| complaint.message))
         };
-        // Once to see that it has changed, once to see that it has not again.
+        // The first call sees the change, the second that the file is stable.
         let read = |result: Result<u8, &str>| {
             let first = look(false, result);
             if first.is_some() { first } else { look(false, result) }
@@ -446,7 +449,7 @@ mod tests {
         assert_eq!(read(Ok(1)), None, "not at once");
         assert_eq!(watch.problem().as_deref(), Some("not there"));
         std::fs::write(&path, "a").unwrap();
-        assert_eq!(read(Err("not there")), None, "said already");
+        assert_eq!(read(Err("not there")), None, "already returned");
         std::fs::write(&path, "ab").unwrap();
         assert_eq!(look(false, Ok(2)), None, "it may be half written");
         assert_eq!(read(Ok(2)), Some(Ok(2)));
@@ -480,10 +483,10 @@ mod tests {
             write(half);
             assert_eq!((look(), **number.load()), (false, 1), "it may be half written");
         }
-        assert_eq!((look(), look(), **number.load()), (true, false, 123), "a change is told once");
+        assert_eq!((look(), look(), **number.load()), (true, false, 123), "a change is reported once");
         write("bad");
         assert_eq!((look(), look(), look(), **number.load()), (false, false, false, 123));
-        assert_eq!(log.count("numbers: the last good ones stay"), 1);
+        assert_eq!(log.count("numbers: reload failed, keeping the last good version"), 1);
         std::fs::remove_file(&path).unwrap();
         assert_eq!((look(), look(), **number.load()), (false, false, 123));
         write("4");
@@ -491,9 +494,9 @@ mod tests {
         assert_eq!(log.count("numbers loaded"), 2);
     }
 
-    /// Answers as it was told to, once somebody has let it.
+    /// Returns scripted results, each once the gate has a permit.
     struct Scripted {
-        answers: Mutex<VecDeque<Result<Option<u32>, &'static str>>>,
+        results: Mutex<VecDeque<Result<Option<u32>, &'static str>>>,
         requests: AtomicUsize,
         gate: Semaphore,
     }
@@ -510,8 +513,8 @@ mod tests {
         async fn fetch(&self, _: &Validators) -> Result<Option<(u32, Validators)>, String> {
             self.requests.fetch_add(1, Ordering::Relaxed);
             self.gate.acquire().await.unwrap().forget();
-            let answer = self.answers.lock().pop_front().unwrap_or(Err("nobody answers"));
-            answer.map(|number| number.map(|number| (number, Validators::default()))).map_err(str::to_owned)
+            let result = self.results.lock().pop_front().unwrap_or(Err("no response"));
+            result.map(|number| number.map(|number| (number, Validators::default()))).map_err(str::to_owned)
         }
 
         /// Numbers never fall.
@@ -528,9 +531,9 @@ mod tests {
         }
     }
 
-    fn scripted(gate: usize, answers: &[Result<Option<u32>, &'static str>]) -> Arc<Refreshed<Scripted>> {
+    fn scripted(gate: usize, results: &[Result<Option<u32>, &'static str>]) -> Arc<Refreshed<Scripted>> {
         Arc::new(Refreshed::new(Scripted {
-            answers: Mutex::new(answers.iter().copied().collect()),
+            results: Mutex::new(results.iter().copied().collect()),
             requests: AtomicUsize::new(0),
             gate: Semaphore::new(gate),
         }))
@@ -568,33 +571,33 @@ mod tests {
             number.fetched(LONG).await;
             assert_eq!(number.requests(), 3 + failures, "{wait}");
         }
-        assert_eq!(log.count("number: the last good one stays: nobody answers"), 1);
-        // Back-off does not wait longer than the period in which somebody wants it to be asked for.
+        assert_eq!(log.count("number: fetch failed, keeping any earlier version: no response"), 1);
+        // Back-off never exceeds the caller's period.
         advance(Duration::from_secs(10)).await;
-        *number.remote.answers.lock() = [Ok(Some(0)), Ok(Some(3))].into();
+        *number.remote.results.lock() = [Ok(Some(0)), Ok(Some(3))].into();
         number.fetched(Duration::from_secs(10)).await;
-        assert_eq!((number.value(), log.count("stays: older")), (Some(1), 1));
+        assert_eq!((number.value(), log.count("version: older")), (Some(1), 1));
         advance(Duration::from_secs(10)).await;
         number.fetched(Duration::from_secs(10)).await;
         assert_eq!((number.value(), log.count("number fetched")), (Some(3), 2));
-        *number.remote.answers.lock() = [Err("down"), Ok(None), Ok(None)].into();
-        for (stays, again) in [(1, 0), (1, 1), (1, 1)] {
+        *number.remote.results.lock() = [Err("down"), Ok(None), Ok(None)].into();
+        for (kept, again) in [(1, 0), (1, 1), (1, 1)] {
             advance(LONG).await;
             number.fetched(LONG).await;
-            assert_eq!((log.count("stays: down"), log.count("fetched again")), (stays, again));
+            assert_eq!((log.count("version: down"), log.count("fetched again")), (kept, again));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_change_is_told_once() {
         let number = scripted(100, &[Ok(Some(1)), Ok(Some(1)), Ok(None), Err("down"), Ok(Some(2))]);
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for _ in 0..5 {
             advance(LONG).await;
             number.fetched(LONG).await;
-            told.push((number.take_changed(), number.take_changed()));
+            reported.push((number.take_changed(), number.take_changed()));
         }
-        assert_eq!(told, [(true, false), (false, false), (false, false), (false, false), (true, false)]);
+        assert_eq!(reported, [(true, false), (false, false), (false, false), (false, false), (true, false)]);
         number.change(|last| last.map(|last| last + 1));
         assert_eq!((number.value(), number.take_changed()), (Some(3), true));
         number.change(|_| None);
@@ -615,7 +618,7 @@ mod tests {
         assert_eq!((number.requests(), number.value()), (1, None));
         number.remote.gate.add_permits(2);
         waiting.await.unwrap();
-        assert_eq!((number.requests(), number.value()), (1, Some(1)), "who waited has what the first one got");
+        assert_eq!((number.requests(), number.value()), (1, Some(1)), "waiting callers share the result of the first");
     }
 
     struct Page(String, Fetcher);
@@ -647,18 +650,18 @@ mod tests {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let page = Page(format!("http://{}/", server.local_addr().unwrap()), Fetcher::default());
         let page = Arc::new(Refreshed::new(page));
-        let answer = async |answer: &str| {
+        let respond = async |head: &str| {
             let (mut socket, _) = server.accept().await.unwrap();
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {
                 request.push(socket.read_u8().await.unwrap());
             }
-            let answer = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n");
-            let end = if answer.contains("200") { "Content-Length: 2\r\n\r\nok" } else { "\r\n" };
-            socket.write_all((answer + end).as_bytes()).await.unwrap();
+            let head = format!("HTTP/1.1 {head}\r\nConnection: close\r\n");
+            let end = if head.contains("200") { "Content-Length: 2\r\n\r\nok" } else { "\r\n" };
+            socket.write_all((head + end).as_bytes()).await.unwrap();
             String::from_utf8(request).unwrap().to_lowercase()
         };
-        let fetch = async |text| tokio::join!(page.fetched(Duration::ZERO), answer(text)).1;
+        let fetch = async |text| tokio::join!(page.fetched(Duration::ZERO), respond(text)).1;
         let dates = "Date: Sun, 22 Nov 2026 04:57:32 GMT\r\nLast-Modified: Sun, 22 Nov 2026 04:57:30 GMT";
         let ok = format!("200 OK\r\nETag: \"one\"\r\n{dates}");
         let first = fetch(&ok).await;

@@ -1,5 +1,6 @@
-//! An authentication service: asked by a JSON document, in bounded time, by a bounded number of clients at once. Left
-//! alone for a while when it does not answer.
+//! An HTTP authentication service. Enters: the facts about a client. Leaves: the service's decision. Time and
+//! concurrency are bounded, and a circuit breaker stops requests to a service that fails. Never here: a response about
+//! one client used for another.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::cache::{Cache, Question};
-use super::{Answer, Candidate, Principal, open_ca};
+use super::cache::{Cache, CacheKey};
+use super::{Candidate, Decision, Principal, open_ca};
 use crate::config::{Diagnostics, Reported, tables};
 use crate::evidence::Authenticated;
 use crate::fetch::Fetcher;
@@ -28,27 +29,27 @@ use crate::util::clock::now;
 use crate::util::crypto::tag;
 use crate::util::url::host_of;
 
-/// A service.
+/// An authentication service.
 pub(super) struct Service {
     url: String,
     headers: HeaderMap,
     fetcher: Fetcher,
     timeout: Duration,
-    places: Semaphore,
+    permits: Semaphore,
     breaker: Breaker,
-    answers: Cache<Arc<Said>>,
+    responses: Cache<Arc<Response>>,
     cache: Duration,
     negative_cache: Duration,
 }
 
-/// Its URL may have a secret in it.
+/// Shows only the host: the URL may contain a secret.
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Service({})", host_of(&self.url))
     }
 }
 
-/// The request: what the table of facts says of a client, under the names of this protocol, and the password.
+/// The body of a request: facts about the client under the names of this protocol, and the password.
 #[derive(Serialize)]
 struct Request<'a> {
     client_id: &'a str,
@@ -56,7 +57,7 @@ struct Request<'a> {
     username: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     password: Option<&'a str>,
-    /// One that is no UTF-8.
+    /// A password that is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     password_base64: Option<String>,
     mqtt_version: u8,
@@ -68,7 +69,7 @@ struct Request<'a> {
     certificate: Option<Map<String, Json>>,
 }
 
-/// Fields of `tls` in the request, each with the fact that it is.
+/// Fields of `tls` in the request, each with the path of its fact.
 const TLS: &[(&str, &str)] = &[
     ("version", "tls.version"),
     ("sni", "tls.sni"),
@@ -77,7 +78,7 @@ const TLS: &[(&str, &str)] = &[
     ("key_fingerprint", "tls.key_fingerprint"),
 ];
 
-/// Fields of `certificate` in the request, likewise.
+/// Fields of `certificate` in the request, each with the path of its fact.
 const CERTIFICATE: &[(&str, &str)] = &[
     ("subject", "cert.subject.dn"),
     ("common_name", "cert.subject.cn"),
@@ -86,9 +87,9 @@ const CERTIFICATE: &[(&str, &str)] = &[
     ("sha256", "cert.fingerprint.sha256"),
 ];
 
-/// What is answered.
+/// The body of a response.
 #[derive(Debug, Deserialize)]
-struct Said {
+struct Response {
     result: Verdict,
     client_id: Option<String>,
     username: Option<String>,
@@ -103,12 +104,12 @@ struct Said {
 enum Verdict {
     Allow,
     Deny,
-    /// Somebody else may know the client.
+    /// The next authenticator decides.
     Ignore,
 }
 
-impl Said {
-    /// What it holds besides itself, in bytes.
+impl Response {
+    /// Bytes that the response owns on the heap.
     fn heap_len(&self) -> usize {
         fn of(value: &Json) -> usize {
             match value {
@@ -127,7 +128,7 @@ impl Said {
 }
 
 impl Service {
-    /// Reads the trust anchors; connects to nothing.
+    /// Reads the trust anchors. Opens no connection.
     pub(super) fn open(settings: tables::HttpService, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
         let fetcher = open_ca(settings.ca.as_ref(), diagnostics)?.unwrap_or_default();
         Ok(Self {
@@ -135,9 +136,9 @@ impl Service {
             headers: settings.headers,
             fetcher,
             timeout: settings.timeout,
-            places: Semaphore::new(settings.max_concurrency as usize),
+            permits: Semaphore::new(settings.max_concurrency as usize),
             breaker: Breaker::new(settings.break_after, settings.break_time),
-            answers: Cache::new(|said| said.heap_len()),
+            responses: Cache::new(|response| response.heap_len()),
             cache: settings.cache,
             negative_cache: settings.negative_cache,
         })
@@ -148,65 +149,66 @@ impl Service {
         tag(self.url.as_bytes())
     }
 
-    pub(super) async fn ask(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Answer {
+    pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
         let Ok(document) = serde_json::to_vec(&request(candidate)).map(Zeroizing::new) else {
-            return Answer::Refused(Reject::AuthenticationUnavailable);
+            return Decision::Deny(Reject::AuthenticationUnavailable);
         };
-        // All that is sent is in the question: an answer about one client is nobody else's.
-        let question = Question::of(&[&document]);
+        // The key covers the whole request, so a response about one client never serves another.
+        let key = CacheKey::of(&[&document]);
         let exchange = async {
-            let said = self.exchange(&document, name).await?;
-            let period = if said.result == Verdict::Allow { self.cache } else { self.negative_cache };
-            Ok((Arc::new(said), period))
+            let response = self.exchange(&document, name).await?;
+            let period = if response.result == Verdict::Allow { self.cache } else { self.negative_cache };
+            Ok((Arc::new(response), period))
         };
-        // Where answers are not cached, the service sees every attempt: it may count them, or passwords may be for once.
-        let answer = if self.cache.is_zero() || self.negative_cache.is_zero() {
-            self.answers.get_or_ask(question, exchange).await
+        // Without a cache, the service must see every attempt: it may count them, or accept each password only once.
+        let result = if self.cache.is_zero() || self.negative_cache.is_zero() {
+            self.responses.get_or_fetch(key, exchange).await
         } else {
-            self.answers.get_or_ask_once(question, exchange).await
+            self.responses.get_or_fetch_once(key, exchange).await
         };
-        let said = match answer {
-            Ok(said) => said,
-            Err(reject) => return Answer::Refused(reject),
+        let response = match result {
+            Ok(response) => response,
+            Err(reject) => return Decision::Deny(reject),
         };
-        match said.result {
-            Verdict::Ignore => Answer::Unknown,
-            Verdict::Deny => Answer::Refused(Reject::AuthenticationDenied),
-            Verdict::Allow if said.expires_at.is_some_and(|until| until <= now()) => {
-                Answer::Refused(Reject::AuthenticationDenied)
+        match response.result {
+            Verdict::Ignore => Decision::Ignore,
+            Verdict::Deny => Decision::Deny(Reject::AuthenticationDenied),
+            Verdict::Allow if response.expires_at.is_some_and(|until| until <= now()) => {
+                Decision::Deny(Reject::AuthenticationDenied)
             }
             Verdict::Allow => {
-                let what = Authenticated::Response { service: self.tag(), expires_at: said.expires_at };
-                Answer::Known(Box::new(Principal {
-                    http: Some(Json::Object(said.attributes.clone())),
-                    client_id: said.client_id.clone(),
-                    username: said.username.clone(),
+                let what = Authenticated::Response { service: self.tag(), expires_at: response.expires_at };
+                Decision::Allow(Box::new(Principal {
+                    http: Some(Json::Object(response.attributes.clone())),
+                    client_id: response.client_id.clone(),
+                    username: response.username.clone(),
                     ..Principal::of(name, what)
                 }))
             }
         }
     }
 
-    async fn exchange(&self, document: &[u8], name: &str) -> Result<Said, Reject> {
-        // Closed never.
-        let Ok(Ok(_place)) = tokio::time::timeout(self.timeout, self.places.acquire()).await else {
+    async fn exchange(&self, document: &[u8], name: &str) -> Result<Response, Reject> {
+        // The semaphore is never closed.
+        let Ok(Ok(_permit)) = tokio::time::timeout(self.timeout, self.permits.acquire()).await else {
             return Err(Reject::AuthenticationBusy);
         };
         if !self.breaker.may_try() {
             return Err(Reject::AuthenticationUnavailable);
         }
-        // With all of the time, however long it has waited: a queue says nothing of the service.
-        let asked = self.fetcher.post_json(&self.url, &self.headers, document.to_vec(), self.timeout).await;
-        // Nor does a client that goes away in the midst of it, or one whose question the service does not like.
-        let dislikes_it = asked.as_ref().is_ok_and(|(status, _)| status.is_client_error());
-        let said = asked.and_then(|(status, body)| read(status, &body));
-        self.breaker.note(dislikes_it || said.is_ok());
-        said.map_err(|problem| {
-            if dislikes_it {
-                // Whoever brings that about could fill the log with it.
-                tracing::debug!(authenticator = name, "the authentication service does not like a question: {problem}");
+        // The request has the whole timeout, however long it waited: the queue's length does not count as a failure of
+        // the service.
+        let exchanged = self.fetcher.post_json(&self.url, &self.headers, document.to_vec(), self.timeout).await;
+        // Neither does a 4xx status, nor a client that disconnects during the request: that drops this future.
+        let is_client_error = exchanged.as_ref().is_ok_and(|(status, _)| status.is_client_error());
+        let response = exchanged.and_then(|(status, body)| read(status, &body));
+        self.breaker.record(is_client_error || response.is_ok());
+        response.map_err(|problem| {
+            if is_client_error {
+                // At debug level, because clients may cause it and could flood the log.
+                tracing::debug!(authenticator = name, "authentication service rejected the request: {problem}");
             } else {
-                tracing::warn!(authenticator = name, "the authentication service gave no answer: {problem}");
+                tracing::warn!(authenticator = name, "authentication service failed: {problem}");
             }
             Reject::AuthenticationUnavailable
         })
@@ -224,7 +226,7 @@ fn request(candidate: Candidate<'_>) -> Request<'_> {
         username: mqtt.username,
         password: password.and_then(Result::ok),
         password_base64: match (password, mqtt.password) {
-            (Some(Err(_)), Some(octets)) => Some(STANDARD.encode(octets)),
+            (Some(Err(_)), Some(bytes)) => Some(STANDARD.encode(bytes)),
             _ => None,
         },
         mqtt_version: mqtt.version as u8,
@@ -235,7 +237,7 @@ fn request(candidate: Candidate<'_>) -> Request<'_> {
     }
 }
 
-/// The text of a fact; `null` if there is none.
+/// The text of a fact; `null` if the client lacks it.
 fn text_of(path: &str, facts: &Facts<'_>) -> Json {
     let fact = FACTS.iter().find(|fact| fact.path == path);
     match fact.and_then(|fact| fact.get(facts)) {
@@ -244,19 +246,20 @@ fn text_of(path: &str, facts: &Facts<'_>) -> Json {
     }
 }
 
-/// What an answer says. `Err`: nothing; the service is at fault.
-fn read(status: StatusCode, body: &Bytes) -> Result<Said, String> {
-    let plain = |result| Said { result, client_id: None, username: None, expires_at: None, attributes: Map::new() };
+/// Parses a response. The error describes a response that does not follow the protocol.
+fn read(status: StatusCode, body: &Bytes) -> Result<Response, String> {
+    let plain = |result| Response { result, client_id: None, username: None, expires_at: None, attributes: Map::new() };
     match status {
         StatusCode::OK => serde_json::from_slice(body)
-            .map_err(|_| "the answer is no JSON as it is wanted, with `result` = allow, deny or ignore".to_owned()),
+            .map_err(|_| "the response is not a JSON object with `result` = `allow`, `deny` or `ignore`".to_owned()),
         StatusCode::NO_CONTENT => Ok(plain(Verdict::Allow)),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(plain(Verdict::Deny)),
-        status => Err(format!("the answer is {status}")),
+        status => Err(format!("the response has status {status}")),
     }
 }
 
-/// Leaves a service alone that does not answer: closed, it is asked; open, it is not; after a while one client tries.
+/// A circuit breaker. Closed, it lets requests pass. After `after` failures in a row it opens and rejects them. After
+/// `period` it lets one request pass as a probe (half-open).
 #[derive(Debug)]
 struct Breaker {
     after: u32,
@@ -268,7 +271,7 @@ struct Breaker {
 struct State {
     /// Failures in a row.
     failures: u32,
-    /// When somebody may try again.
+    /// When the breaker is open: the time of the next probe.
     closed_until: Option<Instant>,
 }
 
@@ -283,7 +286,7 @@ impl Breaker {
         match state.closed_until {
             Some(until) if now < until => false,
             Some(_) => {
-                // This one tries; the next does so if nothing has come of it by then.
+                // This request is the probe. If it reports no result in time, another one follows.
                 state.closed_until = Some(now + self.period);
                 true
             }
@@ -291,9 +294,9 @@ impl Breaker {
         }
     }
 
-    fn note(&self, is_good: bool) {
+    fn record(&self, is_success: bool) {
         let mut state = self.state.lock();
-        if is_good {
+        if is_success {
             *state = State::default();
             return;
         }
@@ -309,15 +312,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers() {
-        let said = |status: u16, body: &str| {
-            read(StatusCode::from_u16(status).unwrap(), &Bytes::from(body.to_owned())).map(|said| said.result).ok()
+    fn responses_are_parsed() {
+        let decision = |status: u16, body: &str| {
+            read(StatusCode::from_u16(status).unwrap(), &Bytes::from(body.to_owned()))
+                .map(|response| response.result)
+                .ok()
         };
-        assert_eq!(said(200, r#"{"result":"allow","is_superuser":false}"#), Some(Verdict::Allow));
-        assert_eq!(said(200, r#"{"result":"deny"}"#), Some(Verdict::Deny));
-        assert_eq!(said(200, r#"{"result":"ignore"}"#), Some(Verdict::Ignore));
-        assert_eq!(said(204, ""), Some(Verdict::Allow));
-        assert_eq!((said(401, ""), said(403, "{}")), (Some(Verdict::Deny), Some(Verdict::Deny)));
+        assert_eq!(decision(200, r#"{"result":"allow","is_superuser":false}"#), Some(Verdict::Allow));
+        assert_eq!(decision(200, r#"{"result":"deny"}"#), Some(Verdict::Deny));
+        assert_eq!(decision(200, r#"{"result":"ignore"}"#), Some(Verdict::Ignore));
+        assert_eq!(decision(204, ""), Some(Verdict::Allow));
+        assert_eq!((decision(401, ""), decision(403, "{}")), (Some(Verdict::Deny), Some(Verdict::Deny)));
         for (status, body) in [
             (200, ""),
             (200, "{}"),
@@ -328,24 +333,24 @@ mod tests {
             (302, r#"{"result":"allow"}"#),
             (500, r#"{"result":"allow"}"#),
         ] {
-            assert_eq!(said(status, body), None, "{status} {body}");
+            assert_eq!(decision(status, body), None, "{status} {body}");
         }
     }
 
     #[test]
     fn a_service_that_fails_is_left_alone_for_a_while() {
         let breaker = Breaker::new(2, Duration::from_millis(20));
-        breaker.note(false);
+        breaker.record(false);
         assert!(breaker.may_try());
-        breaker.note(true);
-        breaker.note(false);
-        assert!(breaker.may_try(), "two in a row are wanted");
-        breaker.note(false);
+        breaker.record(true);
+        breaker.record(false);
+        assert!(breaker.may_try(), "two failures in a row open it");
+        breaker.record(false);
         assert!(!breaker.may_try());
         std::thread::sleep(Duration::from_millis(25));
-        assert!(breaker.may_try(), "somebody tries");
-        assert!(!breaker.may_try(), "and nobody else meanwhile");
-        breaker.note(true);
+        assert!(breaker.may_try(), "one request probes");
+        assert!(!breaker.may_try(), "and no other meanwhile");
+        breaker.record(true);
         assert!(breaker.may_try() && breaker.may_try());
     }
 }

@@ -1,4 +1,5 @@
-//! The public keys of an issuer of tokens [RFC 7517], from a file or a URL: kept, followed, and the last good ones stay.
+//! The JWKS of a token issuer [RFC 7517], from a file or a URL. Enters: a path or URL. Leaves: public keys by key ID
+//! and algorithm. Never here: a set of keys is dropped because its origin fails, or a secret key is accepted.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,30 +16,30 @@ use crate::refresh::{FromFiles, Pace, Refreshed, Remote};
 use crate::util::crypto::tag;
 use crate::util::url::host_of;
 
-/// Keys of an issuer at most.
+/// Maximum number of keys in a JWKS.
 const MAX_KEYS: usize = 64;
-/// For keys to be fetched at the start, and for a key that is not known yet.
+/// How long a start, or a client whose token names an unknown key, waits for a fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// After a failure, or for a key that is not known, a URL is fetched again no sooner.
+/// Shortest time between two fetches of a URL, after a failure or for an unknown key.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// The keys of an issuer.
+/// The JWKS of an issuer.
 #[derive(Debug)]
 pub(super) enum Jwks {
     File(FromFiles<Vec<Key>>),
     Url(Arc<Refreshed<JwksUrl>>),
 }
 
-/// Where the keys of an issuer are fetched from.
+/// A JWKS URL.
 pub(crate) struct JwksUrl {
-    /// There may be a secret in it.
+    /// It may contain a secret: do not log it.
     pub(super) url: String,
     pub(super) fetcher: Fetcher,
 }
 
 impl Remote for JwksUrl {
     type Value = Vec<Key>;
-    const WHAT: &'static str = "keys of tokens";
+    const WHAT: &'static str = "JWKS";
     const PACE: Pace = Pace { min: RETRY, max_retry: RETRY };
 
     fn origin(&self) -> String {
@@ -55,18 +56,18 @@ impl Remote for JwksUrl {
     }
 
     fn good_for(&self, _: &Vec<Key>) -> Duration {
-        // Its authenticators say how often they want to ask.
+        // Each authenticator passes its own `refresh`.
         Duration::MAX
     }
 }
 
-/// A key that tokens are verified with.
+/// A public key that verifies tokens.
 pub(crate) struct Key {
     id: Option<String>,
-    /// Those it may be used with.
+    /// The algorithms that the key may be used with.
     algorithms: Vec<Algorithm>,
     public: DecodingKey,
-    /// Tells it from others.
+    /// Distinguishes the key from others.
     tag: u64,
 }
 
@@ -77,12 +78,12 @@ impl fmt::Debug for Key {
 }
 
 impl Jwks {
-    /// Those of a file, which is read at once.
+    /// Reads a JWKS file.
     ///
     /// # Errors
-    /// It cannot be read, or has no key that can be used.
+    /// The file cannot be read, or contains no usable key.
     pub(super) fn file(path: PathBuf) -> Result<Self, Complaint> {
-        Ok(Self::File(FromFiles::open("keys of tokens", path, read_file)?))
+        Ok(Self::File(FromFiles::open("JWKS", path, read_file)?))
     }
 
     fn keys(&self) -> Option<Arc<Vec<Key>>> {
@@ -92,25 +93,25 @@ impl Jwks {
         }
     }
 
-    /// Whether this key is among them. `None`: there are no keys yet.
+    /// Whether the JWKS contains this key. `None`: it has not been fetched yet.
     pub(super) fn has(&self, tag: u64) -> Option<bool> {
         self.keys().map(|keys| keys.iter().any(|key| key.tag == tag))
     }
 
-    /// Keys that a token with this key ID and algorithm may be signed with. `None`: there are no keys yet.
+    /// The keys that may verify a token with this key ID and algorithm. `None`: the JWKS has not been fetched yet.
     ///
-    /// A key without an ID may be meant by any token, one with an ID by those that name it.
+    /// A key without an ID matches every token, a token without a key ID matches every key.
     pub(super) fn candidates(&self, id: Option<&str>, algorithm: Algorithm) -> Option<Vec<(DecodingKey, u64)>> {
         let keys = self.keys();
-        let may_be = |key: &&Key| match (key.id.as_deref(), id) {
+        let matches_id = |key: &&Key| match (key.id.as_deref(), id) {
             (Some(known), Some(id)) => known == id,
             (None, _) | (_, None) => true,
         };
-        let fitting = keys.as_ref()?.iter().filter(may_be).filter(|key| key.algorithms.contains(&algorithm));
-        Some(fitting.map(|key| (key.public.clone(), key.tag)).collect())
+        let matching = keys.as_ref()?.iter().filter(matches_id).filter(|key| key.algorithms.contains(&algorithm));
+        Some(matching.map(|key| (key.public.clone(), key.tag)).collect())
     }
 
-    /// Reads the file again if it has changed; whether there are others than when this was asked last.
+    /// Reads the file again if it has changed. Returns whether the keys have changed since the last call.
     pub(super) fn read_changed_keys(&self, authenticator: &str) -> bool {
         match self {
             Self::File(keys) => keys.read_if_changed(authenticator),
@@ -118,17 +119,18 @@ impl Jwks {
         }
     }
 
-    /// Begins to fetch them in the background, if they are older than `refresh`.
+    /// Starts a fetch in the background if the keys are older than `refresh`.
     pub(super) fn fetch_if_due(&self, refresh: Duration) {
         if let Self::Url(keys) = self {
             keys.fetch_if_due(refresh);
         }
     }
 
-    /// Fetches them if they are older than `period`, and were not asked for a moment ago; waits for whoever is fetching.
+    /// Fetches the keys if they are older than `period` and the last fetch was not just now. Waits for a fetch that is
+    /// already in flight.
     pub(super) async fn fetched(&self, period: Duration) {
         if let Self::Url(keys) = self {
-            // What takes longer than this client waits is of use to the next.
+            // A fetch that takes longer goes on, for the next client.
             let _ = tokio::time::timeout(FETCH_TIMEOUT, keys.fetched(period)).await;
         }
     }
@@ -139,16 +141,17 @@ fn read_file(path: &Path) -> Result<Vec<Key>, Complaint> {
     parse(&std::fs::read(path).map_err(|error| complain(error.to_string()))?).map_err(complain)
 }
 
-/// Keys that cannot be used here are passed over, as RFC 7517, 5 wants it: secret ones above all, which would let
-/// whoever can verify a token make one.
+/// Parses a JWKS. Ignores keys that cannot be used [RFC 7517, 5], above all secret keys: with one, every party that can
+/// verify tokens could also forge them.
 fn parse(bytes: &[u8]) -> Result<Vec<Key>, String> {
     #[derive(Deserialize)]
     struct Set {
         keys: Vec<serde_json::Value>,
     }
-    let set: Set = serde_json::from_slice(bytes).map_err(|_| "this is no JWKS: `{ \"keys\": [...] }`".to_owned())?;
+    let set: Set =
+        serde_json::from_slice(bytes).map_err(|_| "not a JWKS: expected `{ \"keys\": [...] }`".to_owned())?;
     let keys: Vec<Key> = set.keys.into_iter().take(MAX_KEYS).filter_map(key).collect();
-    if keys.is_empty() { Err("there is no public key for signatures in it".to_owned()) } else { Ok(keys) }
+    if keys.is_empty() { Err("the JWKS contains no usable public key for signatures".to_owned()) } else { Ok(keys) }
 }
 
 fn key(value: serde_json::Value) -> Option<Key> {
@@ -179,7 +182,7 @@ fn key(value: serde_json::Value) -> Option<Key> {
         }
     };
     let public = DecodingKey::from_jwk(&jwk).ok()?;
-    // Of the key itself [RFC 7638]: what else is said of it may change without it.
+    // The thumbprint covers the key alone [RFC 7638]: its metadata may change without a new key.
     let tag = tag(jwk.thumbprint(ThumbprintHash::SHA256).ok()?.as_bytes());
     (!algorithms.is_empty()).then_some(Key { id: jwk.common.key_id, algorithms, public, tag })
 }

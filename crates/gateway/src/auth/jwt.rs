@@ -1,4 +1,5 @@
-//! Tokens that an issuer has signed [RFC 7519], in the password or the user name.
+//! Authenticates clients by JWTs [RFC 7519] in the password or the user name. Enters: a token. Leaves: its claims, if a
+//! key of the issuer has signed it and its claims meet the requirements. Never here: a token in a log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use jsonwebtoken::{Algorithm, Header, Validation};
 use serde_json::{Map, Value as Json};
 
 use super::jwks::{Jwks, JwksUrl};
-use super::{Answer, Candidate, Principal, Sources, open_ca};
+use super::{Candidate, Decision, Principal, Sources, open_ca};
 use crate::config::tables::{JwksOrigin, TokenAlgorithm, TokenField};
 use crate::config::{Diagnostics, Reported, tables};
 use crate::evidence::Authenticated;
@@ -18,26 +19,26 @@ use crate::refresh::Refreshed;
 use crate::util::clock::now;
 use crate::util::crypto::tag;
 
-/// Of a token, in bytes.
+/// Maximum length of a token in bytes.
 const MAX_TOKEN_LEN: usize = 16 << 10;
-/// Keys that a token without a key ID is tried with.
+/// Maximum number of keys tried for a token.
 const MAX_TRIED: usize = 8;
 
-/// The tokens of an issuer.
+/// Verifies the tokens of an issuer.
 #[derive(Debug)]
 pub(super) struct Tokens {
     jwks: Jwks,
     field: TokenField,
     issuer: Option<String>,
-    /// One for each algorithm that is accepted: the library wants all of one to be of one family of keys.
+    /// One for each accepted algorithm: the library requires all algorithms of a `Validation` to use the same key type.
     validations: Vec<Validation>,
     refresh: Duration,
-    /// Distinguishes what is required of tokens from what another configuration requires.
+    /// Distinguishes these requirements on tokens from those of another configuration.
     requirements: u64,
 }
 
 impl Tokens {
-    /// Reads the keys, if they are in a file; shares those of a URL with others that use the same.
+    /// Reads a JWKS file, or shares the JWKS of a URL with other authenticators that use it.
     pub(super) fn open(
         settings: &tables::Jwt,
         sources: &Sources,
@@ -46,7 +47,7 @@ impl Tokens {
         let fetcher = open_ca(settings.ca.as_ref(), diagnostics)?;
         let jwks = match &settings.jwks {
             JwksOrigin::Url(url) => {
-                // The keys of one URL by way of other trust anchors are others.
+                // A server behind other trust anchors may return other keys for the same URL.
                 let by = format!("{url} {:?}", fetcher.as_ref().map(Fetcher::tag));
                 let source = JwksUrl { url: url.clone(), fetcher: fetcher.unwrap_or_default() };
                 Jwks::Url(sources.jwks.get_or_insert_with(by, || Refreshed::new(source)))
@@ -91,45 +92,45 @@ impl Tokens {
         self.jwks.fetch_if_due(self.refresh);
     }
 
-    /// Reads the keys again if their file has changed; whether they are others than those that were looked at last.
+    /// Reads a changed JWKS file again. Returns whether the keys have changed since the last call.
     pub(super) fn read_changed_keys(&self, name: &str) -> bool {
         self.jwks.read_changed_keys(name)
     }
 
-    /// Whether a token that met these requirements and was verified with this key would be accepted now.
+    /// Whether a token that met `requirements` and was verified with `key` would still be accepted.
     pub(super) fn still_verify(&self, requirements: u64, key: u64) -> bool {
         requirements == self.requirements && self.jwks.has(key) != Some(false)
     }
 
-    pub(super) async fn ask(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Answer {
+    pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
         let token = match self.field {
             TokenField::Password => candidate.password().and_then(|password| std::str::from_utf8(password).ok()),
             TokenField::Username => candidate.username(),
         };
-        // What has not the form of a token is perhaps somebody's password.
-        let Some(token) = token.filter(|token| token.len() <= MAX_TOKEN_LEN) else { return Answer::Unknown };
-        let Ok(header) = jsonwebtoken::decode_header(token) else { return Answer::Unknown };
-        // Another issuer's token is another authenticator's. That it claims to be has no proof here, and needs none.
+        // Text that is not a token may be a password for the next authenticator.
+        let Some(token) = token.filter(|token| token.len() <= MAX_TOKEN_LEN) else { return Decision::Ignore };
+        let Ok(header) = jsonwebtoken::decode_header(token) else { return Decision::Ignore };
+        // Leave tokens of other issuers to the next authenticator. The unverified claim is enough to ignore the client.
         if let Some(issuer) = &self.issuer
             && let Ok(claims) = jsonwebtoken::dangerous::insecure_decode_claims::<Map<String, Json>>(token)
             && claims.get("iss").and_then(Json::as_str).is_some_and(|found| found != issuer)
         {
-            return Answer::Unknown;
+            return Decision::Ignore;
         }
         match self.verify(token, &header).await {
             Ok((claims, key)) => {
                 let Some(until) = claims.get("exp").and_then(expiry).filter(|until| *until > now()) else {
-                    return Answer::Refused(Reject::TokenExpired);
+                    return Decision::Deny(Reject::TokenExpired);
                 };
                 let what = Authenticated::Token { requirements: self.requirements, key, expires_at: until };
-                Answer::Known(Box::new(Principal { jwt: Some(Json::Object(claims)), ..Principal::of(name, what) }))
+                Decision::Allow(Box::new(Principal { jwt: Some(Json::Object(claims)), ..Principal::of(name, what) }))
             }
-            Err(reject) => Answer::Refused(reject),
+            Err(reject) => Decision::Deny(reject),
         }
     }
 
     async fn verify(&self, token: &str, header: &Header) -> Result<(Map<String, Json>, u64), Reject> {
-        // Extensions that have to be understood are not [RFC 7515, 4.1.11].
+        // Critical extensions are not supported, so the token must be rejected [RFC 7515, 4.1.11].
         if header.crit.is_some() {
             return Err(Reject::TokenInvalid);
         }
@@ -138,39 +139,39 @@ impl Tokens {
         let candidates = || self.jwks.candidates(header.kid.as_deref(), header.alg);
         let mut keys = candidates();
         if keys.as_ref().is_none_or(Vec::is_empty) {
-            // The issuer may have a new one.
+            // The issuer may have added a key.
             self.jwks.fetched(Duration::ZERO).await;
             keys = candidates();
         }
         let keys = keys.ok_or(Reject::AuthenticationUnavailable)?;
-        let mut why = Reject::TokenInvalid;
+        let mut reject = Reject::TokenInvalid;
         for (key, tag) in keys.iter().take(MAX_TRIED) {
             match jsonwebtoken::decode::<Map<String, Json>>(token, key, validation) {
                 Ok(data) => return Ok((data.claims, *tag)),
-                Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => why = Reject::TokenExpired,
-                Err(error) => tracing::debug!(error = describe(error.kind()), "token refused"),
+                Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => reject = Reject::TokenExpired,
+                Err(error) => tracing::debug!(error = describe(error.kind()), "token rejected"),
             }
         }
-        Err(why)
+        Err(reject)
     }
 }
 
-/// Seconds since 1970, of which a token may have fractions [RFC 7519, 2].
+/// Parses seconds since 1970; a token may use fractions [RFC 7519, 2].
 fn expiry(claim: &Json) -> Option<i64> {
     #[expect(clippy::cast_possible_truncation, reason = "a time beyond all calendars is as good as any")]
     claim.as_i64().or_else(|| claim.as_f64().map(|seconds| seconds as i64))
 }
 
-/// The kind of an error: its text may quote the token.
+/// Describes an error by its kind, because its text may quote the token.
 fn describe(kind: &ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::InvalidSignature => "the signature is wrong",
-        ErrorKind::ImmatureSignature => "it is not valid yet",
-        ErrorKind::InvalidIssuer => "it is another issuer's",
-        ErrorKind::InvalidAudience => "it is for another audience",
-        ErrorKind::MissingRequiredClaim(_) => "a claim is missing",
-        ErrorKind::InvalidAlgorithm => "its algorithm is not accepted",
-        _ => "it is no token",
+        ErrorKind::InvalidSignature => "invalid signature",
+        ErrorKind::ImmatureSignature => "not valid yet",
+        ErrorKind::InvalidIssuer => "another issuer",
+        ErrorKind::InvalidAudience => "another audience",
+        ErrorKind::MissingRequiredClaim(_) => "missing claim",
+        ErrorKind::InvalidAlgorithm => "algorithm not accepted",
+        _ => "malformed token",
     }
 }
 

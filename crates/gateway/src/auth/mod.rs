@@ -1,8 +1,8 @@
-//! Who a client is by what its CONNECT carries: passwords, tokens, what a service or the device registry says. Enters: what
-//! is known of a client. Leaves: a [`Principal`], or a refusal. Never here: what the principal may do.
+//! Authenticates clients by their CONNECT: passwords, tokens, an HTTP service, the device registry. Enters: the facts
+//! about a client. Leaves: a [`Principal`], or a rejection. Never here: what the principal may do.
 //!
-//! A listener's authenticators are asked in their order. The first that knows the client decides; one that cannot find out
-//! whether it knows it refuses, for the next might let in whom this one has banned.
+//! The gateway asks a listener's authenticators in order. The first that knows the client decides. An authenticator
+//! that cannot tell whether it knows the client rejects it: the next one might admit a client that this one has banned.
 
 mod cache;
 mod http;
@@ -31,10 +31,10 @@ use crate::peer::{AuthAttributes, Facts, Fingerprint, Psk};
 use crate::refresh::Refreshed;
 use crate::util::weak_map::WeakMap;
 
-/// Something that knows clients.
+/// One `[[authenticator]]`.
 #[derive(Debug)]
 pub struct Authenticator {
-    /// Unique.
+    /// Unique name.
     pub name: Arc<str>,
     method: Method,
 }
@@ -47,35 +47,35 @@ enum Method {
     Registry(Box<registry::Devices>),
 }
 
-/// Who a client is, and what was found out about it.
+/// An authenticated client and its attributes.
 #[derive(Debug, Default)]
 pub struct Principal {
-    /// The authenticator that knows it.
+    /// The authenticator that authenticated it.
     pub authenticator: Option<Arc<str>>,
     /// The claims of its token.
     pub jwt: Option<Json>,
     /// Its entry in the device registry.
     pub device: Option<Json>,
-    /// What the authentication service said of it.
+    /// The attributes from the authentication service.
     pub http: Option<Json>,
-    /// The client identifier that the authentication service gives it.
+    /// The client ID that the authentication service assigns.
     pub client_id: Option<String>,
-    /// The user name that the authentication service gives it.
+    /// The user name that the authentication service assigns.
     pub username: Option<String>,
-    /// What the session rests on for as long as it lasts.
+    /// The evidence that the session relies on while it lasts.
     pub evidence: Option<Evidence>,
 }
 
-/// What an authenticator says of a client.
-enum Answer {
-    Known(Box<Principal>),
-    /// It knows it, and refuses it; or it has to know, and cannot.
-    Refused(Reject),
-    /// Somebody else may know it.
-    Unknown,
+/// The decision of an authenticator about a client.
+enum Decision {
+    Allow(Box<Principal>),
+    /// The authenticator knows the client and rejects it, or cannot tell whether it knows it.
+    Deny(Reject),
+    /// The authenticator does not know the client: the next one decides.
+    Ignore,
 }
 
-/// A client that wants to be known.
+/// A client to authenticate.
 #[derive(Clone, Copy)]
 struct Candidate<'a> {
     facts: &'a Facts<'a>,
@@ -86,17 +86,17 @@ impl<'a> Candidate<'a> {
         self.facts.peer.address.ip()
     }
 
-    /// An empty user name is none.
+    /// The user name of CONNECT; `None` if it is empty.
     fn username(self) -> Option<&'a str> {
         self.facts.mqtt.username.filter(|username| !username.is_empty())
     }
 
-    /// Of what it proved to own in the handshake: certificate and key.
+    /// Fingerprints of the certificate and key that the client proved to own in the handshake.
     fn fingerprints(self) -> Vec<Fingerprint> {
         self.facts.peer.fingerprints()
     }
 
-    /// The pre-shared key it used.
+    /// The pre-shared key that the client used in the handshake.
     const fn psk(self) -> Option<&'a Psk> {
         self.facts.peer.psk()
     }
@@ -106,19 +106,19 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// What authenticators share, over reloads too.
+/// State that authenticators share, also across reloads.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     pub(crate) registries: Registries,
-    /// By URL, and by the trust anchors that it is fetched by.
+    /// JWKS by URL and by the trust anchors used to fetch it.
     pub(crate) jwks: WeakMap<String, Refreshed<JwksUrl>>,
 }
 
 impl Authenticator {
-    /// Reads the files of the settings.
+    /// Reads the files that the settings name.
     ///
     /// # Errors
-    /// One cannot be used, which was reported.
+    /// A file cannot be used, which was reported.
     pub(crate) fn open(
         settings: tables::Authenticator,
         sources: &Sources,
@@ -137,7 +137,7 @@ impl Authenticator {
         Ok(Self { name: settings.name.into(), method })
     }
 
-    /// Its registry, if it is one.
+    /// The replica of the device registry, if this authenticator is one.
     pub(crate) fn registry(&self) -> Option<&Arc<Replica>> {
         match &self.method {
             Method::Registry(devices) => Some(devices.replica()),
@@ -145,7 +145,7 @@ impl Authenticator {
         }
     }
 
-    /// Fetches what it needs, for the first time; takes a bounded time.
+    /// Fetches keys or devices for the first time. Takes a bounded time.
     pub(crate) async fn prepare(&self) {
         match &self.method {
             Method::Jwt(tokens) => tokens.prepare().await,
@@ -154,14 +154,14 @@ impl Authenticator {
         }
     }
 
-    /// Begins, in the background, to fetch what is due.
+    /// Starts fetches that are due, in the background.
     pub(crate) fn fetch_due(&self) {
         if let Method::Jwt(tokens) = &self.method {
             tokens.fetch_due();
         }
     }
 
-    /// Reads files again that have changed; whether those who stand on them are to be judged again.
+    /// Reads changed files again. Returns whether the sessions that rely on them must be evaluated again.
     pub(crate) fn read_changed_files(&self) -> bool {
         match &self.method {
             Method::PasswordFile(file) => file.read_changed_file(&self.name),
@@ -170,11 +170,11 @@ impl Authenticator {
         }
     }
 
-    /// Whether what this authenticator verified still counts. `uses_device`: what the registry says of a device decides
-    /// about it. `now` is in seconds since 1970.
+    /// Checks whether evidence of this authenticator is still sufficient. `uses_device`: expressions of the listener
+    /// use attributes of the device. `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// Why the session ends.
+    /// The reason to end the session.
     pub(crate) fn evaluate(&self, what: &Authenticated, uses_device: bool, now: i64) -> Result<(), CloseReason> {
         let still = |is_same| if is_same { Ok(()) } else { Err(CloseReason::CredentialWithdrawn) };
         let not_after = |end: i64| if now < end { Ok(()) } else { Err(CloseReason::TokenExpired) };
@@ -189,51 +189,51 @@ impl Authenticator {
             (Method::Registry(devices), Authenticated::Device(device)) => {
                 devices.replica().evaluate(device, uses_device, now)
             }
-            // The name is another kind's now.
+            // A reload gave this name to an authenticator of another kind.
             _ => Err(CloseReason::CredentialWithdrawn),
         }
     }
 
-    async fn ask(&self, candidate: Candidate<'_>) -> Answer {
-        let answer = match &self.method {
-            Method::PasswordFile(file) => file.ask(candidate, &self.name).await,
-            Method::Jwt(tokens) => tokens.ask(candidate, &self.name).await,
-            Method::Http(service) => service.ask(candidate, &self.name).await,
-            Method::Registry(devices) => devices.ask(candidate, &self.name).await,
+    async fn authenticate(&self, candidate: Candidate<'_>) -> Decision {
+        let decision = match &self.method {
+            Method::PasswordFile(file) => file.authenticate(candidate, &self.name).await,
+            Method::Jwt(tokens) => tokens.authenticate(candidate, &self.name).await,
+            Method::Http(service) => service.authenticate(candidate, &self.name).await,
+            Method::Registry(devices) => devices.authenticate(candidate, &self.name).await,
         };
-        if let Answer::Refused(reject) = &answer {
-            tracing::debug!(authenticator = &*self.name, reason = reject.label(), "refused");
+        if let Decision::Deny(reject) = &decision {
+            tracing::debug!(authenticator = &*self.name, reason = reject.label(), "authentication rejected");
         }
-        answer
+        decision
     }
 
-    /// Takes the time that a wrong password takes, if it verifies passwords; whether it does.
-    async fn pretend(&self, candidate: Candidate<'_>) -> Result<bool, Reject> {
+    /// Takes as long as the verification of a wrong password. Returns whether this authenticator verifies passwords.
+    async fn verify_decoy(&self, candidate: Candidate<'_>) -> Result<bool, Reject> {
         match &self.method {
-            Method::PasswordFile(file) => file.pretend(candidate).await.map(|()| true),
-            Method::Registry(devices) => devices.pretend(candidate).await.map(|()| true),
+            Method::PasswordFile(file) => file.verify_decoy(candidate).await.map(|()| true),
+            Method::Registry(devices) => devices.verify_decoy(candidate).await.map(|()| true),
             Method::Jwt(_) | Method::Http(_) => Ok(false),
         }
     }
 }
 
 impl Principal {
-    /// A client that the authenticator of this name knows, and what that verified.
+    /// A client that the authenticator `by` has authenticated.
     fn of(by: &Arc<str>, what: Authenticated) -> Self {
         let evidence = Some(Evidence::Authenticated { by: Arc::clone(by), what });
         Self { authenticator: Some(Arc::clone(by)), evidence, ..Self::default() }
     }
 
-    /// What expressions may know of it.
+    /// The attributes that expressions can use.
     pub fn attributes(&self) -> AuthAttributes<'_> {
         AuthAttributes { jwt: self.jwt.as_ref(), device: self.device.as_ref(), http: self.http.as_ref() }
     }
 }
 
-/// Asks a listener's authenticators who a client is. `Ok(None)`: there are none, so nobody is asked for anything.
+/// Authenticates a client with the authenticators of its listener. `Ok(None)`: the listener has none.
 ///
 /// # Errors
-/// Why the client is refused.
+/// The reason to reject the client.
 pub(crate) async fn authenticate(
     authenticators: &[Arc<Authenticator>],
     facts: &Facts<'_>,
@@ -243,22 +243,22 @@ pub(crate) async fn authenticate(
     }
     let candidate = Candidate { facts };
     for authenticator in authenticators {
-        match authenticator.ask(candidate).await {
-            Answer::Known(principal) => return Ok(Some(principal)),
-            Answer::Refused(reject) => return Err(reject),
-            Answer::Unknown => {}
+        match authenticator.authenticate(candidate).await {
+            Decision::Allow(principal) => return Ok(Some(principal)),
+            Decision::Deny(reject) => return Err(reject),
+            Decision::Ignore => {}
         }
     }
-    // Whom nobody knows is to wait as long as one whose password is wrong.
+    // An unknown client waits as long as one with a wrong password, so that the time does not reveal user names.
     for authenticator in authenticators {
-        if authenticator.pretend(candidate).await? {
+        if authenticator.verify_decoy(candidate).await? {
             break;
         }
     }
     Err(Reject::UnknownClient)
 }
 
-/// The client for a `ca`; `None`: the default one.
+/// Opens the HTTP client for a `ca`; `None`: the setting is absent.
 fn open_ca(ca: Option<&Setting<PathBuf>>, diagnostics: &mut Diagnostics) -> Result<Option<Fetcher>, Reported> {
     let open = |ca: &Setting<PathBuf>| Fetcher::with_anchors(ca).map_err(|complaint| diagnostics.error(ca, complaint));
     ca.map(open).transpose()

@@ -1,5 +1,6 @@
-//! Password hashes, and verifying passwords against them: slow on purpose, so on threads of its own, a bounded number at
-//! once, which give way to those that move bytes.
+//! Verifies passwords against hashes. Enters: a hash and a password. Leaves: whether they match. Password hashes are
+//! slow by design, so verification runs on a bounded number of low-priority threads behind a bounded queue. Never here:
+//! a verification on a thread that relays sessions.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,35 +20,36 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::cache::{Cache, Question};
+use super::cache::{Cache, CacheKey};
 use crate::outcome::Reject;
 use crate::util::crypto::tag;
 
-/// Passwords that wait at most; a verification takes some 20 to 100 ms.
+/// Maximum length of the queue. A verification takes 20 to 100 ms.
 const MAX_WAITING: usize = 256;
-/// Of these, from one address: who guesses is not to fill the queue for all.
-const MAX_WAITING_OF_ONE: usize = 64;
-/// How long a client waits for its turn.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How much the verifying threads give way, as `nice` counts.
+/// Maximum number of queued passwords from one network, so that an attacker who guesses cannot fill the queue.
+const MAX_WAITING_PER_NETWORK: usize = 64;
+/// How long a client waits for its verification.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+/// `nice` value of the verifying threads.
 const NICENESS: i32 = 10;
 
-// What a hash may cost: a mistake in a file is not to stop everybody.
+// Maximum cost of a hash: one wrong line in a file must not block all clients.
 const MAX_ARGON2_MEMORY_KIB: u32 = 256 << 10;
 const MAX_ARGON2_PASSES: u32 = 32;
 const MAX_ARGON2_LANES: u32 = 16;
 const MAX_BCRYPT_COST: u32 = 16;
-/// Octets.
+/// In bytes.
 const MAX_BCRYPT_PASSWORD: usize = 72;
 const MAX_PBKDF2_ITERATIONS: u32 = 10_000_000;
 
-/// ResumptionStore, passes and lanes of the hashes we make: OWASP's recommendation of 2023.
+/// Memory in KiB, passes and lanes of new hashes: OWASP's recommendation of 2023.
 const ARGON2: (u32, u32, u32) = (19 << 10, 2, 1);
 
-/// A hash of ours, of a password that is not kept.
-const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5IGtub3dzIGl0$VGhpcyBpcyBubyBoYXNoIG9mIGFueSBwYXNzd29yZC4";
+/// A hash with the same cost as new hashes. No password matches it.
+const DECOY_HASH: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5IGtub3dzIGl0$VGhpcyBpcyBubyBoYXNoIG9mIGFueSBwYXNzd29yZC4";
 
-/// The hash of a password. Not to be printed.
+/// The hash of a password. `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PasswordHash {
     text: Box<str>,
@@ -58,15 +60,15 @@ pub struct PasswordHash {
 enum Kind {
     Argon2,
     Bcrypt,
-    /// As mosquitto writes it: `$7$iterations$salt$hash`.
+    /// In mosquitto's format: `$7$iterations$salt$hash`.
     Pbkdf2,
 }
 
 impl PasswordHash {
-    /// Reads an Argon2 hash in PHC form, a bcrypt hash, or PBKDF2-SHA512 as `mosquitto_passwd` writes it.
+    /// Parses an Argon2 hash in PHC format, a bcrypt hash, or PBKDF2-SHA512 as `mosquitto_passwd` writes it.
     ///
     /// # Errors
-    /// What is wrong with it, without quoting it.
+    /// The format is unknown or malformed, or the hash is too weak or too costly. The error does not quote the hash.
     pub fn parse(text: &str) -> Result<Self, String> {
         let kind = if text.starts_with("$argon2") {
             check_argon2(text)?;
@@ -75,20 +77,20 @@ impl PasswordHash {
             check_bcrypt(text)?;
             Kind::Bcrypt
         } else if text.starts_with("$7$") {
-            Pbkdf2::parse(text).ok_or("this is no PBKDF2 hash as `mosquitto_passwd` writes it")?;
+            Pbkdf2::parse(text).ok_or("not a PBKDF2 hash as `mosquitto_passwd` writes it")?;
             Kind::Pbkdf2
         } else if text.starts_with("$6$") {
-            return Err("a hash of one round of SHA-512, as mosquitto wrote them before 2.0, is too weak".to_owned());
+            return Err("a single-round SHA-512 hash (mosquitto before 2.0) is too weak".to_owned());
         } else {
-            return Err("this is no hash that is known here: Argon2, bcrypt, or mosquitto's PBKDF2".to_owned());
+            return Err("unknown hash format; expected Argon2, bcrypt, or mosquitto's PBKDF2".to_owned());
         };
         Ok(Self { text: text.into(), kind })
     }
 
-    /// Makes the Argon2id hash of a password; takes some 30 ms.
+    /// Hashes a password with Argon2id. Takes about 30 ms.
     ///
     /// # Errors
-    /// It cannot be hashed.
+    /// Hashing failed.
     pub fn make(password: &[u8]) -> Result<String, String> {
         let (memory, passes, lanes) = ARGON2;
         let params = Params::new(memory, passes, lanes, None).map_err(|error| error.to_string())?;
@@ -97,7 +99,7 @@ impl PasswordHash {
         hasher.hash_password(password, &salt).map(|hash| hash.to_string()).map_err(|error| error.to_string())
     }
 
-    /// What tells it from others, to find out later whether it has changed.
+    /// Distinguishes the hash from others, to detect a change.
     pub(super) fn tag(&self) -> u64 {
         tag(self.text.as_bytes())
     }
@@ -107,11 +109,12 @@ impl PasswordHash {
             Kind::Argon2 => {
                 Phc::new(&self.text).is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok())
             }
-            // It looks at no more octets than these: what comes behind would not count.
+            // bcrypt ignores bytes after the 72nd, so a longer password would match by its beginning alone.
             Kind::Bcrypt => {
                 password.len() <= MAX_BCRYPT_PASSWORD && bcrypt::verify(password, &self.text).unwrap_or(false)
             }
-            // HMAC fills short keys up with zeros, so that one behind the password would not count [RFC 2104, 2].
+            // HMAC pads short keys with zeros, so a password with trailing zero bytes would match without them
+            // [RFC 2104, 2].
             Kind::Pbkdf2 => Pbkdf2::parse(&self.text).is_some_and(|hash| {
                 !password.ends_with(&[0])
                     && pbkdf2::verify(pbkdf2::PBKDF2_HMAC_SHA512, hash.iterations, &hash.salt, password, &hash.hash)
@@ -128,27 +131,27 @@ impl fmt::Debug for PasswordHash {
 }
 
 fn check_argon2(text: &str) -> Result<(), String> {
-    let wrong = |_| "this is no Argon2 hash".to_owned();
+    let wrong = |_| "not a valid Argon2 hash".to_owned();
     let hash = Phc::new(text).map_err(wrong)?;
     Algorithm::try_from(hash.algorithm).map_err(wrong)?;
     let params = Params::try_from(&hash).map_err(wrong)?;
     if hash.salt.is_none() || hash.hash.is_none() {
-        return Err("this is no Argon2 hash".to_owned());
+        return Err("not a valid Argon2 hash".to_owned());
     }
     if params.m_cost() > MAX_ARGON2_MEMORY_KIB
         || params.t_cost() > MAX_ARGON2_PASSES
         || params.p_cost() > MAX_ARGON2_LANES
     {
-        let most = format!("{} MiB, {MAX_ARGON2_PASSES} passes, {MAX_ARGON2_LANES} lanes", MAX_ARGON2_MEMORY_KIB >> 10);
-        return Err(format!("this Argon2 hash costs more than {most}"));
+        let max = format!("{} MiB, {MAX_ARGON2_PASSES} passes, {MAX_ARGON2_LANES} lanes", MAX_ARGON2_MEMORY_KIB >> 10);
+        return Err(format!("the Argon2 hash costs more than the maximum of {max}"));
     }
     Ok(())
 }
 
 fn check_bcrypt(text: &str) -> Result<(), String> {
-    let cost = text.parse::<bcrypt::HashParts>().map_err(|_| "this is no bcrypt hash".to_owned())?.get_cost();
+    let cost = text.parse::<bcrypt::HashParts>().map_err(|_| "not a valid bcrypt hash".to_owned())?.get_cost();
     if cost > MAX_BCRYPT_COST {
-        return Err(format!("this bcrypt hash has a cost of {cost}; {MAX_BCRYPT_COST} is the most"));
+        return Err(format!("the bcrypt cost {cost} exceeds the maximum of {MAX_BCRYPT_COST}"));
     }
     Ok(())
 }
@@ -165,54 +168,55 @@ impl Pbkdf2 {
         let iterations: NonZeroU32 = fields.next()?.parse().ok()?;
         let salt = STANDARD.decode(fields.next()?).ok()?;
         let hash = STANDARD.decode(fields.next()?).ok()?;
-        let is_sound = fields.next().is_none() && hash.len() == 64 && iterations.get() <= MAX_PBKDF2_ITERATIONS;
-        is_sound.then_some(Self { iterations, salt, hash })
+        let is_valid = fields.next().is_none() && hash.len() == 64 && iterations.get() <= MAX_PBKDF2_ITERATIONS;
+        is_valid.then_some(Self { iterations, salt, hash })
     }
 }
 
-/// Verifies passwords, and remembers for a while which were right.
+/// Verifies passwords and caches successful verifications.
 #[derive(Debug)]
 pub(super) struct Passwords {
-    proofs: Cache<()>,
-    /// How long.
+    verified: Cache<()>,
+    /// How long a successful verification is cached.
     period: Duration,
 }
 
 impl Passwords {
     pub(super) fn new(period: Duration) -> Self {
-        Self { proofs: Cache::new(|()| 0), period }
+        Self { verified: Cache::new(|()| 0), period }
     }
 
-    /// Whether a password is the one of this hash.
+    /// Whether a password matches a hash. `from`: the client's address, for the limit per network.
     ///
     /// # Errors
-    /// [`Reject::AuthenticationBusy`]: too many others are waiting.
+    /// [`Reject::AuthenticationBusy`]: the queue is full, or the verification takes too long.
     pub(super) async fn verify(&self, hash: &PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
-        // The hash has a salt: no other user's password is this question.
-        let question = Question::of(&[hash.text.as_bytes(), password]);
-        if self.proofs.get(question).await.is_some() {
+        // The salt in the hash makes the key unique to the user.
+        let key = CacheKey::of(&[hash.text.as_bytes(), password]);
+        if self.verified.get(key).await.is_some() {
             return Ok(true);
         }
-        let is_right = ask(hash.clone(), password, from).await?;
+        let is_right = verify_on_thread(hash.clone(), password, from).await?;
         if is_right {
-            self.proofs.put(question, (), self.period).await;
+            self.verified.insert(key, (), self.period).await;
         }
         Ok(is_right)
     }
 
-    /// Takes the time that verifying takes, for those whom nobody knows.
+    /// Verifies against a decoy and ignores the result, so that an unknown user takes as long as a known one. Without
+    /// `hash`, uses a built-in hash.
     ///
     /// # Errors
     /// As [`Passwords::verify`].
-    pub(super) async fn pretend(
+    pub(super) async fn verify_decoy(
         &self,
         hash: Option<&PasswordHash>,
         password: &[u8],
         from: IpAddr,
     ) -> Result<(), Reject> {
-        static NOBODYS: LazyLock<Option<PasswordHash>> = LazyLock::new(|| PasswordHash::parse(NOBODY).ok());
-        match hash.or(NOBODYS.as_ref()) {
-            Some(hash) => ask(hash.clone(), password, from).await.map(drop),
+        static DECOY: LazyLock<Option<PasswordHash>> = LazyLock::new(|| PasswordHash::parse(DECOY_HASH).ok());
+        match hash.or(DECOY.as_ref()) {
+            Some(hash) => verify_on_thread(hash.clone(), password, from).await.map(drop),
             None => Ok(()),
         }
     }
@@ -221,22 +225,22 @@ impl Passwords {
 struct Job {
     hash: PasswordHash,
     password: Zeroizing<Vec<u8>>,
-    answer: oneshot::Sender<bool>,
-    /// Taken until it is done: a client that goes away leaves its job in the queue.
-    place: Place,
+    result: oneshot::Sender<bool>,
+    /// Held until the job is done: the job of a client that disconnects stays in the queue.
+    slot: QueueSlot,
 }
 
-/// A place in the queue, of those that an address may have.
-struct Place(IpAddr);
+/// A slot in the queue, counted against the limit of a network.
+struct QueueSlot(IpAddr);
 
-static PLACES: LazyLock<Mutex<HashMap<IpAddr, usize>>> = LazyLock::new(Mutex::default);
+static SLOTS: LazyLock<Mutex<HashMap<IpAddr, usize>>> = LazyLock::new(Mutex::default);
 
-impl Place {
+impl QueueSlot {
     fn take(from: IpAddr) -> Option<Self> {
         let network = crate::limits::network_of(from);
-        let mut places = PLACES.lock();
-        let taken = places.entry(network).or_default();
-        if *taken >= MAX_WAITING_OF_ONE {
+        let mut slots = SLOTS.lock();
+        let taken = slots.entry(network).or_default();
+        if *taken >= MAX_WAITING_PER_NETWORK {
             return None;
         }
         *taken += 1;
@@ -244,35 +248,35 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for QueueSlot {
     fn drop(&mut self) {
-        let mut places = PLACES.lock();
-        if let Some(taken) = places.get_mut(&self.0) {
+        let mut slots = SLOTS.lock();
+        if let Some(taken) = slots.get_mut(&self.0) {
             *taken -= 1;
             if *taken == 0 {
-                places.remove(&self.0);
+                slots.remove(&self.0);
             }
         }
     }
 }
 
-async fn ask(hash: PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
+async fn verify_on_thread(hash: PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
     static QUEUE: LazyLock<SyncSender<Job>> = LazyLock::new(start);
-    let place = Place::take(from).ok_or(Reject::AuthenticationBusy)?;
-    let (answer, answered) = oneshot::channel();
-    let job = Job { hash, password: Zeroizing::new(password.to_vec()), answer, place };
+    let slot = QueueSlot::take(from).ok_or(Reject::AuthenticationBusy)?;
+    let (result, received) = oneshot::channel();
+    let job = Job { hash, password: Zeroizing::new(password.to_vec()), result, slot };
     match QUEUE.try_send(job) {
         Ok(()) => {}
         Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(Reject::AuthenticationBusy),
     }
-    match tokio::time::timeout(PATIENCE, answered).await {
+    match tokio::time::timeout(QUEUE_TIMEOUT, received).await {
         Ok(Ok(is_right)) => Ok(is_right),
-        // What takes too long is not done at all: its answer would go nowhere.
+        // The worker skips a job whose client has stopped waiting.
         Ok(Err(_)) | Err(_) => Err(Reject::AuthenticationBusy),
     }
 }
 
-/// Half as many threads as there are cores: the other half is left to those that move bytes, however many guess.
+/// Starts one thread for every two cores. The other cores stay free for sessions, whatever the load of guesses.
 fn start() -> SyncSender<Job> {
     let (queue, jobs) = sync_channel::<Job>(MAX_WAITING);
     let jobs = Arc::new(Mutex::new(jobs));
@@ -281,21 +285,21 @@ fn start() -> SyncSender<Job> {
         let jobs = Arc::clone(&jobs);
         let spawned = std::thread::Builder::new().name("passwords".to_owned()).spawn(move || work(&jobs));
         if let Err(error) = spawned {
-            tracing::error!(%error, "no thread to verify passwords on");
+            tracing::error!(%error, "cannot start a thread to verify passwords");
         }
     }
     queue
 }
 
 fn work(jobs: &Mutex<Receiver<Job>>) {
-    // Of this thread alone, on Linux; refused, it works as well as others.
+    // On Linux this applies to the calling thread only. An error leaves the thread at normal priority.
     let _ = rustix::process::setpriority_process(None, NICENESS);
     loop {
         let job = jobs.lock().recv();
-        let Ok(Job { hash, password, answer, place: _place }) = job else { return };
-        // Who has gone meanwhile costs nothing.
-        if !answer.is_closed() {
-            let _ = answer.send(hash.is_of(&password));
+        let Ok(Job { hash, password, result, slot: _slot }) = job else { return };
+        // Skip the job of a client that has disconnected or stopped waiting.
+        if !result.is_closed() {
+            let _ = result.send(hash.is_of(&password));
         }
     }
 }
@@ -348,10 +352,10 @@ mod tests {
         let passwords = Passwords::new(Duration::from_secs(60));
         let from = IpAddr::from([192, 0, 2, 7]);
         assert!(passwords.verify(&hash, b"secret", from).await.unwrap());
-        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"secret"])).await.is_some());
+        assert!(passwords.verified.get(CacheKey::of(&[hash.text.as_bytes(), b"secret"])).await.is_some());
         assert!(!passwords.verify(&hash, b"wrong", from).await.unwrap());
-        assert!(passwords.proofs.get(Question::of(&[hash.text.as_bytes(), b"wrong"])).await.is_none());
-        let of_a_new_hash = passwords.proofs.get(Question::of(&[other.text.as_bytes(), b"secret"])).await;
+        assert!(passwords.verified.get(CacheKey::of(&[hash.text.as_bytes(), b"wrong"])).await.is_none());
+        let of_a_new_hash = passwords.verified.get(CacheKey::of(&[other.text.as_bytes(), b"secret"])).await;
         assert!(of_a_new_hash.is_none());
     }
 }

@@ -1,5 +1,6 @@
-//! A file of users: lines of `user:hash`, as mosquitto has them. Blank lines and those that begin with `#` count for
-//! nothing.
+//! Password files: lines of `user:hash`, the format of mosquitto. Blank lines and lines that begin with `#` are
+//! ignored. Enters: a file, reloaded when it changes, and a client's user name and password. Leaves: whether they
+//! match. Never here: a password is logged, or a file is written in place.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::password::{PasswordHash, Passwords};
-use super::{Answer, Candidate, Principal};
+use super::{Candidate, Decision, Principal};
 use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
 use crate::evidence::Authenticated;
 use crate::files::read_entries;
@@ -21,14 +22,14 @@ use crate::refresh::FromFiles;
 pub(super) struct PasswordFile {
     users: FromFiles<Users>,
     passwords: Passwords,
-    /// Chooses, for those whom nobody knows, somebody's hash to be measured by.
+    /// Selects a user's hash as the decoy for an unknown user name.
     decoys: RandomState,
 }
 
 #[derive(Debug, Default)]
 struct Users {
     by_name: HashMap<Box<str>, PasswordHash>,
-    /// In no order, to choose from.
+    /// The same hashes, to select decoys from.
     hashes: Vec<PasswordHash>,
 }
 
@@ -42,37 +43,37 @@ impl PasswordFile {
         Ok(Self { users, passwords: Passwords::new(settings.cache), decoys: RandomState::new() })
     }
 
-    pub(super) async fn ask(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Answer {
-        let Some(user) = candidate.username() else { return Answer::Unknown };
-        let Some(hash) = self.users.load().by_name.get(user).cloned() else { return Answer::Unknown };
-        let Some(password) = candidate.password() else { return Answer::Refused(Reject::BadCredentials) };
+    pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
+        let Some(user) = candidate.username() else { return Decision::Ignore };
+        let Some(hash) = self.users.load().by_name.get(user).cloned() else { return Decision::Ignore };
+        let Some(password) = candidate.password() else { return Decision::Deny(Reject::BadCredentials) };
         match self.passwords.verify(&hash, password, candidate.remote()).await {
             Ok(true) => {
                 let what = Authenticated::Password { user: user.into(), tag: hash.tag() };
-                Answer::Known(Box::new(Principal::of(name, what)))
+                Decision::Allow(Box::new(Principal::of(name, what)))
             }
-            Ok(false) => Answer::Refused(Reject::BadCredentials),
-            Err(reject) => Answer::Refused(reject),
+            Ok(false) => Decision::Deny(Reject::BadCredentials),
+            Err(reject) => Decision::Deny(reject),
         }
     }
 
-    /// As long as a wrong password of somebody takes; for one name it is always the same somebody.
-    pub(super) async fn pretend(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
+    /// Takes as long as the verification of a known user's wrong password. The same name always selects the same decoy.
+    pub(super) async fn verify_decoy(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
         let (Some(user), Some(password)) = (candidate.username(), candidate.password()) else { return Ok(()) };
         let hash = {
             let users = self.users.load();
-            let place = self.decoys.hash_one(user) % (users.hashes.len().max(1) as u64);
-            users.hashes.get(usize::try_from(place).unwrap_or(0)).cloned()
+            let index = self.decoys.hash_one(user) % (users.hashes.len().max(1) as u64);
+            users.hashes.get(usize::try_from(index).unwrap_or(0)).cloned()
         };
-        self.passwords.pretend(hash.as_ref(), password, candidate.remote()).await
+        self.passwords.verify_decoy(hash.as_ref(), password, candidate.remote()).await
     }
 
-    /// Whether the user still has the hash that this tag is of.
+    /// Whether the user still has the hash with this tag.
     pub(super) fn has(&self, user: &str, tag: u64) -> bool {
         self.users.load().by_name.get(user).is_some_and(|hash| hash.tag() == tag)
     }
 
-    /// Reads the file again if it has changed; whether those who stand on it are to be judged again.
+    /// Reads the file again if it has changed. Returns whether the sessions that rely on it must be evaluated again.
     pub(super) fn read_changed_file(&self, name: &str) -> bool {
         self.users.read_if_changed(name)
     }
@@ -82,11 +83,11 @@ impl Users {
     fn read(path: &Path) -> Result<Self, Complaint> {
         let mut users = Self::default();
         read_entries(path, |user, hash| {
-            let hash = std::str::from_utf8(hash.trim_ascii_end()).map_err(|_| "the hash is no UTF-8")?;
+            let hash = std::str::from_utf8(hash.trim_ascii_end()).map_err(|_| "the hash is not UTF-8")?;
             let hash = PasswordHash::parse(hash)?;
             users.hashes.push(hash.clone());
             match users.by_name.insert(user.into(), hash) {
-                Some(_) => Err(format!("the user `{}` is there twice", user.escape_debug())),
+                Some(_) => Err(format!("duplicate user `{}`", user.escape_debug())),
                 None => Ok(()),
             }
         })?;
@@ -94,16 +95,16 @@ impl Users {
     }
 }
 
-/// Adds a user to a password file, or changes its hash; the other lines stay as they are. The file is replaced as a
-/// whole, and made, readable by its owner only, if it is not there. Returns whether the user was there before.
+/// Adds a user to a password file, or replaces its hash. Other lines stay unchanged. The file is replaced atomically; a
+/// new file is readable by its owner only. Returns whether the user existed.
 ///
 /// # Errors
-/// The user's name cannot stand in the file, or the file cannot be read or written.
+/// The user name is invalid, or the file cannot be read or written.
 pub fn set_password(path: &Path, user: &str, hash: &str) -> std::io::Result<bool> {
     check_user(user)?;
-    // A link stays one, and what it names is changed.
+    // Replace the target of a symbolic link, not the link.
     let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    // One change at a time: two would each write what they have read.
+    // Lock the folder: of two concurrent changes, one would be lost.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = std::fs::File::open(folder)?;
     folder.lock()?;
@@ -127,35 +128,35 @@ pub fn set_password(path: &Path, user: &str, hash: &str) -> std::io::Result<bool
     if !found {
         text += &format!("{user}:{hash}\n");
     }
-    // Beside it, then into its place: a gateway that reads at the wrong moment would see half of it.
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}", std::process::id()));
-    let beside = PathBuf::from(beside);
+    // Write a new file and rename it: a gateway must never read half a file.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", std::process::id()));
+    let temporary = PathBuf::from(temporary);
     let write = || {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         if let Ok(metadata) = std::fs::metadata(path) {
             file.set_permissions(metadata.permissions())?;
-            // Whose it was: else the gateway might not be able to read it, and go by the old one.
+            // Keep the owner: otherwise the gateway might not be able to read the file, and would keep the old users.
             std::os::unix::fs::fchown(&file, Some(metadata.uid()), Some(metadata.gid()))?;
         }
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        std::fs::rename(&beside, path)
+        std::fs::rename(&temporary, path)
     };
     let written = write();
     if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
+        let _ = std::fs::remove_file(&temporary);
     }
     written.map(|()| found)
 }
 
-/// Whether a user's name can stand in a password file.
+/// Checks that a user name can be written to a password file.
 ///
 /// # Errors
-/// It cannot.
+/// The name is empty, begins with `#`, or contains `:` or a control character.
 pub fn check_user(user: &str) -> std::io::Result<()> {
     if user.is_empty() || user.starts_with('#') || user.contains(':') || user.contains(char::is_control) {
-        let what = "a user's name is not empty, does not begin with `#`, and has no `:` and no control characters";
+        let what = "invalid user name: it must not be empty, begin with `#`, or contain `:` or control characters";
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, what));
     }
     Ok(())

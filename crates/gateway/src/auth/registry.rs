@@ -1,11 +1,11 @@
-//! The device registry as an authenticator: which device a client is, whether it is let in, and with what it has proved
-//! that it is that one.
+//! The device registry as an authenticator. Enters: a client. Leaves: which device it is, whether the device is
+//! admitted, and which credential proved it. Never here: a query to the database; lookups use the replica in memory.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use super::password::{PasswordHash, Passwords};
-use super::{Answer, Candidate, Principal, Sources};
+use super::{Candidate, Decision, Principal, Sources};
 use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
 use crate::devices::{Entry, Replica, Used};
 use crate::evidence::Authenticated;
@@ -18,12 +18,12 @@ use crate::util::crypto::tag;
 #[derive(Debug)]
 pub(super) struct Devices {
     replica: Arc<Replica>,
-    /// Says, from what TLS proved, which device it is.
+    /// Yields the device ID from variables that TLS proves.
     device: Option<Expression>,
     passwords: Passwords,
 }
 
-/// Whether there is an SQLite database that can be read.
+/// Whether the path is a readable SQLite database.
 fn is_sqlite(path: &Path) -> bool {
     use std::io::Read as _;
     let mut head = [0; 16];
@@ -31,7 +31,7 @@ fn is_sqlite(path: &Path) -> bool {
 }
 
 impl Devices {
-    /// Looks whether the database is there; shares its replica with others that use the same.
+    /// Checks that an SQLite database exists. Shares the replica with other authenticators that use the same database.
     pub(super) fn open(
         settings: tables::Registry,
         sources: &Sources,
@@ -40,8 +40,8 @@ impl Devices {
         let tables::Registry { database, device, cache, max_devices } = settings;
         if let Some(path) = database.path() {
             if !is_sqlite(Path::new(path)) {
-                let complaint = Complaint::new(format!("there is no registry at {path}, or none that can be read"));
-                let hint = format!("portcullis device add DEVICE --database sqlite:{path}");
+                let complaint = Complaint::new(format!("no readable registry at `{path}`"));
+                let hint = format!("create one with `portcullis device add DEVICE --database sqlite:{path}`");
                 return Err(diagnostics.error(&database, complaint.hint(hint)));
             }
             warn_if_exposed(&database, Path::new(path), "the keys in", diagnostics);
@@ -55,29 +55,29 @@ impl Devices {
         &self.replica
     }
 
-    pub(super) async fn ask(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Answer {
+    pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
         let entry = match self.find(candidate) {
             Ok(Some(entry)) => entry,
-            Ok(None) if self.replica.is_certain() => return Answer::Unknown,
+            Ok(None) if self.replica.is_certain() => return Decision::Ignore,
             Ok(None) => {
-                let pretended = self.pretend(candidate).await;
-                return Answer::Refused(pretended.err().unwrap_or(Reject::RegistryUnavailable));
+                let verified = self.verify_decoy(candidate).await;
+                return Decision::Deny(verified.err().unwrap_or(Reject::RegistryUnavailable));
             }
-            Err(reject) => return Answer::Refused(reject),
+            Err(reject) => return Decision::Deny(reject),
         };
-        // First what it proves: only its owner is to learn that it is banned.
+        // Verify the credential first: only the owner of the device may learn that it is banned.
         let used = match self.prove(&entry, candidate).await {
             Ok(used) => used,
-            Err(reject) => return Answer::Refused(reject),
+            Err(reject) => return Decision::Deny(reject),
         };
         if let Err(reject) = entry.may_enter(now()) {
-            return Answer::Refused(reject);
+            return Decision::Deny(reject);
         }
         let what = Authenticated::Device(Box::new(entry.evidence(used)));
-        Answer::Known(Box::new(Principal { device: Some(entry.facts()), ..Principal::of(name, what) }))
+        Decision::Allow(Box::new(Principal { device: Some(entry.facts()), ..Principal::of(name, what) }))
     }
 
-    /// Which device the client is, or says it is.
+    /// The device that the client is, or claims to be.
     fn find(&self, candidate: Candidate<'_>) -> Result<Option<Arc<Entry>>, Reject> {
         if let Some(device) = &self.device {
             return Ok(self.replica.by_id(&device.text(candidate.facts)?));
@@ -88,7 +88,7 @@ impl Devices {
         Ok(pinned.or_else(by_psk).or_else(by_username))
     }
 
-    /// With what the client has proved that it is this device.
+    /// The credential with which the client proved that it is this device.
     async fn prove(&self, entry: &Entry, candidate: Candidate<'_>) -> Result<Used, Reject> {
         let fingerprints = candidate.fingerprints();
         if let Some(fingerprint) = fingerprints.iter().find(|fingerprint| entry.is_pinned_to(fingerprint)) {
@@ -101,14 +101,14 @@ impl Devices {
             return Ok(Used::Psk(psk.tag));
         }
         if self.device.is_some() {
-            // TLS says which one it is.
+            // `device` identified the device by TLS alone: no password is needed.
             let psk = candidate.psk().map(|psk| (psk.identity.clone(), psk.tag));
             let used = Used::Tls { keys: fingerprints.into(), psk };
             return if entry.is_proved_by(&used) { Ok(used) } else { Err(Reject::PinMismatch) };
         }
         let Some(password) = candidate.password() else { return Err(Reject::BadCredentials) };
         let Some(hash) = &entry.password_hash else {
-            self.pretend(candidate).await?;
+            self.verify_decoy(candidate).await?;
             return Err(Reject::BadCredentials);
         };
         let parsed = PasswordHash::parse(hash).map_err(|_| Reject::BadCredentials)?;
@@ -119,10 +119,10 @@ impl Devices {
         }
     }
 
-    /// As long as a wrong password of somebody takes.
-    pub(super) async fn pretend(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
+    /// Takes as long as the verification of a known device's wrong password.
+    pub(super) async fn verify_decoy(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
         let (Some(name), Some(password)) = (candidate.username(), candidate.password()) else { return Ok(()) };
         let sample = self.replica.sample_hash(name).and_then(|hash| PasswordHash::parse(&hash).ok());
-        self.passwords.pretend(sample.as_ref(), password, candidate.remote()).await
+        self.passwords.verify_decoy(sample.as_ref(), password, candidate.remote()).await
     }
 }

@@ -1,4 +1,5 @@
-//! Diagnostics of a configuration, collected and shown all together.
+//! Collects the diagnostics of a configuration file and renders them for a terminal or a log. A line that contains a
+//! secret is never shown.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,23 +9,23 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 use super::values::{Located, Location, Setting};
 
-/// How bad a diagnostic is.
+/// The severity of a diagnostic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
     /// The configuration cannot be used.
     Error,
-    /// Legal, but probably not meant, or unsafe.
+    /// Legal, but probably a mistake, or unsafe.
     Warning,
 }
 
-/// What is wrong with a value, and what to do about it.
+/// A problem with a value, and how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Complaint {
-    /// What is wrong, in a few words.
+    /// What is wrong, in one line.
     pub message: String,
-    /// What to do about it.
+    /// How to fix it.
     pub hint: Option<String>,
-    /// The line contains a secret: only its position is shown.
+    /// The line contains a secret: only its position may be shown.
     hides_line: bool,
 }
 
@@ -38,7 +39,7 @@ impl Complaint {
         self
     }
 
-    /// Shows the position only: the line contains a secret.
+    /// Shows only the position, because the line contains a secret.
     pub(crate) const fn hide_line(mut self) -> Self {
         self.hides_line = true;
         self
@@ -62,27 +63,27 @@ impl From<String> for Complaint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reported(());
 
-/// A complaint about a location of the file.
+/// A complaint with its location in the file.
 #[derive(Clone, Debug)]
 pub struct Diagnostic {
-    /// How bad it is.
+    /// Whether the configuration can still be used.
     pub severity: Severity,
-    /// What is wrong.
+    /// The problem and its hint.
     pub complaint: Complaint,
-    /// Its position in the file, in bytes; `None` for the file as a whole.
+    /// Byte range in the file; `None`: the file as a whole.
     pub(super) span: Option<Range<usize>>,
 }
 
-/// Warns of a file that holds a secret (`what`) and that others than its owner and group can read.
+/// Warns if users other than the owner and the group of a file can read it. `what` names the secret in it.
 pub(crate) fn warn_if_exposed(at: &impl Located, path: &Path, what: &str, diagnostics: &mut Diagnostics) {
     use std::os::unix::fs::PermissionsExt;
     if std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0) {
-        let complaint = Complaint::new(format!("everybody on this machine can read {what} {}", path.display()));
+        let complaint = Complaint::new(format!("every user of this machine can read {what} {}", path.display()));
         diagnostics.warning(at, complaint.hint(format!("chmod 600 {}", path.display())));
     }
 }
 
-/// The problems of one file, in the order they were found.
+/// The problems of one file, in the order in which they were found.
 #[derive(Clone, Debug, Default)]
 pub struct Diagnostics {
     path: PathBuf,
@@ -95,18 +96,18 @@ impl Diagnostics {
         Self { path: path.to_owned(), source, list: Vec::new() }
     }
 
-    /// Reports that the configuration cannot be used.
+    /// Reports a problem that makes the configuration unusable.
     pub(crate) fn error(&mut self, at: &impl Located, complaint: impl Into<Complaint>) -> Reported {
         self.push(Severity::Error, at.location().cloned(), complaint.into());
         Reported(())
     }
 
-    /// Reports what is legal, but probably not meant, or unsafe.
+    /// Reports a setting that is legal, but probably a mistake, or unsafe.
     pub(crate) fn warning(&mut self, at: &impl Located, complaint: impl Into<Complaint>) {
         self.push(Severity::Warning, at.location().cloned(), complaint.into());
     }
 
-    /// Reports an error in a part of a string value, in bytes of the string.
+    /// Reports an error in a part of a string value; `part` is a byte range of the string.
     pub(crate) fn error_within(
         &mut self,
         setting: &Setting<String>,
@@ -118,7 +119,7 @@ impl Diagnostics {
         Reported(())
     }
 
-    /// For a consequence of an error that was reported before.
+    /// The proof for a consequence of an error that was reported before.
     pub(super) fn already_reported(&self) -> Reported {
         debug_assert!(self.has_errors(), "nothing was reported");
         Reported(())
@@ -130,7 +131,7 @@ impl Diagnostics {
         Reported(())
     }
 
-    /// The location of a part of a string value: inside its quotes, if it is written without escapes, else all of it.
+    /// The location of a part of a string value. If the file writes the value with escapes: of the whole value.
     fn within(&self, value: &Location, text: &str, part: Range<usize>) -> Location {
         match self.source.get(value.0.clone()).and_then(|written| written.find(text)) {
             Some(quote) => Location(value.0.start + quote + part.start..value.0.start + quote + part.end),
@@ -142,23 +143,23 @@ impl Diagnostics {
         self.list.push(Diagnostic { severity, complaint, span: location.map(|location| location.0) });
     }
 
-    /// All of them.
+    /// All diagnostics, in the order in which they were found.
     pub fn list(&self) -> &[Diagnostic] {
         &self.list
     }
 
-    /// All of them, one line each, for a log.
+    /// All diagnostics for a log, one line each.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         self.list.iter().map(|diagnostic| self.line(diagnostic))
     }
 
     fn line(&self, diagnostic: &Diagnostic) -> String {
         let hint = diagnostic.complaint.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
-        self.placed(diagnostic) + &hint
+        self.locate(diagnostic) + &hint
     }
 
     /// File, line, column and message.
-    fn placed(&self, diagnostic: &Diagnostic) -> String {
+    fn locate(&self, diagnostic: &Diagnostic) -> String {
         let mut line = self.path.display().to_string();
         if let Some(span) = &diagnostic.span {
             let before = &self.source[..span.start.min(self.source.len())];
@@ -169,23 +170,23 @@ impl Diagnostics {
         line + &format!(": {}", diagnostic.complaint.message)
     }
 
-    /// How many there are of one severity.
+    /// The number of diagnostics of one severity.
     pub fn count(&self, severity: Severity) -> usize {
         self.list.iter().filter(|diagnostic| diagnostic.severity == severity).count()
     }
 
-    /// Whether one of them is an error.
+    /// Whether at least one diagnostic is an error.
     pub fn has_errors(&self) -> bool {
         self.count(Severity::Error) > 0
     }
 
-    /// The file they are of.
+    /// The configuration file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// All of them in the order of the file, each with file, line, column, the line itself and the hint; with colour if
-    /// `is_terminal`.
+    /// Renders all diagnostics in the order of the file, each with file, line, column, the line itself and the hint.
+    /// Uses colour if `is_terminal`.
     pub fn render(&self, is_terminal: bool) -> String {
         let renderer = if is_terminal { Renderer::styled() } else { Renderer::plain() };
         let path = self.path.display().to_string();
@@ -200,7 +201,7 @@ impl Diagnostics {
             let title = level.clone().primary_title(diagnostic.complaint.message.as_str());
             let mut groups = vec![match &diagnostic.span {
                 Some(_) if diagnostic.complaint.hides_line => {
-                    Group::with_title(level.primary_title(self.placed(diagnostic)))
+                    Group::with_title(level.primary_title(self.locate(diagnostic)))
                 }
                 Some(span) => title.element(
                     Snippet::source(self.source.as_str())
@@ -217,7 +218,7 @@ impl Diagnostics {
         texts.join("\n\n")
     }
 
-    /// A span that shows one line at most, of a table its header.
+    /// Cuts a span at the end of its first line: of a table, only the header is shown.
     fn visible(&self, span: &Range<usize>) -> Range<usize> {
         let start = span.start.min(self.source.len());
         let end = span.end.clamp(start, self.source.len());

@@ -1,7 +1,8 @@
-//! Text to a model: secrets are inserted, and every error of grammar is reported, not only the first.
+//! Parses the configuration file. Enters: a path. Leaves: a model of serde and every syntax and type error, not only
+//! the first, with `${ENV:...}` and `${FILE:...}` substituted. A substituted value never appears in an error.
 //!
-//! serde stops at the first value it cannot read. So the file is parsed once into a tree with spans. When serde stops,
-//! the error is reported, the entry is removed from the tree, and serde runs again.
+//! serde stops at the first value it cannot read. So the file is parsed once into a tree with spans. Whenever serde
+//! stops, this module reports the error, removes the entry from the tree and runs serde again.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -15,25 +16,25 @@ use super::diagnostics::{Complaint, Diagnostics, Reported, warn_if_exposed};
 use super::values::{Located, Location};
 use crate::util::suggest::suggest;
 
-/// A configuration file while its tables are validated.
+/// A configuration file during the validation of its tables.
 #[derive(Debug)]
 pub(super) struct Document {
-    /// What is wrong with it so far.
+    /// The problems found so far.
     pub(super) diagnostics: Diagnostics,
     directory: PathBuf,
-    /// The spans of values with something inserted from outside the file.
+    /// The spans of values that contain a substitution.
     substituted: Vec<Range<usize>>,
-    /// Keys whose values could not be read, and so seem to be missing.
+    /// Keys whose values could not be read. The model lacks them, but they are not missing from the file.
     unread: Vec<String>,
 }
 
-/// Nobody reads further than this.
+/// More problems than an operator reads at once.
 const MAX_PROBLEMS: usize = 50;
-/// No configuration is larger; a device node or a log given by mistake is.
+/// In bytes. Stops a device node or a log file, given by mistake, from filling the memory.
 const MAX_FILE_LEN: u64 = 4 << 20;
 
 impl Document {
-    /// Reads a file. Errors are in the document's diagnostics; the model is complete only without any.
+    /// Reads a file. The model is complete only if the document's diagnostics contain no error.
     pub(super) fn read<M: DeserializeOwned + Default>(path: &Path) -> (M, Self) {
         match read_text(path) {
             Ok(source) => Self::parse(path, &source),
@@ -45,14 +46,14 @@ impl Document {
         }
     }
 
-    /// Reads text as if it were the content of the file `path`.
+    /// Parses text that stands in for the content of the file `path`.
     pub(super) fn parse<M: DeserializeOwned + Default>(path: &Path, source: &str) -> (M, Self) {
         let mut document = Self::new(path, source.to_owned());
         let (mut tree, errors) = DeTable::parse_recoverable(source);
         for error in &errors {
             document.diagnostics.error(&Location(error.span().unwrap_or(0..0)), error.message());
         }
-        // After a syntax error the tree is a guess: what it seems to lack would only mislead.
+        // After a syntax error the tree is a guess: reporting keys as missing from it would mislead.
         if !errors.is_empty() {
             return (M::default(), document);
         }
@@ -77,7 +78,7 @@ impl Document {
         self.diagnostics.warning(at, complaint);
     }
 
-    /// The value of a required key of the table at `table`, or an error with this hint.
+    /// The value of a required key of `table`. If it is missing, reports an error with `hint`.
     pub(super) fn require<T>(
         &mut self,
         value: Option<T>,
@@ -93,17 +94,17 @@ impl Document {
         })
     }
 
-    /// Whether the value of a key of this name, or a part of it, could not be read, which was reported.
+    /// Whether a value of a key of this name, or a part of it, could not be read. The error was reported.
     pub(super) fn is_unread(&self, key: &str) -> bool {
         self.unread.iter().any(|unread| unread == key)
     }
 
-    /// Whether something from outside the file, perhaps a secret, was inserted into the value.
+    /// Whether the value contains a substitution, and so perhaps a secret.
     pub(super) fn is_substituted(&self, value: &impl Located) -> bool {
         value.location().is_some_and(|location| self.substituted.iter().any(|span| overlap(span, &location.0)))
     }
 
-    /// A path of the file, which is relative to the file's directory.
+    /// Resolves a path of the file: relative paths are relative to the file's directory.
     pub(super) fn resolve(&self, path: &Path) -> PathBuf {
         self.directory.join(path)
     }
@@ -116,8 +117,8 @@ impl Document {
             };
             let span = error.span().unwrap_or(0..0);
             if self.substituted.iter().any(|secret| overlap(secret, &span)) {
-                // serde quotes the value it cannot read, and this one may be a secret.
-                self.error(&Location(span.clone()), "the inserted value is not valid here");
+                // serde's message quotes the value, and this one may be a secret.
+                self.error(&Location(span.clone()), "the substituted value is not valid here");
             } else {
                 let complaint = explain(&error);
                 self.error(&Location(span.clone()), complaint);
@@ -136,12 +137,12 @@ fn read_text(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
     std::fs::File::open(path)?.take(MAX_FILE_LEN + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_FILE_LEN {
-        return Err(std::io::Error::other("larger than 4 MiB, which no configuration is"));
+        return Err(std::io::Error::other("the file is larger than 4 MiB, the maximum"));
     }
     Ok(text)
 }
 
-/// serde's error in a user's words.
+/// Rewrites serde's error in the words of the configuration file.
 fn explain(error: &toml::de::Error) -> Complaint {
     let message = error.message();
     let mut quoted = message.split('`').skip(1).step_by(2);
@@ -155,11 +156,11 @@ fn explain(error: &toml::de::Error) -> Complaint {
     } else if known.is_empty() {
         complaint
     } else {
-        complaint.hint(format!("known here: {}", known.join(", ")))
+        complaint.hint(format!("expected one of: {}", known.join(", ")))
     }
 }
 
-/// Removes the innermost entry that covers `span` from the tree and records its key; returns whether there was one.
+/// Removes the innermost entry that covers `span` from the tree and records its key. Returns whether it found one.
 fn remove(table: &mut DeTable<'_>, span: &Range<usize>, unread: &mut Vec<String>) -> bool {
     let covers = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
     let entry = table.iter_mut().find_map(|(key, value)| {
@@ -172,13 +173,13 @@ fn remove(table: &mut DeTable<'_>, span: &Range<usize>, unread: &mut Vec<String>
             table.remove(&key).is_some()
         }
         Some((key, true)) => {
-            // A list that lost an entry is not what was written.
+            // A list that lost an entry differs from the one in the file.
             if table.get(&key).is_some_and(|value| matches!(value.get_ref(), DeValue::Array(_))) {
                 unread.push(key.get_ref().to_string());
             }
             true
         }
-        // A table in several pieces has the span of its header alone: its entries lie outside it.
+        // The span of a table written in several parts covers only its header; its entries lie outside it.
         None => table.iter_mut().any(|(_, value)| remove_value(value, span, unread)),
     }
 }
@@ -192,7 +193,7 @@ fn remove_value(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>, unread: &
             }
             let Some(at) = items.iter().position(|item| overlap(&item.span(), span)) else { return false };
             let mut left = DeArray::new();
-            items.iter().enumerate().filter(|(place, _)| *place != at).for_each(|(_, item)| left.push(item.clone()));
+            items.iter().enumerate().filter(|(index, _)| *index != at).for_each(|(_, item)| left.push(item.clone()));
             *items = left;
             true
         }
@@ -204,21 +205,21 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// Puts `${ENV:NAME}` and `${FILE:path}` into strings.
+/// Replaces `${ENV:NAME}` and `${FILE:path}` in strings.
 struct Substitution<'a> {
     directory: &'a Path,
     diagnostics: &'a mut Diagnostics,
-    places: Vec<Range<usize>>,
+    substituted: Vec<Range<usize>>,
 }
 
 impl Substitution<'_> {
-    /// Substitutes in the whole tree; returns the places where something was put in.
+    /// Substitutes in the whole tree. Returns the spans of the values that it changed.
     fn run(tree: &mut Spanned<DeTable<'_>>, directory: &Path, diagnostics: &mut Diagnostics) -> Vec<Range<usize>> {
-        let mut this = Substitution { directory, diagnostics, places: Vec::new() };
+        let mut this = Substitution { directory, diagnostics, substituted: Vec::new() };
         for (_, value) in tree.get_mut().iter_mut() {
             this.walk(value);
         }
-        this.places
+        this.substituted
     }
 
     fn walk(&mut self, value: &mut Spanned<DeValue<'_>>) {
@@ -229,10 +230,10 @@ impl Substitution<'_> {
             DeValue::String(text) if text.contains("${") => match self.expand(&span, text) {
                 Ok(expanded) => {
                     *text = Cow::Owned(expanded);
-                    self.places.push(span);
+                    self.substituted.push(span);
                 }
                 Err(message) => {
-                    let complaint = Complaint::new(message).hint("known are ${ENV:NAME} and ${FILE:path}");
+                    let complaint = Complaint::new(message).hint("use ${ENV:NAME} or ${FILE:path}");
                     self.diagnostics.error(&Location(span), complaint);
                 }
             },
@@ -243,21 +244,20 @@ impl Substitution<'_> {
     fn expand(&mut self, span: &Range<usize>, text: &str) -> Result<String, String> {
         let (mut out, mut rest) = (String::new(), text);
         while let Some((before, reference)) = rest.split_once("${") {
-            let (reference, behind) = reference.split_once('}').ok_or("`${` without `}`")?;
+            let (reference, after) = reference.split_once('}').ok_or("`${` has no closing `}`")?;
             out.push_str(before);
             out.push_str(&match reference.split_once(':') {
-                Some(("ENV", name)) => {
-                    std::env::var(name).map_err(|_| format!("the environment has no text variable `{name}`"))?
-                }
+                Some(("ENV", name)) => std::env::var(name)
+                    .map_err(|_| format!("the environment variable `{name}` is not set or not UTF-8"))?,
                 Some(("FILE", path)) => {
                     let path = self.directory.join(path);
                     let text = read_text(&path).map_err(|error| format!("{}: {error}", path.display()))?;
                     warn_if_exposed(&Location(span.clone()), &path, "the secret in", self.diagnostics);
                     text.trim_end_matches(['\r', '\n']).to_owned()
                 }
-                _ => return Err(format!("`${{{reference}}}` cannot be put in")),
+                _ => return Err(format!("`${{{reference}}}` is not a known substitution")),
             });
-            rest = behind;
+            rest = after;
         }
         out.push_str(rest);
         Ok(out)
@@ -299,9 +299,9 @@ balance = "ketama"
         );
         let hint = |key: &str| Some(format!("did you mean `{key}`?"));
         let find =
-            |place: &str| found.iter().find(|(.., at)| at == place).unwrap_or_else(|| panic!("{place}: {found:#?}"));
+            |text: &str| found.iter().find(|(.., at)| at == text).unwrap_or_else(|| panic!("{text}: {found:#?}"));
         assert_eq!(find("nmae").1, hint("name"));
-        assert!(find("\"soon\"").0.contains("no period of time"));
+        assert!(find("\"soon\"").0.contains("not a duration"));
         assert!(find("-1").0.contains("invalid value"));
         assert_eq!(
             (find("client_atuh").0.as_str(), find("client_atuh").1.clone()),

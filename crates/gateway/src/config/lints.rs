@@ -1,17 +1,18 @@
-//! What is legal in a configuration, but seldom meant.
+//! Warns of settings that are legal, but probably mistakes, or unsafe. Enters: valid settings. Leaves: warnings, never
+//! errors.
 
 use super::diagnostics::{Complaint, Diagnostics};
 use super::tables::{Authenticator, Listener, Method, Password, Settings, Tls, TlsMode};
 
-/// Warns of what is legal, but seldom meant.
+/// Runs all lints.
 pub(super) fn run(settings: &Settings, diagnostics: &mut Diagnostics) {
     for authenticator in &settings.authenticators {
         warn_of_unused_authenticator(authenticator, settings, diagnostics);
     }
     warn_of_unused_identity(settings, diagnostics);
-    // What was rejected would look like something that was forgotten.
+    // A listener with a rejected part would seem to lack that part.
     for listener in settings.listeners.iter().filter(|listener| !listener.is_incomplete) {
-        warn_of_open_door(listener, settings, diagnostics);
+        warn_of_missing_authentication(listener, settings, diagnostics);
     }
 }
 
@@ -22,7 +23,7 @@ fn warn_of_unused_authenticator(authenticator: &Authenticator, settings: &Settin
         by_keys || listener.authenticate.contains(&authenticator.name)
     };
     if !settings.listeners.iter().any(is_used_by) {
-        let complaint = Complaint::new("no listener asks this authenticator");
+        let complaint = Complaint::new("no listener uses this authenticator");
         diagnostics.warning(&authenticator.table, complaint.hint("authenticate = [...] in [[listener]]"));
     }
 }
@@ -39,12 +40,12 @@ fn warn_of_unused_identity(settings: &Settings, diagnostics: &mut Diagnostics) {
     let Some(identity) = &settings.identity else { return };
     let signs = |it: &Listener| it.is_incomplete || matches!(it.connect.password, Some(Password::Token(_)));
     if !settings.listeners.iter().any(signs) {
-        let complaint = Complaint::new("nothing is signed: no `connect.password` is a table");
+        let complaint = Complaint::new("[identity] has no effect: no `connect.password` is a table");
         let hint = "password = { claims = { sub = 'cert.subject.cn' }, audience = \"brokers\" }";
         diagnostics.warning(&identity.table, complaint.hint(hint));
     }
     if settings.admin.is_none() {
-        let complaint = Complaint::new("brokers cannot fetch the public key: there is no [admin]");
+        let complaint = Complaint::new("brokers cannot fetch the public keys: [admin] is not configured");
         diagnostics.warning(&identity.table, complaint.hint("[admin] bind = \"127.0.0.1:9080\""));
     }
 }
@@ -73,20 +74,21 @@ impl Proof {
     }
 }
 
-/// Nobody has to prove anything, or what is proved binds nothing.
-fn warn_of_open_door(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
+/// Warns of a listener that authenticates no client, or does not bind the client ID or user name to the identity.
+fn warn_of_missing_authentication(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
     let proof = Proof::of(listener);
     let admits_all = listener.require.is_empty();
     let authenticates = !listener.authenticate.is_empty();
     if proof == Proof::None && admits_all && !authenticates {
-        let complaint = Complaint::new("clients of this listener prove nothing to the gateway");
+        let complaint = Complaint::new("this listener does not authenticate clients");
         let hint = "set `client_ca` in [listener.tls], `authenticate`, or `require` in [listener.admit]";
         diagnostics.warning(&listener.table, complaint.hint(hint));
     } else if proof == Proof::OptionalCertificate && admits_all && !authenticates {
-        let complaint = Complaint::new("certificates are optional, and nothing is required of clients without one");
+        let complaint =
+            Complaint::new("client certificates are optional, and clients without one are not authenticated");
         diagnostics.warning(&listener.table, complaint.hint("add `require` to [listener.admit]"));
     } else if admits_all && listener.connect.client_id.is_none() {
-        warn_of_free_client_id(listener, proof, settings, diagnostics);
+        warn_of_unbound_client_id(listener, proof, settings, diagnostics);
     }
     let methods = methods_of(listener, settings);
     let has_token = methods.iter().any(|method| matches!(method, Method::Jwt(_) | Method::Registry(_)));
@@ -99,39 +101,41 @@ fn warn_of_open_door(listener: &Listener, settings: &Settings, diagnostics: &mut
         diagnostics.warning(&listener.table, complaint.hint(hint));
     }
     if authenticates && listener.tls.is_none() {
-        let complaint = Complaint::new("passwords and tokens come over this listener in the clear");
+        let complaint = Complaint::new("clients send passwords and tokens to this listener unencrypted");
         diagnostics.warning(&listener.table, complaint.hint("protocol = \"tls\""));
     }
 }
 
-fn warn_of_free_client_id(listener: &Listener, proof: Proof, settings: &Settings, diagnostics: &mut Diagnostics) {
+fn warn_of_unbound_client_id(listener: &Listener, proof: Proof, settings: &Settings, diagnostics: &mut Diagnostics) {
     let what = match proof {
         Proof::Key => "key",
         Proof::Certificate => "certificate",
         Proof::None | Proof::OptionalCertificate => "user, token or device",
     };
-    let message = format!("any device can take any other device's client ID: nothing binds it to the {what}");
-    let hint = match proved_names(listener, settings).as_slice() {
+    let message = format!("any device can use any other device's client ID: nothing binds the client ID to the {what}");
+    let hint = match authenticated_names(listener, settings).as_slice() {
         [name] => format!("[listener.admit] require = ['mqtt.client_id == {name}']"),
-        names => format!("[listener.admit] require: compare mqtt.client_id with what is proved: {}", names.join(", ")),
+        names => {
+            format!("[listener.admit] require: compare mqtt.client_id with an authenticated name: {}", names.join(", "))
+        }
     };
     diagnostics.warning(&listener.table, Complaint::new(message).hint(hint));
 }
 
 /// How a listener authenticates clients.
 fn methods_of<'a>(listener: &Listener, settings: &'a Settings) -> Vec<&'a Method> {
-    let asked = settings.authenticators.iter().filter(|asked| listener.authenticate.contains(&asked.name));
-    asked.map(|authenticator| &authenticator.method).collect()
+    let is_used = |authenticator: &&Authenticator| listener.authenticate.contains(&authenticator.name);
+    settings.authenticators.iter().filter(is_used).map(|authenticator| &authenticator.method).collect()
 }
 
-/// What a client of this listener has proved, and expressions can compare a client ID with.
-fn proved_names(listener: &Listener, settings: &Settings) -> Vec<&'static str> {
+/// The authenticated names of a client of this listener that expressions can compare a client ID with.
+fn authenticated_names(listener: &Listener, settings: &Settings) -> Vec<&'static str> {
     let mut names: Vec<&str> = methods_of(listener, settings)
         .into_iter()
         .map(|method| match method {
             Method::PasswordFile(_) => "mqtt.username",
             Method::Jwt(_) => "jwt.sub",
-            Method::Http(_) => "http.id (an attribute of your service's answer)",
+            Method::Http(_) => "http.id (an attribute of your service's response)",
             Method::Registry(_) => "device.id",
         })
         .collect();
@@ -144,7 +148,7 @@ fn proved_names(listener: &Listener, settings: &Settings) -> Vec<&'static str> {
         }
         None => {}
     }
-    // A password is of use beside others only for those who have none of them.
+    // A user name that a password proves matters only if nothing else identifies the client.
     if names.len() > 1 {
         names.retain(|name| *name != "mqtt.username");
     }

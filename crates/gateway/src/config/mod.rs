@@ -1,6 +1,6 @@
 //! The configuration file. Enters: a path. Leaves: [`Settings`], valid by type, with every default filled in, and
-//! [`Diagnostics`], every problem with its location. Modules above never see TOML or spans; they get [`Setting`]s and
-//! report through [`Diagnostics`] what is wrong with the files and expressions that these name.
+//! [`Diagnostics`], every problem with its location. Other modules never see TOML or spans: they take [`Setting`]s and
+//! report problems of the files and expressions that these name through [`Diagnostics`].
 
 mod diagnostics;
 mod document;
@@ -18,24 +18,24 @@ pub use values::{ByteSize, Cidr, Located, Location, OneOrMany, Period, Secret, S
 use document::Document;
 use portcullis_registry::Url;
 
-/// Reads and validates a file. With an error among the diagnostics, the settings are incomplete: they serve to find
-/// the problems of files and expressions, and nothing else.
+/// Reads and validates a file. If the diagnostics contain an error, the settings are incomplete: use them only to find
+/// further problems in files and expressions.
 pub fn load(path: &Path) -> (Settings, Diagnostics) {
     let (model, document) = Document::read(path);
     validate(model, document)
 }
 
-/// The URLs of the registries that a file names, whatever else is wrong with it.
+/// The URLs of the registries that a file names. Other errors in the file do not matter.
 ///
 /// # Errors
-/// The file cannot be read, or a URL is wrong.
+/// The file cannot be read, or a URL is invalid.
 pub fn registry_urls(path: &Path) -> Result<Vec<Url>, Diagnostics> {
     let (model, mut document) = Document::read::<tables::Model>(path);
     let urls = tables::registry_urls(&model.authenticator, &mut document);
     if document.diagnostics.has_errors() { Err(document.diagnostics) } else { Ok(urls) }
 }
 
-/// As [`load`], of text as if it were the content of the file `path`.
+/// Like [`load`], for text that stands in for the content of the file `path`.
 #[cfg(test)]
 pub(crate) fn parse(path: &Path, source: &str) -> (Settings, Diagnostics) {
     let (model, document) = Document::parse(path, source);
@@ -55,7 +55,7 @@ pub fn json_schema() -> serde_json::Value {
     schema
 }
 
-/// An optional key without a default has none, not `null`, which TOML does not have.
+/// schemars writes `null` as the default of an optional key, and TOML has no `null`.
 fn remove_null_defaults(schema: &mut serde_json::Value) {
     match schema {
         serde_json::Value::Object(fields) => {

@@ -10,17 +10,17 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::ser::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// Where the configuration file sets something. Only `config` can read it: other modules pass it on to
+/// A position in the configuration file. Only `config` can read it: other modules pass it on to
 /// [`Diagnostics`](super::Diagnostics).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Location(pub(super) Range<usize>);
 
-/// A value of the configuration file and its location, for problems that are found only when the value is used.
+/// A value of the configuration file with its location, to report problems that appear only when the value is used.
 #[derive(Clone, Debug, Default)]
 pub struct Setting<T> {
     /// The value.
     pub value: T,
-    /// `None` for a default.
+    /// `None`: the value is a default.
     pub(super) location: Option<Location>,
 }
 
@@ -41,9 +41,9 @@ impl<T> Setting<T> {
     }
 }
 
-/// What a problem can be reported at.
+/// An item that a problem can be reported at.
 pub trait Located {
-    /// `None` for the file as a whole.
+    /// `None`: the file as a whole.
     fn location(&self) -> Option<&Location>;
 }
 
@@ -74,7 +74,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Setting<T> {
     }
 }
 
-/// As its value, so that the JSON schema can name it as a default.
+/// Serializes the value alone, so that the JSON schema can show it as a default.
 impl<T: Serialize> Serialize for Setting<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.value.serialize(serializer)
@@ -123,7 +123,7 @@ impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
     }
 }
 
-/// Gives a type that is written as a string its `Deserialize` (through `FromStr`) and its JSON schema.
+/// Implements `Deserialize` and `JsonSchema` for a type that the file writes as a string.
 macro_rules! string_value {
     ($type:ty, $name:literal, $description:literal, $parse:expr) => {
         impl<'de> Deserialize<'de> for $type {
@@ -144,24 +144,24 @@ macro_rules! string_value {
     };
 }
 
-/// A period of time, written `"5s"`, `"10m"`, `"1h 30m"`.
+/// A duration, written `"5s"`, `"10m"`, `"1h 30m"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Period(pub Duration);
 
-string_value!(Period, "Period", "a period of time: \"0s\", \"250ms\", \"5s\", \"10m\", \"1h 30m\"", |text: &str| {
+string_value!(Period, "Period", "a duration: \"0s\", \"250ms\", \"5s\", \"10m\", \"1h 30m\"", |text: &str| {
     parse_period(text).map(Period)
 });
 
-/// A period of time that is not 0.
+/// A duration of at least 1 ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeout(pub Duration);
 
-string_value!(Timeout, "Timeout", "a period of time that is not 0: \"250ms\", \"5s\", \"10m\"", |text: &str| {
+string_value!(Timeout, "Timeout", "a duration greater than 0: \"250ms\", \"5s\", \"10m\"", |text: &str| {
     let period = parse_period(text)?;
-    if period < Duration::from_millis(1) { Err("at least \"1ms\" is wanted".to_owned()) } else { Ok(Timeout(period)) }
+    if period < Duration::from_millis(1) { Err("must be at least \"1ms\"".to_owned()) } else { Ok(Timeout(period)) }
 });
 
-/// As the file writes it.
+/// Implements `Serialize` in the notation of the file.
 macro_rules! serialize_as_text {
     ($type:ty, $format:expr) => {
         impl Serialize for $type {
@@ -181,13 +181,13 @@ serialize_as_text!(ByteSize, |size: &ByteSize| match size.0 {
     size => size.to_string(),
 });
 
-/// No deadline is further away; far above, sums of times would overflow.
+/// Far longer than any deadline, and short enough that sums with the current time do not overflow.
 const MAX_PERIOD: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 
 fn parse_period(text: &str) -> Result<Duration, String> {
     let period = humantime::parse_duration(text)
-        .map_err(|error| format!("`{text}` is no period of time like \"5s\" or \"10m\": {error}"))?;
-    if period > MAX_PERIOD { Err("ten years are the most".to_owned()) } else { Ok(period) }
+        .map_err(|error| format!("`{text}` is not a duration like \"5s\" or \"10m\": {error}"))?;
+    if period > MAX_PERIOD { Err("must be at most ten years".to_owned()) } else { Ok(period) }
 }
 
 /// A number of bytes, written `"64KiB"`, `"1MiB"`, `"4096"`.
@@ -196,16 +196,16 @@ pub struct ByteSize(pub usize);
 
 string_value!(ByteSize, "ByteSize", "a size: \"512\", \"64KiB\", \"1MiB\"", |text: &str| {
     let size = text.parse::<bytesize::ByteSize>().ok().and_then(|size| usize::try_from(size.as_u64()).ok());
-    size.map(ByteSize).ok_or_else(|| format!("`{text}` is no size like \"64KiB\" or \"1MiB\""))
+    size.map(ByteSize).ok_or_else(|| format!("`{text}` is not a size like \"64KiB\" or \"1MiB\""))
 });
 
-/// A network, written `"10.0.0.0/8"` or `"2001:db8::/32"`; one address stands for itself alone.
+/// A network, written `"10.0.0.0/8"` or `"2001:db8::/32"`; a single address is a network of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr(pub ipnet::IpNet);
 
 string_value!(Cidr, "Cidr", "a network: \"10.0.0.0/8\", \"2001:db8::/32\", or one address", |text: &str| {
     let net = text.parse().or_else(|_| text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from));
-    net.map(Cidr).map_err(|_| format!("`{text}` is no network like \"10.0.0.0/8\" and no address"))
+    net.map(Cidr).map_err(|_| format!("`{text}` is neither a network like \"10.0.0.0/8\" nor an address"))
 });
 
 /// Text that is never printed and is wiped from memory after use.
@@ -213,12 +213,12 @@ string_value!(Cidr, "Cidr", "a network: \"10.0.0.0/8\", \"2001:db8::/32\", or on
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Wraps a text.
+    /// Copies `text`.
     pub(super) fn new(text: &str) -> Self {
         Self(Zeroizing::new(text.to_owned()))
     }
 
-    /// The text itself; for the code that needs it, not for passing on.
+    /// The text itself. Do not log it or store a copy.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -20,12 +20,12 @@ enum Type {
     Map,
     /// The facts whose paths begin with this and a dot.
     Group(&'static str),
-    /// Known only when it is evaluated.
+    /// Known only at evaluation.
     Unknown,
 }
 
 impl Type {
-    /// Whether a value of this type may be one of `other`.
+    /// Whether a value of this type may also be of type `other`.
     fn fits(self, other: Type) -> bool {
         self == Type::Unknown || other == Type::Unknown || self == other
     }
@@ -39,7 +39,7 @@ impl Type {
             Type::List => "a list",
             Type::Map => "a map",
             Type::Group(_) => "a group of fields",
-            Type::Unknown => "something",
+            Type::Unknown => "a value",
         }
     }
 }
@@ -57,7 +57,7 @@ impl From<FactType> for Type {
     }
 }
 
-/// Operators of which only the operands are checked.
+/// Operators whose result type is not tracked: only their operands are checked.
 const OPERATORS: &[&str] = &[
     operators::ADD,
     operators::SUBSTRACT,
@@ -69,7 +69,7 @@ const OPERATORS: &[&str] = &[
 ];
 
 /// Functions that are called on a string.
-const OF_STRINGS: &[&str] = &[
+const STRING_FUNCTIONS: &[&str] = &[
     "contains",
     "startsWith",
     "endsWith",
@@ -85,7 +85,7 @@ const OF_STRINGS: &[&str] = &[
     "trim",
 ];
 
-/// Functions that may be called, those of the language that have a use here, and what they yield.
+/// The supported functions and the types that they yield.
 const FUNCTIONS: &[(&str, Type)] = &[
     ("size", Type::Int),
     ("contains", Type::Bool),
@@ -120,11 +120,11 @@ const FUNCTIONS: &[(&str, Type)] = &[
     ("trim", Type::String),
 ];
 
-/// `all`, `exists` and the like may stand in each other that deep: one deep, a client's user properties are walked
-/// once; two deep, 9,000 of them would be walked 81 million times.
+/// Maximum nesting of `all`, `exists`, `map` and `filter`. At depth 1, evaluation visits each of a client's user
+/// properties once; at depth 2, it would visit 9,000 of them 81 million times.
 const MAX_COMPREHENSION_DEPTH: usize = 1;
 
-/// Checks a program; returns the names it uses.
+/// Checks a program. Returns the names that it uses.
 pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<Names, Vec<ExpressionError>> {
     let mut checker = Checker {
         source,
@@ -139,10 +139,10 @@ pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<N
     let (expected, article) = match wanted {
         Wanted::Bool => (Type::Bool, "a boolean"),
         Wanted::String => (Type::String, "a string"),
-        Wanted::Json => (Type::Unknown, "something"),
+        Wanted::Json => (Type::Unknown, "a value"),
     };
     if !found.fits(expected) {
-        let message = format!("this expression yields {}, {article} is wanted", found.name());
+        let message = format!("this expression yields {}, expected {article}", found.name());
         checker.errors.push(ExpressionError { message, span: 0..source.len(), hint: None });
     }
     if checker.errors.is_empty() { Ok(checker.names()) } else { Err(checker.errors) }
@@ -151,12 +151,12 @@ pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<N
 struct Checker<'a> {
     source: &'a str,
     program: &'a Program,
-    /// Variables of the comprehensions around.
+    /// Variables of the enclosing comprehensions.
     bound: Vec<&'a str>,
     depth: usize,
-    /// The facts that are used, by position in [`FACTS`].
+    /// The facts that the expression uses, by index in [`FACTS`].
     facts: BTreeSet<usize>,
-    /// The roots that `has()` asks for.
+    /// The roots that the expression tests with `has()`.
     guarded: BTreeSet<&'static str>,
     errors: Vec<ExpressionError>,
 }
@@ -183,7 +183,7 @@ impl<'a> Checker<'a> {
         &mut self.errors[last]
     }
 
-    /// The place of a node in bytes; the parser counts characters and includes the last.
+    /// The byte range of a node. The parser counts characters, and its ranges include the last one.
     fn span(&self, at: &IdedExpr) -> std::ops::Range<usize> {
         let byte = |character: u32| {
             self.source.char_indices().nth(character as usize).map_or(self.source.len(), |(byte, _)| byte)
@@ -197,13 +197,13 @@ impl<'a> Checker<'a> {
     fn type_of(&mut self, node: &'a IdedExpr) -> Type {
         let found = self.type_of_operand(node);
         if let Type::Group(group) = found {
-            // As a whole.
+            // The expression uses the group as a whole.
             self.facts.extend((0..FACTS.len()).filter(|fact| is_in(FACTS[*fact].path, group)));
         }
         found
     }
 
-    /// As [`Self::type_of`], of something of which perhaps one field alone is used.
+    /// Like [`Self::type_of`], for an operand of which the expression may use only one field.
     fn type_of_operand(&mut self, node: &'a IdedExpr) -> Type {
         match &node.expr {
             Expr::Ident(name) => self.name(node, name),
@@ -230,7 +230,7 @@ impl<'a> Checker<'a> {
             Expr::Comprehension(comprehension) => {
                 self.type_of(&comprehension.iter_range);
                 if self.depth == MAX_COMPREHENSION_DEPTH {
-                    self.error(node, "`all`, `exists`, `map` and `filter` may not stand inside each other".to_owned());
+                    self.error(node, "`all`, `exists`, `map` and `filter` cannot be nested".to_owned());
                     return Type::Unknown;
                 }
                 let before = self.bound.len();
@@ -267,7 +267,7 @@ impl<'a> Checker<'a> {
                 _ => Type::Unknown,
             },
             Expr::Struct(_) | Expr::Unspecified => {
-                self.error(node, "structures have no use here".to_owned());
+                self.error(node, "structures are not supported".to_owned());
                 Type::Unknown
             }
         }
@@ -283,7 +283,7 @@ impl<'a> Checker<'a> {
         let known = || ROOTS.iter().map(|root| root.name);
         self.error(node, format!("unknown name `{name}`")).hint = Some(match suggest(name, known()) {
             Some(suggestion) => format!("did you mean `{suggestion}`?"),
-            None => format!("known are: {}", known().collect::<Vec<_>>().join(", ")),
+            None => format!("available: {}", known().collect::<Vec<_>>().join(", ")),
         });
         Type::Unknown
     }
@@ -294,16 +294,16 @@ impl<'a> Checker<'a> {
         }
         let known = fields(group);
         let error = self.error(node, format!("`{group}` has no field `{name}`"));
-        // The parser's position is that of the dot.
+        // The parser reports the position of the dot.
         error.span.end += name.len();
         error.hint = Some(match suggest(name, known.iter().copied()) {
             Some(suggestion) => format!("did you mean `{group}.{suggestion}`?"),
-            None => format!("it has: {}", known.join(", ")),
+            None => format!("fields: {}", known.join(", ")),
         });
         Type::Unknown
     }
 
-    /// The type of a path; a fact counts as used.
+    /// The type of a path. Records a fact as used.
     fn resolve(&mut self, path: &str) -> Option<Type> {
         if let Some(position) = FACTS.iter().position(|fact| fact.path == path) {
             self.facts.insert(position);
@@ -319,7 +319,7 @@ impl<'a> Checker<'a> {
         match (call.func_name.as_str(), arguments.as_slice()) {
             (operators::LOGICAL_AND | operators::LOGICAL_OR | operators::LOGICAL_NOT, operands) => {
                 if let Some(wrong) = operands.iter().find(|operand| !operand.fits(Type::Bool)) {
-                    self.error(node, format!("{} stands where a boolean is wanted", wrong.name()));
+                    self.error(node, format!("expected a boolean, found {}", wrong.name()));
                 }
                 Type::Bool
             }
@@ -341,14 +341,14 @@ impl<'a> Checker<'a> {
             (operators::IN | operators::NOT_STRICTLY_FALSE, _) => Type::Bool,
             (operators::CONDITIONAL, [condition, left, right]) => {
                 if !condition.fits(Type::Bool) {
-                    self.error(node, format!("{} stands where a boolean is wanted", condition.name()));
+                    self.error(node, format!("expected a boolean, found {}", condition.name()));
                 }
                 if left == right { *left } else { Type::Unknown }
             }
             (operators::ADD, [left, right]) => {
                 if !left.fits(*right) && (*left == Type::String || *right == Type::String) {
                     self.error(node, format!("{} cannot be added to {}", right.name(), left.name())).hint =
-                        Some("string() makes a string of it".to_owned());
+                        Some("convert it with string()".to_owned());
                 }
                 if [*left, *right].contains(&Type::String) { Type::String } else { Type::Unknown }
             }
@@ -364,19 +364,19 @@ impl<'a> Checker<'a> {
                 suggestion.map(|suggestion| format!("did you mean `{suggestion}`?"));
             return Type::Unknown;
         };
-        if let Some(of) = of.filter(|of| OF_STRINGS.contains(&name) && !of.fits(Type::String)) {
-            self.error(node, format!("`{name}` is for strings, and this is {}", of.name()));
+        if let Some(of) = of.filter(|of| STRING_FUNCTIONS.contains(&name) && !of.fits(Type::String)) {
+            self.error(node, format!("`{name}` requires a string, found {}", of.name()));
         }
-        // A pattern is compiled by the evaluator: it must be known to be one, and never be the client's.
+        // The evaluator compiles the pattern: it must be valid, and a client must not be able to choose it.
         if name == "matches" {
             if self.depth > 0 {
-                self.error(node, "`matches` may not stand in `all`, `exists`, `map` or `filter`".to_owned()).hint =
-                    Some("the pattern would be compiled for each element".to_owned());
+                self.error(node, "`matches` cannot be used inside `all`, `exists`, `map` or `filter`".to_owned())
+                    .hint = Some("the pattern would be compiled for each element".to_owned());
             }
             match call.args.last().map(|pattern| &pattern.expr) {
                 Some(Expr::Literal(LiteralValue::String(pattern))) => {
                     if let Err(error) = cel_regex_check(pattern.inner()) {
-                        self.error(node, format!("the pattern of `matches` is wrong: {error}"));
+                        self.error(node, format!("invalid pattern of `matches`: {error}"));
                     }
                 }
                 _ => {
@@ -394,12 +394,12 @@ fn cel_regex_check(pattern: &str) -> Result<(), String> {
         .map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
 }
 
-/// Whether a fact is in a group.
+/// Whether a fact belongs to a group.
 fn is_in(fact: &str, group: &str) -> bool {
     fact.strip_prefix(group).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// The fields of a group, in the order of the table.
+/// The fields of a group, in the order of [`FACTS`].
 fn fields(group: &str) -> Vec<&'static str> {
     let in_group = FACTS.iter().filter(|fact| is_in(fact.path, group));
     let mut fields: Vec<&str> = in_group.map(|fact| root_of(&fact.path[group.len() + 1..])).collect();

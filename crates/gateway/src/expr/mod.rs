@@ -1,10 +1,11 @@
-//! CEL: expressions over what is known of a client when its CONNECT has arrived. Compiled and judged when the
-//! configuration is loaded, evaluated once for each CONNECT. Enters: [`Facts`]. Leaves: a boolean or a string, or a
-//! refusal. Nothing here ever guesses: an error, a field that is not there, a value of another type is a refusal.
+//! CEL expressions over the facts about a client at the time of its CONNECT. Compiled and checked when the
+//! configuration is loaded, evaluated once for each CONNECT. Enters: [`Facts`]. Leaves: a boolean, a string or a JSON
+//! value, or a rejection. Expressions fail closed: an error, a missing field or a value of the wrong type rejects the
+//! client.
 //!
-//! In two ways this is stricter than CEL. `||` and `&&` go from left to right and hand an error on, where CEL may absorb
-//! it. And an expression that uses `cert`, `jwt`, `device` or `http` without asking for it with `has()` refuses every client
-//! that has none, whatever else the expression says.
+//! Two rules are stricter than in CEL. `||` and `&&` evaluate from left to right and propagate an error, which CEL may
+//! absorb. And an expression that uses `cert`, `jwt`, `device` or `http` without testing it with `has()` rejects every
+//! client that lacks it, whatever the rest of the expression yields.
 
 mod check;
 mod strict;
@@ -20,66 +21,65 @@ use cel::{Env, Value};
 use crate::outcome::Reject;
 use crate::peer::{FACTS, Facts, ROOTS, root_of};
 
-/// Longer expressions are refused at load, in bytes.
+/// Maximum length of an expression in bytes.
 const MAX_LEN: usize = 4096;
 
 /// The language: standard functions and macros, and the string extensions (`lowerAscii`, `replace`, `split`, ...).
 static LANGUAGE: LazyLock<Arc<Env>> = LazyLock::new(|| {
     let mut env = Env::stdlib();
-    env.add_extension(cel::extensions::strings).expect("the strings extension adds nothing that is there already");
+    env.add_extension(cel::extensions::strings).expect("the strings extension does not redefine functions");
     Arc::new(env)
 });
 
-/// What an expression has to yield.
+/// The type that an expression must yield.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// True or false.
+    /// A boolean.
     Bool,
-    /// Text.
+    /// A string.
     String,
-    /// Whatever JSON has.
+    /// Any value that JSON can represent.
     Json,
 }
 
 /// A compiled expression.
 pub struct Expression {
-    /// What the log calls it: its source, unless that may have a secret in it.
+    /// Its name in logs: the source, unless that may contain a secret.
     name: Box<str>,
     tree: IdedExpr,
     names: Names,
 }
 
-/// Which names an expression uses.
+/// The names that an expression uses.
 #[derive(Clone, Debug)]
 struct Names {
-    /// The facts, by position in [`FACTS`]: no others are made.
+    /// The facts, by index in [`FACTS`]. Only these are computed.
     facts: Box<[usize]>,
-    /// Optional roots that it uses without asking for them with `has()`, by position in [`ROOTS`].
+    /// Optional roots that it uses without testing them with `has()`, by index in [`ROOTS`].
     required: Box<[usize]>,
-    /// It uses only what TLS proved, and that for certain.
+    /// Whether it uses at least one fact, only facts that TLS proves, and no `has()`.
     is_about_proofs: bool,
 }
 
-/// What is wrong with an expression.
+/// An error in an expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpressionError {
-    /// What it is.
+    /// What is wrong.
     pub message: String,
-    /// Where in the expression, in bytes.
+    /// Byte range in the expression.
     pub span: Range<usize>,
-    /// What may have been meant.
+    /// How to fix it.
     pub hint: Option<String>,
 }
 
 impl Expression {
-    /// Compiles an expression, and judges names, member paths, functions and types as far as they are known before a
-    /// client is there.
+    /// Compiles an expression and checks names, member paths, functions and, as far as they are known at load, types.
     ///
     /// # Errors
-    /// Everything that was found wrong.
+    /// All errors in the expression.
     pub fn compile(source: &str, wanted: Wanted) -> Result<Self, Vec<ExpressionError>> {
         if source.len() > MAX_LEN {
-            let message = format!("an expression has at most {MAX_LEN} bytes, this one has {}", source.len());
+            let message = format!("an expression has at most {MAX_LEN} bytes, found {}", source.len());
             return Err(vec![ExpressionError { message, span: 0..source.len(), hint: None }]);
         }
         let program = LANGUAGE.compile(source).map_err(|error| {
@@ -90,23 +90,23 @@ impl Expression {
         Ok(Self { name: source.into(), tree: strict::strict(program.expression().clone()), names })
     }
 
-    /// Whether it uses a fact of a top-level name.
+    /// Whether it uses a fact below this top-level name.
     pub(crate) fn uses(&self, root: &str) -> bool {
         self.names.facts.iter().any(|fact| root_of(FACTS[*fact].path) == root)
     }
 
-    /// Whether it uses only what TLS proved, and that for certain: a certificate, a raw key, the identity of a pre-shared
-    /// key.
+    /// Whether it uses only facts that TLS proves (a certificate, a raw public key, the identity of a pre-shared key),
+    /// without `has()`.
     pub(crate) const fn is_about_proofs(&self) -> bool {
         self.names.is_about_proofs
     }
 
-    /// Its source, or what replaces it in the log.
+    /// Its source, or the name that replaces it in logs.
     pub(crate) fn source(&self) -> &str {
         &self.name
     }
 
-    /// Replaces the source as what the log calls this expression.
+    /// Sets the name that logs show in place of the source.
     #[must_use]
     pub fn known_as(self, name: &str) -> Self {
         Self { name: name.into(), ..self }
@@ -115,39 +115,39 @@ impl Expression {
     /// Evaluates an expression that yields a boolean.
     ///
     /// # Errors
-    /// [`Reject::ExpressionFailed`], whatever went wrong.
+    /// [`Reject::ExpressionFailed`]: the evaluation failed, or yielded another type.
     pub fn is_true(&self, facts: &Facts<'_>) -> Result<bool, Reject> {
         match self.evaluate(facts)? {
             Value::Bool(value) => Ok(value),
-            _ => Err(self.failed("it yields no boolean")),
+            _ => Err(self.failed("not a boolean")),
         }
     }
 
     /// Evaluates an expression that yields a string.
     ///
     /// # Errors
-    /// [`Reject::ExpressionFailed`], whatever went wrong.
+    /// [`Reject::ExpressionFailed`]: the evaluation failed, or yielded another type.
     pub fn text(&self, facts: &Facts<'_>) -> Result<Arc<String>, Reject> {
         match self.evaluate(facts)? {
             Value::String(value) => Ok(value),
-            _ => Err(self.failed("it yields no string")),
+            _ => Err(self.failed("not a string")),
         }
     }
 
-    /// Evaluates an expression that yields something that JSON has; timestamps are seconds since 1970.
+    /// Evaluates an expression to a JSON value. Timestamps become seconds since 1970.
     ///
     /// # Errors
-    /// [`Reject::ExpressionFailed`], whatever went wrong.
+    /// [`Reject::ExpressionFailed`]: the evaluation failed, or yielded another type.
     pub fn json(&self, facts: &Facts<'_>) -> Result<serde_json::Value, Reject> {
-        value::to_json(&self.evaluate(facts)?).ok_or_else(|| self.failed("it yields something that JSON has not"))
+        value::to_json(&self.evaluate(facts)?).ok_or_else(|| self.failed("not representable in JSON"))
     }
 
     fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Reject> {
         if !self.names.required.iter().all(|root| facts.has_root(&ROOTS[*root])) {
-            return Err(self.failed("a certificate, token, device or answer that it uses is missing"));
+            return Err(self.failed("missing certificate, token, device or response"));
         }
         let context = value::context(facts, &self.names.facts, Arc::clone(&LANGUAGE));
-        // The error's own text quotes values, of which some are secrets; its kind is enough to find the place.
+        // The text of the error may quote secrets, so only its kind is logged.
         Value::resolve(&self.tree, &context).map_err(|error| self.failed(describe(&error)))
     }
 
@@ -160,11 +160,11 @@ impl Expression {
 fn describe(error: &cel::ExecutionError) -> &'static str {
     use cel::ExecutionError as E;
     match error {
-        E::NoSuchKey(_) => "a field is not there",
-        E::UndeclaredReference(_) => "a name is unknown",
-        E::NoSuchOverload(_) | E::UnexpectedType { .. } | E::ValuesNotComparable(..) => "types do not fit",
-        E::IndexOutOfBounds(_) => "an index is out of bounds",
-        _ => "it cannot be evaluated",
+        E::NoSuchKey(_) => "missing field",
+        E::UndeclaredReference(_) => "unknown name",
+        E::NoSuchOverload(_) | E::UnexpectedType { .. } | E::ValuesNotComparable(..) => "type mismatch",
+        E::IndexOutOfBounds(_) => "index out of bounds",
+        _ => "evaluation failed",
     }
 }
 

@@ -1,9 +1,10 @@
-//! CEL without its forgiveness: `error || true` is true in CEL, which would let a client in whose certificate is not
-//! there. Here both operators become conditionals, which go from left to right and hand errors on.
+//! Makes CEL's logical operators propagate errors. In CEL, `error || true` is true, which would admit a client whose
+//! certificate is missing. Here both operators become conditionals, which evaluate from left to right and fail with the
+//! first error.
 
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 
-/// The same expression, with every `a || b` as `a ? true : b` and every `a && b` as `a ? b : false`.
+/// Rewrites an expression, with every `a || b` as `a ? true : b` and every `a && b` as `a ? b : false`.
 pub(super) fn strict(node: IdedExpr) -> IdedExpr {
     let id = node.id;
     let boxed = |node: Box<IdedExpr>| Box::new(strict(*node));

@@ -1,4 +1,4 @@
-//! Facts as CEL values.
+//! Converts facts to CEL values, and CEL values to JSON.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use serde_json::Value as Json;
 
 use crate::peer::{FACTS, FactValue, Facts, ROOTS, root_of};
 
-/// A group that is missing as a whole if none of its facts has a value. Other groups are there whenever their root is.
+/// A group that exists only if one of its facts has a value. Other groups exist whenever their root does.
 const OPTIONAL_GROUP: &str = "mqtt.will";
 
-/// The context in which an expression that uses these facts is evaluated. What is missing (a certificate, a user name) is
-/// a field that is not there, so that its use is an error and `has()` of it is false.
+/// The evaluation context of an expression that uses these facts. A missing value (a certificate, a user name) is a
+/// missing field: using it is an error, and `has()` of it is false.
 pub(super) fn context(facts: &Facts<'_>, used: &[usize], env: Arc<Env>) -> Context<'static, 'static> {
     let mut context = Context::with_env(env);
-    let mut used = used.iter().map(|position| &FACTS[*position]).peekable();
+    let mut used = used.iter().map(|index| &FACTS[*index]).peekable();
     while let Some(first) = used.peek() {
         let root = root_of(first.path);
         let mut tree = Tree::default();
-        let is_there = ROOTS.iter().any(|it| it.name == root && facts.has_root(it));
+        let has_root = ROOTS.iter().any(|it| it.name == root && facts.has_root(it));
         while let Some(fact) = used.next_if(|fact| root_of(fact.path) == root) {
             let value = fact.get(facts).and_then(value);
-            if is_there {
+            if has_root {
                 tree.insert(fact.path, value);
             }
         }
@@ -34,10 +34,10 @@ pub(super) fn context(facts: &Facts<'_>, used: &[usize], env: Arc<Env>) -> Conte
     context
 }
 
-/// The values of one root.
+/// The values below one root.
 #[derive(Default)]
 struct Tree {
-    /// The root itself is a fact.
+    /// The value, if this node is a fact itself.
     root: Option<Value>,
     fields: HashMap<String, Tree>,
 }
@@ -68,7 +68,7 @@ impl Tree {
     }
 }
 
-/// A fact as a value; `None`: a date that the calendar does not have.
+/// A fact as a value; `None`: a timestamp out of range.
 fn value(fact: FactValue<'_>) -> Option<Value> {
     Some(match fact {
         FactValue::Bool(value) => value.into(),
@@ -81,7 +81,7 @@ fn value(fact: FactValue<'_>) -> Option<Value> {
     })
 }
 
-/// A name may occur more than once, and which value counts is not ours to choose: each name has the list of its values.
+/// User properties by name. A name may occur more than once, so each has the list of its values.
 fn user_properties(properties: &Properties<'_>) -> Value {
     let mut by_name: HashMap<Key, Vec<Value>> = HashMap::new();
     for (name, value) in properties.user_properties() {
@@ -95,7 +95,7 @@ fn text(text: &str) -> Value {
     Value::String(Arc::new(text.to_owned()))
 }
 
-/// A JSON document as a value. Its depth is bounded by the parser's.
+/// A JSON document as a value. The JSON parser bounds its depth.
 fn json(document: &Json) -> Value {
     match document {
         Json::Null => Value::Null,
@@ -114,7 +114,7 @@ fn json(document: &Json) -> Value {
     }
 }
 
-/// A value as JSON; `None`: it has none.
+/// A value as JSON; `None`: JSON cannot represent it.
 pub(super) fn to_json(value: &Value) -> Option<Json> {
     Some(match value {
         Value::Null => Json::Null,

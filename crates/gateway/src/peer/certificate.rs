@@ -1,4 +1,5 @@
-//! What a certificate says of its owner, in the form expressions and logs use.
+//! The fields of a certificate in the form that expressions and logs use. Enters: DER. Leaves: strings and times. Never
+//! here: a decision to trust the certificate.
 
 use std::ops::Range;
 
@@ -15,31 +16,31 @@ use super::Fingerprint;
 use super::dn::{Value, rfc2253, text};
 use crate::util::crypto::sha256;
 
-/// A certificate's content; that it is to be trusted was decided elsewhere.
+/// The fields of a certificate. `pki` has verified it.
 #[derive(Clone, Debug)]
 pub struct Certificate {
     der: Box<[u8]>,
-    /// Of its SubjectPublicKeyInfo in `der`.
+    /// Byte range of the SubjectPublicKeyInfo in `der`.
     key: Range<usize>,
-    /// Whose it is.
+    /// Name of the subject.
     pub subject: Name,
-    /// Who says so.
+    /// Name of the issuer.
     pub issuer: Name,
-    /// Upper-case hex, an even number of digits, without a sign byte: as `openssl x509 -serial` prints it.
+    /// Serial number in upper-case hex, an even number of digits, without a sign byte, as `openssl x509 -serial` prints
+    /// it.
     pub serial: String,
-    /// Seconds since 1970.
+    /// Start of validity in seconds since 1970.
     pub not_before: i64,
-    /// Seconds since 1970.
+    /// End of validity in seconds since 1970.
     pub not_after: i64,
-    /// Other names of the owner.
+    /// Subject alternative names.
     pub san: AlternativeNames,
 }
 
-/// A distinguished name. An attribute that is empty counts as one that is not there, so that an empty field can never
-/// equal another empty field.
+/// A distinguished name. An empty attribute counts as missing, so that two empty fields never compare as equal.
 #[derive(Clone, Debug, Default)]
 pub struct Name {
-    /// The whole name as NGINX's `$ssl_client_s_dn` has it.
+    /// The whole name in the format of NGINX's `$ssl_client_s_dn`.
     pub dn: Option<String>,
     /// First common name.
     pub cn: Option<String>,
@@ -66,7 +67,7 @@ pub struct AlternativeNames {
 }
 
 impl Certificate {
-    /// Reads a certificate; `None` if it is not DER, or not X.509.
+    /// Parses a certificate; `None`: not X.509 in DER.
     pub fn from_der(der: &[u8]) -> Option<Self> {
         let (rest, certificate) = X509Certificate::from_der(der).ok()?;
         if rest.is_empty() { Self::of(der, &certificate) } else { None }
@@ -88,17 +89,17 @@ impl Certificate {
         })
     }
 
-    /// Lower-case hex.
+    /// SHA-256 of the certificate in lower-case hex.
     pub fn sha256(&self) -> String {
         hex::encode(sha256(&self.der))
     }
 
-    /// Of the certificate, and of its public key (SubjectPublicKeyInfo).
+    /// Fingerprints of the certificate and of its public key (SubjectPublicKeyInfo).
     pub fn fingerprints(&self) -> [Fingerprint; 2] {
         [sha256(&self.der), self.der.get(self.key.clone()).map_or([0; 32], sha256)]
     }
 
-    /// Lower-case hex; for lists that were made with it, not for new ones.
+    /// SHA-1 of the certificate in lower-case hex, for existing lists only.
     pub fn sha1(&self) -> String {
         hex::encode(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &self.der))
     }

@@ -1,13 +1,13 @@
-//! Distinguished names as text, exactly as OpenSSL's `XN_FLAG_RFC2253` and so NGINX's `$ssl_client_s_dn` have it:
-//! RFC 2253 with OpenSSL's short names, every byte above 0x7E escaped, and values that are no text dumped as `#DER`.
+//! Distinguished names as text, exactly as OpenSSL's `XN_FLAG_RFC2253`, and so NGINX's `$ssl_client_s_dn`, print
+//! them: RFC 2253 with OpenSSL's short names, every byte above 0x7E escaped, and values that are not text as `#DER`.
 
 use std::fmt::Write as _;
 
 use x509_parser::der_parser::asn1_rs::{Any, Tag, ToDer};
 use x509_parser::x509::X509Name;
 
-/// OpenSSL's short names of the attribute types that names have. An attribute that is not listed is written with its
-/// number and its value as `#DER`, as OpenSSL writes those it does not know.
+/// OpenSSL's short names of attribute types. An unlisted attribute is written with its OID and its value as `#DER`, as
+/// OpenSSL does.
 const SHORT_NAMES: &[(&str, &str)] = &[
     ("0.9.2342.19200300.100.1.1", "UID"),
     ("0.9.2342.19200300.100.1.2", "textEncodedORAddress"),
@@ -133,10 +133,10 @@ const SHORT_NAMES: &[(&str, &str)] = &[
     ("2.5.4.100", "dnsName"),
 ];
 
-/// The whole name; `None` if a value is not what its type says, of which OpenSSL prints nothing either.
+/// The whole name; `None`: a value does not match its type. OpenSSL prints nothing then, too.
 pub(super) fn rfc2253(name: &X509Name<'_>) -> Option<String> {
     let mut out = String::new();
-    // RFC 2253 begins at the end of the sequence; OpenSSL turns the parts of a multi-valued RDN around with it.
+    // RFC 2253 starts with the last RDN of the sequence; OpenSSL also reverses the parts of a multi-valued RDN.
     for (position, rdn) in name.iter_rdn().collect::<Vec<_>>().into_iter().rev().enumerate() {
         for (part, attribute) in rdn.iter().collect::<Vec<_>>().into_iter().rev().enumerate() {
             match (position, part) {
@@ -160,13 +160,13 @@ pub(super) fn rfc2253(name: &X509Name<'_>) -> Option<String> {
 
 pub(super) enum Value {
     Text(String),
-    /// A type that holds no text.
+    /// Not a text type.
     Other,
-    /// Bytes that are not what the type says.
+    /// Bytes that do not match the type.
     Broken,
 }
 
-/// The characters of a string type; T61 and the like count as Latin-1, as everybody reads them.
+/// Decodes a string type. T61 and similar types are read as Latin-1, as other implementations do.
 pub(super) fn text(value: &Any<'_>) -> Value {
     let wide = |size: usize, character: fn(&[u8]) -> u32| {
         if !value.data.len().is_multiple_of(size) {
@@ -199,7 +199,7 @@ fn escape(value: &str, out: &mut String) {
             b'#' if position == 0 => out.push_str("\\#"),
             b' '..=b'~' => out.push(char::from(byte)),
             _ => {
-                // A String takes every write.
+                // Writing to a String cannot fail.
                 let _ = write!(out, "\\{byte:02X}");
             }
         }

@@ -1,5 +1,5 @@
-//! The one table of facts about a client: name, type, meaning and getter of each. Expressions, the HTTP authenticator,
-//! logs and the reference in `docs/expressions.md` are made from it.
+//! The table of facts about a client: name, type, meaning and getter of each. Expressions, the HTTP authenticator, logs
+//! and the reference in `docs/expressions.md` use it. Never here: the client's password.
 
 use std::borrow::Cow;
 
@@ -9,29 +9,29 @@ use serde_json::Value as Json;
 
 use super::{Certificate, Name, Peer};
 
-/// What is known of a client when its CONNECT has arrived. Never its password.
+/// What the gateway knows about a client at the time of its CONNECT.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
-    /// The client below MQTT.
+    /// The peer of the connection, below MQTT.
     pub peer: &'a Peer,
     /// The listener's name.
     pub listener: &'a str,
     /// The CONNECT packet.
     pub mqtt: &'a Connect<'a>,
-    /// What authenticators found out.
+    /// The attributes from authenticators.
     pub attributes: AuthAttributes<'a>,
-    /// Seconds since 1970.
+    /// Time of the evaluation in seconds since 1970.
     pub now: i64,
 }
 
-/// What authenticators found out about a client, each as a JSON object.
+/// Attributes of a client from authenticators, each a JSON object.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AuthAttributes<'a> {
     /// The claims of its token.
     pub jwt: Option<&'a Json>,
     /// Its entry in the device registry.
     pub device: Option<&'a Json>,
-    /// The attributes that the authentication service gave it.
+    /// The attributes in the response of the authentication service.
     pub http: Option<&'a Json>,
 }
 
@@ -73,15 +73,15 @@ pub enum FactValue<'a> {
 
 /// One row of the table.
 pub struct Fact {
-    /// As expressions name it.
+    /// Its path in expressions.
     pub path: &'static str,
     /// The type of its values.
     pub kind: FactType,
-    /// `has()` of it may be false although its root is there.
+    /// Whether it may be missing although its root exists.
     pub optional: bool,
-    /// TLS proved it, and did not only agree on it.
+    /// Whether TLS proves it, and does not only negotiate it.
     pub proved: bool,
-    /// What it is, for the reference.
+    /// Its description in the reference.
     pub meaning: &'static str,
     get: for<'a> fn(&Facts<'a>) -> Option<FactValue<'a>>,
 }
@@ -90,11 +90,11 @@ pub struct Fact {
 pub struct Root {
     /// The name.
     pub name: &'static str,
-    /// A client may have nothing of it: an expression that uses it without `has()` then rejects the client.
+    /// Whether a client may lack it. An expression that uses it without `has()` then rejects the client.
     pub optional: bool,
 }
 
-/// The top-level names, in the order in which they are listed.
+/// The top-level names, in the order of the reference.
 pub const ROOTS: &[Root] = &[
     Root { name: "cert", optional: true },
     Root { name: "jwt", optional: true },
@@ -106,8 +106,8 @@ pub const ROOTS: &[Root] = &[
     Root { name: "now", optional: false },
 ];
 
-/// Defines the table: `path: type = meaning, getter;` with `?` behind the type where a value may be missing, and `proved`
-/// before the path where TLS proved it.
+/// Defines the table: `path: type flags = meaning, getter;`. Flags: `optional` if the value may be missing, `proved` if
+/// TLS proves it.
 macro_rules! facts {
     ($($path:literal: $kind:ident $($flag:ident)* = $meaning:literal, $get:expr;)*) => {
         /// All facts, grouped by their roots.
@@ -134,7 +134,7 @@ facts! {
     "cert.subject.c": String optional proved = "first country of the subject", |f| text(&subject(f)?.c);
     "cert.subject.l": String optional proved = "first locality of the subject", |f| text(&subject(f)?.l);
     "cert.subject.st": String optional proved = "first state or province of the subject", |f| text(&subject(f)?.st);
-    "cert.issuer.dn": String optional proved = "issuer, likewise", |f| text(&issuer(f)?.dn);
+    "cert.issuer.dn": String optional proved = "issuer, in the same format", |f| text(&issuer(f)?.dn);
     "cert.issuer.cn": String optional proved = "first common name of the issuer", |f| text(&issuer(f)?.cn);
     "cert.issuer.o": String optional proved = "first organisation of the issuer", |f| text(&issuer(f)?.o);
     "cert.issuer.ou": String optional proved = "first organisational unit of the issuer", |f| text(&issuer(f)?.ou);
@@ -143,21 +143,21 @@ facts! {
     "cert.issuer.st": String optional proved = "first state or province of the issuer", |f| text(&issuer(f)?.st);
     "cert.serial": String proved = "serial number, upper-case hex", |f| Some(borrowed(&cert(f)?.serial));
     "cert.fingerprint.sha256": String proved = "of the certificate in DER, lower-case hex", |f| Some(owned(cert(f)?.sha256()));
-    "cert.fingerprint.sha1": String proved = "likewise, for lists that were made with SHA-1", |f| Some(owned(cert(f)?.sha1()));
+    "cert.fingerprint.sha1": String proved = "SHA-1 of the certificate in DER, lower-case hex; for existing lists", |f| Some(owned(cert(f)?.sha1()));
     "cert.san.dns": List proved = "DNS names", |f| Some(FactValue::List(&cert(f)?.san.dns));
     "cert.san.uri": List proved = "URIs", |f| Some(FactValue::List(&cert(f)?.san.uri));
     "cert.san.email": List proved = "email addresses", |f| Some(FactValue::List(&cert(f)?.san.email));
     "cert.san.ip": List proved = "IP addresses", |f| Some(FactValue::List(&cert(f)?.san.ip));
-    "cert.not_before": Timestamp proved = "begin of validity", |f| Some(FactValue::Time(cert(f)?.not_before));
+    "cert.not_before": Timestamp proved = "start of validity", |f| Some(FactValue::Time(cert(f)?.not_before));
     "cert.not_after": Timestamp proved = "end of validity", |f| Some(FactValue::Time(cert(f)?.not_after));
     "jwt": Map = "claims of the token that a `jwt` authenticator verified", |f| f.attributes.jwt.map(FactValue::Json);
     "device.id": String = "ID in the device registry", |f| Some(FactValue::Json(f.attributes.device?.get("id")?));
     "device.groups": List = "groups in the device registry", |f| Some(FactValue::Json(f.attributes.device?.get("groups")?));
     "device.attributes": Map = "attributes in the device registry", |f| Some(FactValue::Json(f.attributes.device?.get("attributes")?));
-    "http": Map = "attributes that an `http` authenticator answered with", |f| f.attributes.http.map(FactValue::Json);
+    "http": Map = "attributes in the response of an `http` authenticator", |f| f.attributes.http.map(FactValue::Json);
     "tls.version": String optional = "`TLSv1.2` or `TLSv1.3`", |f| Some(borrowed(f.peer.tls.as_ref()?.version));
     "tls.cipher": String optional = "cipher suite, by its standard name", |f| Some(borrowed(&f.peer.tls.as_ref()?.cipher));
-    "tls.sni": String optional = "server name that the client asked for", |f| f.peer.tls.as_ref()?.sni.as_deref().map(borrowed);
+    "tls.sni": String optional = "server name that the client requested", |f| f.peer.tls.as_ref()?.sni.as_deref().map(borrowed);
     "tls.alpn": String optional = "application protocol", |f| f.peer.tls.as_ref()?.alpn.as_deref().map(borrowed);
     "tls.resumed": Bool optional = "whether the session was resumed", |f| Some(FactValue::Bool(f.peer.tls.as_ref()?.resumed));
     "tls.psk_identity": String optional proved = "identity of the pre-shared key", |f| Some(borrowed(&f.peer.psk()?.identity));
@@ -177,14 +177,14 @@ facts! {
 }
 
 impl Fact {
-    /// Its value for a client; `None`: there is none.
+    /// Its value for a client; `None`: the client lacks it.
     pub fn get<'a>(&self, facts: &Facts<'a>) -> Option<FactValue<'a>> {
         (self.get)(facts)
     }
 }
 
 impl Facts<'_> {
-    /// Whether there is anything of a root that a client may have nothing of.
+    /// Whether a root exists for this client.
     pub fn has_root(&self, root: &Root) -> bool {
         match root.name {
             "cert" => self.peer.certificate().is_some(),
@@ -231,10 +231,10 @@ mod tests {
 
     #[test]
     fn every_fact_has_a_root_and_no_path_is_doubled_or_a_group() {
-        for (place, fact) in FACTS.iter().enumerate() {
+        for (index, fact) in FACTS.iter().enumerate() {
             assert!(ROOTS.iter().any(|root| root.name == root_of(fact.path)), "{}", fact.path);
             let group = format!("{}.", fact.path);
-            let others = FACTS.iter().enumerate().filter(|(other, _)| *other != place);
+            let others = FACTS.iter().enumerate().filter(|(other, _)| *other != index);
             assert!(
                 others.into_iter().all(|(_, it)| it.path != fact.path && !it.path.starts_with(&group)),
                 "{}",

@@ -1,5 +1,5 @@
-//! What is known of the other side of a connection below MQTT, as plain data: its address, what TLS agreed on, and how it
-//! proved who it is. Nothing here verifies anything: whoever makes a [`Peer`] has done so.
+//! The peer of a connection, below MQTT, as plain data: its address, the parameters that TLS negotiated, and its proved
+//! identity. Nothing here verifies anything: the code that creates a [`Peer`] has verified it.
 
 mod certificate;
 mod dn;
@@ -13,50 +13,50 @@ pub use facts::{AuthAttributes, FACTS, Fact, FactType, FactValue, Facts, ROOTS, 
 /// SHA-256 of a certificate or of a public key.
 pub type Fingerprint = [u8; 32];
 
-/// The other side of a connection.
+/// The peer of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
-    /// What TLS agreed on; `None`: MQTT in the clear.
+    /// The TLS session; `None`: MQTT without TLS.
     pub tls: Option<TlsSession>,
-    /// How it proved who it is.
+    /// The identity that it proved.
     pub identity: Identity,
 }
 
-/// What TLS agreed on.
+/// Parameters of a TLS session.
 #[derive(Clone, Debug)]
 pub struct TlsSession {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// The cipher suite by its standard name, as `TLS_AES_256_GCM_SHA384`.
     pub cipher: Box<str>,
-    /// The server name that the client asked for.
+    /// The server name that the client requested (SNI).
     pub sni: Option<Box<str>>,
-    /// The application protocol agreed on.
+    /// The negotiated application protocol (ALPN).
     pub alpn: Option<Box<str>>,
-    /// Whether an earlier session was resumed.
+    /// Whether the handshake resumed an earlier session.
     pub resumed: bool,
 }
 
-/// How a peer proved who it is in the handshake.
+/// The identity that a peer proved in the handshake.
 #[derive(Clone, Debug, Default)]
 pub enum Identity {
-    /// It did not.
+    /// None.
     #[default]
     None,
-    /// It owns the private key of this certificate, whose chain was verified.
+    /// The peer owns the private key of this certificate, whose chain was verified.
     Certificate(Box<Certificate>),
-    /// It owns this key, which a file or the registry lists [RFC 7250].
+    /// The peer owns this key, which a file or the registry lists [RFC 7250].
     RawKey(RawKey),
-    /// It has this key in common with the gateway.
+    /// The peer and the gateway share this key.
     Psk(Psk),
 }
 
 /// A raw public key.
 #[derive(Clone, Debug)]
 pub struct RawKey {
-    /// Of its SubjectPublicKeyInfo.
+    /// SHA-256 of its SubjectPublicKeyInfo.
     pub fingerprint: Fingerprint,
     /// Its name in the file of keys.
     pub name: Option<Box<str>>,
@@ -67,12 +67,12 @@ pub struct RawKey {
 pub struct Psk {
     /// Its identity.
     pub identity: Box<str>,
-    /// Distinguishes the key from others; for this process only.
+    /// Distinguishes the key from others, within this process.
     pub tag: u64,
 }
 
 impl Peer {
-    /// A peer that has proved nothing.
+    /// A peer without TLS and without an identity.
     pub const fn plain(address: SocketAddr) -> Self {
         Self { address, tls: None, identity: Identity::None }
     }
@@ -101,7 +101,7 @@ impl Peer {
         }
     }
 
-    /// Of the certificate and the key that it proved to own.
+    /// Fingerprints of the certificate and the key that it proved to own.
     pub fn fingerprints(&self) -> Vec<Fingerprint> {
         match &self.identity {
             Identity::Certificate(certificate) => certificate.fingerprints().to_vec(),

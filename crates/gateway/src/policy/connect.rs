@@ -1,5 +1,5 @@
-//! Admission and rewriting of CONNECT. Enters: the packet as the client sent it, and what is known of the client.
-//! Leaves: the packet as the broker gets it, or a refusal. A pure function: no I/O, no state.
+//! Admission and rewriting of CONNECT. Enters: the packet as the client sent it, and the facts about the client.
+//! Leaves: the packet as the broker receives it, or a rejection. Never here: I/O or state.
 
 use std::sync::Arc;
 
@@ -31,14 +31,14 @@ enum NewPassword {
     Token(Token),
 }
 
-/// A token towards the broker.
+/// A token for the broker.
 #[derive(Debug)]
 struct Token {
     signer: Arc<Signer>,
     token: tables::Token,
 }
 
-/// The new values of fields, to be put into a CONNECT. Not to be printed: one is a password.
+/// New values for fields of a CONNECT. Do not log them: one is a password.
 #[derive(Default)]
 #[expect(missing_debug_implementations, reason = "it holds a password")]
 pub struct Replacements {
@@ -48,19 +48,19 @@ pub struct Replacements {
 }
 
 impl Admission {
-    /// Of expressions that must all be true.
+    /// Admits clients for which all expressions are true.
     pub const fn new(require: Vec<Expression>) -> Self {
         Self { require }
     }
 
-    /// Whether the client is let in.
+    /// Checks that the client may be admitted.
     ///
     /// # Errors
-    /// [`Reject::IdentityMismatch`] if an expression is false, [`Reject::ExpressionFailed`] if it has no value.
+    /// [`Reject::IdentityMismatch`]: an expression is false. [`Reject::ExpressionFailed`]: its evaluation failed.
     pub fn check(&self, facts: &Facts<'_>) -> Result<(), Reject> {
         for expression in &self.require {
             if !expression.is_true(facts)? {
-                tracing::debug!(?expression, "not true of this client");
+                tracing::debug!(?expression, "client does not meet `require`");
                 return Err(Reject::IdentityMismatch);
             }
         }
@@ -95,10 +95,10 @@ impl Rewriting {
             }
     }
 
-    /// Computes the new values; all of them from the CONNECT that the client sent.
+    /// Computes the new values, all from the CONNECT as the client sent it.
     ///
     /// # Errors
-    /// [`Reject::ExpressionFailed`] if one has no value.
+    /// [`Reject::ExpressionFailed`]: an evaluation failed. [`Reject::RewriteFailed`]: the token cannot be signed.
     pub fn evaluate(&self, facts: &Facts<'_>) -> Result<Replacements, Reject> {
         let value = |field: &Option<Expression>| field.as_ref().map(|field| field.text(facts)).transpose();
         Ok(Replacements {
@@ -122,7 +122,7 @@ impl Token {
 }
 
 impl Replacements {
-    /// Fills what nothing else replaces by what an authenticator says.
+    /// Uses the values of an authenticator for fields that no expression replaces.
     #[must_use]
     pub fn or_else(self, client_id: Option<String>, username: Option<String>) -> Self {
         Self {
@@ -132,12 +132,12 @@ impl Replacements {
         }
     }
 
-    /// Whether CONNECT goes on as it came.
+    /// Whether CONNECT stays unchanged.
     pub const fn is_empty(&self) -> bool {
         self.client_id.is_none() && self.username.is_none() && self.password.is_none()
     }
 
-    /// The CONNECT with the new values in it.
+    /// The CONNECT with the new values.
     pub fn apply<'a>(&'a self, connect: &Connect<'a>) -> Connect<'a> {
         let text = |value: &'a Option<Arc<String>>| value.as_ref().map(|value| value.as_str());
         Connect {

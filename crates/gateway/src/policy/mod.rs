@@ -1,4 +1,4 @@
-//! What the operator wants of a CONNECT: who is let in, and how the packet is rewritten.
+//! The operator's policy for CONNECT: which clients are admitted, and how the packet is rewritten.
 
 mod connect;
 mod token;

@@ -1,5 +1,6 @@
-//! The gateway's own word on who a client is: short-lived tokens [RFC 7519] for brokers, signed by keys whose public halves
-//! are told to whoever asks [RFC 7517]. A broker that wants one refuses who went around the gateway.
+//! Short-lived tokens [RFC 7519] that tell a broker who the client is. Enters: claims. Leaves: a signed token, and the
+//! public keys as a JWKS [RFC 7517]. A broker that requires a token rejects clients that bypass the gateway. Never
+//! here: a private key leaves the process.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
-/// For brokers whose clocks are behind, in seconds.
+/// How far `nbf` lies in the past, in seconds, for brokers whose clocks are slow.
 const CLOCK_SKEW: i64 = 30;
 
 /// Signs tokens.
@@ -50,7 +51,7 @@ impl Signer {
     /// Reads the keys.
     ///
     /// # Errors
-    /// They cannot be used, which was reported.
+    /// A key cannot be used, which was reported.
     pub(crate) fn open(settings: &tables::Identity, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
         let key = &settings.keys[0];
         warn_if_exposed(key, key, "the private key", diagnostics);
@@ -59,15 +60,15 @@ impl Signer {
             let files = files.clone();
             move || Keys::read(&files)
         };
-        let keys = FromFiles::open_all("keys that sign identities", files, read)
-            .map_err(|complaint| diagnostics.error(key, complaint))?;
+        let keys =
+            FromFiles::open_all("identity keys", files, read).map_err(|complaint| diagnostics.error(key, complaint))?;
         Ok(Self { issuer: settings.issuer.clone(), keys })
     }
 
-    /// Makes a token of these claims.
+    /// Signs a token with these claims.
     ///
     /// # Errors
-    /// It cannot be signed.
+    /// Signing failed.
     pub(crate) fn sign(
         &self,
         mut claims: Map<String, Json>,
@@ -76,7 +77,7 @@ impl Signer {
     ) -> Result<String, jsonwebtoken::errors::Error> {
         let (now, lifetime) = (now(), i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX));
         let mut id = [0; 16];
-        // Without a random number it is as good a token, only not told from others.
+        // `jti` only distinguishes tokens, so an error of the random number generator does no harm.
         let _ = rand::fill(&mut id);
         claims.insert("iss".to_owned(), self.issuer.as_str().into());
         claims.extend(audience.map(|audience| ("aud".to_owned(), audience.into())));
@@ -90,22 +91,22 @@ impl Signer {
 
     /// The public keys, as a JWKS.
     pub(crate) fn jwks(&self) -> String {
-        // Strings and lists: nothing in it can fail to be JSON.
+        // Serialization cannot fail: the JWKS contains only strings and lists.
         serde_json::to_string(&self.keys.load().public).unwrap_or_default()
     }
 
-    /// Reads the keys again if their files have changed, and says in the log what came of it.
+    /// Reads the keys again if their files have changed, and logs the result.
     pub(crate) fn read_changed_files(&self) {
         self.keys.read_if_changed("identity");
     }
 }
 
 impl Keys {
-    /// The first of the files signs; the keys of the others are only told.
+    /// The first key signs. The JWKS contains all public keys.
     fn read(files: &[PathBuf]) -> Result<Self, Complaint> {
         let keys: Vec<(EncodingKey, Algorithm, Jwk)> = files.iter().map(|file| read(file)).collect::<Result<_, _>>()?;
         let public = JwkSet { keys: keys.iter().map(|(_, _, jwk)| jwk.clone()).collect() };
-        let (signing, algorithm, jwk) = keys.into_iter().next().ok_or_else(|| Complaint::new("there is no key"))?;
+        let (signing, algorithm, jwk) = keys.into_iter().next().ok_or_else(|| Complaint::new("no key"))?;
         let header = Header { kid: jwk.common.key_id, ..Header::new(algorithm) };
         Ok(Self { signing, header, public })
     }
@@ -114,8 +115,8 @@ impl Keys {
 fn read(path: &Path) -> Result<(EncodingKey, Algorithm, Jwk), Complaint> {
     let der = PrivatePkcs8KeyDer::from_pem_file(path).map_err(|error| unreadable(path, &error))?;
     let complain = |what: &str| Complaint::new(format!("{}: {what}", path.display()));
-    let info = PrivateKeyInfo::try_from(der.secret_pkcs8_der()).map_err(|_| complain("this is no PKCS#8 key"))?;
-    let unknown = || complain("a key of P-256, P-384, Ed25519 or RSA is wanted");
+    let info = PrivateKeyInfo::try_from(der.secret_pkcs8_der()).map_err(|_| complain("not a PKCS#8 key"))?;
+    let unknown = || complain("unsupported key type; expected P-256, P-384, Ed25519 or RSA");
     let (algorithm, key) = match info.algorithm.oid {
         EC => {
             let algorithm = match info.algorithm.parameters_oid() {
@@ -126,14 +127,14 @@ fn read(path: &Path) -> Result<(EncodingKey, Algorithm, Jwk), Complaint> {
             (algorithm, EncodingKey::from_ec_der(der.secret_pkcs8_der()))
         }
         ED25519 => (Algorithm::EdDSA, EncodingKey::from_ed_der(der.secret_pkcs8_der())),
-        // Of this kind the key inside is wanted [RFC 8017, A.1.2].
+        // For RSA the library expects the inner key, not PKCS#8 [RFC 8017, A.1.2].
         RSA => (Algorithm::RS256, EncodingKey::from_rsa_der(info.private_key)),
         _ => return Err(unknown()),
     };
     let mut jwk = Jwk::from_encoding_key(&key, algorithm).map_err(|_| complain("this key cannot be used"))?;
     jwk.common.public_key_use = Some(PublicKeyUse::Signature);
     jwk.common.key_id = jwk.thumbprint(ThumbprintHash::SHA256).ok();
-    // A key that reads well and cannot sign is better found now.
+    // Sign once, so that a key that cannot sign is reported at load.
     jsonwebtoken::encode(&Header::new(algorithm), &Map::<String, Json>::new(), &key)
         .map_err(|_| complain("this key cannot sign"))?;
     Ok((key, algorithm, jwk))

@@ -1,15 +1,15 @@
-//! The time of day. It follows the clock of the tokio runtime, so that a test that advances that clock moves both kinds of
-//! time at once, for its own runtime and for nobody else's. Monotonic times are therefore tokio's
-//! [`Instant`](tokio::time::Instant)s wherever something expires, retries or is counted within a window.
+//! The wall clock. In tests it follows the clock of the tokio runtime, so that a test that advances that clock moves both,
+//! for its own runtime only. Whatever expires, is retried or is counted within a window therefore uses tokio's
+//! [`Instant`](tokio::time::Instant).
 //!
-//! Only with the feature `test-util`: without it, this is the system's clock, and nothing in the process can move it.
+//! Without the feature `test-util` this is the system's clock, and nothing in the process can move it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
-/// Tolerated in times that another machine's clock wrote, in seconds.
+/// Tolerated difference from the clocks of other machines, in seconds.
 pub(crate) const CLOCK_SKEW: i64 = 300;
 
 /// Seconds since 1970; 0 before.

@@ -1,4 +1,4 @@
-//! The process's provider of cryptography.
+//! The cryptography provider of the process, and keyed digests.
 
 use std::sync::{Arc, LazyLock};
 
@@ -6,10 +6,10 @@ use aws_lc_rs::{digest, hmac, rand};
 use rustls::crypto::CryptoProvider;
 use zeroize::Zeroizing;
 
-/// Makes aws-lc-rs the process's provider of cryptography. To be called first: with two providers in the dependency
-/// tree, rustls' builders panic unless one was chosen.
+/// Installs aws-lc-rs as the cryptography provider of the process. Call it before any use of rustls: with two providers
+/// in the dependency tree, rustls' builders panic unless one is installed.
 pub fn install_crypto_provider() {
-    // An error says that a provider was installed before: this one, by an earlier call.
+    // An error means that an earlier call has installed the provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
@@ -19,20 +19,21 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// SHA-256.
-pub(crate) fn sha256(octets: &[u8]) -> [u8; 32] {
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, octets).as_ref());
+    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
     out
 }
 
-/// A keyed digest that this process alone can make: for what is to be recognised, but never to be found out.
+/// HMAC-SHA-256 of several fields under a random key of this process: it recognizes a secret without storing it, and
+/// cannot be searched for offline.
 pub(crate) fn keyed_digest(fields: &[&[u8]]) -> [u8; 32] {
     static KEY: LazyLock<hmac::Key> = LazyLock::new(|| {
         hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new()).expect("the system has random numbers")
     });
     let mut context = hmac::Context::with_key(&KEY);
     for field in fields {
-        // Where one ends and the next begins counts, too.
+        // The length separates the fields, so that ("ab", "c") and ("a", "bc") differ.
         context.update(&(field.len() as u64).to_be_bytes());
         context.update(field);
     }
@@ -41,12 +42,12 @@ pub(crate) fn keyed_digest(fields: &[&[u8]]) -> [u8; 32] {
     out
 }
 
-/// What tells a secret from another, for this process only.
+/// Distinguishes a secret from others, within this process.
 pub(crate) fn tag(secret: &[u8]) -> u64 {
-    keyed_digest(&[secret]).first_chunk().map_or(0, |octets| u64::from_be_bytes(*octets))
+    keyed_digest(&[secret]).first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
-/// A new key of 32 random octets.
+/// A new random key of 32 bytes.
 pub fn random_key() -> Zeroizing<Vec<u8>> {
     let mut key = Zeroizing::new(vec![0; 32]);
     rand::fill(&mut key).expect("the system has random numbers");

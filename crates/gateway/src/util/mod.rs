@@ -1,4 +1,4 @@
-//! What any module may use: time, the cryptography provider, text, and a map of what is shared while it is in use.
+//! Helpers for all modules: the clock, the cryptography provider, text, and a map of shared values.
 
 pub(crate) mod clock;
 pub mod crypto;

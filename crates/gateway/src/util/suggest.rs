@@ -1,10 +1,10 @@
-//! "Did you mean".
+//! Suggestions for misspelt names ("did you mean").
 
-/// The candidate that is most like `found`, if one is like it at all.
+/// The candidate most similar to `found`, if one is similar enough.
 pub(crate) fn suggest<'a>(found: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()
-        // One slip of the fingers in a short word, or a word that begins and goes on much the same.
+        // A typo in a short word, or a longer word with a similar beginning.
         .filter(|candidate| {
             strsim::jaro_winkler(found, candidate) > 0.8 || strsim::osa_distance(found, candidate) <= found.len() / 3
         })

@@ -1,4 +1,4 @@
-//! What several owners share for as long as one of them has it: found by its key, forgotten with the last of them.
+//! A map of shared values. A value lives as long as one of its owners holds it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,11 +7,11 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-/// Values by key; it keeps none alive itself.
+/// Weak references by key.
 pub(crate) struct WeakMap<K, V>(Mutex<HashMap<K, Weak<V>>>);
 
 impl<K: Hash + Eq, V> WeakMap<K, V> {
-    /// The value of this key; made, if nobody has it.
+    /// The value of this key. Creates it if no owner holds it.
     pub(crate) fn get_or_insert_with(&self, key: K, make: impl FnOnce() -> V) -> Arc<V> {
         let mut values = self.0.lock();
         values.retain(|_, value| value.strong_count() > 0);
@@ -23,7 +23,7 @@ impl<K: Hash + Eq, V> WeakMap<K, V> {
         value
     }
 
-    /// All that somebody has.
+    /// All values that have an owner.
     pub(crate) fn values(&self) -> Vec<Arc<V>> {
         let values = self.0.lock();
         values.values().filter_map(Weak::upgrade).collect()

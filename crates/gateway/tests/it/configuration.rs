@@ -23,18 +23,18 @@ fn expressions_are_judged_at_load() {
     for (expression, message, hint) in [
         ("mqtt.clientid == 'a'", "`mqtt` has no field `clientid`", "did you mean `mqtt.client_id`?"),
         ("certt.subject.cn == 'a'", "unknown name `certt`", "did you mean `cert`?"),
-        ("cert.subject.common_name == 'a'", "`cert.subject` has no field `common_name`", "it has: dn, cn"),
+        ("cert.subject.common_name == 'a'", "`cert.subject` has no field `common_name`", "fields: dn, cn"),
         ("mqtt.password == 'a'", "`mqtt` has no field `password`", ""),
-        ("mqtt.client_id", "this expression yields a string, a boolean is wanted", ""),
+        ("mqtt.client_id", "this expression yields a string, expected a boolean", ""),
         ("mqtt.client_id == 7", "a string never equals a number", ""),
-        ("mqtt.client_id && true", "a string stands where a boolean is wanted", ""),
+        ("mqtt.client_id && true", "expected a boolean, found a string", ""),
         ("mqtt.client_id.startswith('a')", "unknown function `startswith`", "did you mean `startsWith`?"),
-        ("mqtt.client_id.matches('[')", "the pattern of `matches` is wrong", ""),
+        ("mqtt.client_id.matches('[')", "invalid pattern of `matches`", ""),
         ("mqtt.client_id.matches(mqtt.username)", "the pattern of `matches` must be a literal", ""),
-        ("cert.san.dns.all(a, cert.san.uri.all(b, a == b))", "may not stand inside each other", ""),
-        ("mqtt.version.startsWith('5')", "`startsWith` is for strings, and this is a number", ""),
+        ("cert.san.dns.all(a, cert.san.uri.all(b, a == b))", "cannot be nested", ""),
+        ("mqtt.version.startsWith('5')", "`startsWith` requires a string, found a number", ""),
         ("starts_with(mqtt.client_id, 'a')", "unknown function `starts_with`", "did you mean `startsWith`?"),
-        ("mqtt.user_properties.all(k, k.matches('^a'))", "`matches` may not stand in `all`", ""),
+        ("mqtt.user_properties.all(k, k.matches('^a'))", "`matches` cannot be used inside `all`", ""),
         ("mqtt.client_id ==", "", ""),
         ("mqtt.keep_alive.x == 1", "a number has no field `x`", ""),
     ] {
@@ -55,7 +55,7 @@ fn nothing_from_outside_is_put_into_an_expression() {
     for expression in ["${FILE:pw}", "'${FILE:pw}' + mqtt.username"] {
         let expression = expression.replace("pw}", &format!("{}}}", pw.display()));
         let text = problems(&format!("{listener}[listener.connect]\npassword = \"{expression}\"\n{REST}"));
-        assert!(text.contains("nothing from outside the file can be put into an expression"), "{text}");
+        assert!(text.contains("substitution is not supported in expressions"), "{text}");
         assert!(!text.contains("s3cret"), "{text}");
     }
 }
@@ -67,16 +67,16 @@ fn what_is_legal_but_unsafe_is_a_warning() {
         format!("[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{rest}{REST}")
     };
     let open = problems(&listener(&pki.listener_tls_without_ca()));
-    assert!(open.contains("warning: clients of this listener prove nothing"), "{open}");
+    assert!(open.contains("warning: this listener does not authenticate clients"), "{open}");
     let unbound = problems(&listener(&pki.listener_tls()));
-    assert!(unbound.contains("warning: any device can take any other device's client ID"), "{unbound}");
+    assert!(unbound.contains("warning: any device can use any other device's client ID"), "{unbound}");
     let optional = problems(&listener(&format!("{}client_auth = \"optional\"\n", pki.listener_tls())));
-    assert!(optional.contains("warning: certificates are optional"), "{optional}");
+    assert!(optional.contains("warning: client certificates are optional"), "{optional}");
     let bound = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n";
     assert_eq!(problems(&listener(&(pki.listener_tls() + bound))), "");
     std::process::Command::new("chmod").arg("644").arg(pki.key("localhost")).status().unwrap();
     let exposed = problems(&listener(&(pki.listener_tls() + bound)));
-    assert!(exposed.contains("warning: everybody on this machine can read the private key"), "{exposed}");
+    assert!(exposed.contains("warning: every user of this machine can read the private key"), "{exposed}");
     // What binds a client ID is what was proved, and a user name is not, beside a token.
     let jwks = pki.dir().join("jwks.json");
     let jwk = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
@@ -106,21 +106,25 @@ fn mistakes_of_meaning_are_errors() {
     for (from, to, message) in [
         ("name = \"a\"\n", "", "`name` is missing"),
         ("bind = \"127.0.0.1:0\"\n", "", "`bind` is missing"),
-        ("127.0.0.1:0", "localhost", "`localhost` is no address and port"),
+        ("127.0.0.1:0", "localhost", "`localhost` is not an address with a port"),
         ("upstream = \"brokers\"", "upstream = \"broker\"", "did you mean `brokers`?"),
         ("issued/localhost.key", "intermediate.key", "is not the key of"),
         ("127.0.0.1:1883", "127.0.0.1", "has no port"),
-        ("127.0.0.1:1883", "127.0.0.1:99999", "`99999` is no port"),
+        ("127.0.0.1:1883", "127.0.0.1:99999", "`99999` is not a port"),
         ("servers = [\"127.0.0.1:1883\"]", "servers = []", "`servers` is empty"),
-        ("servers = [\"127.0.0.1:1883\"]", "servers = [{ address = \"a:1\", weight = 0 }]", "`weight` is from 1"),
-        ("[listener.tls]", "[listener.tls]\nverify_depth = 7", "`verify_depth` is 6 at most"),
+        (
+            "servers = [\"127.0.0.1:1883\"]",
+            "servers = [{ address = \"a:1\", weight = 0 }]",
+            "`weight` must be between 1",
+        ),
+        ("[listener.tls]", "[listener.tls]\nverify_depth = 7", "`verify_depth` must be at most 6"),
         ("[listener.tls]", "[listener.tls]\nclient_auth = \"none\"", "`client_ca` is set, but"),
-        ("[listener.tls]", "protocol = \"tcp\"\n[listener.tls]", "[listener.tls] without effect"),
-        ("[[upstream]]", "[runtime]\nlog = \"loud\"\n[[upstream]]", "`loud` is no log level"),
-        ("[listener.tls]", "connect_timeout = \"0s\"\n[listener.tls]", "at least \"1ms\" is wanted"),
-        ("[listener.tls]", "connect_timeout = \"500000000000y\"\n[listener.tls]", "ten years are the most"),
+        ("[listener.tls]", "protocol = \"tcp\"\n[listener.tls]", "[listener.tls] has no effect"),
+        ("[[upstream]]", "[runtime]\nlog = \"loud\"\n[[upstream]]", "`loud` is not a log level"),
+        ("[listener.tls]", "connect_timeout = \"0s\"\n[listener.tls]", "must be at least \"1ms\""),
+        ("[listener.tls]", "connect_timeout = \"500000000000y\"\n[listener.tls]", "must be at most ten years"),
         ("[listener.tls]", "max_connections = 0\n[listener.tls]", "nonzero"),
-        ("[[upstream]]", "[admin]\nbind = \"x\"\n[[upstream]]", "`x` is no address and port"),
+        ("[[upstream]]", "[admin]\nbind = \"x\"\n[[upstream]]", "`x` is not an address with a port"),
         ("[[upstream]]", "[access_log]\npath = \"no/such/x.log\"\n[[upstream]]", "the directory of"),
     ] {
         let text = with(from, to);
@@ -134,21 +138,21 @@ fn what_is_said_of_revocation_and_resumption_is_judged() {
     let listener = "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n";
     let long = "x".repeat(32);
     for (with_ca, line, word) in [
-        (true, "crl = [\"ldap://crl.example.com/\"]", "cannot be fetched"),
-        (true, "crl = [\"http://\"]", "cannot be fetched"),
+        (true, "crl = [\"ldap://crl.example.com/\"]", "is not an `http` or `https` URL"),
+        (true, "crl = [\"http://\"]", "is not an `http` or `https` URL"),
         (true, "crl = [\"http://crl.example.com/a.crl\"]\ncrl_missing = \"allow\"", "is admitted"),
         (true, "ocsp = \"leaf\"\nocsp_failure = \"allow\"", "is admitted"),
-        (true, "ocsp = \"leaf\"\nocsp_responder = \"responder\"", "is no URL"),
+        (true, "ocsp = \"leaf\"\nocsp_responder = \"responder\"", "is not an `http` or `https` URL"),
         (true, "ocsp = \"all\"", "unknown value `all`"),
         (true, "revocation_refresh = \"0s\"", "at least"),
-        (true, "session_lifetime = \"8d\"", "7d at most"),
-        (true, "ticket_secret = \"short\"", "fewer than 32"),
-        (true, &format!("ticket_secret = \"{long}\""), "a secret in the configuration file itself"),
-        (true, &format!("ticket_secret = \"{long}\"\nresumption = \"cache\""), "without effect"),
+        (true, "session_lifetime = \"8d\"", "at most 7d"),
+        (true, "ticket_secret = \"short\"", "at least 32"),
+        (true, &format!("ticket_secret = \"{long}\""), "the configuration file contains a secret in plain text"),
+        (true, &format!("ticket_secret = \"{long}\"\nresumption = \"cache\""), "no effect"),
         (true, "private_key_passphrase = \"x\"", "is not encrypted"),
-        (false, "crl = [\"a.pem\"]", "`client_ca`, which is not set"),
-        (false, "ocsp = \"leaf\"", "`client_ca`, which is not set"),
-        (false, "crl_distribution_points = true", "`client_ca`, which is not set"),
+        (false, "crl = [\"a.pem\"]", "require `client_ca`"),
+        (false, "ocsp = \"leaf\"", "require `client_ca`"),
+        (false, "crl_distribution_points = true", "require `client_ca`"),
     ] {
         let tls = if with_ca { pki.listener_tls() } else { pki.listener_tls_without_ca() };
         let text = problems(&format!("{listener}{tls}{line}\n{REST}"));
@@ -160,14 +164,14 @@ fn what_is_said_of_revocation_and_resumption_is_judged() {
     for line in ["crl = [\"http://user:${FILE:X}@a/b.crl\"]", "ocsp = \"leaf\"\nocsp_responder = \"${FILE:X}\""] {
         let line = line.replace('X', secret.to_str().unwrap());
         let text = problems(&format!("{listener}{}{line}\n{REST}", pki.listener_tls()));
-        assert!(text.contains("nothing from outside the file") && !text.contains("hunter2"), "{text}");
+        assert!(text.contains("substitution is not supported here") && !text.contains("hunter2"), "{text}");
     }
     let token = "pkcs11:object=k?pin-value=hunter2";
     let tls = pki.listener_tls().replace(&format!("{:?}", pki.key("localhost")), &format!("{token:?}"));
     let text = problems(&format!("{listener}{tls}{REST}"));
     assert!(text.contains("the PKCS#11 URI names no module") && !text.contains("hunter2"), "{text}");
     let text = problems(&format!("{listener}{}ticket_secret = \"{long}\"\n{REST}", pki.listener_tls()));
-    assert!(text.contains("a secret in the configuration file itself") && !text.contains(&long), "{text}");
+    assert!(text.contains("the configuration file contains a secret in plain text") && !text.contains(&long), "{text}");
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn keys_as_emqx_has_them_and_keys_that_are_taken_away() {
     assert!(published.status.success(), "{published:?}");
     // An invalid file changes nothing.
     fs::write(gateway.dir().join("psk.txt"), "thing001\n").unwrap();
-    eventually("the complaint", || gateway.own_log().contains("the last good ones stay").then_some(()));
+    eventually("the complaint", || gateway.own_log().contains("keeping the last good version").then_some(()));
     let published = publish(&gateway, "thing001", "thing001", &hex, &[]);
     assert!(published.status.success(), "{published:?}");
     assert!(!gateway.own_log().contains(raw), "no key is logged");

@@ -30,7 +30,7 @@ pub(in crate::config) struct AuthenticatorTable {
     /// `password_file`: file of `user:hash` lines, as `portcullis passwd` and `mosquitto_passwd` write them. Reloaded
     /// when it changes. Required.
     file: Option<Setting<PathBuf>>,
-    /// `password_file`, `registry`, `http`: how long a verified password, or an `allow` answer, is cached; `0s`
+    /// `password_file`, `registry`, `http`: how long a verified password, or an `allow` response, is cached; `0s`
     /// disables the cache. Default: `60s`; for `http` `30s`.
     cache: Option<Setting<Period>>,
     /// `jwt`: the issuer's public keys (JWKS): a file, reloaded when it changes, or an `http` or `https` URL. Required.
@@ -59,7 +59,7 @@ pub(in crate::config) struct AuthenticatorTable {
     timeout: Setting<Timeout>,
     /// `http`: requests at the same time.
     max_concurrency: Setting<NonZeroU32>,
-    /// `http`: how long a `deny` or `ignore` answer is cached; `0s` disables the cache.
+    /// `http`: how long a `deny` or `ignore` response is cached; `0s` disables the cache.
     negative_cache: Setting<Period>,
     /// `http`: failures in a row that open the circuit breaker.
     break_after: Setting<NonZeroU32>,
@@ -111,12 +111,12 @@ impl AuthenticatorTable {
         self.kind.as_ref().is_some_and(|kind| kind.value == Kind::Registry)
     }
 
-    /// How long a successful verification is cached.
+    /// How long a successful verification is cached; `default` is in seconds.
     fn cache_for(&self, default: u64) -> Duration {
         self.cache.as_ref().map_or(Duration::from_secs(default), |period| period.value.0)
     }
 
-    /// Each key that not all kinds have, where it is set, and the kinds that have it.
+    /// Each key that does not apply to all kinds: its location, if it is set, and the kinds that it applies to.
     fn keys(&self) -> [(&'static str, Option<&Location>, &'static [Kind]); 20] {
         use Kind::{Http, Jwt, PasswordFile, Registry};
         fn set<T>(setting: Option<&Setting<T>>) -> Option<&Location> {
@@ -169,7 +169,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// As the configuration writes it.
+    /// The value of `kind` in the file.
     const fn label(self) -> &'static str {
         match self {
             Self::PasswordFile => "password_file",
@@ -211,22 +211,22 @@ pub enum TokenAlgorithm {
 pub struct Authenticator {
     /// Unique.
     pub name: String,
-    /// The table itself.
+    /// Location of the table.
     pub(crate) table: Location,
-    /// How it does so.
+    /// The method, with its settings.
     pub method: Method,
 }
 
 /// How clients are authenticated.
 #[derive(Debug)]
 pub enum Method {
-    /// By a file of users and password hashes.
+    /// A file of users and password hashes.
     PasswordFile(PasswordFile),
-    /// By tokens that an issuer has signed.
+    /// Tokens signed by an issuer.
     Jwt(Box<Jwt>),
-    /// By a service that is asked over HTTP.
+    /// A service that the gateway asks over HTTP.
     Http(Box<HttpService>),
-    /// By the device registry.
+    /// The device registry.
     Registry(Box<Registry>),
 }
 
@@ -239,7 +239,7 @@ pub struct PasswordFile {
     pub cache: Duration,
 }
 
-/// Tokens that an issuer has signed.
+/// Tokens signed by an issuer.
 #[derive(Debug)]
 pub struct Jwt {
     /// The issuer's public keys.
@@ -248,19 +248,19 @@ pub struct Jwt {
     pub ca: Option<Setting<PathBuf>>,
     /// Which field of CONNECT carries the token.
     pub field: TokenField,
-    /// What `iss` must be.
+    /// The `iss` that a token must have; `None`: not checked.
     pub issuer: Option<String>,
-    /// What `aud` must be or contain; one of these.
+    /// The values of which a token's `aud` must be or contain one; `None`: not checked.
     pub audience: Option<Vec<String>>,
-    /// At least one.
+    /// Accepted signature algorithms, at least one.
     pub algorithms: Vec<TokenAlgorithm>,
-    /// How far the issuer's clock may be ahead.
+    /// How far the issuer's clock may be ahead, for `nbf`.
     pub leeway: Duration,
-    /// How often the keys of a URL are fetched again at least.
+    /// Longest time between two fetches of a JWKS URL.
     pub refresh: Duration,
 }
 
-/// Where a set of keys comes from.
+/// The source of a JWKS.
 #[derive(Clone, Debug)]
 pub enum JwksOrigin {
     /// A JWKS file.
@@ -269,22 +269,22 @@ pub enum JwksOrigin {
     Url(String),
 }
 
-/// A service that is asked over HTTP.
+/// A service that the gateway asks over HTTP.
 #[derive(Debug)]
 pub struct HttpService {
-    /// An `http` or `https` URL, perhaps with a secret in it.
+    /// An `http` or `https` URL. It may contain a secret.
     pub url: Secret,
-    /// Of the request.
+    /// Headers of each request.
     pub headers: HeaderMap,
     /// PEM bundle of trust anchors for `https`; `None`: those of the system.
     pub ca: Option<Setting<PathBuf>>,
-    /// For one response.
+    /// Time for one response.
     pub timeout: Duration,
-    /// Requests at once.
+    /// Requests at the same time.
     pub max_concurrency: u32,
-    /// How long an admission is cached.
+    /// How long an `allow` response is cached.
     pub cache: Duration,
-    /// How long a rejection is cached.
+    /// How long a `deny` or `ignore` response is cached.
     pub negative_cache: Duration,
     /// Failures in a row that open the circuit breaker.
     pub break_after: u32,
@@ -295,9 +295,9 @@ pub struct HttpService {
 /// The device registry.
 #[derive(Debug)]
 pub struct Registry {
-    /// Where it is.
+    /// URL of the database.
     pub database: Setting<Url>,
-    /// Yields the ID of the device, from what TLS proved.
+    /// Yields the device ID from variables that TLS proves.
     pub device: Option<Expression>,
     /// How long a successful verification of a password is cached.
     pub cache: Duration,
@@ -318,19 +318,19 @@ pub(super) fn validate(
         Kind::Http => validate_http(table, document).map(|http| Method::Http(Box::new(http))),
         Kind::Registry => validate_registry(table, document).map(|registry| Method::Registry(Box::new(registry))),
     };
-    // Missing names were reported with the doubled ones.
+    // `names` has reported a missing name.
     let name = table.name.as_ref().map(|name| name.value.clone()).unwrap_or_default();
     Ok(Authenticator { name, table: table.location.clone().unwrap_or_default(), method: method? })
 }
 
-/// Reports keys that belong to another kind.
+/// Reports keys that do not apply to this kind.
 fn reject_misplaced(table: &AuthenticatorTable, kind: Kind, document: &mut Document) {
     for (key, location, kinds) in table.keys() {
         let Some(location) = location.filter(|_| !kinds.contains(&kind)) else { continue };
         let of: Vec<&str> = kinds.iter().map(|kind| kind.label()).collect();
         // A header or a URL may contain a secret.
-        let complaint = Complaint::new(format!("`{key}` without effect: `kind` is {}", kind.label())).hide_line();
-        document.error(location, complaint.hint(format!("`{key}` is for {}", of.join(" and "))));
+        let complaint = Complaint::new(format!("`{key}` has no effect with `kind = \"{}\"`", kind.label())).hide_line();
+        document.error(location, complaint.hint(format!("`{key}` applies only to {}", of.join(" and "))));
     }
 }
 
@@ -338,7 +338,7 @@ fn validate_password_file(
     table: &Setting<AuthenticatorTable>,
     document: &mut Document,
 ) -> Result<PasswordFile, Reported> {
-    let file = document.require(table.file.as_ref(), table, "file", "made by `portcullis passwd FILE USER`")?;
+    let file = document.require(table.file.as_ref(), table, "file", "create one with `portcullis passwd FILE USER`")?;
     Ok(PasswordFile { file: file.map(|file| document.resolve(file)), cache: table.cache_for(60) })
 }
 
@@ -347,7 +347,7 @@ fn validate_jwt(table: &Setting<AuthenticatorTable>, document: &mut Document) ->
     let origin = document.require(table.jwks.as_ref(), table, "jwks", hint)?;
     let jwks = if is_url(origin) {
         if origin.starts_with("http://") && !document.is_substituted(origin) {
-            let complaint = Complaint::new("keys fetched over plain HTTP can be replaced on the way").hide_line();
+            let complaint = Complaint::new("keys fetched over plain HTTP can be replaced in transit").hide_line();
             document.warning(origin, complaint.hint("https://"));
         }
         JwksOrigin::Url(origin.value.clone())
@@ -356,17 +356,17 @@ fn validate_jwt(table: &Setting<AuthenticatorTable>, document: &mut Document) ->
     };
     let mut algorithms = table.algorithms.value.clone();
     if document.is_unread("algorithms") {
-        // So that the rest of the table is validated.
+        // The error was reported; the default lets validation of the table continue.
         algorithms = AuthenticatorTable::default().algorithms.value;
     } else if algorithms.is_empty() {
         return Err(document.error(&table.algorithms, "`algorithms` is empty, so no token would be accepted"));
     }
     if table.issuer.is_none() {
-        let message = "tokens of every issuer are accepted, if one of these keys has signed them";
+        let message = "`iss` is not checked: tokens of any issuer are accepted if one of these keys signed them";
         document.warning(table, Complaint::new(message).hint("issuer = \"https://issuer.example.com\""));
     }
     if table.audience.is_none() {
-        let complaint = Complaint::new("tokens that were made for another service are accepted, too");
+        let complaint = Complaint::new("`aud` is not checked: tokens for other services are accepted");
         document.warning(table, complaint.hint("audience = \"mqtt\""));
     }
     Ok(Jwt {
@@ -385,19 +385,20 @@ fn validate_http(table: &Setting<AuthenticatorTable>, document: &mut Document) -
     let hint = "where the gateway sends the JSON document about a client";
     let url = document.require(table.url.as_ref(), table, "url", hint)?;
     if !is_url(url) {
-        return Err(document.error(url, Complaint::new("this is no `http` or `https` URL").hide_line()));
+        return Err(document.error(url, Complaint::new("not an `http` or `https` URL").hide_line()));
     }
     let host = host_of(url);
-    let is_near = host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    if url.starts_with("http://") && !is_near {
-        let complaint = Complaint::new("passwords go to this service over plain HTTP").hide_line();
+    let is_local =
+        host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    if url.starts_with("http://") && !is_local {
+        let complaint = Complaint::new("the gateway sends passwords to this service over plain HTTP").hide_line();
         document.warning(url, complaint.hint("https://"));
     }
     let mut headers = HeaderMap::new();
     if let Some(table) = &table.headers {
         for (name, value) in &table.value {
             let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value.expose())) else {
-                let message = format!("the header `{}` cannot be sent", name.escape_debug());
+                let message = format!("invalid header `{}`", name.escape_debug());
                 return Err(document.error(table, Complaint::new(message).hide_line()));
             };
             value.set_sensitive(true);
@@ -423,11 +424,12 @@ fn validate_registry(table: &Setting<AuthenticatorTable>, document: &mut Documen
     let device = validate_device(table, document);
     let url = parse_url(database, document)?;
     if url.path().is_none() && database.expose().contains('@') {
-        let message = "perhaps a secret in the configuration file itself";
+        let message = "the configuration file may contain a password in plain text";
         warn_of_literal_secret(database, message, "database = \"${FILE:database.url}\"", document);
     }
     if url.is_unverified() {
-        let complaint = Complaint::new("devices' keys go over a connection whose other end is not verified");
+        let complaint =
+            Complaint::new("device keys are read over a connection that does not verify the database server");
         document.warning(database, complaint.hide_line().hint("?sslmode=verify-full&sslrootcert=..."));
     }
     Ok(Registry {
@@ -443,7 +445,7 @@ fn validate_device(table: &AuthenticatorTable, document: &mut Document) -> Resul
     match (&device, &table.device) {
         (Some(expression), Some(source)) if !expression.is_about_proofs() => {
             let complaint =
-                Complaint::new("`device` must use only what TLS proves; a client can make up everything else");
+                Complaint::new("`device` must use only variables that TLS proves; a client can forge all others");
             let hint = "cert, tls.psk_identity, tls.key_name, tls.key_fingerprint";
             Err(document.error(source, complaint.hint(hint)))
         }
@@ -451,7 +453,7 @@ fn validate_device(table: &AuthenticatorTable, document: &mut Document) -> Resul
     }
 }
 
-/// The URLs of the registries that these tables name, whatever else is wrong with them.
+/// The URLs of the registries that these tables name. Other errors in the tables do not matter.
 pub(in crate::config) fn registry_urls(tables: &[Setting<AuthenticatorTable>], document: &mut Document) -> Vec<Url> {
     let databases = tables.iter().filter_map(|table| table.database.as_ref());
     databases.filter_map(|database| parse_url(database, document).ok()).collect()

@@ -66,17 +66,17 @@ pub enum BanEvent {
 /// When clients are banned.
 #[derive(Clone, Debug)]
 pub struct BanRule {
-    /// How clients are told apart.
+    /// What identifies a client.
     pub key: BanKey,
-    /// Connections are counted.
+    /// Whether connections count.
     pub connects: bool,
-    /// Failures are counted.
+    /// Whether failures count.
     pub failures: bool,
-    /// Events within `window` that are still allowed.
+    /// Events allowed within `window`. One more starts the ban.
     pub count: u32,
-    /// The sliding window.
+    /// Length of the sliding window.
     pub window: Duration,
-    /// How long a client is rejected.
+    /// How long a ban lasts.
     pub duration: Duration,
     /// Networks that are never banned.
     pub except: Vec<Cidr>,
@@ -91,7 +91,7 @@ pub(super) fn validate(table: &Setting<BanTable>, document: &mut Document) -> Re
         return Err(document.error(on, "`on` is empty, so nothing would be counted"));
     }
     if let Some(on) = table.on.as_ref().filter(|on| !by_address && on.value.contains(&BanEvent::Failure)) {
-        let message = "failures cannot be counted by client ID: anybody could ban anybody in its name";
+        let message = "failures cannot be counted by client ID: any client could get any other one banned";
         return Err(document.error(on, Complaint::new(message).hint("key = \"address\"")));
     }
     Ok(BanRule {

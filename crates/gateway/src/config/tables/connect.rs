@@ -61,7 +61,7 @@ struct TokenTable {
     lifetime: Timeout,
 }
 
-/// The token is used once, a moment later.
+/// The broker checks the token once, right after it is issued.
 const fn default_lifetime() -> Timeout {
     Timeout(Duration::from_secs(5 * 60))
 }
@@ -81,9 +81,9 @@ impl<'de> Deserialize<'de> for PasswordTable {
 /// How CONNECT is rewritten. `None`: the field stays.
 #[derive(Debug, Default)]
 pub struct Connect {
-    /// Yields the client ID.
+    /// Yields the new client ID.
     pub client_id: Option<Expression>,
-    /// Yields the user name.
+    /// Yields the new user name.
     pub username: Option<Expression>,
     /// What replaces the password.
     pub password: Option<Password>,
@@ -101,11 +101,11 @@ pub enum Password {
 /// A token that the gateway signs for a broker.
 #[derive(Debug)]
 pub struct Token {
-    /// Each with the name of the claim.
+    /// Name and value of each claim.
     pub claims: Vec<(String, Expression)>,
-    /// Its `aud`.
+    /// The `aud` claim.
     pub audience: Option<String>,
-    /// From its `iat` to its `exp`.
+    /// Time from `iat` to `exp`.
     pub lifetime: Duration,
 }
 
@@ -138,10 +138,10 @@ fn validate_token(
 ) -> Result<Token, Reported> {
     if !names.has_identity {
         let hint = "[identity] private_key = \"identity.key\" issuer = \"https://gateway.example.com\"";
-        return Err(document.error(at, Complaint::new("a token needs a key to be signed with").hint(hint)));
+        return Err(document.error(at, Complaint::new("a signed token requires [identity]").hint(hint)));
     }
     if let Some(own) = token.claims.keys().find(|name| OWN_CLAIMS.contains(&name.as_str())) {
-        return Err(document.error(at, format!("the claim `{own}` is set by the gateway")));
+        return Err(document.error(at, format!("the gateway sets the claim `{own}` itself")));
     }
     if !token.claims.contains_key("sub") {
         let complaint = Complaint::new("the token does not name the client: it has no `sub`");
@@ -163,7 +163,7 @@ fn validate_token(
     Ok(Token { claims: claims?, audience: token.audience.clone(), lifetime: token.lifetime.0 })
 }
 
-/// Compiles an expression that may contain a secret: the log calls it by the name of its key.
+/// Compiles an expression that may contain a secret: logs show `key` in place of its source.
 fn compile_as(
     key: &str,
     source: &str,

@@ -9,7 +9,7 @@ use super::super::diagnostics::Reported;
 use super::super::document::Document;
 use super::super::values::{Location, Setting};
 
-/// Claims that the gateway sets itself.
+/// Claims that the gateway sets itself. The configuration must not set them.
 pub const OWN_CLAIMS: &[&str] = &["iss", "aud", "iat", "nbf", "exp", "jti"];
 
 /// How the gateway signs tokens for brokers.
@@ -28,11 +28,11 @@ pub(in crate::config) struct IdentityTable {
 /// How the gateway signs tokens for brokers.
 #[derive(Debug)]
 pub struct Identity {
-    /// The first signs; the others are only published.
+    /// The first key signs. The JWKS contains all public keys.
     pub keys: Vec<Setting<PathBuf>>,
-    /// The tokens' `iss`.
+    /// The `iss` claim of the tokens.
     pub issuer: String,
-    /// The table itself.
+    /// Location of the table.
     pub(crate) table: Location,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn validate(table: &Setting<IdentityTable>, document: &mut Document) 
     let hint = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out identity.key";
     let key = document.require(table.private_key.as_ref(), table, "private_key", hint)?;
     let issuer = table.issuer.as_ref().filter(|issuer| !issuer.is_empty());
-    let hint = "the tokens' `iss`, as \"https://gateway.example.com\"";
+    let hint = "the tokens' `iss`, for example \"https://gateway.example.com\"";
     let issuer = document.require(issuer, table, "issuer", hint)?;
     let keys = std::iter::once(key).chain(&table.other_keys).map(|path| path.map(|path| document.resolve(path)));
     Ok(Identity {

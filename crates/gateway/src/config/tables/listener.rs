@@ -110,12 +110,12 @@ pub enum OnReject {
     Close,
 }
 
-/// Where devices connect.
+/// A listener, validated.
 #[derive(Debug)]
 pub struct Listener {
-    /// Unique; empty if the table has none, which was reported.
+    /// Unique. Empty if the table has no name, which was reported.
     pub name: String,
-    /// The table itself.
+    /// Location of the table.
     pub(crate) table: Location,
     /// Addresses to listen on.
     pub bind: Vec<SocketAddr>,
@@ -125,17 +125,17 @@ pub struct Listener {
     pub allow: Vec<Cidr>,
     /// Networks that may not connect.
     pub deny: Vec<Cidr>,
-    /// From the end of the handshake to the last byte of CONNECT.
+    /// Time from the end of the handshake to the last byte of CONNECT.
     pub connect_timeout: Duration,
-    /// Of a CONNECT packet, in bytes, fixed header included.
+    /// Largest CONNECT packet in bytes, fixed header included.
     pub max_connect_size: usize,
-    /// At once.
+    /// Connections at the same time.
     pub max_connections: u32,
-    /// What a rejected CONNECT gets.
+    /// The answer to a rejected CONNECT.
     pub on_reject: OnReject,
     /// `None`: MQTT in the clear.
     pub tls: Option<Tls>,
-    /// Names of authenticators, in the order in which they are asked.
+    /// Names of authenticators in the order in which the gateway asks them.
     pub authenticate: Vec<String>,
     /// When clients are banned.
     pub bans: Vec<BanRule>,
@@ -143,7 +143,7 @@ pub struct Listener {
     pub require: Vec<Expression>,
     /// How CONNECT is rewritten.
     pub connect: Connect,
-    /// A part of it was rejected, and is missing here.
+    /// Whether a part was rejected, and so is missing here.
     pub(in crate::config) is_incomplete: bool,
 }
 
@@ -154,7 +154,7 @@ pub(super) fn validate(
     bound: &mut HashSet<SocketAddr>,
     document: &mut Document,
 ) -> Listener {
-    // Missing names were reported with the doubled ones.
+    // `names` has reported a missing name.
     let name = table.name.as_ref().map(|name| name.value.clone()).unwrap_or_default();
     let bind = validate_bind(table, bound, document).unwrap_or_default();
     let upstream = document.require(table.upstream.as_ref(), table, "upstream", "the name of an [[upstream]]");
@@ -168,7 +168,7 @@ pub(super) fn validate(
         require.extend(compile(Some(source), Wanted::Bool, document).ok().flatten());
     }
     if table.max_connect_size.value.0 > MAX_MAX_CONNECT_SIZE {
-        document.error(&table.max_connect_size, "`max_connect_size` is 1MiB at most");
+        document.error(&table.max_connect_size, "`max_connect_size` must be at most 1MiB");
     }
     Listener {
         name,
@@ -200,12 +200,12 @@ fn validate_bind(
     for text in &bind.value.0 {
         match text.parse::<SocketAddr>() {
             Ok(address) if address.port() != 0 && !bound.insert(address) => {
-                document.error(bind, format!("`{address}` is bound by a listener already"));
+                document.error(bind, format!("`{address}` is already bound by a listener"));
             }
             Ok(address) => addresses.push(address),
             Err(_) => {
-                let complaint = Complaint::new(format!("`{text}` is no address and port"));
-                document.error(bind, complaint.hint("as \"0.0.0.0:8883\" or \"[::]:8883\""));
+                let complaint = Complaint::new(format!("`{text}` is not an address with a port"));
+                document.error(bind, complaint.hint("for example \"0.0.0.0:8883\" or \"[::]:8883\""));
             }
         }
     }
@@ -223,25 +223,27 @@ fn validate_tls(
     match (table.protocol, &table.tls) {
         (Protocol::Tls, Some(tls)) => tls::validate(tls, names.registries, document).map(Some),
         (Protocol::Tls, None) => {
-            let complaint = Complaint::new("a listener that speaks TLS needs [listener.tls]");
-            Err(document.error(table, complaint.hint("or `protocol = \"tcp\"` for MQTT in the clear")))
+            let complaint = Complaint::new("a TLS listener requires [listener.tls]");
+            Err(document.error(table, complaint.hint("add it, or set `protocol = \"tcp\"` for MQTT without TLS")))
         }
         (Protocol::Tcp, None) => Ok(None),
-        (Protocol::Tcp, Some(tls)) => Err(document.error(tls, "[listener.tls] without effect: `protocol = \"tcp\"`")),
+        (Protocol::Tcp, Some(tls)) => {
+            Err(document.error(tls, "[listener.tls] has no effect with `protocol = \"tcp\"`"))
+        }
     }
 }
 
 fn validate_authenticate(table: &ListenerTable, names: &Names, document: &mut Document) -> Vec<String> {
-    let mut asked: Vec<String> = Vec::new();
+    let mut authenticators: Vec<String> = Vec::new();
     for name in &table.authenticate {
         if check_known("authenticator", name, &names.authenticators, document).is_err() {
             continue;
         }
-        if asked.contains(&name.value) {
-            document.error(name, format!("`{}` is asked already", name.value));
+        if authenticators.contains(&name.value) {
+            document.error(name, format!("duplicate authenticator `{}`", name.value));
         } else {
-            asked.push(name.value.clone());
+            authenticators.push(name.value.clone());
         }
     }
-    asked
+    authenticators
 }

@@ -1,7 +1,8 @@
-//! One file a table: what may be written ([`Model`]: keys, types, defaults, and the reference documentation, which the
-//! JSON schema and `docs/configuration.md` are generated from), and what it means ([`Settings`]).
+//! One file for each table of the configuration. [`Model`] declares keys, types, defaults and the reference
+//! documentation, from which the JSON schema and `docs/configuration.md` are generated. [`Settings`] is what the other
+//! modules use.
 //!
-//! A table with an error still yields settings where it can, so that the rest of the file is validated too.
+//! A table with an error still yields settings where possible, so that the rest of the file is validated too.
 
 mod authenticator;
 mod ban;
@@ -59,7 +60,7 @@ pub(super) struct Model {
     pub(super) admin: Option<process::AdminTable>,
 }
 
-/// A configuration file, validated: every default filled in, every path resolved, every name known.
+/// A valid configuration: every default filled in, every path resolved, every reference to a name checked.
 #[derive(Debug, Default)]
 pub struct Settings {
     /// In the order of the file.
@@ -70,21 +71,22 @@ pub struct Settings {
     pub upstreams: Vec<Upstream>,
     /// `None`: no access log.
     pub access_log: Option<AccessLog>,
-    /// The process as a whole.
+    /// Settings of the process.
     pub process: Process,
-    /// Signs tokens towards brokers.
+    /// The key that signs tokens for brokers.
     pub identity: Option<Identity>,
     /// `None`: no admin interface.
     pub admin: Option<Setting<AdminBind>>,
 }
 
-const EXAMPLE: &str = "begin with: [[listener]] name = \"devices\" bind = \"0.0.0.0:8883\" upstream = \"brokers\"";
+const EXAMPLE: &str =
+    "add one, for example: [[listener]] name = \"devices\" bind = \"0.0.0.0:8883\" upstream = \"brokers\"";
 
 /// Validates all tables; reports every error.
 pub(super) fn validate(model: Model, document: &mut Document) -> Settings {
-    // If the file could not be read, the rest would only be noise.
+    // If the file could not be read, the missing listener is a consequence.
     if model.listener.is_empty() && !document.diagnostics.has_errors() {
-        let complaint = Complaint::new("there is no [[listener]], so nothing to do").hint(EXAMPLE);
+        let complaint = Complaint::new("no [[listener]] is defined").hint(EXAMPLE);
         document.diagnostics.file_error(complaint);
     }
     names(&model.listener, "listener", document);
@@ -110,11 +112,11 @@ pub(super) fn validate(model: Model, document: &mut Document) -> Settings {
     }
 }
 
-/// What listeners refer to.
+/// The names that listeners refer to.
 struct Names {
     upstreams: Vec<String>,
     authenticators: Vec<String>,
-    /// How many authenticators are registries.
+    /// Number of authenticators of the kind `registry`.
     registries: usize,
     has_identity: bool,
 }
@@ -124,7 +126,7 @@ trait Named {
     fn name(&self) -> Option<&Setting<String>>;
 }
 
-/// The names of tables of one kind; reports those that are missing, empty or doubled.
+/// The names of the tables of one kind. Reports missing, empty and duplicate names.
 fn names<T: Named>(tables: &[Setting<T>], kind: &str, document: &mut Document) -> Vec<String> {
     let mut seen: Vec<String> = Vec::new();
     for table in tables {
@@ -134,7 +136,7 @@ fn names<T: Named>(tables: &[Setting<T>], kind: &str, document: &mut Document) -
         if name.is_empty() {
             document.error(name, "`name` is empty");
         } else if seen.contains(&name.value) {
-            document.error(name, format!("there is a {kind} named `{}` already", name.value));
+            document.error(name, format!("duplicate {kind} name `{}`", name.value));
         } else {
             seen.push(name.value.clone());
         }
@@ -142,20 +144,21 @@ fn names<T: Named>(tables: &[Setting<T>], kind: &str, document: &mut Document) -
     seen
 }
 
-/// Reports a name that no table of a kind has, with the one that may have been meant.
+/// Reports a reference to a name that no table of this kind has, and suggests a similar one.
 fn check_known(kind: &str, name: &Setting<String>, known: &[String], document: &mut Document) -> Result<(), Reported> {
     if known.contains(&name.value) {
         return Ok(());
     }
     let hint = match suggest(name, known.iter().map(String::as_str)) {
         Some(suggestion) => format!("did you mean `{suggestion}`?"),
-        None => format!("known are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") }),
+        None if known.is_empty() => format!("no {kind} is defined"),
+        None => format!("defined: {}", known.join(", ")),
     };
-    Err(document.error(name, Complaint::new(format!("there is no {kind} named `{}`", name.value)).hint(hint)))
+    Err(document.error(name, Complaint::new(format!("unknown {kind} `{}`", name.value)).hint(hint)))
 }
 
-/// Compiles an expression, if there is one. Nothing may be inserted into it: it would be code, and both the code and its
-/// errors are shown.
+/// Compiles an expression, if the file sets one. Rejects substitutions: the inserted text would be code, and logs and
+/// errors show the code.
 fn compile(
     source: Option<&Setting<String>>,
     wanted: Wanted,
@@ -163,8 +166,8 @@ fn compile(
 ) -> Result<Option<Expression>, Reported> {
     let Some(source) = source else { return Ok(None) };
     if document.is_substituted(source) {
-        let complaint = Complaint::new("nothing from outside the file can be put into an expression");
-        let hint = "`${ENV:...}` and `${FILE:...}` are for values that are not expressions";
+        let complaint = Complaint::new("substitution is not supported in expressions");
+        let hint = "`${ENV:...}` and `${FILE:...}` work only in values that are not expressions";
         return Err(document.error(source, complaint.hint(hint)));
     }
     Expression::compile(source, wanted).map(Some).map_err(|errors| {
@@ -177,7 +180,7 @@ fn compile(
     })
 }
 
-/// Warns of a secret that is written into the file itself.
+/// Warns of a secret in plain text, that is, without a substitution.
 fn warn_of_literal_secret(secret: &impl Located, message: &str, hint: &str, document: &mut Document) {
     if !document.is_substituted(secret) {
         document.warning(secret, Complaint::new(message).hide_line().hint(hint));

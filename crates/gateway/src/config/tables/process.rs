@@ -84,22 +84,22 @@ pub(in crate::config) struct AdminTable {
 /// Settings of the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Process {
-    /// `None`: the number of cores.
+    /// `None`: one for each core.
     pub worker_threads: Option<usize>,
     /// How long sessions may continue after SIGTERM.
     pub drain_timeout: Duration,
-    /// Directives of what is logged.
+    /// Log filter directives.
     pub log: String,
-    /// What log lines look like.
+    /// The format of log lines.
     pub log_format: LogFormat,
 }
 
-/// Where access lines go.
+/// The access log, validated.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
     /// `-`: standard output.
     pub path: Setting<PathBuf>,
-    /// What a line looks like.
+    /// The format of a line.
     pub format: AccessLogFormat,
 }
 
@@ -108,17 +108,17 @@ pub struct AccessLog {
 pub enum AdminBind {
     /// An address and port.
     Tcp(SocketAddr),
-    /// A socket in the file system.
+    /// A Unix socket.
     Unix(PathBuf),
 }
 
 pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) -> Process {
     if let Some(threads) = table.worker_threads.as_ref().filter(|threads| !(1..=1024).contains(&threads.value)) {
-        document.error(threads, "`worker_threads` is from 1 to 1024");
+        document.error(threads, "`worker_threads` must be between 1 and 1024");
     }
     if !is_log_filter(&table.log) {
         let hint = "error, warn, info, debug or trace; also by target: \"info,portcullis_gateway=debug\"";
-        document.error(&table.log, Complaint::new(format!("`{}` is no log level", table.log.value)).hint(hint));
+        document.error(&table.log, Complaint::new(format!("`{}` is not a log level", table.log.value)).hint(hint));
     }
     Process {
         worker_threads: table.worker_threads.as_ref().map(|threads| threads.value),
@@ -128,7 +128,8 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
     }
 }
 
-/// Levels, alone or for a target. A word that is no level would be taken for a target.
+/// Whether `text` contains only levels, alone or for a target. The filter itself would take a misspelt level for a
+/// target.
 fn is_log_filter(text: &str) -> bool {
     let is_level = |level: &str| level.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
     text.split(',').all(|directive| is_level(directive.split_once('=').map_or(directive, |(_, level)| level)))
@@ -142,14 +143,14 @@ pub(super) fn validate_admin(table: &AdminTable, document: &mut Document) -> Res
     match table.bind.parse::<SocketAddr>() {
         Ok(address) => {
             if !address.ip().is_loopback() {
-                let message = "the admin interface asks nobody for a password, and this address is not the loopback";
+                let message = "the admin interface has no authentication, and this address is not a loopback address";
                 document.warning(&table.bind, Complaint::new(message).hint("bind = \"127.0.0.1:9080\""));
             }
             Ok(table.bind.map(|_| AdminBind::Tcp(address)))
         }
         Err(_) => {
-            let complaint = Complaint::new(format!("`{}` is no address and port", table.bind.value));
-            let hint = "as \"127.0.0.1:9080\" or \"unix:/run/admin.sock\"";
+            let complaint = Complaint::new(format!("`{}` is not an address with a port", table.bind.value));
+            let hint = "for example \"127.0.0.1:9080\" or \"unix:/run/admin.sock\"";
             Err(document.error(&table.bind, complaint.hint(hint)))
         }
     }

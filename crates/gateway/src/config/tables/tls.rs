@@ -13,11 +13,11 @@ use super::super::values::{Located, Secret, Setting, Timeout};
 use super::warn_of_literal_secret;
 use crate::util::url::is_url;
 
-/// What webpki follows at most.
+/// webpki follows at most this many intermediates.
 const MAX_VERIFY_DEPTH: u8 = 6;
 /// The longest lifetime of a ticket [RFC 8446, 4.6.1].
 const MAX_SESSION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// Of a secret that keys are derived from, in bytes.
+/// Shortest secret that ticket keys may be derived from, in bytes.
 const MIN_TICKET_SECRET: usize = 32;
 
 /// TLS towards clients.
@@ -171,7 +171,7 @@ pub enum OnFailure {
     Allow,
 }
 
-/// Which certificates OCSP responders are asked about.
+/// Certificates that the gateway checks by OCSP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OcspScope {
@@ -226,9 +226,9 @@ struct PskTable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PskFormat {
-    /// Two hexadecimal digits for each octet.
+    /// Two hexadecimal digits for each byte.
     Hex,
-    /// The octets themselves.
+    /// The bytes themselves.
     Raw,
 }
 
@@ -247,11 +247,11 @@ struct RawKeysTable {
 /// The TLS side of a listener.
 #[derive(Debug)]
 pub struct Tls {
-    /// From accept to the end of the handshake.
+    /// Time from accept to the end of the handshake.
     pub handshake_timeout: Duration,
     /// At least one.
     pub versions: Vec<TlsVersion>,
-    /// Application protocols offered.
+    /// Application protocols offered by ALPN.
     pub alpn: Vec<String>,
     /// How the two sides authenticate.
     pub mode: TlsMode,
@@ -260,9 +260,9 @@ pub struct Tls {
 /// How the two sides of a handshake authenticate.
 #[derive(Debug)]
 pub enum TlsMode {
-    /// The server has a certificate; devices have certificates, raw public keys, or nothing.
+    /// The server has a certificate. Devices present certificates, raw public keys, or nothing.
     Certificate(Box<CertificateTls>),
-    /// Both have a key in common.
+    /// Both sides share a key.
     Psk(Setting<Psk>),
 }
 
@@ -273,11 +273,11 @@ pub struct CertificateTls {
     pub certificates: Setting<Vec<CertificateFiles>>,
     /// Whether the handshake includes an OCSP response for the server's certificate.
     pub stapling: bool,
-    /// `None`: devices are not asked for certificates.
+    /// `None`: the gateway requests no client certificate.
     pub client: Option<ClientCertificates>,
-    /// `None`: raw public keys are not accepted.
+    /// `None`: the gateway accepts no raw public keys.
     pub raw_keys: Option<RawKeys>,
-    /// How sessions are resumed.
+    /// How clients resume sessions.
     pub resumption: Resumption,
 }
 
@@ -290,29 +290,29 @@ pub struct CertificateFiles {
     pub key: Setting<PrivateKey>,
 }
 
-/// Where a private key is.
+/// The location of a private key.
 #[derive(Clone, Debug)]
 pub enum PrivateKey {
     /// A PEM file, and the passphrase that decrypts it.
     File(PathBuf, Option<Secret>),
-    /// A key in a token; paths in the URI are relative to the directory.
+    /// PKCS#11 URI of a key in a token, and the directory that paths in the URI are relative to.
     Pkcs11(Secret, PathBuf),
 }
 
 /// How devices' certificates are verified.
 #[derive(Debug)]
 pub struct ClientCertificates {
-    /// A device without a certificate is rejected.
+    /// Whether the handshake fails without a certificate.
     pub required: bool,
     /// PEM bundle of trust anchors.
     pub ca: Setting<PathBuf>,
-    /// Intermediates at most.
+    /// Number of intermediates that a chain may have.
     pub verify_depth: usize,
     /// Certificate revocation lists.
     pub crl: Crl,
     /// OCSP.
     pub ocsp: Ocsp,
-    /// How often CRLs and OCSP responses are fetched again at least.
+    /// Longest time between two fetches of a CRL or an OCSP response.
     pub refresh: Duration,
 }
 
@@ -321,13 +321,13 @@ pub struct ClientCertificates {
 pub struct Crl {
     /// Files and URLs.
     pub origins: Vec<Setting<CrlOrigin>>,
-    /// Whether CRLs are fetched from distribution points, too.
+    /// Whether the gateway also fetches CRLs from distribution points.
     pub distribution_points: bool,
     /// What happens to a device whose CRL is missing or out of date.
     pub missing: OnFailure,
 }
 
-/// Where a CRL comes from.
+/// The source of a CRL.
 #[derive(Clone, Debug)]
 pub enum CrlOrigin {
     /// A PEM or DER file.
@@ -339,11 +339,11 @@ pub enum CrlOrigin {
 /// The online certificate status protocol [RFC 6960].
 #[derive(Debug)]
 pub struct Ocsp {
-    /// Which certificates responders are asked about.
+    /// Certificates that the gateway checks by OCSP.
     pub scope: OcspScope,
     /// URL of the responder; `None`: the one that the certificate names.
     pub responder: Option<String>,
-    /// What happens to a device for which no responder answers in time.
+    /// What happens to a device if no responder responds in time.
     pub failure: OnFailure,
     /// How long a device waits for revocation data.
     pub timeout: Duration,
@@ -352,35 +352,35 @@ pub struct Ocsp {
 /// How sessions are resumed.
 #[derive(Debug)]
 pub struct Resumption {
-    /// Clients keep the state, encrypted.
+    /// Whether the gateway issues session tickets.
     pub tickets: bool,
-    /// The gateway keeps the state.
+    /// Whether the gateway caches session state.
     pub cache: bool,
-    /// Since the full handshake.
+    /// How long after its full handshake a session may be resumed.
     pub lifetime: Duration,
-    /// What ticket keys are derived from; `None`: random keys.
+    /// The secret from which ticket keys are derived; `None`: random keys.
     pub ticket_secret: Option<Secret>,
 }
 
 /// Pre-shared keys.
 #[derive(Debug)]
 pub struct Psk {
-    /// Lines of `identity:key`, and how keys are written.
+    /// File of `identity:key` lines, and its format.
     pub file: Option<(Setting<PathBuf>, PskFormat)>,
-    /// Whether devices of the registry are accepted.
+    /// Whether keys of devices in the registry are accepted.
     pub registry: bool,
 }
 
 /// Raw public keys.
 #[derive(Debug)]
 pub struct RawKeys {
-    /// Lines of `name:fingerprint`.
+    /// File of `name:fingerprint` lines.
     pub file: Option<Setting<PathBuf>>,
-    /// Whether devices of the registry are accepted.
+    /// Whether keys of devices in the registry are accepted.
     pub registry: bool,
 }
 
-/// `registries`: how many registries the file has.
+/// `registries`: number of authenticators of the kind `registry`.
 pub(super) fn validate(table: &Setting<TlsTable>, registries: usize, document: &mut Document) -> Result<Tls, Reported> {
     let versions = match table.versions.is_empty() {
         true => Err(document.error(&table.versions, Complaint::new("`versions` is empty").hint("[\"1.2\", \"1.3\"]"))),
@@ -403,13 +403,13 @@ fn validate_certificate_tls(
 ) -> Result<CertificateTls, Reported> {
     let raw_keys = table.raw_keys.as_ref().map(|keys| validate_raw_keys(keys, registries, document)).transpose();
     if table.raw_keys.is_some() && !table.versions.contains(&TlsVersion::V13) {
-        document.error(&table.versions, "raw public keys need TLS 1.3");
+        document.error(&table.versions, "raw public keys require TLS 1.3");
     }
     if let (Some(ca), Some(raw_keys)) = (&table.client_ca, &table.raw_keys)
         && raw_keys.registry.value
     {
         let message = "a device that is pinned to its certificate's key may present that key without the certificate";
-        let hint = "expiry and revocation do not count then; pin certificates by `--fingerprint`, or use two listeners";
+        let hint = "the gateway then checks neither expiry nor revocation; pin certificates by `--fingerprint`, or use two listeners";
         document.warning(ca, Complaint::new(message).hint(hint));
     }
     let certificates = validate_certificates(table, document);
@@ -428,12 +428,12 @@ fn validate_certificates(
     table: &Setting<TlsTable>,
     document: &mut Document,
 ) -> Result<Setting<Vec<CertificateFiles>>, Reported> {
-    let hint = "a PEM file, the server's own first";
+    let hint = "a PEM file of the server's certificate chain, leaf first";
     let certificate = document.require(table.certificate.as_ref(), table, "certificate", hint)?;
     let mut files = Vec::new();
     match (&certificate.value, &table.private_key) {
         (CertificatesTable::One(chain), key) => {
-            let hint = "a PEM file, the key of the certificate";
+            let hint = "a PEM file of the certificate's private key";
             let key = document.require(key.as_ref(), table, "private_key", hint)?;
             let passphrase = table.private_key_passphrase.as_ref().map(|passphrase| &passphrase.value);
             files
@@ -441,7 +441,7 @@ fn validate_certificates(
         }
         (CertificatesTable::Many(_), Some(key)) => {
             let complaint = Complaint::new("each certificate in the list has its own key");
-            return Err(document.error(key, complaint.hint("write `private_key` into the list's tables")));
+            return Err(document.error(key, complaint.hint("set `private_key` in each table of the list")));
         }
         (CertificatesTable::Many(pairs), None) => {
             for pair in pairs {
@@ -452,13 +452,13 @@ fn validate_certificates(
         }
     }
     if files.is_empty() {
-        return Err(document.error(certificate, "the list of certificates is empty"));
+        return Err(document.error(certificate, "`certificate` is an empty list"));
     }
     Ok(certificate.map(|_| files))
 }
 
-/// A path, or a PKCS#11 URI. The case of a scheme has no meaning [RFC 3986, 3.1]; taken for a path, a PIN would be
-/// shown.
+/// Parses a path or a PKCS#11 URI. The scheme is case-insensitive [RFC 3986, 3.1]: if `PKCS11:` counted as a path,
+/// errors would show the PIN.
 pub(super) fn private_key(
     text: &Setting<String>,
     passphrase: Option<&Secret>,
@@ -471,12 +471,11 @@ pub(super) fn private_key(
     })
 }
 
-/// How devices' certificates are verified; `None`: they are not asked for.
+/// How the gateway verifies devices' certificates; `None`: it requests none.
 fn validate_client(table: &Setting<TlsTable>, document: &mut Document) -> Result<Option<ClientCertificates>, Reported> {
     let checks_revocation = !table.crl.is_empty() || table.crl_distribution_points || table.ocsp != OcspScope::Off;
     if table.client_ca.is_none() && checks_revocation {
-        let message =
-            "`crl`, `crl_distribution_points` and `ocsp` are about certificates of `client_ca`, which is not set";
+        let message = "`crl`, `crl_distribution_points` and `ocsp` require `client_ca`";
         match table.crl.first() {
             Some(crl) => document.error(crl, message),
             None => document.error(table, message),
@@ -491,7 +490,7 @@ fn validate_client(table: &Setting<TlsTable>, document: &mut Document) -> Result
         }
         (Some(ClientAuth::Required | ClientAuth::Optional), None) => {
             let at: &dyn Located = table.client_auth.as_ref().map_or(table as &dyn Located, |auth| auth);
-            Err(document.error(&at.location().cloned().unwrap_or_default(), "`client_auth` needs `client_ca`"))
+            Err(document.error(&at.location().cloned().unwrap_or_default(), "`client_auth` requires `client_ca`"))
         }
         (None | Some(ClientAuth::Required | ClientAuth::Optional), Some(ca)) => {
             validate_revocation(table, document);
@@ -519,13 +518,13 @@ fn validate_client(table: &Setting<TlsTable>, document: &mut Document) -> Result
 
 fn validate_revocation(table: &TlsTable, document: &mut Document) {
     if table.verify_depth.value > MAX_VERIFY_DEPTH {
-        document.error(&table.verify_depth, format!("`verify_depth` is {MAX_VERIFY_DEPTH} at most"));
+        document.error(&table.verify_depth, format!("`verify_depth` must be at most {MAX_VERIFY_DEPTH}"));
     }
     if let Some(url) = &table.ocsp_responder {
         if let Ok(()) = reject_substitution(url, document)
             && !is_url(url)
         {
-            let complaint = Complaint::new(format!("`{}` is no URL", url.value));
+            let complaint = Complaint::new(format!("`{}` is not an `http` or `https` URL", url.value));
             document.error(url, complaint.hint("\"http://ocsp.example.com/\""));
         }
         if table.ocsp == OcspScope::Off {
@@ -536,7 +535,7 @@ fn validate_revocation(table: &TlsTable, document: &mut Document) {
         document.warning(&table.ocsp_failure, OCSP_IS_OFF);
     }
     if table.crl_missing.is_set() && table.crl.is_empty() && !table.crl_distribution_points {
-        document.warning(&table.crl_missing, "`crl_missing` without effect: there is no `crl`");
+        document.warning(&table.crl_missing, "`crl_missing` has no effect without `crl` or `crl_distribution_points`");
     }
     for (key, on_failure, what) in [
         ("crl_missing", &table.crl_missing, "whose CRL is missing or out of date"),
@@ -548,7 +547,7 @@ fn validate_revocation(table: &TlsTable, document: &mut Document) {
     }
 }
 
-const OCSP_IS_OFF: &str = "without effect: `ocsp` is off";
+const OCSP_IS_OFF: &str = "no effect: `ocsp` is off";
 
 fn crl_origin(crl: &Setting<String>, document: &mut Document) -> Result<Setting<CrlOrigin>, Reported> {
     reject_substitution(crl, document)?;
@@ -556,38 +555,41 @@ fn crl_origin(crl: &Setting<String>, document: &mut Document) -> Result<Setting<
         return Ok(crl.map(|path| CrlOrigin::File(document.resolve(Path::new(path)))));
     }
     if !is_url(crl) {
-        let complaint = Complaint::new(format!("`{}` cannot be fetched", crl.value));
+        let complaint = Complaint::new(format!("`{}` is not an `http` or `https` URL", crl.value));
         return Err(document.error(crl, complaint.hint("a file, or \"http://...\" or \"https://...\"")));
     }
     Ok(crl.map(|url| CrlOrigin::Url(url.clone())))
 }
 
-/// Of URLs that appear in logs and metrics.
+/// Rejects a substitution in a URL that appears in logs and metrics.
 fn reject_substitution(url: &Setting<String>, document: &mut Document) -> Result<(), Reported> {
     if document.is_substituted(url) {
-        let complaint = Complaint::new("nothing from outside the file can be put into this");
-        return Err(document.error(url, complaint.hint("it is shown in logs and metrics")));
+        let complaint = Complaint::new("substitution is not supported here");
+        return Err(
+            document.error(url, complaint.hint("the URL appears in logs and metrics, so it must not contain a secret"))
+        );
     }
     Ok(())
 }
 
 fn validate_resumption(table: &TlsTable, document: &mut Document) -> Result<Resumption, Reported> {
     if table.session_lifetime.value.0 > MAX_SESSION_LIFETIME {
-        return Err(document.error(&table.session_lifetime, "`session_lifetime` is 7d at most"));
+        return Err(document.error(&table.session_lifetime, "`session_lifetime` must be at most 7d"));
     }
     let mode = table.resumption.value;
     let tickets = matches!(mode, ResumptionMode::Tickets | ResumptionMode::Both);
     if let Some(secret) = &table.ticket_secret {
         if secret.expose().len() < MIN_TICKET_SECRET {
-            let message = format!("`ticket_secret` has fewer than {MIN_TICKET_SECRET} characters");
-            return Err(document.error(secret, Complaint::new(message).hide_line().hint("openssl rand -hex 32")));
+            let message = format!("`ticket_secret` must have at least {MIN_TICKET_SECRET} characters");
+            return Err(document
+                .error(secret, Complaint::new(message).hide_line().hint("create one with `openssl rand -hex 32`")));
         }
         if !tickets {
-            let complaint = Complaint::new("`ticket_secret` without effect: `resumption` gives no tickets");
+            let complaint = Complaint::new("`ticket_secret` has no effect: `resumption` issues no tickets");
             return Err(document.error(secret, complaint.hide_line()));
         }
         let hint = "ticket_secret = \"${FILE:ticket.secret}\"";
-        warn_of_literal_secret(secret, "a secret in the configuration file itself", hint, document);
+        warn_of_literal_secret(secret, "the configuration file contains a secret in plain text", hint, document);
     }
     Ok(Resumption {
         tickets,
@@ -597,12 +599,13 @@ fn validate_resumption(table: &TlsTable, document: &mut Document) -> Result<Resu
     })
 }
 
-/// A listener with pre-shared keys has nothing else: beside a certificate, TLS 1.3 may drop the key.
+/// Rejects keys that exclude `psk`. A listener with pre-shared keys has no certificate: with one, a TLS 1.3 server may
+/// choose the certificate and ignore the key.
 fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
     if table.ocsp != OcspScope::Off || table.ocsp_stapling || table.crl_distribution_points {
-        let message = "`ocsp`, `ocsp_stapling` and `crl_distribution_points` cannot stand beside `psk`";
+        let message = "`ocsp`, `ocsp_stapling` and `crl_distribution_points` cannot be combined with `psk`";
         let at = table.psk.as_ref().and_then(Located::location).cloned().unwrap_or_default();
-        document.error(&at, Complaint::new(message).hint("there are no certificates"));
+        document.error(&at, Complaint::new(message).hint("a listener with `psk` uses no certificates"));
     }
     let others = [
         ("certificate", table.certificate.as_ref().and_then(Located::location)),
@@ -622,8 +625,8 @@ fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
     ];
     for (key, location) in others {
         let Some(location) = location else { continue };
-        let complaint = Complaint::new(format!("`{key}` cannot stand beside `psk`")).hide_line();
-        let hint = "pre-shared keys need a listener of their own, without certificates; nothing is resumed there";
+        let complaint = Complaint::new(format!("`{key}` cannot be combined with `psk`")).hide_line();
+        let hint = "pre-shared keys require their own listener, without certificates and without resumption";
         document.error(location, complaint.hint(hint));
     }
 }
@@ -636,15 +639,15 @@ fn validate_psk(
     let registry = validate_registry(&table.registry, registries, document)?;
     let file = match (&table.file, &table.format) {
         (Some(file), format) => {
-            let hint = "\"hex\", as for mosquitto, or \"raw\", as for EMQX";
+            let hint = "\"hex\" (as in mosquitto) or \"raw\" (as in EMQX)";
             let format = document.require(format.as_ref(), table, "format", hint)?.value;
             Some((file.map(|file| document.resolve(file)), format))
         }
         (None, Some(format)) => {
-            return Err(document.error(format, "`format` without effect: there is no `file`"));
+            return Err(document.error(format, "`format` has no effect without `file`"));
         }
         (None, None) if !registry => {
-            document.require::<()>(None, table, "file", "lines of `identity:key`; or `registry = true`")?;
+            document.require::<()>(None, table, "file", "a file of `identity:key` lines; or set `registry = true`")?;
             None
         }
         (None, None) => None,
@@ -659,14 +662,14 @@ fn validate_raw_keys(
 ) -> Result<RawKeys, Reported> {
     let registry = validate_registry(&table.registry, registries, document)?;
     if table.file.is_none() && !registry {
-        document.require::<()>(None, table, "file", "lines of `name:fingerprint`; or `registry = true`")?;
+        document.require::<()>(None, table, "file", "a file of `name:fingerprint` lines; or set `registry = true`")?;
     }
     Ok(RawKeys { file: table.file.as_ref().map(|file| file.map(|file| document.resolve(file))), registry })
 }
 
 fn validate_registry(wanted: &Setting<bool>, registries: usize, document: &mut Document) -> Result<bool, Reported> {
     if wanted.value && registries != 1 {
-        let message = "`registry = true` needs one [[authenticator]] of `kind = \"registry\"`, and only one";
+        let message = "`registry = true` requires exactly one [[authenticator]] of `kind = \"registry\"`";
         return Err(document.error(wanted, message));
     }
     Ok(wanted.value)

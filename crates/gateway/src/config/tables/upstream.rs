@@ -17,9 +17,9 @@ use super::tls::{PrivateKey, private_key};
 use super::{Named, compile};
 use crate::expr::{Expression, Wanted};
 
-/// Above, one server would fill a hash ring with a million points.
+/// A higher weight would fill a hash ring with a million points for one server.
 const MAX_WEIGHT: u32 = 1000;
-/// Health checks are not made more often.
+/// Shortest time between two health checks of a server.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A group of brokers that serve the same clients.
@@ -108,7 +108,7 @@ const fn default_weight() -> u32 {
     1
 }
 
-/// By hand, for the sake of the messages: an untagged enum would only say that nothing fits.
+/// Implemented by hand for its messages: serde's untagged enum only reports that no variant matches.
 impl<'de> Deserialize<'de> for ServerTable {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match toml::Value::deserialize(deserializer)? {
@@ -203,17 +203,17 @@ struct UpstreamTlsTable {
 /// A group of brokers.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Unique.
+    /// Unique name.
     pub name: String,
     /// At least one.
     pub servers: Vec<Server>,
-    /// How often names are resolved again.
+    /// Time between two lookups of host names.
     pub resolve_interval: Duration,
-    /// How a server is chosen.
+    /// How a server is selected.
     pub balance: Balance,
-    /// Yields what is hashed; `None`: the client ID that the broker gets.
+    /// Yields the string to hash; `None`: the client ID that the broker receives.
     pub hash_key: Option<Expression>,
-    /// For each server tried.
+    /// Time for a connection to one server, TLS included.
     pub connect_timeout: Duration,
     /// Active health checks.
     pub health: Health,
@@ -226,20 +226,20 @@ pub struct Upstream {
 /// One broker.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Where it is.
+    /// The address of the broker.
     pub address: ServerAddress,
     /// Share of the sessions relative to other servers.
     pub weight: u32,
-    /// `None`: no limit.
+    /// Sessions at the same time; `None`: no limit.
     pub max_connections: Option<NonZeroU32>,
     /// Used only when no other server is up.
     pub backup: bool,
 }
 
-/// Where a broker is.
+/// The address of a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerAddress {
-    /// In this process.
+    /// The embedded broker, in this process.
     Embedded,
     /// An address and port.
     Socket(SocketAddr),
@@ -252,13 +252,13 @@ pub enum ServerAddress {
 pub struct Health {
     /// What a check does.
     pub mode: HealthMode,
-    /// From the end of one check to the next.
+    /// Time from the end of one check to the next.
     pub interval: Duration,
-    /// For one check as a whole.
+    /// Time for one check as a whole.
     pub timeout: Duration,
-    /// Failed checks in a row that take a server down.
+    /// Failed checks in a row after which a server counts as down.
     pub fails: u32,
-    /// Passed checks in a row that take it up again.
+    /// Passed checks in a row after which it counts as up again.
     pub passes: u32,
     /// User name of the check's CONNECT.
     pub username: Option<String>,
@@ -266,27 +266,27 @@ pub struct Health {
     pub password: Option<Secret>,
 }
 
-/// When sessions' failures to connect take a server down.
+/// When failed connections of sessions make a server count as down.
 #[derive(Clone, Copy, Debug)]
 pub struct PassiveHealth {
     /// Failures within `fail_timeout`; 0: never.
     pub max_fails: u32,
-    /// The window, and how long a server then counts as down.
+    /// Window of `max_fails`, and how long a server counts as down afterwards.
     pub fail_timeout: Duration,
-    /// How long a server that recovered takes to reach its full weight.
+    /// How long a recovered server takes to reach its full weight.
     pub slow_start: Duration,
 }
 
 /// TLS towards brokers.
 #[derive(Debug)]
 pub struct UpstreamTls {
-    /// The table itself.
+    /// Location of the table.
     pub(crate) table: Location,
-    /// PEM bundle of trust anchors; `None`: those of the system.
+    /// PEM bundle of trust anchors; `None`: the system's.
     pub ca: Option<Setting<PathBuf>>,
-    /// The gateway's own certificate.
+    /// The gateway's client certificate chain and its private key.
     pub certificate: Option<(Setting<PathBuf>, Setting<PrivateKey>)>,
-    /// The name the broker's certificate must have; `None`: the host in its address.
+    /// Name that the broker's certificate must be valid for; `None`: the host of the server's address.
     pub server_name: Option<Setting<String>>,
 }
 
@@ -294,21 +294,21 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
     let balance = table.balance.value;
     if balance == Balance::Hash {
         if table.slow_start.is_set() {
-            let message = "`slow_start` has no effect with `balance = \"hash\"`: a key has one server";
+            let message = "`slow_start` has no effect with `balance = \"hash\"`: each key maps to one server";
             document.warning(&table.slow_start, message);
         }
     } else if let Some(key) = &table.hash_key {
-        let complaint = Complaint::new("`hash_key` is for `balance = \"hash\"` only");
+        let complaint = Complaint::new("`hash_key` requires `balance = \"hash\"`");
         document.error(key, complaint.hint("remove it, or set `balance = \"hash\"`"));
     }
     if let (Some(password), None) = (&table.health.password, &table.health.username) {
-        document.error(password, "MQTT 3.1.1 allows no `password` without a `username`");
+        document.error(password, "`password` requires `username`: MQTT 3.1.1 allows no password alone");
     }
     let tls = table.tls.as_ref().map(|tls| validate_tls(tls, document)).transpose();
     let servers = validate_servers(table, document);
     let hash_key = compile(table.hash_key.as_ref(), Wanted::String, document);
     Ok(Upstream {
-        // Missing names were reported with the doubled ones.
+        // `names` has reported a missing name.
         name: table.name.as_ref().map(|name| name.value.clone()).unwrap_or_default(),
         servers: servers?,
         resolve_interval: table.resolve_interval.0,
@@ -345,19 +345,19 @@ fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> 
             ServerTable::Table(options) => (&options.address, options.weight, options.max_connections, options.backup),
         };
         if !(1..=MAX_WEIGHT).contains(&weight) {
-            document.error(server, format!("`weight` is from 1 to {MAX_WEIGHT}"));
+            document.error(server, format!("`weight` must be between 1 and {MAX_WEIGHT}"));
         }
         match parse_address(address) {
             Ok(ServerAddress::Embedded) => {
-                let message = "the embedded broker keeps everything in memory and asks nobody for a password";
-                document.warning(server, Complaint::new(message).hint("it is for trying out and for tests"));
+                let message = "the embedded broker keeps all data in memory and does not authenticate clients";
+                document.warning(server, Complaint::new(message).hint("use it only for tests and trials"));
                 if let Some(tls) = &table.tls {
-                    document.error(tls, "the embedded broker is reached in memory, without TLS");
+                    document.error(tls, "the embedded broker runs inside the gateway and does not support TLS");
                 }
             }
             Ok(_) => {}
             Err(message) => {
-                let hint = "write \"host:port\", as \"10.0.0.113:1883\"";
+                let hint = "write \"host:port\", for example \"10.0.0.113:1883\"";
                 validated = Err(document.error(server, Complaint::new(message).hint(hint)));
             }
         }
@@ -380,9 +380,9 @@ fn parse_address(text: &str) -> Result<ServerAddress, String> {
         return Ok(ServerAddress::Socket(address));
     }
     let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("`{text}` has no port"))?;
-    let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
+    let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
     if port == 0 || host.is_empty() || host.contains([':', '/', ' ']) {
-        return Err(format!("`{text}` is no address"));
+        return Err(format!("`{text}` is not an address"));
     }
     Ok(ServerAddress::Name(host.into(), port))
 }
@@ -395,8 +395,8 @@ fn validate_tls(table: &Setting<UpstreamTlsTable>, document: &mut Document) -> R
             let key = private_key(key, passphrase, document);
             Some((chain.map(|chain| document.resolve(chain)), key))
         }
-        (Some(chain), None) => return Err(document.error(chain, "`certificate` and `private_key` go together")),
-        (None, Some(key)) => return Err(document.error(key, "`certificate` and `private_key` go together")),
+        (Some(chain), None) => return Err(document.error(chain, "`certificate` requires `private_key`")),
+        (None, Some(key)) => return Err(document.error(key, "`private_key` requires `certificate`")),
     };
     Ok(UpstreamTls {
         table: table.location.clone().unwrap_or_default(),
