@@ -69,11 +69,15 @@ impl Evidence {
     pub fn index_keys(&self) -> Vec<Key> {
         match self {
             Evidence::Chain(chain) => chain.certificates().iter().map(crate::pki::ChainCertificate::key).collect(),
-            Evidence::DeviceKey(device) | Evidence::Authenticated { what: Authenticated::Device(device), .. } => {
-                vec![crate::devices::key(&device.id)]
-            }
+            Evidence::DeviceKey(device) => vec![crate::devices::key(&device.id)],
             // Not indexed: when such a file changes, all sessions are evaluated.
-            Evidence::RawKey(_) | Evidence::Psk { .. } | Evidence::Authenticated { .. } => Vec::new(),
+            Evidence::RawKey(_) | Evidence::Psk { .. } => Vec::new(),
+            Evidence::Authenticated { what, .. } => match what {
+                Authenticated::Device(device) => vec![crate::devices::key(&device.id)],
+                Authenticated::Password { .. } | Authenticated::Token { .. } | Authenticated::Response { .. } => {
+                    Vec::new()
+                }
+            },
         }
     }
 
@@ -81,13 +85,12 @@ impl Evidence {
     pub fn expires(&self) -> Option<i64> {
         match self {
             Evidence::Chain(chain) => Some(chain.not_after()),
-            Evidence::Authenticated { what: Authenticated::Token { expires_at, .. }, .. } => Some(expires_at - 1),
-            Evidence::Authenticated { what: Authenticated::Response { expires_at, .. }, .. } => {
-                expires_at.map(|expires_at| expires_at.saturating_sub(1))
-            }
-            Evidence::RawKey(_) | Evidence::Psk { .. } | Evidence::DeviceKey(_) | Evidence::Authenticated { .. } => {
-                None
-            }
+            Evidence::Authenticated { what, .. } => match what {
+                Authenticated::Token { expires_at, .. } => Some(expires_at.saturating_sub(1)),
+                Authenticated::Response { expires_at, .. } => expires_at.map(|expires_at| expires_at.saturating_sub(1)),
+                Authenticated::Password { .. } | Authenticated::Device(_) => None,
+            },
+            Evidence::RawKey(_) | Evidence::Psk { .. } | Evidence::DeviceKey(_) => None,
         }
     }
 

@@ -29,7 +29,7 @@ use crate::state::ProcessState;
 /// Waited after an accept that failed because descriptors or memory ran out: others may give some back.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// For sessions to say goodbye once their time is up.
-const GOODBYE: Duration = Duration::from_secs(3);
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A running gateway. Dropped, it stops listening; sessions continue until the process ends.
 pub struct Gateway(Handle);
@@ -270,7 +270,7 @@ impl Handle {
         self.0.sockets.lock().clear();
         self.0.tasks.close();
         self.0.shared.state.sessions.sweep(|_| Err(CloseReason::Drained));
-        let _ = tokio::time::timeout(GOODBYE, self.0.tasks.wait()).await;
+        let _ = tokio::time::timeout(STOP_TIMEOUT, self.0.tasks.wait()).await;
     }
 }
 

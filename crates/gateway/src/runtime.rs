@@ -160,7 +160,7 @@ impl Runtime {
             upstream.activate(previous, observer)
         });
         before.iter().for_each(|upstream| upstream.retire());
-        self.listeners.iter().filter_map(|listener| listener.tls.as_ref()).for_each(ServerTls::is_served_by);
+        self.listeners.iter().filter_map(|listener| listener.tls.as_ref()).for_each(ServerTls::mark_active);
         let trusts = self.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.trust());
         let prepared = join_all(trusts.map(|trust| trust.prepare()));
         let authenticators = join_all(self.authenticators.iter().map(|authenticator| authenticator.prepare()));

@@ -166,7 +166,7 @@ impl<'a> Checker<'a> {
         let uses = |root: &str| self.facts.iter().any(|fact| root_of(FACTS[*fact].path) == root);
         Names {
             required: (0..ROOTS.len())
-                .filter(|root| ROOTS[*root].optional && uses(ROOTS[*root].name))
+                .filter(|root| ROOTS[*root].is_optional() && uses(ROOTS[*root].name))
                 .filter(|root| !self.guarded.contains(ROOTS[*root].name))
                 .collect(),
             is_about_proofs: !self.facts.is_empty()

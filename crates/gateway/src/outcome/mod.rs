@@ -74,6 +74,12 @@ impl From<Reject> for Outcome {
     }
 }
 
+impl From<CloseReason> for Outcome {
+    fn from(reason: CloseReason) -> Self {
+        Outcome::Closed(reason)
+    }
+}
+
 /// Defines a table of reasons. The header names the columns that only this table has; each row starts with the columns
 /// that both have. The doc comment of a row is its meaning.
 macro_rules! reasons {

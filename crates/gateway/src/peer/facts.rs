@@ -90,20 +90,27 @@ pub struct Fact {
 pub struct Root {
     /// The name.
     pub name: &'static str,
+    /// Whether a client has it. `None`: every client does.
+    presence: Option<fn(&Facts<'_>) -> bool>,
+}
+
+impl Root {
     /// Whether a client may lack it. An expression that uses it without `has()` then rejects the client.
-    pub optional: bool,
+    pub const fn is_optional(&self) -> bool {
+        self.presence.is_some()
+    }
 }
 
 /// The top-level names, in the order of the reference.
 pub const ROOTS: &[Root] = &[
-    Root { name: "cert", optional: true },
-    Root { name: "jwt", optional: true },
-    Root { name: "device", optional: true },
-    Root { name: "http", optional: true },
-    Root { name: "tls", optional: false },
-    Root { name: "mqtt", optional: false },
-    Root { name: "conn", optional: false },
-    Root { name: "now", optional: false },
+    Root { name: "cert", presence: Some(|f| f.peer.certificate().is_some()) },
+    Root { name: "jwt", presence: Some(|f| f.attributes.jwt.is_some()) },
+    Root { name: "device", presence: Some(|f| f.attributes.device.is_some()) },
+    Root { name: "http", presence: Some(|f| f.attributes.http.is_some()) },
+    Root { name: "tls", presence: None },
+    Root { name: "mqtt", presence: None },
+    Root { name: "conn", presence: None },
+    Root { name: "now", presence: None },
 ];
 
 /// Defines the table: `path: type flags = meaning, getter;`. Flags: `optional` if the value may be missing, `proved` if
@@ -186,13 +193,7 @@ impl Fact {
 impl Facts<'_> {
     /// Whether a root exists for this client.
     pub fn has_root(&self, root: &Root) -> bool {
-        match root.name {
-            "cert" => self.peer.certificate().is_some(),
-            "jwt" => self.attributes.jwt.is_some(),
-            "device" => self.attributes.device.is_some(),
-            "http" => self.attributes.http.is_some(),
-            _ => true,
-        }
+        root.presence.is_none_or(|is_present| is_present(self))
     }
 }
 
@@ -259,9 +260,9 @@ mod tests {
         let facts = Facts { peer: &peer, listener: "l", mqtt: &connect, attributes: AuthAttributes::default(), now: 7 };
         for fact in FACTS {
             let root = ROOTS.iter().find(|root| root.name == root_of(fact.path)).unwrap();
-            assert_eq!(facts.has_root(root), !root.optional);
+            assert_eq!(facts.has_root(root), !root.is_optional());
             let value = fact.get(&facts);
-            assert_eq!(value.is_some(), !root.optional && !fact.optional, "{}", fact.path);
+            assert_eq!(value.is_some(), !root.is_optional() && !fact.optional, "{}", fact.path);
             assert!(!format!("{value:?}").contains("secret"), "{}", fact.path);
         }
     }

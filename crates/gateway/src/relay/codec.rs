@@ -37,8 +37,8 @@ pub(super) trait Codec {
     ///
     /// - withheld by returning only what is in front of it, until its rest has come;
     /// - dropped or replaced by returning what is in front of it, and putting what comes instead and behind into
-    ///   [`Injected::onward`];
-    /// - answered in the receiver's place through [`Injected::back`].
+    ///   [`Injected::forward`];
+    /// - answered in the receiver's place through [`Injected::reply`].
     ///
     /// # Errors
     /// The session ends for this reason, and nothing more is read in this direction. What is in `injected`, such as the
@@ -59,10 +59,10 @@ pub(super) trait Codec {
 #[derive(Debug, Default)]
 pub(super) struct Injected {
     /// Follows the part of the chunk that is passed.
-    pub(super) onward: Vec<u8>,
+    pub(super) forward: Vec<u8>,
     /// Goes to the sender of the chunk, behind everything the codec has passed to it. The codec adds to it only while
     /// that ends with a whole packet. Nothing more is read from the sender until it has taken this.
-    pub(super) back: Vec<u8>,
+    pub(super) reply: Vec<u8>,
 }
 
 /// Where the bytes to the client may end.

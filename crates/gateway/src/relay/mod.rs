@@ -1,6 +1,6 @@
 //! The relay: bytes between a client and its broker, once the broker has answered CONNECT.
 //!
-//! Enters: two connected streams. Leaves: why the session ended, and the record's byte counts. Two parts that know nothing
+//! Input: two connected streams. Output: why the session ended, and the record's byte counts. Two parts that know nothing
 //! of each other's work:
 //!
 //! - the pump ([`pump`]) moves bytes: back-pressure, half-close, deadlines, the DISCONNECT at the end;
@@ -16,17 +16,56 @@ mod side;
 use std::future::poll_fn;
 use std::task::Poll;
 
+use codec::{Codec, Direction, Injected};
+use opaque::Opaque;
 pub use pump::Ends;
 
 use crate::observe::Record;
 use crate::outcome::CloseReason;
 use crate::session::index::Session;
 
+/// What becomes of a session's bytes, from the first one behind CONNECT on. Made at admission, where it is known what the
+/// client may do.
+#[derive(Debug)]
+pub struct SessionCodec {
+    codec: Opaque,
+    /// For the client, behind the broker's CONNACK.
+    replies: Vec<u8>,
+}
+
+impl SessionCodec {
+    /// For a client that was admitted.
+    pub const fn new() -> Self {
+        Self { codec: Opaque::new(), replies: Vec::new() }
+    }
+
+    /// Takes what the client has sent behind CONNECT, and appends to `packets` what the broker is to get of it.
+    ///
+    /// # Errors
+    /// The session ends for this reason.
+    pub fn take_early(&mut self, bytes: &[u8], packets: &mut Vec<u8>) -> Result<(), CloseReason> {
+        take_early(&mut self.codec, bytes, packets, &mut self.replies)
+    }
+}
+
+fn take_early(
+    codec: &mut impl Codec,
+    bytes: &[u8],
+    packets: &mut Vec<u8>,
+    replies: &mut Vec<u8>,
+) -> Result<(), CloseReason> {
+    let mut injected = Injected::default();
+    packets.extend_from_slice(codec.take(Direction::ToBroker, bytes, &mut injected)?);
+    packets.extend(injected.forward);
+    replies.extend(injected.reply);
+    Ok(())
+}
+
 /// Moves bytes until both sides have ended, one is lost, or the session has to end. Returns why it ended.
 ///
 /// Bytes are counted in `record` as they move, so that a session that is cut off has a true record too.
-pub async fn relay(ends: Ends, record: &mut Record, session: &Session) -> CloseReason {
-    let mut pump = pump::Pump::new(ends, opaque::Opaque::new());
+pub async fn relay(ends: Ends, codec: SessionCodec, record: &mut Record, session: &Session) -> CloseReason {
+    let mut pump = pump::Pump::new(ends, codec.codec, codec.replies);
     let reason = poll_fn(|cx| {
         if !pump.is_stopping()
             && let Poll::Ready(reason) = session.poll_end(cx)

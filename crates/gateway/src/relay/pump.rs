@@ -46,10 +46,10 @@ pub struct Ends {
     /// The connection to the broker.
     pub broker: Stream,
     /// What the broker has sent already, from its first byte on.
-    pub greeting: Vec<u8>,
+    pub broker_first: Vec<u8>,
     /// Whether the gateway may end the session with a DISCONNECT of its own: in MQTT 5, once the broker has accepted
     /// the client [MQTT-3.14.0-1].
-    pub may_say_goodbye: bool,
+    pub may_send_disconnect: bool,
 }
 
 /// Moves the bytes of one session.
@@ -57,12 +57,12 @@ pub(super) struct Pump<C> {
     client: Side,
     broker: Side,
     codec: C,
-    may_disconnect: bool,
+    may_send_disconnect: bool,
     /// The first thing that happened: what comes after is its consequence.
     reason: Option<CloseReason>,
     is_stopping: bool,
     /// The broker takes nothing more; it may still have something to say.
-    is_broker_deaf: bool,
+    is_broker_lost: bool,
     /// Which direction has its turn first: a flood in one does not starve the other.
     first: Direction,
     /// Set once one side has ended.
@@ -80,23 +80,26 @@ enum Interrupt {
 }
 
 impl<C: Codec> Pump<C> {
-    /// Begins with what the broker has sent already.
-    pub(super) fn new(ends: Ends, codec: C) -> Self {
+    /// Begins with what the broker has sent already, and then with `replies` of the codec to what the client sent before.
+    pub(super) fn new(ends: Ends, codec: C, replies: Vec<u8>) -> Self {
         let mut pump = Self {
             client: Side::new(ends.client),
             broker: Side::new(ends.broker),
             codec,
-            may_disconnect: ends.may_say_goodbye,
+            may_send_disconnect: ends.may_send_disconnect,
             reason: None,
             is_stopping: false,
-            is_broker_deaf: false,
+            is_broker_lost: false,
             first: Direction::ToBroker,
             deadline: None,
         };
         let (broker, client) = (&mut pump.broker, &mut pump.client);
-        match pass(&mut pump.codec, Direction::ToClient, &ends.greeting, broker, client) {
+        match pass(&mut pump.codec, Direction::ToClient, &ends.broker_first, broker, client) {
             Ok(passed) => client.keep(passed),
             Err(reason) => pump.refuse(Direction::ToClient, reason),
+        }
+        if !replies.is_empty() {
+            pump.client.answer(replies);
         }
         pump
     }
@@ -108,16 +111,16 @@ impl<C: Codec> Pump<C> {
         self.first = self.first.reverse();
         for direction in [self.first, self.first.reverse()] {
             if let Some(lost) = self.poll_direction(cx, direction) {
-                return Poll::Ready(self.because(lost));
+                return Poll::Ready(self.end_because(lost));
             }
         }
-        if !self.broker.output.takes_more() && !self.is_broker_deaf {
-            self.because(CloseReason::Ok);
+        if !self.broker.output.takes_more() && !self.is_broker_lost {
+            self.end_because(CloseReason::Ok);
         }
         if !self.client.output.takes_more() {
-            self.because(CloseReason::UpstreamClosed);
+            self.end_because(CloseReason::UpstreamClosed);
         }
-        if self.reason.is_none() && !self.is_broker_deaf {
+        if self.reason.is_none() && !self.is_broker_lost {
             return Poll::Pending;
         }
         self.poll_over(cx, is_late)
@@ -161,7 +164,7 @@ impl<C: Codec> Pump<C> {
             (Interrupt::Reading, Direction::ToClient) => Some(CloseReason::UpstreamLost),
             (Interrupt::Writing, Direction::ToBroker) => {
                 // What a broker says before it hangs up, why for instance, is still to reach the client.
-                self.is_broker_deaf = true;
+                self.is_broker_lost = true;
                 self.broker.abandon();
                 None
             }
@@ -186,10 +189,10 @@ impl<C: Codec> Pump<C> {
     /// Ends the session from the gateway's side: at the next packet boundary to the client, in MQTT 5 with a DISCONNECT.
     pub(super) fn stop(&mut self, reason: CloseReason) {
         self.is_stopping = true;
-        self.because(reason);
+        self.end_because(reason);
         self.deadline = None;
         if self.client.output == Output::Open {
-            let disconnect = reason.goodbye().filter(|_| self.may_disconnect).map(Disconnect::packet);
+            let disconnect = reason.disconnect().filter(|_| self.may_send_disconnect).map(Disconnect::packet);
             self.client.end_at(self.codec.boundary(&[]), disconnect);
         }
     }
@@ -199,7 +202,7 @@ impl<C: Codec> Pump<C> {
         self.is_stopping
     }
 
-    fn because(&mut self, reason: CloseReason) -> CloseReason {
+    fn end_because(&mut self, reason: CloseReason) -> CloseReason {
         *self.reason.get_or_insert(reason)
     }
 
@@ -230,7 +233,7 @@ fn poll_direction<C: Codec>(
     loop {
         let may_read = match from.input {
             Input::Open => true,
-            Input::Answered => from.poll_answered(cx).is_ready(),
+            Input::AwaitsReply => from.poll_reply_taken(cx).is_ready(),
             Input::Refused | Input::Ended => false,
         };
         ready!(to.poll_drain(cx)).map_err(|_| Interrupt::Writing)?;
@@ -298,11 +301,11 @@ fn pass<'c, C: Codec>(
     }
     let mut injected = Injected::default();
     let passed = codec.take(direction, chunk, &mut injected);
-    if !injected.onward.is_empty() {
-        to.push(injected.onward);
+    if !injected.forward.is_empty() {
+        to.push(injected.forward);
     }
-    if !injected.back.is_empty() {
-        from.answer(injected.back);
+    if !injected.reply.is_empty() {
+        from.answer(injected.reply);
     }
     if let Some((boundary, disconnect)) = end {
         to.end_at(boundary, disconnect);

@@ -33,7 +33,7 @@ pub(super) enum Input {
     /// Everything.
     Open,
     /// Nothing until it has taken what the codec sent back to it: a sender that does not read is slowed down.
-    Answered,
+    AwaitsReply,
     /// Nothing: the codec ended the session because of what it sent.
     Refused,
     /// Nothing: it has ended.
@@ -104,13 +104,13 @@ impl Side {
     pub(super) fn answer(&mut self, bytes: Vec<u8>) {
         if self.output.takes_more() {
             self.push(bytes);
-            self.input = Input::Answered;
+            self.input = Input::AwaitsReply;
         }
     }
 
     /// Ready once the side has taken the codec's answer and may be read again. An error is not reported: reading will tell
     /// how a side has ended that takes nothing.
-    pub(super) fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_reply_taken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if ready!(self.poll_drain(cx)).is_ok() {
             let _ = ready!(self.poll_flush(cx));
         } else {

@@ -1,6 +1,8 @@
-//! CONNECT: read, decoded, authenticated, evaluated, rewritten, and presented to a broker. Enters: a secured stream. Leaves:
-//! a broker that has answered, or a refusal. No byte of the client reaches a broker before all of it has passed.
+//! CONNECT: read, decoded, authenticated, evaluated, rewritten, and presented to a broker. Input: a secured stream. Output:
+//! a broker that has answered, or a rejection. No byte of the client reaches a broker before it is admitted, and what it
+//! sends behind CONNECT passes the relay's codec like everything after it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +17,10 @@ use crate::devices::Entry;
 use crate::edge::Stream;
 use crate::observe::Record;
 use crate::outcome::{Outcome, Reject};
-use crate::peer::{AuthAttributes, Facts, Peer};
+use crate::peer::{AuthAttributes, Facts};
+use crate::relay::SessionCodec;
 use crate::runtime::Listener;
+use crate::tls::Secured;
 use crate::upstream::Dialed;
 use crate::util::clock::now;
 
@@ -25,83 +29,125 @@ const CONNACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// The first read of a CONNECT; most are smaller.
 const CONNECT_BUFFER: usize = 1024;
 
-/// What came of CONNECT.
-pub(super) struct Agreed {
+/// A CONNECT that a broker has answered.
+pub(super) struct Negotiated {
     pub(super) dialed: Dialed,
-    pub(super) greeting: Vec<u8>,
-    /// Of the CONNACK, if that is what the broker said first.
+    /// What the broker has sent so far, from its first byte on.
+    pub(super) answer: Vec<u8>,
+    /// The code of the CONNACK, if that is what the broker sent first.
     pub(super) code: Option<u8>,
     pub(super) version: Version,
+    /// What the relay goes on with: it has seen all that the client sent behind CONNECT.
+    pub(super) codec: SessionCodec,
 }
 
-/// A refusal, and the version to say it in, if it is known.
-pub(super) struct Refused {
+/// A rejection, and the MQTT version to send it in, if that is known.
+pub(super) struct Rejected {
     pub(super) outcome: Outcome,
     pub(super) version: Option<Version>,
 }
 
+/// A client that is admitted.
+struct Admitted<'b> {
+    /// CONNECT as the broker receives it, and what the codec passes of the bytes behind it.
+    packets: Cow<'b, [u8]>,
+    /// Selects the broker.
+    hash_key: Arc<String>,
+    codec: SessionCodec,
+}
+
+/// Reads CONNECT, admits the client, and presents it to a broker.
 pub(super) async fn negotiate(
-    client: &mut Stream,
-    peer: &Peer,
-    device: Option<&Entry>,
+    secured: &mut Secured,
     listener: &Listener,
     session: &Session,
     shared: &Shared,
     record: &mut Record,
-) -> Result<Agreed, Refused> {
+) -> Result<Negotiated, Rejected> {
+    let Secured { stream, peer, device, .. } = secured;
     let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
-    let read = timeout(listener.connect_timeout, read_connect(client, &mut buffer, listener));
-    // What authorities say of the certificate is asked for meanwhile.
-    let (result, settled) = tokio::join!(read, check_revocation(listener, session));
-    let result = result.unwrap_or(Err(Reject::ConnectTimeout));
+    let read = timeout(listener.connect_timeout, read_connect(stream, &mut buffer, listener));
+    // CRLs and OCSP responses about the certificate are fetched meanwhile.
+    let (read, revocation) = tokio::join!(read, check_revocation(listener, session));
     record.moved(buffer.len() as u64, 0);
-    let claimed = Connect::version_to_answer_in(&buffer);
-    let (connect, used) = result
+    let (connect, used) = read
+        .unwrap_or(Err(Reject::ConnectTimeout))
         .and_then(|()| decode(&buffer, listener)?.ok_or(Reject::MalformedConnect))
-        .map_err(|reject| Refused { outcome: reject.into(), version: claimed })?;
-    record.info.set_connect(connect.client_id, connect.version);
-    let refused = |reject: Reject| Refused { outcome: reject.into(), version: Some(connect.version) };
-    settled.map_err(refused)?;
+        .map_err(|reject| Rejected { outcome: reject.into(), version: Connect::version_to_answer_in(&buffer) })?;
+    let version = connect.version;
+    let rejected = |outcome: Outcome| Rejected { outcome, version: Some(version) };
+    record.info.set_connect(connect.client_id, version);
+    revocation.map_err(|reject| rejected(reject.into()))?;
 
     let attributes = AuthAttributes::default();
     let facts = Facts { peer, listener: &listener.name, mqtt: &connect, attributes, now: now() };
-    let mut principal = identify(&facts, device, listener, record).await.map_err(refused)?;
+    let mut principal =
+        identify(&facts, device.as_deref(), listener, record).await.map_err(|reject| rejected(reject.into()))?;
     session.authenticated(principal.evidence.take());
     // A change since the handshake may have swept the index before the evidence was there.
-    evaluate(session.live().claim(), &shared.runtime.load(), now())
-        .map_err(|reason| Refused { outcome: Outcome::Closed(reason), version: Some(connect.version) })?;
+    evaluate(session.live().claim(), &shared.runtime.load(), now()).map_err(|reason| rejected(reason.into()))?;
     let facts = Facts { attributes: principal.attributes(), ..facts };
-    listener.admission.check(&facts).map_err(refused)?;
-    let replacements = listener.rewriting.evaluate(&facts).map_err(refused)?;
+    let (received, early) = buffer.split_at(used);
+    let Admitted { packets, hash_key, codec } =
+        admit(&facts, &principal, received, early, listener, record).map_err(rejected)?;
+
+    let forwarded = forward(&hash_key, &packets, listener, record).await;
+    let (dialed, answer, code) = forwarded.map_err(|reject| rejected(reject.into()))?;
+    Ok(Negotiated { dialed, answer, code, version, codec })
+}
+
+/// Applies the listener's rules to a client whose evidence is sufficient, and rewrites its CONNECT. `received` is CONNECT as
+/// it came, `early` what the client has sent behind it.
+fn admit<'b>(
+    facts: &Facts<'_>,
+    principal: &Principal,
+    received: &'b [u8],
+    early: &[u8],
+    listener: &Listener,
+    record: &Record,
+) -> Result<Admitted<'b>, Outcome> {
+    listener.admission.check(facts)?;
+    let replacements = listener.rewriting.evaluate(facts)?;
     let replacements = replacements.or_else(principal.client_id.clone(), principal.username.clone());
-    let rewritten = replacements.apply(&connect);
-    rewritten.check_client_id().map_err(|error| refused(error.into()))?;
+    let rewritten = replacements.apply(facts.mqtt);
+    rewritten.check_client_id().map_err(Reject::from)?;
     if listener.bans.is_client_refused(record.info.address().ip(), rewritten.client_id) {
-        return Err(refused(Reject::Banned));
+        return Err(Reject::Banned.into());
     }
-    let key = match listener.upstream.hash_key() {
-        Some(key) => key.text(&Facts { mqtt: &rewritten, ..facts }).map_err(refused)?,
+    let hash_key = match listener.upstream.hash_key() {
+        Some(key) => key.text(&Facts { mqtt: &rewritten, ..*facts })?,
         None => Arc::new(rewritten.client_id.to_owned()),
     };
-    let packet = if replacements.is_empty() {
-        buffer.as_slice().into()
-    } else {
-        let mut packet = Vec::with_capacity(buffer.len() + 128);
-        rewritten.encode(&mut packet).map_err(|_| refused(Reject::RewriteFailed))?;
-        packet.extend_from_slice(&buffer[used..]);
-        std::borrow::Cow::Owned(packet)
-    };
+    let mut packets = Cow::Borrowed(received);
+    if !replacements.is_empty() {
+        let mut packet = Vec::with_capacity(received.len() + early.len() + 128);
+        rewritten.encode(&mut packet).map_err(|_| Reject::RewriteFailed)?;
+        packets = Cow::Owned(packet);
+    }
+    let mut codec = SessionCodec::new();
+    if !early.is_empty() {
+        codec.take_early(early, packets.to_mut())?;
+    }
+    Ok(Admitted { packets, hash_key, codec })
+}
 
-    let mut dialed = listener.upstream.dial(key.as_bytes()).await.map_err(refused)?;
+/// Connects to a broker and presents the client to it. Returns the connection, what the broker has sent, and the code if
+/// that is a CONNACK.
+async fn forward(
+    hash_key: &str,
+    packets: &[u8],
+    listener: &Listener,
+    record: &Record,
+) -> Result<(Dialed, Vec<u8>, Option<u8>), Reject> {
+    let mut dialed = listener.upstream.dial(hash_key.as_bytes()).await?;
     record.info.set_server(Arc::clone(&dialed.server));
-    let (greeting, code) = match present(&mut dialed.stream, &packet).await {
-        Ok(answer) => answer,
+    match present(&mut dialed.stream, packets).await {
+        Ok((answer, code)) => Ok((dialed, answer, code)),
         Err(reject) => {
             dialed.lease.unanswered();
-            return Err(refused(reject));
+            Err(reject)
         }
-    };
-    Ok(Agreed { dialed, greeting, code, version: connect.version })
+    }
 }
 
 /// Finds out who the client is: by the registry, if its handshake was by a key of that, and by the authenticators.

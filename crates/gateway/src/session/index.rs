@@ -104,16 +104,15 @@ impl Live {
 
     /// Tells the session that it is over. The first reason counts.
     pub fn end(&self, reason: CloseReason) {
-        let place = CloseReason::ALL.iter().position(|other| *other == reason).map_or(1, |place| place + 1);
-        let place = u8::try_from(place).unwrap_or(1);
-        if self.end.compare_exchange(0, place, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        if self.end.compare_exchange(0, reason as u8 + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.waker.wake();
         }
     }
 
     fn reason(&self) -> Option<CloseReason> {
-        let place = usize::from(self.end.load(Ordering::Acquire));
-        place.checked_sub(1).and_then(|place| CloseReason::ALL.get(place)).copied()
+        let position = usize::from(self.end.load(Ordering::Acquire)).checked_sub(1)?;
+        // What is in no row of the table is a fault, and no clean end.
+        Some(CloseReason::ALL.get(position).copied().unwrap_or(CloseReason::InternalError))
     }
 }
 

@@ -1,7 +1,6 @@
 //! The phases of a connection, in their order. Each hands on or rejects; the record writes down what happened on every way
 //! out.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,14 +9,14 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::Shared;
-use super::connect::{Agreed, Refused, negotiate};
+use super::connect::{Negotiated, Rejected, negotiate};
 use super::index::Session;
 use crate::config::tables::OnReject;
 use crate::edge::{Accepted, Arrived, Stream, discard_until_closed};
 use crate::limits::Permit;
 use crate::observe::{Record, SessionInfo};
 use crate::outcome::{CloseReason, Outcome, Reject};
-use crate::relay::{Ends, relay};
+use crate::relay::{Ends, SessionCodec, relay};
 use crate::runtime::Listener;
 use crate::tls::Secured;
 use crate::upstream::Lease;
@@ -31,26 +30,20 @@ pub async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shar
     let session = shared.state.sessions.open(Arc::clone(&info));
     let observer = Arc::clone(&shared.state.observer);
     let mut record = Record::open(observer, Arc::clone(&listener.metrics), info);
-    let arrived = accepted.arrive();
-    record.info.set_address(arrived.address);
-    // Given back once the record is written, by whatever way this ends.
-    let _permit = match admit_address(&listener, arrived.address.ip()) {
-        Ok(permit) => permit,
-        Err(reject) => return record.finish(reject.into()),
-    };
     // In a box of its own, so that an established session does not carry the size of the handshake around.
     let established = tokio::select! {
-        established = Box::pin(establish(arrived, &listener, &session, &shared, &mut record)) => established,
+        established = Box::pin(establish(accepted, &listener, &session, &shared, &mut record)) => established,
         // If the connection was rejected already, that is the outcome: the client is only being told.
         reason = session.ended() => Err(record.decided().unwrap_or(Outcome::Closed(reason))),
     };
     // Release the configuration: sessions outlive reloads.
     drop((listener, shared));
     let outcome = match established {
-        Ok(Established { ends, refused, lease }) => {
-            let reason = relay(ends, &mut record, &session).await;
+        Ok(Established { ends, codec, is_refused, permit, lease }) => {
+            let reason = relay(ends, codec, &mut record, &session).await;
             drop(lease);
-            Outcome::Closed(if refused { CloseReason::UpstreamRefused } else { reason })
+            record.finish(Outcome::Closed(if is_refused { CloseReason::UpstreamRefused } else { reason }));
+            return drop(permit);
         }
         Err(outcome) => outcome,
     };
@@ -60,45 +53,55 @@ pub async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shar
 /// A session whose CONNECT the broker has answered.
 struct Established {
     ends: Ends,
-    /// The broker's answer was a refusal.
-    refused: bool,
+    codec: SessionCodec,
+    /// The broker rejected it.
+    is_refused: bool,
+    permit: Permit,
     lease: Lease,
 }
 
 async fn establish(
-    arrived: Arrived,
+    accepted: Accepted,
     listener: &Listener,
     session: &Session,
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Established, Outcome> {
-    let secured = secure(arrived, listener, session, record).await?;
-    let mut client = secured.stream;
-    let device = secured.device.as_deref();
-    match negotiate(&mut client, &secured.peer, device, listener, session, shared, record).await {
-        Ok(Agreed { dialed, greeting, code, version }) => {
+    let (arrived, permit) = arrive(accepted, listener, record)?;
+    let mut secured = secure(arrived, listener, session, record).await?;
+    match negotiate(&mut secured, listener, session, shared, record).await {
+        Ok(Negotiated { dialed, answer, code, version, codec }) => {
             record.info.set_connected();
-            let may_say_goodbye = version == Version::V5 && code == Some(0);
-            let ends = Ends { client, broker: dialed.stream, greeting, may_say_goodbye };
-            Ok(Established { ends, refused: code.is_some_and(|code| code != 0), lease: dialed.lease })
+            let ends = Ends {
+                client: secured.stream,
+                broker: dialed.stream,
+                broker_first: answer,
+                may_send_disconnect: version == Version::V5 && code == Some(0),
+            };
+            Ok(Established { ends, codec, is_refused: code.is_some_and(|code| code != 0), permit, lease: dialed.lease })
         }
-        Err(Refused { outcome: Outcome::Rejected(reject), version }) => {
-            refuse(client, reject, version, listener, record).await;
+        Err(Rejected { outcome: Outcome::Rejected(reject), version }) => {
+            refuse(secured.stream, reject, version, listener, record).await;
             Err(reject.into())
         }
-        Err(Refused { outcome, .. }) => Err(outcome),
+        Err(Rejected { outcome, .. }) => Err(outcome),
     }
 }
 
-/// What costs nothing is decided before any cryptography is paid for.
-fn admit_address(listener: &Listener, address: IpAddr) -> Result<Permit, Reject> {
+/// Finds out the client's address and applies what is known by it: what costs nothing is decided before any cryptography is
+/// paid for.
+fn arrive(accepted: Accepted, listener: &Listener, record: &Record) -> Result<(Arrived, Permit), Reject> {
+    let arrived = accepted.arrive();
+    let address = arrived.address.ip();
+    record.info.set_address(arrived.address);
     if !listener.addresses.allows(address) {
         return Err(Reject::AddressDenied);
     }
     if listener.bans.is_connect_refused(address) {
         return Err(Reject::Banned);
     }
-    listener.permits.take(listener.max_connections).ok_or(Reject::TooManyConnections)
+    let permit = listener.permits.take(listener.max_connections).ok_or(Reject::TooManyConnections)?;
+    Ok((arrived, permit))
 }
 
 async fn secure(

@@ -120,8 +120,8 @@ impl CertificateTls {
     }
 
     /// Notes that it is served by: what comes later has to be better than nothing.
-    pub(super) fn is_served_by(&self) {
-        self.keys.is_served_by();
+    pub(super) fn mark_active(&self) {
+        self.keys.mark_active();
     }
 
     /// What devices' certificates are judged by; `None`: they are not asked for.

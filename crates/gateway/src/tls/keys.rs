@@ -223,7 +223,7 @@ impl ServerKeys {
         Ok(Self { current, store: Arc::clone(store) })
     }
 
-    pub(super) fn is_served_by(&self) {
+    pub(super) fn mark_active(&self) {
         self.store.is_in_use.store(true, Ordering::Relaxed);
     }
 

@@ -121,8 +121,8 @@ impl ServerTls {
     }
 
     /// Marks the listener as serving: certificates that replace the current ones must be valid.
-    pub(crate) fn is_served_by(&self) {
-        self.certificates().into_iter().for_each(CertificateTls::is_served_by);
+    pub(crate) fn mark_active(&self) {
+        self.certificates().into_iter().for_each(CertificateTls::mark_active);
     }
 
     /// What verifies devices' certificates; `None`: they are not asked for.

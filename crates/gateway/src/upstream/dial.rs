@@ -13,7 +13,7 @@ use crate::edge::{self, Stream};
 use crate::outcome::Reject;
 
 /// However many servers there are, a client waits at most that many times `connect_timeout`.
-const TRIES_WORTH: u32 = 3;
+const MAX_CONNECT_TIMEOUTS: u32 = 3;
 
 /// A connection to a broker, with nothing sent on it.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Upstream {
     /// # Errors
     /// [`Reject::UpstreamUnreachable`] or [`Reject::UpstreamFull`].
     pub async fn dial(&self, key: &[u8]) -> Result<Dialed, Reject> {
-        let deadline = Instant::now() + self.connect_timeout * TRIES_WORTH;
+        let deadline = Instant::now() + self.connect_timeout * MAX_CONNECT_TIMEOUTS;
         let mut is_full = false;
         for endpoint in self.candidates(Choice { key }) {
             let Some(lease) = endpoint.lease() else {

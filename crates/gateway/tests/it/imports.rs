@@ -11,7 +11,6 @@ const LAYERS: &[&[&str]] = &[
     &["peer"],
     &["expr"],
     &["config"],
-    &["limits"],
     &["observe"],
     &["files", "edge/stream", "edge/tcp"],
     &["fetch"],

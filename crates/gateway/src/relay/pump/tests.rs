@@ -18,12 +18,12 @@ const PINGRESP: &[u8] = b"\xd0\x00";
 const SHUTTING_DOWN: &[u8] = b"\xe0\x02\x8b\x00";
 const NOT_AUTHORIZED: &[u8] = b"\xe0\x02\x87\x00";
 
-/// A session whose broker has sent `greeting`; the client's and the broker's end of it.
-fn session<C: Codec>(codec: C, greeting: &[u8]) -> (Pump<C>, DuplexStream, DuplexStream) {
+/// A session whose broker has sent `broker_first`; the client's and the broker's end of it.
+fn session<C: Codec>(codec: C, broker_first: &[u8]) -> (Pump<C>, DuplexStream, DuplexStream) {
     let ((client, to_client), (broker, to_broker)) = (duplex(CAPACITY), duplex(CAPACITY));
     let (client, broker) = (Stream::Memory(client), Stream::Memory(broker));
-    let ends = Ends { client, broker, greeting: greeting.to_vec(), may_say_goodbye: true };
-    (Pump::new(ends, codec), to_client, to_broker)
+    let ends = Ends { client, broker, broker_first: broker_first.to_vec(), may_send_disconnect: true };
+    (Pump::new(ends, codec, Vec::new()), to_client, to_broker)
 }
 
 async fn run<C: Codec>(pump: &mut Pump<C>) -> CloseReason {
@@ -191,20 +191,20 @@ async fn a_stop_waits_for_no_boundary_that_does_not_come() {
 
 #[tokio::test(start_paused = true)]
 async fn bytes_that_are_not_mqtt_end_without_a_disconnect() {
-    for (greeting, more) in [(&b"\x00junk"[..], &b""[..]), (b"\x30\x06\x00\x01a", b"bcd\x00junk")] {
-        let (mut pump, mut client, mut broker) = session(Opaque::new(), greeting);
+    for (broker_first, more) in [(&b"\x00junk"[..], &b""[..]), (b"\x30\x06\x00\x01a", b"bcd\x00junk")] {
+        let (mut pump, mut client, mut broker) = session(Opaque::new(), broker_first);
         pump.stop(CloseReason::Drained);
         broker.write_all(more).await.unwrap();
         assert_eq!(run(&mut pump).await, CloseReason::Drained);
         drop(pump);
-        assert_eq!(rest(&mut client).await, [greeting, more].concat());
+        assert_eq!(rest(&mut client).await, [broker_first, more].concat());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_may_not_be_told_is_closed() {
     let (mut pump, mut client, _broker) = session(Opaque::new(), CONNACK);
-    pump.may_disconnect = false;
+    pump.may_send_disconnect = false;
     pump.stop(CloseReason::Drained);
     assert_eq!(run(&mut pump).await, CloseReason::Drained);
     drop(pump);
@@ -224,16 +224,16 @@ impl Codec for Letters {
         let (passed, others) = chunk.split_at(chunk.iter().position(is_decided).unwrap_or(chunk.len()));
         for letter in others {
             match letter {
-                letter if std::mem::take(&mut self.has_withheld) => injected.onward.extend([b'H', *letter]),
+                letter if std::mem::take(&mut self.has_withheld) => injected.forward.extend([b'H', *letter]),
                 b'D' => {}
                 b'H' => self.has_withheld = true,
-                b'R' => injected.onward.extend(b"replaced"),
-                b'Q' => injected.back.push(b'a'),
+                b'R' => injected.forward.extend(b"replaced"),
+                b'Q' => injected.reply.push(b'a'),
                 b'X' => {
-                    injected.onward.splice(0..0, passed.iter().copied());
+                    injected.forward.splice(0..0, passed.iter().copied());
                     return Err(CloseReason::CaRemoved);
                 }
-                letter => injected.onward.push(*letter),
+                letter => injected.forward.push(*letter),
             }
         }
         Ok(passed)
@@ -277,6 +277,29 @@ async fn a_codec_answers_the_sender() {
         };
         during(&mut pump, script).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_client_sends_before_the_brokers_answer_passes_the_codec_too() {
+    let ((client, mut to_client), (broker, mut to_broker)) = (duplex(CAPACITY), duplex(CAPACITY));
+    let (mut codec, mut packets, mut replies) = (Letters::default(), b"connect".to_vec(), Vec::new());
+    super::super::take_early(&mut codec, b"aDbQH", &mut packets, &mut replies).unwrap();
+    assert_eq!(packets, b"connectab");
+    let ends = Ends {
+        client: Stream::Memory(client),
+        broker: Stream::Memory(broker),
+        broker_first: b"connack".to_vec(),
+        may_send_disconnect: true,
+    };
+    let mut pump = Pump::new(ends, codec, replies);
+    let script = async {
+        expect(&mut to_client, b"connacka").await;
+        to_client.write_all(b"if").await.unwrap();
+        expect(&mut to_broker, b"Hif").await;
+    };
+    during(&mut pump, script).await;
+    let refused = super::super::take_early(&mut Letters::default(), b"X", &mut packets, &mut Vec::new());
+    assert_eq!(refused, Err(CloseReason::CaRemoved));
 }
 
 #[tokio::test(start_paused = true)]
