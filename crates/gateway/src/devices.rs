@@ -1,5 +1,5 @@
-//! The in-memory replica of a device registry. Enters: changes from the database. Leaves: devices, and the index keys of
-//! sessions that must be evaluated again. Lookups never wait for the database, and an outage of any length does not
+//! The in-memory replica of a device registry. Enters: changes from the database. Leaves: devices, and the index keys
+//! of sessions that must be evaluated again. Lookups never wait for the database, and an outage of any length does not
 //! affect devices that the replica contains.
 
 use std::collections::HashMap;
@@ -156,8 +156,8 @@ impl Entry {
         self.pins.contains(fingerprint)
     }
 
-    /// Whether this credential still proves the device. A credential from outside the registry ([`Used::Tls`]) must match
-    /// a pin if the device has pins, and the device's own key if it has the same PSK identity.
+    /// Whether this credential still proves the device. A credential from outside the registry ([`Used::Tls`]) must
+    /// match a pin if the device has pins, and the device's own key if it has the same PSK identity.
     pub fn is_proved_by(&self, used: &Used) -> bool {
         match used {
             Used::Pin(fingerprint) => self.is_pinned_to(fingerprint),
@@ -256,8 +256,8 @@ impl Replica {
         known.samples.get(usize::try_from(index).unwrap_or(0)).cloned()
     }
 
-    /// Checks whether a session of a device may continue. `uses_facts`: expressions of the listener use attributes of the
-    /// device. `now` is in seconds since 1970.
+    /// Checks whether a session of a device may continue. `uses_facts`: expressions of the listener use attributes of
+    /// the device. `now` is in seconds since 1970.
     ///
     /// # Errors
     /// The reason to end the session.
@@ -290,7 +290,7 @@ impl Replica {
         self.known.read()
     }
 
-    /// Applies changes and marks the sessions of the changed devices for evaluation.
+    /// Applies changes and queues the sessions of the changed devices for evaluation.
     fn apply(&self, changes: &[Change]) {
         // Build entries before taking the lock, and apply them in chunks: handshakes wait for the lock.
         let entries: Vec<Option<Arc<Entry>>> = changes.iter().map(entry).collect();

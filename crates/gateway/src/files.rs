@@ -49,8 +49,8 @@ pub fn expiry(path: &Path) -> Result<i64, Complaint> {
     expiries.and_then(|all| all.into_iter().min()).ok_or_else(complaint)
 }
 
-/// The earliest expiry of the certificates of a PEM file, in seconds since 1970. Warns if it has passed. `None`: the file
-/// cannot be used, which its user reports.
+/// The earliest expiry of the certificates of a PEM file, in seconds since 1970. Warns if it has passed. `None`: the
+/// file cannot be used, which its user reports.
 pub(crate) fn warn_if_expired(at: &impl Located, path: &Path, diagnostics: &mut Diagnostics) -> Option<i64> {
     let expires = expiry(path).ok()?;
     if expires <= crate::util::clock::now() {

@@ -1,9 +1,9 @@
 //! Values from files or URLs that are refreshed at run time. Enters: how to read or fetch a value, and which new value
-//! may replace the last one. Leaves: the last good value, lock-free to read, and whether sessions that depend on it must
-//! be evaluated again.
+//! may replace the last one. Leaves: the last good value, lock-free to read, and whether sessions that depend on it
+//! must be evaluated again.
 //!
-//! Never here: a value is dropped because its origin fails; a reader waits for a file or the network; two requests for one
-//! value are in flight; a failing origin is retried without back-off; the same problem is logged twice in a row.
+//! Never here: a value is dropped because its origin fails; a reader waits for a file or the network; two requests for
+//! one value are in flight; a failing origin is retried without back-off; the same problem is logged twice in a row.
 
 use std::fmt;
 use std::future::Future;
@@ -30,8 +30,8 @@ pub(crate) struct Pace {
     pub(crate) max_retry: Duration,
 }
 
-/// Unusable files are read again even if they have not changed: the cause may have been a lack of file descriptors, or an
-/// absent token.
+/// Unusable files are read again even if they have not changed: the cause may have been a lack of file descriptors, or
+/// an absent token.
 const FILE_PACE: Pace = Pace { min: Duration::from_secs(5), max_retry: Duration::from_secs(5) };
 
 /// The history of attempts to read or fetch a value.
@@ -53,8 +53,8 @@ impl Attempts {
         self.last.is_none_or(|last| last.elapsed() >= self.wait.min(period).max(pace.min))
     }
 
-    /// Records the end of an attempt: how long the value is valid, or an error. Returns whether the error is a new one. A
-    /// value that is already out of date is retried with the same back-off as an error: its origin is late.
+    /// Records the end of an attempt: how long the value is valid, or an error. Returns whether the error is a new one.
+    /// A value that is already out of date is retried with the same back-off as an error: its origin is late.
     fn end(&mut self, pace: Pace, result: Result<Duration, &str>) -> bool {
         self.last = Some(Instant::now());
         match result {
@@ -94,11 +94,11 @@ impl Watch {
         Self { files, state: Mutex::default() }
     }
 
-    /// Reads the files with `read` if they have changed since the last successful read. `None`: they have not, or the error
-    /// was already returned.
+    /// Reads the files with `read` if they have changed since the last successful read. `None`: they have not, or the
+    /// error was already returned.
     ///
-    /// `at_once`: the caller knows that the files are complete. Otherwise they are read once they stay unchanged between
-    /// two calls, because a half-written bundle looks like a complete one.
+    /// `at_once`: the caller knows that the files are complete. Otherwise they are read once they stay unchanged
+    /// between two calls, because a half-written bundle looks like a complete one.
     pub(crate) fn read_if_changed<T>(
         &self,
         at_once: bool,
@@ -181,8 +181,8 @@ impl<T> FromFiles<T> {
         self.current.load()
     }
 
-    /// Reads the files again if they have changed, and logs the result. Returns whether the value was replaced. `owner` is
-    /// the listener or authenticator that the files belong to.
+    /// Reads the files again if they have changed, and logs the result. Returns whether the value was replaced. `owner`
+    /// is the listener or authenticator that the files belong to.
     pub(crate) fn read_if_changed(&self, owner: &str) -> bool {
         let (what, path) = (self.what, self.watch.files.first().map(|path| path.display()));
         let path = path.map(tracing::field::display);
@@ -193,7 +193,7 @@ impl<T> FromFiles<T> {
                 true
             }
             Some(Err(Complaint { message, .. })) => {
-                tracing::error!(owner, path, "{what}: keeping the last good version: {message}");
+                tracing::error!(owner, path, "{what}: reload failed, keeping the last good version: {message}");
                 false
             }
             None => false,
@@ -210,8 +210,9 @@ impl<T> fmt::Debug for FromFiles<T> {
 
 type Stamps = Vec<Option<Stamp>>;
 
-/// Metadata that detects a change of a file without reading it. Follows symbolic links: swapping one, as Kubernetes does,
-/// is a change. Polled rather than watched: polling works on every file system, and for files that do not exist yet.
+/// Metadata that detects a change of a file without reading it. Follows symbolic links: swapping one, as Kubernetes
+/// does, is a change. Polled rather than watched: polling works on every file system, and for files that do not exist
+/// yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -257,8 +258,8 @@ pub(crate) trait Remote: Send + Sync + Sized + 'static {
         Ok(new)
     }
 
-    /// Called after readers see the new value, in the order of changes. Returns whether sessions that depend on the value
-    /// must be evaluated again. May block.
+    /// Called after readers see the new value, in the order of changes. Returns whether sessions that depend on the
+    /// value must be evaluated again. May block.
     fn on_change(&self, _last: Option<&Self::Value>, _new: &Self::Value) -> bool {
         false
     }
@@ -327,8 +328,8 @@ impl<R: Remote> Refreshed<R> {
         }
     }
 
-    /// Starts a fetch in the background if the value is older than `period` or no longer valid, or if a retry is due. Does
-    /// nothing while another fetch is in flight.
+    /// Starts a fetch in the background if the value is older than `period` or no longer valid, or if a retry is due.
+    /// Does nothing while another fetch is in flight.
     pub(crate) fn fetch_if_due(self: &Arc<Self>, period: Duration) {
         if let Ok(flight) = Arc::clone(&self.flight).try_lock_owned()
             && self.is_due(period)
@@ -337,8 +338,8 @@ impl<R: Remote> Refreshed<R> {
         }
     }
 
-    /// Waits for a fetch in flight, then fetches if that is still due, as in [`Refreshed::fetch_if_due`]. The caller may
-    /// stop waiting: the request continues for others.
+    /// Waits for a fetch in flight, then fetches if that is still due, as in [`Refreshed::fetch_if_due`]. The caller
+    /// may stop waiting: the request continues for others.
     pub(crate) async fn fetched(self: &Arc<Self>, period: Duration) {
         let flight = Arc::clone(&self.flight).lock_owned().await;
         if self.is_due(period) {
@@ -377,7 +378,11 @@ impl<R: Remote> Refreshed<R> {
         if self.attempts.lock().end(R::PACE, result.as_ref().copied().map_err(String::as_str))
             && let Err(problem) = result
         {
-            tracing::warn!(origin = self.remote.origin(), "{}: keeping the last good version: {problem}", R::WHAT);
+            tracing::warn!(
+                origin = self.remote.origin(),
+                "{}: fetch failed, keeping any earlier version: {problem}",
+                R::WHAT
+            );
         }
     }
 }
@@ -481,7 +486,7 @@ mod tests {
         assert_eq!((look(), look(), **number.load()), (true, false, 123), "a change is reported once");
         write("bad");
         assert_eq!((look(), look(), look(), **number.load()), (false, false, false, 123));
-        assert_eq!(log.count("numbers: keeping the last good version"), 1);
+        assert_eq!(log.count("numbers: reload failed, keeping the last good version"), 1);
         std::fs::remove_file(&path).unwrap();
         assert_eq!((look(), look(), **number.load()), (false, false, 123));
         write("4");
@@ -491,7 +496,7 @@ mod tests {
 
     /// Returns scripted results, each once the gate has a permit.
     struct Scripted {
-        answers: Mutex<VecDeque<Result<Option<u32>, &'static str>>>,
+        results: Mutex<VecDeque<Result<Option<u32>, &'static str>>>,
         requests: AtomicUsize,
         gate: Semaphore,
     }
@@ -508,8 +513,8 @@ mod tests {
         async fn fetch(&self, _: &Validators) -> Result<Option<(u32, Validators)>, String> {
             self.requests.fetch_add(1, Ordering::Relaxed);
             self.gate.acquire().await.unwrap().forget();
-            let answer = self.answers.lock().pop_front().unwrap_or(Err("no response"));
-            answer.map(|number| number.map(|number| (number, Validators::default()))).map_err(str::to_owned)
+            let result = self.results.lock().pop_front().unwrap_or(Err("no response"));
+            result.map(|number| number.map(|number| (number, Validators::default()))).map_err(str::to_owned)
         }
 
         /// Numbers never fall.
@@ -526,9 +531,9 @@ mod tests {
         }
     }
 
-    fn scripted(gate: usize, answers: &[Result<Option<u32>, &'static str>]) -> Arc<Refreshed<Scripted>> {
+    fn scripted(gate: usize, results: &[Result<Option<u32>, &'static str>]) -> Arc<Refreshed<Scripted>> {
         Arc::new(Refreshed::new(Scripted {
-            answers: Mutex::new(answers.iter().copied().collect()),
+            results: Mutex::new(results.iter().copied().collect()),
             requests: AtomicUsize::new(0),
             gate: Semaphore::new(gate),
         }))
@@ -566,16 +571,16 @@ mod tests {
             number.fetched(LONG).await;
             assert_eq!(number.requests(), 3 + failures, "{wait}");
         }
-        assert_eq!(log.count("number: keeping the last good version: no response"), 1);
+        assert_eq!(log.count("number: fetch failed, keeping any earlier version: no response"), 1);
         // Back-off never exceeds the caller's period.
         advance(Duration::from_secs(10)).await;
-        *number.remote.answers.lock() = [Ok(Some(0)), Ok(Some(3))].into();
+        *number.remote.results.lock() = [Ok(Some(0)), Ok(Some(3))].into();
         number.fetched(Duration::from_secs(10)).await;
         assert_eq!((number.value(), log.count("version: older")), (Some(1), 1));
         advance(Duration::from_secs(10)).await;
         number.fetched(Duration::from_secs(10)).await;
         assert_eq!((number.value(), log.count("number fetched")), (Some(3), 2));
-        *number.remote.answers.lock() = [Err("down"), Ok(None), Ok(None)].into();
+        *number.remote.results.lock() = [Err("down"), Ok(None), Ok(None)].into();
         for (kept, again) in [(1, 0), (1, 1), (1, 1)] {
             advance(LONG).await;
             number.fetched(LONG).await;
@@ -586,13 +591,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_change_is_told_once() {
         let number = scripted(100, &[Ok(Some(1)), Ok(Some(1)), Ok(None), Err("down"), Ok(Some(2))]);
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for _ in 0..5 {
             advance(LONG).await;
             number.fetched(LONG).await;
-            told.push((number.take_changed(), number.take_changed()));
+            reported.push((number.take_changed(), number.take_changed()));
         }
-        assert_eq!(told, [(true, false), (false, false), (false, false), (false, false), (true, false)]);
+        assert_eq!(reported, [(true, false), (false, false), (false, false), (false, false), (true, false)]);
         number.change(|last| last.map(|last| last + 1));
         assert_eq!((number.value(), number.take_changed()), (Some(3), true));
         number.change(|_| None);
@@ -645,18 +650,18 @@ mod tests {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let page = Page(format!("http://{}/", server.local_addr().unwrap()), Fetcher::default());
         let page = Arc::new(Refreshed::new(page));
-        let answer = async |answer: &str| {
+        let respond = async |head: &str| {
             let (mut socket, _) = server.accept().await.unwrap();
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {
                 request.push(socket.read_u8().await.unwrap());
             }
-            let answer = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n");
-            let end = if answer.contains("200") { "Content-Length: 2\r\n\r\nok" } else { "\r\n" };
-            socket.write_all((answer + end).as_bytes()).await.unwrap();
+            let head = format!("HTTP/1.1 {head}\r\nConnection: close\r\n");
+            let end = if head.contains("200") { "Content-Length: 2\r\n\r\nok" } else { "\r\n" };
+            socket.write_all((head + end).as_bytes()).await.unwrap();
             String::from_utf8(request).unwrap().to_lowercase()
         };
-        let fetch = async |text| tokio::join!(page.fetched(Duration::ZERO), answer(text)).1;
+        let fetch = async |text| tokio::join!(page.fetched(Duration::ZERO), respond(text)).1;
         let dates = "Date: Sun, 22 Nov 2026 04:57:32 GMT\r\nLast-Modified: Sun, 22 Nov 2026 04:57:30 GMT";
         let ok = format!("200 OK\r\nETag: \"one\"\r\n{dates}");
         let first = fetch(&ok).await;

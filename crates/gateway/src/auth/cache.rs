@@ -1,6 +1,6 @@
 //! A bounded cache of authentication results. Enters: a request, its result, and how long the result is valid. Leaves:
-//! the result, until it expires. Never here: the request itself, which may contain a password. Entries are found by a
-//! digest keyed with a secret of this process, so nobody who reads the memory can test guesses of a password.
+//! the result, until it expires. Never here: the request itself, which may contain a password. Entries are
+//! found by a digest under a random key of this process, so a leaked digest does not help to guess a password.
 
 use std::fmt;
 use std::sync::Arc;
@@ -149,7 +149,7 @@ mod tests {
         while begin.elapsed() < Duration::from_millis(2) {
             std::hint::spin_loop();
         }
-        assert_eq!(cache.get(key(1)).await, None, "the time of the last answer counts");
+        assert_eq!(cache.get(key(1)).await, None, "the period of the last insertion applies");
         for _ in 0..2 {
             let fetches = cache.get_or_fetch(key(2), async { Ok((3, Duration::ZERO)) }).await;
             assert_eq!((fetches, cache.get(key(2)).await), (Ok(3), None));
@@ -173,18 +173,18 @@ mod tests {
         assert!((400..=512).contains(&cache.0.entry_count()), "{}", cache.0.entry_count());
     }
 
-    /// Starts a fetch that completes once `answer` has a permit.
+    /// Starts a fetch that completes once `gate` has a permit.
     fn spawn_fetch(
         cache: &Arc<Cache<u32>>,
         fetches: &Arc<AtomicU32>,
-        answer: &Arc<tokio::sync::Semaphore>,
+        gate: &Arc<tokio::sync::Semaphore>,
         result: Result<u32, Reject>,
     ) -> tokio::task::JoinHandle<Result<u32, Reject>> {
-        let (cache, fetches, answer) = (Arc::clone(cache), Arc::clone(fetches), Arc::clone(answer));
+        let (cache, fetches, gate) = (Arc::clone(cache), Arc::clone(fetches), Arc::clone(gate));
         tokio::spawn(async move {
             let fetch = async {
                 fetches.fetch_add(1, Ordering::Relaxed);
-                answer.acquire().await.unwrap().forget();
+                gate.acquire().await.unwrap().forget();
                 Ok((result?, LONG))
             };
             cache.get_or_fetch_once(key(1), fetch).await
@@ -194,18 +194,18 @@ mod tests {
     #[tokio::test]
     async fn who_asks_the_same_at_the_same_time_gets_the_same() {
         let (cache, fetches) = (Arc::new(Cache::new(|_| 0)), Arc::<AtomicU32>::default());
-        let answer = Arc::new(tokio::sync::Semaphore::new(0));
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
         let failed: Vec<_> =
-            (0..4).map(|_| spawn_fetch(&cache, &fetches, &answer, Err(Reject::AuthenticationBusy))).collect();
+            (0..4).map(|_| spawn_fetch(&cache, &fetches, &gate, Err(Reject::AuthenticationBusy))).collect();
         tokio::task::yield_now().await;
-        answer.add_permits(1);
+        gate.add_permits(1);
         for task in failed {
             assert_eq!(task.await.unwrap(), Err(Reject::AuthenticationBusy));
         }
         assert_eq!((fetches.swap(0, Ordering::Relaxed), cache.get(key(1)).await), (1, None));
-        let good: Vec<_> = (0..4).map(|n| spawn_fetch(&cache, &fetches, &answer, Ok(n))).collect();
+        let good: Vec<_> = (0..4).map(|n| spawn_fetch(&cache, &fetches, &gate, Ok(n))).collect();
         tokio::task::yield_now().await;
-        answer.add_permits(1);
+        gate.add_permits(1);
         for task in good {
             assert_eq!(task.await.unwrap(), Ok(0));
         }
@@ -215,14 +215,14 @@ mod tests {
     #[tokio::test]
     async fn the_next_asks_if_the_one_who_asks_goes_away() {
         let (cache, fetches) = (Arc::new(Cache::new(|_| 0)), Arc::<AtomicU32>::default());
-        let answer = Arc::new(tokio::sync::Semaphore::new(0));
-        let first = spawn_fetch(&cache, &fetches, &answer, Ok(1));
-        let second = spawn_fetch(&cache, &fetches, &answer, Ok(2));
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let first = spawn_fetch(&cache, &fetches, &gate, Ok(1));
+        let second = spawn_fetch(&cache, &fetches, &gate, Ok(2));
         tokio::task::yield_now().await;
         assert_eq!(fetches.load(Ordering::Relaxed), 1);
         first.abort();
         assert!(first.await.unwrap_err().is_cancelled());
-        answer.add_permits(1);
+        gate.add_permits(1);
         assert_eq!(second.await.unwrap(), Ok(2));
         assert_eq!(fetches.load(Ordering::Relaxed), 2);
     }

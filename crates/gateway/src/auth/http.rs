@@ -1,6 +1,6 @@
-//! An HTTP authentication service. Enters: the facts about a client. Leaves: the service's decision. Time and concurrency
-//! are bounded, and a circuit breaker stops requests to a service that fails. Never here: a response about one client
-//! used for another.
+//! An HTTP authentication service. Enters: the facts about a client. Leaves: the service's decision. Time and
+//! concurrency are bounded, and a circuit breaker stops requests to a service that fails. Never here: a response about
+//! one client used for another.
 
 use std::fmt;
 use std::sync::Arc;
@@ -195,9 +195,10 @@ impl Service {
         if !self.breaker.may_try() {
             return Err(Reject::AuthenticationUnavailable);
         }
-        // Time spent in the queue does not count: it says nothing about the health of the service.
+        // The request has the whole timeout, however long it waited: the queue's length does not count as a failure of
+        // the service.
         let exchanged = self.fetcher.post_json(&self.url, &self.headers, document.to_vec(), self.timeout).await;
-        // Nor does a 4xx status, or a client that disconnects meanwhile (the future is dropped).
+        // Neither does a 4xx status, nor a client that disconnects during the request: that drops this future.
         let is_client_error = exchanged.as_ref().is_ok_and(|(status, _)| status.is_client_error());
         let response = exchanged.and_then(|(status, body)| read(status, &body));
         self.breaker.record(is_client_error || response.is_ok());
@@ -310,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers() {
+    fn responses_are_parsed() {
         let decision = |status: u16, body: &str| {
             read(StatusCode::from_u16(status).unwrap(), &Bytes::from(body.to_owned()))
                 .map(|response| response.result)

@@ -1,5 +1,5 @@
-//! The JWKS of a token issuer [RFC 7517], from a file or a URL. Enters: a path or URL. Leaves: public keys by key ID and
-//! algorithm. Never here: a set of keys is dropped because its origin fails, or a secret key is accepted.
+//! The JWKS of a token issuer [RFC 7517], from a file or a URL. Enters: a path or URL. Leaves: public keys by key ID
+//! and algorithm. Never here: a set of keys is dropped because its origin fails, or a secret key is accepted.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -21,7 +21,7 @@ use crate::util::crypto::tag;
 
 /// Maximum length of a token in bytes.
 const MAX_TOKEN_LEN: usize = 16 << 10;
-/// Maximum number of keys tried for a token without a key ID.
+/// Maximum number of keys tried for a token.
 const MAX_TRIED: usize = 8;
 
 /// Verifies the tokens of an issuer.

@@ -1,8 +1,8 @@
 //! Authenticates clients by their CONNECT: passwords, tokens, an HTTP service, the device registry. Enters: the facts
 //! about a client. Leaves: a [`Principal`], or a rejection. Never here: what the principal may do.
 //!
-//! The gateway asks a listener's authenticators in order. The first that knows the client decides. An authenticator that
-//! cannot tell whether it knows the client rejects it: the next one might admit a client that this one has banned.
+//! The gateway asks a listener's authenticators in order. The first that knows the client decides. An authenticator
+//! that cannot tell whether it knows the client rejects it: the next one might admit a client that this one has banned.
 
 mod cache;
 mod http;
@@ -170,8 +170,8 @@ impl Authenticator {
         }
     }
 
-    /// Checks whether evidence of this authenticator is still sufficient. `uses_device`: expressions of the listener use
-    /// attributes of the device. `now` is in seconds since 1970.
+    /// Checks whether evidence of this authenticator is still sufficient. `uses_device`: expressions of the listener
+    /// use attributes of the device. `now` is in seconds since 1970.
     ///
     /// # Errors
     /// The reason to end the session.

@@ -1,6 +1,6 @@
-//! Verifies passwords against hashes. Enters: a hash and a password. Leaves: whether they match. Password hashes are slow
-//! by design, so verification runs on a bounded number of low-priority threads behind a bounded queue. Never here: a
-//! verification on a thread that relays sessions.
+//! Verifies passwords against hashes. Enters: a hash and a password. Leaves: whether they match. Password hashes are
+//! slow by design, so verification runs on a bounded number of low-priority threads behind a bounded queue. Never here:
+//! a verification on a thread that relays sessions.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -90,7 +90,7 @@ impl PasswordHash {
     /// Hashes a password with Argon2id. Takes about 30 ms.
     ///
     /// # Errors
-    /// The password is too long for Argon2.
+    /// Hashing failed.
     pub fn make(password: &[u8]) -> Result<String, String> {
         let (memory, passes, lanes) = ARGON2;
         let params = Params::new(memory, passes, lanes, None).map_err(|error| error.to_string())?;
@@ -225,7 +225,7 @@ impl Passwords {
 struct Job {
     hash: PasswordHash,
     password: Zeroizing<Vec<u8>>,
-    answer: oneshot::Sender<bool>,
+    result: oneshot::Sender<bool>,
     /// Held until the job is done: the job of a client that disconnects stays in the queue.
     slot: QueueSlot,
 }
@@ -263,13 +263,13 @@ impl Drop for QueueSlot {
 async fn verify_on_thread(hash: PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
     static QUEUE: LazyLock<SyncSender<Job>> = LazyLock::new(start);
     let slot = QueueSlot::take(from).ok_or(Reject::AuthenticationBusy)?;
-    let (answer, answered) = oneshot::channel();
-    let job = Job { hash, password: Zeroizing::new(password.to_vec()), answer, slot };
+    let (result, received) = oneshot::channel();
+    let job = Job { hash, password: Zeroizing::new(password.to_vec()), result, slot };
     match QUEUE.try_send(job) {
         Ok(()) => {}
         Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(Reject::AuthenticationBusy),
     }
-    match tokio::time::timeout(QUEUE_TIMEOUT, answered).await {
+    match tokio::time::timeout(QUEUE_TIMEOUT, received).await {
         Ok(Ok(is_right)) => Ok(is_right),
         // The worker skips a job whose client has stopped waiting.
         Ok(Err(_)) | Err(_) => Err(Reject::AuthenticationBusy),
@@ -296,10 +296,10 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
     let _ = rustix::process::setpriority_process(None, NICENESS);
     loop {
         let job = jobs.lock().recv();
-        let Ok(Job { hash, password, answer, slot: _slot }) = job else { return };
+        let Ok(Job { hash, password, result, slot: _slot }) = job else { return };
         // Skip the job of a client that has disconnected or stopped waiting.
-        if !answer.is_closed() {
-            let _ = answer.send(hash.is_of(&password));
+        if !result.is_closed() {
+            let _ = result.send(hash.is_of(&password));
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The device registry as an authenticator. Enters: a client. Leaves: which device it is, whether the device is admitted,
-//! and which credential proved it. Never here: a query to the database; lookups use the replica in memory.
+//! The device registry as an authenticator. Enters: a client. Leaves: which device it is, whether the device is
+//! admitted, and which credential proved it. Never here: a query to the database; lookups use the replica in memory.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -185,8 +185,8 @@ impl Diagnostics {
         &self.path
     }
 
-    /// Renders all diagnostics in the order of the file, each with file, line, column, the line itself and the hint. Uses
-    /// colour if `is_terminal`.
+    /// Renders all diagnostics in the order of the file, each with file, line, column, the line itself and the hint.
+    /// Uses colour if `is_terminal`.
     pub fn render(&self, is_terminal: bool) -> String {
         let renderer = if is_terminal { Renderer::styled() } else { Renderer::plain() };
         let path = self.path.display().to_string();

@@ -1,6 +1,7 @@
-//! CEL expressions over the facts about a client at the time of its CONNECT. Compiled and checked when the configuration
-//! is loaded, evaluated once for each CONNECT. Enters: [`Facts`]. Leaves: a boolean, a string or a JSON value, or a
-//! rejection. Expressions fail closed: an error, a missing field or a value of the wrong type rejects the client.
+//! CEL expressions over the facts about a client at the time of its CONNECT. Compiled and checked when the
+//! configuration is loaded, evaluated once for each CONNECT. Enters: [`Facts`]. Leaves: a boolean, a string or a JSON
+//! value, or a rejection. Expressions fail closed: an error, a missing field or a value of the wrong type rejects the
+//! client.
 //!
 //! Two rules are stricter than in CEL. `||` and `&&` evaluate from left to right and propagate an error, which CEL may
 //! absorb. And an expression that uses `cert`, `jwt`, `device` or `http` without testing it with `has()` rejects every

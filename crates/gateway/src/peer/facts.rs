@@ -157,7 +157,7 @@ facts! {
     "http": Map = "attributes in the response of an `http` authenticator", |f| f.attributes.http.map(FactValue::Json);
     "tls.version": String optional = "`TLSv1.2` or `TLSv1.3`", |f| Some(borrowed(f.peer.tls.as_ref()?.version));
     "tls.cipher": String optional = "cipher suite, by its standard name", |f| Some(borrowed(&f.peer.tls.as_ref()?.cipher));
-    "tls.sni": String optional = "server name that the client asked for", |f| f.peer.tls.as_ref()?.sni.as_deref().map(borrowed);
+    "tls.sni": String optional = "server name that the client requested", |f| f.peer.tls.as_ref()?.sni.as_deref().map(borrowed);
     "tls.alpn": String optional = "application protocol", |f| f.peer.tls.as_ref()?.alpn.as_deref().map(borrowed);
     "tls.resumed": Bool optional = "whether the session was resumed", |f| Some(FactValue::Bool(f.peer.tls.as_ref()?.resumed));
     "tls.psk_identity": String optional proved = "identity of the pre-shared key", |f| Some(borrowed(&f.peer.psk()?.identity));

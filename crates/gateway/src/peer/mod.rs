@@ -31,7 +31,7 @@ pub struct TlsSession {
     pub version: &'static str,
     /// The cipher suite by its standard name, as `TLS_AES_256_GCM_SHA384`.
     pub cipher: Box<str>,
-    /// The server name that the client asked for.
+    /// The server name that the client requested (SNI).
     pub sni: Option<Box<str>>,
     /// The negotiated application protocol (ALPN).
     pub alpn: Option<Box<str>>,

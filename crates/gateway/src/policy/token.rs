@@ -1,6 +1,6 @@
 //! Short-lived tokens [RFC 7519] that tell a broker who the client is. Enters: claims. Leaves: a signed token, and the
-//! public keys as a JWKS [RFC 7517]. A broker that requires a token rejects clients that bypass the gateway. Never here:
-//! a private key leaves the process.
+//! public keys as a JWKS [RFC 7517]. A broker that requires a token rejects clients that bypass the gateway. Never
+//! here: a private key leaves the process.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -30,7 +30,7 @@ pub(in crate::config) struct AuthenticatorTable {
     /// `password_file`: file of `user:hash` lines, as `portcullis passwd` and `mosquitto_passwd` write them. Reloaded
     /// when it changes. Required.
     file: Option<Setting<PathBuf>>,
-    /// `password_file`, `registry`, `http`: how long a verified password, or an `allow` answer, is cached; `0s`
+    /// `password_file`, `registry`, `http`: how long a verified password, or an `allow` response, is cached; `0s`
     /// disables the cache. Default: `60s`; for `http` `30s`.
     cache: Option<Setting<Period>>,
     /// `jwt`: the issuer's public keys (JWKS): a file, reloaded when it changes, or an `http` or `https` URL. Required.
@@ -59,7 +59,7 @@ pub(in crate::config) struct AuthenticatorTable {
     timeout: Setting<Timeout>,
     /// `http`: requests at the same time.
     max_concurrency: Setting<NonZeroU32>,
-    /// `http`: how long a `deny` or `ignore` answer is cached; `0s` disables the cache.
+    /// `http`: how long a `deny` or `ignore` response is cached; `0s` disables the cache.
     negative_cache: Setting<Period>,
     /// `http`: failures in a row that open the circuit breaker.
     break_after: Setting<NonZeroU32>,

@@ -171,7 +171,7 @@ pub enum OnFailure {
     Allow,
 }
 
-/// Which certificates OCSP responders are asked about.
+/// Certificates that the gateway checks by OCSP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OcspScope {
@@ -226,9 +226,9 @@ struct PskTable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PskFormat {
-    /// Two hexadecimal digits for each octet.
+    /// Two hexadecimal digits for each byte.
     Hex,
-    /// The octets themselves.
+    /// The bytes themselves.
     Raw,
 }
 
@@ -339,11 +339,11 @@ pub enum CrlOrigin {
 /// The online certificate status protocol [RFC 6960].
 #[derive(Debug)]
 pub struct Ocsp {
-    /// Which certificates responders are asked about.
+    /// Certificates that the gateway checks by OCSP.
     pub scope: OcspScope,
     /// URL of the responder; `None`: the one that the certificate names.
     pub responder: Option<String>,
-    /// What happens to a device if no responder answers in time.
+    /// What happens to a device if no responder responds in time.
     pub failure: OnFailure,
     /// How long a device waits for revocation data.
     pub timeout: Duration,
@@ -457,8 +457,8 @@ fn validate_certificates(
     Ok(certificate.map(|_| files))
 }
 
-/// Parses a path or a PKCS#11 URI. The scheme is case-insensitive [RFC 3986, 3.1]: if `PKCS11:` counted as a path, errors
-/// would show the PIN.
+/// Parses a path or a PKCS#11 URI. The scheme is case-insensitive [RFC 3986, 3.1]: if `PKCS11:` counted as a path,
+/// errors would show the PIN.
 pub(super) fn private_key(
     text: &Setting<String>,
     passphrase: Option<&Secret>,
