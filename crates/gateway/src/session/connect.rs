@@ -1,5 +1,6 @@
-//! CONNECT: read, decoded, authenticated, evaluated, rewritten, and presented to a broker. Enters: a secured stream. Leaves:
-//! a broker that has answered, or a refusal. No byte of the client reaches a broker before all of it has passed.
+//! CONNECT: read, decoded, authenticated, evaluated, rewritten, and sent to a broker. Enters: a secured stream. Leaves: the
+//! connection to a broker that has answered, or a rejection. No byte of the client reaches a broker before every check has
+//! passed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,21 +21,21 @@ use crate::runtime::Listener;
 use crate::upstream::Dialed;
 use crate::util::clock::now;
 
-/// For a broker to answer CONNECT: it may ask an authentication service first.
+/// How long a broker may take to answer CONNECT. It may query an authentication service first.
 const CONNACK_TIMEOUT: Duration = Duration::from_secs(30);
-/// The first read of a CONNECT; most are smaller.
+/// The initial buffer for CONNECT, in bytes. Most are smaller.
 const CONNECT_BUFFER: usize = 1024;
 
-/// What came of CONNECT.
-pub(super) struct Agreed {
+/// A connection whose CONNECT the broker has answered.
+pub(super) struct Answered {
     pub(super) dialed: Dialed,
     pub(super) greeting: Vec<u8>,
-    /// Of the CONNACK, if that is what the broker said first.
+    /// The code of the CONNACK; `None` if the broker's first packet is AUTH.
     pub(super) code: Option<u8>,
     pub(super) version: Version,
 }
 
-/// A refusal, and the version to say it in, if it is known.
+/// A rejection, and the client's protocol version, if it is known.
 pub(super) struct Refused {
     pub(super) outcome: Outcome,
     pub(super) version: Option<Version>,
@@ -48,11 +49,11 @@ pub(super) async fn negotiate(
     session: &Session,
     shared: &Shared,
     record: &mut Record,
-) -> Result<Agreed, Refused> {
+) -> Result<Answered, Refused> {
     let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
     let read = timeout(listener.connect_timeout, read_connect(client, &mut buffer, listener));
-    // What authorities say of the certificate is asked for meanwhile.
-    let (result, settled) = tokio::join!(read, check_revocation(listener, session));
+    // Fetch CRLs and OCSP responses while CONNECT is read.
+    let (result, revocation) = tokio::join!(read, check_revocation(listener, session));
     let result = result.unwrap_or(Err(Reject::ConnectTimeout));
     record.moved(buffer.len() as u64, 0);
     let claimed = Connect::version_to_answer_in(&buffer);
@@ -61,13 +62,13 @@ pub(super) async fn negotiate(
         .map_err(|reject| Refused { outcome: reject.into(), version: claimed })?;
     record.info.set_connect(connect.client_id, connect.version);
     let refused = |reject: Reject| Refused { outcome: reject.into(), version: Some(connect.version) };
-    settled.map_err(refused)?;
+    revocation.map_err(refused)?;
 
     let attributes = AuthAttributes::default();
     let facts = Facts { peer, listener: &listener.name, mqtt: &connect, attributes, now: now() };
     let mut principal = identify(&facts, device, listener, record).await.map_err(refused)?;
     session.authenticated(principal.evidence.take());
-    // A change since the handshake may have swept the index before the evidence was there.
+    // A change since the handshake may have swept the index before the evidence was indexed.
     evaluate(session.live().claim(), &shared.runtime.load(), now())
         .map_err(|reason| Refused { outcome: Outcome::Closed(reason), version: Some(connect.version) })?;
     let facts = Facts { attributes: principal.attributes(), ..facts };
@@ -94,24 +95,24 @@ pub(super) async fn negotiate(
 
     let mut dialed = listener.upstream.dial(key.as_bytes()).await.map_err(refused)?;
     record.info.set_server(Arc::clone(&dialed.server));
-    let (greeting, code) = match present(&mut dialed.stream, &packet).await {
+    let (greeting, code) = match send_connect(&mut dialed.stream, &packet).await {
         Ok(answer) => answer,
         Err(reject) => {
             dialed.lease.unanswered();
             return Err(refused(reject));
         }
     };
-    Ok(Agreed { dialed, greeting, code, version: connect.version })
+    Ok(Answered { dialed, greeting, code, version: connect.version })
 }
 
-/// Finds out who the client is: by the registry, if its handshake was by a key of that, and by the authenticators.
+/// Identifies the client by its registry entry, if it used a registry key in the handshake, and by the authenticators.
 async fn identify(
     facts: &Facts<'_>,
     device: Option<&Entry>,
     listener: &Listener,
     record: &mut Record,
 ) -> Result<Box<Principal>, Reject> {
-    // It may have failed elsewhere since it was let in.
+    // The address may have been banned since this connection was accepted.
     if listener.bans.is_banned(record.info.address().ip()) {
         return Err(Reject::Banned);
     }
@@ -133,7 +134,7 @@ async fn check_revocation(listener: &Listener, session: &Session) -> Result<(), 
     }
 }
 
-/// Reads until CONNECT is whole; what the client has sent behind it stays in the buffer.
+/// Reads until CONNECT is complete. Bytes after it stay in the buffer.
 async fn read_connect(client: &mut Stream, buffer: &mut Vec<u8>, listener: &Listener) -> Result<(), Reject> {
     loop {
         match client.read_buf(buffer).await {
@@ -141,11 +142,11 @@ async fn read_connect(client: &mut Stream, buffer: &mut Vec<u8>, listener: &List
             Ok(_) => {}
         }
         if listener.tls.is_none() && matches!(buffer.as_slice(), [0x16, 3, ..]) {
-            // A TLS record of the type handshake (RFC 8446, 5.1), which MQTT would call a CONNECT with wrong flags.
+            // A TLS handshake record (RFC 8446, 5.1). Read as MQTT, it would be a CONNECT with invalid flags.
             return Err(Reject::TlsOnPlainPort);
         }
         if listener.tls.is_none() && *buffer == [0x16] {
-            // One byte does not say which of the two it is.
+            // One byte is not enough to tell the two apart.
             continue;
         }
         if decode(buffer, listener)?.is_some() {
@@ -158,10 +159,10 @@ fn decode<'b>(buffer: &'b [u8], listener: &Listener) -> Result<Option<(Connect<'
     Ok(Connect::decode(buffer, Limits { max_packet_len: listener.max_connect_size })?)
 }
 
-/// Sends CONNECT, and what came behind it, to the broker; waits for the beginning of its answer. Returns all it said so
-/// far, and the code if that is a CONNACK; with MQTT 5's extended authentication it is an AUTH packet, which is the
-/// client's to judge.
-async fn present(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Option<u8>), Reject> {
+/// Sends CONNECT and the bytes after it to the broker, and waits for the start of the broker's first packet. Returns the
+/// bytes received so far, and the code of a CONNACK. With MQTT 5's enhanced authentication, the first packet is AUTH, which
+/// the client has to answer.
+async fn send_connect(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Option<u8>), Reject> {
     let deadline = Instant::now() + CONNACK_TIMEOUT;
     let send = async {
         broker.write_all(packet).await?;
@@ -181,14 +182,14 @@ async fn present(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Option<
         }
         let Some(header) = FixedHeader::decode(&answer).map_err(|_| Reject::UpstreamProtocol)? else { continue };
         match header.packet_type {
-            // Flags first, then the code [MQTT-3.2.2].
+            // The code follows the flags [MQTT-3.2.2].
             PacketType::Connack if header.remaining_length >= 2 => {
                 if let Some(code) = answer.get(header.len + 1).copied() {
                     return Ok((answer, Some(code)));
                 }
             }
             PacketType::Auth => return Ok((answer, None)),
-            // MQTT 5 lets a server say why it goes before it has said anything else.
+            // MQTT 5 allows a server to send DISCONNECT with a reason before CONNACK.
             PacketType::Disconnect => return Ok((answer, Some(0x80))),
             _ => return Err(Reject::UpstreamProtocol),
         }

@@ -1,5 +1,5 @@
-//! The phases of a connection, in their order. Each hands on or rejects; the record writes down what happened on every way
-//! out.
+//! The phases of a connection, in order. Each passes the connection on or rejects it. [`Record`] logs the outcome on every
+//! exit path.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::Shared;
-use super::connect::{Agreed, Refused, negotiate};
+use super::connect::{Answered, Refused, negotiate};
 use super::index::Session;
 use crate::config::tables::OnReject;
 use crate::edge::{Accepted, Arrived, Stream, discard_until_closed};
@@ -22,7 +22,7 @@ use crate::runtime::Listener;
 use crate::tls::Secured;
 use crate::upstream::Lease;
 
-/// For the answer to a rejected CONNECT to be written; a client that does not read it goes without.
+/// How long the CONNACK for a rejected client may take to write. A client that does not read it is disconnected without.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end.
@@ -33,15 +33,15 @@ pub async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shar
     let mut record = Record::open(observer, Arc::clone(&listener.metrics), info);
     let arrived = accepted.arrive();
     record.info.set_address(arrived.address);
-    // Given back once the record is written, by whatever way this ends.
+    // Held until the record is written, on every exit path.
     let _permit = match admit_address(&listener, arrived.address.ip()) {
         Ok(permit) => permit,
         Err(reject) => return record.finish(reject.into()),
     };
-    // In a box of its own, so that an established session does not carry the size of the handshake around.
+    // Boxed, so that the future of an established session does not include the size of the handshake.
     let established = tokio::select! {
         established = Box::pin(establish(arrived, &listener, &session, &shared, &mut record)) => established,
-        // If the connection was rejected already, that is the outcome: the client is only being told.
+        // If the connection is already rejected, that is the outcome: only the CONNACK is still being sent.
         reason = session.ended() => Err(record.decided().unwrap_or(Outcome::Closed(reason))),
     };
     // Release the configuration: sessions outlive reloads.
@@ -60,7 +60,7 @@ pub async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shar
 /// A session whose CONNECT the broker has answered.
 struct Established {
     ends: Ends,
-    /// The broker's answer was a refusal.
+    /// The broker rejected CONNECT.
     refused: bool,
     lease: Lease,
 }
@@ -76,7 +76,7 @@ async fn establish(
     let mut client = secured.stream;
     let device = secured.device.as_deref();
     match negotiate(&mut client, &secured.peer, device, listener, session, shared, record).await {
-        Ok(Agreed { dialed, greeting, code, version }) => {
+        Ok(Answered { dialed, greeting, code, version }) => {
             record.info.set_connected();
             let may_say_goodbye = version == Version::V5 && code == Some(0);
             let ends = Ends { client, broker: dialed.stream, greeting, may_say_goodbye };
@@ -90,7 +90,7 @@ async fn establish(
     }
 }
 
-/// What costs nothing is decided before any cryptography is paid for.
+/// Applies the cheap checks before the cost of a TLS handshake.
 fn admit_address(listener: &Listener, address: IpAddr) -> Result<Permit, Reject> {
     if !listener.addresses.allows(address) {
         return Err(Reject::AddressDenied);
@@ -124,14 +124,14 @@ async fn secure(
     Ok(secured)
 }
 
-/// Before the client is told: it may have others on the way.
+/// Counts a failed proof for bans. Called before the client is answered: it may have further connections in flight.
 fn count_failure(reject: Reject, listener: &Listener, record: &Record) {
     if reject.is_failed_proof() {
         listener.bans.failed(record.info.address().ip());
     }
 }
 
-/// Tells a client that it is refused, in its own MQTT version, and closes.
+/// Sends the client a CONNACK with the rejection in its own MQTT version, and closes the connection.
 async fn refuse(
     mut client: Stream,
     reject: Reject,
@@ -142,7 +142,7 @@ async fn refuse(
     record.decide(reject);
     count_failure(reject, listener, record);
     let code = version.and_then(|version| Some((version, reject.refusal()?.code(version)?)));
-    let say = async {
+    let send = async {
         if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {
             let mut packet = Vec::with_capacity(8);
             Connack::refusal(code).encode(version, &mut packet);
@@ -151,14 +151,14 @@ async fn refuse(
         }
         client.shutdown().await
     };
-    let said: Result<std::io::Result<()>, _> = timeout(REFUSAL_TIMEOUT, say).await;
-    if said.is_ok() {
+    let sent: Result<std::io::Result<()>, _> = timeout(REFUSAL_TIMEOUT, send).await;
+    if sent.is_ok() {
         discard_until_closed(&mut client).await;
     }
 }
 
-/// The size of the future that serves a connection, in bytes: what an established session costs besides its sockets,
-/// its TLS state and its record.
+/// The size of the future that serves a connection, in bytes. An established session costs this much besides its sockets,
+/// TLS state and record.
 pub fn future_size() -> usize {
     fn of<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
         size_of::<F>()

@@ -1,10 +1,10 @@
-//! Imports go one way. Every file has a layer, no file imports one of a higher layer, and no files import each other in a
-//! circle.
+//! Imports go in one direction: every file has a layer, no file imports one of a higher layer, and there are no import
+//! cycles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// From the bottom up: folders, or files where a folder spans layers. The longest match counts.
+/// The layers from the bottom up: directories, or files where a directory spans layers. The longest match applies.
 const LAYERS: &[&[&str]] = &[
     &["util"],
     &["outcome"],
@@ -74,7 +74,7 @@ fn reaches(imports: &BTreeMap<String, BTreeSet<String>>, from: &BTreeSet<String>
     false
 }
 
-/// The files of the crate, without comments and unit tests, by their path below `src`.
+/// The files of the crate without comments and unit tests, by path below `src`.
 struct Sources(BTreeMap<String, String>);
 
 impl Sources {
@@ -97,7 +97,7 @@ impl Sources {
         Self(files)
     }
 
-    /// Which files each file imports, through re-exports to where things are defined.
+    /// The files that each file imports. Re-exports are followed to the definitions.
     fn imports(&self) -> BTreeMap<String, BTreeSet<String>> {
         let reexports: BTreeMap<(String, String), Vec<String>> = self
             .0
@@ -119,7 +119,7 @@ impl Sources {
         let mut rest = String::new();
         for statement in text.split_inclusive([';', '{', '}']) {
             rest.push_str(statement);
-            // A brace inside of `use` belongs to the statement.
+            // Braces inside a `use` statement do not end it.
             let is_use = |text: &str| text.trim_start().starts_with("use ") || text.contains(") use ");
             let begin = rest.rfind("use ").filter(|at| {
                 rest[..*at].trim_end().ends_with([';', '}', ')', 'b', ']']) || rest[..*at].trim().is_empty()

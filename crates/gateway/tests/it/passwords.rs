@@ -1,4 +1,4 @@
-//! Users of password files, and whom several authenticators know.
+//! Password files, and clients that several authenticators know.
 
 use std::fs;
 use std::time::Duration;
@@ -41,7 +41,7 @@ async fn the_right_password_is_let_in_and_everything_else_looks_the_same() {
         let line = gateway.lines(n + 2).await.pop().unwrap();
         assert!(line.ends_with(reason) && line.contains(" 403 "), "{line}");
     }
-    // In MQTT 5 by its own codes.
+    // In MQTT 5, with the codes of MQTT 5.
     assert_eq!(gateway.refusal(&connect_v5("a")).await, b"\x20\x03\x00\x86\x00");
     assert!(broker.is_left_alone().await);
 }
@@ -70,7 +70,7 @@ async fn a_user_who_is_removed_or_changed_is_out() {
     let (mut alice, _a) = gateway.session(&broker, &connect_as("a", "alice", b"new")).await;
     bob.write(b"\xc0\x00").await;
     at_broker.expect(b"\xc0\x00").await;
-    // A file that cannot be used changes nothing; one without bob does.
+    // A malformed file changes nothing; a file without bob closes bob's session.
     fs::write(&path, "bob\n").unwrap();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     bob.write(b"\xc0\x00").await;

@@ -1,4 +1,4 @@
-//! An authentication service that is asked.
+//! The `http` authenticator and its authentication service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ async fn gateway(broker: &Broker, service: &Service, rest: &str) -> TestGateway 
     .await
 }
 
-/// A client that is let in with this packet, of which this arrives at the broker.
+/// A client that is admitted with `packet`; the broker receives the expected one.
 async fn visit(gateway: &TestGateway, broker: &Broker, packet: &[u8], arrives: &[u8]) {
     let mut client = Client::tcp(gateway.address()).await;
     client.write(packet).await;
@@ -78,7 +78,7 @@ async fn answers_are_remembered_each_for_its_own_question() {
         assert_eq!(gateway.refusal(&connect_as("a", "alice", b"wrong")).await, REFUSED);
     }
     assert_eq!(service.asked().len(), 2);
-    // Nothing of one client's answer is another's.
+    // The response for one client is not used for another.
     assert_eq!(gateway.refusal(&connect_as("b", "alice", b"wrong")).await, REFUSED);
     let other = connect_as("b", "alice", b"secret");
     visit(&gateway, &broker, &other, &other).await;
