@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 /// A connection to a client or a broker. An enum rather than a trait object, because the relay polls it twice per packet.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "self-explanatory names")]
 pub enum Stream {
     Tcp(TcpStream),
     FromDevice(Box<tokio_rustls::server::TlsStream<TcpStream>>),

@@ -125,7 +125,7 @@ fn combined(end: &End<'_>, now: DateTime<Local>) -> String {
         Escaped(info.client_id().unwrap_or_default()),
         outcome.label(),
     );
-    debug_assert!(result.is_ok(), "a String takes every write");
+    debug_assert!(result.is_ok(), "writing to a String cannot fail");
     line
 }
 

@@ -11,7 +11,7 @@ use crate::peer::{Identity, Peer};
 
 /// The transport of MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "self-explanatory names")]
 pub enum Transport {
     Tcp,
     Tls,

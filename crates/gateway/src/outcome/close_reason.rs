@@ -57,7 +57,7 @@ super::reasons! {
     CredentialWithdrawn = "session_credential_withdrawn", Relay, Gateway, 403,
         goodbye: Some(Disconnect::NotAuthorized),
         hint: None;
-    /// The client's token, or the authentication service's answer about it, expired during the session.
+    /// The client's token, or the authentication service's response about it, expired during the session.
     TokenExpired = "session_token_expired", Relay, Gateway, 403,
         goodbye: Some(Disconnect::MaximumConnectTime),
         hint: Some("let the device reconnect with a new token before the old one expires");

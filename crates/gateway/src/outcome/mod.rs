@@ -14,7 +14,7 @@ pub use reject::Reject;
 
 /// The phase in which a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "self-explanatory names")]
 pub enum Stage {
     Accept,
     Handshake,
@@ -40,7 +40,7 @@ impl Stage {
 
 /// Who ended the connection, or caused its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "self-explanatory names")]
 pub enum Blame {
     Client,
     Upstream,

@@ -112,7 +112,7 @@ super::reasons! {
     /// The client's pre-shared key does not match its identity.
     WrongPsk = "wrong_psk", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
-        hint: Some("compare the device's key with the gateway's; `format` says how the key file is read");
+        hint: Some("compare the device's key with the gateway's; `format` sets how the key file is read");
     /// The client's raw public key is not known, or the client presented none.
     UnknownKey = "unknown_key", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,

@@ -50,7 +50,7 @@ struct Scope {
 pub(super) enum Coverage {
     None,
     /// The CRL is for one of several distribution points, and the certificate does not name its own.
-    Perhaps,
+    Possible,
     Full,
 }
 
@@ -127,7 +127,7 @@ impl Crl {
         let points = &scope.distribution_points;
         match &certificate.distribution_points {
             _ if points.is_empty() => Coverage::Full,
-            None => Coverage::Perhaps,
+            None => Coverage::Possible,
             Some(named) if points.iter().any(|url| named.contains(url)) => Coverage::Full,
             Some(_) => Coverage::None,
         }

@@ -145,12 +145,12 @@ impl Remote for CrlOrigin {
             // A CA may have a new key under its old name, and no device has presented that certificate yet: such a CRL
             // is not an error, unless it replaces a CRL in use.
             Origin::File(_) => {
-                let is_lost = |old: &Arc<Crl>| {
+                let loses_signer = |old: &Arc<Crl>| {
                     let is_replaced = signed.iter().any(|list| list.signer() == old.signer());
                     let issuer = old.signer().and_then(|signer| known.get(signer));
                     !is_replaced && issuer.is_some_and(|issuer| pending.iter().any(|list| list.names_issuer(issuer)))
                 };
-                before.iter().any(is_lost) || (signed.is_empty() && pending.iter().all(is_known))
+                before.iter().any(loses_signer) || (signed.is_empty() && pending.iter().all(is_known))
             }
             Origin::Url(_) => pending.iter().any(is_known),
         };

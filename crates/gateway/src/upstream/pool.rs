@@ -226,8 +226,8 @@ mod tests {
         assert_eq!(labels(&upstream), ["192.0.2.2:1883".into(), "192.0.2.3:1883".into()]);
         assert!(observer.metrics.render().contains("server=\"192.0.2.1:1883\""), "a session is still on it");
         take(&upstream, &["192.0.2.1:1883"], &observer);
-        assert_eq!(upstream.endpoints().all()[0].active(), 1, "its session still counts");
-        assert!(!observer.metrics.render().contains("server=\"192.0.2.3:1883\""), "nothing holds it any more");
+        assert_eq!(upstream.endpoints().all()[0].active(), 1, "its session is still counted");
+        assert!(!observer.metrics.render().contains("server=\"192.0.2.3:1883\""), "no session uses it any more");
         drop(lease);
         assert_eq!(upstream.endpoints().all()[0].active(), 0);
     }

@@ -31,7 +31,7 @@ async fn an_address_that_comes_too_often_is_refused_before_anything_is_read() {
     }
     for lines in 4..6 {
         let mut client = Client::tcp(gateway.address()).await;
-        assert!(client.read_to_end().await.is_empty(), "closed, without a byte of ours");
+        assert!(client.read_to_end().await.is_empty(), "closed without sending a byte");
         let line = gateway.lines(lines).await.pop().unwrap();
         assert!(line.contains(" 403 0 0 ") && line.ends_with(" - - banned"), "{line}");
     }

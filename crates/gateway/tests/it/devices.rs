@@ -130,12 +130,20 @@ async fn an_outage_keeps_those_who_are_known() {
     let database = registry(dir.path()).await;
     add(&database, with_password("thing001")).await;
     let gateway = plain(dir.path(), &broker, "").await;
-    assert_eq!(gateway.refusal(&connect_as("x", "stranger", b"secret")).await, REFUSED, "known to be unknown");
+    assert_eq!(
+        gateway.refusal(&connect_as("x", "stranger", b"secret")).await,
+        REFUSED,
+        "the replica is complete: the device does not exist"
+    );
     let (path, away) = (dir.path().join("devices.db"), dir.path().join("away.db"));
     database.close().await;
     fs::rename(&path, &away).unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(gateway.refusal(&connect_as("x", "stranger", b"secret")).await, LATER, "perhaps it is known by now");
+    assert_eq!(
+        gateway.refusal(&connect_as("x", "stranger", b"secret")).await,
+        LATER,
+        "without the database, the device may have been added"
+    );
     let line = gateway.lines(2).await.pop().unwrap();
     assert!(line.contains(" 503 ") && line.ends_with(" registry_unavailable"), "{line}");
     let _session = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;

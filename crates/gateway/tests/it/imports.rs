@@ -51,7 +51,7 @@ fn imports_go_one_way() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(imports.values().map(BTreeSet::len).sum::<usize>() > 200, "the test has lost sight of the imports");
+    assert!(imports.values().map(BTreeSet::len).sum::<usize>() > 200, "the test no longer finds the imports");
 }
 
 fn layer(file: &str) -> Option<usize> {

@@ -66,7 +66,7 @@ async fn a_user_who_is_removed_or_changed_is_out() {
     set_password(&path, "alice", &PasswordHash::make(b"new").unwrap()).unwrap();
     alice.read_to_end().await;
     assert!(gateway.lines(1).await[0].ends_with(" session_credential_withdrawn"));
-    assert_eq!(gateway.refusal(&connect_as("a", "alice", b"one")).await, REFUSED, "and not from the cache");
+    assert_eq!(gateway.refusal(&connect_as("a", "alice", b"one")).await, REFUSED, "the cache is not used");
     let (mut alice, _a) = gateway.session(&broker, &connect_as("a", "alice", b"new")).await;
     bob.write(b"\xc0\x00").await;
     at_broker.expect(b"\xc0\x00").await;
@@ -125,5 +125,5 @@ fn a_users_line_is_changed_and_the_others_stay() {
     for wrong in ["", "a:b", "#a", "a\nb"] {
         assert!(set_password(&path, wrong, "x").is_err(), "{wrong:?}");
     }
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
 }

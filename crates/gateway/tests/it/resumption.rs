@@ -154,7 +154,7 @@ async fn a_session_of_one_listener_is_none_on_another() {
         assert!(attempt(&gateway, &config, &broker).await);
         assert!(!attempt_at(&gateway, 1, &config, "localhost", &broker).await);
         assert_eq!(gateway.field(2, "reason").await, "unknown_ca");
-        assert!(attempt(&gateway, &config, &broker).await, "the session itself is as good as before");
+        assert!(attempt(&gateway, &config, &broker).await, "the session itself is still valid");
     }
 }
 
@@ -172,7 +172,7 @@ async fn not_even_where_the_same_devices_are_believed() {
                 config.resumption = Resumption::in_memory_sessions(8).tls12_resumption(Tls12Resumption::SessionIdOnly);
             }
             assert!(attempt(&gateway, &config, &broker).await);
-            assert!(attempt_at(&gateway, 1, &config, "localhost", &broker).await, "in full");
+            assert!(attempt_at(&gateway, 1, &config, "localhost", &broker).await, "a full handshake");
             assert_eq!(gateway.field(2, "tls_resumed").await, "false", "{ways}");
             assert!(attempt_at(&gateway, 1, &config, "localhost", &broker).await);
             assert_eq!(gateway.field(3, "tls_resumed").await, "true", "{ways}: it is not that nothing is resumed");

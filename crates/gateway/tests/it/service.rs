@@ -118,7 +118,7 @@ async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
         assert!(begin.elapsed() < Duration::from_secs(2), "{id}: {:?}", begin.elapsed());
         assert!(gateway.lines(n + 1).await[n].ends_with(" authentication_unavailable"));
     }
-    assert_eq!(service.asked().len(), 4, "then it was left alone");
+    assert_eq!(service.asked().len(), 4, "the back-off suppressed further requests");
     is_well.store(true, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_millis(1100)).await;
     visit(&gateway, &broker, &connect("a"), &connect("a")).await;
@@ -195,7 +195,7 @@ async fn a_session_ends_when_the_answer_expires_and_questions_are_bounded() {
         slow.push(client);
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(service.asked().len(), 3, "one at once");
+    assert_eq!(service.asked().len(), 3, "one request at a time");
     for mut client in slow {
         assert_eq!(client.read_to_end().await, LATER);
     }

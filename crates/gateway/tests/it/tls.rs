@@ -59,7 +59,7 @@ async fn no_certificate_where_one_is_required() {
         let config = tls_config(&pki, None, &[versions]);
         if let Ok(mut client) = Client::try_tls(gateway.address(), config, "localhost").await {
             let _ = client.try_write(&connect("thing001")).await;
-            assert!(client.try_read(4).await.is_err(), "the alert shows with the first read");
+            assert!(client.try_read(4).await.is_err(), "the alert arrives with the first read");
         }
         assert_eq!(gateway.outcome().await, "500 no_certificate");
     }
@@ -302,7 +302,7 @@ async fn brokers_behind_tls_are_verified() {
     let other_name = TestGateway::plain(&upstream("server_name = \"other.example\"\n")).await;
     let mut client = Client::tcp(other_name.address()).await;
     client.write(&connect("thing001")).await;
-    assert!(acceptor.accept(broker.accept().await.0).await.is_err(), "the gateway hangs up");
+    assert!(acceptor.accept(broker.accept().await.0).await.is_err(), "the gateway closes the connection");
     assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x03");
     assert_eq!(other_name.outcome().await, "502 upstream_unreachable");
 }

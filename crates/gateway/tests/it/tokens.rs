@@ -249,7 +249,7 @@ async fn keys_are_changed_without_a_gap() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(asked.load(Ordering::SeqCst) > 2, "asked again, in vain");
+    assert!(asked.load(Ordering::SeqCst) > 2, "fetched again without success");
     gateway.gateway.reload().await.unwrap();
     let _one = gateway.session(&broker, &connect_as("thing001", "u", one.sign(&claims()).as_bytes())).await;
 }
@@ -261,7 +261,7 @@ async fn without_keys_nobody_is_let_in() {
     let gateway = gateway(&broker, &service.url("/jwks.json"), "").await;
     let token = Issuer::new("k1").sign(&claims());
     let answer = gateway.refusal(&connect_as("thing001", "u", token.as_bytes())).await;
-    assert_eq!(answer, b"\x20\x02\x00\x03", "later, perhaps");
+    assert_eq!(answer, b"\x20\x02\x00\x03", "server unavailable: the keys may be back later");
     assert_eq!(gateway.outcome().await, "503 authentication_unavailable");
 }
 

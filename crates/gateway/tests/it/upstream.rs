@@ -171,7 +171,7 @@ async fn a_broker_that_returns_is_used_again() {
     let mut client = Client::tcp(gateway.address()).await;
     client.write(&connect("thing001")).await;
     let accepted = tokio::time::timeout(portcullis_testkit::PATIENCE, listener.accept()).await;
-    assert!(accepted.is_ok(), "what counts as down is tried when nothing else is there");
+    assert!(accepted.is_ok(), "a server that is down is tried if no other is left");
 }
 
 #[tokio::test]
