@@ -158,12 +158,12 @@ impl Crl {
 /// The index keys of certificates that a CRL of `after` revokes and no CRL of the same scope in `before` does.
 pub(super) fn newly_revoked(before: &[Arc<Crl>], after: &[Arc<Crl>]) -> Vec<Key> {
     let mut keys = Vec::new();
-    for list in after.iter().filter(|list| !before.iter().any(|other| Arc::ptr_eq(list, other))) {
-        let Some(signer) = list.signer() else { continue };
+    for crl in after.iter().filter(|crl| !before.iter().any(|other| Arc::ptr_eq(crl, other))) {
+        let Some(signer) = crl.signer() else { continue };
         // A CRL of another scope may not have covered the certificate: compare within the scope only.
-        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.has_scope_of(list)).collect();
+        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.has_scope_of(crl)).collect();
         let is_new = |serial: &&Serial| !same.iter().any(|other| other.revokes(serial));
-        keys.extend(list.revoked.iter().filter(is_new).map(|serial| key(signer, serial)));
+        keys.extend(crl.revoked.iter().filter(is_new).map(|serial| key(signer, serial)));
     }
     keys
 }
