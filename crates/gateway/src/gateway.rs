@@ -30,7 +30,7 @@ use crate::state::ProcessState;
 /// The pause after an accept that failed for lack of file descriptors or memory, until other connections release some.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// How long sessions may take to send DISCONNECT after the drain timeout.
-const GOODBYE: Duration = Duration::from_secs(3);
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A running gateway. Dropping it closes the listening sockets; sessions continue until the process exits.
 pub struct Gateway(Handle);
@@ -266,7 +266,7 @@ impl Handle {
         self.0.sockets.lock().clear();
         self.0.tasks.close();
         self.0.shared.state.sessions.sweep(|_| Err(CloseReason::Drained));
-        let _ = tokio::time::timeout(GOODBYE, self.0.tasks.wait()).await;
+        let _ = tokio::time::timeout(STOP_TIMEOUT, self.0.tasks.wait()).await;
     }
 }
 

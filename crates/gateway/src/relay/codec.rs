@@ -37,8 +37,8 @@ pub(super) trait Codec {
     ///
     /// - withheld by returning only the bytes before it, until the rest of it arrives;
     /// - dropped or replaced by returning the bytes before it, and adding the replacement and the following bytes to
-    ///   [`Injected::onward`];
-    /// - answered on behalf of the receiver through [`Injected::back`].
+    ///   [`Injected::forward`];
+    /// - answered on behalf of the receiver through [`Injected::reply`].
     ///
     /// # Errors
     /// The session closes for this reason, and nothing more is read in this direction. The bytes in `injected`, which are
@@ -59,10 +59,10 @@ pub(super) trait Codec {
 #[derive(Debug, Default)]
 pub(super) struct Injected {
     /// Written after the part of the chunk that is passed on.
-    pub(super) onward: Vec<u8>,
+    pub(super) forward: Vec<u8>,
     /// Written back to the sender of the chunk, after everything the codec has passed to it. The codec may add to it only at
     /// a packet boundary of that stream. The sender is not read again until it has accepted these bytes.
-    pub(super) back: Vec<u8>,
+    pub(super) reply: Vec<u8>,
 }
 
 /// Where the stream to the client may end.

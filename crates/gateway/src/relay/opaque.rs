@@ -55,7 +55,7 @@ mod tests {
     fn take(codec: &mut Opaque, direction: Direction, chunk: &[u8]) {
         let mut injected = Injected::default();
         assert_eq!(codec.take(direction, chunk, &mut injected), Ok(chunk));
-        assert!(injected.onward.is_empty() && injected.back.is_empty());
+        assert!(injected.forward.is_empty() && injected.reply.is_empty());
     }
 
     #[test]

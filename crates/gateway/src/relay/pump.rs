@@ -48,10 +48,10 @@ pub struct Ends {
     /// The connection to the broker.
     pub broker: Stream,
     /// The bytes that the broker has sent so far.
-    pub greeting: Vec<u8>,
+    pub broker_first: Vec<u8>,
     /// Whether the gateway may send a DISCONNECT when it closes the session: only in MQTT 5, and only after the broker has
     /// accepted the client [MQTT-3.14.0-1].
-    pub may_say_goodbye: bool,
+    pub may_send_disconnect: bool,
 }
 
 /// Moves the bytes of one session.
@@ -59,12 +59,12 @@ pub(super) struct Pump<C> {
     client: Side,
     broker: Side,
     codec: C,
-    may_disconnect: bool,
+    may_send_disconnect: bool,
     /// The first close reason. Later ones are consequences of it.
     reason: Option<CloseReason>,
     is_stopping: bool,
     /// The broker accepts no more bytes, but may still send some.
-    is_broker_write_closed: bool,
+    is_broker_lost: bool,
     /// The direction that is polled first. It alternates, so that a flood in one does not starve the other.
     first: Direction,
     /// Set once one side has closed.
@@ -82,21 +82,21 @@ enum Interrupt {
 }
 
 impl<C: Codec> Pump<C> {
-    /// Passes the broker's greeting to the codec.
+    /// Passes the broker's broker_first to the codec.
     pub(super) fn new(ends: Ends, codec: C) -> Self {
         let mut pump = Self {
             client: Side::new(ends.client),
             broker: Side::new(ends.broker),
             codec,
-            may_disconnect: ends.may_say_goodbye,
+            may_send_disconnect: ends.may_send_disconnect,
             reason: None,
             is_stopping: false,
-            is_broker_write_closed: false,
+            is_broker_lost: false,
             first: Direction::ToBroker,
             deadline: None,
         };
         let (broker, client) = (&mut pump.broker, &mut pump.client);
-        match pass(&mut pump.codec, Direction::ToClient, &ends.greeting, broker, client) {
+        match pass(&mut pump.codec, Direction::ToClient, &ends.broker_first, broker, client) {
             Ok(passed) => client.keep(passed),
             Err(reason) => pump.refuse(Direction::ToClient, reason),
         }
@@ -110,16 +110,16 @@ impl<C: Codec> Pump<C> {
         self.first = self.first.reverse();
         for direction in [self.first, self.first.reverse()] {
             if let Some(lost) = self.poll_direction(cx, direction) {
-                return Poll::Ready(self.because(lost));
+                return Poll::Ready(self.end_because(lost));
             }
         }
-        if !self.broker.output.takes_more() && !self.is_broker_write_closed {
-            self.because(CloseReason::Ok);
+        if !self.broker.output.takes_more() && !self.is_broker_lost {
+            self.end_because(CloseReason::Ok);
         }
         if !self.client.output.takes_more() {
-            self.because(CloseReason::UpstreamClosed);
+            self.end_because(CloseReason::UpstreamClosed);
         }
-        if self.reason.is_none() && !self.is_broker_write_closed {
+        if self.reason.is_none() && !self.is_broker_lost {
             return Poll::Pending;
         }
         self.poll_over(cx, is_late)
@@ -163,7 +163,7 @@ impl<C: Codec> Pump<C> {
             (Interrupt::Reading, Direction::ToClient) => Some(CloseReason::UpstreamLost),
             (Interrupt::Writing, Direction::ToBroker) => {
                 // The bytes that the broker sent before it closed, for instance a reason, still have to reach the client.
-                self.is_broker_write_closed = true;
+                self.is_broker_lost = true;
                 self.broker.abandon();
                 None
             }
@@ -188,10 +188,10 @@ impl<C: Codec> Pump<C> {
     /// Closes the session on behalf of the gateway, at the next packet boundary to the client; in MQTT 5 with a DISCONNECT.
     pub(super) fn stop(&mut self, reason: CloseReason) {
         self.is_stopping = true;
-        self.because(reason);
+        self.end_because(reason);
         self.deadline = None;
         if self.client.output == Output::Open {
-            let disconnect = reason.goodbye().filter(|_| self.may_disconnect).map(Disconnect::packet);
+            let disconnect = reason.disconnect().filter(|_| self.may_send_disconnect).map(Disconnect::packet);
             self.client.end_at(self.codec.boundary(&[]), disconnect);
         }
     }
@@ -201,7 +201,7 @@ impl<C: Codec> Pump<C> {
         self.is_stopping
     }
 
-    fn because(&mut self, reason: CloseReason) -> CloseReason {
+    fn end_because(&mut self, reason: CloseReason) -> CloseReason {
         *self.reason.get_or_insert(reason)
     }
 
@@ -231,7 +231,7 @@ fn poll_direction<C: Codec>(
     loop {
         let may_read = match from.input {
             Input::Open => true,
-            Input::Answered => from.poll_answered(cx).is_ready(),
+            Input::AwaitsReply => from.poll_reply_taken(cx).is_ready(),
             Input::Refused | Input::Ended => false,
         };
         ready!(to.poll_drain(cx)).map_err(|_| Interrupt::Writing)?;
@@ -293,11 +293,11 @@ fn pass<'c, C: Codec>(
     }
     let mut injected = Injected::default();
     let passed = codec.take(direction, chunk, &mut injected);
-    if !injected.onward.is_empty() {
-        to.push(injected.onward);
+    if !injected.forward.is_empty() {
+        to.push(injected.forward);
     }
-    if !injected.back.is_empty() {
-        from.answer(injected.back);
+    if !injected.reply.is_empty() {
+        from.answer(injected.reply);
     }
     if let Some((boundary, disconnect)) = end {
         to.end_at(boundary, disconnect);

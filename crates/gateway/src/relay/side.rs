@@ -33,7 +33,7 @@ pub(super) enum Input {
     /// Open.
     Open,
     /// Paused until it has accepted the codec's response: a sender that does not read is slowed down.
-    Answered,
+    AwaitsReply,
     /// Stopped: the codec closed the session because of its bytes.
     Refused,
     /// The side has closed.
@@ -104,13 +104,13 @@ impl Side {
     pub(super) fn answer(&mut self, bytes: Vec<u8>) {
         if self.output.takes_more() {
             self.push(bytes);
-            self.input = Input::Answered;
+            self.input = Input::AwaitsReply;
         }
     }
 
     /// Ready once the side has accepted the codec's response and may be read again. Write errors are not reported here: the
     /// next read reports how the side closed.
-    pub(super) fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_reply_taken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if ready!(self.poll_drain(cx)).is_ok() {
             let _ = ready!(self.poll_flush(cx));
         } else {

@@ -78,8 +78,8 @@ async fn establish(
     match negotiate(&mut client, &secured.peer, device, listener, session, shared, record).await {
         Ok(Answered { dialed, greeting, code, version }) => {
             record.info.set_connected();
-            let may_say_goodbye = version == Version::V5 && code == Some(0);
-            let ends = Ends { client, broker: dialed.stream, greeting, may_say_goodbye };
+            let may_send_disconnect = version == Version::V5 && code == Some(0);
+            let ends = Ends { client, broker: dialed.stream, greeting, may_send_disconnect };
             Ok(Established { ends, refused: code.is_some_and(|code| code != 0), lease: dialed.lease })
         }
         Err(Refused { outcome: Outcome::Rejected(reject), version }) => {

@@ -14,7 +14,7 @@ use crate::edge::{self, Stream};
 use crate::outcome::Reject;
 
 /// A client waits at most this many times `connect_timeout`, however many servers are tried.
-const TRIES_WORTH: u32 = 3;
+const MAX_CONNECT_TIMEOUTS: u32 = 3;
 
 /// A connection to a broker, with nothing sent on it.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Upstream {
     /// # Errors
     /// [`Reject::UpstreamUnreachable`] or [`Reject::UpstreamFull`].
     pub async fn dial(&self, key: &[u8]) -> Result<Dialed, Reject> {
-        let deadline = Instant::now() + self.connect_timeout * TRIES_WORTH;
+        let deadline = Instant::now() + self.connect_timeout * MAX_CONNECT_TIMEOUTS;
         let mut is_full = false;
         for endpoint in self.candidates(Choice { key }) {
             let Some(lease) = endpoint.lease() else {

@@ -19,7 +19,7 @@ fn the_reasons_are_documented() {
         row(columns, &connack, reject.meaning(), reject.hint())
     });
     let closed = CloseReason::ALL.iter().map(|reason| {
-        let disconnect = reason.goodbye().map_or(String::new(), |disconnect| hex(disconnect as u8));
+        let disconnect = reason.disconnect().map_or(String::new(), |disconnect| hex(disconnect as u8));
         let columns = (reason.label(), reason.status(), reason.stage().label(), reason.blame().label());
         row(columns, &disconnect, reason.meaning(), reason.hint())
     });
