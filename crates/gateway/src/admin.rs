@@ -1,5 +1,5 @@
-//! HTTP for operators: is it alive, is it ready, how is it doing. Asks nobody for a password, so it belongs on the
-//! loopback or a UNIX socket.
+//! The admin interface: health, readiness, metrics and public keys by HTTP. Enters: GET requests. Leaves: text. It does not
+//! authenticate clients, so it belongs on a loopback address or UNIX socket.
 
 use std::fmt::Write as _;
 use std::io;
@@ -29,23 +29,23 @@ use crate::session::Shared;
 
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Of a kept-alive connection as a whole; the next request opens another.
+/// The lifetime of a keep-alive connection. Afterwards, the client has to open another one.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What is asked about.
+/// The state of the request handlers.
 #[derive(Clone)]
 struct Served {
     shared: Arc<Shared>,
-    /// Set when the gateway takes no more connections.
+    /// Cancelled when the gateway stops accepting connections.
     draining: CancellationToken,
 }
 
-/// Starts answering; returns the address, if it has one.
+/// Starts the admin interface. Returns the bound address, if it is on TCP.
 ///
 /// # Errors
-/// The address cannot be listened on.
+/// The address cannot be bound.
 pub(crate) fn serve(
     bind: &AdminBind,
     shared: Arc<Shared>,
@@ -76,15 +76,15 @@ pub(crate) fn serve(
     }
 }
 
-/// Answers connections, a bounded number at once and each for a bounded time: also a scraper may hang.
+/// Serves connections. Their number and duration are bounded, because a scraper may hang.
 async fn answer<S>(router: Router, mut accept: impl AsyncFnMut() -> io::Result<S>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        // Closed never, so there is always a place in the end.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let Ok(stream) = accept().await else {
             tokio::time::sleep(ACCEPT_BACKOFF).await;
             continue;
@@ -95,32 +95,32 @@ where
         let connection = http.serve_connection(TokioIo::new(stream), service);
         tokio::spawn(async move {
             let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-            drop(place);
+            drop(permit);
         });
     }
 }
 
-/// Removes what an earlier process left behind: a socket that nobody listens on, and nothing else.
+/// Removes the socket of an earlier process: only a socket that refuses connections, and no other file.
 fn remove_stale_socket(path: &Path) -> io::Result<()> {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
     let is_refused = || UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
     if is_socket && is_refused() { std::fs::remove_file(path) } else { Ok(()) }
 }
 
-/// Ready: connections are taken, and every upstream has a server for them.
+/// Ready while the gateway accepts connections and every upstream has a server that is up.
 async fn ready(State(Served { shared, draining, .. }): State<Served>) -> impl IntoResponse {
     let mut problems = String::new();
     if draining.is_cancelled() {
         problems.push_str("draining\n");
     }
     for upstream in shared.runtime.load().upstreams.iter().filter(|upstream| !upstream.is_up()) {
-        // A String takes every write.
+        // Writing to a String cannot fail.
         let _ = writeln!(problems, "upstream {} has no server that is up", upstream.name());
     }
     if problems.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, problems) }
 }
 
-/// The public keys of the tokens that brokers get.
+/// The public keys that verify the identity tokens which brokers receive.
 async fn jwks(State(Served { shared, .. }): State<Served>) -> impl IntoResponse {
     match &shared.runtime.load().signer {
         Some(signer) => Ok(([(header::CONTENT_TYPE, "application/jwk-set+json")], signer.jwks())),

@@ -1,4 +1,5 @@
-//! The running gateway: its sockets, the snapshot it serves by, reload, drain.
+//! The running gateway: start, reload, drain and stop. Enters: a loaded configuration, and operators' requests. Leaves:
+//! listening sockets whose connections are served. Never here: what happens on a connection.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,29 +27,29 @@ use crate::runtime::{Loaded, Runtime, SocketKey};
 use crate::session::{self, Shared};
 use crate::state::ProcessState;
 
-/// Waited after an accept that failed because descriptors or memory ran out: others may give some back.
+/// The pause after an accept that failed for lack of file descriptors or memory, until other connections release some.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
-/// For sessions to say goodbye once their time is up.
+/// How long sessions may take to send DISCONNECT after the drain timeout.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A running gateway. Dropped, it stops listening; sessions continue until the process ends.
+/// A running gateway. Dropping it closes the listening sockets; sessions continue until the process exits.
 pub struct Gateway(Handle);
 
-/// Access to a running gateway, for whoever reloads, drains or asks it.
+/// A handle to a running gateway, for reload, drain and status.
 #[derive(Clone)]
 pub struct Handle(Arc<Running>);
 
 struct Running {
     path: PathBuf,
     shared: Arc<Shared>,
-    /// Connections that are served.
+    /// The connections being served.
     tasks: TaskTracker,
-    /// Set when the gateway takes no more connections.
+    /// Cancelled when the gateway stops accepting connections.
     draining: CancellationToken,
-    /// Listening sockets.
+    /// The listening sockets.
     sockets: Mutex<HashMap<SocketKey, Socket>>,
     admin: Option<SocketAddr>,
-    /// One reload at a time.
+    /// Held during a reload, so that reloads run one at a time.
     reloading: tokio::sync::Mutex<()>,
 }
 
@@ -97,7 +98,7 @@ impl std::error::Error for StartError {
 pub enum ReloadError {
     /// The configuration cannot be used.
     Configuration(Diagnostics),
-    /// What it asks for cannot be had.
+    /// A socket or file that the configuration names cannot be opened.
     Start(StartError),
 }
 
@@ -116,10 +117,10 @@ impl fmt::Display for ReloadError {
 impl std::error::Error for ReloadError {}
 
 impl Gateway {
-    /// Starts serving by a configuration that was loaded from `path`, from which it is loaded again on reload.
+    /// Starts to serve with the configuration `runtime`. A reload reads it again from `path`.
     ///
     /// # Errors
-    /// A socket or a file cannot be opened. Nothing was started.
+    /// A socket or file cannot be opened. Nothing is started then.
     pub async fn start(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Result<Self, StartError> {
         raise_descriptor_limit();
         let access_log = open_access_log(&runtime)?;
@@ -151,7 +152,7 @@ impl Gateway {
         }))))
     }
 
-    /// Access to it from elsewhere.
+    /// A handle that can be cloned and used from other tasks.
     pub fn handle(&self) -> Handle {
         self.0.clone()
     }
@@ -174,7 +175,7 @@ impl Drop for Gateway {
 }
 
 impl Handle {
-    /// The addresses listened on, each with the listener's name, in the order of the configuration.
+    /// The bound addresses with their listener names, in the order of the configuration.
     pub fn addresses(&self) -> Vec<(Arc<str>, SocketAddr)> {
         let (sockets, runtime) = (self.0.sockets.lock(), self.0.shared.runtime.load());
         let address = |(key, listener): (SocketKey, &Arc<crate::Listener>)| {
@@ -183,7 +184,7 @@ impl Handle {
         runtime.sockets().filter_map(address).collect()
     }
 
-    /// The address of the admin interface, if it has one.
+    /// The address of the admin interface, if it is on TCP.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.0.admin
     }
@@ -199,19 +200,20 @@ impl Handle {
         maintenance::run_once(Arc::clone(&self.0.shared)).await;
     }
 
-    /// Sessions and connections on their way to be one.
+    /// The number of open connections, with or without a session.
     pub fn connections(&self) -> usize {
         self.0.tasks.len()
     }
 
-    /// Loads the configuration again and serves new connections by it. Sessions stay. Returns the warnings.
+    /// Reads the configuration again and serves new connections with it. Sessions stay connected if the new configuration
+    /// accepts them. Returns the warnings.
     ///
     /// # Errors
-    /// Why nothing was changed.
+    /// Why the configuration cannot be used. The old one stays in use then.
     pub async fn reload(&self) -> Result<Diagnostics, ReloadError> {
         let _one_at_a_time = self.0.reloading.lock().await;
         let result = self.replace().await;
-        // Even one that failed has read CRLs.
+        // Also after a failed reload: it may have read new CRLs.
         let shared = Arc::clone(&self.0.shared);
         let swept = tokio::task::spawn_blocking(move || maintenance::sweep(&shared)).await;
         tracing::debug!(sessions_ended = swept.unwrap_or(0), "sessions evaluated after the reload");
@@ -221,13 +223,13 @@ impl Handle {
 
     async fn replace(&self) -> Result<Diagnostics, ReloadError> {
         let (path, state) = (self.0.path.clone(), Arc::clone(&self.0.shared.state));
-        // Files are read and certificates parsed: not on a thread that moves bytes.
+        // Reads files and parses certificates, which would block an async worker thread.
         let loaded = tokio::task::spawn_blocking(move || Runtime::load(&path, &state)).await;
         let Loaded { runtime, diagnostics } = match loaded {
             Ok(result) => result.map_err(ReloadError::Configuration)?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
-        // CRLs that were read count from now on; names and URLs may take a while.
+        // Apply the new CRLs now: resolving names and fetching URLs may take a while.
         let shared = Arc::clone(&self.0.shared);
         let _ = tokio::task::spawn_blocking(move || maintenance::sweep(&shared)).await;
         let access_log = open_access_log(&runtime).map_err(ReloadError::Start)?;
@@ -236,7 +238,7 @@ impl Handle {
         runtime.activate(Some(&previous), &self.0.shared.state.observer).await;
         warn_of_restart(&previous, &runtime);
         let wanted: Vec<SocketKey> = runtime.sockets().map(|(key, _)| key).collect();
-        // No longer accepted on, before there is no listener for what is accepted.
+        // Stop accepting on removed sockets before their listeners are removed.
         let closed: Vec<Socket> =
             self.0.sockets.lock().extract_if(|key, _| !wanted.contains(key)).map(|(_, socket)| socket).collect();
         for mut socket in closed {
@@ -245,14 +247,14 @@ impl Handle {
         }
         self.0.shared.runtime.store(Arc::new(runtime));
         let closed_log = self.0.shared.state.observer.access_log.swap(access_log);
-        // Closing a log writes what is waiting in it.
+        // Closing a log writes its waiting lines, which blocks.
         tokio::task::spawn_blocking(move || drop(closed_log));
         self.0.sockets.lock().extend(start_accepting(bound, &self.0.shared, &self.0.tasks));
         tokio::spawn(maintenance::check_revocation_of_all(Arc::clone(&self.0.shared)));
         Ok(diagnostics)
     }
 
-    /// Takes no more connections, waits for sessions to end, at most for `drain_timeout`, then ends those that are left.
+    /// Stops accepting connections, waits up to `drain_timeout` for sessions to end, and closes those that remain.
     pub async fn drain(&self) {
         self.0.draining.cancel();
         self.0.sockets.lock().clear();
@@ -264,7 +266,7 @@ impl Handle {
         }
     }
 
-    /// Ends all sessions at once; each still writes its line.
+    /// Closes all sessions immediately. Each still writes its access log line.
     pub async fn stop(&self) {
         self.0.draining.cancel();
         self.0.sockets.lock().clear();
@@ -280,7 +282,7 @@ fn open_access_log(runtime: &Runtime) -> Result<Option<Arc<AccessLog>>, StartErr
     Ok(Some(Arc::new(opened)))
 }
 
-/// Binds the sockets that are not bound yet; all of them or none.
+/// Binds the sockets that are not bound yet, either all or none.
 fn bind_new(
     runtime: &Runtime,
     bound: &HashMap<SocketKey, Socket>,
@@ -307,7 +309,8 @@ fn start_accepting(
     bound.into_iter().map(start).collect()
 }
 
-/// Accepts on one socket until aborted. One loop a socket and no state but `shared`, so that several may share a port.
+/// Accepts on one socket until aborted. One loop per socket, with no state but `shared`, so that several sockets can share
+/// a port.
 async fn accept(socket: TcpListener, key: SocketKey, shared: Arc<Shared>, tasks: TaskTracker) {
     let mut is_short = false;
     loop {
@@ -318,7 +321,7 @@ async fn accept(socket: TcpListener, key: SocketKey, shared: Arc<Shared>, tasks:
                 let Some((_, listener)) = runtime.sockets().find(|(other, _)| *other == key) else { continue };
                 tasks.spawn(session::serve(accepted, Arc::clone(listener), Arc::clone(&shared)));
             }
-            // The connection was gone before it was accepted.
+            // The client closed the connection before it was accepted.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
             }
             Err(error) => {
@@ -345,7 +348,8 @@ fn warn_of_restart(previous: &Runtime, next: &Runtime) {
     }
 }
 
-/// A session takes two descriptors; the usual soft limit of 1,024 would be reached at 500.
+/// Raises the limit of open files. A session needs two file descriptors, so the usual soft limit of 1,024 would allow about
+/// 500 sessions.
 fn raise_descriptor_limit() {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!(limit, "limit of open files raised"),

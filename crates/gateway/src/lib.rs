@@ -1,8 +1,8 @@
 //! The MQTT security gateway as a library: everything between an accepted socket and a closed session.
 //!
-//! [`Runtime::load`] turns a configuration file into an immutable snapshot, or reports everything that is wrong with it.
-//! [`Gateway::start`] serves by it, [`Handle::reload`] swaps it, [`Handle::drain`] ends. The path of one connection is
-//! [`session`], readable from top to bottom.
+//! [`Runtime::load`] compiles a configuration file to an immutable snapshot, or reports all of its problems.
+//! [`Gateway::start`] serves it, [`Handle::reload`] replaces it, [`Handle::drain`] stops. The path of one connection is in
+//! [`session`], from top to bottom.
 
 mod admin;
 pub mod auth;

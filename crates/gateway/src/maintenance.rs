@@ -1,5 +1,5 @@
-//! What has to be looked after while the gateway runs, again and again: files that change, lists and answers to fetch,
-//! certificates that expire, sessions that are over because of it.
+//! Periodic maintenance of a running gateway. Enters: time and changed files. Leaves: CRLs, OCSP responses and keys fetched
+//! again, sessions closed whose evidence is no longer sufficient, warnings of expiring certificates, and updated gauges.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -16,20 +16,20 @@ use crate::session::{Shared, evaluate};
 use crate::tls::ServerTls;
 use crate::util::clock::now;
 
-/// How late the end of a certificate's validity is noticed at most, and that it was revoked.
+/// The longest delay until an expired or revoked certificate closes its session.
 const PERIOD: Duration = Duration::from_secs(1);
-/// A file that has changed is read after one of these to two.
+/// A changed file is read after one or two of these periods.
 const FILES_PERIOD: Duration = Duration::from_millis(500);
-/// Days before a certificate expires on which it is said.
+/// The numbers of days before a certificate's expiry at which the log warns of it.
 const WARN_AT: [i64; 4] = [30, 7, 1, 0];
 const DAY: i64 = 24 * 60 * 60;
-/// Connected devices that are asked about at once after a reload.
+/// The limit of concurrent revocation checks after a reload.
 const MAX_CHECKS: usize = 16;
-/// Issuers that metrics tell apart at most.
+/// The limit of issuers in metrics; further ones are counted as `other`.
 const MAX_ISSUERS: usize = 64;
 
-/// Looks after the gateway for as long as it is there. Files have a loop of their own: a file system, or a token, that
-/// hangs is not to keep sessions from ending.
+/// Runs until the gateway is dropped. Files have their own loop: a file system or PKCS#11 token that hangs must not keep
+/// sessions from being closed.
 pub(crate) async fn run(shared: Weak<Shared>) {
     tokio::join!(maintain_sessions(shared.clone()), follow_files(shared));
 }
@@ -58,7 +58,7 @@ async fn follow_files(shared: Weak<Shared>) {
     loop {
         ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
-        // Files are read and certificates parsed: not on a thread that moves bytes.
+        // Reads files and parses certificates, which would block an async worker thread.
         if let Err(error) = tokio::task::spawn_blocking(move || read_files(&shared)).await {
             tracing::error!(%error, "checking files for changes failed; it runs again in half a second");
         }
@@ -87,7 +87,7 @@ pub(crate) async fn run_once(shared: Arc<Shared>) {
     }
 }
 
-/// Begins, in the background, to fetch what is to be had from the network.
+/// Starts to fetch what is due from the network, in the background.
 fn fetch_due(shared: &Shared) {
     shared.runtime.load().authenticators.iter().for_each(|authenticator| authenticator.fetch_due());
     shared.state.revocation.fetch_due(|key| shared.state.sessions.has_certificate(key));
@@ -130,49 +130,50 @@ fn read_files(shared: &Shared) {
     }
 }
 
-/// Judges all sessions by the configuration and the lists of the moment; returns how many have to end.
+/// Evaluates all sessions by the current configuration and revocation data, closes those that fail, and returns their
+/// number.
 pub(crate) fn sweep(shared: &Shared) -> usize {
     let runtime = shared.runtime.load_full();
     let now = now();
     shared.state.sessions.sweep(|live| evaluate(live.claim(), &runtime, now))
 }
 
-/// Asks authorities about devices that are connected, as they would be asked if the devices came now: a configuration may
-/// ask for more than the one they came under. What comes of it, ends them as ever.
+/// Checks the revocation of all connected devices as if they connected now: a new configuration may require CRLs or OCSP
+/// where the old one did not. A result of "revoked" closes the session in the next maintenance run.
 pub(crate) async fn check_revocation_of_all(shared: Arc<Shared>) {
     let shared = &shared;
     let check_revocation = async |live: Arc<Live>| {
         let listener = shared.runtime.load().listener(live.claim().listener).cloned();
         let trust = listener.as_ref().and_then(|listener| listener.tls.as_ref()?.trust());
         if let (Some(chain), Some(trust)) = (live.chain(), trust) {
-            // That nothing is known ends nobody.
+            // A missing CRL or OCSP response closes no session.
             let _ = trust.check_revocation(chain).await;
         }
     };
     futures_util::stream::iter(shared.state.sessions.all()).for_each_concurrent(MAX_CHECKS, check_revocation).await;
 }
 
-/// What there is to say of certificates at a moment: those of the gateway, those devices are connected with, and CRLs.
+/// The certificates of the gateway and of connected devices, and the CRLs in use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CertificateStatus {
-    /// The gateway's own and its trust anchors.
+    /// The gateway's own certificates and trust anchors.
     pub certificates: Vec<Expiry>,
-    /// CRLs in use.
+    /// The CRLs in use.
     pub crls: Vec<CrlNote>,
-    /// Connected devices by the name of who issued their certificates, and how many; the rest of many as `other`.
+    /// The number of connected devices by the subject of their certificates' issuer. Issuers beyond the limit are `other`.
     pub devices_by_issuer: Vec<(String, usize)>,
-    /// How many of them have a certificate that expires within so many days; the larger include the smaller.
+    /// The number of connected devices whose certificate expires within a number of days, cumulative.
     pub devices_expiring: Vec<(u32, usize)>,
 }
 
-/// What there is to say at the moment.
+/// The current status.
 pub(crate) fn certificate_status(shared: &Shared) -> CertificateStatus {
     let inventory = shared.state.sessions.inventory(now());
     let mut devices_by_issuer: Vec<(String, usize)> = Vec::new();
     for (issuer, count) in inventory.by_issuer {
         let name = shared.state.revocation.name_of(&issuer).filter(|_| devices_by_issuer.len() < MAX_ISSUERS);
         let name = name.unwrap_or_else(|| "other".to_owned());
-        // Two authorities may call themselves the same.
+        // Two CAs may have the same name.
         match devices_by_issuer.iter_mut().find(|(other, _)| *other == name) {
             Some((_, sum)) => *sum += count,
             None => devices_by_issuer.push((name, count)),
@@ -186,7 +187,7 @@ pub(crate) fn certificate_status(shared: &Shared) -> CertificateStatus {
     }
 }
 
-/// Sets the metrics that say what is there, rather than what happened.
+/// Updates the gauges.
 pub(crate) fn refresh_metrics(shared: &Shared) {
     let (metrics, status) = (&shared.state.observer.metrics, certificate_status(shared));
     metrics.set_certificate_expiry(&status.certificates);
@@ -198,12 +199,12 @@ pub(crate) fn refresh_metrics(shared: &Shared) {
     metrics.set_registries(registries.map(|(name, registry)| (name, registry.len(), registry.is_certain())));
 }
 
-/// What has been warned of, so that it is said once.
+/// The warnings already logged, so that each is logged once.
 #[derive(Default)]
 struct Warned {
-    /// By certificate: how many of [`WARN_AT`] have been reached.
+    /// By certificate: the number of [`WARN_AT`] thresholds reached.
     certificates: HashMap<Expiry, usize>,
-    /// By file or URL: the end of the list's validity.
+    /// By file or URL: nextUpdate of the CRL.
     crls: HashMap<String, i64>,
 }
 

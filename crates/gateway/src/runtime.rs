@@ -1,6 +1,6 @@
-//! The running configuration: one immutable snapshot that is swapped as a whole. Enters: a file, by way of
-//! [`Settings`]. Leaves: a [`Runtime`] whose files are read and whose sockets are not bound yet. Loading it is all of
-//! what `check` does, and the beginning of what `run` does.
+//! The configuration in use: an immutable snapshot that a reload replaces as a whole. Enters: a file, parsed to
+//! [`Settings`]. Leaves: a [`Runtime`] whose files are read and whose sockets are not bound yet. Loading it is all that
+//! `check` does, and the first step of `run`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,20 +29,20 @@ pub struct Runtime {
     pub listeners: Vec<Arc<Listener>>,
     /// In the order of the file.
     pub upstreams: Vec<Arc<Upstream>>,
-    /// What authenticates clients, in the order of the file.
+    /// In the order of the file.
     pub authenticators: Vec<Arc<Authenticator>>,
-    /// What signs identities towards brokers.
+    /// Signs the identity tokens that brokers receive.
     pub signer: Option<Arc<Signer>>,
-    /// Where access lines go, and what they look like.
+    /// The path and format of the access log.
     pub access_log: Option<(PathBuf, AccessLogFormat)>,
-    /// Where the admin interface listens.
+    /// The address of the admin interface.
     pub admin: Option<AdminBind>,
-    /// The process as a whole.
+    /// Settings of the process as a whole.
     pub process: Process,
     upstream_expiries: Vec<Expiry>,
 }
 
-/// Where devices connect.
+/// A listener, compiled.
 #[derive(Debug)]
 pub struct Listener {
     pub(crate) name: Arc<str>,
@@ -51,14 +51,14 @@ pub struct Listener {
     pub(crate) connect_timeout: Duration,
     pub(crate) max_connect_size: usize,
     pub(crate) max_connections: u32,
-    /// Its connections, those of before a reload included.
+    /// Counts its connections, including those from before a reload.
     pub(crate) permits: Arc<Permits>,
     pub(crate) on_reject: OnReject,
     pub(crate) tls: Option<ServerTls>,
     pub(crate) bans: Bans,
-    /// In the order in which they are asked.
+    /// In the order in which they run.
     pub(crate) authenticators: Vec<Arc<Authenticator>>,
-    /// What the registry says of a device decides who is admitted, or how CONNECT is rewritten.
+    /// Whether expressions for admission or rewriting use the device's registry entry.
     pub(crate) uses_device: bool,
     pub(crate) admission: Admission,
     pub(crate) rewriting: Rewriting,
@@ -67,18 +67,18 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// What is spoken below MQTT.
+    /// The transport below MQTT.
     pub(crate) const fn transport(&self) -> Transport {
         if self.tls.is_some() { Transport::Tls } else { Transport::Tcp }
     }
 }
 
-/// What tells one listening socket from another over reloads: its address, so that a listener may be renamed or an
-/// address given to another without a gap. Sockets of port 0 have no address before they are bound: for them it is the
-/// listener's name, and which of its addresses it is.
+/// Identifies a listening socket across reloads. By its address, so that a listener can be renamed, or an address moved to
+/// another listener, without closing the socket. Port 0 has no address before it is bound: such sockets are identified by
+/// the listener's name and the index of the address in it.
 pub(crate) type SocketKey = (Endpoint, Option<(Arc<str>, usize)>);
 
-/// A configuration that can be used, and the warnings about it.
+/// A valid configuration and its warnings.
 #[derive(Debug)]
 pub struct Loaded {
     /// The configuration.
@@ -88,10 +88,10 @@ pub struct Loaded {
 }
 
 impl Runtime {
-    /// Loads a file: opens every file it names, compiles every expression, binds and connects nothing.
+    /// Loads a configuration file: reads every file that it names and compiles every expression. Binds and connects nothing.
     ///
     /// # Errors
-    /// Every problem, of which at least one is an error.
+    /// All problems, at least one of which is an error.
     pub fn load(path: &Path, state: &ProcessState) -> Result<Loaded, Diagnostics> {
         let (settings, mut diagnostics) = config::load(path);
         let runtime = Self::open(settings, state, &mut diagnostics);
@@ -101,8 +101,8 @@ impl Runtime {
         Ok(Loaded { runtime, diagnostics })
     }
 
-    /// Opens what the settings name. If a file cannot be used, what needs it is left out, so that the others are reported
-    /// too; the result is of use only without errors.
+    /// Opens the files that the settings name. Parts whose files cannot be used are left out, so that all problems are
+    /// reported; the result must be used only if there are no errors.
     fn open(settings: Settings, state: &ProcessState, diagnostics: &mut Diagnostics) -> Self {
         let Settings { listeners, authenticators, upstreams, access_log, process, identity, admin } = settings;
         let mut upstream_expiries = Vec::new();
@@ -140,7 +140,7 @@ impl Runtime {
         self.authenticators.iter().find(|authenticator| *authenticator.name == *name)
     }
 
-    /// The sockets it wants, and the listener of each.
+    /// The sockets of the configuration, with their listeners.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = (SocketKey, &Arc<Listener>)> {
         self.listeners.iter().flat_map(|listener| {
             listener.endpoints.iter().enumerate().map(move |(position, endpoint)| {
@@ -150,8 +150,8 @@ impl Runtime {
         })
     }
 
-    /// Makes the snapshot ready to serve: names are resolved, health checks begin. What `previous` knew of brokers that
-    /// are still configured is kept.
+    /// Prepares the configuration to serve: resolves names, fetches CRLs and keys, starts health checks. Servers that
+    /// `previous` also has keep their state.
     pub(crate) async fn activate(&self, previous: Option<&Runtime>, observer: &Arc<Observer>) {
         let before = previous.map_or(&[][..], |previous| &previous.upstreams);
         let named = |all: &[Arc<Upstream>], name: &str| all.iter().position(|upstream| upstream.name() == name);
@@ -160,7 +160,7 @@ impl Runtime {
             upstream.activate(previous, observer)
         });
         before.iter().for_each(|upstream| upstream.retire());
-        self.listeners.iter().filter_map(|listener| listener.tls.as_ref()).for_each(ServerTls::mark_active);
+        self.listeners.iter().filter_map(|listener| listener.tls.as_ref()).for_each(ServerTls::set_in_use);
         let trusts = self.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.trust());
         let prepared = join_all(trusts.map(|trust| trust.prepare()));
         let authenticators = join_all(self.authenticators.iter().map(|authenticator| authenticator.prepare()));
@@ -168,7 +168,7 @@ impl Runtime {
         self.upstreams.iter().for_each(|it| upstream::start(it, observer));
     }
 
-    /// When certificates expire: those in use, whatever their files contain by now.
+    /// The expiry times of the certificates in use, which may be older than their files.
     pub(crate) fn expiries(&self) -> Vec<Expiry> {
         let listeners = self.listeners.iter().filter_map(|listener| Some((&listener.name, listener.tls.as_ref()?)));
         let expiry = |owner: &Arc<str>, (role, subject, not_after)| Expiry {
@@ -182,7 +182,7 @@ impl Runtime {
     }
 }
 
-/// What listeners refer to.
+/// The parts that listeners refer to.
 struct Shared<'a> {
     upstreams: &'a [Arc<Upstream>],
     authenticators: &'a [Arc<Authenticator>],
@@ -226,13 +226,13 @@ impl Shared<'_> {
         }))
     }
 
-    /// The device registry; a configuration that uses keys of devices has only one.
+    /// The device registry. A configuration that uses device keys has at most one.
     fn registry(&self) -> Option<&Arc<Replica>> {
         self.authenticators.iter().find_map(|authenticator| authenticator.registry())
     }
 }
 
-/// When the certificates of an upstream expire; warns of those that have.
+/// The expiry times of an upstream's certificates. Warns of expired ones.
 fn expiries_of(upstream: &tables::Upstream, diagnostics: &mut Diagnostics) -> Vec<Expiry> {
     let Some(tls) = &upstream.tls else { return Vec::new() };
     let certificate = tls.certificate.as_ref().map(|(chain, _)| ("upstream", chain));

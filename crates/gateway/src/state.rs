@@ -1,9 +1,9 @@
-//! What survives a reload: what was seen and learned under one configuration is of use under the next.
+//! The state that survives reloads: counters, sessions, revocation data and bans.
 
 use std::sync::Arc;
 
 use crate::auth;
-use crate::limits::{Memories, Permits};
+use crate::limits::{BanCounters, Permits};
 use crate::observe::Observer;
 use crate::pki::RevocationStore;
 use crate::session::index::Sessions;
@@ -13,13 +13,13 @@ use crate::util::weak_map::WeakMap;
 /// The state of the process, shared by all configurations.
 #[derive(Debug, Default)]
 pub struct ProcessState {
-    /// Counters, and the access log.
+    /// Metrics and the access log.
     pub observer: Arc<Observer>,
-    /// Who is connected.
+    /// The live sessions.
     pub sessions: Arc<Sessions>,
     pub(crate) revocation: Arc<RevocationStore>,
     pub(crate) sources: auth::Sources,
-    pub(crate) bans: Memories,
+    pub(crate) bans: BanCounters,
     /// By the listener's name.
     pub(crate) permits: WeakMap<String, Permits>,
     /// By the listener's name.
@@ -27,7 +27,7 @@ pub struct ProcessState {
 }
 
 impl ProcessState {
-    /// Of a process that has just started.
+    /// The state of a process that has just started.
     pub fn new() -> Arc<Self> {
         Arc::default()
     }

@@ -1,6 +1,6 @@
-//! A connection before there is a session, as types: what was accepted, what has told the client's address, and what is
-//! secured. Each owns only what is known by then, so that a preface (PROXY protocol) or another transport (WebSocket,
-//! QUIC) is a step here and nothing that a session sees.
+//! The stages of a connection before the session, as types: accepted, client address known, secured. Each type holds only
+//! what is known at its stage, so that a preface (PROXY protocol) or another transport (WebSocket, QUIC) becomes a step here
+//! and stays invisible to sessions.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +12,8 @@ use super::tcp::{bind, tune};
 use crate::peer::Peer;
 use crate::tls::{Failed, Secured, ServerTls};
 
-/// Where a listening socket is. Two listeners may hand it to each other over a reload, whatever they speak there.
+/// The address of a listening socket. At a reload, one listener may take the socket over from another, whatever their
+/// protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// An address and port; port 0 picks a free one.
@@ -23,7 +24,7 @@ impl Endpoint {
     /// Opens the socket.
     ///
     /// # Errors
-    /// The address is in use, not of this machine, or not allowed.
+    /// The address is in use, does not belong to this machine, or is not permitted.
     pub fn bind(&self) -> io::Result<TcpListener> {
         bind(self.address)
     }
@@ -33,7 +34,7 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Accepted {
     socket: TcpStream,
-    /// The address of the socket's other end.
+    /// The address of the socket's peer.
     pub address: SocketAddr,
 }
 
@@ -49,13 +50,13 @@ impl Accepted {
     /// Waits for the next connection.
     ///
     /// # Errors
-    /// The connection is gone already, or descriptors ran out.
+    /// The connection is already closed, or the limit of open files is reached.
     pub async fn next(listener: &TcpListener) -> io::Result<Self> {
         let (socket, address) = listener.accept().await?;
         Ok(Self { socket, address })
     }
 
-    /// Finds out the client's address: that of the socket's other end.
+    /// Determines the client's address, which is the socket's peer.
     pub fn arrive(self) -> Arrived {
         let Self { socket, address } = self;
         Arrived { socket, address }
@@ -63,13 +64,13 @@ impl Accepted {
 }
 
 impl Arrived {
-    /// Takes the handshake to its end, if TLS is spoken; `tls` is `None` where it is not.
+    /// Performs the TLS handshake. `tls` is `None` on listeners without TLS.
     ///
     /// # Errors
     /// The handshake failed.
     pub async fn secure(self, tls: Option<&ServerTls>) -> Result<Secured, Failed> {
         let Self { socket, address } = self;
-        // An error says that the connection is gone already, as the next step will notice.
+        // An error means that the connection is already closed, which the next read or write reports.
         let _ = tune(&socket);
         match tls {
             Some(tls) => tls.accept(socket, address).await,

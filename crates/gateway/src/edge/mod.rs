@@ -1,5 +1,4 @@
-//! Where connections arrive. Enters: listening sockets. Leaves: a stream of bytes and who is at its other end. Never here:
-//! MQTT.
+//! The network edge. Enters: listening sockets. Leaves: a byte stream and the peer at its other end. Never here: MQTT.
 
 mod accept;
 mod stream;

@@ -1,4 +1,4 @@
-//! Any transport as a stream of bytes.
+//! Any transport as a byte stream.
 
 use std::io;
 use std::pin::Pin;
@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A connection to a client or to a broker. An enum and not a trait object: the relay asks it twice a packet.
+/// A connection to a client or a broker. An enum rather than a trait object, because the relay polls it twice per packet.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "self-explanatory names")]
 pub enum Stream {
     Tcp(TcpStream),
     FromDevice(Box<tokio_rustls::server::TlsStream<TcpStream>>),
@@ -54,12 +54,12 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// What a peer may still send after it was told that nobody listens.
+/// The limits of bytes and time for data that a peer still sends after the end of the connection.
 const DISCARD_AT_MOST: usize = 64 << 10;
 const DISCARD_FOR: Duration = Duration::from_millis(500);
 
-/// Reads and drops what a peer still sends, until it closes; bounded in bytes and time. A socket closed with bytes
-/// unread makes the kernel send a reset, which can overtake the last thing written: an alert, a CONNACK.
+/// Reads and discards what a peer still sends, until it closes; bounded in bytes and time. If a socket is closed with
+/// unread bytes, the kernel sends a reset, which can overtake the last bytes written: an alert or a CONNACK.
 pub async fn discard_until_closed(stream: &mut (impl AsyncRead + Unpin)) {
     let discard = async {
         let (mut buffer, mut left) = ([0; 512], DISCARD_AT_MOST);

@@ -1,4 +1,4 @@
-//! Listening sockets, and what every connected socket is set to.
+//! Listening sockets and the options of connected sockets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,23 +7,23 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Connections the kernel keeps ready before they are accepted; it cuts this to its own limit.
+/// The length of the kernel's accept queue. The kernel caps it at its own limit.
 const BACKLOG: i32 = 4096;
-/// A peer that vanished without a word is noticed after 60 s of silence and 3 probes 15 s apart.
+/// A peer that vanished is detected after 60 s of silence and 3 probes 15 s apart.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(3);
-/// ... and after that long with bytes unacknowledged.
+/// A peer that stops acknowledging bytes is detected after this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(105);
 
 /// Opens a listening socket. Port 0 picks a free one.
 ///
 /// # Errors
-/// The address is in use, not of this machine, or not allowed.
+/// The address is in use, does not belong to this machine, or is not permitted.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
-        // `[::]` is for IPv6 alone, as NGINX has it: "0.0.0.0" can stand beside it.
+        // `[::]` accepts IPv6 only, as in NGINX, so that `0.0.0.0` can be bound as well.
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
@@ -31,11 +31,11 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Sets a connected socket up: no delay (a TLS 1.3 handshake with tickets stalls 40 ms with it), and dead peers are
-/// noticed.
+/// Sets the options of a connected socket: no Nagle delay, which would stall a TLS 1.3 handshake with tickets for 40 ms,
+/// and detection of dead peers.
 ///
 /// # Errors
-/// The connection is gone already.
+/// The connection is already closed.
 pub fn tune(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);

@@ -1,4 +1,4 @@
-//! Which addresses may connect.
+//! Address rules: `allow` and `deny`. Enters: a client's address. Leaves: whether it may connect.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -6,11 +6,11 @@ use ipnet::IpNet;
 
 use crate::config::Cidr;
 
-/// `allow` and `deny` of a listener: the most specific network that has the address decides, `deny` where both are
-/// equally specific; with no match, everyone may connect unless `allow` lists somebody.
+/// `allow` and `deny` of a listener. The most specific network that contains the address decides; `deny` wins if both are
+/// equally specific. An address without a match may connect only if `allow` is empty.
 #[derive(Clone, Debug)]
 pub struct AddressRules {
-    /// Most specific first, at equal length `deny` first.
+    /// Most specific first; `deny` first at equal length.
     rules: Vec<(IpNet, bool)>,
     default: bool,
 }
@@ -20,7 +20,7 @@ impl AddressRules {
     pub fn new(allow: &[Cidr], deny: &[Cidr]) -> Self {
         let rule = |allowed| move |cidr: &Cidr| (canonical(cidr.0), allowed);
         let mut rules: Vec<_> = deny.iter().map(rule(false)).chain(allow.iter().map(rule(true))).collect();
-        // Stable: `deny` stays first among equals.
+        // The sort is stable: `deny` stays first at equal length.
         rules.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
         Self { rules, default: allow.is_empty() }
     }
@@ -33,7 +33,7 @@ impl AddressRules {
     }
 }
 
-/// An IPv4 network written in IPv6 (`::ffff:10.0.0.0/104`) is one of IPv4, as its clients' addresses are.
+/// Converts an IPv4-mapped network (`::ffff:10.0.0.0/104`) to IPv4. Client addresses are converted likewise.
 fn canonical(net: IpNet) -> IpNet {
     match net {
         IpNet::V6(v6) if v6.prefix_len() >= 96 => match IpAddr::V6(v6.network()).to_canonical() {
@@ -44,7 +44,8 @@ fn canonical(net: IpNet) -> IpNet {
     }
 }
 
-/// What one host has of addresses: of IPv6 the first 64 bits, for the rest of them it has for itself [RFC 4291, 2.5.4].
+/// The addresses of one host. In IPv6 the first 64 bits, because a host can use every address of its /64
+/// [RFC 4291, 2.5.4].
 pub(crate) fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -70,7 +71,7 @@ mod tests {
         assert!(!allows("10.2.0.1"), "at equal length deny wins");
         assert!(!allows("10.1.2.3"));
         assert!(allows("10.1.1.1"));
-        assert!(!allows("192.0.2.1"), "allow lists somebody else");
+        assert!(!allows("192.0.2.1"), "`allow` is not empty and has no match");
     }
 
     #[test]
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_address_in_ipv6_clothes_is_judged_as_ipv4() {
+    fn an_ipv4_mapped_address_is_evaluated_as_ipv4() {
         let rules = AddressRules::new(&[], &cidrs(&["10.0.0.0/8"]));
         assert!(!rules.allows("::ffff:10.0.0.1".parse().unwrap()));
         let rules = AddressRules::new(&[], &cidrs(&["::ffff:10.0.0.0/104"]));

@@ -1,7 +1,7 @@
-//! Clients that come too often, or fail too often to prove who they are, are refused for a while. Enters: what has
-//! happened. Leaves: whether a client is banned. Bounded: who is forgotten first is never somebody who is banned.
+//! Bans: clients that connect too often, or fail too often to authenticate themselves, are rejected for a while. Enters:
+//! connects and failures. Leaves: whether a client is banned. Bounded in memory: banned clients are never evicted.
 //!
-//! Failures are counted by address alone: counted by client ID, anybody could ban anybody by failing in its name.
+//! Failures are counted by address only. By client ID, an attacker could ban a device by failing under its ID.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -20,7 +20,7 @@ use crate::config::tables::{BanEvent, BanKey, BanRule};
 use crate::util::crypto::keyed_digest;
 use crate::util::weak_map::WeakMap;
 
-/// Clients that a rule remembers, about 250 bytes each: 25 MB.
+/// The limit of clients per rule, about 250 bytes each: 25 MB.
 const MAX_CLIENTS: usize = 100_000;
 
 /// The rules of a listener.
@@ -44,16 +44,16 @@ struct Limits {
     duration: Duration,
 }
 
-/// What outlives reloads: who has come how often, by the listener's name, its rule, and whom that excepts.
+/// The counters that survive reloads, by listener name, limits and exempted networks.
 #[derive(Debug, Default)]
-pub(crate) struct Memories(WeakMap<(String, Limits, String), Clients>);
+pub(crate) struct BanCounters(WeakMap<(String, Limits, String), Clients>);
 
-/// Who has come how often.
+/// The counters of one rule.
 #[derive(Debug)]
 struct Clients {
     since: Instant,
     counts: Mutex<HashMap<Client, Counts>>,
-    /// The slot in which room was made last; `u64::MAX` before the first time.
+    /// The slot of the last eviction; `u64::MAX` before the first.
     tidied: AtomicU64,
 }
 
@@ -63,10 +63,10 @@ impl Default for Clients {
     }
 }
 
-/// A digest of the address or the ID: an ID may have 64 KiB.
+/// A digest of the address or client ID. A client ID may have 64 KiB.
 type Client = [u8; 32];
 
-/// What one client has done of late.
+/// The recent events of one client.
 #[derive(Clone, Copy, Debug)]
 struct Counts {
     connects: Window,
@@ -75,8 +75,8 @@ struct Counts {
 }
 
 impl Bans {
-    /// The rules of a listener; what `memories` has of them is kept.
-    pub(crate) fn new(rules: &[BanRule], listener: &str, memories: &Memories) -> Self {
+    /// Compiles the rules of a listener. Rules that exist in `counters` keep their counters.
+    pub(crate) fn new(rules: &[BanRule], listener: &str, counters: &BanCounters) -> Self {
         let rule = |rule: &BanRule| {
             let limits = Limits {
                 by_address: rule.key == BanKey::Address,
@@ -87,31 +87,31 @@ impl Bans {
                 duration: rule.duration,
             };
             let key = (listener.to_owned(), limits.clone(), format!("{:?}", rule.except));
-            let clients = memories.0.get_or_insert_with(key, Clients::default);
+            let clients = counters.0.get_or_insert_with(key, Clients::default);
             Rule { limits, except: rule.except.clone(), clients }
         };
         Self(rules.iter().map(rule).collect())
     }
 
-    /// Counts a connection from an address; whether it is refused.
+    /// Counts a connection from an address. Returns whether it is rejected.
     pub fn is_connect_refused(&self, address: IpAddr) -> bool {
         self.note(BanEvent::Connect, address, None)
     }
 
-    /// Counts that a client has come who has proved to be the one of this ID; whether it is refused. An empty ID is
-    /// nobody's: the broker gives each who sends it another one [MQTT-3.1.3-6].
+    /// Counts a connection of an authenticated client with this ID. Returns whether it is rejected. An empty ID is not
+    /// counted: the broker assigns each such client its own [MQTT-3.1.3-6].
     pub fn is_client_refused(&self, address: IpAddr, id: &str) -> bool {
         !id.is_empty() && self.note(BanEvent::Connect, address, Some(id))
     }
 
-    /// Whether an address is refused at present; nothing is counted.
+    /// Whether an address is banned. Counts nothing.
     pub fn is_banned(&self, address: IpAddr) -> bool {
         let now = Instant::now();
-        let is_meant = |rule: &&Rule| rule.limits.by_address && !rule.excepts(address);
-        self.0.iter().filter(is_meant).any(|rule| rule.clients.is_banned(&of_address(address), now))
+        let applies = |rule: &&Rule| rule.limits.by_address && !rule.excepts(address);
+        self.0.iter().filter(applies).any(|rule| rule.clients.is_banned(&of_address(address), now))
     }
 
-    /// Counts that somebody at this address could not prove who it is.
+    /// Counts a failed authentication from an address.
     pub fn failed(&self, address: IpAddr) {
         self.note(BanEvent::Failure, address, None);
     }
@@ -152,12 +152,13 @@ impl Clients {
         clients.get(client).is_some_and(|counts| counts.banned_until.is_some_and(|until| now < until))
     }
 
-    /// Notes an event, as far as the limits count it; whether the client is banned, and whether that begins with it.
+    /// Counts an event, if the limits include its kind. Returns whether the client is banned, and whether the ban starts with
+    /// this event.
     fn note(&self, client: Client, event: BanEvent, limits: &Limits, now: Instant) -> (bool, bool) {
         let mut clients = self.counts.lock();
         let slot = slot_at(now.saturating_duration_since(self.since), limits.window);
         if clients.len() >= MAX_CLIENTS && !clients.contains_key(&client) {
-            // Once for each slot: to look through all of them for each that comes would be an attack's best help.
+            // At most once per slot: a full scan for every connection would help an attacker.
             if self.tidied.swap(slot, Ordering::Relaxed) != slot {
                 make_room(&mut clients, slot, now);
             }
@@ -179,7 +180,7 @@ impl Clients {
             if now < until {
                 return (true, false);
             }
-            // What it did before it was banned, it has paid for.
+            // The ban has expired: start with fresh counters.
             *counts = fresh;
         }
         if !is_counted || counts.window(event).count(slot) <= u64::from(limits.count) {
@@ -199,14 +200,14 @@ impl Counts {
     }
 }
 
-/// Forgets those whose time is over; if that is not enough, some of those who are not banned.
+/// Removes clients whose window or ban has expired; if that is not enough, some that are not banned.
 fn make_room(clients: &mut HashMap<Client, Counts>, slot: Slot, now: Instant) {
     clients.retain(|_, counts| match counts.banned_until {
         Some(until) => now < until,
         None => !(counts.connects.is_over(slot) && counts.failures.is_over(slot)),
     });
     if clients.len() >= MAX_CLIENTS {
-        // In the table's own order, which nobody outside can know.
+        // In the order of the hash table, which clients cannot predict.
         let mut nth = 0;
         clients.retain(|_, counts| {
             nth += 1;
@@ -237,13 +238,16 @@ mod tests {
         let (clients, start) = (Clients::default(), Instant::now());
         let note = |event, seconds| clients.note(client(1), event, &LIMITS, start + Duration::from_secs(seconds)).0;
         for second in 0..3 {
-            assert!(!note(BanEvent::Connect, second) && !note(BanEvent::Failure, second), "each is counted for itself");
+            assert!(
+                !note(BanEvent::Connect, second) && !note(BanEvent::Failure, second),
+                "each kind is counted separately"
+            );
         }
         assert!(note(BanEvent::Failure, 3));
-        assert!(note(BanEvent::Connect, 4), "banned is banned");
+        assert!(note(BanEvent::Connect, 4), "a ban rejects all connects");
         assert!(!clients.note(client(2), BanEvent::Connect, &LIMITS, start).0, "others are not");
         assert!(note(BanEvent::Connect, 302));
-        assert!(!note(BanEvent::Connect, 304), "over; and a new count");
+        assert!(!note(BanEvent::Connect, 304), "the ban has expired; counting starts again");
         assert!(!note(BanEvent::Connect, 305) && !note(BanEvent::Connect, 306) && note(BanEvent::Connect, 307));
     }
 
@@ -253,8 +257,8 @@ mod tests {
         let note =
             |seconds| clients.note(client(1), BanEvent::Connect, &LIMITS, start + Duration::from_secs(seconds)).0;
         assert!(!note(0) && !note(58) && !note(59), "three");
-        assert!(!note(61), "the first is out of sight");
-        assert!(note(62), "but not these");
+        assert!(!note(61), "the first has left the window");
+        assert!(note(62), "the others have not");
         let slow = Clients::default();
         for n in 0..100 {
             let at = start + Duration::from_millis(n * 20_000 + 1);

@@ -1,5 +1,5 @@
-//! Limits on who may connect, how often, and how many at once. Enters: an address, a client, an event. Leaves: whether
-//! it is refused, or a permit that is given back when dropped. Nothing here waits or touches a socket.
+//! Limits on which clients may connect, how often, and how many at once. Enters: an address, a client ID, an event. Leaves:
+//! whether the client is rejected, or a permit that is released when dropped. Never here: waiting or sockets.
 
 mod addresses;
 mod bans;
@@ -8,6 +8,6 @@ mod window;
 
 pub use addresses::AddressRules;
 pub(crate) use addresses::network_of;
+pub(crate) use bans::BanCounters;
 pub use bans::Bans;
-pub(crate) use bans::Memories;
 pub(crate) use permits::{Permit, Permits};

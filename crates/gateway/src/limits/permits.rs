@@ -1,29 +1,29 @@
-//! Permits that count what is open at the same time. The count belongs to whoever holds permits, not to a
-//! configuration: a reload may change the maximum while permits of before are still out.
+//! Permits that limit concurrency. Enters: a maximum. Leaves: a permit that is released when dropped, or none. The count
+//! survives reloads: a reload may change the maximum while earlier permits are still held.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Counts the permits that are out: four bytes, however many.
+/// The number of permits held.
 #[derive(Debug, Default)]
 pub(crate) struct Permits(AtomicU32);
 
-/// Given back when dropped, which a panic does as well.
+/// A permit, released when dropped, also by a panic.
 #[derive(Debug)]
-#[must_use = "dropped, it is given back"]
+#[must_use = "dropping it releases the permit"]
 pub(crate) struct Permit(Arc<Permits>);
 
 impl Permits {
-    /// Takes a permit; `None` if `max` or more are out. The check and the count are one atomic operation, so that there
-    /// are never more than `max`, and nobody is refused while there are fewer.
+    /// Takes a permit; `None` if `max` or more are held. Check and count are one atomic operation: never more than `max` are
+    /// held, and no request is rejected while fewer are.
     pub(crate) fn take(self: &Arc<Self>, max: u32) -> Option<Permit> {
         let one_more = |taken: u32| (taken < max).then(|| taken + 1);
-        // Relaxed: nothing but the number itself is passed on by it.
+        // Relaxed: the counter does not order access to other memory.
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         Some(Permit(Arc::clone(self)))
     }
 
-    /// Permits that are out.
+    /// The number of permits held.
     pub(crate) fn taken(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
@@ -108,11 +108,11 @@ mod tests {
         let mut held: Vec<_> = (0..4).filter_map(|_| permits.take(4)).collect();
         assert!(permits.take(2).is_none());
         held.truncate(2);
-        assert!(permits.take(2).is_none(), "as many as may be are still out");
+        assert!(permits.take(2).is_none(), "two are still held");
         held.truncate(1);
         held.extend(permits.take(2));
         assert_eq!((held.len(), permits.taken()), (2, 2));
         assert!(permits.take(2).is_none());
-        assert!(permits.take(3).is_some(), "and a higher one grants more");
+        assert!(permits.take(3).is_some(), "a higher maximum grants more");
     }
 }

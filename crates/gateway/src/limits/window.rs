@@ -1,37 +1,37 @@
-//! A sliding window in fixed memory: events are counted by sixteenths of it. An event is forgotten up to one slot too
-//! early, never too late, so that nobody is refused for fewer events than are allowed.
+//! A sliding window of fixed size that counts events in sixteen slots. Enters: events with their slot. Leaves: the number of
+//! events in the window. An event leaves up to one slot early, never late, so that no client is rejected below the limit.
 
 use std::time::Duration;
 
-/// Slots of a window.
+/// The number of slots in a window.
 const SLOTS: usize = 16;
 
-/// The number of a slot, counted from a moment that all who share it have agreed on.
+/// The number of a slot, counted from the creation of the counters.
 pub(super) type Slot = u64;
 
-/// The slot that begins `elapsed` after the first one did, in a window of this length.
+/// The slot at `elapsed` since the start of slot 0, for a window of this length.
 pub(super) fn slot_at(elapsed: Duration, window: Duration) -> Slot {
     let length = (window.as_nanos() / SLOTS as u128).max(1);
     Slot::try_from(elapsed.as_nanos() / length).unwrap_or(Slot::MAX)
 }
 
-/// Events of one kind from one client: 72 bytes.
+/// The events of one kind from one client, in 72 bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
-    /// Of the last event.
+    /// The slot of the last event.
     last: Slot,
     events: [u32; SLOTS],
 }
 
 impl Window {
-    /// Without events.
+    /// A window without events.
     pub(super) const fn new(slot: Slot) -> Self {
         Self { last: slot, events: [0; SLOTS] }
     }
 
-    /// Counts an event; returns how many there are in the window that ends with this slot.
+    /// Counts an event. Returns the number of events in the window that ends with this slot.
     pub(super) fn count(&mut self, slot: Slot) -> u64 {
-        // The slots that have come round since the last event hold what is a window old.
+        // The slots since the last event still hold counts that have left the window.
         for passed in self.last..slot.min(self.last.saturating_add(SLOTS as u64)) {
             self.events[index(passed + 1)] = 0;
         }
@@ -41,7 +41,7 @@ impl Window {
         self.events.iter().copied().map(u64::from).sum()
     }
 
-    /// Whether all its events are out of the window by now.
+    /// Whether all events have left the window.
     pub(super) const fn is_over(&self, slot: Slot) -> bool {
         slot.saturating_sub(self.last) >= SLOTS as u64
     }
@@ -64,7 +64,7 @@ mod tests {
         assert!(!window.is_over(36) && window.is_over(37));
         assert_eq!(window.count(37), 1, "a window later");
         assert_eq!(window.count(1_000_000), 1);
-        assert_eq!(window.count(999_999), 2, "threads may come late");
+        assert_eq!(window.count(999_999), 2, "a thread may be late");
         assert_eq!(Window::new(Slot::MAX).count(Slot::MAX), 1);
     }
 

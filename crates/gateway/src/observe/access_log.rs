@@ -1,6 +1,6 @@
-//! One line for each connection, in two formats. Enters: a connection that has ended. Leaves: a line of which no byte that a
-//! client chose can end it, or look like another field. Writing never waits: lines that the disk is too slow for are
-//! dropped and counted.
+//! The access log: one line per connection, in two formats. Enters: a connection that has ended. Leaves: a line. No byte
+//! that a client chooses can end the line or look like another field. Writing never waits: if the disk is too slow, lines
+//! are dropped and counted.
 
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
@@ -16,10 +16,10 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use super::info::SessionInfo;
 use crate::outcome::Outcome;
 
-/// What a line looks like.
+/// The format of a line.
 pub use crate::config::tables::AccessLogFormat as Format;
 
-/// Lines waiting for the disk at most; beyond, they are dropped and counted.
+/// The limit of lines that wait for the disk. Further lines are dropped and counted.
 const BACKLOG: usize = 65_536;
 
 /// A connection that has ended.
@@ -39,12 +39,12 @@ pub struct AccessLog {
     writer: NonBlocking,
     dropped: ErrorCounter,
     failed: Arc<AtomicU64>,
-    /// Writes what is waiting when the log is closed.
+    /// Dropping it writes the waiting lines.
     _guard: WorkerGuard,
 }
 
 impl AccessLog {
-    /// Opens a log: `-` is standard output, all else a file that is appended to.
+    /// Opens an access log. `-` is standard output; any other path is a file to append to.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -62,24 +62,24 @@ impl AccessLog {
         Self { format, dropped: writer.error_counter(), failed, writer, _guard: guard }
     }
 
-    /// Lines lost so far: the disk was too slow, or full.
+    /// The number of lines lost because the disk was too slow or full.
     pub fn dropped(&self) -> u64 {
         self.dropped.dropped_lines() as u64 + self.failed.load(Ordering::Relaxed)
     }
 
-    /// What lines look like.
+    /// The format of lines.
     pub const fn format(&self) -> Format {
         self.format
     }
 
     pub(super) fn write(&self, end: &End<'_>) {
         let line = line(self.format, end, Local::now());
-        // Never fails: a line that finds the backlog full is counted.
+        // Never fails: if the backlog is full, the line is dropped and counted.
         let _ = self.writer.clone().write_all(line.as_bytes());
     }
 }
 
-/// Counts lines that cannot be written, of which nobody else would tell.
+/// Counts lines that cannot be written: the background writer ignores the errors.
 struct Counting<W> {
     writer: W,
     failed: Arc<AtomicU64>,
@@ -125,12 +125,12 @@ fn combined(end: &End<'_>, now: DateTime<Local>) -> String {
         Escaped(info.client_id().unwrap_or_default()),
         outcome.label(),
     );
-    debug_assert!(result.is_ok(), "a String takes every write");
+    debug_assert!(result.is_ok(), "writing to a String cannot fail");
     line
 }
 
-/// A field of the combined format: everything but printable ASCII is written `\xHH`, as are blanks, quotes and the
-/// backslash; nothing at all is `-`, and a lone `-` is escaped so that it cannot stand for nothing.
+/// A field of the combined format. Everything but printable ASCII is written as `\xHH`, and so are blanks, quotes and the
+/// backslash. An empty field is `-`; a field of one `-` is escaped, so that it cannot be taken for an empty one.
 struct Escaped<'a>(&'a str);
 
 impl std::fmt::Display for Escaped<'_> {
@@ -205,7 +205,7 @@ fn json(end: &End<'_>, now: DateTime<Local>) -> String {
         connect_ms: info.upstream().and_then(|upstream| upstream.connected_after.get().copied()).map(milliseconds),
         duration_ms: milliseconds(info.opened.elapsed()),
     };
-    // Strings, numbers and nulls: nothing in it can fail to be JSON.
+    // Cannot fail: the line has only strings, numbers and nulls.
     serde_json::to_string(&line).unwrap_or_default()
 }
 

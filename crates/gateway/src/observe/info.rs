@@ -1,5 +1,5 @@
-//! What is known of one session: written once as it is learned, read by the access log, the session index and whoever
-//! lists sessions.
+//! The record of one session. Enters: facts, each set once when it becomes known. Leaves: them, for the access log and the
+//! session index.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -11,14 +11,14 @@ use crate::peer::{Identity, Peer};
 
 /// The transport of MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "self-explanatory names")]
 pub enum Transport {
     Tcp,
     Tls,
 }
 
 impl Transport {
-    /// As the access log writes it.
+    /// The label in the access log.
     pub const fn label(self) -> &'static str {
         match self {
             Transport::Tcp => "TCP",
@@ -27,16 +27,16 @@ impl Transport {
     }
 }
 
-/// What is known of one session.
+/// The record of one session.
 #[derive(Debug)]
 pub struct SessionInfo {
     /// The name of the listener.
     pub listener: Arc<str>,
-    /// What is spoken below MQTT.
+    /// The transport below MQTT.
     pub transport: Transport,
     /// When the connection was accepted.
     pub opened: Instant,
-    /// The address of the socket's other end.
+    /// The address of the socket's peer.
     socket: SocketAddr,
     address: OnceLock<SocketAddr>,
     tls: OnceLock<TlsInfo>,
@@ -45,18 +45,18 @@ pub struct SessionInfo {
     upstream: OnceLock<UpstreamInfo>,
 }
 
-/// What is known after the handshake.
+/// Set after the handshake.
 #[derive(Debug)]
 pub struct TlsInfo {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
-    /// Kept only where the access log has fields for it.
+    /// Set only if the format of the access log has fields for it.
     pub identity: Option<Box<IdentityInfo>>,
 }
 
-/// What a client proved in the handshake, as the access log writes it.
+/// The client's identity from the handshake, as the access log writes it.
 #[derive(Debug, Default)]
 pub struct IdentityInfo {
     /// The subject of its certificate.
@@ -67,7 +67,7 @@ pub struct IdentityInfo {
     pub key: Option<Box<str>>,
 }
 
-/// What is known after CONNECT.
+/// Set after CONNECT was decoded.
 #[derive(Debug)]
 pub struct ConnectInfo {
     /// As the client sent it.
@@ -76,17 +76,17 @@ pub struct ConnectInfo {
     pub version: Version,
 }
 
-/// What is known once a broker was chosen.
+/// Set once a broker was chosen.
 #[derive(Debug)]
 pub struct UpstreamInfo {
-    /// The broker, as the configuration writes it, or its address.
+    /// The broker's address, or its name in the configuration.
     pub server: Arc<str>,
-    /// From accept to the broker's CONNACK.
+    /// The time from accept to the broker's CONNACK.
     pub connected_after: OnceLock<Duration>,
 }
 
 impl SessionInfo {
-    /// Of a connection that was just accepted from `socket`.
+    /// The record of a connection that was just accepted from the address `socket`.
     pub fn new(listener: Arc<str>, transport: Transport, socket: SocketAddr) -> Arc<Self> {
         Arc::new(Self {
             listener,
@@ -101,17 +101,17 @@ impl SessionInfo {
         })
     }
 
-    /// The client's address: that of the socket, until the preface has told another.
+    /// The client's address: the socket's peer, unless a preface named another.
     pub fn address(&self) -> SocketAddr {
         self.address.get().copied().unwrap_or(self.socket)
     }
 
-    /// TLS towards the client; `None` before the handshake's end, or in the clear.
+    /// The client's TLS session; `None` before the end of the handshake and without TLS.
     pub fn tls(&self) -> Option<&TlsInfo> {
         self.tls.get()
     }
 
-    /// What CONNECT said.
+    /// The client ID and version from CONNECT.
     pub fn connect(&self) -> Option<&ConnectInfo> {
         self.connect.get()
     }
@@ -121,7 +121,7 @@ impl SessionInfo {
         self.connect().map(|connect| &*connect.client_id)
     }
 
-    /// The authenticator that knew the client.
+    /// The authenticator that authenticated the client.
     pub fn authenticator(&self) -> Option<&str> {
         self.authenticator.get().map(|name| &**name)
     }
@@ -131,12 +131,12 @@ impl SessionInfo {
         self.upstream.get()
     }
 
-    /// The preface has told the client's address.
+    /// Sets the client's address from the preface.
     pub(crate) fn set_address(&self, address: SocketAddr) {
         let _ = self.address.set(address);
     }
 
-    /// The handshake has ended; `with_identity` keeps what the access log writes of it.
+    /// Sets the TLS session after the handshake. `with_identity`: also the identity, for access logs that write it.
     pub(crate) fn set_peer(&self, peer: &Peer, with_identity: bool) {
         let Some(tls) = &peer.tls else { return };
         let identity = match &peer.identity {
@@ -153,22 +153,22 @@ impl SessionInfo {
         let _ = self.tls.set(TlsInfo { version: tls.version, resumed: tls.resumed, identity });
     }
 
-    /// CONNECT was decoded.
+    /// Sets the client ID and version after CONNECT was decoded.
     pub(crate) fn set_connect(&self, client_id: &str, version: Version) {
         let _ = self.connect.set(ConnectInfo { client_id: client_id.into(), version });
     }
 
-    /// An authenticator knew the client.
+    /// Sets the authenticator that authenticated the client.
     pub(crate) fn set_authenticator(&self, name: Arc<str>) {
         let _ = self.authenticator.set(name);
     }
 
-    /// A broker was chosen.
+    /// Sets the broker that was chosen.
     pub(crate) fn set_server(&self, server: Arc<str>) {
         let _ = self.upstream.set(UpstreamInfo { server, connected_after: OnceLock::new() });
     }
 
-    /// The broker has answered CONNECT.
+    /// Sets the time at which the broker answered CONNECT.
     pub(crate) fn set_connected(&self) {
         if let Some(upstream) = self.upstream.get() {
             let _ = upstream.connected_after.set(self.opened.elapsed());

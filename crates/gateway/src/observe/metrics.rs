@@ -1,5 +1,6 @@
-//! Counters and gauges for Prometheus. Labels are bounded: listener, upstream, server, reason; never what a client
-//! chose. Handles are fetched once for each listener and server, so that counting takes no lock.
+//! Metrics for Prometheus. Enters: counts from sessions and gauges from maintenance. Leaves: OpenMetrics text. Labels are
+//! bounded (listener, upstream, server, reason) and never contain a client's data. Handles are fetched once per listener
+//! and server, so that counting takes no lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -74,7 +75,7 @@ pub struct Expiry {
     pub owner: String,
     /// `server`, `client_ca`, `upstream` or `upstream_ca`.
     pub role: &'static str,
-    /// Whose certificate it is.
+    /// The certificate's subject.
     pub subject: String,
     /// Seconds since 1970.
     pub not_after: i64,
@@ -109,7 +110,7 @@ struct ByResult {
     result: &'static str,
 }
 
-/// All instruments of the process.
+/// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -156,12 +157,12 @@ impl Default for Metrics {
             log_lines_dropped: Gauge::default(),
         };
         let m = &metrics;
-        registry.register("connections", "Connections ended, by why", m.connections.clone());
+        registry.register("connections", "Connections ended, by reason", m.connections.clone());
         registry.register("connections_active", "Connections open", m.active.clone());
         registry.register("received_bytes", "Application bytes from clients", m.received.clone());
         registry.register("sent_bytes", "Application bytes to clients", m.sent.clone());
         registry.register("tls_handshakes", "TLS handshakes completed, full or resumed", m.handshakes.clone());
-        registry.register("tls_handshake_failures", "TLS handshakes failed, by why", m.handshake_failures.clone());
+        registry.register("tls_handshake_failures", "TLS handshakes failed, by reason", m.handshake_failures.clone());
         registry.register(
             "tls_handshake_duration_seconds",
             "From accept to the end of the TLS handshake",
@@ -175,12 +176,8 @@ impl Default for Metrics {
             "When the first certificate of an owner and role expires",
             m.certificate_expiry.clone(),
         );
-        registry.register("crl_this_update_timestamp_seconds", "When a CRL was made", m.crls.this_update.clone());
-        registry.register(
-            "crl_next_update_timestamp_seconds",
-            "When a CRL ceases to count",
-            m.crls.next_update.clone(),
-        );
+        registry.register("crl_this_update_timestamp_seconds", "When a CRL was issued", m.crls.this_update.clone());
+        registry.register("crl_next_update_timestamp_seconds", "When a CRL expires", m.crls.next_update.clone());
         registry.register("crl_entries", "Certificates that a CRL revokes", m.crls.entries.clone());
         registry.register(
             "device_certificates",
@@ -189,13 +186,13 @@ impl Default for Metrics {
         );
         registry.register(
             "device_certificates_expiring",
-            "Connected devices whose certificate expires within so many days",
+            "Connected devices whose certificate expires within a number of days",
             m.inventory.expiring.clone(),
         );
-        registry.register("registry_devices", "Devices of the registry that are known", m.registries.devices.clone());
+        registry.register("registry_devices", "Devices loaded from the registry", m.registries.devices.clone());
         registry.register(
             "registry_up",
-            "Whether the registry's database answers, and all its devices are known",
+            "Whether the registry's database is reachable and all its devices are loaded",
             m.registries.up.clone(),
         );
         registry.register("reloads", "Reloads of the configuration, by result", m.reloads.clone());
@@ -217,10 +214,10 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Everything, as OpenMetrics text.
+    /// All metrics as OpenMetrics text.
     pub fn render(&self) -> String {
         let mut out = String::new();
-        // A String takes every write.
+        // Writing to a String cannot fail.
         let _ = text::encode(&mut out, &self.registry);
         out
     }
@@ -243,7 +240,7 @@ impl Metrics {
         })
     }
 
-    /// The handles of a server; its series end when they are dropped.
+    /// The handles of a server. Its series are removed when they are dropped.
     pub fn server(&self, upstream: &str, server: &str) -> ServerMetrics {
         let by = ByServer { upstream: upstream.to_owned(), server: server.to_owned() };
         let connects = |result| self.servers.connects.get_or_create_owned(&by.with(result));
@@ -258,7 +255,7 @@ impl Metrics {
         }
     }
 
-    /// Replaces the expiry times by these.
+    /// Replaces the expiry times.
     pub fn set_certificate_expiry(&self, expiries: &[Expiry]) {
         self.certificate_expiry.clear();
         for Expiry { owner, role, not_after, .. } in expiries {
@@ -269,8 +266,8 @@ impl Metrics {
         }
     }
 
-    /// Replaces what is known of CRLs: file or URL, when it was made, when it ceases to count (seconds since 1970), how
-    /// many certificates it revokes.
+    /// Replaces the CRL gauges: file or URL, thisUpdate and nextUpdate in seconds since 1970, and the number of revoked
+    /// certificates.
     pub fn set_crls(&self, crls: impl IntoIterator<Item = (String, i64, i64, usize)>) {
         let families = [&self.crls.this_update, &self.crls.next_update, &self.crls.entries];
         families.iter().for_each(|family| family.clear());
@@ -283,8 +280,8 @@ impl Metrics {
         }
     }
 
-    /// Replaces what is known of device registries: by the authenticator's name, how many devices are known, and whether
-    /// that is certain to be all of them.
+    /// Replaces the registry gauges: the authenticator's name, the number of loaded devices, and whether these are certain to
+    /// be all.
     pub fn set_registries<'a>(&self, registries: impl IntoIterator<Item = (&'a str, usize, bool)>) {
         self.registries.devices.clear();
         self.registries.up.clear();
@@ -296,8 +293,8 @@ impl Metrics {
         }
     }
 
-    /// Replaces the counts of certificates that devices are connected with: by issuer, and those that expire within so
-    /// many days.
+    /// Replaces the counts of connected devices: by the issuer of their certificates, and by the number of days within which
+    /// these expire.
     pub fn set_inventory(&self, by_issuer: &[(String, usize)], expiring: &[(u32, usize)]) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.inventory.by_issuer.clear();
@@ -310,12 +307,12 @@ impl Metrics {
         }
     }
 
-    /// Sets how many access lines were dropped.
+    /// Sets the number of dropped access log lines.
     pub fn set_access_log_dropped(&self, lines: u64) {
         self.access_lines_dropped.set(lines.try_into().unwrap_or(i64::MAX));
     }
 
-    /// Sets how many lines of the gateway's own log were dropped.
+    /// Sets the number of dropped lines of the gateway's own log.
     pub fn set_log_dropped(&self, lines: u64) {
         self.log_lines_dropped.set(lines.try_into().unwrap_or(i64::MAX));
     }
@@ -326,7 +323,7 @@ impl Metrics {
     }
 }
 
-/// The instruments of one listener.
+/// The metrics of one listener.
 #[derive(Debug)]
 pub struct ListenerMetrics {
     pub(crate) name: Arc<str>,
@@ -363,21 +360,22 @@ impl ListenerMetrics {
     }
 }
 
-/// The instruments of one server.
+/// The metrics of one server.
 #[derive(Debug)]
 pub struct ServerMetrics {
     pub(crate) active: Gauge,
     pub(crate) up: Gauge,
     pub(crate) connected: Counter,
     pub(crate) failed: Counter,
-    /// Connected, but CONNECT was not answered as by a broker.
+    /// Connected, but the broker did not answer CONNECT, or not with MQTT.
     pub(crate) unanswered: Counter,
     families: ServerFamilies,
     by: ByServer,
 }
 
 impl Drop for ServerMetrics {
-    /// A server that is no longer configured, or no longer what its name resolves to, leaves with its last session.
+    /// Removes the series when the last session on the server ends, if the server was removed from the configuration or from
+    /// DNS.
     fn drop(&mut self) {
         self.families.active.remove(&self.by);
         self.families.up.remove(&self.by);
@@ -404,7 +402,7 @@ impl ByServer {
     }
 }
 
-/// Lets one through a second and counts the others.
+/// Permits one message per second and counts the suppressed ones.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimit {
     last_second: AtomicU64,
@@ -412,7 +410,7 @@ pub(crate) struct RateLimit {
 }
 
 impl RateLimit {
-    /// `Some(how many were not let through before)` if this one is.
+    /// `Some` if the message may be logged, with the number of messages suppressed before it.
     pub(crate) fn permit(&self) -> Option<u64> {
         let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         if self.last_second.swap(second, Ordering::Relaxed) == second {

@@ -1,5 +1,5 @@
-//! What operators see: one record for each connection, turned into an access line and counters when the connection
-//! ends, and the gauges in between.
+//! The access log and metrics. Enters: one record per connection. Leaves: an access log line and counters when the
+//! connection ends, and gauges while it is open.
 
 mod access_log;
 mod info;
@@ -16,15 +16,15 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwapOption;
 use tracing_appender::non_blocking::ErrorCounter;
 
-/// The process's one set of instruments. Outlives reloads, so that a session of weeks writes its line to the log of
-/// the day it ends.
+/// The metrics and access log of the process. Survives reloads, so that a long session writes its line to the access log
+/// that is configured when it ends.
 #[derive(Debug, Default)]
 pub struct Observer {
     /// Counters and gauges.
     pub metrics: Metrics,
-    /// Where access lines go at present.
+    /// The access log in use.
     pub access_log: ArcSwapOption<AccessLog>,
-    /// Counts the lines of the gateway's own log that were dropped, once somebody has started that log.
+    /// Counts the dropped lines of the gateway's own log; set when that log starts.
     pub log_dropped: OnceLock<ErrorCounter>,
 }
 

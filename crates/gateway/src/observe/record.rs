@@ -1,4 +1,5 @@
-//! The guard that records a connection however it ends.
+//! The guard that records a connection on every exit path. Enters: byte counts and the outcome. Leaves: an access log line,
+//! counters and a message in the gateway's log.
 
 use std::sync::Arc;
 
@@ -7,13 +8,13 @@ use super::{ListenerMetrics, Observer, SessionInfo};
 use crate::outcome::{Blame, CloseReason, Outcome, Reject, Stage};
 use crate::peer::Peer;
 
-/// The record of one connection. Dropped, it writes one access line and the counters, so that no way out, a panic
-/// included, leaves none.
+/// The record of one connection. Dropping it writes the access log line and the counters, so that no exit path skips them,
+/// a panic included.
 #[derive(Debug)]
 pub struct Record {
     observer: Arc<Observer>,
     listener: Arc<ListenerMetrics>,
-    /// What is known of the connection.
+    /// The facts about the connection.
     pub info: Arc<SessionInfo>,
     /// Application bytes from the client.
     pub received: u64,
@@ -30,12 +31,12 @@ impl Record {
         Box::new(Self { observer, listener, info, received: 0, sent: 0, outcome: None, decided: None })
     }
 
-    /// Notes that the connection is rejected, before the client is told.
+    /// Sets the rejection before the client is answered.
     pub fn decide(&mut self, reject: Reject) {
         self.decided = Some(reject.into());
     }
 
-    /// How it was decided to end, if it was.
+    /// The rejection, if one was set.
     pub const fn decided(&self) -> Option<Outcome> {
         self.decided
     }
@@ -44,7 +45,7 @@ impl Record {
     pub fn moved(&mut self, received: u64, sent: u64) {
         self.received += received;
         self.sent += sent;
-        // Most polls of a session move bytes one way only; an atomic that others use too is not touched for nothing.
+        // Most polls move bytes in one direction only: do not touch a contended atomic for zero bytes.
         if received > 0 {
             self.listener.received.inc_by(received);
         }
@@ -53,7 +54,7 @@ impl Record {
         }
     }
 
-    /// The handshake has ended.
+    /// Records the end of the handshake.
     pub fn secured(&mut self, peer: &Peer) {
         if let Some(tls) = &peer.tls {
             self.listener.count_handshake(tls.resumed, self.info.opened);
@@ -62,7 +63,7 @@ impl Record {
         self.info.set_peer(peer, log.as_ref().is_some_and(|log| log.format() == Format::Json));
     }
 
-    /// Ends the record: writes it down.
+    /// Writes the record.
     pub fn finish(mut self: Box<Self>, outcome: Outcome) {
         self.outcome = Some(outcome);
     }
@@ -72,8 +73,7 @@ impl Record {
         &self.info.listener
     }
 
-    /// Says what happened, as loud as it concerns the operator: a client's doing is for debugging, a broker's a
-    /// warning, the gateway's own an error.
+    /// Logs the outcome: `debug` if the client caused it, `warn` if a broker did, `error` if the gateway did.
     fn log(&self, outcome: Outcome) {
         let (listener, reason, remote) = (self.listener(), outcome.label(), self.info.address());
         let (client_id, server) = (self.info.client_id(), self.info.upstream().map(|upstream| &*upstream.server));
@@ -94,7 +94,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        // No outcome: the task was dropped in mid-air, by a panic or by the end of the runtime.
+        // Without an outcome, a panic or the shutdown of the runtime dropped the task.
         let outcome = self.outcome.unwrap_or(if std::thread::panicking() {
             Outcome::Closed(CloseReason::InternalError)
         } else {

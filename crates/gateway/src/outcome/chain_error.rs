@@ -1,4 +1,4 @@
-//! Why a client's certificate chain is not accepted, at the handshake or later.
+//! The reasons for rejecting a client's certificate chain, at the handshake or while the device is connected.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use super::{CloseReason, Reject};
 
 macro_rules! chain_errors {
     ($($(#[$doc:meta])+ $name:ident => $reject:ident, $close_reason:expr;)+) => {
-        /// Why a client's certificate chain is not accepted.
+        /// Why a client's certificate chain is rejected.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum ChainError { $($(#[$doc])+ $name,)+ }
 
@@ -19,7 +19,7 @@ macro_rules! chain_errors {
                 match self { $(ChainError::$name => Reject::$reject,)+ }
             }
 
-            /// The reason for closing a session that rests on the chain. `None`: the session goes on.
+            /// The reason for closing a session that relies on the chain. `None`: the session continues.
             pub const fn close_reason(self) -> Option<CloseReason> {
                 match self { $(ChainError::$name => $close_reason,)+ }
             }
@@ -28,32 +28,33 @@ macro_rules! chain_errors {
 }
 
 chain_errors! {
-    /// No configured trust anchor has issued the chain.
+    /// The chain does not end at a configured trust anchor.
     UnknownCa => UnknownCa, Some(CloseReason::CaRemoved);
-    /// There are more intermediates than are allowed, or the chain is too large.
+    /// The chain has more intermediates than allowed, or is too large.
     TooLong => CertificateChainTooLong, Some(CloseReason::CaRemoved);
     /// A certificate has expired.
     Expired => CertificateExpired, Some(CloseReason::CertificateExpired);
-    /// A certificate is not valid yet. It was when the session began: the clock was set back.
+    /// A certificate is not valid yet. For a live session, this means that the clock was set back.
     NotYetValid => CertificateNotYetValid, None;
     /// The certificate is X.509 version 1.
     Version => CertificateVersion, Some(CloseReason::CaRemoved);
-    /// The certificate is not for client authentication.
+    /// The extended key usage does not include client authentication.
     Purpose => CertificatePurpose, Some(CloseReason::CaRemoved);
     /// A certificate cannot be parsed.
     Malformed => CertificateInvalid, Some(CloseReason::CaRemoved);
-    /// A signature is wrong.
+    /// A signature is invalid.
     BadSignature => CertificateInvalid, Some(CloseReason::CaRemoved);
-    /// A certificate breaks another rule of RFC 5280, section 6.
+    /// A certificate violates another rule of RFC 5280, section 6.
     Invalid => CertificateInvalid, Some(CloseReason::CaRemoved);
     /// A certificate is revoked.
     Revoked => CertificateRevoked, Some(CloseReason::CertificateRevoked);
-    // The next three say nothing about the device. If they ended sessions, an outage of a CA would be one of the fleet.
+    // The next three prove nothing against the device. If they closed sessions, an outage of a CA would disconnect the
+    // fleet.
     /// No CRL covers a certificate.
     CrlMissing => CrlMissing, None;
     /// The CRL that covers a certificate is out of date.
     CrlExpired => CrlExpired, None;
-    /// No OCSP responder gave a usable answer about a certificate.
+    /// No OCSP responder gave a usable response about a certificate.
     OcspMissing => OcspMissing, None;
 }
 
@@ -68,7 +69,7 @@ impl From<webpki::Error> for ChainError {
             webpki::Error::RequiredEkuNotFoundContext(_) => ChainError::Purpose,
             webpki::Error::BadDer | webpki::Error::BadDerTime | webpki::Error::TrailingData(_) => ChainError::Malformed,
             webpki::Error::InvalidSignatureForPublicKey => ChainError::BadSignature,
-            // The enum of webpki is open.
+            // webpki's enum is non-exhaustive.
             _ => ChainError::Invalid,
         }
     }

@@ -1,12 +1,12 @@
-//! The reasons for which sessions end.
+//! The reasons for which sessions close.
 
 use portcullis_wire::Disconnect;
 
 super::reasons! {
-    /// Why a session ended.
+    /// Why a session closed.
     CloseReason {
-        /// What the gateway tells a client that speaks MQTT 5 [MQTT-3.14.2-1]. `None`: the end is not the gateway's
-        /// decision, and it says nothing.
+        /// The DISCONNECT that the gateway sends to MQTT 5 clients [MQTT-3.14.2-1]. `None`: it sends none, because it did
+        /// not decide to close the session.
         disconnect: Option<Disconnect>,
         /// What an operator can do. Shown in the log.
         hint: Option<&'static str>,
@@ -20,7 +20,7 @@ super::reasons! {
     UpstreamClosed = "upstream_closed", Relay, Upstream, 200,
         disconnect: None,
         hint: Some("see the broker's log for the cause");
-    /// The broker rejected CONNECT. The client received the broker's own answer.
+    /// The broker rejected CONNECT. The client received the broker's CONNACK.
     UpstreamRefused = "upstream_refused", Upstream, Upstream, 403,
         disconnect: None,
         hint: Some("see the broker's log for the cause");
@@ -57,7 +57,7 @@ super::reasons! {
     CredentialWithdrawn = "session_credential_withdrawn", Relay, Gateway, 403,
         disconnect: Some(Disconnect::NotAuthorized),
         hint: None;
-    /// The client's token, or the authentication service's answer about it, expired during the session.
+    /// The client's token, or the authentication service's response about it, expired during the session.
     TokenExpired = "session_token_expired", Relay, Gateway, 403,
         disconnect: Some(Disconnect::MaximumConnectTime),
         hint: Some("let the device reconnect with a new token before the old one expires");

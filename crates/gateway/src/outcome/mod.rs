@@ -1,9 +1,8 @@
-//! Why a connection ended. Two closed tables hold every reason: [`Reject`], before a connection is a session, and
-//! [`CloseReason`], after. One row says all there is to say about a reason: its label in logs and metrics, its stage,
-//! blame and status, what the client is told, its meaning and a hint. Code elsewhere reads columns and never lists
-//! reasons.
+//! Why a connection ended. Two tables hold every reason: [`Reject`] for connections that did not become sessions, and
+//! [`CloseReason`] for sessions. Each row has all properties of a reason: its label in logs and metrics, stage, blame and
+//! status, the client's response, its meaning and a hint. Code elsewhere reads columns and never lists reasons.
 //!
-//! A reason for which a column is missing does not compile. The tables of `docs/access-log.md` are generated from here.
+//! A row without all columns does not compile. The tables of `docs/access-log.md` are generated from these.
 
 mod chain_error;
 mod close_reason;
@@ -13,9 +12,9 @@ pub use chain_error::ChainError;
 pub use close_reason::CloseReason;
 pub use reject::Reject;
 
-/// How far a connection had come.
+/// The phase in which a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "self-explanatory names")]
 pub enum Stage {
     Accept,
     Handshake,
@@ -26,7 +25,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The word in the log.
+    /// The label in the log.
     pub const fn label(self) -> &'static str {
         match self {
             Stage::Accept => "accept",
@@ -41,7 +40,7 @@ impl Stage {
 
 /// Who ended the connection, or caused its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "self-explanatory names")]
 pub enum Blame {
     Client,
     Upstream,
@@ -49,7 +48,7 @@ pub enum Blame {
 }
 
 impl Blame {
-    /// The word in the log.
+    /// The label in the log.
     pub const fn label(self) -> &'static str {
         match self {
             Blame::Client => "client",
@@ -59,12 +58,12 @@ impl Blame {
     }
 }
 
-/// How a connection ended: before it was a session, or as one.
+/// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It did not become a session.
+    /// It was rejected before it became a session.
     Rejected(Reject),
-    /// It was a session.
+    /// It became a session, which closed.
     Closed(CloseReason),
 }
 
@@ -80,8 +79,8 @@ impl From<CloseReason> for Outcome {
     }
 }
 
-/// Defines a table of reasons. The header names the columns that only this table has; each row starts with the columns
-/// that both have. The doc comment of a row is its meaning.
+/// Defines a table of reasons. The header names the columns that only this table has. Each row starts with the columns that
+/// both tables have. The doc comment of a row is its meaning.
 macro_rules! reasons {
     (
         $(#[$doc:meta])*
@@ -121,12 +120,12 @@ macro_rules! reasons {
                 }
             }
 
-            /// The word in logs and metrics.
+            /// The label in logs and metrics.
             pub const fn label(self) -> &'static str {
                 self.row().label
             }
 
-            /// How far the connection had come.
+            /// The phase in which the connection ended.
             pub const fn stage(self) -> crate::outcome::Stage {
                 self.row().stage
             }
@@ -136,12 +135,12 @@ macro_rules! reasons {
                 self.row().blame
             }
 
-            /// The status in the access log, in NGINX's numbers.
+            /// The status in the access log, numbered as in NGINX.
             pub const fn status(self) -> u16 {
                 self.row().status
             }
 
-            /// What happened, in whole sentences, for the documentation.
+            /// What happened, as full sentences for the documentation.
             pub const fn meaning(self) -> &'static str {
                 self.row().meaning.trim_ascii_start()
             }
@@ -166,9 +165,9 @@ macro_rules! of_either {
 }
 
 of_either! {
-    /// The word in logs and metrics.
+    /// The label in logs and metrics.
     label -> &'static str;
-    /// How far the connection had come.
+    /// The phase in which the connection ended.
     stage -> Stage;
     /// Who ended the connection, or caused its end.
     blame -> Blame;
@@ -207,7 +206,7 @@ mod tests {
     #[test]
     fn clients_learn_nothing_of_why_they_could_not_prove_who_they_are() {
         use portcullis_wire::Refusal;
-        // Handshakes aside, in which nothing is answered.
+        // A failed handshake ends before CONNACK.
         let failed = Reject::ALL.iter().filter(|reject| reject.is_failed_proof() && reject.stage() == Stage::Admit);
         for reject in failed {
             let is_by_policy = matches!(reject, Reject::IdentityMismatch | Reject::ExpressionFailed);

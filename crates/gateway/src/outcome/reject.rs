@@ -5,9 +5,9 @@ use portcullis_wire::{Error as WireError, Refusal, Rule};
 super::reasons! {
     /// Why a connection did not become a session.
     Reject {
-        /// What the client is told in CONNACK. `None`: no CONNECT was understood, so that there is nothing to answer.
+        /// The code that the client receives in CONNACK. `None`: no CONNECT was decoded, so that none is sent.
         refusal: Option<Refusal>,
-        /// Whether the client failed to prove who it is: the failures that bans count.
+        /// Whether the client failed to authenticate itself. Bans count these failures.
         is_failed_proof: bool,
         /// What an operator can do. Shown in the log.
         hint: Option<&'static str>,
@@ -74,7 +74,7 @@ super::reasons! {
     CertificateChainTooLong = "certificate_chain_too_long", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
         hint: Some("raise `verify_depth`, or let the device send a shorter chain");
-    /// The client's certificate is X.509 version 1, which has no extensions to evaluate.
+    /// The client's certificate is X.509 version 1, which has no extensions.
     CertificateVersion = "certificate_version", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
         hint: Some("`openssl x509 -req` makes version 1 without `-extfile`; issue the certificate again \
@@ -85,7 +85,7 @@ super::reasons! {
         hint: Some("issue the certificate with the extended key usage clientAuth");
     /// A certificate in the client's chain is revoked.
     CertificateRevoked = "certificate_revoked", Handshake, Client, 500,
-        // Of a chain's revocation, CONNACK may speak: some of it is found out after the handshake.
+        // Revocation has a CONNACK code, because OCSP and named CRLs are checked after the handshake.
         refusal: Some(Refusal::NotAuthorized), is_failed_proof: true,
         hint: Some("to trust the device again, issue it a new certificate");
     /// No CRL covers a certificate in the client's chain.
@@ -97,11 +97,11 @@ super::reasons! {
     CrlExpired = "crl_expired", Handshake, Gateway, 500,
         refusal: Some(Refusal::NotAuthorized), is_failed_proof: false,
         hint: Some("publish a new CRL: the nextUpdate of this one has passed");
-    /// No OCSP responder gave a usable answer about a certificate in the client's chain.
+    /// No OCSP responder gave a usable response about a certificate in the client's chain.
     OcspMissing = "ocsp_missing", Handshake, Gateway, 500,
         refusal: Some(Refusal::NotAuthorized), is_failed_proof: false,
         hint: Some("see the gateway's log for the responder's error; `ocsp_failure = \"allow\"` admits such devices");
-    /// The client's certificate is malformed, wrongly signed, or breaks another rule of X.509.
+    /// The client's certificate is malformed, has an invalid signature, or violates another rule of X.509.
     CertificateInvalid = "certificate_invalid", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
         hint: Some("set `log = \"debug\"` to log what is wrong with it");
@@ -109,10 +109,10 @@ super::reasons! {
     UnknownPsk = "unknown_psk_identity", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
         hint: Some("add the identity to the listener's key file or to the registry");
-    /// The client's pre-shared key is not the one of its identity.
+    /// The client's pre-shared key does not match its identity.
     WrongPsk = "wrong_psk", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
-        hint: Some("compare the device's key with the gateway's; `format` says how the key file is read");
+        hint: Some("compare the device's key with the gateway's; `format` sets how the key file is read");
     /// The client's raw public key is not known, or the client presented none.
     UnknownKey = "unknown_key", Handshake, Client, 500,
         refusal: None, is_failed_proof: true,
@@ -138,7 +138,7 @@ super::reasons! {
     MalformedConnect = "malformed_connect", Connect, Client, 400,
         refusal: Some(Refusal::Malformed), is_failed_proof: false,
         hint: Some("update the client's MQTT library");
-    /// CONNECT is well-formed, but breaks another rule of the protocol.
+    /// CONNECT is well-formed, but violates another rule of the protocol.
     ProtocolError = "protocol_error", Connect, Client, 400,
         refusal: Some(Refusal::ProtocolError), is_failed_proof: false,
         hint: Some("update the client's MQTT library");
@@ -155,7 +155,7 @@ super::reasons! {
         refusal: Some(Refusal::ClientId), is_failed_proof: false,
         hint: Some("set a client ID; before MQTT 5, only a clean session may omit it");
 
-    // One answer for all that fail to authenticate: clients are not told whether a user or a device exists.
+    // All failures to authenticate have the same code: clients must not learn whether a user or device exists.
     /// No authenticator knows the client.
     UnknownClient = "unknown_client", Admit, Client, 403,
         refusal: Some(Refusal::BadCredentials), is_failed_proof: true,
@@ -165,8 +165,8 @@ super::reasons! {
     BadCredentials = "bad_credentials", Admit, Client, 403,
         refusal: Some(Refusal::BadCredentials), is_failed_proof: true,
         hint: Some("check the password in the client");
-    /// The token's signature or audience is wrong, or the token is not valid yet. What does not look like a token is
-    /// `unknown_client`.
+    /// The token's signature or audience is invalid, or the token is not valid yet. A password that does not look like a
+    /// token is `unknown_client`.
     TokenInvalid = "token_invalid", Admit, Client, 403,
         refusal: Some(Refusal::BadCredentials), is_failed_proof: true,
         hint: Some("compare the token's alg, kid, aud and nbf with `algorithms`, `jwks`, `audience` and the clock");
@@ -202,7 +202,7 @@ super::reasons! {
     AuthenticationBusy = "authentication_busy", Admit, Gateway, 503,
         refusal: Some(Refusal::ServerUnavailable), is_failed_proof: false,
         hint: Some("raise `cache` or `max_concurrency`, or add CPUs; clients that reconnect too often also cause this");
-    // Likewise, clients are not told which rule rejected them.
+    // Clients must not learn which rule rejected them.
     /// An expression in `admit.require` is false.
     IdentityMismatch = "identity_mismatch", Admit, Client, 403,
         refusal: Some(Refusal::NotAuthorized), is_failed_proof: true,
@@ -232,7 +232,7 @@ super::reasons! {
     UpstreamTimeout = "upstream_timeout", Upstream, Upstream, 502,
         refusal: Some(Refusal::ServerUnavailable), is_failed_proof: false,
         hint: Some("check the broker's load, and that its port speaks MQTT");
-    /// The broker answered CONNECT with something other than MQTT.
+    /// The broker's response to CONNECT is not MQTT.
     UpstreamProtocol = "upstream_protocol", Upstream, Upstream, 502,
         refusal: Some(Refusal::ServerUnavailable), is_failed_proof: false,
         hint: Some("check the ports in `servers`, and whether they need `tls`");

@@ -50,7 +50,7 @@ struct Scope {
 pub(super) enum Coverage {
     None,
     /// The CRL is for one of several distribution points, and the certificate does not name its own.
-    Perhaps,
+    Possible,
     Full,
 }
 
@@ -127,7 +127,7 @@ impl Crl {
         let points = &scope.distribution_points;
         match &certificate.distribution_points {
             _ if points.is_empty() => Coverage::Full,
-            None => Coverage::Perhaps,
+            None => Coverage::Possible,
             Some(named) if points.iter().any(|url| named.contains(url)) => Coverage::Full,
             Some(_) => Coverage::None,
         }
@@ -158,12 +158,12 @@ impl Crl {
 /// The index keys of certificates that a CRL of `after` revokes and no CRL of the same scope in `before` does.
 pub(super) fn newly_revoked(before: &[Arc<Crl>], after: &[Arc<Crl>]) -> Vec<Key> {
     let mut keys = Vec::new();
-    for list in after.iter().filter(|list| !before.iter().any(|other| Arc::ptr_eq(list, other))) {
-        let Some(signer) = list.signer() else { continue };
+    for crl in after.iter().filter(|crl| !before.iter().any(|other| Arc::ptr_eq(crl, other))) {
+        let Some(signer) = crl.signer() else { continue };
         // A CRL of another scope may not have covered the certificate: compare within the scope only.
-        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.has_scope_of(list)).collect();
+        let same: Vec<&Arc<Crl>> = before.iter().filter(|other| other.has_scope_of(crl)).collect();
         let is_new = |serial: &&Serial| !same.iter().any(|other| other.revokes(serial));
-        keys.extend(list.revoked.iter().filter(is_new).map(|serial| key(signer, serial)));
+        keys.extend(crl.revoked.iter().filter(is_new).map(|serial| key(signer, serial)));
     }
     keys
 }

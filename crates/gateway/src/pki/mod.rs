@@ -1,6 +1,6 @@
-//! Certificates of devices: whether a chain is accepted now and for as long as the device is connected. Enters: a chain as it
-//! was presented, or one that was verified before. Leaves: a verdict. Never here: a handshake or a session; and nothing waits
-//! for a network but [`ChainVerifier::check_revocation`] and what fetches in the background.
+//! Verifies device certificates at the handshake and while the device is connected. Enters: a chain as the device presented
+//! it, or one that was verified before. Leaves: `Ok` or a `ChainError`. Never here: a handshake or a session. Only
+//! [`ChainVerifier::check_revocation`] and background fetches wait for a network.
 
 mod anchors;
 mod chain;

@@ -99,7 +99,7 @@ impl RevocationStore {
 
     /// Requests the OCSP response about the gateway's own certificate from the responder that the certificate names.
     /// Returns the response in DER and its nextUpdate in seconds since 1970. Only a status of `good` is returned:
-    /// stapling another one helps nobody.
+    /// a stapled `revoked` or `unknown` would only make clients disconnect.
     ///
     /// # Errors
     /// Why there is no such response.

@@ -127,7 +127,7 @@ impl Remote for CrlOrigin {
         let lists = reading.await.map_err(|error| format!("{url}: {error}"))??;
         // While the signer is unknown, do not keep the validators: with those of an attacker's CRL, the server would keep
         // answering 304 Not Modified.
-        let is_signed = lists.latest.iter().all(|list| list.signer().is_some());
+        let is_signed = lists.latest.iter().all(|crl| crl.signer().is_some());
         Ok(Some((lists, if is_signed { new } else { Validators::default() })))
     }
 
@@ -135,22 +135,22 @@ impl Remote for CrlOrigin {
     fn accept(&self, Crls { latest, .. }: Crls, last: Option<&Crls>) -> Result<Crls, String> {
         // Runs under the lock of the value, so that a CA added later finds these CRLs in `pending`.
         let known = self.shared.issuers.all();
-        for list in &latest {
-            known.values().for_each(|issuer| list.identify_signer(issuer));
+        for crl in &latest {
+            known.values().for_each(|issuer| crl.identify_signer(issuer));
         }
-        let (signed, pending): (Vec<_>, Vec<_>) = latest.iter().cloned().partition(|list| list.signer().is_some());
+        let (signed, pending): (Vec<_>, Vec<_>) = latest.iter().cloned().partition(|crl| crl.signer().is_some());
         let before = last.map_or(&[][..], |last| &last.signed);
-        let is_known = |list: &Arc<Crl>| known.values().any(|issuer| list.names_issuer(issuer));
+        let is_known = |crl: &Arc<Crl>| known.values().any(|issuer| crl.names_issuer(issuer));
         let is_not_signed = match &self.origin {
             // A CA may have a new key under its old name, and no device has presented that certificate yet: such a CRL
             // is not an error, unless it replaces a CRL in use.
             Origin::File(_) => {
-                let is_lost = |old: &Arc<Crl>| {
-                    let is_replaced = signed.iter().any(|list| list.signer() == old.signer());
+                let loses_signer = |old: &Arc<Crl>| {
+                    let is_replaced = signed.iter().any(|crl| crl.signer() == old.signer());
                     let issuer = old.signer().and_then(|signer| known.get(signer));
-                    !is_replaced && issuer.is_some_and(|issuer| pending.iter().any(|list| list.names_issuer(issuer)))
+                    !is_replaced && issuer.is_some_and(|issuer| pending.iter().any(|crl| crl.names_issuer(issuer)))
                 };
-                before.iter().any(is_lost) || (signed.is_empty() && pending.iter().all(is_known))
+                before.iter().any(loses_signer) || (signed.is_empty() && pending.iter().all(is_known))
             }
             Origin::Url(_) => pending.iter().any(is_known),
         };
@@ -160,7 +160,7 @@ impl Remote for CrlOrigin {
         match &self.origin {
             Origin::File(_) => Ok(Crls { signed, pending, latest }),
             // Over plain HTTP, an attacker on the path could replay a CRL from before a revocation.
-            Origin::Url(_) if signed.iter().any(|list| before.iter().any(|other| list.is_older_than(other))) => {
+            Origin::Url(_) if signed.iter().any(|crl| before.iter().any(|other| crl.is_older_than(other))) => {
                 Err(format!("{}: older than the CRL in use", self.origin))
             }
             Origin::Url(_) => Ok(Crls { signed: merged(before, signed), pending, latest }),
@@ -186,8 +186,8 @@ impl Crls {
         let max = if origin.file().is_some() { MAX_CRLS_OF_FILE } else { MAX_CRLS_OF_URL };
         let lists = Crl::read(bytes, max).map_err(|what| format!("{origin}: {what}"))?;
         let known = issuers.all();
-        for list in &lists {
-            known.values().for_each(|issuer| list.identify_signer(issuer));
+        for crl in &lists {
+            known.values().for_each(|issuer| crl.identify_signer(issuer));
         }
         Ok(Self { latest: lists.into_iter().map(Arc::new).collect(), ..Self::default() })
     }

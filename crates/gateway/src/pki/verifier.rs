@@ -249,7 +249,7 @@ impl ChainVerifier {
         let (mut full, mut partial) = (Status::Unknown, None);
         let mut report = |coverage, status| match coverage {
             // CRLs of several distribution points: each must exist and report the certificate as good.
-            Coverage::Perhaps if status != Status::Revoked => partial = partial.min(Some(status)).or(Some(status)),
+            Coverage::Possible if status != Status::Revoked => partial = partial.min(Some(status)).or(Some(status)),
             _ => full = full.max(status),
         };
         self.sources.iter().for_each(|source| source.tell(certificate, is_ca, now, &mut report));

@@ -1,10 +1,10 @@
-//! What a codec is: it decides what becomes of the bytes that the pump moves.
+//! The codec trait: a codec decides what to do with the bytes that the pump moves.
 //!
-//! Enters: each chunk, with its direction, split anywhere. Leaves: what the receiver is to get, what goes back to the
-//! sender, or the reason for which the session ends. Never here: sockets, waiting, deadlines; the pump has them.
+//! Enters: each chunk with its direction, split anywhere. Leaves: the bytes for the receiver, bytes back to the sender, or
+//! the close reason. Never here: sockets, waiting or deadlines, which belong to the pump.
 //!
-//! A session has one codec for both directions, because packets of one direction answer those of the other. The pump is
-//! generic over it: a codec that changes nothing costs nothing.
+//! A session has one codec for both directions, because packets of one direction respond to those of the other. The pump is
+//! generic over the codec, so that one that changes nothing costs nothing.
 
 use crate::outcome::CloseReason;
 
@@ -18,7 +18,7 @@ pub(super) enum Direction {
 }
 
 impl Direction {
-    /// The other one.
+    /// The opposite direction.
     pub(super) const fn reverse(self) -> Self {
         match self {
             Direction::ToBroker => Direction::ToClient,
@@ -27,22 +27,22 @@ impl Direction {
     }
 }
 
-/// Decides what becomes of the bytes of a session.
+/// Decides what to do with the bytes of a session.
 ///
-/// A codec keeps no buffer while both directions are at a packet boundary. It may withhold bytes that it cannot decide on
-/// yet, such as half a packet header, and it bounds them.
+/// A codec keeps no buffer while both directions are at a packet boundary. It may withhold a bounded number of bytes that it
+/// cannot decide on yet, such as half a packet header.
 pub(super) trait Codec {
-    /// Takes the `chunk` that was read in `direction`. Returns the part of it that is written as it is, straight from the
-    /// pump's buffer. What it leaves in `injected` is written too. A packet is
+    /// Takes the `chunk` that was read in `direction`. Returns the part of it that is written unchanged, directly from the
+    /// pump's buffer. The bytes that it adds to `injected` are written as well. A packet is
     ///
-    /// - withheld by returning only what is in front of it, until its rest has come;
-    /// - dropped or replaced by returning what is in front of it, and putting what comes instead and behind into
+    /// - withheld by returning only the bytes before it, until the rest of it arrives;
+    /// - dropped or replaced by returning the bytes before it, and adding the replacement and the following bytes to
     ///   [`Injected::forward`];
-    /// - answered in the receiver's place through [`Injected::reply`].
+    /// - answered on behalf of the receiver through [`Injected::reply`].
     ///
     /// # Errors
-    /// The session ends for this reason, and nothing more is read in this direction. What is in `injected`, such as the
-    /// packets in front of the one that ends the session, is still written as far as it is taken at once.
+    /// The session closes for this reason, and nothing more is read in this direction. The bytes in `injected`, which are
+    /// packets before the offending one, are still written if the receiver accepts them at once.
     fn take<'c>(
         &mut self,
         direction: Direction,
@@ -50,28 +50,28 @@ pub(super) trait Codec {
         injected: &mut Injected,
     ) -> Result<&'c [u8], CloseReason>;
 
-    /// Where the bytes to the client may end, if `chunk` is what comes next in that direction. An empty `chunk` asks
-    /// whether they may end now.
+    /// Where the stream to the client may end, if `chunk` comes next in that direction. With an empty `chunk`: whether it
+    /// may end now.
     fn boundary(&self, chunk: &[u8]) -> Boundary;
 }
 
-/// What a codec adds to a stream. It allocates only for what it adds.
+/// The bytes that a codec adds to a stream. Allocates only if there are some.
 #[derive(Debug, Default)]
 pub(super) struct Injected {
-    /// Follows the part of the chunk that is passed.
+    /// Written after the part of the chunk that is passed on.
     pub(super) forward: Vec<u8>,
-    /// Goes to the sender of the chunk, behind everything the codec has passed to it. The codec adds to it only while
-    /// that ends with a whole packet. Nothing more is read from the sender until it has taken this.
+    /// Written back to the sender of the chunk, after everything the codec has passed to it. The codec may add to it only at
+    /// a packet boundary of that stream. The sender is not read again until it has accepted these bytes.
     pub(super) reply: Vec<u8>,
 }
 
-/// Where the bytes to the client may end.
+/// Where the stream to the client may end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Boundary {
-    /// Behind this many bytes of the chunk: the last packet boundary in it.
+    /// After this many bytes of the chunk, the last packet boundary in it.
     At(usize),
-    /// Behind a later chunk: a packet is under way.
+    /// In a later chunk: a packet is incomplete.
     Later,
-    /// Nowhere: the broker does not speak MQTT.
+    /// Nowhere: the broker's bytes are not MQTT.
     Never,
 }

@@ -1,12 +1,13 @@
 //! The relay: bytes between a client and its broker, once the broker has answered CONNECT.
 //!
-//! Input: two connected streams. Output: why the session ended, and the record's byte counts. Two parts that know nothing
-//! of each other's work:
+//! Enters: two connected streams. Leaves: the close reason, and the byte counts in the record. It has two independent
+//! parts:
 //!
 //! - the pump ([`pump`]) moves bytes: back-pressure, half-close, deadlines, the DISCONNECT at the end;
-//! - a codec ([`codec`]) decides what becomes of them. [`opaque`] passes all of them as they are.
+//! - a codec ([`codec`]) decides what to do with them. [`opaque`] passes all of them unchanged.
 //!
-//! Never here: a buffer while the session is idle, a decision whether the client may stay (the session index tells).
+//! Never here: a buffer while the session is idle, or the decision whether the client may stay connected, which comes from
+//! the session index.
 
 mod codec;
 mod opaque;
@@ -61,9 +62,9 @@ fn take_early(
     Ok(())
 }
 
-/// Moves bytes until both sides have ended, one is lost, or the session has to end. Returns why it ended.
+/// Moves bytes until both sides have closed, one is lost, or the session has to close. Returns the close reason.
 ///
-/// Bytes are counted in `record` as they move, so that a session that is cut off has a true record too.
+/// Bytes are counted in `record` as they move, so that the record of an aborted session is correct, too.
 pub async fn relay(ends: Ends, codec: SessionCodec, record: &mut Record, session: &Session) -> CloseReason {
     let mut pump = pump::Pump::new(ends, codec.codec, codec.replies);
     let reason = poll_fn(|cx| {

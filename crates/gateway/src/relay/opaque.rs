@@ -1,22 +1,22 @@
-//! The codec that passes all bytes as they are.
+//! The codec that passes all bytes unchanged.
 //!
-//! Packets from broker to client are followed, in eight bytes of state, so that the pump knows where it may end the
-//! session. Never here: a look inside a packet, a byte kept, added or left out.
+//! It tracks packet boundaries from broker to client, in eight bytes of state, so that the pump knows where it may end the
+//! stream. Never here: the content of packets; no byte is kept, added or removed.
 
 use portcullis_wire::Scanner;
 
 use super::codec::{Boundary, Codec, Direction, Injected};
 use crate::outcome::CloseReason;
 
-/// Passes all bytes as they are.
+/// Passes all bytes unchanged.
 #[derive(Debug)]
 pub(super) struct Opaque {
-    /// Of the bytes to the client; `None` once they were found not to be MQTT.
+    /// The position in the stream to the client; `None` once its bytes turned out not to be MQTT.
     scanner: Option<Scanner>,
 }
 
 impl Opaque {
-    /// For a session whose broker has not sent anything yet.
+    /// The codec of a session whose broker has not sent any bytes yet.
     pub(super) const fn new() -> Self {
         Self { scanner: Some(Scanner::new()) }
     }
@@ -35,7 +35,7 @@ impl Codec for Opaque {
     }
 
     fn boundary(&self, chunk: &[u8]) -> Boundary {
-        // A copy looks ahead: the bytes themselves are still to be taken.
+        // On a copy, because `chunk` is not consumed yet.
         let Some(mut scanner) = self.scanner else { return Boundary::Never };
         match scanner.scan(chunk, |_| ()) {
             Ok(Some(offset)) => Boundary::At(offset),
@@ -49,7 +49,7 @@ impl Codec for Opaque {
 mod tests {
     use super::*;
 
-    /// PINGRESP, and a PUBLISH of which the payload is still to come.
+    /// PINGRESP, and the header of a PUBLISH without its payload.
     const PINGRESP_AND_HALF_A_PUBLISH: &[u8] = b"\xd0\x00\x30\x06\x00\x01a";
 
     fn take(codec: &mut Opaque, direction: Direction, chunk: &[u8]) {

@@ -1,16 +1,18 @@
 //! The pump moves bytes between a client and its broker.
 //!
-//! Enters: two connected streams, a codec, and at some time the word that the session has to end. Leaves: what the codec
-//! makes of the bytes, the numbers of bytes, and why it is over.
+//! Enters: two connected streams, a codec, and later a close reason. Leaves: the bytes that the codec passes, their counts,
+//! and the close reason.
 //!
-//! - **Back-pressure.** Bytes are read into a buffer of the thread and written from it at once. Only what the receiver does
-//!   not take is kept, a chunk and what the codec adds to it at most, and nothing more is read until it is gone: a slow
-//!   reader slows its writer down, and an idle session holds no buffer.
-//! - **Half-close.** When one side has ended, the other is told, and has [`HALF_CLOSE`] from its last byte on to end too.
-//! - **The end between packets.** When the gateway ends a session, the packet that is under way to the client is completed.
-//!   An MQTT 5 client is then sent a DISCONNECT that says why. [`STOP`] bounds all of it.
+//! - **Back-pressure.** Bytes are read into a per-thread buffer and written from it at once. Only bytes that the receiver
+//!   does not accept are kept, at most a chunk and the codec's additions to it, and nothing more is read until they are
+//!   written. A slow reader thus slows its writer down, and an idle session holds no buffer.
+//! - **Half-close.** When one side closes, the other side's writing half is shut down. It then has [`HALF_CLOSE`] after its
+//!   last byte to close, too.
+//! - **Closing between packets.** When the gateway closes a session, the current packet to the client is completed first. An
+//!   MQTT 5 client then receives a DISCONNECT with the reason. [`STOP`] bounds the whole procedure.
 //!
-//! Never here: a look at the bytes, which are the codec's; a decision whether the session may go on; the access log.
+//! Never here: the content of the bytes, which belongs to the codec; the decision whether the session may continue; the
+//! access log.
 
 use std::cell::RefCell;
 use std::io;
@@ -27,28 +29,28 @@ use super::side::{Input, Output, Side};
 use crate::edge::{Stream, discard_until_closed};
 use crate::outcome::CloseReason;
 
-/// Read at once: as much as one TLS record holds.
+/// The size of the read buffer: one TLS record.
 const CHUNK: usize = 16 << 10;
-/// For the other side to end too, after one side has.
+/// How long the other side may stay silent after one side has closed.
 const HALF_CLOSE: Duration = Duration::from_secs(10);
-/// For the packet under way and the DISCONNECT to be written, when the gateway ends the session.
+/// How long the current packet and the DISCONNECT may take to write when the gateway closes the session.
 const STOP: Duration = Duration::from_secs(2);
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
 }
 
-/// What a relay begins with.
+/// The two connections of a session, once the broker has answered CONNECT.
 #[derive(Debug)]
 pub struct Ends {
     /// The connection to the client.
     pub client: Stream,
     /// The connection to the broker.
     pub broker: Stream,
-    /// What the broker has sent already, from its first byte on.
+    /// The bytes that the broker has sent so far.
     pub broker_first: Vec<u8>,
-    /// Whether the gateway may end the session with a DISCONNECT of its own: in MQTT 5, once the broker has accepted
-    /// the client [MQTT-3.14.0-1].
+    /// Whether the gateway may send a DISCONNECT when it closes the session: only in MQTT 5, and only after the broker has
+    /// accepted the client [MQTT-3.14.0-1].
     pub may_send_disconnect: bool,
 }
 
@@ -58,14 +60,14 @@ pub(super) struct Pump<C> {
     broker: Side,
     codec: C,
     may_send_disconnect: bool,
-    /// The first thing that happened: what comes after is its consequence.
+    /// The first close reason. Later ones are consequences of it.
     reason: Option<CloseReason>,
     is_stopping: bool,
-    /// The broker takes nothing more; it may still have something to say.
+    /// The broker accepts no more bytes, but may still send some.
     is_broker_lost: bool,
-    /// Which direction has its turn first: a flood in one does not starve the other.
+    /// The direction that is polled first. It alternates, so that a flood in one does not starve the other.
     first: Direction,
-    /// Set once one side has ended.
+    /// Set once one side has closed.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -75,7 +77,7 @@ enum Interrupt {
     Reading,
     /// The receiver was lost.
     Writing,
-    /// The codec ends the session.
+    /// The codec closes the session.
     Codec(CloseReason),
 }
 
@@ -104,9 +106,9 @@ impl<C: Codec> Pump<C> {
         pump
     }
 
-    /// Moves what can be moved. Ready with the reason when the session is over.
+    /// Moves bytes in both directions as far as possible. Ready with the close reason when the session is over.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        // First: a flood would leave it no turn.
+        // Polled first: a flood of bytes must not starve the deadline.
         let is_late = self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
         self.first = self.first.reverse();
         for direction in [self.first, self.first.reverse()] {
@@ -126,7 +128,7 @@ impl<C: Codec> Pump<C> {
         self.poll_over(cx, is_late)
     }
 
-    /// Waits for the rest of a session of which a part has ended, as long as its deadline allows.
+    /// Ready when a session that has begun to close is over: all is written, or the deadline has passed.
     fn poll_over(&mut self, cx: &mut Context<'_>, is_late: bool) -> Poll<CloseReason> {
         let reason = self.reason.unwrap_or(CloseReason::UpstreamLost);
         let is_client_closed = self.client.output == Output::Closed;
@@ -143,14 +145,14 @@ impl<C: Codec> Pump<C> {
         let limit = if self.is_stopping { STOP } else { HALF_CLOSE };
         let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
         if !self.is_stopping && (self.client.received > 0 || self.client.sent > 0) {
-            // What is still coming over the half that is open may come.
+            // The open half is still active: restart its deadline.
             deadline.as_mut().reset(Instant::now() + limit);
         }
-        // Only being polled makes it wake this task.
+        // Poll it again after the reset, to register the waker.
         deadline.as_mut().poll(cx).map(|()| too_late)
     }
 
-    /// `Some`: the session is over at once.
+    /// Moves bytes in one direction. `Some`: the session is over at once.
     fn poll_direction(&mut self, cx: &mut Context<'_>, direction: Direction) -> Option<CloseReason> {
         let (from, to) = match direction {
             Direction::ToBroker => (&mut self.client, &mut self.broker),
@@ -163,21 +165,21 @@ impl<C: Codec> Pump<C> {
             }
             (Interrupt::Reading, Direction::ToClient) => Some(CloseReason::UpstreamLost),
             (Interrupt::Writing, Direction::ToBroker) => {
-                // What a broker says before it hangs up, why for instance, is still to reach the client.
+                // The bytes that the broker sent before it closed, for instance a reason, still have to reach the client.
                 self.is_broker_lost = true;
                 self.broker.abandon();
                 None
             }
             (Interrupt::Codec(reason), direction) => {
                 self.refuse(direction, reason);
-                // The other direction may have had its turn, and has something to write now.
+                // The other direction may already have been polled, and now has bytes to write.
                 cx.waker().wake_by_ref();
                 None
             }
         }
     }
 
-    /// Ends the session because of what was sent in `direction`.
+    /// Closes the session because of the bytes received in `direction`.
     fn refuse(&mut self, direction: Direction, reason: CloseReason) {
         let from = if direction == Direction::ToBroker { &mut self.client } else { &mut self.broker };
         from.input = Input::Refused;
@@ -186,7 +188,7 @@ impl<C: Codec> Pump<C> {
         }
     }
 
-    /// Ends the session from the gateway's side: at the next packet boundary to the client, in MQTT 5 with a DISCONNECT.
+    /// Closes the session on behalf of the gateway, at the next packet boundary to the client; in MQTT 5 with a DISCONNECT.
     pub(super) fn stop(&mut self, reason: CloseReason) {
         self.is_stopping = true;
         self.end_because(reason);
@@ -197,7 +199,7 @@ impl<C: Codec> Pump<C> {
         }
     }
 
-    /// Whether [`stop`](Self::stop) was called, or the codec ended the session.
+    /// Whether [`stop`](Self::stop) was called, or the codec closed the session.
     pub(super) const fn is_stopping(&self) -> bool {
         self.is_stopping
     }
@@ -206,14 +208,14 @@ impl<C: Codec> Pump<C> {
         *self.reason.get_or_insert(reason)
     }
 
-    /// Bytes from and to the client since this was last called.
+    /// The bytes from and to the client since the last call.
     pub(super) const fn take_counts(&mut self) -> (u64, u64) {
         let counts = (self.client.received, self.client.sent);
         (self.client.received, self.client.sent) = (0, 0);
         counts
     }
 
-    /// Lets a client that was told why the session is over read that: a reset for what it still sends could overtake it.
+    /// Closes the client's connection so that it can read the DISCONNECT: a reset caused by unread bytes could overtake it.
     pub(super) async fn close(&mut self) {
         if self.client.output == Output::Closed && self.client.input != Input::Ended {
             // In a box: an idle session does not carry the buffer that this needs.
@@ -222,7 +224,7 @@ impl<C: Codec> Pump<C> {
     }
 }
 
-/// Moves what can be moved in one direction. Ready without an error once nothing more is written.
+/// Moves bytes in one direction as far as possible. Ready without an error once the direction is closed.
 fn poll_direction<C: Codec>(
     cx: &mut Context<'_>,
     codec: &mut C,
@@ -242,7 +244,7 @@ fn poll_direction<C: Codec>(
             Output::Ending => ready!(to.poll_shutdown(cx)),
             Output::Open | Output::UntilBoundary(_) => {
                 if !may_read || poll_chunk(cx, codec, direction, from, to)?.is_pending() {
-                    // The sender has nothing now: what was written is not to wait for more.
+                    // The sender has no bytes now: flush what was written.
                     ready!(to.poll_flush(cx)).map_err(|_| Interrupt::Writing)?;
                     return Poll::Pending;
                 }
@@ -251,7 +253,7 @@ fn poll_direction<C: Codec>(
     }
 }
 
-/// Reads once, and writes what the codec passes as far as the receiver takes it.
+/// Reads once, and writes the bytes that the codec passes, as far as the receiver accepts them.
 fn poll_chunk<C: Codec>(
     cx: &mut Context<'_>,
     codec: &mut C,
@@ -273,7 +275,7 @@ fn poll_chunk<C: Codec>(
                     }
                 }
             }
-            // A client that closes without TLS' close_notify has ended all the same: MQTT frames itself.
+            // A close without TLS close_notify is a normal end: MQTT frames its packets, so truncation is detectable.
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
                 return Poll::Ready(Err(Interrupt::Reading));
             }
@@ -283,7 +285,7 @@ fn poll_chunk<C: Codec>(
     })
 }
 
-/// Lets the codec take a chunk. Returns the part that is to be written in front of what is pending for the receiver.
+/// Passes a chunk to the codec. Returns the part to write before the pending bytes of the receiver.
 fn pass<'c, C: Codec>(
     codec: &mut C,
     direction: Direction,

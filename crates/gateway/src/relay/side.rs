@@ -1,7 +1,7 @@
-//! One side of a session: its connection, and what it has not taken yet.
+//! One side of a session: its connection and the bytes that wait to be written to it.
 //!
-//! Enters: bytes that the side is to get. Leaves: as many of them as it takes, in order; then the shutdown of the writing
-//! half. Never here: memory while nothing waits.
+//! Enters: bytes for the side. Leaves: the bytes in order, as the side accepts them, then the shutdown of the writing half.
+//! Never here: memory while no bytes wait.
 
 use std::io;
 use std::pin::Pin;
@@ -12,49 +12,49 @@ use tokio::io::AsyncWrite;
 use super::codec::Boundary;
 use crate::edge::Stream;
 
-/// The client or the broker, as the pump knows it.
+/// The client's or the broker's side of the pump.
 pub(super) struct Side {
     pub(super) stream: Stream,
     pub(super) input: Input,
     pub(super) output: Output,
-    /// Bytes read from it and written to it since the last time they were taken.
+    /// Bytes read from it and written to it since the counts were last taken.
     pub(super) received: u64,
     pub(super) sent: u64,
-    /// What it is to get and has not taken; without memory of its own while nothing waits.
+    /// Bytes to be written. Holds no memory while there are none.
     pending: Vec<u8>,
-    /// How much of `pending` it has taken.
+    /// How many bytes of `pending` are written.
     written: usize,
     is_unflushed: bool,
 }
 
-/// What is still read from a side.
+/// The state of reading from a side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Input {
-    /// Everything.
+    /// Open.
     Open,
-    /// Nothing until it has taken what the codec sent back to it: a sender that does not read is slowed down.
+    /// Paused until it has accepted the codec's response: a sender that does not read is slowed down.
     AwaitsReply,
-    /// Nothing: the codec ended the session because of what it sent.
+    /// Stopped: the codec closed the session because of its bytes.
     Refused,
-    /// Nothing: it has ended.
+    /// The side has closed.
     Ended,
 }
 
-/// What is still written to a side.
+/// The state of writing to a side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Output {
-    /// Everything.
+    /// Open.
     Open,
-    /// The rest of the packet that is under way, then this DISCONNECT if there is one, then as `Ending`.
+    /// Writes the rest of the current packet, then the DISCONNECT, if any; then continues as `Ending`.
     UntilBoundary(Option<[u8; 4]>),
-    /// What is pending; then the writing half is shut down.
+    /// Writes the pending bytes, then shuts the writing half down.
     Ending,
-    /// Nothing.
+    /// Shut down.
     Closed,
 }
 
 impl Output {
-    /// Whether the side may be sent more than what is pending already.
+    /// Whether more bytes may be added to the pending ones.
     pub(super) const fn takes_more(self) -> bool {
         matches!(self, Output::Open | Output::UntilBoundary(_))
     }
@@ -74,11 +74,11 @@ impl Side {
         }
     }
 
-    /// Writes `bytes` as far as the side takes them, and keeps the rest in front of what is pending. Everything that was
-    /// to be written before them must have been written.
+    /// Writes `bytes` as far as the side accepts them, and keeps the rest before the pending bytes. All bytes that precede
+    /// them must have been written.
     ///
     /// # Errors
-    /// The side takes nothing more.
+    /// The side accepts no more bytes.
     pub(super) fn write(&mut self, cx: &mut Context<'_>, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let Poll::Ready(written) = self.poll_write(cx, bytes) else {
@@ -90,17 +90,17 @@ impl Side {
         Ok(())
     }
 
-    /// Puts `bytes` in front of what is pending.
+    /// Puts `bytes` before the pending bytes.
     pub(super) fn keep(&mut self, bytes: &[u8]) {
         self.pending.splice(0..0, bytes.iter().copied());
     }
 
-    /// Puts `bytes` behind what is pending.
+    /// Puts `bytes` after the pending bytes.
     pub(super) fn push(&mut self, bytes: Vec<u8>) {
         if self.pending.is_empty() { self.pending = bytes } else { self.pending.extend(bytes) }
     }
 
-    /// Sends the codec's answer back to this side, unless it has been told that this is the end.
+    /// Queues the codec's response to this side, unless its stream is being closed.
     pub(super) fn answer(&mut self, bytes: Vec<u8>) {
         if self.output.takes_more() {
             self.push(bytes);
@@ -108,8 +108,8 @@ impl Side {
         }
     }
 
-    /// Ready once the side has taken the codec's answer and may be read again. An error is not reported: reading will tell
-    /// how a side has ended that takes nothing.
+    /// Ready once the side has accepted the codec's response and may be read again. Write errors are not reported here: the
+    /// next read reports how the side closed.
     pub(super) fn poll_reply_taken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if ready!(self.poll_drain(cx)).is_ok() {
             let _ = ready!(self.poll_flush(cx));
@@ -120,10 +120,10 @@ impl Side {
         Poll::Ready(())
     }
 
-    /// Writes what is pending.
+    /// Writes the pending bytes.
     ///
     /// # Errors
-    /// The side takes nothing more.
+    /// The side accepts no more bytes.
     #[inline]
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.pending.is_empty() { Poll::Ready(Ok(())) } else { self.poll_write_pending(cx) }
@@ -155,10 +155,10 @@ impl Side {
         Poll::Ready(Ok(written))
     }
 
-    /// Flushes what was written.
+    /// Flushes the written bytes.
     ///
     /// # Errors
-    /// The side takes nothing more.
+    /// The side accepts no more bytes.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_unflushed {
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
@@ -169,13 +169,13 @@ impl Side {
 
     /// Shuts the writing half down.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // An error says that the peer is gone: it does not have to be told that this is the end.
+        // An error means that the peer has already closed.
         let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
         self.output = Output::Closed;
         Poll::Ready(())
     }
 
-    /// Ends the output where `boundary` says, with `disconnect` if that is a packet boundary.
+    /// Ends the stream at `boundary`, with `disconnect` if it is a packet boundary.
     pub(super) fn end_at(&mut self, boundary: Boundary, disconnect: Option<[u8; 4]>) {
         match boundary {
             Boundary::At(_) => self.end_with(disconnect),
@@ -184,13 +184,13 @@ impl Side {
         }
     }
 
-    /// Ends the output here, with `disconnect` if there is one.
+    /// Ends the stream here, with `disconnect` if there is one.
     fn end_with(&mut self, disconnect: Option<[u8; 4]>) {
         self.pending.extend(disconnect.into_iter().flatten());
         self.output = Output::Ending;
     }
 
-    /// Gives up writing: what is pending has nowhere to go.
+    /// Stops writing and drops the pending bytes.
     pub(super) fn abandon(&mut self) {
         self.discard();
         self.output = Output::Closed;
@@ -200,7 +200,7 @@ impl Side {
         (self.pending, self.written) = (Vec::new(), 0);
     }
 
-    /// Bytes of memory held for what the side has not taken.
+    /// The bytes of memory held for pending bytes.
     #[cfg(test)]
     pub(super) fn buffered(&self) -> usize {
         self.pending.capacity()

@@ -24,9 +24,9 @@ use crate::tls::Secured;
 use crate::upstream::Dialed;
 use crate::util::clock::now;
 
-/// For a broker to answer CONNECT: it may ask an authentication service first.
+/// How long a broker may take to answer CONNECT. It may query an authentication service first.
 const CONNACK_TIMEOUT: Duration = Duration::from_secs(30);
-/// The first read of a CONNECT; most are smaller.
+/// The initial buffer for CONNECT, in bytes. Most are smaller.
 const CONNECT_BUFFER: usize = 1024;
 
 /// A CONNECT that a broker has answered.
@@ -141,7 +141,7 @@ async fn forward(
 ) -> Result<(Dialed, Vec<u8>, Option<u8>), Reject> {
     let mut dialed = listener.upstream.dial(hash_key.as_bytes()).await?;
     record.info.set_server(Arc::clone(&dialed.server));
-    match present(&mut dialed.stream, packets).await {
+    match send_connect(&mut dialed.stream, packets).await {
         Ok((answer, code)) => Ok((dialed, answer, code)),
         Err(reject) => {
             dialed.lease.unanswered();
@@ -150,14 +150,14 @@ async fn forward(
     }
 }
 
-/// Finds out who the client is: by the registry, if its handshake was by a key of that, and by the authenticators.
+/// Identifies the client by its registry entry, if it used a registry key in the handshake, and by the authenticators.
 async fn identify(
     facts: &Facts<'_>,
     device: Option<&Entry>,
     listener: &Listener,
     record: &mut Record,
 ) -> Result<Box<Principal>, Reject> {
-    // It may have failed elsewhere since it was let in.
+    // The address may have been banned since this connection was accepted.
     if listener.bans.is_banned(record.info.address().ip()) {
         return Err(Reject::Banned);
     }
@@ -179,7 +179,7 @@ async fn check_revocation(listener: &Listener, session: &Session) -> Result<(), 
     }
 }
 
-/// Reads until CONNECT is whole; what the client has sent behind it stays in the buffer.
+/// Reads until CONNECT is complete. Bytes after it stay in the buffer.
 async fn read_connect(client: &mut Stream, buffer: &mut Vec<u8>, listener: &Listener) -> Result<(), Reject> {
     loop {
         match client.read_buf(buffer).await {
@@ -187,11 +187,11 @@ async fn read_connect(client: &mut Stream, buffer: &mut Vec<u8>, listener: &List
             Ok(_) => {}
         }
         if listener.tls.is_none() && matches!(buffer.as_slice(), [0x16, 3, ..]) {
-            // A TLS record of the type handshake (RFC 8446, 5.1), which MQTT would call a CONNECT with wrong flags.
+            // A TLS handshake record (RFC 8446, 5.1). Read as MQTT, it would be a CONNECT with invalid flags.
             return Err(Reject::TlsOnPlainPort);
         }
         if listener.tls.is_none() && *buffer == [0x16] {
-            // One byte does not say which of the two it is.
+            // One byte is not enough to tell the two apart.
             continue;
         }
         if decode(buffer, listener)?.is_some() {
@@ -204,10 +204,10 @@ fn decode<'b>(buffer: &'b [u8], listener: &Listener) -> Result<Option<(Connect<'
     Ok(Connect::decode(buffer, Limits { max_packet_len: listener.max_connect_size })?)
 }
 
-/// Sends CONNECT, and what came behind it, to the broker; waits for the beginning of its answer. Returns all it said so
-/// far, and the code if that is a CONNACK; with MQTT 5's extended authentication it is an AUTH packet, which is the
-/// client's to judge.
-async fn present(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Option<u8>), Reject> {
+/// Sends CONNECT and the bytes after it to the broker, and waits for the start of the broker's first packet. Returns the
+/// bytes received so far, and the code of a CONNACK. With MQTT 5's enhanced authentication, the first packet is AUTH, which
+/// the client has to answer.
+async fn send_connect(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Option<u8>), Reject> {
     let deadline = Instant::now() + CONNACK_TIMEOUT;
     let send = async {
         broker.write_all(packet).await?;
@@ -227,14 +227,14 @@ async fn present(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Option<
         }
         let Some(header) = FixedHeader::decode(&answer).map_err(|_| Reject::UpstreamProtocol)? else { continue };
         match header.packet_type {
-            // Flags first, then the code [MQTT-3.2.2].
+            // The code follows the flags [MQTT-3.2.2].
             PacketType::Connack if header.remaining_length >= 2 => {
                 if let Some(code) = answer.get(header.len + 1).copied() {
                     return Ok((answer, Some(code)));
                 }
             }
             PacketType::Auth => return Ok((answer, None)),
-            // MQTT 5 lets a server say why it goes before it has said anything else.
+            // MQTT 5 allows a server to send DISCONNECT with a reason before CONNACK.
             PacketType::Disconnect => return Ok((answer, Some(0x80))),
             _ => return Err(Reject::UpstreamProtocol),
         }

@@ -1,16 +1,16 @@
-//! Whether a client may be connected: the one function that is asked when it is admitted, by a full handshake or a resumed
-//! one, and whenever something has changed. It asks whether what the client has proved is *enough now*, under the
-//! configuration and the revocation data of the moment, and not only whether it is still good.
+//! Evaluates whether a client may be connected. The same function runs at admission, after a full or a resumed handshake,
+//! and whenever the configuration, a CRL or the registry changes. It decides whether the client's evidence is *sufficient*
+//! under the current configuration and revocation data, not only whether it is still valid. Never here: I/O or waiting.
 
 use super::index::Claim;
 use crate::evidence::Evidence;
 use crate::outcome::CloseReason;
 use crate::runtime::{Listener, Runtime};
 
-/// Whether a client with this claim may be connected. `now` is in seconds since 1970.
+/// Evaluates a client by the current configuration and revocation data. `now` is in seconds since 1970.
 ///
 /// # Errors
-/// Why it may not.
+/// Why the client may not be connected.
 pub fn evaluate(claim: Claim<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
     let listener = runtime.listener(claim.listener);
     if listener.is_some_and(|listener| !listener.addresses.allows(claim.address)) {
@@ -27,7 +27,7 @@ pub fn evaluate(claim: Claim<'_>, runtime: &Runtime, now: i64) -> Result<(), Clo
 fn evaluate_tls(evidence: Option<&Evidence>, listener: &Listener, now: i64) -> Result<(), CloseReason> {
     match &listener.tls {
         Some(tls) => tls.evaluate(evidence, listener.uses_device, now),
-        // In the clear nothing is proved, so what was proved by TLS counts no more.
+        // The listener no longer uses TLS, so evidence from TLS is no longer accepted.
         None => match evidence {
             None => Ok(()),
             Some(Evidence::Chain(_)) => Err(CloseReason::CaRemoved),
@@ -36,8 +36,8 @@ fn evaluate_tls(evidence: Option<&Evidence>, listener: &Listener, now: i64) -> R
     }
 }
 
-/// The listener is gone, perhaps only renamed: then another one accepts what the session rests on. If any of them knows
-/// that it is revoked or expired, that counts.
+/// Evaluates a session whose listener was removed or renamed. It continues if another listener accepts its evidence, and
+/// none reports the evidence as revoked or expired.
 fn evaluate_tls_of_removed(evidence: Option<&Evidence>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
     if evidence.is_none() {
         return Ok(());
@@ -56,12 +56,12 @@ fn evaluate_authentication(
     runtime: &Runtime,
     now: i64,
 ) -> Result<(), CloseReason> {
-    // Where no authenticator is asked any more, nothing can be withdrawn.
+    // A listener that no longer authenticates clients accepts all of them.
     if listener.is_some_and(|listener| listener.authenticators.is_empty()) {
         return Ok(());
     }
     let Some(Evidence::Authenticated { by, what }) = evidence else {
-        // When it connected no authenticator was asked; now one would be.
+        // The client connected before the listener had an authenticator; now it would have to authenticate itself.
         return if listener.is_some() { Err(CloseReason::CredentialWithdrawn) } else { Ok(()) };
     };
     let is_asked = |listener: &Listener| listener.authenticators.iter().any(|it| it.name == *by);

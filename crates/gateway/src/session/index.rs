@@ -1,6 +1,6 @@
-//! Who is connected: an index of live sessions by what they rest on and by the time they expire, so that the sessions
-//! that a change concerns are found without looking at the others. Enters: sessions as they open, and what has changed.
-//! Leaves: to each session concerned, the reason why it ends. Never here: the evaluation itself.
+//! The session index: all live sessions, by their evidence and by expiry time, so that a change finds the sessions it
+//! affects without a scan of all. Enters: sessions as they open, and the index keys that changed. Leaves: to each affected
+//! session, the reason why it is closed. Never here: the evaluation itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,14 +16,14 @@ use crate::observe::SessionInfo;
 use crate::outcome::CloseReason;
 use crate::pki::{IssuerId, Key, VerifiedChain};
 
-/// Locks that sessions are spread over, so that opening one seldom waits for another.
+/// The number of locks that sessions are spread over, so that opening one rarely waits for another.
 const SHARDS: usize = 64;
-/// Entries looked at before a lock is given back.
+/// The number of entries read under one lock acquisition.
 const CHUNK: usize = 256;
 
 type Id = u64;
 
-/// All live sessions of the process, from accept on.
+/// All live sessions of the process, from accept to close.
 #[derive(Debug, Default)]
 pub struct Sessions {
     next: AtomicU64,
@@ -31,53 +31,53 @@ pub struct Sessions {
     by_key: Sharded<BTreeSet<(Key, Id)>>,
     /// Seconds since 1970.
     by_expiry: Sharded<BTreeSet<(i64, Id)>>,
-    /// How many stand on certificates of an issuer that expire on a day, counted from 1970.
+    /// The number of sessions by issuer and by the day their certificate expires, in days since 1970.
     by_day: Mutex<BTreeMap<(IssuerId, i64), usize>>,
 }
 
-/// The certificates that devices are connected with.
+/// The certificates of connected devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
-    /// How many each authority has issued.
+    /// The number of sessions by the issuer of their certificates.
     pub by_issuer: Vec<(IssuerId, usize)>,
-    /// How many expire within so many days, for a few numbers of days.
+    /// The number of sessions whose certificate expires within a number of days, cumulative.
     pub expiring: Vec<(u32, usize)>,
 }
 
-/// Within how many days certificates may expire, for the inventory.
+/// The numbers of days of [`Inventory::expiring`].
 const EXPIRING_WITHIN: [u32; 6] = [1, 7, 30, 90, 365, 3650];
 const DAY: i64 = 24 * 60 * 60;
 
-/// What is known of a live session by those who may end it.
+/// A live session, as the tasks that may close it see it.
 #[derive(Debug)]
 pub struct Live {
     id: Id,
-    /// What is known of it.
+    /// The session's record for logs and metrics.
     pub info: Arc<SessionInfo>,
-    /// Set once the handshake has proved something.
+    /// Set after the handshake, if the device proved something in it.
     from_tls: OnceLock<Evidence>,
-    /// Set once authenticators were asked; seldom anything, so in a box.
+    /// Set after authentication. Boxed, because most sessions have none.
     from_authenticator: OnceLock<Option<Box<Evidence>>>,
-    /// 0: it may continue; else the position of the reason in [`CloseReason::ALL`], counted from 1.
+    /// 0 while the session may continue, else the index of the close reason in [`CloseReason::ALL`] plus one.
     end: AtomicU8,
     waker: AtomicWaker,
 }
 
-/// What a client claims when it is evaluated.
+/// What a client is evaluated by.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
-    /// The name of the listener that it came by.
+    /// The name of the listener it connected to.
     pub listener: &'a str,
     /// The client's address.
     pub address: IpAddr,
     /// What it proved in the handshake.
     pub from_tls: Option<&'a Evidence>,
-    /// What an authenticator verified; the outer `None`: no authenticator was asked yet.
+    /// What an authenticator verified. The outer `None`: authentication has not run yet.
     pub from_authenticator: Option<Option<&'a Evidence>>,
 }
 
 impl Live {
-    /// What is evaluated again when something changes.
+    /// What the session is evaluated by when something changes.
     pub fn claim(&self) -> Claim<'_> {
         Claim {
             listener: &self.info.listener,
@@ -87,7 +87,7 @@ impl Live {
         }
     }
 
-    /// The certificate chain it rests on, if there is one.
+    /// The device's certificate chain, if it has one.
     pub fn chain(&self) -> Option<&VerifiedChain> {
         self.from_tls.get().and_then(Evidence::chain)
     }
@@ -96,13 +96,13 @@ impl Live {
         self.from_tls.get().into_iter().chain(self.from_authenticator.get().and_then(Option::as_deref))
     }
 
-    /// Why it has expired, if it has.
+    /// The close reason, if the session's evidence has expired.
     fn expired(&self, now: i64) -> Option<CloseReason> {
         let expired = self.evidence().find(|evidence| evidence.expires().is_some_and(|expires| expires < now))?;
         Some(if expired.chain().is_some() { CloseReason::CertificateExpired } else { CloseReason::TokenExpired })
     }
 
-    /// Tells the session that it is over. The first reason counts.
+    /// Asks the session to close. If it is called twice, the first reason applies.
     pub fn end(&self, reason: CloseReason) {
         if self.end.compare_exchange(0, reason as u8 + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.waker.wake();
@@ -116,7 +116,7 @@ impl Live {
     }
 }
 
-/// A session's own entry; dropped, the session is no longer live.
+/// The session's handle to its index entry. Dropping it removes the entry.
 #[derive(Debug)]
 pub struct Session {
     live: Arc<Live>,
@@ -124,8 +124,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Enters what the handshake proved; once. From now on a change of it finds the session, so the caller evaluates after
-    /// this: whichever comes first, one of them sees the other.
+    /// Indexes what the handshake proved. Call it once, before evaluating: a change after this call finds the session in the
+    /// index, and a change before it is seen by the evaluation.
     pub fn proved(&self, evidence: Evidence) {
         self.sessions.enter(self.live.id, &evidence);
         if let Some(chain) = evidence.chain() {
@@ -134,7 +134,8 @@ impl Session {
         let _ = self.live.from_tls.set(evidence);
     }
 
-    /// Enters what an authenticator verified, or that none was asked; once, likewise.
+    /// Indexes what an authenticator verified, or `None` if none was asked. Call it once, before evaluating, as
+    /// [`Session::proved`].
     pub fn authenticated(&self, evidence: Option<Evidence>) {
         if let Some(evidence) = &evidence {
             self.sessions.enter(self.live.id, evidence);
@@ -142,12 +143,12 @@ impl Session {
         let _ = self.live.from_authenticator.set(evidence.map(Box::new));
     }
 
-    /// What is known of it.
+    /// The index entry.
     pub fn live(&self) -> &Live {
         &self.live
     }
 
-    /// Why it has to end, once it has to.
+    /// Ready with the reason once the session has to close.
     pub fn poll_end(&self, cx: &Context<'_>) -> Poll<CloseReason> {
         if let Some(reason) = self.live.reason() {
             return Poll::Ready(reason);
@@ -157,7 +158,7 @@ impl Session {
         self.live.reason().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Waits until it has to end.
+    /// Waits until the session has to close.
     pub async fn ended(&self) -> CloseReason {
         std::future::poll_fn(|cx| self.poll_end(cx)).await
     }
@@ -188,12 +189,12 @@ impl Drop for Session {
 }
 
 impl Sessions {
-    /// None.
+    /// An empty index.
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// Enters a connection.
+    /// Adds a connection.
     pub fn open(self: &Arc<Self>, info: Arc<SessionInfo>) -> Session {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let live = Arc::new(Live {
@@ -217,14 +218,14 @@ impl Sessions {
         }
     }
 
-    /// All of them, at about this time.
+    /// All sessions. Sessions that open or close during the call may be missing or included.
     pub fn all(&self) -> Vec<Arc<Live>> {
         let mut all = Vec::new();
         self.visit(|chunk| all.extend_from_slice(chunk));
         all
     }
 
-    /// Evaluates all; ends those that may not continue, and returns how many. No lock is held meanwhile.
+    /// Evaluates all sessions, closes those that fail, and returns their number. No lock is held during an evaluation.
     pub fn sweep(&self, evaluate: impl Fn(&Live) -> Result<(), CloseReason>) -> usize {
         let mut ended = 0;
         self.visit(|chunk| ended += sweep(chunk, &evaluate));
@@ -244,7 +245,8 @@ impl Sessions {
         }
     }
 
-    /// Likewise, of those that rest on one of these: certificates of their chain, devices.
+    /// As [`Sessions::sweep`], but only for sessions with one of these index keys: of certificates in their chain, or of
+    /// their device.
     pub fn sweep_keys(&self, keys: &[Key], evaluate: impl Fn(&Live) -> Result<(), CloseReason>) -> usize {
         let mut ended = 0;
         for key in keys {
@@ -263,12 +265,13 @@ impl Sessions {
         ended
     }
 
-    /// Whether somebody is connected who has one of these certificates in the chain.
+    /// Whether a connected device has a certificate with this key in its chain.
     pub fn has_certificate(&self, key: Key) -> bool {
         self.by_key.of(key).range((key, 0)..=(key, Id::MAX)).next().is_some()
     }
 
-    /// Ends those whose certificates or tokens have expired. `now` is in seconds since 1970.
+    /// Closes the sessions whose certificates or tokens have expired, and returns their number. `now` is in seconds since
+    /// 1970.
     pub fn sweep_expired(&self, now: i64) -> usize {
         let mut ended = 0;
         for shard in &self.by_expiry.0 {
@@ -284,9 +287,9 @@ impl Sessions {
         ended
     }
 
-    /// The certificates that devices are connected with. `now` is in seconds since 1970.
+    /// Counts the certificates of connected devices. `now` is in seconds since 1970.
     pub fn inventory(&self, now: i64) -> Inventory {
-        // As many entries as there are issuers and days, however many sessions.
+        // The size depends on the number of issuers and days, not on the number of sessions.
         let by_day = self.by_day.lock().clone();
         let mut by_issuer: BTreeMap<IssuerId, usize> = BTreeMap::new();
         for ((issuer, _), count) in &by_day {
@@ -309,11 +312,11 @@ fn day_of(chain: &VerifiedChain) -> (IssuerId, i64) {
 }
 
 fn sweep(sessions: &[Arc<Live>], evaluate: &impl Fn(&Live) -> Result<(), CloseReason>) -> usize {
-    let concerned = sessions.iter().filter(|live| live.reason().is_none());
-    concerned.filter_map(|live| evaluate(live).err().map(|reason| live.end(reason))).count()
+    let open = sessions.iter().filter(|live| live.reason().is_none());
+    open.filter_map(|live| evaluate(live).err().map(|reason| live.end(reason))).count()
 }
 
-/// One of many, each behind a lock of its own.
+/// A collection split by key, each part behind its own lock.
 #[derive(Debug)]
 struct Sharded<T>([Mutex<T>; SHARDS]);
 

@@ -1,6 +1,6 @@
-//! The path of one connection, from the accepted socket to the closed session: [`serve`] reads like the list of its phases.
-//! Enters: an accepted connection, the listener and the snapshot of the moment. Leaves: a closed connection, one access
-//! line. Never here: how TLS, expressions or brokers work.
+//! The path of one connection, from the accepted socket to the closed session. [`serve`] lists its phases. Enters: an
+//! accepted connection, its listener and the current configuration. Leaves: a closed connection and one access log line.
+//! Never here: how TLS, expressions or brokers work.
 
 mod connect;
 mod evaluate;
@@ -21,7 +21,7 @@ use crate::state::ProcessState;
 /// What all sessions share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The snapshot in use.
+    /// The configuration in use.
     pub runtime: ArcSwap<Runtime>,
     /// What survives reloads.
     pub state: Arc<ProcessState>,

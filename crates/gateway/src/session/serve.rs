@@ -1,5 +1,5 @@
-//! The phases of a connection, in their order. Each hands on or rejects; the record writes down what happened on every way
-//! out.
+//! The phases of a connection, in order. Each passes the connection on or rejects it. [`Record`] logs the outcome on every
+//! exit path.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::runtime::Listener;
 use crate::tls::Secured;
 use crate::upstream::Lease;
 
-/// For the answer to a rejected CONNECT to be written; a client that does not read it goes without.
+/// How long the CONNACK for a rejected client may take to write. A client that does not read it is disconnected without.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end.
@@ -127,14 +127,14 @@ async fn secure(
     Ok(secured)
 }
 
-/// Before the client is told: it may have others on the way.
+/// Counts a failed proof for bans. Called before the client is answered: it may have further connections in flight.
 fn count_failure(reject: Reject, listener: &Listener, record: &Record) {
     if reject.is_failed_proof() {
         listener.bans.failed(record.info.address().ip());
     }
 }
 
-/// Tells a client that it is refused, in its own MQTT version, and closes.
+/// Sends the client a CONNACK with the rejection in its own MQTT version, and closes the connection.
 async fn refuse(
     mut client: Stream,
     reject: Reject,
@@ -145,7 +145,7 @@ async fn refuse(
     record.decide(reject);
     count_failure(reject, listener, record);
     let code = version.and_then(|version| Some((version, reject.refusal()?.code(version)?)));
-    let say = async {
+    let send = async {
         if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {
             let mut packet = Vec::with_capacity(8);
             Connack::refusal(code).encode(version, &mut packet);
@@ -154,14 +154,14 @@ async fn refuse(
         }
         client.shutdown().await
     };
-    let said: Result<std::io::Result<()>, _> = timeout(REFUSAL_TIMEOUT, say).await;
-    if said.is_ok() {
+    let sent: Result<std::io::Result<()>, _> = timeout(REFUSAL_TIMEOUT, send).await;
+    if sent.is_ok() {
         discard_until_closed(&mut client).await;
     }
 }
 
-/// The size of the future that serves a connection, in bytes: what an established session costs besides its sockets,
-/// its TLS state and its record.
+/// The size of the future that serves a connection, in bytes. An established session costs this much besides its sockets,
+/// TLS state and record.
 pub fn future_size() -> usize {
     fn of<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
         size_of::<F>()

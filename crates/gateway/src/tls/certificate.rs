@@ -1,4 +1,5 @@
-//! TLS towards devices, with a server certificate.
+//! TLS on a listener with a server certificate, by rustls. Enters: a connected socket. Leaves: an encrypted stream, and
+//! the certificate chain or raw public key of the device. Never here: deadlines; the caller sets them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use super::handshake::Handshake;
 use super::keys::ServerKeys;
 use super::raw_keys::{BareServerKeys, KeyVerifier, KnownKeys, Owner};
 use super::resumption::{HandshakeResumption, Resumption, TicketKeys};
-use super::secured::{Failed, Rest, Secured, perhaps_unavailable};
+use super::secured::{Failed, Rest, Secured, or_registry_unavailable};
 use super::verifier::{DeviceVerifier, reject};
 use crate::config::tables::{self, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
@@ -29,37 +30,37 @@ use crate::pki::{Anchors, ChainVerifier};
 use crate::util::clock::WallClock;
 use crate::util::crypto::{provider, sha256};
 
-/// The TLS side of a listener whose server has a certificate.
+/// TLS settings of a listener with a server certificate, compiled.
 #[derive(Debug)]
 pub(super) struct CertificateTls {
     versions: Vec<&'static SupportedProtocolVersion>,
     keys: Arc<ServerKeys>,
-    /// `None`: devices are not asked for certificates.
+    /// `None`: the listener requests no client certificates.
     trust: Option<Arc<ChainVerifier>>,
-    /// The trust anchors that devices are told of.
+    /// The trust anchors whose names are sent to devices.
     anchors: ArcSwapOption<Anchors>,
     needs_certificate: bool,
     alpn: Vec<Vec<u8>>,
     resumption: Option<Arc<Resumption>>,
     raw_keys: Option<Arc<KnownKeys>>,
-    /// Held so that the configuration after a reload finds it.
+    /// Keeps the state alive, so that the configuration after a reload finds it.
     _state: Arc<ListenerState>,
 }
 
-/// How the device authenticates.
+/// How the device authenticates itself.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum DeviceKey {
-    /// By a certificate, or not at all.
+    /// With a certificate, or not at all.
     Certificate,
-    /// By a raw public key.
+    /// With a raw public key.
     Raw,
 }
 
-/// How the server shows its key.
+/// How the server presents its key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ServerKey {
     Certificate,
-    /// Without the certificate, for devices that have pinned it.
+    /// As a raw public key, for devices that pin it.
     Bare,
 }
 
@@ -67,7 +68,7 @@ impl CertificateTls {
     /// Reads the files of the settings.
     ///
     /// # Errors
-    /// One cannot be used, which was reported.
+    /// A file cannot be used; the problem was reported.
     pub(super) fn open(
         settings: &Tls,
         tls: &tables::CertificateTls,
@@ -110,7 +111,7 @@ impl CertificateTls {
         })
     }
 
-    /// Whether every device has to prove who it is in the handshake.
+    /// Whether every device has to authenticate itself in the handshake.
     pub(super) const fn requires_proof(&self) -> bool {
         self.needs_certificate || (self.trust.is_none() && self.raw_keys.is_some())
     }
@@ -119,17 +120,18 @@ impl CertificateTls {
         self.raw_keys.as_ref()
     }
 
-    /// Notes that it is served by: what comes later has to be better than nothing.
-    pub(super) fn mark_active(&self) {
-        self.keys.mark_active();
+    /// Records that the listener serves connections. From then on, expired certificates no longer replace the current
+    /// ones.
+    pub(super) fn set_in_use(&self) {
+        self.keys.set_in_use();
     }
 
-    /// What devices' certificates are judged by; `None`: they are not asked for.
+    /// The verifier of device certificates; `None` if the listener requests none.
     pub(super) fn trust(&self) -> Option<&Arc<ChainVerifier>> {
         self.trust.as_ref()
     }
 
-    /// Role, subject and end of each of the server's certificates and of the trust anchors, in seconds since 1970.
+    /// Role, subject and notAfter of the server's certificates and the trust anchors, in seconds since 1970.
     pub(super) fn expiries(&self) -> Vec<(&'static str, String, i64)> {
         let mut all: Vec<_> = self.keys.expiries().into_iter().map(|(name, end)| ("server", name, end)).collect();
         let anchors = self.trust.as_ref().map(|trust| trust.anchors());
@@ -138,17 +140,17 @@ impl CertificateTls {
         all
     }
 
-    /// Fetches OCSP responses for the server's certificates in the background; removes expired ones.
+    /// Starts to fetch OCSP responses for stapling in the background, and stops stapling those that expire.
     pub(super) fn refresh_staples(&self) {
         self.keys.refresh_staples();
     }
 
-    /// Reads certificates, keys and trust anchors again whose files have changed; says in the log what came of it. Of
-    /// what cannot be used, the last good one stays. Returns whether sessions are to be judged again.
+    /// Reads certificates, keys and trust anchors whose files have changed, and logs the result. If a file cannot be used,
+    /// its last good content stays in use. Returns whether sessions have to be evaluated again.
     pub(super) fn read_changed_files(&self, listener: &str) -> bool {
         self.keys.read_if_changed(listener);
-        let are_others = self.raw_keys.as_ref().is_some_and(|keys| keys.read_changed_file(listener));
-        self.read_changed_anchors(listener) || are_others
+        let raw_keys_changed = self.raw_keys.as_ref().is_some_and(|keys| keys.read_changed_file(listener));
+        self.read_changed_anchors(listener) || raw_keys_changed
     }
 
     fn read_changed_anchors(&self, listener: &str) -> bool {
@@ -160,7 +162,7 @@ impl CertificateTls {
         have_changed
     }
 
-    /// Takes the handshake with a device to its end. The deadline is the caller's.
+    /// Performs the handshake with a device. The caller sets the deadline.
     pub(super) async fn accept(&self, socket: TcpStream, address: SocketAddr) -> Result<Secured, Failed> {
         let handshake = Arc::new(Handshake::default());
         let (accepted, device_key) = match &self.raw_keys {
@@ -179,7 +181,8 @@ impl CertificateTls {
         }
     }
 
-    /// Reads from the ClientHello how the device wants to show its key, and to see the server's [RFC 7250, 3].
+    /// Reads from the ClientHello which certificate types the device offers for itself and accepts from the server
+    /// [RFC 7250, 3], and completes the handshake with a configuration for them.
     async fn choose_and_accept(
         &self,
         socket: TcpStream,
@@ -195,7 +198,7 @@ impl CertificateTls {
         let offers_raw = hello.client_cert_types().is_some_and(|types| types.contains(&CertificateType::RawPublicKey));
         let wants_bare =
             hello.server_cert_types().is_some_and(|types| types.first() == Some(&CertificateType::RawPublicKey));
-        // Where only raw keys are accepted, a device with a certificate gets the alert for its type.
+        // Where only raw keys are accepted, rustls rejects a device with a certificate with the alert for its type.
         let device_key = if offers_raw || self.trust.is_none() { DeviceKey::Raw } else { DeviceKey::Certificate };
         let server_key = if wants_bare { ServerKey::Bare } else { ServerKey::Certificate };
         let config = self.config(device_key, server_key, handshake);
@@ -210,8 +213,9 @@ impl CertificateTls {
             return Err(Failed::without_connection(Reject::UnknownKey));
         };
         let fingerprint = sha256(key);
-        // Only now that it has proved to own the key: else whoever has seen one could ask whether it is known.
-        let unknown = || perhaps_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry());
+        // Looked up only after the device has proved to own the key: otherwise anyone who has seen a public key could
+        // probe whether it is known.
+        let unknown = || or_registry_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry());
         let owner = keys.owner(&fingerprint).ok_or_else(|| Failed::without_connection(unknown()))?;
         let (evidence, device, name) = match owner {
             Owner::Named(name) => (Evidence::RawKey(fingerprint), None, Some(name)),
@@ -224,8 +228,8 @@ impl CertificateTls {
         Ok(Secured { stream: Stream::FromDevice(Box::new(stream)), peer, evidence: Some(evidence), device })
     }
 
-    /// The configuration of one connection: rustls has configurations that are all certificates or all raw keys, and its
-    /// callbacks do not say of which handshake they are.
+    /// The rustls configuration of one connection. One per connection, because a rustls configuration is either for
+    /// certificates or for raw keys, and because its callbacks do not identify the handshake they belong to.
     fn config(&self, device_key: DeviceKey, server_key: ServerKey, handshake: &Arc<Handshake>) -> Arc<ServerConfig> {
         let versions: &[_] = match device_key {
             DeviceKey::Certificate => &self.versions,
@@ -243,7 +247,7 @@ impl CertificateTls {
             }
             (DeviceKey::Certificate, ..) => builder.with_no_client_auth(),
         };
-        // A raw key is not resumed: it may not be known any more, and the handshake is a cheap one.
+        // Sessions with raw keys are not resumed: the key may have been removed, and their full handshake is cheap.
         let resumption = self.resumption.as_ref().filter(|_| device_key == DeviceKey::Certificate);
         let resumption = resumption.map(|resumption| {
             let (resumption, handshake) = (Arc::clone(resumption), Arc::clone(handshake));
@@ -263,9 +267,9 @@ impl CertificateTls {
             ServerKey::Certificate => builder.with_cert_resolver(Arc::clone(&self.keys) as _),
         };
         config.alpn_protocols.clone_from(&self.alpn);
-        // All suites offered are good; that the server chooses is what auditors' tools ask for.
+        // All suites offered are secure. Auditing tools expect the server's preference to win.
         config.ignore_client_order = true;
-        // One is enough for a device, which has one connection; each carries the device's chain.
+        // One ticket is enough for a device with one connection, and each ticket carries the device's chain.
         config.send_tls13_tickets = 1;
         match resumption {
             Some(resumption) => {
@@ -295,7 +299,7 @@ fn identify_by_certificate(
         (None, None) => true,
         _ => false,
     };
-    // webpki has read the leaf already; that x509-parser cannot is no reason to go on without an identity.
+    // webpki has parsed the leaf. If x509-parser cannot, reject the device rather than admit it without an identity.
     let certificate = leaf.map(|leaf| parsed.or_else(|| Certificate::from_der(leaf)));
     let identity = match certificate {
         None => Identity::None,
@@ -303,7 +307,7 @@ fn identify_by_certificate(
         Some(None) => return Err(Failed::without_connection(Reject::CertificateInvalid)),
     };
     if !is_same {
-        // However this came about: nobody would evaluate the certificate again.
+        // Must not happen. Without the chain of this certificate, its revocation could not be evaluated later.
         return Err(Failed::without_connection(Reject::CertificateInvalid));
     }
     let peer = Peer { address, tls: Some(session_of(session, resumed)), identity };
@@ -311,7 +315,7 @@ fn identify_by_certificate(
     Ok(Secured { stream: Stream::FromDevice(Box::new(stream)), peer, evidence, device: None })
 }
 
-/// What TLS agreed on.
+/// The negotiated TLS parameters.
 fn session_of(session: &rustls::ServerConnection, resumed: bool) -> TlsSession {
     let suite = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
     TlsSession {
@@ -319,7 +323,7 @@ fn session_of(session: &rustls::ServerConnection, resumed: bool) -> TlsSession {
             Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
             _ => "TLSv1.3",
         },
-        // rustls says TLS13_ where the standard (RFC 8446, B.4), and so NGINX and OpenSSL, say TLS_.
+        // rustls writes TLS13_ where the standard (RFC 8446, B.4), NGINX and OpenSSL write TLS_.
         cipher: suite.strip_prefix("TLS13_").map_or_else(|| suite.into(), |rest| format!("TLS_{rest}").into()),
         sni: session.server_name().map(Into::into),
         alpn: session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),

@@ -1,4 +1,5 @@
-//! TLS towards brokers: verification is always on.
+//! TLS to brokers. Enters: a connected socket and the broker's name. Leaves: an encrypted stream to a verified broker.
+//! Verification cannot be turned off.
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::config::{Complaint, Diagnostics, Reported};
 use crate::files::read_anchors;
 use crate::util::crypto::provider;
 
-/// The TLS side of an upstream, compiled.
+/// TLS settings of an upstream, compiled.
 #[derive(Clone)]
 pub struct ClientTls {
     connector: TlsConnector,
@@ -32,7 +33,7 @@ impl ClientTls {
     /// Reads the files of the settings.
     ///
     /// # Errors
-    /// One cannot be used, which was reported.
+    /// A file or name cannot be used; the problem was reported.
     pub(crate) fn open(settings: &UpstreamTls, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
         let roots = roots(settings).map_err(|complaint| match &settings.ca {
             Some(ca) => diagnostics.error(ca, complaint),
@@ -60,10 +61,11 @@ impl ClientTls {
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), server_name })
     }
 
-    /// Encrypts a connection to a broker that is configured under `host`.
+    /// Performs the handshake with a broker. Its certificate must be valid for `server_name` of the settings, or else for
+    /// `host`, the name in `servers`.
     ///
     /// # Errors
-    /// The broker could not prove to be `server_name`, or `host`.
+    /// The handshake failed, or the broker's certificate is not valid for the name.
     pub async fn connect(&self, host: &str, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let name = match &self.server_name {
             Some(name) => name.clone(),

@@ -1,4 +1,4 @@
-//! What a listener's TLS shares with others, and with the configuration before a reload.
+//! What a listener's TLS shares with other listeners and with the configuration before a reload.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use super::resumption::ResumptionStore;
 use crate::devices::Replica;
 use crate::pki::RevocationStore;
 
-/// What survives a reload, for each listener name.
+/// The TLS state of a listener that survives reloads.
 #[derive(Debug, Default)]
 pub struct ListenerState {
     pub(super) resumption: Arc<ResumptionStore>,
     pub(super) keys: Arc<KeyStore>,
 }
 
-/// What a listener's TLS is opened with.
+/// What opening a listener's TLS needs besides its settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Context<'a> {
     /// The listener's name.

@@ -1,7 +1,8 @@
-//! One handshake: what rustls' callbacks learn in its course, carried by the connection's own configuration.
+//! The state of one handshake. Enters: the chains that rustls' callbacks verify or resume. Leaves: the chain that the
+//! finished handshake rests on.
 //!
-//! rustls asks for tickets and hands over certificates without saying in which handshake; so each connection gets a
-//! configuration whose callbacks share one [`Handshake`].
+//! rustls' callbacks for tickets and certificates do not identify the handshake they belong to. Therefore each connection
+//! gets its own configuration, whose callbacks share one [`Handshake`].
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -10,47 +11,47 @@ use crate::peer::Certificate;
 use crate::pki::VerifiedChain;
 use crate::util::clock::now;
 
-/// What is learned of a device in the course of a handshake.
+/// What the callbacks have learned about the device.
 #[derive(Debug, Default)]
 pub(super) struct Handshake(Mutex<Learned>);
 
 #[derive(Debug, Default)]
 struct Learned {
-    /// From the certificate it has just presented.
+    /// From the certificate presented in this handshake.
     verified: Option<Proof>,
     /// That certificate, parsed.
     leaf: Option<Certificate>,
-    /// From the session it wants to resume.
+    /// From the session that the device wants to resume.
     resumed: Option<Proof>,
 }
 
-/// What a device proved, and when.
+/// What a device proved in a full handshake, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Proof {
-    /// `None`: it presented no certificate.
+    /// `None` if it presented no certificate.
     pub(super) chain: Option<VerifiedChain>,
-    /// The time of the full handshake, in seconds since 1970: resumption does not make it younger.
+    /// The time of the full handshake, in seconds since 1970. Resumption does not renew it.
     pub(super) at: i64,
 }
 
 impl Handshake {
-    /// A certificate was verified: `leaf`.
+    /// Records the chain that was verified in this handshake, and its parsed end-entity certificate.
     pub(super) fn verified(&self, proof: Proof, leaf: Certificate) {
         let mut learned = self.0.lock();
         (learned.verified, learned.leaf) = (Some(proof), Some(leaf));
     }
 
-    /// A session is resumed.
+    /// Records the chain of the session being resumed.
     pub(super) fn resumed(&self, proof: Proof) {
         self.0.lock().resumed = Some(proof);
     }
 
-    /// The handshake is a full one: a session that was to be resumed will not be.
-    pub(super) fn is_full(&self) {
+    /// Records that the handshake is a full one: rustls did not resume the session it looked up.
+    pub(super) fn set_full(&self) {
         self.0.lock().resumed = None;
     }
 
-    /// What the session's ticket has to carry.
+    /// What the ticket of this session has to contain.
     pub(super) fn proof(&self) -> Proof {
         let learned = self.0.lock();
         let proof = learned.verified.clone().or_else(|| learned.resumed.clone());

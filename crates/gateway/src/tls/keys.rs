@@ -1,4 +1,5 @@
-//! The gateway's own certificates towards devices, and their private keys.
+//! The gateway's own certificates and private keys. Enters: PEM files and PKCS#11 URIs. Leaves: the certificate for a
+//! server name, with a stapled OCSP response. Follows the files: a pair that cannot be used replaces nothing.
 
 use std::collections::HashMap;
 use std::fs;
@@ -28,35 +29,35 @@ use crate::util::clock::now;
 use crate::util::crypto::provider;
 use crate::util::weak_map::WeakMap;
 
-/// An OCSP answer is taken away before it is out of date, for the sake of clocks that are ahead; in seconds.
+/// An OCSP response is no longer stapled this many seconds before its nextUpdate: clients' clocks may be ahead.
 const STAPLE_MARGIN: i64 = 30;
-/// An OCSP answer is not asked for more often.
+/// The shortest interval between two requests for an OCSP response.
 const STAPLE_RETRY: Duration = Duration::from_secs(10);
 
-/// The certificates of a listener. They follow their files.
+/// The certificates of a listener.
 #[derive(Debug)]
 pub(super) struct ServerKeys {
     current: FromFiles<BySni>,
     store: Arc<KeyStore>,
 }
 
-/// What survives a reload of a listener's keys.
+/// The state of a listener's keys that survives reloads.
 #[derive(Debug, Default)]
 pub(super) struct KeyStore {
     /// By the server's certificate in DER.
     staples: WeakMap<Vec<u8>, Refreshed<Staple>>,
-    /// Set once a configuration of the listener is in use.
+    /// Set once the listener has served with a configuration.
     is_in_use: AtomicBool,
 }
 
-/// Where a certificate and its key are.
+/// The location of a certificate chain and its key.
 #[derive(Clone, Debug)]
 struct Files {
     chain: PathBuf,
     key: KeySource,
 }
 
-/// Where a private key is.
+/// The location of a private key.
 #[derive(Clone, Debug)]
 pub(super) enum KeySource {
     File(PathBuf, Option<Secret>),
@@ -65,10 +66,10 @@ pub(super) enum KeySource {
 }
 
 impl KeySource {
-    /// Where the settings say the key is; warns of a file that others can read.
+    /// Takes the location from the settings, and warns if other users can read the file.
     ///
     /// # Errors
-    /// A URI is wrong, which was reported.
+    /// A PKCS#11 URI is invalid; the problem was reported.
     pub(super) fn open(settings: &Setting<PrivateKey>, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
         match &settings.value {
             PrivateKey::File(path, passphrase) => {
@@ -78,7 +79,7 @@ impl KeySource {
             #[cfg(feature = "pkcs11")]
             PrivateKey::Pkcs11(uri, directory) => match TokenUri::parse(uri.expose(), |path| directory.join(path)) {
                 Ok(uri) => Ok(Self::Token(Box::new(uri))),
-                // It may have the PIN in it.
+                // The line is not shown: the URI may contain the PIN.
                 Err(error) => {
                     let complaint = Complaint::new(error.to_string()).hint(error.hint());
                     Err(diagnostics.error(settings, complaint.hide_line()))
@@ -103,8 +104,8 @@ impl KeySource {
 }
 
 impl Files {
-    /// Reads the pair. One that has expired is better than nothing at first: some devices do not look. Once another one
-    /// is in use, it is worse.
+    /// Reads the pair. At start, an expired certificate is better than none, as some devices do not check it. It never
+    /// replaces one that is in use.
     fn read(&self, store: &KeyStore) -> Result<Arc<CertifiedKey>, Complaint> {
         let pair = read_pair(&self.chain, &self.key)?;
         if has_expired(&pair) && store.is_in_use.load(Ordering::Relaxed) {
@@ -114,12 +115,12 @@ impl Files {
     }
 }
 
-/// A certificate and its key, as they are used in handshakes.
+/// A certificate chain and its key, as handshakes use them.
 #[derive(Debug)]
 struct Pair {
-    /// With the staple of the moment.
+    /// Includes the current OCSP staple.
     certified: ArcSwap<CertifiedKey>,
-    /// `None`: handshakes bring none along.
+    /// `None`: no OCSP response is stapled.
     staple: Option<Arc<Refreshed<Staple>>>,
 }
 
@@ -128,13 +129,13 @@ impl Pair {
         let staple = match (staples, certified.cert.as_slice()) {
             (Some(revocation), [leaf, issuer, ..]) => {
                 let staple = Staple { revocation: Arc::clone(revocation), leaf: leaf.clone(), issuer: issuer.clone() };
-                // Another configuration, or a file that was read before, may have one.
+                // Shared with the configuration before a reload and with earlier reads of the same certificate.
                 Some(store.staples.get_or_insert_with(leaf.to_vec(), || Refreshed::new(staple)))
             }
             _ => None,
         };
         let this = Self { certified: ArcSwap::new(certified), staple };
-        this.show_staple();
+        this.update_staple();
         this
     }
 
@@ -142,11 +143,11 @@ impl Pair {
         if let Some(staple) = &self.staple {
             staple.fetch_if_due(Duration::MAX);
         }
-        self.show_staple();
+        self.update_staple();
     }
 
-    /// Puts the staple that is there into handshakes, if it is not about to be out of date.
-    fn show_staple(&self) {
+    /// Makes handshakes use the latest staple, or none if it is about to expire.
+    fn update_staple(&self) {
         let staple = self.staple.as_ref().and_then(|staple| Option::clone(&staple.load()));
         let answer = staple.filter(|staple| now() + STAPLE_MARGIN < staple.1).map(|staple| staple.0.clone());
         let certified = self.certified.load();
@@ -158,7 +159,7 @@ impl Pair {
     }
 }
 
-/// Where the OCSP answer about a certificate of the gateway's own comes from [RFC 6066, 8].
+/// The source of the OCSP response about one of the gateway's own certificates [RFC 6066, 8].
 pub(super) struct Staple {
     revocation: Arc<RevocationStore>,
     leaf: CertificateDer<'static>,
@@ -166,7 +167,7 @@ pub(super) struct Staple {
 }
 
 impl Remote for Staple {
-    /// The answer in DER, and when it ceases to count, in seconds since 1970.
+    /// The response in DER, and its nextUpdate in seconds since 1970.
     type Value = (Vec<u8>, i64);
     const WHAT: &'static str = "OCSP staple";
     const PACE: Pace = Pace { min: STAPLE_RETRY, max_retry: STAPLE_RETRY };
@@ -181,7 +182,7 @@ impl Remote for Staple {
     }
 
     fn good_for(&self, (_, until): &Self::Value) -> Duration {
-        // Before it is too late: the responder may be slow, or down for a while.
+        // Half the remaining validity: the responder may be slow, or down for a while.
         Duration::from_secs(((until - now()) / 2).max(0).unsigned_abs())
     }
 }
@@ -190,7 +191,7 @@ impl ServerKeys {
     /// Reads all pairs that the settings name.
     ///
     /// # Errors
-    /// One cannot be used, which was reported.
+    /// A pair cannot be used; the problem was reported.
     pub(super) fn open(
         settings: &CertificateTls,
         store: &Arc<KeyStore>,
@@ -209,7 +210,7 @@ impl ServerKeys {
         let staples = settings.stapling.then(|| Arc::clone(revocation));
         let read = move || BySni::read(&to_read, &of_listener, staples.as_ref());
         let current = FromFiles::open_all("certificate and key", paths, read).map_err(|first| {
-            // Every pair is reported, not only the first.
+            // Report the problems of every pair, not only of the first.
             let others = files.iter().filter_map(|files| files.read(store).err()).filter(|other| *other != first);
             for other in others.collect::<Vec<_>>() {
                 diagnostics.error(certificates, other);
@@ -223,23 +224,23 @@ impl ServerKeys {
         Ok(Self { current, store: Arc::clone(store) })
     }
 
-    pub(super) fn mark_active(&self) {
+    pub(super) fn set_in_use(&self) {
         self.store.is_in_use.store(true, Ordering::Relaxed);
     }
 
-    /// Begins, in the background, to fetch OCSP answers whose time has come, and puts those that have come into
-    /// handshakes; takes away those that are about to be out of date.
+    /// Starts to fetch the OCSP responses that are due, in the background. Handshakes use those that have arrived, and no
+    /// longer those that are about to expire.
     pub(super) fn refresh_staples(&self) {
         self.current.load().pairs.iter().for_each(|pair| pair.refresh_staple());
     }
 
-    /// Reads all pairs again if a file has changed. One that cannot be used, of which certificate and key do not belong
-    /// together, because only one of them has been replaced yet, or which has expired, changes nothing.
+    /// Reads all pairs again if a file has changed. The old pairs stay in use if a pair cannot be parsed, has expired, or
+    /// does not match, for instance because only one of its two files has been replaced yet.
     pub(super) fn read_if_changed(&self, listener: &str) {
         self.current.read_if_changed(listener);
     }
 
-    /// Whose each of them is, and when the first certificate of its chain expires, in seconds since 1970.
+    /// The subject of each certificate, and the earliest notAfter in its chain, in seconds since 1970.
     pub(super) fn expiries(&self) -> Vec<(String, i64)> {
         let current = self.current.load();
         let subject = |pair: &CertifiedKey| Certificate::from_der(pair.cert.first()?)?.subject.dn;
@@ -254,7 +255,7 @@ impl ResolvesServerCert for ServerKeys {
     }
 }
 
-/// A chain and its key, which must belong together.
+/// Reads a certificate chain and its key, and checks that they match.
 pub(super) fn read_pair(chain: &Path, key: &KeySource) -> Result<Arc<CertifiedKey>, Complaint> {
     let certificates = read_chain(chain)?;
     let (path, passphrase) = match key {
@@ -280,7 +281,7 @@ pub(super) fn read_pair(chain: &Path, key: &KeySource) -> Result<Arc<CertifiedKe
     }
 }
 
-/// A private key from a PEM file: PKCS#8, PKCS#8 under a passphrase, SEC1 or PKCS#1.
+/// Reads a private key from a PEM file: PKCS#8, encrypted PKCS#8, SEC1 or PKCS#1.
 fn read_key(path: &Path, passphrase: Option<&Secret>) -> Result<PrivateKeyDer<'static>, Complaint> {
     let text = Zeroizing::new(fs::read(path).map_err(|error| unreadable(path, &pem::Error::Io(error)))?);
     let sections = ::pem::parse_many(&*text).unwrap_or_default();
@@ -313,22 +314,21 @@ fn has_expired(pair: &CertifiedKey) -> bool {
     expires(pair).is_some_and(|expires| expires < now())
 }
 
-/// When the first certificate of a chain expires, in seconds since 1970.
+/// The earliest notAfter in a chain, in seconds since 1970.
 fn expires(pair: &CertifiedKey) -> Option<i64> {
     pair.cert.iter().filter_map(|der| Certificate::from_der(der)).map(|certificate| certificate.not_after).min()
 }
 
-/// Chooses the certificate by the name the client asks for; the first is for all names that none has.
+/// Selects the certificate by the server name that the client requests [RFC 6066, 3]. The first one is the default.
 #[derive(Debug)]
 struct BySni {
     first: Arc<Pair>,
-    /// Lower-case names; `*.example.com` stands under `.example.com`.
+    /// By lower-case name; `*.example.com` has the key `.example.com`.
     names: HashMap<String, Arc<Pair>>,
     pairs: Vec<Arc<Pair>>,
 }
 
 impl BySni {
-    /// Reads all pairs.
     fn read(files: &[Files], store: &KeyStore, staples: Option<&Arc<RevocationStore>>) -> Result<Self, Complaint> {
         let pair = |files: &Files| files.read(store).map(|read| Arc::new(Pair::new(read, store, staples)));
         let pairs: Vec<Arc<Pair>> = files.iter().map(pair).collect::<Result<_, _>>()?;
@@ -349,7 +349,7 @@ impl BySni {
     }
 
     fn named(&self, name: &str) -> Option<&Arc<Pair>> {
-        // rustls lets no name through that is not a valid one.
+        // rustls has already rejected invalid names.
         let name = DnsName::try_from(name).ok()?.to_lowercase_owned();
         let name = name.as_ref();
         let wildcard = || name.find('.').and_then(|dot| self.names.get(&name[dot..]));

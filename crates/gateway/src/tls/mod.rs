@@ -1,5 +1,5 @@
-//! TLS towards devices and towards brokers. Enters: a connected stream and a deadline. Leaves: an encrypted stream, and
-//! who the peer proved to be, or the reason it did not. Never here: a decision that TLS itself does not make.
+//! TLS with devices and brokers. Enters: a connected socket and a deadline. Leaves: an encrypted stream and the peer's
+//! verified identity, or the reason the handshake failed. Never here: admission rules or anything of MQTT.
 
 mod certificate;
 mod client;

@@ -1,4 +1,5 @@
-//! Listeners with pre-shared keys, by `portcullis-psk`: which keys they know, and what a failed handshake is called.
+//! TLS with pre-shared keys, by `portcullis-psk`. Enters: a connected socket, and keys from a file or the registry. Leaves:
+//! an encrypted stream and the identity, or the reason the handshake failed. Never here: OpenSSL itself.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -21,14 +22,14 @@ use crate::peer::{self, Identity, Peer, TlsSession};
 use crate::refresh::FromFiles;
 use crate::util::crypto::tag;
 
-/// A key with fewer bytes is warned of: it can be guessed from a single handshake that somebody overheard.
+/// The gateway warns of keys with fewer bytes: an attacker who records one handshake can guess them offline.
 const SHORT_KEY: usize = 16;
 
-/// The PSK side of a listener, compiled.
+/// PSK settings of a listener, compiled.
 #[derive(Debug)]
 pub(super) struct PskTls(Acceptor<KnownPsks>);
 
-/// The keys that a listener knows.
+/// The keys that a listener accepts.
 struct KnownPsks {
     file: Option<FromFiles<Keys>>,
     registry: Option<Arc<Replica>>,
@@ -44,10 +45,10 @@ impl fmt::Debug for KnownPsks {
 }
 
 impl PskTls {
-    /// Reads the file of keys.
+    /// Reads the key file.
     ///
     /// # Errors
-    /// It cannot be used, which was reported.
+    /// The file or a setting cannot be used; the problem was reported.
     pub(super) fn open(
         tls: &Tls,
         psk: &Setting<tables::Psk>,
@@ -65,25 +66,25 @@ impl PskTls {
             .map_err(|error| diagnostics.error(psk, format!("OpenSSL rejects these settings: {error}")))
     }
 
-    /// Reads the file again if it has changed; whether those who stand on it are to be judged again.
+    /// Reads the key file again if it has changed. Returns whether sessions have to be evaluated again.
     pub(super) fn read_changed_file(&self, listener: &str) -> bool {
         self.0.lookup().file.as_ref().is_some_and(|keys| keys.read_if_changed(listener))
     }
 
-    /// Whether the file still has this key.
-    pub(super) fn has(&self, identity: &str, of: u64) -> bool {
+    /// Whether the file still has the key with this tag under `identity`.
+    pub(super) fn has(&self, identity: &str, expected: u64) -> bool {
         let file = self.0.lookup().file.as_ref();
-        file.is_some_and(|keys| keys.load().get(identity).is_some_and(|key| tag(key) == of))
+        file.is_some_and(|keys| keys.load().get(identity).is_some_and(|key| tag(key) == expected))
     }
 
     pub(super) fn registry(&self) -> Option<&Arc<Replica>> {
         self.0.lookup().registry.as_ref()
     }
 
-    /// Takes the handshake with a device to its end. The deadline is the caller's.
+    /// Performs the handshake with a device. The caller sets the deadline.
     pub(super) async fn accept(&self, socket: TcpStream, address: SocketAddr) -> Result<Secured, Failed> {
         let accepted = self.0.accept(socket).await.map_err(|rejected| Failed {
-            reject: self.0.lookup().perhaps_unavailable(reject(rejected.reason)),
+            reject: self.0.lookup().or_registry_unavailable(reject(rejected.reason)),
             rest: rejected.stream.map(|stream| Rest::Psk(Box::new(stream))),
         })?;
         let (tag, device) = accepted.owner;
@@ -121,7 +122,7 @@ fn reject(reason: Reason) -> Reject {
 }
 
 impl PskLookup for KnownPsks {
-    /// A tag of the key, and the device of the registry that it belongs to.
+    /// The tag of the key, and the registry entry of its device.
     type Owner = (u64, Option<Arc<Entry>>);
 
     fn look_up(&self, identity: &str) -> Option<Psk<Self::Owner>> {
@@ -163,9 +164,9 @@ impl KnownPsks {
         Ok(Self { file, registry: registry.filter(|_| settings.registry).cloned() })
     }
 
-    /// An identity that nobody knows may be one of the registry, if that cannot be asked.
-    fn perhaps_unavailable(&self, reject: Reject) -> Reject {
-        secured::perhaps_unavailable(reject, Reject::UnknownPsk, self.registry.as_ref())
+    /// An unknown identity may be in the registry, if that is out of reach.
+    fn or_registry_unavailable(&self, reject: Reject) -> Reject {
+        secured::or_registry_unavailable(reject, Reject::UnknownPsk, self.registry.as_ref())
     }
 }
 
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_both_habits() {
+    fn files_of_both_formats() {
         let hex = read_text(b"# a comment\n\na:00ff\r\nb:0A0b \n", PskFormat::Hex).unwrap();
         assert_eq!(hex, [("a".to_owned(), vec![0, 255]), ("b".to_owned(), vec![10, 11])]);
         let raw = read_text(b"a:00ff\nb:x:y \n\nc:\xff\xfe", PskFormat::Raw).unwrap();

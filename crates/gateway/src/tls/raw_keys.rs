@@ -1,4 +1,5 @@
-//! Raw public keys [RFC 7250]: a device is known by its key's fingerprint, in TLS 1.3, and no authority vouches for it.
+//! Raw public keys in TLS 1.3 [RFC 7250]. Enters: key fingerprints from a file or the registry. Leaves: the owner of a key
+//! that a device presented. No CA is involved.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,22 +24,22 @@ use crate::peer::Fingerprint;
 use crate::refresh::FromFiles;
 use crate::util::crypto::provider;
 
-/// The keys of devices that a listener knows.
+/// The raw public keys that a listener accepts.
 #[derive(Debug)]
 pub(super) struct KnownKeys {
     file: Option<FromFiles<Names>>,
     registry: Option<Arc<Replica>>,
 }
 
-/// What the file calls each key.
+/// The name in the file, by the key's SHA-256 fingerprint.
 type Names = HashMap<Fingerprint, Box<str>>;
 
-/// Whose a key is.
+/// The owner of a key.
 #[derive(Clone)]
 pub(super) enum Owner {
-    /// What the file calls it.
+    /// The name in the file.
     Named(Box<str>),
-    /// A device of the registry, whether it is let in or not.
+    /// A device of the registry. It may be disabled or banned.
     Device(Arc<Entry>),
 }
 
@@ -56,14 +57,14 @@ impl KnownKeys {
         Ok(Self { file, registry: registry.filter(|_| settings.registry).cloned() })
     }
 
-    /// Whose a key is; `None`: nobody's that is known.
+    /// The owner of a key; `None` if the key is unknown.
     pub(super) fn owner(&self, fingerprint: &Fingerprint) -> Option<Owner> {
         let named = self.file.as_ref().and_then(|names| names.load().get(fingerprint).cloned());
         let device = || self.registry.as_ref()?.by_pin(fingerprint);
         named.map(Owner::Named).or_else(|| device().map(Owner::Device))
     }
 
-    /// Whether the file still has it.
+    /// Whether the file still lists the key.
     pub(super) fn has_named(&self, fingerprint: &Fingerprint) -> bool {
         self.file.as_ref().is_some_and(|names| names.load().contains_key(fingerprint))
     }
@@ -72,7 +73,7 @@ impl KnownKeys {
         self.registry.as_ref()
     }
 
-    /// Reads the file again if it has changed; whether those who stand on it are to be judged again.
+    /// Reads the key file again if it has changed. Returns whether sessions have to be evaluated again.
     pub(super) fn read_changed_file(&self, listener: &str) -> bool {
         self.file.as_ref().is_some_and(|names| names.read_if_changed(listener))
     }
@@ -91,16 +92,16 @@ fn read(path: &Path) -> Result<Names, Complaint> {
     Ok(names)
 }
 
-/// Hex as `openssl dgst` prints it, or base64, as `curl --pinnedpubkey` has it.
+/// Parses a SHA-256 in hex, as `openssl dgst` prints it, or in base64, as `curl --pinnedpubkey` takes it.
 fn fingerprint(text: &str) -> Option<Fingerprint> {
-    let octets = match hex::decode(text) {
-        Ok(octets) => octets,
+    let bytes = match hex::decode(text) {
+        Ok(bytes) => bytes,
         Err(_) => STANDARD.decode(text.strip_prefix("sha256//").unwrap_or(text)).ok()?,
     };
-    octets.try_into().ok()
+    bytes.try_into().ok()
 }
 
-/// Takes whatever key a device proves to own.
+/// Accepts any key that the device proves to own.
 #[derive(Debug)]
 pub(super) struct KeyVerifier {
     provider: Arc<CryptoProvider>,
@@ -127,7 +128,7 @@ impl ClientCertVerifier for KeyVerifier {
         _: &[CertificateDer<'_>],
         _: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        // Whether it is known, is asked once the device has proved to own it.
+        // The key is looked up after the handshake, once the device has proved to own it.
         Ok(ClientCertVerified::assertion())
     }
 
@@ -155,7 +156,7 @@ impl ClientCertVerifier for KeyVerifier {
     }
 }
 
-/// The server's own keys, without their certificates, for devices that have pinned them.
+/// The server's own keys as raw public keys, for devices that pin them.
 #[derive(Debug)]
 pub(super) struct BareServerKeys(pub(super) Arc<ServerKeys>);
 
@@ -179,10 +180,10 @@ mod tests {
     #[test]
     fn fingerprints_in_both_forms() {
         let hex = "00ff".repeat(16);
-        let octets: Fingerprint = hex::decode(&hex).unwrap().try_into().unwrap();
-        let base64 = STANDARD.encode(octets);
+        let bytes: Fingerprint = hex::decode(&hex).unwrap().try_into().unwrap();
+        let base64 = STANDARD.encode(bytes);
         for text in [&hex, &hex.to_uppercase(), &base64, &format!("sha256//{base64}")] {
-            assert_eq!(fingerprint(text), Some(octets), "{text}");
+            assert_eq!(fingerprint(text), Some(bytes), "{text}");
         }
         for wrong in ["", "00ff", &hex[1..], &base64[1..], &format!("sha1//{base64}"), &format!("{hex}00")] {
             assert_eq!(fingerprint(wrong), None, "{wrong}");

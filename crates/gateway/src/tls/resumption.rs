@@ -1,6 +1,7 @@
-//! Session resumption [RFC 8446, 2.2; RFC 5077; RFC 5246, F.1.4], without its holes: what is resumed carries the chain of
-//! its full handshake, which is evaluated again. What would be rejected is not resumed; the device may then present a
-//! certificate as if it were new.
+//! Session resumption [RFC 8446, 2.2; RFC 5077; RFC 5246, F.1.4] that cannot bypass revocation: a ticket or stored session
+//! carries the chain of its full handshake, which is evaluated again. If the chain would be rejected, the session is not
+//! resumed, and a full handshake follows. Enters: session state from rustls. Leaves: tickets, and the state of sessions that
+//! may be resumed.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,31 +18,31 @@ use super::handshake::{Handshake, Proof};
 use crate::pki::ChainVerifier;
 use crate::util::clock::{CLOCK_SKEW, now};
 
-/// How long one key makes tickets.
+/// How long one key encrypts new tickets, in seconds.
 const EPOCH: i64 = 60 * 60;
-/// Sessions a listener keeps for clients that do not take tickets; with the chain of a device, about 2 KiB each.
+/// The limit of stored sessions per listener, for clients without ticket support. With a device's chain, about 2 KiB each.
 const MAX_STORED: usize = 8192;
-/// In front of a ticket: the form it has.
-const FORM: u8 = 1;
-/// Form and epoch, in the clear; authenticated.
+/// The first byte of a ticket: the version of its format.
+const VERSION: u8 = 1;
+/// Version and epoch, authenticated but not encrypted.
 const HEADER_LEN: usize = 9;
 
-/// Resumption on one listener.
+/// The resumption settings and state of one listener.
 #[derive(Debug)]
 pub(super) struct Resumption {
     pub(super) store: Arc<ResumptionStore>,
-    /// Of tickets that other gateways make and take, too; else the store's.
+    /// The keys shared with other gateways by `ticket_secret`. Without them, the store's random keys are used.
     pub(super) shared: Option<TicketKeys>,
     pub(super) trust: Option<Arc<ChainVerifier>>,
-    /// A device without a certificate is refused.
+    /// Devices without a certificate are rejected.
     pub(super) needs_certificate: bool,
-    /// Seconds.
+    /// In seconds, from the full handshake.
     pub(super) lifetime: i64,
     pub(super) gives_tickets: bool,
     pub(super) stores: bool,
 }
 
-/// The sessions of a listener that may be resumed. Survives reloads.
+/// The ticket keys and stored sessions of a listener. Survives reloads.
 #[derive(Debug)]
 pub(super) struct ResumptionStore {
     keys: TicketKeys,
@@ -55,7 +56,7 @@ impl Default for ResumptionStore {
 }
 
 impl Resumption {
-    /// Puts what was learned of the device in front of a session's state.
+    /// Prepends the device's proof to the session state.
     fn wrap(session: &[u8], handshake: &Handshake) -> Option<Zeroizing<Vec<u8>>> {
         let proof = handshake.proof();
         postcard::to_extend(&proof, Vec::with_capacity(512 + session.len())).ok().map(|mut wrapped| {
@@ -64,7 +65,7 @@ impl Resumption {
         })
     }
 
-    /// Takes it off again, and evaluates it.
+    /// Removes the proof again and evaluates it. `None`: the session must not be resumed.
     fn unwrap(&self, wrapped: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
         let (proof, session) = postcard::take_from_bytes::<Proof>(wrapped).ok()?;
         let now = now();
@@ -93,7 +94,7 @@ impl Resumption {
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).ok()?;
         let mut sealed = Self::wrap(session, handshake)?;
-        let mut ticket = vec![FORM];
+        let mut ticket = vec![VERSION];
         ticket.extend(epoch.to_be_bytes());
         let aad = Aad::from(ticket.clone());
         key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut *sealed).ok()?;
@@ -105,8 +106,8 @@ impl Resumption {
     fn unseal(&self, ticket: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
         let (header, rest) = ticket.split_at_checked(HEADER_LEN)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
-        let (form, epoch) = header.split_first()?;
-        if *form != FORM {
+        let (version, epoch) = header.split_first()?;
+        if *version != VERSION {
             return None;
         }
         let key = self.keys().get(i64::from_be_bytes(epoch.try_into().ok()?), now() / EPOCH, self.lifetime)?;
@@ -117,7 +118,7 @@ impl Resumption {
     }
 }
 
-/// Resumption in one handshake, as rustls asks for it.
+/// The resumption callbacks of one handshake.
 #[derive(Debug)]
 pub(super) struct HandshakeResumption {
     pub(super) resumption: Arc<Resumption>,
@@ -161,12 +162,12 @@ impl StoresServerSessions for HandshakeResumption {
     }
 }
 
-/// The keys that tickets are sealed with: another one for each epoch.
+/// The keys that encrypt tickets, one for each epoch of [`EPOCH`] seconds.
 pub(super) struct TicketKeys {
-    /// Keys are derived from it, for one listener; without it they are random.
+    /// The secret and listener name that keys are derived from. Without it, keys are random.
     secret: Option<(hkdf::Prk, Arc<str>)>,
     known: ArcSwap<HashMap<i64, Arc<LessSafeKey>>>,
-    /// Held while one is made.
+    /// Held while a key is generated, so that each epoch gets one key.
     making: Mutex<()>,
 }
 
@@ -181,17 +182,17 @@ impl TicketKeys {
         Self { secret: None, known: ArcSwap::default(), making: Mutex::new(()) }
     }
 
-    /// The keys of whoever has the same secret, for listeners of this name.
+    /// Keys derived from `secret` for this listener name: gateways with the same secret accept each other's tickets.
     pub(super) fn shared(secret: &str, listener: &str) -> Self {
         let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"portcullis session tickets");
         Self { secret: Some((salt.extract(secret.as_bytes()), listener.into())), ..Self::random() }
     }
 
-    /// The key of an epoch that tickets may be of now. A random one is made in its own epoch only, and is forgotten
-    /// with the last ticket that was made with it.
+    /// The key of an epoch whose tickets may be valid now. A random key is generated only during its epoch, and dropped
+    /// when its last ticket has expired.
     fn get(&self, epoch: i64, current: i64, lifetime: i64) -> Option<Arc<LessSafeKey>> {
         let oldest = current - lifetime / EPOCH - 1;
-        // Another gateway's clock may be a little ahead.
+        // The clock of another gateway may be ahead.
         let newest = if self.secret.is_some() { current + 1 } else { current };
         if !(oldest..=newest).contains(&epoch) {
             return None;
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_taken_by_whom_it_is_for() {
+    fn a_ticket_is_accepted_only_where_it_is_valid() {
         const SECRET: &str = "0123456789abcdef0123456789abcdef";
         let one = resumption(Some(SECRET), "a");
         let ticket = one.seal(b"state", &Handshake::default()).unwrap();
@@ -257,11 +258,11 @@ mod tests {
         let resumption = resumption(None, "a");
         let ticket = resumption.seal(b"state", &Handshake::default()).unwrap();
         let unseal = |ticket: &[u8]| resumption.unseal(ticket, &Handshake::default());
-        for place in 0..ticket.len() {
+        for position in 0..ticket.len() {
             let mut changed = ticket.clone();
-            changed[place] ^= 1;
-            assert_eq!(unseal(&changed), None, "{place}");
-            assert_eq!(unseal(&ticket[..place]), None, "{place}");
+            changed[position] ^= 1;
+            assert_eq!(unseal(&changed), None, "{position}");
+            assert_eq!(unseal(&ticket[..position]), None, "{position}");
         }
         assert_eq!(unseal(&[ticket, vec![0]].concat()), None);
     }
@@ -271,12 +272,12 @@ mod tests {
         let keys = TicketKeys::random();
         let lifetime = 2 * EPOCH;
         assert!(keys.get(100, 100, lifetime).is_some());
-        assert!(keys.get(100, 103, lifetime).is_some(), "while there may be tickets of it");
+        assert!(keys.get(100, 103, lifetime).is_some(), "its tickets may still be valid");
         assert!(keys.get(100, 104, lifetime).is_none());
-        assert!(keys.get(101, 103, lifetime).is_none(), "a random one is made in its own time only");
+        assert!(keys.get(101, 103, lifetime).is_none(), "a random key is generated only in its epoch");
         assert!(keys.get(i64::MAX, 103, lifetime).is_none() && keys.get(i64::MIN, 103, lifetime).is_none());
         keys.get(110, 110, lifetime).unwrap();
-        assert_eq!(keys.known.load().len(), 1, "what nobody needs is forgotten");
+        assert_eq!(keys.known.load().len(), 1, "expired keys are dropped");
         let shared = TicketKeys::shared("0123456789abcdef0123456789abcdef", "a");
         assert!(shared.get(101, 100, lifetime).is_some(), "another gateway's clock is ahead");
         assert!(shared.get(102, 100, lifetime).is_none());

@@ -1,4 +1,4 @@
-//! How a handshake ends.
+//! The result of a handshake: a secured connection, or a failure whose connection still has to be closed.
 
 use std::sync::Arc;
 
@@ -16,23 +16,23 @@ use crate::peer::Peer;
 pub struct Secured {
     /// The encrypted stream.
     pub stream: Stream,
-    /// Who is at its other end.
+    /// The device at its other end.
     pub peer: Peer,
-    /// What the session rests on from now on; `None`: the device proved nothing.
+    /// What the device proved, which the session relies on; `None` if it proved nothing.
     pub evidence: Option<Evidence>,
-    /// The device of the registry whose key was used; whether it may connect is not decided.
+    /// The registry entry whose key the device used. Whether the device may connect is not decided yet.
     pub device: Option<Arc<Entry>>,
 }
 
-/// A handshake that failed. The device was sent the alert.
-#[expect(missing_debug_implementations, reason = "it is closed and nothing else")]
+/// A failed handshake. The alert has been sent.
+#[expect(missing_debug_implementations, reason = "callers only close it")]
 pub struct Failed {
-    /// Why.
+    /// Why it failed.
     pub reject: Reject,
     pub(super) rest: Option<Rest>,
 }
 
-/// What is left of the connection.
+/// The connection of a failed handshake.
 pub(super) enum Rest {
     Tcp(TcpStream),
     #[cfg(feature = "psk")]
@@ -44,13 +44,13 @@ impl Failed {
         Self { reject, rest: None }
     }
 
-    /// Closes the connection in such a way that the alert arrives: with bytes unread, the kernel would send a reset that
-    /// can overtake it.
+    /// Closes the connection so that the alert arrives: with unread bytes, the kernel would send a reset, which can
+    /// overtake the alert.
     pub async fn close(self) {
         let Some(mut rest) = self.rest else { return };
         #[cfg_attr(
             not(feature = "psk"),
-            expect(clippy::infallible_destructuring_match, reason = "with the feature there are two")
+            expect(clippy::infallible_destructuring_match, reason = "the feature adds a second variant")
         )]
         let socket = match &mut rest {
             Rest::Tcp(socket) => socket,
@@ -62,9 +62,9 @@ impl Failed {
     }
 }
 
-/// A key that no file lists may be one of the registry, if that is out of reach: then this is the reason in the log. From
-/// outside it looks the same.
-pub(super) fn perhaps_unavailable(reject: Reject, unknown: Reject, registry: Option<&Arc<Replica>>) -> Reject {
+/// Returns [`Reject::RegistryUnavailable`] in place of `unknown` while the registry is out of reach, as it may have the
+/// key. Only the log shows the difference: the client sees the same alert.
+pub(super) fn or_registry_unavailable(reject: Reject, unknown: Reject, registry: Option<&Arc<Replica>>) -> Reject {
     let is_uncertain = reject == unknown && registry.is_some_and(|registry| !registry.is_certain());
     if is_uncertain { Reject::RegistryUnavailable } else { reject }
 }

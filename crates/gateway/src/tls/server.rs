@@ -1,5 +1,6 @@
-//! The TLS side of a listener, by whichever engine. Enters: a connected stream and a deadline. Leaves: an encrypted stream, and
-//! who the peer proved to be, or the reason it did not. Never here: a decision that TLS itself does not make.
+//! TLS on a listener, by rustls (certificates, raw public keys) or OpenSSL (pre-shared keys). Enters: a connected socket.
+//! Leaves: an encrypted stream and the device's verified identity, or the reason the handshake failed. Never here: admission
+//! rules or anything of MQTT.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,9 +29,9 @@ pub struct ServerTls {
 
 #[derive(Debug)]
 enum Engine {
-    /// rustls: the server has a certificate; devices have certificates, raw public keys, or nothing.
+    /// rustls. The server has a certificate; devices have certificates, raw public keys, or neither.
     Certificates(Box<CertificateTls>),
-    /// OpenSSL: both have a key in common.
+    /// OpenSSL. Server and device share a key.
     #[cfg(feature = "psk")]
     Psk(psk::PskTls),
 }
@@ -39,7 +40,7 @@ impl ServerTls {
     /// Reads the files of the settings.
     ///
     /// # Errors
-    /// One cannot be used, which was reported.
+    /// A file cannot be used; the problem was reported.
     pub(crate) fn open(settings: &Tls, context: Context<'_>, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
         let engine = match &settings.mode {
             TlsMode::Certificate(tls) => {
@@ -59,10 +60,10 @@ impl ServerTls {
         Ok(Self { engine, handshake_timeout: settings.handshake_timeout })
     }
 
-    /// Takes the handshake with a device to its end, within its deadline.
+    /// Performs the handshake with a device within `handshake_timeout`.
     ///
     /// # Errors
-    /// Why it failed, and what is left of the connection.
+    /// Why it failed, and the connection, if it still has to be closed.
     pub async fn accept(&self, socket: TcpStream, address: SocketAddr) -> Result<Secured, Failed> {
         let handshake = async {
             match &self.engine {
@@ -75,11 +76,12 @@ impl ServerTls {
         tokio::time::timeout(self.handshake_timeout, handshake).await.unwrap_or_else(timeout)
     }
 
-    /// Whether a device that proved this in its handshake would be accepted now; `None`: that it proved nothing.
-    /// `uses_device`: what the registry says of a device decides about it. `now` is in seconds since 1970.
+    /// Evaluates what a device proved in its handshake by the current configuration, CRLs and registry. `evidence` is
+    /// `None` if the device proved nothing. `uses_device`: expressions of the listener use the device's registry entry.
+    /// `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// Why the session ends.
+    /// Why the session has to be closed.
     pub(crate) fn evaluate(&self, evidence: Option<&Evidence>, uses_device: bool, now: i64) -> Result<(), CloseReason> {
         let still = |has_it| if has_it { Ok(()) } else { Err(CloseReason::CredentialWithdrawn) };
         if let Some(Evidence::DeviceKey(device)) = evidence {
@@ -102,7 +104,7 @@ impl ServerTls {
         }
     }
 
-    /// The registry whose devices' keys are accepted here.
+    /// The registry whose device keys the listener accepts.
     fn registry(&self) -> Option<&Arc<Replica>> {
         match &self.engine {
             Engine::Certificates(certificates) => certificates.raw_keys()?.registry(),
@@ -120,29 +122,29 @@ impl ServerTls {
         }
     }
 
-    /// Marks the listener as serving: certificates that replace the current ones must be valid.
-    pub(crate) fn mark_active(&self) {
-        self.certificates().into_iter().for_each(CertificateTls::mark_active);
+    /// Records that the listener serves connections. From then on, expired certificates no longer replace the current
+    /// ones.
+    pub(crate) fn set_in_use(&self) {
+        self.certificates().into_iter().for_each(CertificateTls::set_in_use);
     }
 
-    /// What verifies devices' certificates; `None`: they are not asked for.
+    /// The verifier of device certificates; `None` if the listener requests none.
     pub fn trust(&self) -> Option<&Arc<ChainVerifier>> {
         self.certificates()?.trust()
     }
 
-    /// Role, subject and end of each of the server's certificates and of the trust anchors, in seconds since 1970.
+    /// Role, subject and notAfter of the server's certificates and the trust anchors, in seconds since 1970.
     pub(crate) fn expiries(&self) -> Vec<(&'static str, String, i64)> {
         self.certificates().map(CertificateTls::expiries).unwrap_or_default()
     }
 
-    /// Fetches OCSP responses for the server's certificates in the background, to be stapled to handshakes; removes
-    /// expired ones.
+    /// Starts to fetch OCSP responses for stapling in the background, and stops stapling those that expire.
     pub(crate) fn refresh_staples(&self) {
         self.certificates().into_iter().for_each(CertificateTls::refresh_staples);
     }
 
     /// Reads certificates, keys and trust anchors whose files have changed, and logs the result. If a file cannot be used,
-    /// the last good content stays. Returns whether sessions have to be evaluated again.
+    /// its last good content stays in use. Returns whether sessions have to be evaluated again.
     pub(crate) fn read_changed_files(&self, listener: &str) -> bool {
         match &self.engine {
             Engine::Certificates(certificates) => certificates.read_changed_files(listener),

@@ -1,7 +1,8 @@
-//! Judges a device's certificate chain: signatures up to a configured anchor, validity, purpose, depth.
+//! Connects rustls to [`ChainVerifier`]. Enters: the certificates that a device presented, and rustls' errors. Leaves:
+//! rustls' verdict and alert, and the reason in the log.
 //!
-//! rustls' own verifier does this but for the depth, and gives errors that are coarser than the log wants; so webpki is
-//! asked directly. Everything that proves something is webpki's and the provider's.
+//! rustls' own verifier lacks a depth limit, and its errors are coarser than the reasons in the log. Therefore webpki is
+//! called directly; all cryptography stays in webpki and the provider.
 
 use std::sync::Arc;
 
@@ -16,14 +17,14 @@ use crate::outcome::{ChainError, Reject};
 use crate::pki::{Anchors, ChainVerifier};
 use crate::util::crypto::provider;
 
-/// Certificates beside its own that a device may show, and octets of all of them.
+/// The limits of certificates that a device may present besides its own, and of bytes in total.
 const MAX_CHAIN: usize = 10;
 const MAX_CHAIN_LEN: usize = 16 << 10;
 
 #[derive(Debug)]
 pub(super) struct DeviceVerifier {
     trust: Arc<ChainVerifier>,
-    /// Those that clients are told of.
+    /// The anchors whose names are sent to devices.
     anchors: Arc<Anchors>,
     mandatory: bool,
     provider: Arc<CryptoProvider>,
@@ -43,8 +44,8 @@ impl DeviceVerifier {
 
 impl ClientCertVerifier for DeviceVerifier {
     fn offer_client_auth(&self) -> bool {
-        // Called in full handshakes only.
-        self.handshake.is_full();
+        // rustls calls this in full handshakes only.
+        self.handshake.set_full();
         true
     }
 
@@ -62,7 +63,7 @@ impl ClientCertVerifier for DeviceVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        // Certificates that are not on the path are kept, too, by whoever keeps the session.
+        // rustls keeps all presented certificates with the session, also those that are not on the path.
         let len: usize = intermediates.iter().map(|certificate| certificate.len()).sum::<usize>() + end_entity.len();
         if len > MAX_CHAIN_LEN || intermediates.len() > MAX_CHAIN {
             return Err(into_rustls(ChainError::TooLong).into());
@@ -97,8 +98,8 @@ impl ClientCertVerifier for DeviceVerifier {
     }
 }
 
-/// The error to return to rustls. Its variant makes rustls send the fitting alert [RFC 8446, 6.2], and there is one for
-/// each [`ChainError`], so that [`from_rustls`] gives it back.
+/// Converts an error for rustls. The variant selects the alert that rustls sends [RFC 8446, 6.2]. The mapping is
+/// one-to-one, so that [`from_rustls`] can reverse it.
 fn into_rustls(error: ChainError) -> CertificateError {
     match error {
         ChainError::UnknownCa => CertificateError::UnknownIssuer,
@@ -110,15 +111,15 @@ fn into_rustls(error: ChainError) -> CertificateError {
         ChainError::Revoked => CertificateError::Revoked,
         ChainError::CrlMissing => CertificateError::UnknownRevocationStatus,
         ChainError::CrlExpired => CertificateError::ExpiredRevocationList,
-        // certificate_unknown, the alert for all that has none of its own.
+        // Sent as certificate_unknown, the alert for all other errors.
         ChainError::TooLong | ChainError::Version | ChainError::Invalid | ChainError::OcspMissing => {
             CertificateError::Other(OtherError(Arc::new(error)))
         }
     }
 }
 
-/// The [`ChainError`] that [`into_rustls`] made this of. Errors that rustls finds itself, for instance in the signature,
-/// are read the same way; those without a name of ours are [`ChainError::Invalid`].
+/// Reverses [`into_rustls`]. Errors of rustls itself, for instance about the signature, are converted the same way; those
+/// without a counterpart become [`ChainError::Invalid`].
 fn from_rustls(error: &CertificateError) -> ChainError {
     if let CertificateError::Other(OtherError(inner)) = error {
         return inner.downcast_ref().copied().unwrap_or(ChainError::Invalid);
@@ -138,7 +139,7 @@ pub(super) fn reject(error: &Error) -> Reject {
             | rustls::PeerIncompatible::SupportedVersionsExtensionRequired
             // The extension came with TLS 1.2 (RFC 5246, 7.4.1.4.1): without it, the client is older.
             | rustls::PeerIncompatible::SignatureAlgorithmsExtensionRequired => Reject::TlsVersion,
-            // It has shown none of those that are known here.
+            // The device presented no raw public key.
             rustls::PeerIncompatible::IncorrectCertificateTypeExtension => Reject::UnknownKey,
             _ => Reject::TlsParameters,
         },
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chain_errors_come_back_from_rustls_as_they_went() {
+    fn chain_errors_survive_the_round_trip_through_rustls() {
         for error in ChainError::ALL {
             let in_rustls = into_rustls(*error);
             assert_eq!(from_rustls(&in_rustls), *error);

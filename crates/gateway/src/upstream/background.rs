@@ -1,4 +1,5 @@
-//! What an upstream does in the background for as long as it is in use: its names are resolved again, its servers checked.
+//! The background tasks of an upstream: resolving its names again, and active health checks. They run until the upstream is
+//! dropped.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -15,14 +16,14 @@ use super::pool::Upstream;
 use crate::config::tables::{HealthMode, ServerAddress};
 use crate::observe::Observer;
 
-/// Between attempts while a name has no address at all.
+/// The interval between lookups while a name has no address.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// A CONNACK is small; what is larger is something else.
+/// The limit of a response in bytes. A CONNACK is smaller.
 const MAX_CONNACK_LEN: usize = 4096;
-/// The return code of a broker that cannot serve at present [MQTT-3.2.2.3 (3.1.1)].
+/// The return code "server unavailable" [MQTT-3.2.2.3 (3.1.1)].
 const SERVER_UNAVAILABLE: u8 = 3;
 
-/// Starts resolving and checking; both end when the upstream is dropped.
+/// Starts the tasks. They end when the upstream is dropped.
 pub(crate) fn start(upstream: &Arc<Upstream>, observer: &Arc<Observer>) {
     if upstream.servers.iter().any(|server| matches!(server.address, ServerAddress::Name(..))) {
         resolve_again(upstream, observer);
@@ -35,7 +36,7 @@ pub(crate) fn start(upstream: &Arc<Upstream>, observer: &Arc<Observer>) {
 fn resolve_again(upstream: &Arc<Upstream>, observer: &Arc<Observer>) {
     let (upstream, observer, interval) = (Arc::downgrade(upstream), Arc::clone(observer), upstream.resolve_interval);
     tokio::spawn(async move {
-        // What the first resolution missed is tried again soon.
+        // Retry soon the names that the first lookup could not resolve.
         let mut is_complete = false;
         loop {
             tokio::time::sleep(if is_complete { interval } else { RETRY_INTERVAL.min(interval) }).await;
@@ -56,7 +57,7 @@ fn check_again(upstream: &Arc<Upstream>) {
                 checks.spawn(run_check(Arc::clone(&this), Arc::clone(endpoint)));
             }
             checks.join_all().await;
-            // Not in step with other gateways: up to a tenth earlier or later.
+            // Jitter of a tenth, so that several gateways do not check in step.
             let interval = this.check.settings.interval.mul_f64(rand::rng().random_range(0.9..1.1));
             drop(this);
             tokio::time::sleep(interval).await;
@@ -91,13 +92,13 @@ async fn attempt(upstream: &Upstream, endpoint: &Endpoint) -> io::Result<()> {
         match Connack::decode(&answer, Version::V311, MAX_CONNACK_LEN).map_err(io::Error::other)? {
             None => {}
             Some((connack, _)) if connack.code == SERVER_UNAVAILABLE => {
-                return Err(io::Error::other("the broker says it is unavailable"));
+                return Err(io::Error::other("the broker returned `server unavailable`"));
             }
-            // A broker that refuses this user is there, all the same.
+            // A broker that rejects the check's user is up nevertheless.
             Some(_) => break,
         }
     }
-    // [MQTT-3.14]: a session that ends this way leaves no will and no noise in the broker's log.
+    // After DISCONNECT, the broker publishes no will and logs no error [MQTT-3.14].
     stream.write_all(&Disconnect::NORMAL_V3).await?;
     stream.shutdown().await
 }

@@ -1,7 +1,7 @@
-//! In which order the servers of an upstream are tried for a session.
+//! Load balancing. Enters: the endpoints of an upstream and a key. Leaves: the order in which to try them for a session.
 //!
-//! The hash ring is ketama's: 160 points a weight, over resolved addresses. A server that is down stays on the ring, so
-//! that its keys go to their next server and come back to it alone; no other key moves.
+//! The hash ring is ketama's: 160 points per unit of weight, over resolved addresses. A server that is down stays on the
+//! ring. Only its keys move to other servers, and they return when it is up again.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,27 +14,27 @@ use tokio::time::Instant;
 use super::endpoint::Endpoint;
 use crate::config::tables::Balance;
 
-/// Points on the hash ring for each unit of weight, as NGINX has them.
+/// The points on the hash ring per unit of weight, as in NGINX.
 const POINTS_A_WEIGHT: usize = 160;
 
-/// What a choice is made by.
+/// The input of a choice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choice<'a> {
-    /// Hashed by `balance = "hash"`. Empty, as a client ID may be, it says nothing of the client: any server will do.
+    /// Hashed by `balance = "hash"`. An empty key, such as an empty client ID, identifies no client: the server is random.
     pub(super) key: &'a [u8],
 }
 
-/// The endpoints of an upstream in the order of its configuration, and what choosing among them needs.
+/// The endpoints of an upstream in the order of its configuration, and the state of the balancing method.
 #[derive(Default)]
 pub(super) struct Balancer {
     balance: Balance,
     endpoints: Vec<Arc<Endpoint>>,
-    /// Positions of those that are no backup.
+    /// Indexes of the endpoints that are not backups.
     primaries: Vec<usize>,
     ring: Option<Continuum>,
-    /// How many points the ring has at most.
+    /// The maximum number of points on the ring.
     points: usize,
-    /// Round robin: positions, each as often as its weight says, evenly mixed.
+    /// For round robin: indexes, each repeated by its weight and evenly mixed.
     sequence: Vec<usize>,
     cursor: AtomicUsize,
 }
@@ -58,12 +58,12 @@ impl Balancer {
         Self { balance, endpoints, primaries, ring, points, sequence, cursor: AtomicUsize::new(0) }
     }
 
-    /// All of them, in the order of the configuration.
+    /// All endpoints, in the order of the configuration.
     pub(super) fn all(&self) -> &[Arc<Endpoint>] {
         &self.endpoints
     }
 
-    /// Whether a balancer of these endpoints would be the same.
+    /// Whether a balancer built from these arguments would be the same.
     pub(super) fn is_of(&self, endpoints: &[Arc<Endpoint>], balance: Balance) -> bool {
         let same = |a: &Arc<Endpoint>, b: &Arc<Endpoint>| {
             a.label == b.label
@@ -77,17 +77,17 @@ impl Balancer {
             && self.endpoints.iter().zip(endpoints).all(|(a, b)| same(a, b))
     }
 
-    /// All of them, best first: those that are up in the order the method of balancing says, then backups that are up,
-    /// then what counts as down, since a wrong guess about a server is better than no server.
+    /// All endpoints, best first: those that are up, in the order of the balancing method; then backups that are up; then
+    /// those that are down, because trying a server that may be down is better than rejecting the client.
     pub(super) fn candidates(&self, choice: Choice<'_>, now: Instant) -> Vec<Arc<Endpoint>> {
         let mut order = self.order(choice, now);
         order.extend((0..self.endpoints.len()).filter(|position| self.endpoints[*position].backup));
-        // Stable: the order within each of the two groups stays.
+        // The sort is stable: it keeps the order within both groups.
         order.sort_by_key(|position| !self.endpoints[*position].state.health.is_up(now));
         order.into_iter().map(|position| Arc::clone(&self.endpoints[position])).collect()
     }
 
-    /// The positions of the primaries in the order they are tried.
+    /// The indexes of the primaries in the order in which they are tried.
     fn order(&self, choice: Choice<'_>, now: Instant) -> Vec<usize> {
         if self.primaries.len() < 2 {
             return self.primaries.clone();
@@ -103,7 +103,7 @@ impl Balancer {
 
     fn by_hash(&self, key: &[u8]) -> Vec<usize> {
         let mut order = Vec::with_capacity(self.primaries.len());
-        // The iterator goes around the ring for ever, and two addresses may share all their points.
+        // Bounded, because the iterator is endless and two addresses may share all their points.
         for address in self.ring.iter().flat_map(|ring| ring.node_iter(key).take(self.points)) {
             let of_address = |position: &&usize| ring_address(&self.endpoints[**position]) == *address;
             if let Some(position) = self.primaries.iter().find(of_address)
@@ -120,7 +120,7 @@ impl Balancer {
         order
     }
 
-    /// Sessions for its weight; what has no session yet goes by weight alone.
+    /// Sessions per weight, counting the new one, so that idle endpoints are compared by weight.
     fn load(&self, position: usize, now: Instant) -> f64 {
         f64::from(self.endpoints[position].active() + 1) / self.weight(position, now)
     }
@@ -136,9 +136,9 @@ impl Balancer {
         let mut order = self.rotated(rand::rng().random_range(0..self.primaries.len()));
         order.sort_by_key(|position| !self.is_up(*position, now));
         let up = order.iter().filter(|position| self.is_up(**position, now)).count();
-        for place in 0..up.min(2) {
-            let drawn = self.draw(&order[place..up], now);
-            order.swap(place, place + drawn);
+        for slot in 0..up.min(2) {
+            let drawn = self.draw(&order[slot..up], now);
+            order.swap(slot, slot + drawn);
         }
         if up > 1 && self.load(order[1], now) < self.load(order[0], now) {
             order.swap(0, 1);
@@ -146,7 +146,7 @@ impl Balancer {
         order
     }
 
-    /// The place in `of` of one drawn at random, by weight.
+    /// Draws an endpoint at random by weight; returns its position in `of`.
     fn draw(&self, of: &[usize], now: Instant) -> usize {
         let weight = |position: &usize| self.weight(*position, now);
         let mut left = rand::rng().random::<f64>() * of.iter().map(weight).sum::<f64>();
@@ -161,19 +161,19 @@ impl Balancer {
         self.endpoints[position].state.health.is_up(now)
     }
 
-    /// The weight that counts at present.
+    /// The current weight, reduced during `slow_start`.
     fn weight(&self, position: usize, now: Instant) -> f64 {
         let endpoint = &self.endpoints[position];
         f64::from(endpoint.weight) * endpoint.state.health.ramp(now)
     }
 
     fn by_turn(&self, now: Instant) -> Vec<usize> {
-        // Turns of a server that is down are nobody's: given to the next, its neighbour would have twice its share.
+        // Skip the turns of a server that is down: given to the next server, they would double its share.
         let up: Vec<usize> = self.sequence.iter().copied().filter(|position| self.is_up(*position, now)).collect();
         let turns = if up.is_empty() { &self.sequence } else { &up };
         let turn = |cursor: usize| turns[cursor % turns.len()];
         let mut cursor = self.cursor.fetch_add(1, Ordering::Relaxed);
-        // A server that is warming up passes on some of its turns.
+        // During `slow_start`, a server passes on some of its turns.
         if rand::rng().random::<f64>() > self.endpoints[turn(cursor)].state.health.ramp(now) {
             cursor = self.cursor.fetch_add(1, Ordering::Relaxed);
         }
@@ -187,7 +187,7 @@ impl Balancer {
         order
     }
 
-    /// The primaries from the nth on, around the end.
+    /// The primaries, rotated to start at the nth.
     fn rotated(&self, by: usize) -> Vec<usize> {
         let mut order = self.primaries.clone();
         order.rotate_left(by % self.primaries.len());
@@ -195,13 +195,13 @@ impl Balancer {
     }
 }
 
-/// What stands for an endpoint on the ring. The embedded broker has no address; there is one at most.
+/// The address of an endpoint on the ring. The embedded broker has none; there is at most one.
 fn ring_address(endpoint: &Endpoint) -> SocketAddr {
     endpoint.address.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into())
 }
 
-/// Positions as often as their weights say, so mixed that none comes in a bunch: each step all gain their weight, the
-/// richest is taken and pays the sum (NGINX's smooth weighted round robin).
+/// Indexes repeated by their weights and evenly mixed, by NGINX's smooth weighted round robin: in each step every endpoint
+/// gains its weight; the one with the most is taken and loses the sum of all weights.
 fn smooth_sequence(endpoints: &[Arc<Endpoint>], primaries: &[usize]) -> Vec<usize> {
     let divisor = primaries.iter().fold(0, |divisor, position| gcd(divisor, endpoints[*position].weight));
     let weight = |position: usize| i64::from(endpoints[position].weight / divisor.max(1));
@@ -264,20 +264,20 @@ mod tests {
             let balancer = Balancer::new(Balance::Hash, all.clone());
             let keys: Vec<String> = (0..2000).map(|n| format!("thing{n:04}")).collect();
             let before: Vec<_> = keys.iter().map(|key| first(&balancer, key)).collect();
-            // Down, but on the ring: its keys move, nobody else's do.
+            // Down, but on the ring: only its keys move.
             take_down(&all[gone]);
             for (key, before) in keys.iter().zip(&before) {
                 let after = first(&balancer, key);
                 prop_assert_eq!(after != *before, *before == all[gone].label, "{} {} {}", key, before, after);
             }
-            // Taken out of the configuration: the same.
+            // Removed from the configuration: likewise.
             let mut rest = all.clone();
             rest.remove(gone);
             let without = Balancer::new(Balance::Hash, rest);
             let moved = keys.iter().zip(&before).filter(|(key, before)| first(&without, key) != **before).count();
             let share = before.iter().filter(|label| **label == all[gone].label).count();
             prop_assert_eq!(moved, share);
-            // Its share is about what its weight says.
+            // Its share corresponds to its weight.
             prop_assert!(share < 2 * 2000 / count + 200, "{} of {}", share, count);
         }
     }
@@ -309,13 +309,13 @@ mod tests {
         let down = endpoints(&[1, 1, 1]);
         take_down(&down[1]);
         let turns = counts(&Balancer::new(Balance::RoundRobin, down), 100, false);
-        assert_eq!((turns["10.0.0.1:1883"], turns["10.0.0.3:1883"]), (50, 50), "and none has twice its share");
+        assert_eq!((turns["10.0.0.1:1883"], turns["10.0.0.3:1883"]), (50, 50), "no server gets a double share");
         let held = counts(&Balancer::new(Balance::RandomTwo, endpoints(&[1, 1, 1, 1])), 400, true);
         assert!(held.values().all(|count| (90..=110).contains(count)), "{held:?}");
     }
 
     #[test]
-    fn addresses_that_share_a_place_on_the_ring_are_all_tried() {
+    fn addresses_that_share_points_on_the_ring_are_all_tried() {
         let all = ["[fe80::1%2]:1883", "[fe80::1%3]:1883"].map(|address| Endpoint::for_test(address, 1, false));
         let balancer = Balancer::new(Balance::Hash, all.to_vec());
         assert_eq!(balancer.candidates(Choice { key: b"thing001" }, Instant::now()).len(), 2);
@@ -343,7 +343,7 @@ mod tests {
             take_down(&all[1]);
             take_down(&all[2]);
             assert_eq!(order(())[0], "10.0.0.9:1883");
-            assert_eq!(order(()).len(), 4, "when all else fails, all else is tried");
+            assert_eq!(order(()).len(), 4, "servers that are down are tried last");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The way to a broker: TCP, TLS, or memory.
+//! Connecting to a broker by TCP, TLS or memory. Enters: a key to hash. Leaves: a stream and a lease, or the reason for
+//! rejecting the client.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::pool::Upstream;
 use crate::edge::{self, Stream};
 use crate::outcome::Reject;
 
-/// However many servers there are, a client waits at most that many times `connect_timeout`.
+/// A client waits at most this many times `connect_timeout`, however many servers are tried.
 const MAX_CONNECT_TIMEOUTS: u32 = 3;
 
 /// A connection to a broker, with nothing sent on it.
@@ -20,14 +21,14 @@ const MAX_CONNECT_TIMEOUTS: u32 = 3;
 pub struct Dialed {
     /// The connection.
     pub stream: Stream,
-    /// The server's address, as logs say it.
+    /// The server's label in logs.
     pub server: Arc<str>,
-    /// The session's place on the server.
+    /// The session's permit on the server.
     pub lease: Lease,
 }
 
 impl Upstream {
-    /// Connects to the best server that can be connected to.
+    /// Connects to the first server, in the order of the balancing method, that accepts the connection.
     ///
     /// # Errors
     /// [`Reject::UpstreamUnreachable`] or [`Reject::UpstreamFull`].
@@ -54,7 +55,7 @@ impl Upstream {
             endpoint.state.metrics.failed.inc();
             drop(lease);
             health.failed(Instant::now());
-            // The one failure that takes it down is told; those behind it would say nothing new.
+            // Log only the failure that marks the server as down; further ones add nothing.
             if was_up && !health.is_up(Instant::now()) {
                 tracing::warn!(upstream = self.name(), server = &*endpoint.label, %error, "cannot connect to the server");
             }

@@ -1,14 +1,14 @@
-//! The built-in broker, for trying out and for tests: `portcullis-broker`, reached through memory, storing nothing.
+//! The embedded broker, for evaluation and tests: `portcullis-broker`, connected through memory. It stores nothing.
 
 use std::sync::LazyLock;
 
 use portcullis_broker::Broker;
 use tokio::io::DuplexStream;
 
-/// Bytes on their way between gateway and broker, each direction.
+/// The buffer between gateway and broker, in bytes per direction.
 const PIPE: usize = 64 << 10;
 
-/// The process has one: what one session publishes, every other can subscribe to, over reloads.
+/// One per process, so that all sessions share topics, also across reloads.
 static BROKER: LazyLock<Broker> = LazyLock::new(Broker::new);
 
 /// Opens a connection to the broker; the first one starts it.

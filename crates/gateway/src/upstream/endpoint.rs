@@ -1,4 +1,4 @@
-//! One address of a broker: how many sessions it has, and whether it is up.
+//! One address of a server: its sessions, health and metrics.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -9,15 +9,15 @@ use crate::config::tables::Server;
 use crate::limits::{Permit, Permits};
 use crate::observe::ServerMetrics;
 
-/// An address of a server: its label, its host, and itself.
+/// An address of a server: label, host and socket address.
 pub(super) type Resolved = (Arc<str>, Arc<str>, Option<SocketAddr>);
 
 /// One address of a server.
 #[derive(Debug)]
 pub(super) struct Endpoint {
-    /// As logs and metrics say it: `address:port`.
+    /// The label in logs and metrics: `address:port`.
     pub(super) label: Arc<str>,
-    /// What its certificate has to be for.
+    /// The name that its certificate has to be valid for.
     pub(super) host: Arc<str>,
     /// `None`: the embedded broker.
     pub(super) address: Option<SocketAddr>,
@@ -27,7 +27,7 @@ pub(super) struct Endpoint {
     pub(super) state: Arc<EndpointState>,
 }
 
-/// What is known of an endpoint; outlives reloads and new resolutions.
+/// The state of an endpoint. Survives reloads and DNS changes.
 #[derive(Debug)]
 pub(super) struct EndpointState {
     sessions: Arc<Permits>,
@@ -35,7 +35,7 @@ pub(super) struct EndpointState {
     pub(super) metrics: ServerMetrics,
 }
 
-/// One session's place on an endpoint; given back when dropped.
+/// A session's permit on an endpoint, released when dropped.
 #[derive(Debug)]
 pub struct Lease {
     state: Arc<EndpointState>,
@@ -43,8 +43,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The broker failed the session before it began. Counted, but nothing against the broker's health: what it makes of
-    /// a CONNECT is in the client's hand, and one client must not take a broker from all the others.
+    /// Counts that the broker did not answer CONNECT. It does not affect the broker's health: a client could otherwise mark
+    /// the broker as down for all others by sending a CONNECT that the broker does not answer.
     pub fn unanswered(&self) {
         self.state.metrics.unanswered.inc();
     }
@@ -70,13 +70,13 @@ impl Endpoint {
         })
     }
 
-    /// Takes a place for one session; `None` if it has all it may have.
+    /// Takes a permit for one session; `None` if the server has `max_connections`.
     pub(super) fn lease(&self) -> Option<Lease> {
         let permit = self.state.sessions.take(self.max_connections)?;
         Some(Lease { state: Arc::clone(&self.state), _permit: permit })
     }
 
-    /// Sessions it has.
+    /// The number of sessions.
     pub(super) fn active(&self) -> u32 {
         self.state.sessions.taken()
     }

@@ -1,4 +1,5 @@
-//! Whether a broker is up: by sessions' own connects (passive), and by checks (active).
+//! The health of a broker, by the connects of sessions (passive) and by health checks (active). Enters: successes and
+//! failures. Leaves: whether the broker is up.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,8 +16,8 @@ use crate::config::tables::{self, HealthMode, PassiveHealth};
 #[derive(Debug)]
 pub(super) struct Check {
     pub(super) settings: tables::Health,
-    /// Unique to this gateway, so that two of them do not throw each other's checks off a broker. Behind it comes what
-    /// tells servers apart, which may be one cluster; all in the 23 bytes that every broker takes [MQTT-3.1.3-5].
+    /// Unique to this gateway, so that the checks of two gateways do not disconnect each other. A suffix for the server is
+    /// appended, because the servers may be one cluster. All fits the 23 bytes that every broker accepts [MQTT-3.1.3-5].
     client_id: String,
 }
 
@@ -62,16 +63,16 @@ impl Check {
     }
 }
 
-/// The health of one endpoint. Asked for every session, so the answer takes no lock.
+/// The health of one endpoint. Read without a lock, because every session reads it.
 #[derive(Debug)]
 pub(super) struct Health {
-    /// What active checks say; true before the first.
+    /// The result of active checks; true before the first one.
     checked_up: AtomicBool,
-    /// There are no active checks; what one that is still on its way says counts no more.
+    /// Active checks are off: the result of one that is still in flight is ignored.
     is_unchecked: AtomicBool,
-    /// Milliseconds; until then it is down because of failures. 0: it is not.
+    /// Down until this time because of failed connects, in milliseconds; 0 if not.
     down_until: AtomicU64,
-    /// Milliseconds; when it was last seen to come back. 0: never.
+    /// The last recovery, in milliseconds; 0 if there was none.
     recovered_at: AtomicU64,
     limits: RwLock<PassiveHealth>,
     counts: Mutex<Counts>,
@@ -79,14 +80,14 @@ pub(super) struct Health {
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// Failures of sessions since `since`.
+    /// Failed connects since `since`.
     fails: u32,
     since: u64,
-    /// Checks in a row that said the opposite of `checked_up`.
+    /// Consecutive checks with the opposite result of `checked_up`.
     contrary: u32,
 }
 
-/// Milliseconds since this was first asked, from 1 on, so that 0 can stand for never.
+/// Milliseconds since the first call, starting at 1, so that 0 can stand for never.
 fn milliseconds(at: Instant) -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     let since = at.saturating_duration_since(*START).as_millis();
@@ -106,7 +107,7 @@ impl Health {
         }
     }
 
-    /// Sets what a reload may have changed.
+    /// Applies the settings of a reload.
     pub(super) fn configure(&self, limits: PassiveHealth, checks_are_off: bool) {
         *self.limits.write() = limits;
         self.is_unchecked.store(checks_are_off, Ordering::Relaxed);
@@ -120,13 +121,13 @@ impl Health {
         self.counts.lock()
     }
 
-    /// Whether sessions may be given to it.
+    /// Whether the endpoint is up.
     pub(super) fn is_up(&self, now: Instant) -> bool {
         (self.checked_up.load(Ordering::Relaxed) || self.is_unchecked.load(Ordering::Relaxed))
             && self.down_until.load(Ordering::Relaxed) <= milliseconds(now)
     }
 
-    /// A session's connect failed.
+    /// Counts a failed connect.
     pub(super) fn failed(&self, now: Instant) {
         let (limits, now) = (self.limits(), milliseconds(now));
         let window = u64::try_from(limits.fail_timeout.as_millis()).unwrap_or(u64::MAX);
@@ -141,7 +142,7 @@ impl Health {
         }
     }
 
-    /// A session's connect succeeded.
+    /// Counts a successful connect.
     pub(super) fn succeeded(&self, now: Instant) {
         if self.down_until.load(Ordering::Relaxed) != 0 {
             self.down_until.store(0, Ordering::Relaxed);
@@ -149,7 +150,7 @@ impl Health {
         }
     }
 
-    /// An active check passed or failed; `Some` if that changes whether it is up.
+    /// Counts the result of an active check. `Some` if it changes whether the endpoint is up.
     pub(super) fn checked(&self, passed: bool, check: &Check, now: Instant) -> Option<bool> {
         let mut counts = self.counts();
         if self.checked_up.load(Ordering::Relaxed) == passed {
@@ -169,7 +170,7 @@ impl Health {
         Some(passed)
     }
 
-    /// The part of its weight that counts at present: grows to 1 over `slow_start` after it came back.
+    /// The share of its weight in use: grows to 1 during `slow_start` after a recovery.
     pub(super) fn ramp(&self, now: Instant) -> f64 {
         let (slow_start, recovered) =
             (self.limits().slow_start.as_secs_f64(), self.recovered_at.load(Ordering::Relaxed));

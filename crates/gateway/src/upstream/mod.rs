@@ -1,5 +1,5 @@
-//! Groups of brokers: which one a session goes to, whether it is there, and the way to it. Enters: a key to hash.
-//! Leaves: a connected stream and a lease that counts, or the reason there is none.
+//! Upstreams, the groups of brokers: load balancing, health and connecting. Enters: a key to hash. Leaves: a connected
+//! stream and a lease that counts the session, or the reason for rejecting the client.
 
 mod background;
 mod balance;

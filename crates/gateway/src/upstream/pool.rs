@@ -1,4 +1,5 @@
-//! An upstream: its servers as configured, the endpoints their names resolve to at present, and what is known of each.
+//! An upstream: its configured servers, the endpoints that their names resolve to, and the state of each endpoint. Enters:
+//! settings and DNS answers. Leaves: the endpoints to try for a session.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ use crate::expr::Expression;
 use crate::observe::Observer;
 use crate::tls::ClientTls;
 
-/// For all names together, when the configuration is loaded; later they are resolved in the background.
+/// How long the first lookup of all names may take at start and reload. Later lookups run in the background.
 const FIRST_RESOLUTION: Duration = Duration::from_secs(5);
 
 /// A group of brokers, compiled.
@@ -28,14 +29,15 @@ pub struct Upstream {
     pub(super) servers: Vec<Server>,
     pub(super) resolve_interval: Duration,
     balance: Balance,
-    /// `None`: the client ID that the broker gets to see.
+    /// `None`: the client ID that is sent to the broker.
     hash_key: Option<Expression>,
     pub(super) connect_timeout: Duration,
     pub(super) check: Check,
     limits: PassiveHealth,
     pub(super) tls: Option<ClientTls>,
     endpoints: ArcSwap<Balancer>,
-    /// Of every address with a session or a place among `endpoints`: one that leaves DNS and returns is still known.
+    /// The state of every address with a session or in `endpoints`, so that an address that leaves DNS and returns keeps its
+    /// state.
     states: Mutex<HashMap<Arc<str>, Weak<EndpointState>>>,
     is_retired: AtomicBool,
 }
@@ -44,7 +46,7 @@ impl Upstream {
     /// Reads the files of the settings. Nothing is resolved or connected.
     ///
     /// # Errors
-    /// One cannot be used, which was reported.
+    /// A file cannot be used; the problem was reported.
     pub(crate) fn open(settings: tables::Upstream, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
         let tls = settings.tls.as_ref().map(|tls| ClientTls::open(tls, diagnostics)).transpose()?;
         Ok(Self {
@@ -63,17 +65,17 @@ impl Upstream {
         })
     }
 
-    /// Its name.
+    /// The name in the configuration.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The expression whose value is hashed, if it is not the client ID.
+    /// The expression whose value is hashed; `None` for the client ID.
     pub const fn hash_key(&self) -> Option<&Expression> {
         self.hash_key.as_ref()
     }
 
-    /// Resolves all names for the first time; what is known of endpoints that `previous` has too is taken over.
+    /// Resolves all names for the first time. Endpoints that `previous` also has keep their state.
     pub(crate) async fn activate(&self, previous: Option<&Upstream>, observer: &Observer) {
         let known = previous.map(|previous| previous.endpoints.load_full());
         if let Some(previous) = previous {
@@ -82,29 +84,29 @@ impl Upstream {
         self.resolve(known.as_deref(), observer, FIRST_RESOLUTION).await;
     }
 
-    /// Says that another configuration is in force: what is still under way for this one has no more say in the state
-    /// that both share.
+    /// Records that another configuration is in use: lookups and checks still in flight for this one no longer change the
+    /// shared state.
     pub(crate) fn retire(&self) {
         self.is_retired.store(true, Ordering::Relaxed);
     }
 
-    /// The endpoints at present.
+    /// The current endpoints.
     pub(super) fn endpoints(&self) -> Arc<Balancer> {
         self.endpoints.load_full()
     }
 
-    /// Those to try for a session, best first.
+    /// The endpoints to try for a session, best first.
     pub(super) fn candidates(&self, choice: Choice<'_>) -> Vec<Arc<Endpoint>> {
         self.endpoints.load().candidates(choice, Instant::now())
     }
 
-    /// Whether a server is there that sessions may be given to.
+    /// Whether at least one server is up.
     pub fn is_up(&self) -> bool {
         let now = Instant::now();
         self.endpoints.load().all().iter().any(|endpoint| endpoint.state.health.is_up(now))
     }
 
-    /// Brings the gauges of all endpoints up to date.
+    /// Updates the gauges of all endpoints.
     pub fn refresh_metrics(&self) {
         let now = Instant::now();
         for endpoint in self.endpoints.load().all() {
@@ -114,7 +116,7 @@ impl Upstream {
         }
     }
 
-    /// Resolves all names at once and takes what they say; whether every one has an address.
+    /// Resolves all names concurrently and updates the endpoints. Returns whether every name has an address.
     pub(super) async fn resolve(&self, known: Option<&Balancer>, observer: &Observer, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         let lookups = self.servers.iter().map(|server| self.addresses(server, known, deadline));
@@ -124,7 +126,7 @@ impl Upstream {
         }
         let is_complete = resolved.iter().all(|addresses| !addresses.is_empty());
         let endpoints = self.endpoints_of(resolved, observer);
-        // The same endpoints keep the ring they have; building one is a few hundred hashes a server.
+        // Keep the hash ring if the endpoints are the same: building one takes a few hundred hashes per server.
         let current = self.endpoints.load();
         if current.all().is_empty() || !current.is_of(&endpoints, self.balance) {
             self.endpoints.store(Arc::new(Balancer::new(self.balance, endpoints)));
@@ -139,7 +141,7 @@ impl Upstream {
         for (server, addresses) in self.servers.iter().zip(resolved) {
             for resolved in addresses {
                 let label = &resolved.0;
-                // Two names may have one address.
+                // Two names may resolve to the same address.
                 if endpoints.iter().any(|endpoint| endpoint.label == *label) {
                     continue;
                 }
@@ -157,7 +159,7 @@ impl Upstream {
         self.states.lock()
     }
 
-    /// What a server resolves to: label, host, address. A name that cannot be resolved keeps the addresses it had.
+    /// The addresses of a server. A name that cannot be resolved keeps its previous addresses.
     async fn addresses(&self, server: &Server, known: Option<&Balancer>, deadline: Instant) -> Vec<Resolved> {
         let (name, port) = match &server.address {
             Address::Embedded => return vec![("embedded".into(), "embedded".into(), None)],
@@ -200,7 +202,7 @@ mod tests {
         Upstream::open(settings.upstreams.into_iter().next().unwrap(), &mut diagnostics).unwrap()
     }
 
-    /// As if the only server's name had resolved to these.
+    /// Sets the endpoints as if the only server's name had resolved to these addresses.
     fn resolved(addresses: &[&str]) -> Vec<Vec<Resolved>> {
         let resolved = |address: &&str| ((*address).into(), "broker.invalid".into(), Some(address.parse().unwrap()));
         vec![addresses.iter().map(resolved).collect()]
@@ -224,8 +226,8 @@ mod tests {
         assert_eq!(labels(&upstream), ["192.0.2.2:1883".into(), "192.0.2.3:1883".into()]);
         assert!(observer.metrics.render().contains("server=\"192.0.2.1:1883\""), "a session is still on it");
         take(&upstream, &["192.0.2.1:1883"], &observer);
-        assert_eq!(upstream.endpoints().all()[0].active(), 1, "its session still counts");
-        assert!(!observer.metrics.render().contains("server=\"192.0.2.3:1883\""), "nothing holds it any more");
+        assert_eq!(upstream.endpoints().all()[0].active(), 1, "its session is still counted");
+        assert!(!observer.metrics.render().contains("server=\"192.0.2.3:1883\""), "no session uses it any more");
         drop(lease);
         assert_eq!(upstream.endpoints().all()[0].active(), 0);
     }

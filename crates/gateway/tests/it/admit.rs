@@ -1,4 +1,4 @@
-//! Who is let in, and what CONNECT is rewritten to.
+//! Admission rules, and how CONNECT is rewritten.
 
 use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, connect_v5, tls_config};
 
@@ -73,7 +73,7 @@ async fn on_reject_close_says_nothing() {
 #[tokio::test]
 async fn without_a_certificate_every_expression_that_names_one_refuses() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
-    // None of these is an error when it is read as a programmer would: the certificate is not asked for in vain.
+    // With plain short-circuit evaluation these would be true. The gateway rejects them: they name a certificate.
     let expressions = [
         "cert.subject.cn == 'thing001' || mqtt.client_id == 'thing001'",
         "mqtt.client_id == 'thing001' || cert.subject.cn == 'thing001'",
@@ -121,7 +121,7 @@ async fn all_three_fields_are_replaced_and_the_rest_is_kept() {
                 username = 'cert.subject.dn'\npassword = \"'verified by ' + conn.listener\"\n";
     let gateway = gateway(&pki, &broker, rest).await;
     let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
-    // MQTT 5, will with properties, user property, a user name and password that are replaced, a PINGREQ behind.
+    // MQTT 5, will with properties, user property, a user name and password that are replaced, then a PINGREQ.
     let tail = b"\x00\x03a/b\x00\x04gone";
     let sent = [
         &b"\x10\x47\x00\x04MQTT\x05\xee\x00\x3c\x0c\x11\x00\x00\x0e\x10\x26\x00\x01k\x00\x01v"[..],
@@ -154,9 +154,9 @@ async fn all_three_fields_are_replaced_and_the_rest_is_kept() {
 async fn a_rewriting_that_cannot_be_written_refuses() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
     for (connect_table, reason) in [
-        // U+0000 has no place in a string of MQTT.
+        // MQTT strings must not contain U+0000.
         ("username = '\"a\\u0000b\"'", "403 rewrite_failed"),
-        // MQTT 3.1.1 has no password without a user name.
+        // MQTT 3.1.1 does not allow a password without a user name.
         ("password = '\"secret\"'", "403 rewrite_failed"),
         ("username = 'cert.san.dns[0]'", "403 expression_failed"),
         ("username = 'mqtt.username'", "403 expression_failed"),

@@ -1,4 +1,4 @@
-//! Hostile and clumsy clients: each gets its reason, none harms another.
+//! Hostile and faulty clients: each is rejected with its reason, and none affects another.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ async fn plain(rest: &str) -> (TestGateway, Broker) {
     (TestGateway::start(&format!("{listener}{}", broker.upstream())).await, broker)
 }
 
-/// Sends bytes to a plain listener; returns what the client got, and status and reason.
+/// Sends bytes to a plain listener. Returns the bytes that the client received, and the status and reason in the access log.
 async fn answer(rest: &str, bytes: &[u8]) -> (Vec<u8>, String) {
     let (gateway, broker) = plain(rest).await;
     let mut client = Client::tcp(gateway.address()).await;

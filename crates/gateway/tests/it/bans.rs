@@ -1,4 +1,4 @@
-//! Clients that come too often, or fail too often.
+//! Bans of clients that connect or fail too often.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ async fn gateway(broker: &Broker, ban: &str, rest: &str) -> TestGateway {
     TestGateway::start(&format!("{listener}[[listener.ban]]\n{ban}\n{rest}{}", broker.upstream())).await
 }
 
-/// A client that is let in, and goes.
+/// A client that is admitted and disconnects.
 async fn visit(gateway: &TestGateway, broker: &Broker, id: &str) {
     let mut client = Client::tcp(gateway.address()).await;
     client.write(&connect(id)).await;
@@ -33,11 +33,11 @@ async fn an_address_that_comes_too_often_is_refused_before_anything_is_read() {
     }
     for lines in 4..6 {
         let mut client = Client::tcp(gateway.address()).await;
-        assert!(client.read_to_end().await.is_empty(), "closed, without a byte of ours");
+        assert!(client.read_to_end().await.is_empty(), "closed without sending a byte");
         let line = gateway.lines(lines).await.pop().unwrap();
         assert!(line.contains(" 403 0 0 ") && line.ends_with(" - - banned"), "{line}");
     }
-    // Over a reload, too.
+    // Also across a reload.
     gateway.gateway.reload().await.unwrap();
     assert!(Client::tcp(gateway.address()).await.read_to_end().await.is_empty());
     advance(Duration::from_secs(55 * 60));
@@ -126,7 +126,7 @@ async fn guesses_at_once_are_banned_one_after_the_other() {
         broker.upstream()
     ))
     .await;
-    // All are let in before the first has failed.
+    // All are accepted before the first one fails.
     let mut clients = Vec::new();
     for _ in 0..8 {
         clients.push(Client::tcp(gateway.address()).await);
@@ -157,7 +157,7 @@ async fn the_client_id_that_counts_is_the_one_the_broker_gets() {
     let mut client = Client::tcp(gateway.address()).await;
     client.write(&connect("c")).await;
     assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x05");
-    // An empty one is nobody's.
+    // An empty client ID is not counted.
     for _ in 0..4 {
         visit(&gateway, &broker, "").await;
     }

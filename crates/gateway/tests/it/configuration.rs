@@ -1,4 +1,4 @@
-//! What `check` says of a configuration as a whole.
+//! The problems that `check` reports for a configuration as a whole.
 
 use std::path::{Path, PathBuf};
 
@@ -77,7 +77,7 @@ fn what_is_legal_but_unsafe_is_a_warning() {
     std::process::Command::new("chmod").arg("644").arg(pki.key("localhost")).status().unwrap();
     let exposed = problems(&listener(&(pki.listener_tls() + bound)));
     assert!(exposed.contains("warning: every user of this machine can read the private key"), "{exposed}");
-    // What binds a client ID is what was proved, and a user name is not, beside a token.
+    // Only a verified value binds the client ID. With a token, the user name is not verified.
     let jwks = pki.dir().join("jwks.json");
     let jwk = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
     std::fs::write(&jwks, jwk).unwrap();
@@ -158,7 +158,7 @@ fn what_is_said_of_revocation_and_resumption_is_judged() {
         let text = problems(&format!("{listener}{tls}{line}\n{REST}"));
         assert!(text.contains(word), "{line}:\n{text}");
     }
-    // What was put in would be shown: in the log, in metrics, in this very message.
+    // An interpolated secret would appear in logs, metrics and this error message.
     let secret = pki.dir().join("secret");
     std::fs::write(&secret, "hunter2").unwrap();
     for line in ["crl = [\"http://user:${FILE:X}@a/b.crl\"]", "ocsp = \"leaf\"\nocsp_responder = \"${FILE:X}\""] {
@@ -184,7 +184,7 @@ fn every_example_passes() {
             continue;
         }
         count += 1;
-        // The files that an example names are made where the example says.
+        // Create the files that the example names.
         let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
         for (name, file) in [
             ("certs/server.pem", pki.chain("localhost")),

@@ -1,4 +1,4 @@
-//! The device registry, and devices with keys.
+//! The device registry, and devices with raw public keys and pre-shared keys.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use serde_json::json;
 
 const REFUSED: &[u8] = b"\x20\x02\x00\x04";
 const LATER: &[u8] = b"\x20\x02\x00\x03";
-/// What is stated: within five seconds.
+/// The documented bound: five seconds.
 const BOUND: Duration = Duration::from_secs(5);
 
 async fn registry(dir: &Path) -> Registry {
@@ -112,7 +112,7 @@ async fn what_changes_in_the_registry_changes_for_sessions() {
         assert_eq!(gateway.refusal(&connect_as("x", id, b"secret")).await, REFUSED);
         gateway.lines(2 * n + 2).await;
     }
-    // Another's wrong password does not say that the device is disabled; its owner's does.
+    // With a wrong password, the log does not report that the device is disabled; with the right one it does.
     let reasons = [(b"wrong", "bad_credentials"), (b"secre", "bad_credentials")];
     for (n, (password, reason)) in reasons.into_iter().enumerate() {
         gateway.refusal(&connect_as("x", "disabled", password)).await;
@@ -130,7 +130,11 @@ async fn an_outage_keeps_those_who_are_known() {
     let database = registry(dir.path()).await;
     add(&database, with_password("thing001")).await;
     let gateway = plain(dir.path(), &broker, "").await;
-    assert_eq!(gateway.refusal(&connect_as("x", "stranger", b"secret")).await, REFUSED, "known to be unknown");
+    assert_eq!(
+        gateway.refusal(&connect_as("x", "stranger", b"secret")).await,
+        REFUSED,
+        "the replica is complete: the device does not exist"
+    );
     let (path, away) = (dir.path().join("devices.db"), dir.path().join("away.db"));
     database.close().await;
     fs::rename(&path, &away).unwrap();
@@ -151,7 +155,7 @@ async fn an_outage_keeps_those_who_are_known() {
     assert!(line.contains(" 503 ") && line.ends_with(" registry_unavailable"), "{line}");
     let _session = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
     assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"wrong")).await, REFUSED);
-    // Another one in its place, with fewer changes: those of the first are gone.
+    // Replaced by another database with fewer changes: the devices of the first one are gone.
     let (mut old, _connection) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
     let fresh = tempfile::tempdir().unwrap();
     let other = registry(fresh.path()).await;
@@ -188,7 +192,7 @@ async fn pins_bind_a_device_to_its_certificate_or_its_key() {
         client.write(&packet).await;
         assert_eq!(client.read_to_end().await, REFUSED);
     }
-    // Unpinned, it is out.
+    // Without the pin, its session closes.
     registry.change("one", |device| device.pins.clear()).await.unwrap();
     one.read_to_end().await;
     assert!(gateway.lines(3).await[2].ends_with(" session_credential_withdrawn"));
@@ -218,7 +222,7 @@ async fn an_expression_may_say_which_device_it_is() {
     one.read_to_end().await;
 }
 
-/// A client with a raw public key: one of a P-256 pair in PEM.
+/// A client with a raw public key, from a P-256 key in PEM.
 fn raw_key_config(pki: &Pki, pem: &str) -> rustls::ClientConfig {
     #[derive(Debug)]
     struct RawKey(Arc<rustls::sign::CertifiedKey>);
@@ -254,7 +258,7 @@ async fn rustls_with_a_raw_public_key_of_the_registry() {
     let registry = registry(dir.path()).await;
     let ((one, pin), (other, _)) = (raw_key(), raw_key());
     add(&registry, Device { pins: vec![pin], ..Device::new("thing001") }).await;
-    // Beside certificates: which of the two a device has, it says itself.
+    // Together with certificates: the device's ClientHello selects one of the two.
     let configuration = format!(
         "{}{}[listener.tls.raw_keys]\nregistry = true\n[listener.admit]\n\
          require = ['has(cert.subject) ? mqtt.client_id == cert.subject.cn : has(device.id) && mqtt.client_id == device.id']\n{}{}",
@@ -270,7 +274,7 @@ async fn rustls_with_a_raw_public_key_of_the_registry() {
     let _raw = raw.greet(&broker, &connect("thing001")).await;
     let mut certified = Client::tls(gateway.address(), &pki, "thing002").await;
     let _certified = certified.greet(&broker, &connect("thing002")).await;
-    // In TLS 1.3 the refusal shows with the first read.
+    // In TLS 1.3 the client sees the alert with its first read.
     if let Ok(mut stranger) = connect_raw(&other).await {
         let _ = stranger.try_write(&connect("thing001")).await;
         assert!(stranger.read_to_end().await.is_empty());
@@ -294,7 +298,7 @@ async fn a_pre_shared_key_is_no_password() {
     let registry = registry(dir.path()).await;
     let psk = Psk { identity: "pump".to_owned(), key: hex::decode("0a".repeat(16)).unwrap().into() };
     add(&registry, Device { psk: Some(psk), ..Device::new("thing001") }).await;
-    // A registry's PSK proves nothing on a listener where it was not used.
+    // A PSK of the registry is not evidence on a listener without PSKs.
     let gateway = plain(dir.path(), &broker, "").await;
     for packet in
         [connect_as("x", "thing001", b""), connect_as("x", "pump", b""), connect_as("x", "thing001", &[10; 16])]
@@ -336,7 +340,7 @@ async fn a_reload_that_reads_the_registry_anew_drops_nobody() {
     add(&database, with_password("thing001")).await;
     let gateway = plain(dir.path(), &broker, "").await;
     let (mut client, mut at_broker) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
-    // Another replica, of a database that cannot be read at the moment.
+    // Another replica, whose database cannot be read.
     database.close().await;
     let path = dir.path().join("devices.db");
     let kept = fs::read(&path).unwrap();

@@ -31,7 +31,7 @@ fn the_reasons_are_documented() {
     assert_generated("access-log.md", "failures", &(failures.join(", ") + ".\n"));
 }
 
-/// Sub-tables, which have sections of their own.
+/// Sub-tables, which are documented in their own sections.
 const SUB_TABLES: &[(&str, &[&str])] =
     &[("Listener", &["tls", "ban", "admit", "connect"]), ("Upstream", &["health", "tls"])];
 
@@ -60,7 +60,7 @@ fn the_keys_of_the_configuration_are_documented() {
     }
 }
 
-/// A default as the file writes it; a string without its quotes.
+/// A default as it is written in the file, strings without quotes.
 fn as_toml(default: &Value) -> String {
     match default {
         Value::String(text) => text.clone(),
@@ -103,8 +103,8 @@ fn hex(code: u8) -> String {
     format!("0x{code:02X}")
 }
 
-/// Fails unless `text` stands between `<!-- generated: NAME -->` and `<!-- /generated -->` in `docs/FILE`; with
-/// `UPDATE_DOCS` set, writes it there.
+/// Fails unless `docs/FILE` has `text` between `<!-- generated: NAME -->` and `<!-- /generated -->`. With `UPDATE_DOCS` set,
+/// writes it there.
 fn assert_generated(file: &str, name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(file);
     let published = std::fs::read_to_string(&path).unwrap();

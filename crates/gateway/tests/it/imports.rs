@@ -1,10 +1,10 @@
-//! Imports go one way. Every file has a layer, no file imports one of a higher layer, and no files import each other in a
-//! circle.
+//! Imports go in one direction: every file has a layer, no file imports one of a higher layer, and there are no import
+//! cycles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// From the bottom up: folders, or files where a folder spans layers. The longest match counts.
+/// The layers from the bottom up: directories, or files where a directory spans layers. The longest match applies.
 const LAYERS: &[&[&str]] = &[
     &["util"],
     &["outcome"],
@@ -50,7 +50,7 @@ fn imports_go_one_way() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(imports.values().map(BTreeSet::len).sum::<usize>() > 200, "the test has lost sight of the imports");
+    assert!(imports.values().map(BTreeSet::len).sum::<usize>() > 200, "the test no longer finds the imports");
 }
 
 fn layer(file: &str) -> Option<usize> {
@@ -73,7 +73,7 @@ fn reaches(imports: &BTreeMap<String, BTreeSet<String>>, from: &BTreeSet<String>
     false
 }
 
-/// The files of the crate, without comments and unit tests, by their path below `src`.
+/// The files of the crate without comments and unit tests, by path below `src`.
 struct Sources(BTreeMap<String, String>);
 
 impl Sources {
@@ -96,7 +96,7 @@ impl Sources {
         Self(files)
     }
 
-    /// Which files each file imports, through re-exports to where things are defined.
+    /// The files that each file imports. Re-exports are followed to the definitions.
     fn imports(&self) -> BTreeMap<String, BTreeSet<String>> {
         let reexports: BTreeMap<(String, String), Vec<String>> = self
             .0
@@ -118,7 +118,7 @@ impl Sources {
         let mut rest = String::new();
         for statement in text.split_inclusive([';', '{', '}']) {
             rest.push_str(statement);
-            // A brace inside of `use` belongs to the statement.
+            // Braces inside a `use` statement do not end it.
             let is_use = |text: &str| text.trim_start().starts_with("use ") || text.contains(") use ");
             let begin = rest.rfind("use ").filter(|at| {
                 rest[..*at].trim_end().ends_with([';', '}', ')', 'b', ']']) || rest[..*at].trim().is_empty()

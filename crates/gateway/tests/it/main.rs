@@ -1,4 +1,4 @@
-//! The gateway as a library, with both ends in the test: what arrives is compared to the byte.
+//! Tests of the gateway as a library. The test is both client and broker, and compares every byte that arrives.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod admit;

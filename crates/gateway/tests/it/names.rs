@@ -1,4 +1,4 @@
-//! Distinguished names are written as OpenSSL writes them, which is how NGINX does.
+//! Distinguished names have the format of OpenSSL, as in NGINX.
 
 use std::process::Command;
 
@@ -45,7 +45,7 @@ fn the_same_text_as_openssl() {
         "OU = first\n1.OU = second\nCN = one\n1.CN = two",
     ] {
         for mask in ["utf8only", "pkix", "default", "MASK:0x800", "MASK:0x100"] {
-            // BMPString and UniversalString have no room for every character.
+            // BMPString cannot represent every character.
             if mask.starts_with("MASK") && (subject.contains('🛰') || subject.contains("C = ") || subject.contains("DC"))
             {
                 continue;

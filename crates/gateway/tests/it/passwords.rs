@@ -1,4 +1,4 @@
-//! Users of password files, and whom several authenticators know.
+//! Password files, and clients that several authenticators know.
 
 use std::fs;
 
@@ -40,7 +40,7 @@ async fn the_right_password_is_let_in_and_everything_else_looks_the_same() {
         let line = gateway.lines(n + 2).await.pop().unwrap();
         assert!(line.ends_with(reason) && line.contains(" 403 "), "{line}");
     }
-    // In MQTT 5 by its own codes.
+    // In MQTT 5, with the codes of MQTT 5.
     assert_eq!(gateway.refusal(&connect_v5("a")).await, b"\x20\x03\x00\x86\x00");
     assert!(broker.is_left_alone().await);
 }
@@ -65,11 +65,11 @@ async fn a_user_who_is_removed_or_changed_is_out() {
     set_password(&path, "alice", &PasswordHash::make(b"new").unwrap()).unwrap();
     alice.read_to_end().await;
     assert!(gateway.lines(1).await[0].ends_with(" session_credential_withdrawn"));
-    assert_eq!(gateway.refusal(&connect_as("a", "alice", b"one")).await, REFUSED, "and not from the cache");
+    assert_eq!(gateway.refusal(&connect_as("a", "alice", b"one")).await, REFUSED, "the cache is not used");
     let (mut alice, _a) = gateway.session(&broker, &connect_as("a", "alice", b"new")).await;
     bob.write(b"\xc0\x00").await;
     at_broker.expect(b"\xc0\x00").await;
-    // A file that cannot be used changes nothing; one without bob does.
+    // A malformed file changes nothing; a file without bob closes bob's session.
     fs::write(&path, "bob\n").unwrap();
     gateway.gateway.run_maintenance().await;
     bob.write(b"\xc0\x00").await;
@@ -124,5 +124,5 @@ fn a_users_line_is_changed_and_the_others_stay() {
     for wrong in ["", "a:b", "#a", "a\nb"] {
         assert!(set_password(&path, wrong, "x").is_err(), "{wrong:?}");
     }
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
 }

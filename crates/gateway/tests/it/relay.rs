@@ -1,4 +1,4 @@
-//! Bytes both ways: all of them, in order, with back-pressure, and a goodbye only between packets.
+//! Bytes in both directions: complete, in order, with back-pressure, and DISCONNECT only between packets.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ fn noise(len: usize) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn megabytes_arrive_whole_in_both_directions_at_once() {
-    // Not MQTT, on purpose: what follows CONNECT is the broker's to judge.
+    // Deliberately not MQTT: the gateway does not parse the bytes after CONNECT.
     let (gateway, mut client, mut connection) = session(4).await;
     let (up, down) = (noise(5_000_001), noise(3_000_003));
     let (sent_up, sent_down) = (up.clone(), down.clone());
@@ -65,9 +65,9 @@ async fn a_reader_that_stops_stops_its_writer() {
     // Bounded by the sockets' buffers and one chunk, far below this.
     while let Ok(()) = tokio::time::timeout(Duration::from_millis(500), client.write(&flood)).await {
         written += flood.len();
-        assert!(written < 64 << 20, "nobody reads, and it still goes on");
+        assert!(written < 64 << 20, "the gateway keeps reading although the receiver does not");
     }
-    // The other direction is not held up.
+    // The other direction is not blocked.
     connection.write(b"\xd0\x00").await;
     client.expect(b"\xd0\x00").await;
 }
@@ -143,7 +143,7 @@ async fn a_drained_mqtt_5_client_is_told_so_between_packets_only() {
     other.expect(b"\xe0\x02\x8b\x00").await;
     drop(other);
     connection.write(b"llo!\xd0\x00").await;
-    // The rest of the packet, what came with it, then DISCONNECT "server shutting down".
+    // The rest of the packet, the bytes received with it, then DISCONNECT "server shutting down".
     client.expect(b"llo!\xd0\x00\xe0\x02\x8b\x00").await;
     assert!(client.read_to_end().await.is_empty());
     let gateway = soon("the drain", drained).await.unwrap();
@@ -155,7 +155,7 @@ async fn a_drained_mqtt_5_client_is_told_so_between_packets_only() {
 #[tokio::test]
 async fn what_a_broker_says_before_it_hangs_up_reaches_the_client() {
     let (gateway, mut client, mut connection) = session(5).await;
-    // The broker has had enough in the midst of an upload: it says why and closes with bytes unread, which is a reset.
+    // During an upload, the broker sends a reason and closes with unread bytes, which causes a reset.
     let flood = vec![0; 256 << 10];
     while let Ok(()) = tokio::time::timeout(Duration::from_millis(300), client.write(&flood)).await {}
     connection.write(b"\xe0\x02\x95\x00").await;
@@ -174,7 +174,7 @@ async fn no_goodbye_before_the_broker_has_accepted() {
     client.write(&connect_v5("thing001")).await;
     let mut connection = broker.accept().await;
     connection.expect(&connect_v5("thing001")).await;
-    // AUTH, "continue authentication": CONNACK is still to come, and no DISCONNECT may be before it [MQTT-3.14.0-1].
+    // AUTH "continue authentication": CONNACK follows later, and no DISCONNECT may precede it [MQTT-3.14.0-1].
     let auth = b"\xf0\x09\x18\x07\x15\x00\x04SCRA";
     connection.write(auth).await;
     client.expect(auth).await;
@@ -230,7 +230,7 @@ async fn a_broker_s_refusal_reaches_the_client_as_it_came() {
 
 #[test]
 fn a_session_task_is_small() {
-    // What every idle session costs besides its sockets and its TLS state.
+    // The memory of an idle session besides its sockets and TLS state.
     let size = portcullis_gateway::session::future_size();
     assert!(size <= 1024, "{size} bytes");
 }

@@ -1,4 +1,4 @@
-//! Reloads: sessions stay, new connections follow the new rules, a bad file changes nothing.
+//! Reloads: sessions stay connected, new connections follow the new configuration, an invalid file changes nothing.
 
 use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, eventually};
 
@@ -132,7 +132,7 @@ async fn a_lower_max_connections_drops_nobody_and_admits_no_more() {
         client.write(b"\xc0\x00").await;
         connection.expect(b"\xc0\x00").await;
     }
-    // Two sessions of before the reload are as many as there may be now.
+    // The two sessions from before the reload reach the new maximum.
     for (open, lines) in [(3, 1), (2, 3)] {
         let mut refused = Client::tcp(gateway.address()).await;
         assert!(refused.read_to_end().await.is_empty(), "{open} are open");
@@ -143,7 +143,7 @@ async fn a_lower_max_connections_drops_nobody_and_admits_no_more() {
     }
     let _let_in = gateway.session(&broker, &connect("d")).await;
 
-    // A listener that is away for a while still counts its sessions of before.
+    // A listener that is removed and added again still counts its earlier sessions.
     gateway.write(&format!("{}{}", listener.replace("\"devices\"", "\"others\""), broker.upstream()));
     gateway.gateway.reload().await.unwrap();
     gateway.write(&allow(2));

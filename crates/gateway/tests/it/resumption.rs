@@ -1,4 +1,4 @@
-//! Sessions are resumed with their identity, are judged again, and never where they could not have been made.
+//! Resumption: a resumed session keeps its identity, is evaluated again, and is accepted only by its own listener.
 
 use std::fs;
 use std::time::Duration;
@@ -32,7 +32,7 @@ async fn attempt_at(gateway: &TestGateway, place: usize, config: &ClientConfig, 
             client.expect(&connack(4)).await;
             true
         }
-        // The alert, in TLS 1.3.
+        // In TLS 1.3, the alert arrives with the first read.
         _ = client.try_read(1) => false,
     };
     client.shutdown().await;
@@ -90,7 +90,7 @@ async fn nothing_is_resumed_where_it_is_off_or_not_offered() {
     }
 }
 
-/// A client that has a session, made on a gateway with this `[listener.tls]`.
+/// A client with a session from a gateway with this `[listener.tls]`.
 async fn with_session(
     pki: &Pki,
     broker: &Broker,
@@ -156,7 +156,7 @@ async fn a_session_of_one_listener_is_none_on_another() {
         assert!(attempt(&gateway, &config, &broker).await);
         assert!(!attempt_at(&gateway, 1, &config, "localhost", &broker).await);
         assert_eq!(gateway.field(2, "reason").await, "unknown_ca");
-        assert!(attempt(&gateway, &config, &broker).await, "the session itself is as good as before");
+        assert!(attempt(&gateway, &config, &broker).await, "the session itself is still valid");
     }
 }
 
@@ -174,7 +174,7 @@ async fn not_even_where_the_same_devices_are_believed() {
                 config.resumption = Resumption::in_memory_sessions(8).tls12_resumption(Tls12Resumption::SessionIdOnly);
             }
             assert!(attempt(&gateway, &config, &broker).await);
-            assert!(attempt_at(&gateway, 1, &config, "localhost", &broker).await, "in full");
+            assert!(attempt_at(&gateway, 1, &config, "localhost", &broker).await, "a full handshake");
             assert_eq!(gateway.field(2, "tls_resumed").await, "false", "{ways}");
             assert!(attempt_at(&gateway, 1, &config, "localhost", &broker).await);
             assert_eq!(gateway.field(3, "tls_resumed").await, "true", "{ways}: it is not that nothing is resumed");
@@ -191,7 +191,7 @@ async fn a_session_made_under_one_name_is_none_under_another() {
             pki.listener_tls().replace(pki.chain("localhost").to_str().unwrap(), pki.chain("both").to_str().unwrap());
         let tls = tls.replace(pki.key("localhost").to_str().unwrap(), pki.key("both").to_str().unwrap());
         let gateway = gateway(&broker, &tls).await;
-        // A client that keeps no names apart.
+        // A client that does not separate sessions by server name.
         let mut config = tls_config(&pki, Some("thing001"), versions);
         config.resumption =
             Resumption::store(std::sync::Arc::new(AnyName(rustls::client::ClientSessionMemoryCache::new(8))));
@@ -201,7 +201,7 @@ async fn a_session_made_under_one_name_is_none_under_another() {
     }
 }
 
-/// Remembers sessions as if there were one server in the world.
+/// A session store that ignores server names.
 #[derive(Debug)]
 struct AnyName(rustls::client::ClientSessionMemoryCache);
 

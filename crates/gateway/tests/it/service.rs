@@ -1,4 +1,4 @@
-//! An authentication service that is asked.
+//! The `http` authenticator and its authentication service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ async fn gateway(broker: &Broker, service: &Service, rest: &str) -> TestGateway 
     .await
 }
 
-/// A client that is let in with this packet, of which this arrives at the broker.
+/// A client that is admitted with `packet`; the broker receives the expected one.
 async fn visit(gateway: &TestGateway, broker: &Broker, packet: &[u8], arrives: &[u8]) {
     let mut client = Client::tcp(gateway.address()).await;
     client.write(packet).await;
@@ -80,7 +80,7 @@ async fn answers_are_remembered_each_for_its_own_question() {
         assert_eq!(gateway.refusal(&connect_as("a", "alice", b"wrong")).await, REFUSED);
     }
     assert_eq!(service.asked().len(), 2);
-    // Nothing of one client's answer is another's.
+    // The response for one client is not used for another.
     assert_eq!(gateway.refusal(&connect_as("b", "alice", b"wrong")).await, REFUSED);
     let other = connect_as("b", "alice", b"secret");
     visit(&gateway, &broker, &other, &other).await;
@@ -120,7 +120,7 @@ async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
         assert!(begin.elapsed() < Duration::from_secs(2), "{id}: {:?}", begin.elapsed());
         assert!(gateway.lines(n + 1).await[n].ends_with(" authentication_unavailable"));
     }
-    assert_eq!(service.asked().len(), 4, "then it was left alone");
+    assert_eq!(service.asked().len(), 4, "the back-off suppressed further requests");
     is_well.store(true, Ordering::SeqCst);
     advance(Duration::from_secs(29));
     assert_eq!(gateway.refusal(&connect("nobody")).await, LATER);

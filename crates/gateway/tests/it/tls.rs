@@ -1,4 +1,4 @@
-//! TLS towards devices and brokers: what is accepted, and the reason of everything that is not.
+//! TLS with devices and brokers: which handshakes are accepted, and the reasons for rejecting the others.
 
 use std::process::Command;
 
@@ -59,14 +59,14 @@ async fn no_certificate_where_one_is_required() {
         let config = tls_config(&pki, None, &[versions]);
         if let Ok(mut client) = Client::try_tls(gateway.address(), config, "localhost").await {
             let _ = client.try_write(&connect("thing001")).await;
-            assert!(client.try_read(4).await.is_err(), "the alert shows with the first read");
+            assert!(client.try_read(4).await.is_err(), "the alert arrives with the first read");
         }
         assert_eq!(gateway.outcome().await, "500 no_certificate");
     }
     assert!(broker.is_left_alone().await);
 }
 
-/// A root and a chain of intermediates, made for one test.
+/// A root and a chain of intermediates for one test.
 struct Chain {
     dir: tempfile::TempDir,
     root: String,
@@ -202,7 +202,7 @@ async fn an_x509_version_1_certificate_has_its_own_reason() {
         "-out",
         "v1.pem",
     ]);
-    // rustls would not even offer it.
+    // rustls does not offer it.
     let address = gateway.address().to_string();
     let dir = chain.dir.path().to_owned();
     let client = tokio::task::spawn_blocking(move || {
@@ -220,7 +220,7 @@ async fn sni_chooses_the_certificate() {
     let pair = |name| format!("{{ certificate = {:?}, private_key = {:?} }}", pki.chain(name), pki.key(name));
     let tls = format!("[listener.tls]\ncertificate = [{}, {}]\n", pair("localhost"), pair("a"));
     let gateway = gateway(&broker, &tls).await;
-    // The client's own check of the name is the proof.
+    // The client verifies the name.
     for (name, is_there) in [
         ("localhost", true),
         ("a.example", true),
@@ -264,7 +264,7 @@ async fn a_handshake_has_a_deadline() {
     let mut silent = Client::tcp(gateway.address()).await;
     assert!(silent.read_to_end().await.is_empty());
     assert_eq!(gateway.outcome().await, "500 handshake_timeout");
-    // One byte at a time does not buy more of it.
+    // Sending one byte at a time does not extend the timeout.
     let mut slow = Client::tcp(gateway.address()).await;
     for byte in b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" {
         let _ = slow.try_write(&[*byte]).await;
@@ -302,7 +302,7 @@ async fn brokers_behind_tls_are_verified() {
     let other_name = TestGateway::plain(&upstream("server_name = \"other.example\"\n")).await;
     let mut client = Client::tcp(other_name.address()).await;
     client.write(&connect("thing001")).await;
-    assert!(acceptor.accept(broker.accept().await.0).await.is_err(), "the gateway hangs up");
+    assert!(acceptor.accept(broker.accept().await.0).await.is_err(), "the gateway closes the connection");
     assert_eq!(client.read_to_end().await, b"\x20\x02\x00\x03");
     assert_eq!(other_name.outcome().await, "502 upstream_unreachable");
 }
@@ -351,7 +351,7 @@ async fn where_no_certificate_is_asked_for_sessions_are_resumed_and_counted_so()
         let mut connection = broker.accept().await;
         connection.expect(&connect(client_id)).await;
         connection.write(&connack(4)).await;
-        // The ticket comes before it.
+        // The session ticket arrives first.
         client.expect(&connack(4)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Tokens that others sign, and tokens that the gateway signs.
+//! Tokens of clients, signed by issuers, and identity tokens, signed by the gateway.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ struct Issuer {
     id: &'static str,
 }
 
-/// As OpenSSL makes it.
+/// In the format that OpenSSL writes.
 fn private_key(algorithm: Algorithm) -> Vec<u8> {
     let options: &[&str] = match algorithm {
         Algorithm::ES256 => &["EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
@@ -118,7 +118,7 @@ async fn a_token_is_taken_that_is_good_and_no_other() {
     let (head, rest) = token.split_once('.').unwrap();
     let (body, signature) = rest.split_once('.').unwrap();
     let unsigned = |header: Value| base64(header.to_string()) + "." + body + ".";
-    // The public key as the secret of an HMAC: whoever has it could sign.
+    // The public key used as an HMAC secret: anyone who has it could sign.
     let public = serde_json::to_string(&issuer.jwk()).unwrap();
     let hmac = jsonwebtoken::encode(
         &Header { kid: Some("k1".to_owned()), ..Header::new(Algorithm::HS256) },
@@ -164,7 +164,7 @@ async fn a_token_is_taken_that_is_good_and_no_other() {
         let line = gateway.lines(before + 1).await.pop().unwrap();
         assert!(line.ends_with(&format!(" {reason}")), "{token}: {line}");
     }
-    // A good token is no other client's.
+    // A valid token does not authenticate another client.
     let other = gateway.refusal(&connect_as("thing002", "u", token.as_bytes())).await;
     assert_eq!(other, b"\x20\x02\x00\x05");
     assert!(broker.is_left_alone().await);
@@ -243,7 +243,7 @@ async fn keys_are_changed_without_a_gap() {
     .await;
     let gateway = gateway(&broker, &service.url("/jwks.json"), "refresh = \"11s\"\n").await;
     let _one = gateway.session(&broker, &connect_as("thing001", "u", one.sign(&claims()).as_bytes())).await;
-    // A key that is not known is asked for, but not more often than every ten seconds.
+    // An unknown key triggers a fetch, at most every ten seconds.
     let new = two.sign(&claims());
     assert_eq!(gateway.refusal(&connect_as("thing001", "u", new.as_bytes())).await, REFUSED);
     assert_eq!(asked.load(Ordering::SeqCst), 1);
@@ -267,11 +267,11 @@ async fn without_keys_nobody_is_let_in() {
     let gateway = gateway(&broker, &service.url("/jwks.json"), "").await;
     let token = Issuer::new("k1").sign(&claims());
     let answer = gateway.refusal(&connect_as("thing001", "u", token.as_bytes())).await;
-    assert_eq!(answer, b"\x20\x02\x00\x03", "later, perhaps");
+    assert_eq!(answer, b"\x20\x02\x00\x03", "server unavailable: the keys may be back later");
     assert_eq!(gateway.outcome().await, "503 authentication_unavailable");
 }
 
-/// The password in a CONNECT of 3.1.1 that has client ID, user name and password.
+/// The password of an MQTT 3.1.1 CONNECT with client ID, user name and password.
 async fn password_of(connection: &mut BrokerConnection) -> String {
     let mut header = connection.read(2).await;
     if header[1] & 0x80 != 0 {
@@ -289,7 +289,7 @@ async fn password_of(connection: &mut BrokerConnection) -> String {
     fields.pop().unwrap()
 }
 
-/// A gateway with mutual TLS that signs who the device is.
+/// A gateway with mutual TLS that sends signed identities to the broker.
 async fn signing(pki: &Pki, broker: &Broker, key: &Path) -> TestGateway {
     TestGateway::start(&format!(
         "{}{}[listener.connect]\nusername = 'cert.subject.cn'\n\
@@ -341,7 +341,7 @@ async fn the_broker_gets_a_token_that_it_can_verify() {
         assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 60);
         assert_eq!(claims["jti"].as_str().unwrap().len(), 32);
     }
-    // The key is changed while the gateway runs; the one that comes next is told already.
+    // The signing key is rotated while the gateway runs; the next public key is published in advance.
     let next = dir.path().join("next.key");
     fs::write(&next, private_key(Algorithm::EdDSA)).unwrap();
     let gateway = signing(&pki, &broker, &key).await;

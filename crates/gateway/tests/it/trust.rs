@@ -1,4 +1,4 @@
-//! Whom a gateway believes, and for how long: CRLs, expiry, and sessions that end when trust does.
+//! Client certificates: CRLs, expiry, trust anchors, and sessions that close when one of them changes.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use portcullis_testkit::{Broker, BrokerConnection, Client, Pki, TestGateway, advance, connack, connect, connect_v5};
 
 const REST: &str = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n";
-/// The bound that is stated: within five seconds of the change being loaded, which is within two.
+/// The documented bound: two seconds until a change is loaded, and five more until the session closes.
 const BOUND: Duration = Duration::from_secs(5);
 
 async fn gateway(broker: &Broker, tls: &str) -> TestGateway {
     TestGateway::start(&format!("{}{tls}{REST}{}", TestGateway::LISTENER, broker.upstream())).await
 }
 
-/// A device that is connected and has its CONNACK.
+/// A connected device that has received CONNACK.
 async fn session(
     gateway: &TestGateway,
     pki: &Pki,
@@ -31,7 +31,7 @@ async fn session(
     (client, connection)
 }
 
-/// How a connection attempt ends that is not to get through.
+/// The reason for which a connection attempt is rejected.
 async fn refusal(gateway: &TestGateway, pki: &Pki, name: &str) -> String {
     let mut client = Client::tls(gateway.address(), pki, name).await;
     let _ = client.try_write(&connect(name)).await;
@@ -49,7 +49,7 @@ async fn a_connected_device_ends_soon_after_its_certificate_is_revoked() {
     let begin = Instant::now();
     pki.revoke("thing001");
     pki.revoke("thing002");
-    assert_eq!(five.read_to_end().await, b"\xe0\x02\x87\x00", "MQTT 5 is told: not authorized");
+    assert_eq!(five.read_to_end().await, b"\xe0\x02\x87\x00", "MQTT 5 receives DISCONNECT: not authorized");
     assert_eq!(three.read_to_end().await, b"");
     assert!(begin.elapsed() < BOUND, "{:?}", begin.elapsed());
     println!("revoked sessions ended after {:?}", begin.elapsed());
@@ -105,7 +105,7 @@ async fn the_whole_chain_is_checked() {
 #[tokio::test]
 async fn a_crl_that_is_missing_or_stale_refuses_unless_told_otherwise() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
-    // The root's is not there.
+    // The root's CRL is missing.
     let text = fs::read_to_string(pki.crls()).unwrap();
     let first = text.split_inclusive("-----END X509 CRL-----\n").next().unwrap();
     let only_one = pki.dir().join("one.pem");
@@ -138,7 +138,7 @@ async fn a_crl_that_goes_stale_ends_no_session_but_lets_in_no_new_one() {
 
 #[tokio::test]
 async fn a_crl_of_another_authority_with_the_same_name_counts_for_nothing() {
-    // Both are called the same.
+    // Both have the same name.
     let (pki, impostor, broker) = (Pki::new(), Pki::new(), Broker::start().await);
     let gateway = gateway(&broker, &pki.listener_tls_with_crl()).await;
     let _first = session(&gateway, &pki, &broker, "thing001", 4).await;
@@ -150,7 +150,7 @@ async fn a_crl_of_another_authority_with_the_same_name_counts_for_nothing() {
     fs::write(pki.crls(), "no CRL").unwrap();
     gateway.gateway.run_maintenance().await;
     let (last, _connection) = session(&gateway, &pki, &broker, "thing003", 4).await;
-    // And the right one again, which now has somebody in it.
+    // And the right CRL again, which now revokes a device.
     let mut last = last;
     pki.revoke("thing003");
     last.read_to_end().await;
@@ -183,7 +183,7 @@ async fn a_trust_anchor_that_is_taken_away_takes_its_sessions() {
     let tls = format!("{}client_ca = {bundle:?}\n", pki.listener_tls_without_ca());
     let gateway = gateway(&broker, &tls).await;
     let (mut ends, _ends) = session(&gateway, &pki, &broker, "thing001", 5).await;
-    // As Kubernetes does it: another file in the old one's place.
+    // As Kubernetes does: by renaming another file over the old one.
     let new = pki.dir().join("new.pem");
     fs::write(&new, theirs).unwrap();
     fs::rename(&new, &bundle).unwrap();
@@ -219,7 +219,7 @@ async fn a_session_of_a_listener_that_is_gone_stays_while_somebody_believes_its_
 
 #[tokio::test]
 async fn lists_of_an_authority_that_changed_its_key_stand_beside_each_other() {
-    // Two keys of one name; devices of the second have not been seen.
+    // A CA name with two keys; no device of the second has connected yet.
     let (pki, later, broker) = (Pki::new(), Pki::new(), Broker::start().await);
     let both = || fs::read_to_string(later.crls()).unwrap() + &fs::read_to_string(pki.crls()).unwrap();
     let path = pki.dir().join("both.pem");
@@ -233,7 +233,7 @@ async fn lists_of_an_authority_that_changed_its_key_stand_beside_each_other() {
     fs::write(&path, both()).unwrap();
     first.read_to_end().await;
     assert_eq!(gateway.outcome().await, "403 session_revoked");
-    // The first device of the other key makes its list count.
+    // The first device of the second key brings its CRL into use.
     later.device("thing002");
     later.device("thing003");
     later.revoke("thing003");
@@ -287,7 +287,7 @@ async fn a_chain_that_is_padded_is_refused() {
     assert_eq!(gateway.outcome().await, "500 certificate_chain_too_long");
 }
 
-/// A CRL of the PKI's intermediate, made by OpenSSL with this section of extensions.
+/// A CRL of the PKI's intermediate, issued by OpenSSL with these extensions.
 fn openssl_crl(pki: &Pki, extensions: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().display();
@@ -339,7 +339,7 @@ async fn crls_that_cannot_be_used_are_refused_with_a_clear_word() {
     fs::remove_file(pki.crls()).unwrap();
     let error = gateway.gateway.reload().await.expect_err("no file").to_string();
     assert!(error.contains("cannot be read"), "{error}");
-    // Nothing of this has changed anything.
+    // None of these CRLs has changed anything.
     session(&gateway, &pki, &broker, "thing001", 4).await;
 }
 
@@ -362,7 +362,7 @@ async fn a_crl_speaks_for_what_its_scope_says() {
             Some(outcome) => assert_eq!(refusal(&gateway, &pki, "thing001").await, outcome, "{extensions}"),
         }
     }
-    // A certificate that says where its list is, is in no list of another place.
+    // A CRL for another distribution point does not cover a certificate that names its own.
     let init =
         portcullis_pki::Init { name: "Places".into(), crl_url: Some("http://here".into()), ..Default::default() };
     let pki = Pki::with(&init);

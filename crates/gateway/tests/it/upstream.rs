@@ -1,11 +1,11 @@
-//! Brokers that are there, that are not, that come and go.
+//! Upstreams: brokers that are up, down, or restart.
 
 use std::time::Duration;
 
 use portcullis_testkit::{Broker, Client, TestGateway, connack, connect};
 use tokio::net::TcpListener;
 
-/// An address where nobody listens.
+/// An address without a listening socket.
 async fn nowhere() -> String {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
 }
@@ -139,7 +139,7 @@ async fn health_checks_take_a_broker_down_and_up_again() {
     assert!(ask("/livez").await.contains("200 OK"));
     let down = format!("portcullis_upstream_up{{upstream=\"brokers\",server=\"{}\"}} 0", broker.address());
     assert!(ask("/metrics").await.contains(&down));
-    // A broker that refuses the check's user is there, all the same.
+    // A broker that rejects the check's user is up nevertheless.
     let mut check = broker.accept().await;
     check.read(37).await;
     check.write(b"\x20\x02\x00\x05").await;
@@ -171,13 +171,13 @@ async fn a_broker_that_returns_is_used_again() {
     let mut client = Client::tcp(gateway.address()).await;
     client.write(&connect("thing001")).await;
     let accepted = tokio::time::timeout(portcullis_testkit::PATIENCE, listener.accept()).await;
-    assert!(accepted.is_ok(), "what counts as down is tried when nothing else is there");
+    assert!(accepted.is_ok(), "a server that is down is tried if no other is left");
 }
 
 #[tokio::test]
 async fn a_server_that_hangs_is_given_up_in_time() {
     let broker = Broker::start().await;
-    // It takes connections and never answers the TLS handshake.
+    // It accepts connections and never answers the TLS handshake.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let pki = portcullis_testkit::Pki::new();
     let rest = format!("connect_timeout = \"200ms\"\n{OFF}\n[upstream.tls]\nca = {:?}\n", pki.root());

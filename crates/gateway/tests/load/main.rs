@@ -1,4 +1,4 @@
-//! Passwords under load: in a process of their own, since all of one share the threads that verify passwords.
+//! Password verification under load. In its own process, because all gateways of a process share the verifying threads.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ async fn gateway(broker: &Broker, authenticate: &str, rest: &str) -> TestGateway
     TestGateway::start(&format!("{listener}authenticate = {authenticate}\n{upstream}{rest}")).await
 }
 
-/// How long refusals take, the median of several.
+/// The median time of several rejections.
 async fn time(gateway: &TestGateway, packet: &[u8]) -> Duration {
     let mut times = Vec::new();
     for _ in 0..9 {
@@ -38,7 +38,7 @@ async fn whom_nobody_knows_waits_as_long() {
     let unknown = time(&gateway, &connect_as("a", "nobody", b"wrong")).await;
     let ratio = unknown.as_secs_f64() / known.as_secs_f64();
     println!("a wrong password takes {known:?}, an unknown user {unknown:?}");
-    // Without a hash to verify it would be a hundredth.
+    // If no hash were verified, it would be a hundred times faster.
     assert!((0.3..3.0).contains(&ratio), "{known:?} {unknown:?}");
 }
 
@@ -63,13 +63,13 @@ async fn a_flood_of_wrong_passwords_leaves_sessions_alone() {
         slowest = slowest.max(begin.elapsed());
     }
     println!("the slowest of 50 packets beside 300 guesses took {slowest:?}");
-    // In the pool's queue it would have waited for seconds.
+    // In the queue of the pool, it would have waited for seconds.
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
-    // Who has proved it a moment ago does not wait either.
+    // A client whose password was verified a moment ago does not wait either.
     let begin = Instant::now();
     let _again = gateway.session(&broker, &connect_as("b", "alice", b"one")).await;
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
-    // More than wait are told to come again.
+    // Beyond the queue's limit, clients are rejected with "server unavailable".
     let mut busy = 0;
     for mut client in flood {
         match client.read_to_end().await.as_slice() {
