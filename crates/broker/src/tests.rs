@@ -292,7 +292,7 @@ async fn only_so_much_is_on_its_way_and_only_so_much_is_queued() {
         };
         slow.send(MqttPacket::V5(v5::Packet::PublishAck(ack))).await;
     }
-    assert_eq!(received, 1001, "one on its way and a thousand in the queue");
+    assert_eq!(received, 1001, "one in flight and a thousand queued");
     assert_eq!(broker.hub.lock().bytes(), 0);
 }
 

@@ -44,7 +44,7 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
     let _guard = crate::logging::start(&runtime.process, &state.observer);
     crate::run::tokio_runtime(runtime.process.worker_threads)?.block_on(async {
         let gateway = Gateway::start(&config, runtime, Arc::clone(&state)).await.map_err(|error| {
-            let hint = format!("set another `bind` in {}", config.display());
+            let hint = format!("set another `bind` in `{}`", config.display());
             match crate::run::start_failure(error) {
                 Failure::Error(error, None) => Failure::Error(error, Some(hint)),
                 Failure::Error(error, Some(cause)) => Failure::Error(error, Some(format!("{cause}; {hint}"))),
@@ -54,7 +54,10 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
         let address =
             gateway.addresses().first().map(|(_, address)| *address).context("the configuration has no listener")?;
         println!("gateway: {address}, in front of an embedded broker");
-        prove(address, &authority).await?;
+        prove(address, &authority).await.map_err(|error| {
+            let hint = format!("if you changed `{}`, undo the change or pass another --dir", config.display());
+            Failure::hint(error, hint)
+        })?;
         if !arguments.check {
             print_commands(address, &authority);
             tokio::signal::ctrl_c().await?;
@@ -137,7 +140,7 @@ log = "warn"
 "#;
 
 /// Connects as the right device, as a wrong identity and without a certificate.
-async fn prove(address: SocketAddr, authority: &Authority) -> Result<(), Failure> {
+async fn prove(address: SocketAddr, authority: &Authority) -> anyhow::Result<()> {
     let device = client(authority, Some(DEVICES[0]))?;
     let anonymous = client(authority, None)?;
     step(
@@ -151,15 +154,11 @@ async fn prove(address: SocketAddr, authority: &Authority) -> Result<(), Failure
     Ok(())
 }
 
-async fn step(what: &str, proof: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
+async fn step(what: &str, proof: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let result = tokio::time::timeout(STEP, proof).await.unwrap_or_else(|_| bail!("no result within {STEP:?}"));
-    match result {
-        Ok(()) => {
-            println!("proved: {what}");
-            Ok(())
-        }
-        Err(error) => Err(error.context(format!("not proved: {what}")).into()),
-    }
+    result.with_context(|| format!("not proved: {what}"))?;
+    println!("proved: {what}");
+    Ok(())
 }
 
 async fn round_trip(address: SocketAddr, config: Arc<ClientConfig>) -> anyhow::Result<()> {

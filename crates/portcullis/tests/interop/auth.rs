@@ -116,7 +116,7 @@ fn tokens_that_pyjwt_signs_in_each_algorithm() {
     }
     let expired = python(SIGN, &[folder, "ES256", "thing001", "-5"]);
     assert!(!publish(&gateway, "thing001", "u", &expired));
-    gateway.says("token_expired");
+    gateway.wait_for_reason("token_expired");
     assert!(!gateway.own_log().contains("eyJ"), "no token is logged");
 }
 
@@ -203,7 +203,7 @@ fn a_broker_that_verifies_the_gateways_token_refuses_who_goes_around_it() {
          'exp': int(time.time()) + 60}, 'x' * 32, algorithm='HS256', headers={'kid': 'x'}))",
         &[],
     );
-    assert!(!finish(around.args(["-u", "u", "-P", &forged])).status.success(), "with a token of its own");
+    assert!(!finish(around.args(["-u", "u", "-P", &forged])).status.success(), "with a self-made token");
     // A listener of the test receives what the broker would receive.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let seen = Launch::new(pki, &rest.replace(&broker.to_string(), &listener.local_addr().unwrap().port().to_string()))
@@ -252,11 +252,11 @@ fn a_service_in_python_decides() {
     assert!(publish(&gateway, "7", "pump", "secret"));
     assert!(broker.log().contains("as lyon-7"), "{}", broker.log());
     assert!(!publish(&gateway, "7", "pump", "wrong"));
-    gateway.says("authentication_denied");
+    gateway.wait_for_reason("authentication_denied");
     service.0.kill().unwrap();
     service.0.wait().unwrap();
     assert!(!publish(&gateway, "8", "pump", "secret"));
-    gateway.says("authentication_unavailable");
+    gateway.wait_for_reason("authentication_unavailable");
     assert!(!gateway.own_log().contains("s3cret") && !gateway.own_log().contains("secret\""), "{}", gateway.own_log());
 }
 
@@ -284,7 +284,7 @@ server.serve_forever()
 
 #[test]
 fn services_and_keys_over_https_are_believed_by_their_authority_only() {
-    let (broker, pki, stranger, port) = (Mosquitto::start(), Arc::new(Pki::new()), Pki::named("Stranger"), free_port());
+    let (broker, pki, other_pki, port) = (Mosquitto::start(), Arc::new(Pki::new()), Pki::named("Other"), free_port());
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().to_str().unwrap();
     python(MAKE_ISSUER, &[folder]);
@@ -307,13 +307,13 @@ fn services_and_keys_over_https_are_believed_by_their_authority_only() {
         launch(&pki, broker.port, "[\"tokens\", \"service\"]", &rest).start()
     };
     let token = python(SIGN, &[folder, "ES256", "thing001", "60"]);
-    let believed = gateway(&pki.root());
-    assert!(publish(&believed, "a", "u", "p"), "by the service");
-    assert!(publish(&believed, "b", "u", &token), "by a token");
-    let doubted = gateway(&stranger.root());
-    assert!(!publish(&doubted, "a", "u", "p") && !publish(&doubted, "b", "u", &token));
+    let trusted = gateway(&pki.root());
+    assert!(publish(&trusted, "a", "u", "p"), "by the service");
+    assert!(publish(&trusted, "b", "u", &token), "by a token");
+    let untrusted = gateway(&other_pki.root());
+    assert!(!publish(&untrusted, "a", "u", "p") && !publish(&untrusted, "b", "u", &token));
     for n in 1..=2 {
-        assert_eq!(doubted.reason(n), "authentication_unavailable");
+        assert_eq!(untrusted.reason(n), "authentication_unavailable");
     }
 }
 
@@ -334,6 +334,6 @@ fn who_guesses_is_banned() {
         assert!(!publish(&gateway, "a", "alice", "guess"));
     }
     assert!(!publish(&gateway, "a", "alice", "wonderland"), "right, but banned");
-    gateway.says("banned");
+    gateway.wait_for_reason("banned");
     assert!(gateway.own_log().contains("client banned"), "{}", gateway.own_log());
 }

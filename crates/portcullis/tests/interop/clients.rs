@@ -156,5 +156,7 @@ fn openssl_s_client_in_both_tls_versions() {
         &gateway.address.to_string(),
     ]));
     assert!(!old.status.success());
-    eventually("its reason", || gateway.lines(3).iter().any(|line| line.ends_with(" tls_version")).then_some(()));
+    eventually("the reason in the access log", || {
+        gateway.lines(3).iter().any(|line| line.ends_with(" tls_version")).then_some(())
+    });
 }

@@ -23,8 +23,8 @@ fn the_right_identity_is_served_the_wrong_one_and_none_are_refused_and_the_broke
     let wrong =
         finish(gateway.mosquitto("mosquitto_pub", "thing001", "BADTHING").args(["-t", "test/1", "-m", "hello"]));
     assert!(!wrong.status.success());
-    let said = String::from_utf8_lossy(&wrong.stderr).to_lowercase();
-    assert!(said.contains("not authorised"), "{said}");
+    let output = String::from_utf8_lossy(&wrong.stderr).to_lowercase();
+    assert!(output.contains("not authorised"), "{output}");
     let line = &gateway.lines(2)[1];
     assert!(line.contains(" TLS 403 ") && line.ends_with(" 4 - BADTHING identity_mismatch"), "{line}");
 

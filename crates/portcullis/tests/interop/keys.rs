@@ -47,8 +47,8 @@ fn mosquitto_with_a_pre_shared_key() {
         assert!(published.status.success(), "{version}: {published:?}");
     }
     let other = publish(&gateway, "thing002", "thing001", KEY, &[]);
-    assert!(!other.status.success(), "another's client ID");
-    gateway.says("identity_mismatch");
+    assert!(!other.status.success(), "the client ID of another device");
+    gateway.wait_for_reason("identity_mismatch");
     assert!(broker.log().contains("as thing001") && !broker.log().contains("as thing002"), "{}", broker.log());
 }
 
@@ -95,7 +95,7 @@ fn openssl_in_both_versions_and_with_forward_secrecy() {
     // The right key, rejected for another reason: does not count as a failed proof.
     let (is_connected, text) = s_client(&gateway, "thing001", KEY, &["-tls1_3", "-alpn", "http/1.1"], CONNECT);
     assert!(!is_connected, "{text}");
-    gateway.says("tls_parameters");
+    gateway.wait_for_reason("tls_parameters");
     assert!(!gateway.lines(1).iter().any(|line| line.ends_with(" wrong_psk")));
 }
 
@@ -148,7 +148,9 @@ fn keys_as_emqx_has_them_and_keys_that_are_taken_away() {
     let mut live = live.args(["--psk", &hex, "--psk-identity", "thing002", "-t", "x", "-V", "5"]).spawn().unwrap();
     eventually("the session", || broker.log().contains("Sending SUBACK to thing002").then_some(()));
     fs::write(gateway.dir().join("psk.txt"), format!("thing001:{raw}\n")).unwrap();
-    eventually("its end", || gateway.lines(2)[1].ends_with("session_credential_withdrawn").then_some(()));
+    eventually("the end of the session", || {
+        gateway.lines(2)[1].ends_with("session_credential_withdrawn").then_some(())
+    });
     let _ = live.kill();
     let _ = live.wait();
     let gone = publish(&gateway, "thing002", "thing002", &hex, &[]);
@@ -207,12 +209,12 @@ fn gnutls_with_a_raw_public_key() {
     }
     let (is_connected, text) = gnutls(&gateway, "stranger", bare, CONNACK);
     assert!(!is_connected, "{text}");
-    gateway.says("unknown_key");
+    gateway.wait_for_reason("unknown_key");
     // A client without a raw public key, or one that does not send it.
     gateway.pki.device("thing001");
     let certificate = finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "a", "-m", "b"]));
     assert!(!certificate.status.success());
-    gateway.says("unknown_key");
+    gateway.wait_for_reason("unknown_key");
     // The key is removed: its session ends, and the device cannot connect again.
     let connected = || broker.log().matches(" as thing001").count();
     let before = connected();
@@ -223,7 +225,7 @@ fn gnutls_with_a_raw_public_key() {
         fs::write(gateway.dir().join("keys.txt"), "# none\n").unwrap();
         session.join().unwrap()
     });
-    gateway.says("session_credential_withdrawn");
+    gateway.wait_for_reason("session_credential_withdrawn");
     let (is_connected, _) = gnutls(&gateway, "thing001", bare, CONNACK);
     assert!(!is_connected);
 }

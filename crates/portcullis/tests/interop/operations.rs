@@ -30,8 +30,8 @@ fn sighup_reloads_without_dropping_a_session_and_a_bad_file_changes_nothing() {
     gateway.process.signal("HUP");
     eventually("the reload", || gateway.own_log().contains("\"message\":\"reloaded\"").then_some(()));
     assert!(!publish("thing001") && publish("xthing001"));
-    assert!(gateway.ask("/metrics").contains("portcullis_reloads_total{result=\"ok\"} 1"));
-    assert!(gateway.ask("/metrics").contains("portcullis_reloads_total{result=\"failed\"} 1"));
+    assert!(gateway.admin_get("/metrics").contains("portcullis_reloads_total{result=\"ok\"} 1"));
+    assert!(gateway.admin_get("/metrics").contains("portcullis_reloads_total{result=\"failed\"} 1"));
 
     // The earlier subscriber is still connected.
     let published =
@@ -59,8 +59,8 @@ fn sigterm_drains_with_a_deadline_and_tells_mqtt_5_clients() {
     assert!(line.ends_with(" sub drained"), "{line}");
     let _ = subscriber.kill();
     let output = subscriber.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(said.to_lowercase().contains("received disconnect (139)"), "0x8B, server shutting down: {said}");
+    let output = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.to_lowercase().contains("received disconnect (139)"), "0x8B, server shutting down: {output}");
 }
 
 #[test]
@@ -89,8 +89,8 @@ fn a_broker_that_dies_takes_no_gateway_with_it() {
     let _ = session.kill();
     session.wait().unwrap();
     let refused = publish();
-    let said = String::from_utf8_lossy(&refused.stderr).to_lowercase();
-    assert!(!refused.status.success() && said.contains("unavailable"), "{said}");
+    let output = String::from_utf8_lossy(&refused.stderr).to_lowercase();
+    assert!(!refused.status.success() && output.contains("unavailable"), "{output}");
     assert!(gateway.lines(3)[2].ends_with(" - thing001 upstream_unreachable"), "{:#?}", gateway.lines(3));
     let _broker = Mosquitto::on(port);
     assert!(publish().status.success());
@@ -100,12 +100,12 @@ fn a_broker_that_dies_takes_no_gateway_with_it() {
 fn metrics_count_what_happened() {
     let broker = Mosquitto::start();
     let gateway = Gateway::start(broker.port);
-    assert!(gateway.ask("/livez").starts_with("HTTP/1.1 200"));
-    assert!(gateway.ask("/readyz").starts_with("HTTP/1.1 200"));
+    assert!(gateway.admin_get("/livez").starts_with("HTTP/1.1 200"));
+    assert!(gateway.admin_get("/readyz").starts_with("HTTP/1.1 200"));
     finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "t", "-m", "x"]));
     finish(gateway.mosquitto("mosquitto_pub", "thing001", "BADTHING").args(["-t", "t", "-m", "x"]));
     gateway.lines(2);
-    let metrics = gateway.ask("/metrics");
+    let metrics = gateway.admin_get("/metrics");
     let server = format!("upstream=\"brokers\",server=\"127.0.0.1:{}\"", broker.port);
     for line in [
         "portcullis_connections_total{listener=\"devices\",reason=\"ok\"} 1".to_owned(),
@@ -139,7 +139,7 @@ fn a_thousand_silent_connections_cost_little_memory() {
     let before = resident();
     let silent: Vec<TcpStream> = (0..1000).map(|_| TcpStream::connect(gateway.address).unwrap()).collect();
     eventually("the connections", || {
-        gateway.ask("/metrics").contains("portcullis_connections_active{listener=\"devices\"} 1000").then_some(())
+        gateway.admin_get("/metrics").contains("portcullis_connections_active{listener=\"devices\"} 1000").then_some(())
     });
     let each = resident().saturating_sub(before) / 1000;
     assert!(each < 32 << 10, "{each} bytes for a connection that says nothing");

@@ -203,7 +203,7 @@ fn take_certificates_and_crls(algorithm: Algorithm) {
          http {{ access_log off; client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; \
          uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
          server {{ listen 127.0.0.1:{nginx_port} ssl; ssl_certificate {}; ssl_certificate_key {}; \
-         ssl_client_certificate {}; ssl_crl {}; ssl_verify_client on; ssl_verify_depth 2; return 200 let-in; }} }}\n",
+         ssl_client_certificate {}; ssl_crl {}; ssl_verify_client on; ssl_verify_depth 2; return 200 admitted; }} }}\n",
         path(pki.chain("localhost")),
         path(pki.key("localhost")),
         path(pki.root()),
@@ -220,7 +220,7 @@ fn take_certificates_and_crls(algorithm: Algorithm) {
     let _nginx = spawn("nginx", "nginx.conf");
     wait_for_port(mosquitto_port);
     wait_for_port(nginx_port);
-    for (device, is_let_in) in [("thing001", true), ("revoked", false)] {
+    for (device, is_admitted) in [("thing001", true), ("revoked", false)] {
         let published = finish(
             command("mosquitto_pub")
                 .args(["-h", "localhost", "-p", &mosquitto_port.to_string(), "-t", "t", "-m", "m"])
@@ -228,14 +228,18 @@ fn take_certificates_and_crls(algorithm: Algorithm) {
                 .args(["--cert".as_ref(), pki.chain(device).as_os_str()])
                 .args(["--key".as_ref(), pki.key(device).as_os_str()]),
         );
-        assert_eq!(published.status.success(), is_let_in, "mosquitto, {device}: {published:?}");
-        let answer = finish(
+        assert_eq!(published.status.success(), is_admitted, "mosquitto, {device}: {published:?}");
+        let response = finish(
             command("curl")
                 .args(["-s", &format!("https://localhost:{nginx_port}/")])
                 .args(["--cacert".as_ref(), pki.root().as_os_str()])
                 .args(["--cert".as_ref(), pki.chain(device).as_os_str()])
                 .args(["--key".as_ref(), pki.key(device).as_os_str()]),
         );
-        assert_eq!(String::from_utf8_lossy(&answer.stdout) == "let-in", is_let_in, "nginx, {device}: {answer:?}");
+        assert_eq!(
+            String::from_utf8_lossy(&response.stdout) == "admitted",
+            is_admitted,
+            "nginx, {device}: {response:?}"
+        );
     }
 }

@@ -372,14 +372,14 @@ impl Gateway {
     }
 
     /// Waits for an access line with this reason. The lines of different connections may have any order.
-    pub(crate) fn says(&self, reason: &str) {
+    pub(crate) fn wait_for_reason(&self, reason: &str) {
         let end = format!(" {reason}");
         let is_logged = || self.lines(1).iter().any(|line| line.ends_with(&end));
         eventually(&format!("{reason} in the access log"), || is_logged().then_some(()));
     }
 
     /// Requests a path of the admin interface. Returns the whole response.
-    pub(crate) fn ask(&self, path: &str) -> String {
+    pub(crate) fn admin_get(&self, path: &str) -> String {
         let mut http = TcpStream::connect(self.admin).unwrap();
         write!(http, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut response = String::new();

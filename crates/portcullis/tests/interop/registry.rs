@@ -27,7 +27,7 @@ fn device(database: &str, arguments: &[&str]) -> Output {
 }
 
 /// Runs `portcullis device` and asserts that it succeeds. Returns its standard output.
-fn done(database: &str, arguments: &[&str]) -> String {
+fn device_ok(database: &str, arguments: &[&str]) -> String {
     let output = device(database, arguments);
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -35,8 +35,8 @@ fn done(database: &str, arguments: &[&str]) -> String {
 
 /// Sets the pre-shared key of a device. Returns the key.
 fn psk(database: &str, id: &str) -> String {
-    let said = done(database, &["psk", id]);
-    said.lines().find_map(|line| line.strip_prefix("key: ")).unwrap().to_owned()
+    let output = device_ok(database, &["psk", id]);
+    output.lines().find_map(|line| line.strip_prefix("key: ")).unwrap().to_owned()
 }
 
 const ADMIT: &str = "[listener.admit]\nrequire = ['mqtt.client_id == device.id']\n";
@@ -76,14 +76,14 @@ fn ended(gateway: &Gateway, begin: Instant, id: &str, reason: &str) -> Duration 
 /// The tests that every kind of database must pass.
 fn a_fleet_by_the_command(database: &str) {
     let broker = Mosquitto::start();
-    done(database, &["add", "thing001", "--group", "pumps", "--attribute", "site=lyon", "--attribute", "floor=3"]);
+    device_ok(database, &["add", "thing001", "--group", "pumps", "--attribute", "site=lyon", "--attribute", "floor=3"]);
     let again = device(database, &["add", "thing001"]);
     assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("already"), "{again:?}");
     let key = psk(database, "thing001");
     let gateway = gateway(database, broker.port);
     assert!(publish(&gateway, "thing001", &key));
     // A device added while the gateway runs.
-    done(database, &["add", "thing002"]);
+    device_ok(database, &["add", "thing002"]);
     let second = psk(database, "thing002");
     let begin = Instant::now();
     eventually("the new device", || publish(&gateway, "thing002", &second).then_some(()));
@@ -94,9 +94,9 @@ fn a_fleet_by_the_command(database: &str) {
         (&["ban", "thing002", "--for", "1h"], "session_device_banned"),
         (&["psk", "thing002"], "session_credential_withdrawn"),
     ] {
-        done(database, &["enable", "thing002"]);
+        device_ok(database, &["enable", "thing002"]);
         let key = psk(database, "thing002");
-        eventually("it is let in again", || publish(&gateway, "thing002", &key).then_some(()));
+        eventually("the device is admitted again", || publish(&gateway, "thing002", &key).then_some(()));
         let before = broker.log().matches("Sending SUBACK to thing002").count();
         let mut command = gateway.client("mosquitto_sub", "thing002");
         let child =
@@ -106,15 +106,15 @@ fn a_fleet_by_the_command(database: &str) {
             (broker.log().matches("Sending SUBACK to thing002").count() > before).then_some(())
         });
         let begin = Instant::now();
-        done(database, arguments);
+        device_ok(database, arguments);
         let took = ended(&gateway, begin, "thing002", reason);
         println!("{arguments:?}: its session ended after {took:?}");
         assert!(took < BOUND, "{reason}: {took:?}");
     }
-    done(database, &["remove", "thing002"]);
-    eventually("it is gone", || (!publish(&gateway, "thing002", &second)).then_some(()));
-    assert_eq!(done(database, &["list"]).lines().count(), 1);
-    let shown = done(database, &["show", "thing001", "--json"]);
+    device_ok(database, &["remove", "thing002"]);
+    eventually("the device to be rejected", || (!publish(&gateway, "thing002", &second)).then_some(()));
+    assert_eq!(device_ok(database, &["list"]).lines().count(), 1);
+    let shown = device_ok(database, &["show", "thing001", "--json"]);
     assert!(shown.contains("\"floor\":3") && shown.contains("\"site\":\"lyon\"") && !shown.contains(&key), "{shown}");
     assert!(!gateway.own_log().contains(&key));
 }
@@ -136,15 +136,15 @@ fn devices_are_imported_from_csv_and_prove_themselves_in_each_way() {
     )
     .unwrap();
     let csv = csv.to_str().unwrap();
-    assert_eq!(done(&database, &["import", csv]), "imported 3 of 3 devices\n");
+    assert_eq!(device_ok(&database, &["import", csv]), "imported 3 of 3 devices\n");
     let again = device(&database, &["import", csv]);
     assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("--existing"), "{again:?}");
-    assert_eq!(done(&database, &["import", csv, "--existing", "skip"]), "imported 0 of 3 devices\n");
+    assert_eq!(device_ok(&database, &["import", csv, "--existing", "skip"]), "imported 0 of 3 devices\n");
     assert_eq!(
-        done(&database, &["list", "--group", "north"]),
+        device_ok(&database, &["list", "--group", "north"]),
         "thing001\tenabled\tpassword\tnorth,pumps\n".replace("north,pumps", "pumps,north")
     );
-    assert_eq!(done(&database, &["list", "--state", "disabled"]), "thing003\tdisabled\tpassword\t-\n");
+    assert_eq!(device_ok(&database, &["list", "--state", "disabled"]), "thing003\tdisabled\tpassword\t-\n");
     for wrong in ["name\nx\n", "id,psk\na,0011\n", "id,psk\na,xyz\n", "id\na\na\n", "id,state\na,perhaps\n"] {
         let path = dir.path().join("wrong.csv");
         fs::write(&path, wrong).unwrap();
@@ -155,8 +155,8 @@ fn devices_are_imported_from_csv_and_prove_themselves_in_each_way() {
         );
     }
     pki.device("pinned");
-    done(&database, &["add", "pinned"]);
-    done(&database, &["pin", "pinned", "--certificate", pki.chain("pinned").to_str().unwrap()]);
+    device_ok(&database, &["add", "pinned"]);
+    device_ok(&database, &["pin", "pinned", "--certificate", pki.chain("pinned").to_str().unwrap()]);
     let rest = format!(
         "{ADMIT}[[authenticator]]\nname = \"fleet\"\nkind = \"registry\"\ndatabase = \"{database}\"\n{}",
         upstream(broker.port)
@@ -288,14 +288,14 @@ fn a_fleet_in_postgresql() {
 fn postgresql_says_at_once_that_something_has_changed() {
     let postgres = Postgres::start();
     let url = postgres.url();
-    done(&url, &["add", "thing001"]);
+    device_ok(&url, &["add", "thing001"]);
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio.block_on(async {
         let registry = Registry::connect_lazy(&Url::parse(&url, str::to_owned).unwrap()).unwrap();
         let mut listening = registry.listen().await.unwrap().unwrap();
         let nothing = tokio::time::timeout(Duration::from_millis(300), listening.changed()).await;
-        assert!(nothing.is_err(), "nobody has changed anything");
-        done(&url, &["disable", "thing001"]);
+        assert!(nothing.is_err(), "no device has changed");
+        device_ok(&url, &["disable", "thing001"]);
         tokio::time::timeout(Duration::from_secs(5), listening.changed()).await.unwrap().unwrap();
     });
 }
@@ -316,8 +316,8 @@ fn keys_and_passwords_are_given_and_taken_away() {
     assert_eq!(piped(&format!("{key}\n"), "psk thing001 --stdin --identity pump"), "identity: pump\n");
     piped("secret\n", "password thing001");
     let pin = "0c".repeat(32);
-    done(&database, &["pin", "thing001", "--fingerprint", &pin]);
-    let shown = done(&database, &["list", "--json"]);
+    device_ok(&database, &["pin", "thing001", "--fingerprint", &pin]);
+    let shown = device_ok(&database, &["list", "--json"]);
     for part in ["\"psk_identity\":\"pump\"", "\"has_password\":true", "\"rack\":\"012\"", &pin] {
         assert!(shown.contains(part), "{part} in {shown}");
     }
@@ -326,49 +326,49 @@ fn keys_and_passwords_are_given_and_taken_away() {
     let config = dir.path().join("portcullis.toml");
     let table = "[[authenticator]]\nname = \"fleet\"\nkind = \"registry\"\ndatabase = \"sqlite:devices.db\"\n";
     fs::write(&config, table).unwrap();
-    let by_config = done("sqlite:elsewhere.db", &["list", "-c", config.to_str().unwrap()]);
+    let by_config = device_ok("sqlite:elsewhere.db", &["list", "-c", config.to_str().unwrap()]);
     assert_eq!(by_config, "thing001\tenabled\tpin,psk,password\t-\n");
-    done(&database, &["psk", "thing001", "--remove"]);
-    done(&database, &["password", "thing001", "--remove"]);
-    done(&database, &["pin", "thing001", "--remove", &pin]);
-    assert_eq!(done(&database, &["list"]), "thing001\tenabled\t-\t-\n");
+    device_ok(&database, &["psk", "thing001", "--remove"]);
+    device_ok(&database, &["password", "thing001", "--remove"]);
+    device_ok(&database, &["pin", "thing001", "--remove", &pin]);
+    assert_eq!(device_ok(&database, &["list"]), "thing001\tenabled\t-\t-\n");
     // An import is atomic.
     fs::write(dir.path().join("twice.csv"), format!("id,pins\na,{pin}\nb,{pin}\n")).unwrap();
     let twice = device(&database, &["import", dir.path().join("twice.csv").to_str().unwrap()]);
     assert!(!twice.status.success(), "{twice:?}");
-    assert_eq!(done(&database, &["list"]).lines().count(), 1);
+    assert_eq!(device_ok(&database, &["list"]).lines().count(), 1);
     // A ban expires, so a disabled device cannot be banned.
-    done(&database, &["disable", "thing001"]);
+    device_ok(&database, &["disable", "thing001"]);
     assert!(!device(&database, &["ban", "thing001", "--for", "1h"]).status.success());
     fs::write(dir.path().join("new.csv"), "id,rack\nthing001,9\n").unwrap();
     let new = dir.path().join("new.csv");
-    done(&database, &["import", new.to_str().unwrap(), "--existing", "replace"]);
-    assert!(done(&database, &["show", "thing001"]).contains("rack = \"9\""));
+    device_ok(&database, &["import", new.to_str().unwrap(), "--existing", "replace"]);
+    assert!(device_ok(&database, &["show", "thing001"]).contains("rack = \"9\""));
 }
 
 #[test]
 fn two_gateways_share_postgresql_and_live_through_its_death() {
     let (mut postgres, broker) = (Postgres::start(), Mosquitto::start());
     let url = postgres.url();
-    done(&url, &["add", "thing001"]);
-    done(&url, &["add", "thing002"]);
+    device_ok(&url, &["add", "thing001"]);
+    device_ok(&url, &["add", "thing002"]);
     let (key, other) = (psk(&url, "thing001"), psk(&url, "thing002"));
     let (one, two) = (gateway(&url, broker.port), gateway(&url, broker.port));
     let sessions = [live(&one, &broker, "thing001", &key), live(&two, &broker, "thing002", &other)];
     // A change takes effect in both gateways, which the database notifies.
     for (gateway, id) in [(&one, "thing001"), (&two, "thing002")] {
         let begin = Instant::now();
-        done(&url, &["disable", id]);
+        device_ok(&url, &["disable", id]);
         let took = ended(gateway, begin, id, "session_device_disabled");
         println!("{id}: its session ended after {took:?}");
         assert!(took < BOUND, "{took:?}");
-        done(&url, &["enable", id]);
+        device_ok(&url, &["enable", id]);
     }
     // These clients would reconnect and take over sessions with the same client ID.
     drop(sessions);
     let both = [(&one, "thing001", &key), (&two, "thing002", &other)];
     for (gateway, id, key) in both {
-        eventually("it is let in again", || publish(gateway, id, key).then_some(()));
+        eventually("the device is admitted again", || publish(gateway, id, key).then_some(()));
     }
     // The database is killed during connects: no connect of a known device fails.
     let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -377,7 +377,7 @@ fn two_gateways_share_postgresql_and_live_through_its_death() {
             let (stop, count) = (&stop, &count);
             scope.spawn(move || {
                 while !stop.load(Ordering::SeqCst) {
-                    assert!(publish(gateway, id, key), "a known device was refused: {:?}", gateway.lines(1).last());
+                    assert!(publish(gateway, id, key), "a known device was rejected: {:?}", gateway.lines(1).last());
                     count.fetch_add(1, Ordering::SeqCst);
                 }
             });
@@ -389,14 +389,14 @@ fn two_gateways_share_postgresql_and_live_through_its_death() {
     });
     println!("{} connects around the death of the database", count.load(Ordering::SeqCst));
     assert!(count.load(Ordering::SeqCst) > 2);
-    eventually("the outage is said", || one.own_log().contains("device registry unavailable").then_some(()));
+    eventually("the outage in the log", || one.own_log().contains("device registry unavailable").then_some(()));
     assert!(!one.own_log().contains("s3cret"), "{}", one.own_log());
     // An unknown device may be a new one, as the log reports; the device sees the same as with a wrong key.
     assert!(!publish(&one, "stranger", &key));
-    one.says("registry_unavailable");
+    one.wait_for_reason("registry_unavailable");
     // The database is back, and changes take effect again.
     postgres.restart();
-    done(&url, &["disable", "thing001"]);
+    device_ok(&url, &["disable", "thing001"]);
     for gateway in [&one, &two] {
         eventually("the change after the outage", || (!publish(gateway, "thing001", &key)).then_some(()));
     }
@@ -406,7 +406,7 @@ fn two_gateways_share_postgresql_and_live_through_its_death() {
 fn who_is_unknown_in_an_outage_is_told_to_come_later() {
     let (mut postgres, broker, pki) = (Postgres::start(), Mosquitto::start(), Arc::new(Pki::new()));
     let url = postgres.url();
-    done(&url, &["add", "thing001"]);
+    device_ok(&url, &["add", "thing001"]);
     let password =
         format!("printf 'secret\\n' | {} device password thing001 --database {url}", env!("CARGO_BIN_EXE_portcullis"));
     assert!(finish(Command::new("sh").args(["-c", &password])).status.success());
@@ -425,16 +425,18 @@ fn who_is_unknown_in_an_outage_is_told_to_come_later() {
         finish(command.args(["-u", id, "-P", "secret", "-t", "t", "-m", "m"])).status.success()
     };
     assert!(attempt("thing001") && !attempt("thing002"));
-    gateway.says("unknown_client");
+    gateway.wait_for_reason("unknown_client");
     let up = "portcullis_registry_up{authenticator=\"fleet\"}";
-    let metrics = gateway.ask("/metrics");
+    let metrics = gateway.admin_get("/metrics");
     assert!(
         metrics.contains(&format!("{up} 1"))
             && metrics.contains("portcullis_registry_devices{authenticator=\"fleet\"} 1")
     );
     postgres.kill();
-    eventually("the outage is seen", || gateway.ask("/metrics").contains(&format!("{up} 0")).then_some(()));
+    eventually("the outage in the metrics", || {
+        gateway.admin_get("/metrics").contains(&format!("{up} 0")).then_some(())
+    });
     eventually("the outage is noticed", || gateway.own_log().contains("device registry unavailable").then_some(()));
     assert!(attempt("thing001") && !attempt("thing002"));
-    gateway.says("registry_unavailable");
+    gateway.wait_for_reason("registry_unavailable");
 }

@@ -53,7 +53,7 @@ fn a_connected_mosquitto_client_ends_when_its_certificate_is_revoked() {
     }
     let refused = publish(&gateway, "thing-mqttv5");
     assert!(!refused.status.success());
-    assert!(publish(&gateway, "thing002").status.success(), "others are let in as before");
+    assert!(publish(&gateway, "thing002").status.success(), "other devices are still admitted");
 }
 
 /// A web server for the files of a directory, which logs each request.
@@ -129,7 +129,7 @@ fn a_crl_is_fetched_again_when_its_time_is_over() {
     assert!(publish(&gateway, "thing001").status.success(), "{}", gateway.own_log());
     pki.authority().crl(30).unwrap();
     publish_list();
-    eventually("the next list", || (gateway.own_log().matches("CRL fetched").count() > 1).then_some(()));
+    eventually("the next CRL", || (gateway.own_log().matches("CRL fetched").count() > 1).then_some(()));
     std::thread::sleep(Duration::from_secs(2));
     assert!(
         publish(&gateway, "thing001").status.success(),
@@ -226,7 +226,7 @@ fn openssls_responder_says_who_is_revoked() {
     gateway.pki.revoke("held");
     drop(responder);
     let responder = Responder::start(&gateway.pki, &gateway.pki, port);
-    assert!(gateway.lines(3)[2].ends_with(" session_revoked"), "asked again while the device is connected");
+    assert!(gateway.lines(3)[2].ends_with(" session_revoked"), "checked again while the device is connected");
     assert!(!publish(&gateway, "held").status.success());
     // If a device is offline when its response is due for renewal, the gateway renews it when the device reconnects.
     assert!(publish(&gateway, "thing006").status.success());
@@ -237,7 +237,7 @@ fn openssls_responder_says_who_is_revoked() {
     assert!(!publish(&gateway, "thing006").status.success());
     // Without a responder: a device with a cached response is admitted, an unknown one is rejected.
     drop(responder);
-    assert!(publish(&gateway, "thing001").status.success(), "the answer still holds");
+    assert!(publish(&gateway, "thing001").status.success(), "the cached response is still valid");
     assert!(!publish(&gateway, "thing004").status.success());
     eventually("the reason", || {
         gateway.lines(1).iter().any(|line| line.ends_with(" thing004 ocsp_missing")).then_some(())
@@ -384,9 +384,9 @@ fn the_servers_own_certificate_comes_with_an_answer() {
     let (pki, port) = Responder::pki();
     let responder = Responder::good_for(&pki, &pki, port, 1);
     let gateway = Launch::new(Arc::new(pki), &upstream(&broker)).tls("ocsp_stapling = true\n").start();
-    let status = eventually("an OCSP answer", || {
-        let said = s_client(&gateway, &gateway.pki, "thing001", &["-status"]);
-        said.contains("OCSP Response Status: successful").then_some(said)
+    let status = eventually("an OCSP response", || {
+        let output = s_client(&gateway, &gateway.pki, "thing001", &["-status"]);
+        output.contains("OCSP Response Status: successful").then_some(output)
     });
     assert!(status.contains("Cert Status: good"), "{status}");
     drop(responder);
@@ -396,7 +396,10 @@ fn the_servers_own_certificate_comes_with_an_answer() {
     assert!(s_client(&gateway, &gateway.pki, "thing001", &["-status"]).contains("Cert Status: good"));
     let begin = Instant::now();
     while s_client(&gateway, &gateway.pki, "thing001", &["-status"]).contains("Cert Status: good") {
-        assert!(begin.elapsed() < Duration::from_secs(50), "good for a minute, and taken away half a minute before");
+        assert!(
+            begin.elapsed() < Duration::from_secs(50),
+            "valid for a minute, and removed half a minute before it expires"
+        );
         std::thread::sleep(Duration::from_secs(1));
     }
     assert!(begin.elapsed() > Duration::from_secs(10), "{:?}", begin.elapsed());
@@ -526,10 +529,10 @@ fn keys_of_every_form_are_read() {
         let launch =
             Launch::new(Arc::clone(&pki), &upstream(&broker)).server(&issued.chain, &at(&format!("{name}.key")));
         let gateway = launch.tls(if is_encrypted { &passphrase } else { "" }).start();
-        let said = s_client(&gateway, &pki, "thing001", &[]);
+        let output = s_client(&gateway, &pki, "thing001", &[]);
         assert!(
-            said.contains(&format!("CN = {name}")) && said.contains("Verify return code: 0 (ok)"),
-            "{name}: {said}"
+            output.contains(&format!("CN = {name}")) && output.contains("Verify return code: 0 (ok)"),
+            "{name}: {output}"
         );
     }
 }
@@ -573,10 +576,10 @@ fn keys_stay_in_a_token() {
         let launch = Launch::new(Arc::clone(&pki), &upstream(&broker)).server(&issued.chain, &uri);
         let gateway = launch.env("SOFTHSM2_CONF", &config).start();
         for version in ["-tls1_2", "-tls1_3"] {
-            let said = s_client(&gateway, &pki, "thing001", &[version]);
+            let output = s_client(&gateway, &pki, "thing001", &[version]);
             assert!(
-                said.contains(&format!("CN = {name}")) && said.contains("Verify return code: 0 (ok)"),
-                "{name}: {said}"
+                output.contains(&format!("CN = {name}")) && output.contains("Verify return code: 0 (ok)"),
+                "{name}: {output}"
             );
         }
         // The key of another certificate is rejected.
@@ -590,10 +593,10 @@ fn keys_stay_in_a_token() {
                 .args(["check", "-c"])
                 .arg(&path),
         );
-        let said = String::from_utf8_lossy(&check.stderr).into_owned() + &String::from_utf8_lossy(&check.stdout);
-        assert_eq!(check.status.code(), Some(78), "{said}");
-        assert!(said.contains("does not belong to the certificate") || said.contains("not sign"), "{said}");
-        assert!(!said.contains("1234"), "{said}");
+        let output = String::from_utf8_lossy(&check.stderr).into_owned() + &String::from_utf8_lossy(&check.stdout);
+        assert_eq!(check.status.code(), Some(78), "{output}");
+        assert!(output.contains("does not belong to the certificate") || output.contains("not sign"), "{output}");
+        assert!(!output.contains("1234"), "{output}");
     }
 }
 
@@ -627,12 +630,12 @@ fn what_expires_is_said_in_time() {
         Launch::new(Arc::clone(&pki), &rest).tls(&tls).server(&server.chain, server.key.unwrap().to_str().unwrap());
     let gateway = launch.replace(&format!("client_ca = {:?}", pki.root()), &format!("client_ca = {bundle:?}")).start();
     for (role, left) in [("server", 4), ("client_ca", 19), ("upstream", 0), ("upstream_ca", 19)] {
-        let said = format!("\"role\":\"{role}\"");
+        let field = format!("\"role\":\"{role}\"");
         let line = eventually(role, || {
             gateway
                 .own_log()
                 .lines()
-                .find(|line| line.contains("is about to expire") && line.contains(&said))
+                .find(|line| line.contains("is about to expire") && line.contains(&field))
                 .map(str::to_owned)
         });
         // Within a second of its creation, rounding gives one more day.
@@ -642,9 +645,9 @@ fn what_expires_is_said_in_time() {
     eventually("the end of the CRL", || gateway.own_log().contains("CRL is out of date").then_some(()));
     std::thread::sleep(Duration::from_secs(2));
     let log = gateway.own_log();
-    assert_eq!(log.matches("is about to expire").count(), 4, "each is said once: {log}");
+    assert_eq!(log.matches("is about to expire").count(), 4, "each is logged once: {log}");
     assert_eq!(log.matches("CRL is out of date").count(), 1, "{log}");
-    let metrics = gateway.ask("/metrics");
+    let metrics = gateway.admin_get("/metrics");
     for metric in [
         "portcullis_certificate_expiry_timestamp_seconds{owner=\"devices\",role=\"server\"}",
         "portcullis_certificate_expiry_timestamp_seconds{owner=\"devices\",role=\"client_ca\"}",
@@ -663,7 +666,7 @@ fn metrics_say_which_certificates_are_connected() {
     let broker = Mosquitto::start();
     let gateway = Gateway::start(broker.port);
     let _child = Process(subscriber(&gateway, &|| broker.log(), &[], "thing001"));
-    let metrics = gateway.ask("/metrics");
+    let metrics = gateway.admin_get("/metrics");
     for metric in [
         "portcullis_device_certificates{issuer=\"CN=Test intermediate\"} 1",
         "portcullis_device_certificates_expiring{days=\"7\"} 0",

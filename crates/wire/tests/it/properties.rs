@@ -80,7 +80,7 @@ proptest! {
         for cut in 0..bytes.len() {
             match Connect::decode(&bytes[..cut], Limits::default()) {
                 Ok(None) => {}
-                verdict => prop_assert_eq!(&verdict, &whole, "cut at {}", cut),
+                result => prop_assert_eq!(&result, &whole, "cut at {}", cut),
             }
         }
     }

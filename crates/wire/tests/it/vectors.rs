@@ -14,7 +14,7 @@ fn accepted(raw: &Raw) -> (Raw, String) {
     assert_eq!(used, bytes.len());
     let mut encoded = Vec::new();
     connect.encode(&mut encoded).unwrap();
-    assert_eq!(encoded, bytes, "nothing was assigned, so nothing may change");
+    assert_eq!(encoded, bytes, "no field was assigned, so no byte may change");
     (raw.clone(), format!("{connect:?}"))
 }
 
@@ -99,8 +99,8 @@ fn illegal_packets_are_refused_for_the_right_reason() {
         refused("MQTT-1.5.5-1", "long property length", Raw::new(5).properties_raw(b"\x80\x00"), Rule::RemainingLength),
         refused("MQTT-2.2.2", "no properties in MQTT 5", Raw::new(5).properties_raw(b""), Rule::PacketLength),
     ];
-    for (clause, what, raw, verdict) in vectors {
-        assert_eq!(decode(&raw.bytes()), Err(verdict), "[{clause}] {what}");
+    for (clause, what, raw, error) in vectors {
+        assert_eq!(decode(&raw.bytes()), Err(error), "[{clause}] {what}");
     }
 }
 
@@ -220,11 +220,11 @@ fn mqtt_3_1_has_its_own_rules() {
 
 #[test]
 fn a_length_with_leading_zeros_is_forbidden_in_mqtt_5_only() {
-    for (level, verdict) in [(4, Ok(())), (5, Err(Error::Malformed(Rule::RemainingLength)))] {
+    for (level, expected) in [(4, Ok(())), (5, Err(Error::Malformed(Rule::RemainingLength)))] {
         let bytes = Raw::new(level).bytes();
         let (length, body) = (bytes[1], &bytes[2..]);
         let padded = [&[0x10, length | 0x80, 0x80, 0x00], body].concat();
-        assert_eq!(decode(&padded).map(|_| ()), verdict, "[MQTT-1.5.5-1] level {level}");
+        assert_eq!(decode(&padded).map(|_| ()), expected, "[MQTT-1.5.5-1] level {level}");
     }
 }
 
@@ -239,7 +239,7 @@ fn limits_and_garbage_are_answered_before_the_packet_is_whole() {
     assert_eq!(Connect::decode(b"GET /", limits), Err(Rule::FirstPacketNotConnect.into()), "HTTP");
     assert_eq!(Connect::decode(b"\x10\x20\x00\x04HTTP", limits), Err(Error::Unsupported));
     let empty_with_tail = Connect::decode(b"\x10\x00\xa5", limits);
-    assert_eq!(empty_with_tail, Err(Rule::PacketLength.into()), "what follows a packet has no say in it");
+    assert_eq!(empty_with_tail, Err(Rule::PacketLength.into()), "bytes after a packet do not affect it");
     assert_eq!(Connect::decode(b"\x10\xff\xff\xff\xff", limits), Err(Rule::RemainingLength.into()));
 }
 
