@@ -16,9 +16,9 @@ use crate::util::crypto::keyed_digest;
 const MAX_ENTRIES: u64 = 65_536;
 /// Bytes of an entry without the texts of its value: 400 bytes for the key and moka's bookkeeping, as measured, and the
 /// value itself.
-const ENTRY_LEN: u64 = 512;
+const ENTRY_LEN: usize = 512;
 /// Maximum size: 32 MiB.
-const MAX_BYTES: u64 = MAX_ENTRIES * ENTRY_LEN;
+const MAX_BYTES: u64 = MAX_ENTRIES * ENTRY_LEN as u64;
 
 /// The digest of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,9 +44,8 @@ struct Entry<V> {
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// `heap_len` returns the bytes that a value owns on the heap.
     pub(super) fn new(heap_len: fn(&V) -> usize) -> Self {
-        let weigh = move |_: &CacheKey, entry: &Entry<V>| {
-            u32::try_from(ENTRY_LEN as usize + heap_len(&entry.value)).unwrap_or(u32::MAX)
-        };
+        let weigh =
+            move |_: &CacheKey, entry: &Entry<V>| u32::try_from(ENTRY_LEN + heap_len(&entry.value)).unwrap_or(u32::MAX);
         Self(Moka::builder().max_capacity(MAX_BYTES).weigher(weigh).expire_after(ByEntry).build())
     }
 

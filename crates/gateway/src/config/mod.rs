@@ -43,7 +43,7 @@ pub(crate) fn parse(path: &Path, source: &str) -> (Settings, Diagnostics) {
 }
 
 fn validate(model: tables::Model, mut document: Document) -> (Settings, Diagnostics) {
-    let settings = tables::validate(model, &mut document);
+    let settings = tables::validate(&model, &mut document);
     lints::run(&settings, &mut document.diagnostics);
     (settings, document.diagnostics)
 }

@@ -64,6 +64,7 @@ impl Record {
     }
 
     /// Writes the record.
+    #[expect(clippy::boxed_local, reason = "it is boxed for as long as the session lasts")]
     pub fn finish(mut self: Box<Self>, outcome: Outcome) {
         self.outcome = Some(outcome);
     }

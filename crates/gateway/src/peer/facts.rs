@@ -134,20 +134,20 @@ macro_rules! facts {
 }
 
 facts! {
-    "cert.subject.dn": String optional proved = "subject as NGINX's `$ssl_client_s_dn` (RFC 2253)", |f| text(&subject(f)?.dn);
-    "cert.subject.cn": String optional proved = "first common name of the subject", |f| text(&subject(f)?.cn);
-    "cert.subject.o": String optional proved = "first organisation of the subject", |f| text(&subject(f)?.o);
-    "cert.subject.ou": String optional proved = "first organisational unit of the subject", |f| text(&subject(f)?.ou);
-    "cert.subject.c": String optional proved = "first country of the subject", |f| text(&subject(f)?.c);
-    "cert.subject.l": String optional proved = "first locality of the subject", |f| text(&subject(f)?.l);
-    "cert.subject.st": String optional proved = "first state or province of the subject", |f| text(&subject(f)?.st);
-    "cert.issuer.dn": String optional proved = "issuer, in the same format", |f| text(&issuer(f)?.dn);
-    "cert.issuer.cn": String optional proved = "first common name of the issuer", |f| text(&issuer(f)?.cn);
-    "cert.issuer.o": String optional proved = "first organisation of the issuer", |f| text(&issuer(f)?.o);
-    "cert.issuer.ou": String optional proved = "first organisational unit of the issuer", |f| text(&issuer(f)?.ou);
-    "cert.issuer.c": String optional proved = "first country of the issuer", |f| text(&issuer(f)?.c);
-    "cert.issuer.l": String optional proved = "first locality of the issuer", |f| text(&issuer(f)?.l);
-    "cert.issuer.st": String optional proved = "first state or province of the issuer", |f| text(&issuer(f)?.st);
+    "cert.subject.dn": String optional proved = "subject as NGINX's `$ssl_client_s_dn` (RFC 2253)", |f| text(subject(f)?.dn.as_deref());
+    "cert.subject.cn": String optional proved = "first common name of the subject", |f| text(subject(f)?.cn.as_deref());
+    "cert.subject.o": String optional proved = "first organisation of the subject", |f| text(subject(f)?.o.as_deref());
+    "cert.subject.ou": String optional proved = "first organisational unit of the subject", |f| text(subject(f)?.ou.as_deref());
+    "cert.subject.c": String optional proved = "first country of the subject", |f| text(subject(f)?.c.as_deref());
+    "cert.subject.l": String optional proved = "first locality of the subject", |f| text(subject(f)?.l.as_deref());
+    "cert.subject.st": String optional proved = "first state or province of the subject", |f| text(subject(f)?.st.as_deref());
+    "cert.issuer.dn": String optional proved = "issuer, in the same format", |f| text(issuer(f)?.dn.as_deref());
+    "cert.issuer.cn": String optional proved = "first common name of the issuer", |f| text(issuer(f)?.cn.as_deref());
+    "cert.issuer.o": String optional proved = "first organisation of the issuer", |f| text(issuer(f)?.o.as_deref());
+    "cert.issuer.ou": String optional proved = "first organisational unit of the issuer", |f| text(issuer(f)?.ou.as_deref());
+    "cert.issuer.c": String optional proved = "first country of the issuer", |f| text(issuer(f)?.c.as_deref());
+    "cert.issuer.l": String optional proved = "first locality of the issuer", |f| text(issuer(f)?.l.as_deref());
+    "cert.issuer.st": String optional proved = "first state or province of the issuer", |f| text(issuer(f)?.st.as_deref());
     "cert.serial": String proved = "serial number, upper-case hex", |f| Some(borrowed(&cert(f)?.serial));
     "cert.fingerprint.sha256": String proved = "of the certificate in DER, lower-case hex", |f| Some(owned(cert(f)?.sha256()));
     "cert.fingerprint.sha1": String proved = "SHA-1 of the certificate in DER, lower-case hex; for existing lists", |f| Some(owned(cert(f)?.sha1()));
@@ -214,8 +214,8 @@ fn issuer<'a>(facts: &Facts<'a>) -> Option<&'a Name> {
     cert(facts).map(|certificate| &certificate.issuer)
 }
 
-fn text(text: &Option<String>) -> Option<FactValue<'_>> {
-    text.as_deref().map(borrowed)
+fn text(text: Option<&str>) -> Option<FactValue<'_>> {
+    text.map(borrowed)
 }
 
 fn borrowed(text: &str) -> FactValue<'_> {

@@ -27,7 +27,7 @@ use crate::session::index::Session;
 
 /// What becomes of a session's bytes, from the first one behind CONNECT on. Made at admission, where it is known what the
 /// client may do.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SessionCodec {
     codec: Opaque,
     /// For the client, behind the broker's CONNACK.
@@ -35,11 +35,6 @@ pub struct SessionCodec {
 }
 
 impl SessionCodec {
-    /// For a client that was admitted.
-    pub const fn new() -> Self {
-        Self { codec: Opaque::new(), replies: Vec::new() }
-    }
-
     /// Takes what the client has sent behind CONNECT, and appends to `packets` what the broker is to get of it.
     ///
     /// # Errors

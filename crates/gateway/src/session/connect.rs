@@ -124,7 +124,7 @@ fn admit<'b>(
         rewritten.encode(&mut packet).map_err(|_| Reject::RewriteFailed)?;
         packets = Cow::Owned(packet);
     }
-    let mut codec = SessionCodec::new();
+    let mut codec = SessionCodec::default();
     if !early.is_empty() {
         codec.take_early(early, packets.to_mut())?;
     }

@@ -154,8 +154,8 @@ async fn refuse(
         }
         client.shutdown().await
     };
-    let sent: Result<std::io::Result<()>, _> = timeout(REFUSAL_TIMEOUT, send).await;
-    if sent.is_ok() {
+    let in_time: Result<std::io::Result<()>, _> = timeout(REFUSAL_TIMEOUT, send).await;
+    if in_time.is_ok() {
         discard_until_closed(&mut client).await;
     }
 }

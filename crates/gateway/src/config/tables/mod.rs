@@ -83,7 +83,7 @@ const EXAMPLE: &str =
     "add one, for example: [[listener]] name = \"devices\" bind = \"0.0.0.0:8883\" upstream = \"brokers\"";
 
 /// Validates all tables; reports every error.
-pub(super) fn validate(model: Model, document: &mut Document) -> Settings {
+pub(super) fn validate(model: &Model, document: &mut Document) -> Settings {
     // If the file could not be read, the missing listener is a consequence.
     if model.listener.is_empty() && !document.diagnostics.has_errors() {
         let complaint = Complaint::new("no [[listener]] is defined").hint(EXAMPLE);

@@ -382,9 +382,10 @@ pub struct RawKeys {
 
 /// `registries`: number of authenticators of the kind `registry`.
 pub(super) fn validate(table: &Setting<TlsTable>, registries: usize, document: &mut Document) -> Result<Tls, Reported> {
-    let versions = match table.versions.is_empty() {
-        true => Err(document.error(&table.versions, Complaint::new("`versions` is empty").hint("[\"1.2\", \"1.3\"]"))),
-        false => Ok(table.versions.value.clone()),
+    let versions = if table.versions.is_empty() {
+        Err(document.error(&table.versions, Complaint::new("`versions` is empty").hint("[\"1.2\", \"1.3\"]")))
+    } else {
+        Ok(table.versions.value.clone())
     };
     let mode = match &table.psk {
         Some(psk) => {
@@ -465,9 +466,12 @@ pub(super) fn private_key(
     document: &Document,
 ) -> Setting<PrivateKey> {
     let is_uri = text.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("pkcs11:"));
-    text.map(|text| match is_uri {
-        true => PrivateKey::Pkcs11(Secret::new(text), document.resolve(Path::new(""))),
-        false => PrivateKey::File(document.resolve(Path::new(text)), passphrase.cloned()),
+    text.map(|text| {
+        if is_uri {
+            PrivateKey::Pkcs11(Secret::new(text), document.resolve(Path::new("")))
+        } else {
+            PrivateKey::File(document.resolve(Path::new(text)), passphrase.cloned())
+        }
     })
 }
 
