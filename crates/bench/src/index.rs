@@ -25,7 +25,7 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     let open = |n: u32| {
         let info = SessionInfo::new(Arc::clone(&listener), Transport::Tls, address);
         let session = sessions.open(info);
-        session.proved(Evidence::Chain(chain(n)));
+        session.proved(Some(Evidence::Chain(chain(n))));
         session
     };
     let begin = Instant::now();

@@ -13,7 +13,7 @@ use rmqtt_codec::v5::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::hub::{Attached, Hub, MAX_KEPT, MAX_PACKET, MAX_UNACKNOWLEDGED, Next};
+use crate::hub::{Attached, Hub, MAX_FILTERS, MAX_KEPT, MAX_PACKET, MAX_UNACKNOWLEDGED, Next};
 use crate::packets::{Reader, Writer, puback, pubcomp, will_message};
 use crate::topics::is_topic;
 
@@ -78,15 +78,22 @@ where
     drop(connection);
     if let Some(will) = will.filter(|_| has_will) {
         let delay = Duration::from_secs(will.will_delay_interval_sec.unwrap_or(0).into()).min(kept);
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
-        }
-        let mut hub = hub.lock();
-        if delay.is_zero() || hub.is_gone(&attached) {
-            hub.publish(&attached.client_id, will_message(will));
-        }
+        publish_will(hub, &attached, will_message(will), delay).await;
     }
     closed
+}
+
+/// Publishes the will after its delay, unless a client connects to the session before [MQTT-3.1.3.2.2 (5)].
+async fn publish_will(hub: &Mutex<Hub>, attached: &Attached, will: Publish, delay: Duration) {
+    let size = if delay.is_zero() { None } else { hub.lock().delay(&will) };
+    let Some(size) = size else {
+        // No delay, or no room to wait.
+        return hub.lock().publish(&attached.client_id, will);
+    };
+    let deadline = Instant::now() + delay;
+    // Woken by queued messages, too.
+    while hub.lock().is_gone(attached) && timeout_at(deadline, attached.wake.notified()).await.is_ok() {}
+    hub.lock().publish_delayed(attached, will, size);
 }
 
 /// Why the CONNECT itself is rejected, if it is.
@@ -182,15 +189,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 Packet::PublishComplete(pubcomp(release.packet_id, reason))
             }
             Packet::Subscribe(subscribe) => {
-                let mut hub = self.hub.lock();
-                let filters = subscribe.topic_filters.iter();
-                let status =
-                    filters.map(|(filter, options)| hub.subscribe(&self.attached, filter, *options, subscribe.id));
-                let (packet_id, status) = (subscribe.packet_id, status.collect());
+                if subscribe.topic_filters.len() > MAX_FILTERS {
+                    return Ok(Some(End::Closed(DisconnectReasonCode::QuotaExceeded)));
+                }
+                let mut status = Vec::with_capacity(subscribe.topic_filters.len());
+                for (filter, options) in &subscribe.topic_filters {
+                    status.push(self.hub.lock().subscribe(&self.attached, filter, *options, subscribe.id));
+                    // Each filter is compared with all retained messages: others have their turn in between.
+                    tokio::task::yield_now().await;
+                }
+                let packet_id = subscribe.packet_id;
                 SubscribeAck { packet_id, properties: Vec::new(), reason_string: None, status }.into()
             }
             Packet::Unsubscribe(unsubscribe) => {
                 use UnsubscribeAckReason::{NoSubscriptionExisted, Success};
+                if unsubscribe.topic_filters.len() > MAX_FILTERS {
+                    return Ok(Some(End::Closed(DisconnectReasonCode::QuotaExceeded)));
+                }
                 let mut hub = self.hub.lock();
                 let filters = unsubscribe.topic_filters.iter();
                 let existed = filters.map(|filter| hub.unsubscribe(&self.attached, filter));

@@ -21,9 +21,12 @@ pub(crate) const MAX_UNACKNOWLEDGED: u16 = 256;
 /// The longest time that a session outlives its connection.
 pub(crate) const MAX_KEPT: Duration = Duration::from_secs(3600);
 const MAX_SESSIONS: usize = 4096;
-const MAX_FILTERS: usize = 256;
+/// How many filters a session may have, and a SUBSCRIBE or UNSUBSCRIBE may list.
+pub(crate) const MAX_FILTERS: usize = 256;
 const MAX_FILTER_BYTES: usize = 16 << 10;
 const MAX_QUEUE: usize = 1000;
+/// What a user property takes besides its texts, in bytes: two handles of shared buffers, and room for the list to grow.
+const PAIR: usize = 128;
 /// The size of all stored messages together, in bytes.
 const MAX_BYTES: usize = 64 << 20;
 
@@ -109,7 +112,10 @@ impl Hub {
         }
         let is_present = self.sessions.contains_key(&client_id);
         if !is_present && self.sessions.len() >= MAX_SESSIONS {
-            return None;
+            // Sessions without a client make room for one that is here.
+            let offline = self.sessions.iter().filter_map(|(id, session)| Some((session.expires?, id.clone())));
+            let (_, first) = offline.min()?;
+            self.remove(&first);
         }
         let session = self.sessions.entry(client_id.clone()).or_insert_with(Session::new);
         session.connection = connection;
@@ -136,7 +142,23 @@ impl Hub {
 
     /// Whether no client has connected to the session again.
     pub(crate) fn is_gone(&self, attached: &Attached) -> bool {
-        self.sessions.get(&attached.client_id).is_none_or(|session| session.expires.is_some())
+        let session = self.sessions.get(&attached.client_id);
+        session.is_none_or(|session| session.connection == attached.connection && session.expires.is_some())
+    }
+
+    /// Counts a message that waits to be published. Returns its size for [`Hub::publish_delayed`]; `None` if the store is full.
+    pub(crate) fn delay(&mut self, publish: &Publish) -> Option<usize> {
+        let size = size_of_publish(publish);
+        (self.bytes + size <= MAX_BYTES).then(|| self.bytes += size)?;
+        Some(size)
+    }
+
+    /// Publishes a message that was delayed, unless a client has connected to the session again.
+    pub(crate) fn publish_delayed(&mut self, from: &Attached, publish: Publish, size: usize) {
+        self.bytes -= size;
+        if self.is_gone(from) {
+            self.publish(&from.client_id, publish);
+        }
     }
 
     /// Returns the next message to send, while fewer than `receive_max` messages are unacknowledged.
@@ -217,8 +239,10 @@ impl Hub {
             RetainHandling::NoAtSubscribe => false,
         };
         if wants_retained {
+            let free = MAX_QUEUE.saturating_sub(self.session(attached).map_or(0, |session| session.queue.len()));
             let retained = self.retained.iter().filter(|(topic, _)| matches(filter, topic));
-            let messages: Vec<Message> = retained.map(|(_, message)| message.clone()).collect();
+            // What does not fit into the queue would be dropped: do not copy it first.
+            let messages: Vec<Message> = retained.take(free).map(|(_, message)| message.clone()).collect();
             for mut message in messages {
                 message.publish.qos = message.publish.qos.less_value(options.qos);
                 message.identify(id.as_slice());
@@ -361,7 +385,18 @@ impl Message {
     }
 }
 
-/// What a message keeps in memory at most: itself and the read buffer that it came in.
 fn size(message: &Message) -> usize {
-    READ_BUFFER + message.publish.topic.len() + message.publish.payload.len()
+    size_of_publish(&message.publish)
+}
+
+/// What a message keeps in memory at most: itself, its properties, and the read buffer that it came in.
+fn size_of_publish(publish: &Publish) -> usize {
+    let properties = publish.properties.as_ref().map_or(0, |properties| {
+        let pairs = properties.user_properties.iter().map(|(name, value)| PAIR + name.len() + value.len());
+        pairs.sum::<usize>()
+            + properties.content_type.as_ref().map_or(0, |text| text.len())
+            + properties.response_topic.as_ref().map_or(0, |text| text.len())
+            + properties.correlation_data.as_ref().map_or(0, |bytes| bytes.len())
+    });
+    READ_BUFFER + publish.topic.len() + publish.payload.len() + properties
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use rmqtt_codec::types::{Publish, QoS};
@@ -9,10 +10,13 @@ use rmqtt_codec::v5::{self, PublishAck, PublishAck2, SubscribeAckReason, Subscri
 use rmqtt_codec::version::{ProtocolVersion, VersionCodec};
 use rmqtt_codec::{MqttCodec, MqttPacket, v3};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 use tokio_util::codec::{Decoder, Encoder};
 
 use crate::hub::MAX_PACKET;
 
+/// How long a client may take to accept a packet. A connection is closed after that, so that it does not hold its place.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The step in which the read buffer grows, in bytes. Stored messages hold slices of it.
 pub(crate) const READ_BUFFER: usize = 4096;
 
@@ -83,7 +87,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         };
         self.buffer.clear();
         match packet.map(|packet| self.codec.encode(packet, &mut self.buffer)) {
-            Some(Ok(())) => self.stream.write_all(&self.buffer).await.map(|()| true),
+            Some(Ok(())) => timeout(WRITE_TIMEOUT, self.stream.write_all(&self.buffer)).await?.map(|()| true),
             _ => Ok(false),
         }
     }

@@ -232,11 +232,87 @@ async fn a_will_is_published_unless_the_client_says_goodbye() {
     let before = Instant::now();
     observer.message().await;
     assert_eq!(before.elapsed().as_secs(), 30);
+    let stored = broker.hub.lock().bytes();
     drop(Client::v5(&broker, with_will(30, 60)).await);
     tokio::time::sleep(Duration::from_secs(10)).await;
     let _back = Client::v5(&broker, v5::Connect { clean_start: false, ..connect_5("device") }).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     observer.is_silent().await;
+    assert_eq!(broker.hub.lock().bytes(), stored, "wills that do not wait any more are not counted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_has_one_will_waiting_however_often_it_comes() {
+    let broker = Broker::new();
+    let connect = || v5::Connect {
+        clean_start: false,
+        session_expiry_interval_secs: 3600,
+        last_will: Some(LastWill {
+            qos: QoS::AtMostOnce,
+            retain: false,
+            topic: "gone".into(),
+            message: vec![0; 60_000].into(),
+            will_delay_interval_sec: Some(3600),
+            correlation_data: None,
+            message_expiry_interval: None,
+            content_type: None,
+            user_properties: Vec::new(),
+            is_utf8_payload: None,
+            response_topic: None,
+        }),
+        ..connect_5("device")
+    };
+    for _ in 0..20 {
+        drop(Client::v5(&broker, connect()).await);
+    }
+    let counted = async {
+        while !(60_000..120_000).contains(&broker.hub.lock().bytes()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), counted).await.expect("one will is counted, and no other");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_packet_does_a_bounded_amount_of_work() {
+    let broker = Broker::new();
+    let (mut client, _) = Client::v5(&broker, connect_5("device")).await;
+    let subscribe = v5::Subscribe {
+        packet_id: ONE,
+        id: None,
+        user_properties: Vec::new(),
+        topic_filters: vec![("#".into(), qos_1()); 257],
+    };
+    let answer = client.send_5(subscribe).await;
+    let reason = DisconnectReasonCode::QuotaExceeded;
+    assert!(matches!(&answer, v5::Packet::Disconnect(packet) if packet.reason_code == reason), "{answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn properties_of_stored_messages_are_counted() {
+    let broker = Broker::new();
+    let (mut client, _) = Client::v5(&broker, connect_5("device")).await;
+    let properties = PublishProperties {
+        user_properties: vec![("".into(), "".into()); 1000],
+        correlation_data: Some(vec![0; 5000].into()),
+        ..PublishProperties::default()
+    };
+    let message = Publish { retain: true, properties: Some(properties), ..publish("t", QoS::AtLeastOnce, "x") };
+    client.send_5(message).await;
+    assert!(broker.hub.lock().bytes() > 1000 * 64 + 5000);
+    client.send_5(Publish { retain: true, ..publish("t", QoS::AtLeastOnce, "") }).await;
+    assert_eq!(broker.hub.lock().bytes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_without_a_client_make_room_for_clients() {
+    let broker = Broker::new();
+    for number in 0..4100 {
+        let connect = v5::Connect { session_expiry_interval_secs: 3600, ..connect_5(&number.to_string()) };
+        let (mut client, _) = Client::v5(&broker, connect).await;
+        client.send(MqttPacket::V5(v5::Disconnect::default().into())).await;
+        assert!(client.receive().await.is_none());
+    }
 }
 
 #[tokio::test(start_paused = true)]

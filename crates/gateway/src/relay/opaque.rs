@@ -15,9 +15,9 @@ pub(super) struct Opaque {
     scanner: Option<Scanner>,
 }
 
-impl Opaque {
-    /// The codec of a session whose broker has not sent any bytes yet.
-    pub(super) const fn new() -> Self {
+/// The codec of a session whose broker has not sent any bytes yet.
+impl Default for Opaque {
+    fn default() -> Self {
         Self { scanner: Some(Scanner::new()) }
     }
 }
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn the_last_boundary_in_a_chunk_is_found() {
-        let mut codec = Opaque::new();
+        let mut codec = Opaque::default();
         assert_eq!(codec.boundary(&[]), Boundary::At(0));
         assert_eq!(codec.boundary(PINGRESP_AND_HALF_A_PUBLISH), Boundary::At(2));
         take(&mut codec, Direction::ToClient, PINGRESP_AND_HALF_A_PUBLISH);
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn what_the_client_sends_moves_no_boundary() {
-        let mut codec = Opaque::new();
+        let mut codec = Opaque::default();
         take(&mut codec, Direction::ToBroker, PINGRESP_AND_HALF_A_PUBLISH);
         take(&mut codec, Direction::ToBroker, b"\x00");
         assert_eq!(codec.boundary(&[]), Boundary::At(0));
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn bytes_that_are_not_mqtt_pass_and_have_no_boundary() {
-        let mut codec = Opaque::new();
+        let mut codec = Opaque::default();
         assert_eq!(codec.boundary(b"\x00"), Boundary::Never);
         take(&mut codec, Direction::ToClient, b"\xd0\x00\x00");
         take(&mut codec, Direction::ToClient, b"\xd0\x00");

@@ -84,8 +84,11 @@ pub(super) async fn negotiate(
     let mut principal =
         identify(&facts, device.as_deref(), listener, record).await.map_err(|reject| rejected(reject.into()))?;
     session.authenticated(principal.evidence.take());
-    // A change since the handshake may have swept the index before the evidence was there.
-    evaluate(session.live().claim(), &shared.runtime.load(), now()).map_err(|reason| rejected(reason.into()))?;
+    // The rules of the moment: the configuration may have been replaced since the connection was accepted, and a change
+    // may have swept the index before the evidence was there.
+    let runtime = shared.runtime.load_full();
+    let listener = runtime.listener(&listener.name).map_or(listener, |listener| &**listener);
+    evaluate(session.live().claim(), &runtime, now()).map_err(|reason| rejected(reason.into()))?;
     let facts = Facts { attributes: principal.attributes(), ..facts };
     let (received, early) = buffer.split_at(used);
     let Admitted { packets, hash_key, codec } =

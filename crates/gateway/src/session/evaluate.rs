@@ -12,16 +12,34 @@ use crate::runtime::{Listener, Runtime};
 /// # Errors
 /// Why the client may not be connected.
 pub fn evaluate(claim: Claim<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
-    let listener = runtime.listener(claim.listener);
-    if listener.is_some_and(|listener| !listener.addresses.allows(claim.address)) {
+    match runtime.listener(claim.listener) {
+        Some(listener) => evaluate_at(listener, claim, runtime, now),
+        None => evaluate_without_listener(claim, runtime, now),
+    }
+}
+
+fn evaluate_at(listener: &Listener, claim: Claim<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
+    if !listener.addresses.allows(claim.address) {
         return Err(CloseReason::AddressDenied);
     }
-    match listener {
-        Some(listener) => evaluate_tls(claim.from_tls, listener, now)?,
-        None => evaluate_tls_of_removed(claim.from_tls, runtime, now)?,
+    if let Some(evidence) = claim.from_tls {
+        evaluate_tls(evidence, listener, now)?;
     }
-    let Some(evidence) = claim.from_authenticator else { return Ok(()) };
-    evaluate_authentication(evidence, listener, runtime, now)
+    claim.from_authenticator.map_or(Ok(()), |evidence| evaluate_authentication(evidence, listener, runtime, now))
+}
+
+/// The listener was removed, perhaps only renamed: the session continues where another listener would admit it. If any of
+/// them knows that its evidence is revoked or expired, that counts.
+fn evaluate_without_listener(claim: Claim<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
+    let is_of_listener = |reason| {
+        matches!(reason, CloseReason::CaRemoved | CloseReason::CredentialWithdrawn | CloseReason::AddressDenied)
+    };
+    let verdicts: Vec<_> =
+        runtime.listeners.iter().map(|listener| evaluate_at(listener, claim, runtime, now)).collect();
+    if let Some(against) = verdicts.iter().find(|verdict| verdict.is_err_and(|reason| !is_of_listener(reason))) {
+        return *against;
+    }
+    if verdicts.contains(&Ok(())) { Ok(()) } else { verdicts.first().copied().unwrap_or(Ok(())) }
 }
 
 fn evaluate_tls(evidence: Option<&Evidence>, listener: &Listener, now: i64) -> Result<(), CloseReason> {
@@ -36,39 +54,23 @@ fn evaluate_tls(evidence: Option<&Evidence>, listener: &Listener, now: i64) -> R
     }
 }
 
-/// Evaluates a session whose listener was removed or renamed. It continues if another listener accepts its evidence, and
-/// none reports the evidence as revoked or expired.
-fn evaluate_tls_of_removed(evidence: Option<&Evidence>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
-    if evidence.is_none() {
-        return Ok(());
-    }
-    let is_foreign = |reason| matches!(reason, CloseReason::CaRemoved | CloseReason::CredentialWithdrawn);
-    let verdicts: Vec<_> = runtime.listeners.iter().map(|listener| evaluate_tls(evidence, listener, now)).collect();
-    if let Some(against) = verdicts.iter().find(|verdict| verdict.is_err_and(|reason| !is_foreign(reason))) {
-        return *against;
-    }
-    if verdicts.contains(&Ok(())) { Ok(()) } else { verdicts.first().copied().unwrap_or(Ok(())) }
-}
-
 fn evaluate_authentication(
     evidence: Option<&Evidence>,
-    listener: Option<&std::sync::Arc<Listener>>,
+    listener: &Listener,
     runtime: &Runtime,
     now: i64,
 ) -> Result<(), CloseReason> {
-    // A listener that no longer authenticates clients accepts all of them.
-    if listener.is_some_and(|listener| listener.authenticators.is_empty()) {
+    // Where no authenticator is asked any more, nothing can be withdrawn.
+    if listener.authenticators.is_empty() {
         return Ok(());
     }
     let Some(Evidence::Authenticated { by, what }) = evidence else {
-        // The client connected before the listener had an authenticator; now it would have to authenticate itself.
-        return if listener.is_some() { Err(CloseReason::CredentialWithdrawn) } else { Ok(()) };
+        // When it connected no authenticator was asked; now one would be.
+        return Err(CloseReason::CredentialWithdrawn);
     };
-    let is_asked = |listener: &Listener| listener.authenticators.iter().any(|it| it.name == *by);
-    let uses_device = listener.is_none_or(|listener| listener.uses_device);
     match runtime.authenticator(by) {
-        Some(authenticator) if listener.is_none_or(|listener| is_asked(listener)) => {
-            authenticator.evaluate(what, uses_device, now)
+        Some(authenticator) if listener.authenticators.iter().any(|it| it.name == *by) => {
+            authenticator.evaluate(what, listener.uses_device, now)
         }
         _ => Err(CloseReason::CredentialWithdrawn),
     }

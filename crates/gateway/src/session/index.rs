@@ -55,7 +55,7 @@ pub struct Live {
     /// The session's record for logs and metrics.
     pub info: Arc<SessionInfo>,
     /// Set after the handshake, if the device proved something in it.
-    from_tls: OnceLock<Evidence>,
+    from_tls: OnceLock<Option<Evidence>>,
     /// Set after authentication. Boxed, because most sessions have none.
     from_authenticator: OnceLock<Option<Box<Evidence>>>,
     /// 0 while the session may continue, else the index of the close reason in [`CloseReason::ALL`] plus one.
@@ -71,7 +71,7 @@ pub struct Claim<'a> {
     /// The client's address.
     pub address: IpAddr,
     /// What it proved in the handshake.
-    pub from_tls: Option<&'a Evidence>,
+    pub from_tls: Option<Option<&'a Evidence>>,
     /// What an authenticator verified. The outer `None`: authentication has not run yet.
     pub from_authenticator: Option<Option<&'a Evidence>>,
 }
@@ -82,18 +82,22 @@ impl Live {
         Claim {
             listener: &self.info.listener,
             address: self.info.address().ip(),
-            from_tls: self.from_tls.get(),
+            from_tls: self.from_tls.get().map(Option::as_ref),
             from_authenticator: self.from_authenticator.get().map(Option::as_deref),
         }
     }
 
     /// The device's certificate chain, if it has one.
     pub fn chain(&self) -> Option<&VerifiedChain> {
-        self.from_tls.get().and_then(Evidence::chain)
+        self.from_tls.get()?.as_ref().and_then(Evidence::chain)
     }
 
     fn evidence(&self) -> impl Iterator<Item = &Evidence> {
-        self.from_tls.get().into_iter().chain(self.from_authenticator.get().and_then(Option::as_deref))
+        self.from_tls
+            .get()
+            .and_then(Option::as_ref)
+            .into_iter()
+            .chain(self.from_authenticator.get().and_then(Option::as_deref))
     }
 
     /// The close reason, if the session's evidence has expired.
@@ -124,11 +128,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// Indexes what the handshake proved. Call it once, before evaluating: a change after this call finds the session in the
+    /// Indexes what the handshake proved, or `None` if it proved nothing. Call it once, before evaluating: a change after this call finds the session in the
     /// index, and a change before it is seen by the evaluation.
-    pub fn proved(&self, evidence: Evidence) {
-        self.sessions.enter(self.live.id, &evidence);
-        if let Some(chain) = evidence.chain() {
+    pub fn proved(&self, evidence: Option<Evidence>) {
+        if let Some(evidence) = &evidence {
+            self.sessions.enter(self.live.id, evidence);
+        }
+        if let Some(chain) = evidence.as_ref().and_then(Evidence::chain) {
             *self.sessions.by_day.lock().entry(day_of(chain)).or_default() += 1;
         }
         let _ = self.live.from_tls.set(evidence);

@@ -120,9 +120,7 @@ async fn secure(
             return Err(reject);
         }
     };
-    if let Some(evidence) = secured.evidence.take() {
-        session.proved(evidence);
-    }
+    session.proved(secured.evidence.take());
     record.secured(&secured.peer);
     Ok(secured)
 }

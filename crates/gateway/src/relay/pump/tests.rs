@@ -62,7 +62,7 @@ async fn flood(stream: &mut DuplexStream, byte: u8) -> usize {
 
 #[tokio::test(start_paused = true)]
 async fn bytes_pass_in_both_directions_and_are_counted() {
-    let (mut pump, mut client, mut broker) = session(Opaque::new(), CONNACK);
+    let (mut pump, mut client, mut broker) = session(Opaque::default(), CONNACK);
     let script = async {
         expect(&mut client, CONNACK).await;
         client.write_all(b"not MQTT").await.unwrap();
@@ -77,7 +77,7 @@ async fn bytes_pass_in_both_directions_and_are_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_slows_its_writer_and_nobody_else() {
-    let (mut pump, mut client, mut broker) = session(Opaque::new(), CONNACK);
+    let (mut pump, mut client, mut broker) = session(Opaque::default(), CONNACK);
     let taken = during(&mut pump, flood(&mut client, b'x')).await;
     // Between the two: what the client's end holds, what was read once, what the broker's end holds.
     assert_eq!(taken, 3 * CAPACITY);
@@ -93,7 +93,7 @@ async fn a_slow_reader_slows_its_writer_and_nobody_else() {
 
 #[tokio::test(start_paused = true)]
 async fn a_half_that_stays_open_is_moved_until_it_ends() {
-    let (mut pump, mut client, mut broker) = session(Opaque::new(), CONNACK);
+    let (mut pump, mut client, mut broker) = session(Opaque::default(), CONNACK);
     let script = async {
         client.write_all(b"\xe0\x00").await.unwrap();
         client.shutdown().await.unwrap();
@@ -112,7 +112,7 @@ async fn a_half_that_stays_open_is_moved_until_it_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn a_half_that_stays_silent_has_its_time_and_no_more() {
-    let (mut pump, mut client, mut broker) = session(Opaque::new(), &[]);
+    let (mut pump, mut client, mut broker) = session(Opaque::default(), &[]);
     let begin = Instant::now();
     client.shutdown().await.unwrap();
     assert_eq!(run(&mut pump).await, CloseReason::HalfCloseTimeout);
@@ -122,7 +122,7 @@ async fn a_half_that_stays_silent_has_its_time_and_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_ends_ends_the_client() {
-    let (mut pump, mut client, mut broker) = session(Opaque::new(), CONNACK);
+    let (mut pump, mut client, mut broker) = session(Opaque::default(), CONNACK);
     let script = async {
         broker.shutdown().await.unwrap();
         assert_eq!(rest(&mut client).await, CONNACK);
@@ -134,7 +134,7 @@ async fn a_broker_that_ends_ends_the_client() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_broker_sent_before_it_was_lost_reaches_the_client() {
-    let (mut pump, mut client, mut broker) = session(Opaque::new(), CONNACK);
+    let (mut pump, mut client, mut broker) = session(Opaque::default(), CONNACK);
     during(&mut pump, flood(&mut client, b'x')).await;
     broker.write_all(NOT_AUTHORIZED).await.unwrap();
     drop(broker);
@@ -148,7 +148,7 @@ async fn what_a_broker_sent_before_it_was_lost_reaches_the_client() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_between_packets_is_told_at_once() {
-    let (mut pump, mut client, _broker) = session(Opaque::new(), CONNACK);
+    let (mut pump, mut client, _broker) = session(Opaque::default(), CONNACK);
     pump.stop(CloseReason::Drained);
     assert_eq!(run(&mut pump).await, CloseReason::Drained);
     assert_eq!(pump.take_counts(), (0, 9));
@@ -165,7 +165,7 @@ async fn a_stop_between_packets_is_told_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_within_a_packet_waits_for_the_boundary() {
-    let (mut pump, mut client, mut broker) = session(Opaque::new(), b"\x30\x06\x00\x01a");
+    let (mut pump, mut client, mut broker) = session(Opaque::default(), b"\x30\x06\x00\x01a");
     pump.stop(CloseReason::Drained);
     let script = async {
         expect(&mut client, b"\x30\x06\x00\x01a").await;
@@ -180,7 +180,7 @@ async fn a_stop_within_a_packet_waits_for_the_boundary() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_for_no_boundary_that_does_not_come() {
-    let (mut pump, mut client, _broker) = session(Opaque::new(), b"\x30\x06\x00\x01a");
+    let (mut pump, mut client, _broker) = session(Opaque::default(), b"\x30\x06\x00\x01a");
     pump.stop(CloseReason::Drained);
     let begin = Instant::now();
     assert_eq!(run(&mut pump).await, CloseReason::Drained);
@@ -192,7 +192,7 @@ async fn a_stop_waits_for_no_boundary_that_does_not_come() {
 #[tokio::test(start_paused = true)]
 async fn bytes_that_are_not_mqtt_end_without_a_disconnect() {
     for (broker_first, more) in [(&b"\x00junk"[..], &b""[..]), (b"\x30\x06\x00\x01a", b"bcd\x00junk")] {
-        let (mut pump, mut client, mut broker) = session(Opaque::new(), broker_first);
+        let (mut pump, mut client, mut broker) = session(Opaque::default(), broker_first);
         pump.stop(CloseReason::Drained);
         broker.write_all(more).await.unwrap();
         assert_eq!(run(&mut pump).await, CloseReason::Drained);
@@ -203,7 +203,7 @@ async fn bytes_that_are_not_mqtt_end_without_a_disconnect() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_may_not_be_told_is_closed() {
-    let (mut pump, mut client, _broker) = session(Opaque::new(), CONNACK);
+    let (mut pump, mut client, _broker) = session(Opaque::default(), CONNACK);
     pump.may_send_disconnect = false;
     pump.stop(CloseReason::Drained);
     assert_eq!(run(&mut pump).await, CloseReason::Drained);

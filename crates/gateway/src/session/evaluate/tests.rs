@@ -33,7 +33,8 @@ struct Fixture {
 struct Case<'a> {
     name: &'static str,
     runtime: &'a Runtime,
-    from_tls: Option<Evidence>,
+    /// The outer `None`: the handshake is not over.
+    from_tls: Option<Option<Evidence>>,
     from_authenticator: Option<Option<Evidence>>,
     at: i64,
     verdict: Result<(), CloseReason>,
@@ -117,7 +118,7 @@ fn assert_verdicts(cases: Vec<Case<'_>>) {
         let claim = Claim {
             listener: "devices",
             address: "192.0.2.1".parse().unwrap(),
-            from_tls: case.from_tls.as_ref(),
+            from_tls: case.from_tls.as_ref().map(Option::as_ref),
             from_authenticator: case.from_authenticator.as_ref().map(Option::as_ref),
         };
         assert_eq!(evaluate(claim, case.runtime, case.at), case.verdict, "{}", case.name);
@@ -149,7 +150,7 @@ fn what_tls_proved_is_compared_with_what_the_listener_requires_now() {
     let case = |name, runtime, from_tls, at, verdict| Case {
         name,
         runtime,
-        from_tls,
+        from_tls: Some(from_tls),
         from_authenticator: Some(None),
         at,
         verdict,
@@ -183,6 +184,31 @@ fn what_tls_proved_is_compared_with_what_the_listener_requires_now() {
     ]);
 }
 
+#[test]
+fn a_handshake_that_is_not_over_is_not_judged_by_what_it_has_not_proved() {
+    let fixture = Fixture::new();
+    let mut configurations = vec![fixture.pki.listener_tls(), fixture.raw_keys()];
+    if cfg!(feature = "psk") {
+        configurations.push(fixture.psk());
+    }
+    for tls in configurations {
+        let (same, denied) =
+            (fixture.runtime("", Some(&tls), ""), fixture.runtime("deny = [\"192.0.2.0/24\"]", Some(&tls), ""));
+        let case = |name, runtime, verdict| Case {
+            name,
+            runtime,
+            from_tls: None,
+            from_authenticator: None,
+            at: now(),
+            verdict,
+        };
+        assert_verdicts(vec![
+            case("in the handshake", &same, Ok(())),
+            case("in the handshake, from an address that is denied", &denied, Err(AddressDenied)),
+        ]);
+    }
+}
+
 #[cfg(feature = "psk")]
 #[test]
 fn a_pre_shared_key_is_compared_with_the_file() {
@@ -194,7 +220,7 @@ fn a_pre_shared_key_is_compared_with_the_file() {
     let case = |name, runtime, from_tls, verdict| Case {
         name,
         runtime,
-        from_tls,
+        from_tls: Some(from_tls),
         from_authenticator: Some(None),
         at: now(),
         verdict,
@@ -234,7 +260,7 @@ fn what_an_authenticator_verified_is_compared_with_what_it_would_say_now() {
     let case = |name, runtime, from_authenticator, verdict| Case {
         name,
         runtime,
-        from_tls: None,
+        from_tls: Some(None),
         from_authenticator,
         at: now,
         verdict,
@@ -274,12 +300,14 @@ fn a_session_outlives_its_listener_where_another_accepts_what_it_rests_on() {
     };
     let (good, foreign) = (fixture.pki.listener_tls(), other.listener_tls());
     let (renamed, replaced, either) = (of(&[&good]), of(&[&foreign]), of(&[&foreign, &good]));
+    let open = of(&[&foreign, &fixture.pki.listener_tls_without_ca()]);
+    let denied = fixture.runtime("deny = [\"192.0.2.0/24\"]", Some(&good), "");
     fixture.pki.revoke("thing001");
     let revoked = of(&[&good, &fixture.tls_with_crl()]);
     let case = |name, runtime, from_tls, verdict| Case {
         name,
         runtime,
-        from_tls,
+        from_tls: Some(from_tls),
         from_authenticator: Some(None),
         at: now(),
         verdict,
@@ -290,6 +318,8 @@ fn a_session_outlives_its_listener_where_another_accepts_what_it_rests_on() {
         case("only listeners of another CA are left", &replaced, chain(), Err(CaRemoved)),
         case("one of those that are left trusts its CA", &either, chain(), Ok(())),
         case("one of those that are left knows that it is revoked", &revoked, chain(), Err(CertificateRevoked)),
-        case("it proved nothing", &renamed, None, Ok(())),
+        case("it proved nothing, where a certificate is required", &renamed, None, Err(CredentialWithdrawn)),
+        case("it proved nothing, where that is enough", &open, None, Ok(())),
+        case("its address is denied where its certificate is accepted", &denied, chain(), Err(AddressDenied)),
     ]);
 }
