@@ -396,7 +396,7 @@ fn size_of_publish(publish: &Publish) -> usize {
         pairs.sum::<usize>()
             + properties.content_type.as_ref().map_or(0, |text| text.len())
             + properties.response_topic.as_ref().map_or(0, |text| text.len())
-            + properties.correlation_data.as_ref().map_or(0, |bytes| bytes.len())
+            + properties.correlation_data.as_ref().map_or(0, bytes::Bytes::len)
     });
     READ_BUFFER + publish.topic.len() + publish.payload.len() + properties
 }

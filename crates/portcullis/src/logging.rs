@@ -6,9 +6,17 @@ use portcullis_gateway::Process;
 use portcullis_gateway::config::tables::LogFormat;
 use portcullis_gateway::observe::Observer;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+/// Applies a level without a target to the gateway's own messages. Those of libraries are logged up to `info` unless a
+/// directive names them: at `debug` they quote what they are given, such as the URL of an authentication service.
+fn own_level(targets: &Targets) -> Targets {
+    let level = targets.default_level().unwrap_or(LevelFilter::OFF);
+    let libraries = Targets::new().with_default(level.min(LevelFilter::INFO));
+    libraries.with_target("portcullis", level).with_targets(targets.iter())
+}
 
 /// Starts logging. Dropping the guard writes the lines that are still queued.
 pub(crate) fn start(process: &Process, observer: &Observer) -> WorkerGuard {
@@ -16,7 +24,7 @@ pub(crate) fn start(process: &Process, observer: &Observer) -> WorkerGuard {
     // Set already if logging was started before: the first counter stays.
     let _ = observer.log_dropped.set(writer.error_counter());
     // Loading the configuration has validated the directives.
-    let targets: Targets = process.log.parse().unwrap_or_default();
+    let targets = own_level(&process.log.parse().unwrap_or_default());
     let registry = tracing_subscriber::registry().with(targets);
     let format = tracing_subscriber::fmt::layer().with_writer(writer);
     match process.log_format {
@@ -24,4 +32,27 @@ pub(crate) fn start(process: &Process, observer: &Observer) -> WorkerGuard {
         LogFormat::Json => registry.with(format.json().flatten_event(true).with_ansi(false)).init(),
     }
     guard
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn a_level_without_target_is_of_the_gateways_own_messages() {
+        let enabled = |directives: &str, target: &str, level| {
+            own_level(&directives.parse().unwrap()).would_enable(target, &level)
+        };
+        for own in ["portcullis", "portcullis_gateway::tls"] {
+            assert!(enabled("debug", own, Level::DEBUG) && !enabled("info", own, Level::DEBUG));
+        }
+        assert!(!enabled("trace", "hyper_util::client", Level::DEBUG));
+        assert!(enabled("trace", "hyper_util::client", Level::INFO));
+        assert!(!enabled("warn", "hyper_util::client", Level::INFO));
+        assert!(enabled("info,hyper_util=debug", "hyper_util::client", Level::DEBUG));
+        assert!(enabled("info,portcullis_gateway=debug", "portcullis_gateway::tls", Level::DEBUG));
+        assert!(!enabled("warn,portcullis_gateway=error", "portcullis_gateway::tls", Level::WARN));
+    }
 }

@@ -22,7 +22,7 @@ use portcullis_registry::Url;
 /// further problems in files and expressions.
 pub fn load(path: &Path) -> (Settings, Diagnostics) {
     let (model, document) = Document::read(path);
-    validate(model, document)
+    validate(&model, document)
 }
 
 /// The URLs of the registries that a file names. Other errors in the file do not matter.
@@ -39,11 +39,11 @@ pub fn registry_urls(path: &Path) -> Result<Vec<Url>, Diagnostics> {
 #[cfg(test)]
 pub(crate) fn parse(path: &Path, source: &str) -> (Settings, Diagnostics) {
     let (model, document) = Document::parse(path, source);
-    validate(model, document)
+    validate(&model, document)
 }
 
-fn validate(model: tables::Model, mut document: Document) -> (Settings, Diagnostics) {
-    let settings = tables::validate(&model, &mut document);
+fn validate(model: &tables::Model, mut document: Document) -> (Settings, Diagnostics) {
+    let settings = tables::validate(model, &mut document);
     lints::run(&settings, &mut document.diagnostics);
     (settings, document.diagnostics)
 }

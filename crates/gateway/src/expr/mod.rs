@@ -7,6 +7,7 @@
 //! absorb. And an expression that uses `cert`, `jwt`, `device` or `http` without testing it with `has()` rejects every
 //! client that lacks it, whatever the rest of the expression yields.
 
+mod budget;
 mod check;
 mod strict;
 mod value;
@@ -146,7 +147,8 @@ impl Expression {
         if !self.names.required.iter().all(|root| facts.has_root(&ROOTS[*root])) {
             return Err(self.failed("missing certificate, token, device or response"));
         }
-        let context = value::context(facts, &self.names.facts, Arc::clone(&LANGUAGE));
+        let mut context = value::context(facts, &self.names.facts, Arc::clone(&LANGUAGE));
+        budget::begin(&mut context);
         // The text of the error may quote secrets, so only its kind is logged.
         Value::resolve(&self.tree, &context).map_err(|error| self.failed(describe(&error)))
     }

@@ -174,7 +174,7 @@ async fn pins_bind_a_device_to_its_certificate_or_its_key() {
     let fingerprints = |name: &str| {
         pki.device(name);
         let leaf = CertificateDer::from_pem_file(pki.chain(name)).unwrap();
-        Certificate::from_der(&leaf).unwrap().fingerprints().map(|fingerprint| hex::encode(fingerprint))
+        Certificate::from_der(&leaf).unwrap().fingerprints().map(hex::encode)
     };
     let [certificate, _] = fingerprints("thing001");
     let [_, key] = fingerprints("thing002");

@@ -138,7 +138,8 @@ async fn a_lower_max_connections_drops_nobody_and_admits_no_more() {
         assert!(refused.read_to_end().await.is_empty(), "{open} are open");
         assert!(gateway.lines(lines).await[lines - 1].ends_with("too_many_connections"));
         // Both ends close, so that the gateway does not wait for the other half.
-        (sessions.pop(), connections.pop());
+        sessions.pop();
+        connections.pop();
         eventually("a session to end", || (gateway.gateway.connections() == open - 1).then_some(())).await;
     }
     let _let_in = gateway.session(&broker, &connect("d")).await;
