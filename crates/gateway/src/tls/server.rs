@@ -93,7 +93,8 @@ impl ServerTls {
                 let trust = tls.trust().ok_or(CloseReason::CaRemoved)?;
                 trust.evaluate(chain, now).map_or_else(|error| error.close_reason().map_or(Ok(()), Err), Ok)
             }
-            (_, Some(Evidence::Chain(_))) => Err(CloseReason::CaRemoved),
+            #[cfg(feature = "psk")]
+            (Engine::Psk(_), Some(Evidence::Chain(_))) => Err(CloseReason::CaRemoved),
             (Engine::Certificates(tls), Some(Evidence::RawKey(fingerprint))) => {
                 still(tls.raw_keys().is_some_and(|keys| keys.has_named(fingerprint)))
             }
