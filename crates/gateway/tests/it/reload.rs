@@ -1,6 +1,11 @@
 //! Reloads: sessions stay connected, new connections follow the new configuration, an invalid file changes nothing.
 
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, eventually};
+use std::sync::Arc;
+
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, eventually, tls_config};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 #[tokio::test]
 async fn sessions_stay_and_new_connections_follow_the_new_rules() {
@@ -153,4 +158,65 @@ async fn a_lower_max_connections_drops_nobody_and_admits_no_more() {
     gateway.write(&allow(3));
     gateway.gateway.reload().await.unwrap();
     let _let_in = gateway.session(&broker, &connect("e")).await;
+}
+
+/// A client whose connection was accepted before a reload, and that begins its handshake after it.
+async fn handshake_after_reload(
+    gateway: &TestGateway,
+    pki: &Pki,
+    device: Option<&str>,
+    configuration: &str,
+) -> TlsClient {
+    let socket = TcpStream::connect(gateway.address()).await.unwrap();
+    eventually("the connection", || (gateway.gateway.connections() == 1).then_some(())).await;
+    gateway.write(configuration);
+    gateway.gateway.reload().await.unwrap();
+    let connector = TlsConnector::from(Arc::new(tls_config(pki, device, rustls::ALL_VERSIONS)));
+    let mut client = connector.connect("localhost".try_into().unwrap(), socket).await.unwrap();
+    client.write_all(&connect("thing001")).await.unwrap();
+    client
+}
+
+type TlsClient = tokio_rustls::client::TlsStream<TcpStream>;
+
+#[tokio::test]
+async fn a_reload_ends_no_handshake_in_progress() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let configuration = format!("{}{}{}", TestGateway::LISTENER, pki.listener_tls(), broker.upstream());
+    let gateway = TestGateway::start(&configuration).await;
+    let mut client = handshake_after_reload(&gateway, &pki, Some("thing001"), &configuration).await;
+    let mut connection = broker.accept().await;
+    connection.expect(&connect("thing001")).await;
+    connection.write(&connack(4)).await;
+    let mut answer = [0; 4];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, *connack(4));
+}
+
+#[tokio::test]
+async fn rules_are_those_of_the_moment_of_admission() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let (listener, tls, upstream) = (TestGateway::LISTENER, pki.listener_tls(), broker.upstream());
+    let gateway = TestGateway::start(&format!("{listener}{tls}{upstream}")).await;
+    let stricter = format!("{listener}{tls}[listener.admit]\nrequire = ['mqtt.client_id == \"other\"']\n{upstream}");
+    let mut client = handshake_after_reload(&gateway, &pki, Some("thing001"), &stricter).await;
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"\x20\x02\x00\x05");
+    assert!(broker.is_left_alone().await);
+}
+
+#[tokio::test]
+async fn a_listener_that_was_renamed_admits_nobody_whom_its_successor_would_not() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let (listener, upstream) = (TestGateway::LISTENER, broker.upstream());
+    let optional = format!("{listener}{}client_auth = \"optional\"\n{upstream}", pki.listener_tls());
+    let gateway = TestGateway::start(&optional).await;
+    let renamed = format!("{}{}{upstream}", listener.replace("devices", "renamed"), pki.listener_tls());
+    let mut client = handshake_after_reload(&gateway, &pki, None, &renamed).await;
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer).await;
+    assert_eq!(answer, b"");
+    assert_eq!(gateway.outcome().await, "403 session_credential_withdrawn");
+    assert!(broker.is_left_alone().await);
 }
