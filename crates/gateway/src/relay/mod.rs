@@ -3,8 +3,8 @@
 //! Enters: two connected streams. Leaves: the close reason, and the byte counts in the record. It has two independent
 //! parts:
 //!
-//! - the pump ([`pump`]) moves bytes: back-pressure, half-close, deadlines, the DISCONNECT at the end;
-//! - a codec ([`codec`]) decides what to do with them. [`opaque`] passes all of them unchanged.
+//! - the pump (`pump.rs`) moves bytes: back-pressure, half-close, deadlines, the DISCONNECT at the end;
+//! - a codec (`codec.rs`) decides what to do with them. `opaque.rs` passes all of them unchanged.
 //!
 //! Never here: a buffer while the session is idle, or the decision whether the client may stay connected, which comes from
 //! the session index.

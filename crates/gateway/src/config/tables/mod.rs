@@ -1,4 +1,4 @@
-//! One file for each table of the configuration. [`Model`] declares keys, types, defaults and the reference
+//! One file for each table of the configuration. `Model` declares keys, types, defaults and the reference
 //! documentation, from which the JSON schema and `docs/configuration.md` are generated. [`Settings`] is what the other
 //! modules use.
 //!
