@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
+use cel::common::ast::operators;
 use cel::{Context, ExecutionError, Value};
 
 /// How many bytes the texts and lists that one evaluation builds may take together.
@@ -19,6 +20,11 @@ pub(super) const REPLACE_N: &str = "%replace_n";
 pub(super) const JOIN: &str = "%join";
 pub(super) const JOIN_WITH: &str = "%join_with";
 pub(super) const SPEND: &str = "%spend";
+
+/// Functions and operators whose result is a new text or list, of about the size of their operands. Their results are
+/// charged: in a `map`, each element may be as large as what the client sent.
+pub(super) const BUILDERS: &[&str] =
+    &[operators::ADD, "split", "lowerAscii", "upperAscii", "trim", "substring", "charAt", "string"];
 
 thread_local! {
     /// What is left to the evaluation on this thread. An evaluation does not wait, so it does not change threads.
@@ -66,6 +72,7 @@ fn spend_value(value: Value) -> Result<Value, ExecutionError> {
         Value::String(text) => text.len(),
         Value::Bytes(bytes) => bytes.len(),
         Value::List(list) => list.len().saturating_mul(ELEMENT),
+        Value::Map(map) => map.map.len().saturating_mul(ELEMENT),
         _ => 0,
     })?;
     Ok(value)
@@ -120,6 +127,14 @@ mod tests {
             r#"mqtt.client_id.split("").join(mqtt.client_id)"#,
             r#"mqtt.client_id.split("").map(x, mqtt.client_id + x)[0]"#,
             r#"mqtt.client_id.split("").map(x, [x, x, x, x])[0][0]"#,
+            r#"mqtt.client_id.split("").map(x, mqtt.client_id)[0]"#,
+            r#"mqtt.client_id.split("").map(x, mqtt.client_id.split(""))[0][0]"#,
+            r#"mqtt.client_id.split("").map(x, mqtt.client_id.lowerAscii())[0]"#,
+            r#"mqtt.client_id.split("").map(x, mqtt.client_id.upperAscii())[0]"#,
+            r#"mqtt.client_id.split("").map(x, mqtt.client_id.substring(1))[0]"#,
+            r#"mqtt.client_id.split("").map(x, (mqtt.client_id + " ").trim())[0]"#,
+            r#"mqtt.client_id.split("").map(x, string(mqtt.client_id))[0]"#,
+            r#"mqtt.client_id.split("").map(x, {"a": x, "b": x, "c": x, "d": x})[0]["a"]"#,
             r#"true ? mqtt.client_id.replace("a", mqtt.client_id) : """#,
         ] {
             assert_eq!(evaluate(source, &long), Err(Reject::ExpressionFailed), "{source}");
@@ -139,6 +154,8 @@ mod tests {
             (r#"mqtt.client_id.split("-").map(x, x + "!").join(",")"#, "aba!,aba!"),
             (r#"mqtt.client_id.split("-").filter(x, x in ["aba"]).join(",")"#, "aba,aba"),
             (r#""devices/" + mqtt.client_id + "/" + string(1 + 1)"#, "devices/aba-aba/2"),
+            (r#"mqtt.client_id.upperAscii().lowerAscii().substring(4).trim().charAt(1)"#, "b"),
+            (r#"{"a": mqtt.client_id}["a"]"#, "aba-aba"),
             (r#"(["x"] + mqtt.client_id.split("-")).join("")"#, "xabaaba"),
         ] {
             assert_eq!(evaluate(source, "aba-aba").as_deref().map(String::as_str), Ok(expected), "{source}");

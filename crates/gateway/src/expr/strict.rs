@@ -15,14 +15,15 @@ pub(super) fn strict(node: IdedExpr) -> IdedExpr {
         Expr::Call(mut call) => {
             let args = all(std::mem::take(&mut call.args));
             let constant = |value: bool| IdedExpr { id, expr: Expr::Literal(LiteralValue::Boolean(value.into())) };
-            match (call.func_name.as_str(), <[IdedExpr; 2]>::try_from(args)) {
+            let builds = budget::BUILDERS.contains(&call.func_name.as_str());
+            let call = match (call.func_name.as_str(), <[IdedExpr; 2]>::try_from(args)) {
                 (operators::LOGICAL_OR, Ok([left, right])) => conditional([left, constant(true), right]),
                 (operators::LOGICAL_AND, Ok([left, right])) => conditional([left, right, constant(false)]),
-                (operators::ADD, Ok(args)) => spend(id, Expr::Call(CallExpr { args: args.into(), ..call })),
                 ("replace" | "join", args) if call.target.is_some() => bounded(call, args),
                 (_, Ok(args)) => Expr::Call(CallExpr { target: call.target.map(boxed), args: args.into(), ..call }),
                 (_, Err(args)) => Expr::Call(CallExpr { target: call.target.map(boxed), args, ..call }),
-            }
+            };
+            if builds { spend(id, call) } else { call }
         }
         Expr::Comprehension(mut inner) => {
             for part in [
@@ -48,7 +49,7 @@ pub(super) fn strict(node: IdedExpr) -> IdedExpr {
                     entry.value = strict(std::mem::take(&mut entry.value));
                 }
             }
-            Expr::Map(map)
+            spend(id, Expr::Map(map))
         }
         Expr::Select(mut select) => {
             select.operand = boxed(select.operand);
@@ -65,11 +66,12 @@ fn is_accumulation(call: &CallExpr) -> bool {
     call.func_name == operators::ADD && call.args.first().is_some_and(is_result)
 }
 
-/// Rewrites the elements only: charging the whole list in each step would cost the square of its length.
+/// Charges the new element only: charging the whole list in each step would cost the square of its length.
 fn accumulation(mut call: CallExpr) -> CallExpr {
     for arg in &mut call.args {
         if let Expr::List(list) = &mut arg.expr {
-            list.elements = std::mem::take(&mut list.elements).into_iter().map(strict).collect();
+            let charged = |node: IdedExpr| IdedExpr { id: node.id, expr: spend(node.id, strict(node).expr) };
+            list.elements = std::mem::take(&mut list.elements).into_iter().map(charged).collect();
         }
     }
     call
