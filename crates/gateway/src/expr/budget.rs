@@ -154,7 +154,7 @@ mod tests {
             (r#"mqtt.client_id.split("-").map(x, x + "!").join(",")"#, "aba!,aba!"),
             (r#"mqtt.client_id.split("-").filter(x, x in ["aba"]).join(",")"#, "aba,aba"),
             (r#""devices/" + mqtt.client_id + "/" + string(1 + 1)"#, "devices/aba-aba/2"),
-            (r#"mqtt.client_id.upperAscii().lowerAscii().substring(4).trim().charAt(1)"#, "b"),
+            ("mqtt.client_id.upperAscii().lowerAscii().substring(4).trim().charAt(1)", "b"),
             (r#"{"a": mqtt.client_id}["a"]"#, "aba-aba"),
             (r#"(["x"] + mqtt.client_id.split("-")).join("")"#, "xabaaba"),
         ] {
