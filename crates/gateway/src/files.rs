@@ -1,24 +1,23 @@
 //! Reads PEM files and credential files. Enters: a path. Leaves: certificates, trust anchors or entries, or a complaint
 //! that names the file. Never here: a complaint that quotes a secret.
 
-use std::io::Read as _;
 use std::path::Path;
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::prelude::{FromDer, X509Certificate};
-use zeroize::Zeroizing;
 
 use crate::config::{Complaint, Diagnostics, Located};
+use crate::util::file::{MAX_PEM_LEN, read};
 
 /// Reads the certificates of a PEM file, in the order of the file; at least one.
 ///
 /// # Errors
 /// The file cannot be read, or contains no certificate.
 pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint> {
-    let chain: Vec<_> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<_, _>>)
-        .map_err(|error| unreadable(path, &error))?;
+    let bytes = read(path, MAX_PEM_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    let chain = chain.map_err(|error| unreadable(path, &error))?;
     if chain.is_empty() {
         let complaint = Complaint::new(format!("{} contains no certificate", path.display()));
         return Err(complaint.hint("expected a PEM file with `-----BEGIN CERTIFICATE-----`"));
@@ -81,13 +80,7 @@ pub(crate) fn read_entries(
     path: &Path,
     mut take: impl FnMut(&str, &[u8]) -> Result<(), String>,
 ) -> Result<(), Complaint> {
-    let unreadable = |error: std::io::Error| Complaint::new(format!("{} cannot be read: {error}", path.display()));
-    let mut bytes = Zeroizing::new(Vec::new());
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    file.take(MAX_ENTRIES_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_ENTRIES_LEN {
-        return Err(Complaint::new(format!("{} is larger than {} MiB", path.display(), MAX_ENTRIES_LEN >> 20)));
-    }
+    let bytes = read(path, MAX_ENTRIES_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.trim_ascii().is_empty() || line.starts_with(b"#") {

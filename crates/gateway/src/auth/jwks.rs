@@ -14,6 +14,7 @@ use crate::config::Complaint;
 use crate::fetch::{Fetcher, Validators};
 use crate::refresh::{FromFiles, Pace, Refreshed, Remote};
 use crate::util::crypto::tag;
+use crate::util::file::{MAX_PEM_LEN, read};
 use crate::util::url::host_of;
 
 /// Maximum number of keys in a JWKS.
@@ -138,7 +139,7 @@ impl Jwks {
 
 fn read_file(path: &Path) -> Result<Vec<Key>, Complaint> {
     let complain = |what: String| Complaint::new(format!("{}: {what}", path.display()));
-    parse(&std::fs::read(path).map_err(|error| complain(error.to_string()))?).map_err(complain)
+    parse(&read(path, MAX_PEM_LEN).map_err(|error| complain(error.to_string()))?).map_err(complain)
 }
 
 /// Parses a JWKS. Ignores keys that cannot be used [RFC 7517, 5], above all secret keys: with one, every party that can

@@ -99,7 +99,7 @@ impl Users {
 /// new file is readable by its owner only. Returns whether the user existed.
 ///
 /// # Errors
-/// The user name is invalid, or the file cannot be read or written.
+/// The user name is invalid, the file cannot be read or written, or it has lines that no password file has.
 pub fn set_password(path: &Path, user: &str, hash: &str) -> std::io::Result<bool> {
     check_user(user)?;
     // Replace the target of a symbolic link, not the link.
@@ -113,6 +113,13 @@ pub fn set_password(path: &Path, user: &str, hash: &str) -> std::io::Result<bool
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error),
     };
+    // Any file may be named by mistake, and a line of another kind would be a key or a certificate.
+    let is_entry = |line: &str| line.split_once(':').is_some_and(|(_, hash)| hash.starts_with('$'));
+    let is_other = |line: &&str| !(line.trim().is_empty() || line.starts_with('#') || is_entry(line));
+    if old.lines().any(|line| is_other(&line)) {
+        let what = "it is not a password file: not all of its lines are `user:hash`";
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
+    }
     let (mut text, mut found) = (String::new(), false);
     for line in old.lines() {
         if line.split_once(':').is_some_and(|(name, _)| name == user) {

@@ -5,9 +5,9 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
 
-use super::values::{Located, Location, Setting};
+use super::values::{Located, Location, Secret, Setting};
 
 /// The severity of a diagnostic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,11 +89,30 @@ pub struct Diagnostics {
     path: PathBuf,
     source: String,
     list: Vec<Diagnostic>,
+    substitutions: Vec<Substituted>,
+}
+
+/// A value that `${ENV:...}` or `${FILE:...}` inserted. It may be a secret, so no message shows it.
+#[derive(Clone, Debug)]
+struct Substituted {
+    /// The string of the file that it became a part of.
+    at: Location,
+    value: Secret,
 }
 
 impl Diagnostics {
     pub(super) fn new(path: &Path, source: String) -> Self {
-        Self { path: path.to_owned(), source, list: Vec::new() }
+        Self { path: path.to_owned(), source, list: Vec::new(), substitutions: Vec::new() }
+    }
+
+    /// Records that `value` was inserted into the string at `at`, or is what became of that string: messages will not show it.
+    pub(super) fn substituted(&mut self, at: Location, value: &str) {
+        self.substitutions.push(Substituted { at, value: Secret::new(value) });
+    }
+
+    /// Whether a substitution was inserted within `span`.
+    pub(super) fn has_substitution(&self, span: &Range<usize>) -> bool {
+        self.substitutions.iter().any(|it| overlap(&it.at.0, span))
     }
 
     /// Reports a problem that makes the configuration unusable.
@@ -139,8 +158,35 @@ impl Diagnostics {
         }
     }
 
-    fn push(&mut self, severity: Severity, location: Option<Location>, complaint: Complaint) {
+    fn push(&mut self, severity: Severity, location: Option<Location>, mut complaint: Complaint) {
+        complaint.message = self.redact(complaint.message, location.as_ref());
+        complaint.hint = complaint.hint.map(|hint| self.redact(hint, location.as_ref()));
         self.list.push(Diagnostic { severity, complaint, span: location.map(|location| location.0) });
+    }
+
+    /// Masks each word of a message that shows an inserted value, or that contains one, such as a path. At the location of
+    /// the value, also each word that is a part of it, such as the host of a URL.
+    fn redact(&self, text: String, location: Option<&Location>) -> String {
+        if self.substitutions.is_empty() {
+            return text;
+        }
+        let is_secret = |word: &str| {
+            self.substitutions.iter().any(|Substituted { at, value }| {
+                let is_here = location.is_some_and(|location| overlap(&at.0, &location.0));
+                let mut parts = value.expose().split(is_separator).filter(|part| !part.is_empty());
+                parts.any(|part| match part.len() {
+                    LONG.. => word.contains(part) || (is_here && word.len() >= LONG && part.contains(word)),
+                    _ => is_here && word == part,
+                })
+            })
+        };
+        let mut redacted = String::with_capacity(text.len());
+        for piece in text.split_inclusive(is_separator) {
+            let word = piece.trim_end_matches(is_separator);
+            redacted.push_str(if is_secret(word) { "***" } else { word });
+            redacted.push_str(&piece[word.len()..]);
+        }
+        redacted
     }
 
     /// All diagnostics, in the order in which they were found.
@@ -162,10 +208,9 @@ impl Diagnostics {
     fn locate(&self, diagnostic: &Diagnostic) -> String {
         let mut line = self.path.display().to_string();
         if let Some(span) = &diagnostic.span {
-            let before = &self.source[..span.start.min(self.source.len())];
-            let row = before.matches('\n').count() + 1;
-            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-            line += &format!(":{row}:{column}");
+            let start = span.start.min(self.source.len());
+            let column = self.source[..start].chars().rev().take_while(|c| *c != '\n').count() + 1;
+            line += &format!(":{}:{column}", self.row(start));
         }
         line + &format!(": {}", diagnostic.complaint.message)
     }
@@ -203,11 +248,7 @@ impl Diagnostics {
                 Some(_) if diagnostic.complaint.hides_line => {
                     Group::with_title(level.primary_title(self.locate(diagnostic)))
                 }
-                Some(span) => title.element(
-                    Snippet::source(self.source.as_str())
-                        .path(path.as_str())
-                        .annotation(AnnotationKind::Primary.span(self.visible(span))),
-                ),
+                Some(span) => title.element(self.snippet(span).path(path.as_str())),
                 None => Group::with_title(level.primary_title(format!("{path}: {}", diagnostic.complaint.message))),
             }];
             if let Some(hint) = &diagnostic.complaint.hint {
@@ -218,12 +259,21 @@ impl Diagnostics {
         texts.join("\n\n")
     }
 
-    /// Cuts a span at the end of its first line: of a table, only the header is shown.
-    fn visible(&self, span: &Range<usize>) -> Range<usize> {
+    /// The first line of a span: of a table, only the header is shown. The renderer gets no other line, because it reads all
+    /// that it gets for each diagnostic.
+    fn snippet(&self, span: &Range<usize>) -> Snippet<'_, Annotation<'_>> {
         let start = span.start.min(self.source.len());
-        let end = span.end.clamp(start, self.source.len());
-        let line_end = self.source[start..end].find('\n').map_or(end, |at| start + at);
-        start..line_end
+        let line_start = self.source[..start].rfind('\n').map_or(0, |at| at + 1);
+        let line_end = self.source[start..].find('\n').map_or(self.source.len(), |at| start + at);
+        let visible = start - line_start..span.end.clamp(start, line_end) - line_start;
+        Snippet::source(&self.source[line_start..line_end])
+            .line_start(self.row(start))
+            .annotation(AnnotationKind::Primary.span(visible))
+    }
+
+    /// The number of the line that contains this byte, from 1.
+    fn row(&self, at: usize) -> usize {
+        self.source[..at].bytes().filter(|byte| *byte == b'\n').count() + 1
     }
 }
 
@@ -236,3 +286,15 @@ impl fmt::Display for Diagnostics {
 }
 
 impl std::error::Error for Diagnostics {}
+
+/// Words of messages with at least so many bytes are compared with parts of inserted values; shorter ones only as a whole.
+const LONG: usize = 3;
+
+/// What separates the words of a message: it quotes values in backticks.
+fn is_separator(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '`' | '"' | '\'')
+}
+
+pub(super) fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
-use super::diagnostics::{Complaint, Diagnostics, Reported, warn_if_exposed};
+use super::diagnostics::{Complaint, Diagnostics, Reported, overlap, warn_if_exposed};
 use super::values::{Located, Location};
 use crate::util::suggest::suggest;
 
@@ -22,15 +22,13 @@ pub(super) struct Document {
     /// The problems found so far.
     pub(super) diagnostics: Diagnostics,
     directory: PathBuf,
-    /// The spans of values that contain a substitution.
-    substituted: Vec<Range<usize>>,
     /// Keys whose values could not be read. The model lacks them, but they are not missing from the file.
     unread: Vec<String>,
 }
 
 /// More problems than an operator reads at once.
 const MAX_PROBLEMS: usize = 50;
-/// In bytes. Stops a device node or a log file, given by mistake, from filling the memory.
+/// In bytes.
 const MAX_FILE_LEN: u64 = 4 << 20;
 
 impl Document {
@@ -57,7 +55,8 @@ impl Document {
         if !errors.is_empty() {
             return (M::default(), document);
         }
-        document.substituted = Substitution::run(&mut tree, &document.directory, &mut document.diagnostics);
+        let mut substitution = Substitution { directory: &document.directory, diagnostics: &mut document.diagnostics };
+        tree.get_mut().iter_mut().for_each(|(_, value)| substitution.walk(value));
         let model = document.deserialize(tree);
         (model, document)
     }
@@ -65,7 +64,7 @@ impl Document {
     fn new(path: &Path, source: String) -> Self {
         let directory = path.parent().map(Path::to_owned).unwrap_or_default();
         let diagnostics = Diagnostics::new(path, source);
-        Self { diagnostics, directory, substituted: Vec::new(), unread: Vec::new() }
+        Self { diagnostics, directory, unread: Vec::new() }
     }
 
     /// Reports an error.
@@ -101,7 +100,7 @@ impl Document {
 
     /// Whether the value contains a substitution, and so perhaps a secret.
     pub(super) fn is_substituted(&self, value: &impl Located) -> bool {
-        value.location().is_some_and(|location| self.substituted.iter().any(|span| overlap(span, &location.0)))
+        value.location().is_some_and(|location| self.diagnostics.has_substitution(&location.0))
     }
 
     /// Resolves a path of the file: relative paths are relative to the file's directory.
@@ -116,7 +115,7 @@ impl Document {
                 Err(error) => error,
             };
             let span = error.span().unwrap_or(0..0);
-            if self.substituted.iter().any(|secret| overlap(secret, &span)) {
+            if self.diagnostics.has_substitution(&span) {
                 // serde's message quotes the value, and this one may be a secret.
                 self.error(&Location(span.clone()), "the substituted value is not valid here");
             } else {
@@ -133,18 +132,16 @@ impl Document {
 }
 
 fn read_text(path: &Path) -> std::io::Result<String> {
-    use std::io::Read;
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(MAX_FILE_LEN + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_FILE_LEN {
-        return Err(std::io::Error::other("the file is larger than 4 MiB, the maximum"));
-    }
-    Ok(text)
+    let bytes = crate::util::file::read(path, MAX_FILE_LEN)?;
+    std::str::from_utf8(&bytes).map(str::to_owned).map_err(|_| std::io::Error::other("it is not UTF-8"))
 }
 
 /// Rewrites serde's error in the words of the configuration file.
 fn explain(error: &toml::de::Error) -> Complaint {
     let message = error.message();
+    if let Some(complaint) = explain_type(message) {
+        return complaint;
+    }
     let mut quoted = message.split('`').skip(1).step_by(2);
     let known: Vec<&str> = quoted.clone().skip(1).collect();
     let kind = ["unknown field", "unknown variant"].into_iter().find(|kind| message.starts_with(kind));
@@ -158,6 +155,35 @@ fn explain(error: &toml::de::Error) -> Complaint {
     } else {
         complaint.hint(format!("expected one of: {}", known.join(", ")))
     }
+}
+
+/// Rewrites serde's error about a value of another type or out of range; `None`: it is another error.
+fn explain_type(message: &str) -> Option<Complaint> {
+    let mismatch = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "))?;
+    let (found, expected) = mismatch.split_once(", expected ")?;
+    let found = match found.split_once(' ') {
+        Some(("string", _)) => "a string".to_owned(),
+        Some(("integer", number)) => format!("the number {}", number.trim_matches('`')),
+        Some(("boolean", value)) => value.to_owned(),
+        None if found == "map" => "a table".to_owned(),
+        None if found == "sequence" => "a list".to_owned(),
+        _ => found.to_owned(),
+    };
+    let (expected, hint) = match expected {
+        "a string" | "a borrowed string" | "path string" => {
+            ("a string", "write it in quotes; a duration or size also has a unit: \"5s\", \"64KiB\"")
+        }
+        "a sequence" if found == "a table" => ("a list of tables", "write the header in double brackets: [[...]]"),
+        "a sequence" => ("a list", "write it in brackets: [\"...\"]"),
+        "a map" => ("a table", "[...], or { key = \"value\" }"),
+        "a boolean" => ("a boolean", "write `true` or `false` without quotes"),
+        "u8" | "u16" | "u32" | "u64" | "usize" => ("a number", "write a whole number, 0 or greater, without quotes"),
+        "a nonzero u32" => ("a number greater than 0", "write a whole number without quotes"),
+        other if other.starts_with("struct ") => ("a table", "[...], or { key = \"value\" }"),
+        other => (other, ""),
+    };
+    let complaint = Complaint::new(format!("expected {expected}, found {found}"));
+    Some(if hint.is_empty() { complaint } else { complaint.hint(hint) })
 }
 
 /// Removes the innermost entry that covers `span` from the tree and records its key. Returns whether it found one.
@@ -201,27 +227,13 @@ fn remove_value(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>, unread: &
     }
 }
 
-fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
-    a.start < b.end && b.start < a.end
-}
-
 /// Replaces `${ENV:NAME}` and `${FILE:path}` in strings.
 struct Substitution<'a> {
     directory: &'a Path,
     diagnostics: &'a mut Diagnostics,
-    substituted: Vec<Range<usize>>,
 }
 
 impl Substitution<'_> {
-    /// Substitutes in the whole tree. Returns the spans of the values that it changed.
-    fn run(tree: &mut Spanned<DeTable<'_>>, directory: &Path, diagnostics: &mut Diagnostics) -> Vec<Range<usize>> {
-        let mut this = Substitution { directory, diagnostics, substituted: Vec::new() };
-        for (_, value) in tree.get_mut().iter_mut() {
-            this.walk(value);
-        }
-        this.substituted
-    }
-
     fn walk(&mut self, value: &mut Spanned<DeValue<'_>>) {
         let span = value.span();
         match value.get_mut() {
@@ -229,8 +241,8 @@ impl Substitution<'_> {
             DeValue::Array(items) => items.iter_mut().for_each(|value| self.walk(value)),
             DeValue::String(text) if text.contains("${") => match self.expand(&span, text) {
                 Ok(expanded) => {
+                    self.diagnostics.substituted(Location(span), &expanded);
                     *text = Cow::Owned(expanded);
-                    self.substituted.push(span);
                 }
                 Err(message) => {
                     let complaint = Complaint::new(message).hint("use ${ENV:NAME} or ${FILE:path}");
@@ -246,7 +258,7 @@ impl Substitution<'_> {
         while let Some((before, reference)) = rest.split_once("${") {
             let (reference, after) = reference.split_once('}').ok_or("`${` has no closing `}`")?;
             out.push_str(before);
-            out.push_str(&match reference.split_once(':') {
+            let inserted = match reference.split_once(':') {
                 Some(("ENV", name)) => std::env::var(name)
                     .map_err(|_| format!("the environment variable `{name}` is not set or not UTF-8"))?,
                 Some(("FILE", path)) => {
@@ -256,7 +268,9 @@ impl Substitution<'_> {
                     text.trim_end_matches(['\r', '\n']).to_owned()
                 }
                 _ => return Err(format!("`${{{reference}}}` is not a known substitution")),
-            });
+            };
+            self.diagnostics.substituted(Location(span.clone()), &inserted);
+            out.push_str(&inserted);
             rest = after;
         }
         out.push_str(rest);
@@ -302,14 +316,14 @@ balance = "ketama"
             |text: &str| found.iter().find(|(.., at)| at == text).unwrap_or_else(|| panic!("{text}: {found:#?}"));
         assert_eq!(find("nmae").1, hint("name"));
         assert!(find("\"soon\"").0.contains("not a duration"));
-        assert!(find("-1").0.contains("invalid value"));
+        assert_eq!(find("-1").0, "expected a number greater than 0, found the number -1");
         assert_eq!(
             (find("client_atuh").0.as_str(), find("client_atuh").1.clone()),
             ("unknown key `client_atuh`", hint("client_auth"))
         );
         assert_eq!(find("\"1.1\"").0, "unknown value `1.1`");
         assert_eq!(find("\"tsl\"").1, hint("tls"));
-        assert!(find("7").0.contains("string"), "{found:#?}");
+        assert_eq!(find("7").0, "expected a string, found the number 7");
         assert!(find("\"ketama\"").0.contains("unknown value"));
         assert_eq!(find("rutime").1, hint("runtime"));
         assert!(found.iter().any(|(m, h, _)| m == "unknown key `wieght`" && *h == hint("weight")), "{found:#?}");

@@ -106,7 +106,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
             toml::Value::Array(items) => items,
             one => vec![one],
         };
-        items.into_iter().map(|item| T::deserialize(item).map_err(D::Error::custom)).collect::<Result<_, _>>().map(Self)
+        items
+            .into_iter()
+            .map(|item| T::deserialize(item).map_err(|error| D::Error::custom(error.message())))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 }
 

@@ -196,6 +196,10 @@ impl Default for Metrics {
             m.registries.up.clone(),
         );
         registry.register("reloads", "Reloads of the configuration, by result", m.reloads.clone());
+        // From the start: an alert on the increase of a counter does not see the step from no value to 1.
+        for result in ["ok", "failed"] {
+            drop(m.reloads.get_or_create(&ByResult { result }));
+        }
         registry.register(
             "access_log_dropped_lines",
             "Access lines lost since the log was opened, because the disk was too slow or full",

@@ -17,6 +17,7 @@ use crate::config::Complaint;
 use crate::fetch::{Fetcher, Validators};
 use crate::refresh::{Pace, Refreshed, Remote, Watch};
 use crate::util::clock::{CLOCK_SKEW, now};
+use crate::util::file::read;
 
 /// What all sources and OCSP requests share: the known CA certificates and the HTTP client.
 #[derive(Debug, Default)]
@@ -40,6 +41,8 @@ pub struct CrlNote {
 
 /// The shortest interval between two fetches of a URL.
 const MIN_REFRESH: Duration = Duration::from_secs(2);
+/// The largest file of CRLs, in bytes. A million revoked certificates take about 40 MB in DER, 55 MB in PEM.
+const MAX_FILE_LEN: u64 = 256 << 20;
 /// The longest back-off after failed fetches.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 /// The limits of CRLs in one file and in one HTTP response.
@@ -211,7 +214,8 @@ impl Source {
     pub(super) fn read_if_changed(&self, at_once: bool) -> Result<(), String> {
         let Some(path) = self.remote().origin.file() else { return Ok(()) };
         let read = || {
-            let bytes = std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+            let bytes =
+                read(path, MAX_FILE_LEN).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
             self.put(&bytes)
         };
         match self.remote().file.read_if_changed(at_once, || read().map_err(Complaint::new)) {

@@ -2,7 +2,6 @@
 //! server name, with a stapled OCSP response. Follows the files: a pair that cannot be used replaces nothing.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +15,6 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use zeroize::Zeroizing;
 
 use crate::config::tables::{CertificateFiles, CertificateTls, PrivateKey};
 use crate::config::{Complaint, Diagnostics, Reported, Secret, Setting, warn_if_exposed};
@@ -27,6 +25,7 @@ use crate::pki::RevocationStore;
 use crate::refresh::{FromFiles, Pace, Refreshed, Remote};
 use crate::util::clock::now;
 use crate::util::crypto::provider;
+use crate::util::file::{MAX_PEM_LEN, read};
 use crate::util::weak_map::WeakMap;
 
 /// An OCSP response is no longer stapled this many seconds before its nextUpdate: clients' clocks may be ahead.
@@ -283,7 +282,7 @@ pub(super) fn read_pair(chain: &Path, key: &KeySource) -> Result<Arc<CertifiedKe
 
 /// Reads a private key from a PEM file: PKCS#8, encrypted PKCS#8, SEC1 or PKCS#1.
 fn read_key(path: &Path, passphrase: Option<&Secret>) -> Result<PrivateKeyDer<'static>, Complaint> {
-    let text = Zeroizing::new(fs::read(path).map_err(|error| unreadable(path, &pem::Error::Io(error)))?);
+    let text = read(path, MAX_PEM_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
     let sections = ::pem::parse_many(&*text).unwrap_or_default();
     if sections.iter().any(|section| section.headers().get("Proc-Type").is_some_and(|kind| kind.contains("ENCRYPTED")))
     {

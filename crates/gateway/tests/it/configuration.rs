@@ -95,6 +95,35 @@ fn what_is_legal_but_unsafe_is_a_warning() {
 }
 
 #[test]
+fn no_error_shows_an_inserted_value() {
+    let pki = Pki::new();
+    let whole = format!(
+        "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{}{REST}",
+        pki.listener_tls()
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let line = |key: &str| {
+        let begins = |line: &&str| line.starts_with(&format!("{key} ="));
+        whole.lines().find(begins).unwrap_or_else(|| panic!("{key}: {whole}")).to_owned()
+    };
+    for (secret, shown) in
+        [("hunter2", "unter"), ("s3cr3t:99999", "s3cr"), ("Zx9", "Zx9"), ("a b/k?v=pw1234", "pw1234")]
+    {
+        let file = dir.path().join("f");
+        std::fs::write(&file, secret).unwrap();
+        let file = file.display();
+        for key in ["bind", "upstream", "servers", "certificate", "private_key", "client_ca"] {
+            for value in [format!("\"${{FILE:{file}}}\""), format!("\"x${{FILE:{file}}}/y\"")] {
+                let value = if key == "servers" { format!("[{value}]") } else { value };
+                let text = problems(&whole.replace(&line(key), &format!("{key} = {value}")));
+                assert!(text.contains("error: "), "{key} = {value}: {text}");
+                assert!(!text.contains(shown), "{key} = {value}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
 fn mistakes_of_meaning_are_errors() {
     let pki = Pki::new();
     let tls = pki.listener_tls();
@@ -123,7 +152,7 @@ fn mistakes_of_meaning_are_errors() {
         ("[[upstream]]", "[runtime]\nlog = \"loud\"\n[[upstream]]", "`loud` is not a log level"),
         ("[listener.tls]", "connect_timeout = \"0s\"\n[listener.tls]", "must be at least \"1ms\""),
         ("[listener.tls]", "connect_timeout = \"500000000000y\"\n[listener.tls]", "must be at most ten years"),
-        ("[listener.tls]", "max_connections = 0\n[listener.tls]", "nonzero"),
+        ("[listener.tls]", "max_connections = 0\n[listener.tls]", "expected a number greater than 0"),
         ("[[upstream]]", "[admin]\nbind = \"x\"\n[[upstream]]", "`x` is not an address with a port"),
         ("[[upstream]]", "[access_log]\npath = \"no/such/x.log\"\n[[upstream]]", "the directory of"),
     ] {

@@ -115,14 +115,20 @@ fn a_users_line_is_changed_and_the_others_stay() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("users");
-    assert!(!set_password(&path, "alice", "one").unwrap());
+    assert!(!set_password(&path, "alice", "$1").unwrap());
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    fs::write(&path, "# staff\n\nalice:one\nbob:two").unwrap();
-    assert!(set_password(&path, "alice", "three").unwrap());
-    assert!(!set_password(&path, "carol", "four").unwrap());
-    assert_eq!(fs::read_to_string(&path).unwrap(), "# staff\n\nalice:three\nbob:two\ncarol:four\n");
+    fs::write(&path, "# staff\n\nalice:$1\nbob:$2").unwrap();
+    assert!(set_password(&path, "alice", "$3").unwrap());
+    assert!(!set_password(&path, "carol", "$4").unwrap());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "# staff\n\nalice:$3\nbob:$2\ncarol:$4\n");
     for wrong in ["", "a:b", "#a", "a\nb"] {
-        assert!(set_password(&path, wrong, "x").is_err(), "{wrong:?}");
+        assert!(set_password(&path, wrong, "$5").is_err(), "{wrong:?}");
+    }
+    for other in ["-----BEGIN CERTIFICATE-----\nMIIB\n", "name: value\n", "\u{0}"] {
+        let file = dir.path().join("users");
+        fs::write(&file, other).unwrap();
+        assert!(set_password(&file, "alice", "$6").is_err(), "{other:?} is no password file");
+        assert_eq!(fs::read_to_string(&file).unwrap(), other, "and stays as it is");
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
 }
