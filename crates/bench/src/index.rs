@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use portcullis_gateway::config::tables::Protocol;
 use portcullis_gateway::evidence::Evidence;
-use portcullis_gateway::observe::{SessionInfo, Transport};
+use portcullis_gateway::observe::SessionInfo;
 use portcullis_gateway::outcome::CloseReason;
 use portcullis_gateway::pki::{ChainCertificate, IssuerId, Key, Serial, VerifiedChain};
-use portcullis_gateway::session::index::{Live, Session, Sessions};
+use portcullis_gateway::session::index::{SessionEntry, SessionGuard, Sessions};
 
 use crate::usage::Usage;
 
@@ -23,17 +24,17 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     let address = (std::net::Ipv4Addr::LOCALHOST, 1).into();
     let memory = Usage::of(&[std::process::id()])?.pss;
     let open = |n: u32| {
-        let info = SessionInfo::new(Arc::clone(&listener), Transport::Tls, address);
+        let info = SessionInfo::new(sessions.next_id(), Arc::clone(&listener), Protocol::Tls, address);
         let session = sessions.open(info);
         session.proved(Some(Evidence::Chain(chain(n))));
         session
     };
     let begin = Instant::now();
-    let held: Vec<Session> = (0..count).map(open).collect();
+    let held: Vec<SessionGuard> = (0..count).map(open).collect();
     println!("{count} sessions added: {:?} each", begin.elapsed() / count);
     println!("memory: {} bytes each", Usage::of(&[std::process::id()])?.pss.saturating_sub(memory) / u64::from(count));
 
-    let none = |_: &Live| Ok(());
+    let none = |_: &SessionEntry| Ok(());
     let keys = |range: std::ops::Range<u32>| -> Vec<Key> { range.map(|n| chain(n).certificates()[0].key()).collect() };
     measure("a CRL that revokes one of them", open, count, || {
         sessions.sweep_keys(&keys(7..8), |_| Err(CloseReason::CertificateRevoked))
@@ -55,7 +56,7 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
 }
 
 /// Measures a sweep, and the latency of sessions that open and close during it.
-fn measure<T>(what: &str, open: impl Fn(u32) -> Session + Sync, count: u32, sweep: impl FnOnce() -> T)
+fn measure<T>(what: &str, open: impl Fn(u32) -> SessionGuard + Sync, count: u32, sweep: impl FnOnce() -> T)
 where
     T: std::fmt::Display,
 {

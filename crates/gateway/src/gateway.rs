@@ -12,14 +12,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Diagnostics;
 use crate::config::tables::AdminBind;
-use crate::edge::Accepted;
+use crate::edge::Acceptor;
 use crate::maintenance::{self, CertificateStatus};
 use crate::observe::AccessLog;
 use crate::outcome::CloseReason;
@@ -216,7 +215,7 @@ impl Handle {
         // Also after a failed reload: it may have read new CRLs.
         let shared = Arc::clone(&self.0.shared);
         let swept = tokio::task::spawn_blocking(move || maintenance::sweep(&shared)).await;
-        tracing::debug!(sessions_ended = swept.unwrap_or(0), "sessions evaluated after the reload");
+        tracing::debug!(sessions_ended = swept.unwrap_or(0), "sessions evaluated");
         self.0.shared.state.observer.metrics.count_reload(result.is_ok());
         result
     }
@@ -286,10 +285,10 @@ fn open_access_log(runtime: &Runtime) -> Result<Option<Arc<AccessLog>>, StartErr
 fn bind_new(
     runtime: &Runtime,
     bound: &HashMap<SocketKey, Socket>,
-) -> Result<Vec<(SocketKey, SocketAddr, TcpListener)>, StartError> {
+) -> Result<Vec<(SocketKey, SocketAddr, Acceptor)>, StartError> {
     let new = runtime.sockets().filter(|(key, _)| !bound.contains_key(key));
     new.map(|(key, _)| {
-        let socket = key.0.bind().and_then(|socket| Ok((socket.local_addr()?, socket)));
+        let socket = key.0.bind().and_then(|socket| Ok((socket.address()?, socket)));
         let (address, socket) = socket.map_err(|error| StartError::Bind(key.0.address, error))?;
         Ok((key, address, socket))
     })
@@ -297,11 +296,11 @@ fn bind_new(
 }
 
 fn start_accepting(
-    bound: Vec<(SocketKey, SocketAddr, TcpListener)>,
+    bound: Vec<(SocketKey, SocketAddr, Acceptor)>,
     shared: &Arc<Shared>,
     tasks: &TaskTracker,
 ) -> HashMap<SocketKey, Socket> {
-    let start = |(key, address, socket): (SocketKey, SocketAddr, TcpListener)| {
+    let start = |(key, address, socket): (SocketKey, SocketAddr, Acceptor)| {
         tracing::info!(%address, "listening");
         let accepting = tokio::spawn(accept(socket, key.clone(), Arc::clone(shared), tasks.clone()));
         (key, Socket { address, accepting })
@@ -311,10 +310,10 @@ fn start_accepting(
 
 /// Accepts on one socket until aborted. One loop per socket, with no state but `shared`, so that several sockets can share
 /// a port.
-async fn accept(socket: TcpListener, key: SocketKey, shared: Arc<Shared>, tasks: TaskTracker) {
+async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: TaskTracker) {
     let mut is_short = false;
     loop {
-        match Accepted::next(&socket).await {
+        match socket.accept().await {
             Ok(accepted) => {
                 is_short = false;
                 let runtime = shared.runtime.load();

@@ -11,7 +11,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::observe::Expiry;
 use crate::pki::CrlNote;
-use crate::session::index::Live;
+use crate::session::index::SessionEntry;
 use crate::session::{Shared, evaluate};
 use crate::tls::ServerTls;
 use crate::util::clock::now;
@@ -102,7 +102,7 @@ fn end_sessions(shared: &Shared) {
     changed.extend(shared.state.sources.registries.values().iter().flat_map(|registry| registry.take_changed()));
 
     let now = now();
-    let ended = shared.state.sessions.sweep_keys(&changed, |live| evaluate(live.claim(), &runtime, now))
+    let ended = shared.state.sessions.sweep_keys(&changed, |entry| evaluate(entry.client_evidence(), &runtime, now))
         + shared.state.sessions.sweep_expired(now);
     if ended > 0 {
         tracing::info!(sessions = ended, "sessions ended: their credentials are no longer valid");
@@ -135,17 +135,17 @@ fn read_files(shared: &Shared) {
 pub(crate) fn sweep(shared: &Shared) -> usize {
     let runtime = shared.runtime.load_full();
     let now = now();
-    shared.state.sessions.sweep(|live| evaluate(live.claim(), &runtime, now))
+    shared.state.sessions.sweep(|entry| evaluate(entry.client_evidence(), &runtime, now))
 }
 
 /// Checks the revocation of all connected devices as if they connected now: a new configuration may require CRLs or OCSP
 /// where the old one did not. A result of "revoked" closes the session in the next maintenance run.
 pub(crate) async fn check_revocation_of_all(shared: Arc<Shared>) {
     let shared = &shared;
-    let check_revocation = async |live: Arc<Live>| {
-        let listener = shared.runtime.load().listener(live.claim().listener).cloned();
+    let check_revocation = async |entry: Arc<SessionEntry>| {
+        let listener = shared.runtime.load().listener(entry.client_evidence().listener).cloned();
         let trust = listener.as_ref().and_then(|listener| listener.tls.as_ref()?.trust());
-        if let (Some(chain), Some(trust)) = (live.chain(), trust) {
+        if let (Some(chain), Some(trust)) = (entry.chain(), trust) {
             // A missing CRL or OCSP response closes no session.
             let _ = trust.check_revocation(chain).await;
         }

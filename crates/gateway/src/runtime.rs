@@ -9,13 +9,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::auth::Authenticator;
-use crate::config::tables::{self, AccessLogFormat, AdminBind, OnReject, Process};
+use crate::config::tables::{self, AccessLogFormat, AdminBind, OnReject, Process, Protocol};
 use crate::config::{self, Diagnostics, Reported, Settings};
 use crate::devices::Replica;
-use crate::edge::Endpoint;
+use crate::edge::{Endpoint, Transport};
 use crate::files::warn_if_expired;
 use crate::limits::{AddressRules, Bans, Permits};
-use crate::observe::{Expiry, ListenerMetrics, Observer, Transport};
+use crate::observe::{Expiry, ListenerMetrics, Observer};
 use crate::policy::Signer;
 use crate::policy::{Admission, Rewriting};
 use crate::state::ProcessState;
@@ -46,6 +46,7 @@ pub struct Runtime {
 #[derive(Debug)]
 pub struct Listener {
     pub(crate) name: Arc<str>,
+    pub(crate) protocol: Protocol,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) addresses: AddressRules,
     pub(crate) connect_timeout: Duration,
@@ -64,13 +65,6 @@ pub struct Listener {
     pub(crate) rewriting: Rewriting,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) metrics: Arc<ListenerMetrics>,
-}
-
-impl Listener {
-    /// The transport below MQTT.
-    pub(crate) const fn transport(&self) -> Transport {
-        if self.tls.is_some() { Transport::Tls } else { Transport::Tcp }
-    }
 }
 
 /// Identifies a listening socket across reloads. By its address, so that a listener can be renamed, or an address moved to
@@ -207,7 +201,12 @@ impl Shared<'_> {
         let admission = Admission::new(settings.require);
         let rewriting = Rewriting::new(settings.connect, self.signer);
         Some(Arc::new(Listener {
-            endpoints: settings.bind.into_iter().map(|address| Endpoint { address }).collect(),
+            protocol: settings.protocol,
+            endpoints: settings
+                .bind
+                .into_iter()
+                .map(|address| Endpoint { transport: Transport::Tcp, address })
+                .collect(),
             addresses: AddressRules::new(&settings.allow, &settings.deny),
             connect_timeout: settings.connect_timeout,
             max_connect_size: settings.max_connect_size,

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use portcullis_gateway::Process;
 use portcullis_gateway::config::tables::LogFormat;
-use portcullis_gateway::observe::Observer;
+use portcullis_gateway::observe::{Escaping, Observer};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -20,7 +20,7 @@ fn own_level(targets: &Targets) -> Targets {
 
 /// Starts logging. Dropping the guard writes the lines that are still queued.
 pub(crate) fn start(process: &Process, observer: &Observer) -> WorkerGuard {
-    let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(std::io::stderr());
+    let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(Escaping(std::io::stderr()));
     // Set already if logging was started before: the first counter stays.
     let _ = observer.log_dropped.set(writer.error_counter());
     // Loading the configuration has validated the directives.

@@ -49,43 +49,18 @@ impl fmt::Debug for Service {
     }
 }
 
-/// The body of a request: facts about the client under the names of this protocol, and the password.
+/// The body of a request.
 #[derive(Serialize)]
 struct Request<'a> {
-    client_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    username: Option<&'a str>,
+    /// The facts that the table of facts sends.
+    #[serde(flatten)]
+    facts: Map<String, Json>,
     #[serde(skip_serializing_if = "Option::is_none")]
     password: Option<&'a str>,
     /// A password that is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     password_base64: Option<String>,
-    mqtt_version: u8,
-    listener: &'a str,
-    remote_addr: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tls: Option<Map<String, Json>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    certificate: Option<Map<String, Json>>,
 }
-
-/// Fields of `tls` in the request, each with the path of its fact.
-const TLS: &[(&str, &str)] = &[
-    ("version", "tls.version"),
-    ("sni", "tls.sni"),
-    ("psk_identity", "tls.psk_identity"),
-    ("key_name", "tls.key_name"),
-    ("key_fingerprint", "tls.key_fingerprint"),
-];
-
-/// Fields of `certificate` in the request, each with the path of its fact.
-const CERTIFICATE: &[(&str, &str)] = &[
-    ("subject", "cert.subject.dn"),
-    ("common_name", "cert.subject.cn"),
-    ("issuer", "cert.issuer.dn"),
-    ("serial", "cert.serial"),
-    ("sha256", "cert.fingerprint.sha256"),
-];
 
 /// The body of a response.
 #[derive(Debug, Deserialize)]
@@ -216,34 +191,38 @@ impl Service {
 }
 
 fn request(candidate: Candidate<'_>) -> Request<'_> {
-    let Facts { peer, listener, mqtt, .. } = *candidate.facts;
-    let password = mqtt.password.map(std::str::from_utf8);
-    let object = |fields: &[(&str, &str)]| {
-        fields.iter().map(|(name, fact)| ((*name).to_owned(), text_of(fact, candidate.facts))).collect()
-    };
+    let password = candidate.facts.mqtt.password.map(|bytes| std::str::from_utf8(bytes).map_err(|_| bytes));
     Request {
-        client_id: mqtt.client_id,
-        username: mqtt.username,
+        facts: sent_facts(candidate.facts),
         password: password.and_then(Result::ok),
-        password_base64: match (password, mqtt.password) {
-            (Some(Err(_)), Some(bytes)) => Some(STANDARD.encode(bytes)),
-            _ => None,
-        },
-        mqtt_version: mqtt.version as u8,
-        listener,
-        remote_addr: peer.address.ip().to_canonical().to_string(),
-        tls: peer.tls.as_ref().map(|_| object(TLS)),
-        certificate: peer.certificate().map(|_| object(CERTIFICATE)),
+        password_base64: password.and_then(Result::err).map(|bytes| STANDARD.encode(bytes)),
     }
 }
 
-/// The text of a fact; `null` if the client lacks it.
-fn text_of(path: &str, facts: &Facts<'_>) -> Json {
-    let fact = FACTS.iter().find(|fact| fact.path == path);
-    match fact.and_then(|fact| fact.get(facts)) {
-        Some(FactValue::Text(text)) => Json::String(text.into_owned()),
-        _ => Json::Null,
+/// The facts of a request. A field that the client lacks is left out, or `null` within an object; an object of which the
+/// client lacks every field is left out.
+fn sent_facts(facts: &Facts<'_>) -> Map<String, Json> {
+    let mut fields = Map::new();
+    for (fact, path) in FACTS.iter().filter_map(|fact| Some((fact, fact.sent_as?))) {
+        let value = match fact.get(facts) {
+            Some(FactValue::Text(text)) => Json::String(text.into_owned()),
+            Some(FactValue::Int(number)) => number.into(),
+            _ => Json::Null,
+        };
+        match path.split_once('.') {
+            None => drop(fields.insert(path.to_owned(), value)),
+            Some((object, field)) => {
+                let object = fields.entry(object).or_insert_with(|| Json::Object(Map::new()));
+                object[field] = value;
+            }
+        }
     }
+    fields.retain(|_, value| match value {
+        Json::Null => false,
+        Json::Object(fields) => fields.values().any(|value| !value.is_null()),
+        _ => true,
+    });
+    fields
 }
 
 /// Parses a response. The error describes a response that does not follow the protocol.

@@ -5,17 +5,26 @@
 use std::io;
 use std::net::SocketAddr;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use super::stream::Stream;
-use super::tcp::{bind, tune};
+use super::tcp::{Socket, bind, tune};
 use crate::peer::Peer;
 use crate::tls::{Failed, Secured, ServerTls};
 
-/// The address of a listening socket. At a reload, one listener may take the socket over from another, whatever their
-/// protocols.
+/// The kind of a listening socket. Sockets of different kinds can have the same address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// A TCP socket.
+    Tcp,
+}
+
+/// What identifies a listening socket. At a reload, one listener may take the socket over from another, whether it uses TLS
+/// or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
+    /// The kind of socket.
+    pub transport: Transport,
     /// An address and port; port 0 picks a free one.
     pub address: SocketAddr,
 }
@@ -25,15 +34,40 @@ impl Endpoint {
     ///
     /// # Errors
     /// The address is in use, does not belong to this machine, or is not permitted.
-    pub fn bind(&self) -> io::Result<TcpListener> {
-        bind(self.address)
+    pub fn bind(&self) -> io::Result<Acceptor> {
+        match self.transport {
+            Transport::Tcp => bind(self.address).map(Acceptor),
+        }
+    }
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Acceptor(TcpListener);
+
+impl Acceptor {
+    /// The bound address.
+    ///
+    /// # Errors
+    /// The operating system does not know it.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    /// Waits for the next connection.
+    ///
+    /// # Errors
+    /// The connection is already closed, or the limit of open files is reached.
+    pub async fn accept(&self) -> io::Result<Accepted> {
+        let (socket, address) = self.0.accept().await?;
+        Ok(Accepted { socket, address })
     }
 }
 
 /// An accepted connection. Nothing has been read from it.
 #[derive(Debug)]
 pub struct Accepted {
-    socket: TcpStream,
+    socket: Socket,
     /// The address of the socket's peer.
     pub address: SocketAddr,
 }
@@ -41,21 +75,12 @@ pub struct Accepted {
 /// A connection whose client address is known.
 #[derive(Debug)]
 pub struct Arrived {
-    socket: TcpStream,
+    socket: Socket,
     /// The client's address.
     pub address: SocketAddr,
 }
 
 impl Accepted {
-    /// Waits for the next connection.
-    ///
-    /// # Errors
-    /// The connection is already closed, or the limit of open files is reached.
-    pub async fn next(listener: &TcpListener) -> io::Result<Self> {
-        let (socket, address) = listener.accept().await?;
-        Ok(Self { socket, address })
-    }
-
     /// Determines the client's address, which is the socket's peer.
     pub fn arrive(self) -> Arrived {
         let Self { socket, address } = self;
@@ -64,7 +89,8 @@ impl Accepted {
 }
 
 impl Arrived {
-    /// Performs the TLS handshake. `tls` is `None` on listeners without TLS.
+    /// Performs the TLS handshake. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket) belongs at the end of
+    /// this function, and wraps the stream.
     ///
     /// # Errors
     /// The handshake failed.

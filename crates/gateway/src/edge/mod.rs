@@ -4,6 +4,6 @@ mod accept;
 mod stream;
 mod tcp;
 
-pub use accept::{Accepted, Arrived, Endpoint};
+pub use accept::{Accepted, Acceptor, Arrived, Endpoint, Transport};
 pub use stream::{Stream, discard_until_closed};
-pub use tcp::{bind, tune};
+pub use tcp::{Socket, bind, tune};

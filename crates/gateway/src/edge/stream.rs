@@ -6,17 +6,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
-use tokio::net::TcpStream;
+
+use super::tcp::Socket;
 
 /// A connection to a client or a broker. An enum rather than a trait object, because the relay polls it twice per packet.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "self-explanatory names")]
 pub enum Stream {
-    Tcp(TcpStream),
-    FromDevice(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Tcp(Socket),
+    FromDevice(Box<tokio_rustls::server::TlsStream<Socket>>),
     #[cfg(feature = "psk")]
-    FromPskDevice(Box<portcullis_psk::PskStream<TcpStream>>),
-    ToBroker(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    FromPskDevice(Box<portcullis_psk::PskStream<Socket>>),
+    ToBroker(Box<tokio_rustls::client::TlsStream<Socket>>),
     /// The built-in broker.
     Memory(DuplexStream),
 }

@@ -4,8 +4,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
+
+/// An accepted connection below TLS. TLS and sessions name only this type.
+pub type Socket = TcpStream;
 
 /// The length of the kernel's accept queue. The kernel caps it at its own limit.
 const BACKLOG: i32 = 4096;
@@ -20,7 +23,7 @@ const USER_TIMEOUT: Duration = Duration::from_secs(105);
 /// # Errors
 /// The address is in use, does not belong to this machine, or is not permitted.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         // `[::]` accepts IPv6 only, as in NGINX, so that `0.0.0.0` can be bound as well.
@@ -36,7 +39,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 ///
 /// # Errors
 /// The connection is already closed.
-pub fn tune(socket: &TcpStream) -> io::Result<()> {
+pub fn tune(socket: &Socket) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);
     socket.set_tcp_keepalive(&KEEPALIVE)?;

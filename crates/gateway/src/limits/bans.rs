@@ -54,12 +54,12 @@ struct Clients {
     since: Instant,
     counts: Mutex<HashMap<Client, Counts>>,
     /// The slot of the last eviction; `u64::MAX` before the first.
-    tidied: AtomicU64,
+    last_eviction: AtomicU64,
 }
 
 impl Default for Clients {
     fn default() -> Self {
-        Self { since: Instant::now(), counts: Mutex::default(), tidied: AtomicU64::new(u64::MAX) }
+        Self { since: Instant::now(), counts: Mutex::default(), last_eviction: AtomicU64::new(u64::MAX) }
     }
 }
 
@@ -94,14 +94,14 @@ impl Bans {
     }
 
     /// Counts a connection from an address. Returns whether it is rejected.
-    pub fn is_connect_refused(&self, address: IpAddr) -> bool {
-        self.note(BanEvent::Connect, address, None)
+    pub fn rejects_connect(&self, address: IpAddr) -> bool {
+        self.count(BanEvent::Connect, address, None)
     }
 
     /// Counts a connection of an authenticated client with this ID. Returns whether it is rejected. An empty ID is not
     /// counted: the broker assigns each such client its own [MQTT-3.1.3-6].
-    pub fn is_client_refused(&self, address: IpAddr, id: &str) -> bool {
-        !id.is_empty() && self.note(BanEvent::Connect, address, Some(id))
+    pub fn rejects_client(&self, address: IpAddr, id: &str) -> bool {
+        !id.is_empty() && self.count(BanEvent::Connect, address, Some(id))
     }
 
     /// Whether an address is banned. Counts nothing.
@@ -113,25 +113,25 @@ impl Bans {
 
     /// Counts a failed authentication from an address.
     pub fn failed(&self, address: IpAddr) {
-        self.note(BanEvent::Failure, address, None);
+        self.count(BanEvent::Failure, address, None);
     }
 
-    fn note(&self, event: BanEvent, address: IpAddr, id: Option<&str>) -> bool {
+    fn count(&self, event: BanEvent, address: IpAddr, id: Option<&str>) -> bool {
         let now = Instant::now();
-        let mut is_refused = false;
+        let mut is_rejected = false;
         for rule in self.0.iter().filter(|rule| rule.limits.by_address == id.is_none()) {
             if rule.excepts(address) {
                 continue;
             }
             let client = id.map_or_else(|| of_address(address), |id| keyed_digest(&[b"id", id.as_bytes()]));
-            let (is_banned, begins) = rule.clients.note(client, event, &rule.limits, now);
-            is_refused |= is_banned;
+            let (is_banned, begins) = rule.clients.count(client, event, &rule.limits, now);
+            is_rejected |= is_banned;
             if begins {
                 let duration = humantime::format_duration(rule.limits.duration).to_string();
                 tracing::info!(%address, client_id = ?id, ?event, duration, "client banned");
             }
         }
-        is_refused
+        is_rejected
     }
 }
 
@@ -154,13 +154,13 @@ impl Clients {
 
     /// Counts an event, if the limits include its kind. Returns whether the client is banned, and whether the ban starts with
     /// this event.
-    fn note(&self, client: Client, event: BanEvent, limits: &Limits, now: Instant) -> (bool, bool) {
+    fn count(&self, client: Client, event: BanEvent, limits: &Limits, now: Instant) -> (bool, bool) {
         let mut clients = self.counts.lock();
         let slot = slot_at(now.saturating_duration_since(self.since), limits.window);
         if clients.len() >= MAX_CLIENTS && !clients.contains_key(&client) {
             // At most once per slot: a full scan for every connection would help an attacker.
-            if self.tidied.swap(slot, Ordering::Relaxed) != slot {
-                make_room(&mut clients, slot, now);
+            if self.last_eviction.swap(slot, Ordering::Relaxed) != slot {
+                evict(&mut clients, slot, now);
             }
             if clients.len() >= MAX_CLIENTS {
                 return (false, false);
@@ -201,7 +201,7 @@ impl Counts {
 }
 
 /// Removes clients whose window or ban has expired; if that is not enough, some that are not banned.
-fn make_room(clients: &mut HashMap<Client, Counts>, slot: Slot, now: Instant) {
+fn evict(clients: &mut HashMap<Client, Counts>, slot: Slot, now: Instant) {
     clients.retain(|_, counts| match counts.banned_until {
         Some(until) => now < until,
         None => !(counts.connects.is_over(slot) && counts.failures.is_over(slot)),
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn more_than_so_many_within_the_window_are_too_many() {
         let (clients, start) = (Clients::default(), Instant::now());
-        let note = |event, seconds| clients.note(client(1), event, &LIMITS, start + Duration::from_secs(seconds)).0;
+        let note = |event, seconds| clients.count(client(1), event, &LIMITS, start + Duration::from_secs(seconds)).0;
         for second in 0..3 {
             assert!(
                 !note(BanEvent::Connect, second) && !note(BanEvent::Failure, second),
@@ -245,7 +245,7 @@ mod tests {
         }
         assert!(note(BanEvent::Failure, 3));
         assert!(note(BanEvent::Connect, 4), "a ban rejects all connects");
-        assert!(!clients.note(client(2), BanEvent::Connect, &LIMITS, start).0, "others are not");
+        assert!(!clients.count(client(2), BanEvent::Connect, &LIMITS, start).0, "others are not");
         assert!(note(BanEvent::Connect, 302));
         assert!(!note(BanEvent::Connect, 304), "the ban has expired; counting starts again");
         assert!(!note(BanEvent::Connect, 305) && !note(BanEvent::Connect, 306) && note(BanEvent::Connect, 307));
@@ -255,25 +255,25 @@ mod tests {
     fn the_window_slides() {
         let (clients, start) = (Clients::default(), Instant::now());
         let note =
-            |seconds| clients.note(client(1), BanEvent::Connect, &LIMITS, start + Duration::from_secs(seconds)).0;
+            |seconds| clients.count(client(1), BanEvent::Connect, &LIMITS, start + Duration::from_secs(seconds)).0;
         assert!(!note(0) && !note(58) && !note(59), "three");
         assert!(!note(61), "the first has left the window");
         assert!(note(62), "the others have not");
         let slow = Clients::default();
         for n in 0..100 {
             let at = start + Duration::from_millis(n * 20_000 + 1);
-            assert!(!slow.note(client(1), BanEvent::Connect, &LIMITS, at).0, "{n}: fewer than three a minute");
+            assert!(!slow.count(client(1), BanEvent::Connect, &LIMITS, at).0, "{n}: fewer than three a minute");
         }
     }
 
     #[test]
     fn the_table_is_bounded_and_forgets_nobody_who_is_banned() {
         let (clients, now) = (Clients::default(), Instant::now());
-        while !clients.note(client(0), BanEvent::Failure, &LIMITS, now).0 {}
+        while !clients.count(client(0), BanEvent::Failure, &LIMITS, now).0 {}
         for n in 1..u32::try_from(MAX_CLIENTS + 5000).unwrap() {
-            clients.note(client(n), BanEvent::Connect, &LIMITS, now);
+            clients.count(client(n), BanEvent::Connect, &LIMITS, now);
         }
         assert!(clients.counts.lock().len() <= MAX_CLIENTS);
-        assert!(clients.note(client(0), BanEvent::Connect, &LIMITS, now).0);
+        assert!(clients.count(client(0), BanEvent::Connect, &LIMITS, now).0);
     }
 }

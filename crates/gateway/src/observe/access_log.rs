@@ -13,6 +13,7 @@ use chrono::{DateTime, Local};
 use serde::Serialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
+use super::escape::Escaping;
 use super::info::SessionInfo;
 use crate::outcome::Outcome;
 
@@ -25,10 +26,6 @@ const BACKLOG: usize = 65_536;
 /// A connection that has ended.
 pub(super) struct End<'a> {
     pub(super) info: &'a SessionInfo,
-    /// Application bytes from the client.
-    pub(super) received: u64,
-    /// Application bytes to the client.
-    pub(super) sent: u64,
     pub(super) outcome: Outcome,
 }
 
@@ -57,7 +54,8 @@ impl AccessLog {
 
     fn to(writer: impl Write + Send + 'static, format: Format) -> Self {
         let failed = Arc::new(AtomicU64::new(0));
-        let writer = Counting { writer, failed: Arc::clone(&failed) };
+        // Escapes on the thread that writes, not in the session.
+        let writer = Counting { writer: Escaping(writer), failed: Arc::clone(&failed) };
         let (writer, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BACKLOG).finish(writer);
         Self { format, dropped: writer.error_counter(), failed, writer, _guard: guard }
     }
@@ -65,11 +63,6 @@ impl AccessLog {
     /// The number of lines lost because the disk was too slow or full.
     pub fn dropped(&self) -> u64 {
         self.dropped.dropped_lines() as u64 + self.failed.load(Ordering::Relaxed)
-    }
-
-    /// The format of lines.
-    pub const fn format(&self) -> Format {
-        self.format
     }
 
     pub(super) fn write(&self, end: &End<'_>) {
@@ -110,14 +103,15 @@ fn line(format: Format, end: &End<'_>, now: DateTime<Local>) -> String {
 }
 
 fn combined(end: &End<'_>, now: DateTime<Local>) -> String {
-    let End { info, received, sent, outcome } = end;
+    let End { info, outcome } = end;
+    let (received, sent) = info.bytes();
     let mut line = String::with_capacity(160);
     let result = write!(
         line,
         "{} [{}] {} {} {} {} {} {} {}",
         info.address().ip().to_canonical(),
         now.format("%d/%b/%Y:%H:%M:%S %z"),
-        info.transport.label(),
+        info.protocol.label(),
         outcome.status(),
         received,
         sent,
@@ -179,20 +173,21 @@ struct JsonLine<'a> {
 
 fn json(end: &End<'_>, now: DateTime<Local>) -> String {
     let milliseconds = |duration: std::time::Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-    let End { info, received, sent, outcome } = end;
+    let End { info, outcome } = end;
+    let (bytes_received, bytes_sent) = info.bytes();
     let identity = info.tls().and_then(|tls| tls.identity.as_deref());
     let line = JsonLine {
         time: now.to_rfc3339_opts(chrono::SecondsFormat::Millis, false),
         remote_addr: info.address().ip().to_canonical().to_string(),
         remote_port: info.address().port(),
         listener: &info.listener,
-        protocol: info.transport.label(),
+        protocol: info.protocol.label(),
         status: outcome.status(),
         reason: outcome.label(),
         stage: outcome.stage().label(),
         blame: outcome.blame().label(),
-        bytes_received: *received,
-        bytes_sent: *sent,
+        bytes_received,
+        bytes_sent,
         upstream_addr: info.upstream().map(|upstream| &*upstream.server),
         client_id: info.client_id(),
         mqtt_version: info.connect().map(|connect| connect.version as u8),
@@ -212,12 +207,12 @@ fn json(end: &End<'_>, now: DateTime<Local>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::Transport;
+    use crate::config::tables::Protocol;
     use crate::outcome::{CloseReason, Reject};
     use chrono::TimeZone;
 
     fn info(client_id: &str) -> std::sync::Arc<SessionInfo> {
-        let info = SessionInfo::new("devices".into(), Transport::Tls, "192.0.2.7:49152".parse().unwrap());
+        let info = SessionInfo::new(1, "devices".into(), Protocol::Tls, "192.0.2.7:49152".parse().unwrap());
         info.set_connect(client_id, portcullis_wire::Version::V5);
         info
     }
@@ -230,7 +225,8 @@ mod tests {
     fn combined_has_the_nine_columns_of_nginx() {
         let info = info("thing001");
         info.set_server("127.0.0.1:1883".into());
-        let end = End { info: &info, received: 120, sent: 30, outcome: Outcome::Closed(CloseReason::Ok) };
+        info.count_bytes(120, 30);
+        let end = End { info: &info, outcome: Outcome::Closed(CloseReason::Ok) };
         let line = line(Format::Combined, &end, at());
         let zone = at().format("%z");
         assert_eq!(
@@ -246,7 +242,7 @@ mod tests {
         {
             let info = info(hostile);
             let outcome = Outcome::Rejected(Reject::IdentityMismatch);
-            let end = End { info: &info, received: 0, sent: 0, outcome };
+            let end = End { info: &info, outcome };
             for format in [Format::Combined, Format::Json] {
                 let line = line(format, &end, at());
                 assert_eq!(line.matches(['\n', '\r']).count(), 1, "{line:?}");

@@ -2,38 +2,24 @@
 //! session index.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use portcullis_wire::Version;
 
+use crate::config::tables::Protocol;
 use crate::peer::{Identity, Peer};
-
-/// The transport of MQTT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "self-explanatory names")]
-pub enum Transport {
-    Tcp,
-    Tls,
-}
-
-impl Transport {
-    /// The label in the access log.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Transport::Tcp => "TCP",
-            Transport::Tls => "TLS",
-        }
-    }
-}
 
 /// The record of one session.
 #[derive(Debug)]
 pub struct SessionInfo {
+    /// The number of the connection, unique in this process.
+    pub id: u64,
     /// The name of the listener.
     pub listener: Arc<str>,
-    /// The transport below MQTT.
-    pub transport: Transport,
+    /// The protocol of the listener.
+    pub protocol: Protocol,
     /// When the connection was accepted.
     pub opened: Instant,
     /// The address of the socket's peer.
@@ -43,6 +29,8 @@ pub struct SessionInfo {
     connect: OnceLock<ConnectInfo>,
     authenticator: OnceLock<Arc<str>>,
     upstream: OnceLock<UpstreamInfo>,
+    received: AtomicU64,
+    sent: AtomicU64,
 }
 
 /// Set after the handshake.
@@ -52,7 +40,7 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
-    /// Set only if the format of the access log has fields for it.
+    /// `None`: the client proved none.
     pub identity: Option<Box<IdentityInfo>>,
 }
 
@@ -86,11 +74,12 @@ pub struct UpstreamInfo {
 }
 
 impl SessionInfo {
-    /// The record of a connection that was just accepted from the address `socket`.
-    pub fn new(listener: Arc<str>, transport: Transport, socket: SocketAddr) -> Arc<Self> {
+    /// The record of a connection that was just accepted from the address `socket`. `id` is unique in this process.
+    pub fn new(id: u64, listener: Arc<str>, protocol: Protocol, socket: SocketAddr) -> Arc<Self> {
         Arc::new(Self {
+            id,
             listener,
-            transport,
+            protocol,
             opened: Instant::now(),
             socket,
             address: OnceLock::new(),
@@ -98,6 +87,8 @@ impl SessionInfo {
             connect: OnceLock::new(),
             authenticator: OnceLock::new(),
             upstream: OnceLock::new(),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
         })
     }
 
@@ -131,26 +122,37 @@ impl SessionInfo {
         self.upstream.get()
     }
 
+    /// Application bytes from the client, and to it.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.received.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+    }
+
+    /// Counts application bytes from and to the client. Only the session's own task calls it, so it needs no atomic addition.
+    pub(crate) fn count_bytes(&self, received: u64, sent: u64) {
+        for (counter, bytes) in [(&self.received, received), (&self.sent, sent)] {
+            counter.store(counter.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
+        }
+    }
+
     /// Sets the client's address from the preface.
     pub(crate) fn set_address(&self, address: SocketAddr) {
         let _ = self.address.set(address);
     }
 
-    /// Sets the TLS session after the handshake. `with_identity`: also the identity, for access logs that write it.
-    pub(crate) fn set_peer(&self, peer: &Peer, with_identity: bool) {
+    /// Sets the TLS session and the identity after the handshake.
+    pub(crate) fn set_peer(&self, peer: &Peer) {
         let Some(tls) = &peer.tls else { return };
         let identity = match &peer.identity {
-            Identity::None => IdentityInfo::default(),
-            Identity::Certificate(certificate) => IdentityInfo {
-                cert_subject: certificate.subject.dn.as_deref().filter(|_| with_identity).map(Into::into),
-                cert_serial: with_identity.then(|| certificate.serial.as_str().into()),
+            Identity::None => None,
+            Identity::Certificate(certificate) => Some(IdentityInfo {
+                cert_subject: certificate.subject.dn.as_deref().map(Into::into),
+                cert_serial: Some(certificate.serial.as_str().into()),
                 key: None,
-            },
-            Identity::RawKey(key) => IdentityInfo { key: key.name.clone(), ..IdentityInfo::default() },
-            Identity::Psk(psk) => IdentityInfo { key: Some(psk.identity.clone()), ..IdentityInfo::default() },
+            }),
+            Identity::RawKey(key) => Some(IdentityInfo { key: key.name.clone(), ..IdentityInfo::default() }),
+            Identity::Psk(psk) => Some(IdentityInfo { key: Some(psk.identity.clone()), ..IdentityInfo::default() }),
         };
-        let identity = with_identity.then(|| Box::new(identity));
-        let _ = self.tls.set(TlsInfo { version: tls.version, resumed: tls.resumed, identity });
+        let _ = self.tls.set(TlsInfo { version: tls.version, resumed: tls.resumed, identity: identity.map(Box::new) });
     }
 
     /// Sets the client ID and version after CONNECT was decoded.

@@ -2,12 +2,14 @@
 //! connection ends, and gauges while it is open.
 
 mod access_log;
+mod escape;
 mod info;
 mod metrics;
 mod record;
 
 pub use access_log::{AccessLog, Format};
-pub use info::{ConnectInfo, IdentityInfo, SessionInfo, TlsInfo, Transport, UpstreamInfo};
+pub use escape::Escaping;
+pub use info::{ConnectInfo, IdentityInfo, SessionInfo, TlsInfo, UpstreamInfo};
 pub use metrics::{Expiry, ListenerMetrics, Metrics, ServerMetrics};
 pub use record::Record;
 

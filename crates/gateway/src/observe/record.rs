@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::access_log::{End, Format};
+use super::access_log::End;
 use super::{ListenerMetrics, Observer, SessionInfo};
 use crate::outcome::{Blame, CloseReason, Outcome, Reject, Stage};
 use crate::peer::Peer;
@@ -16,10 +16,6 @@ pub struct Record {
     listener: Arc<ListenerMetrics>,
     /// The facts about the connection.
     pub info: Arc<SessionInfo>,
-    /// Application bytes from the client.
-    pub received: u64,
-    /// Application bytes to the client.
-    pub sent: u64,
     outcome: Option<Outcome>,
     decided: Option<Outcome>,
 }
@@ -28,7 +24,7 @@ impl Record {
     /// Begins the record of a connection that was just accepted.
     pub fn open(observer: Arc<Observer>, listener: Arc<ListenerMetrics>, info: Arc<SessionInfo>) -> Box<Self> {
         listener.active.inc();
-        Box::new(Self { observer, listener, info, received: 0, sent: 0, outcome: None, decided: None })
+        Box::new(Self { observer, listener, info, outcome: None, decided: None })
     }
 
     /// Sets the rejection before the client is answered.
@@ -42,9 +38,8 @@ impl Record {
     }
 
     /// Counts application bytes from and to the client.
-    pub fn moved(&mut self, received: u64, sent: u64) {
-        self.received += received;
-        self.sent += sent;
+    pub fn count_bytes(&self, received: u64, sent: u64) {
+        self.info.count_bytes(received, sent);
         // Most polls move bytes in one direction only: do not touch a contended atomic for zero bytes.
         if received > 0 {
             self.listener.received.inc_by(received);
@@ -55,12 +50,11 @@ impl Record {
     }
 
     /// Records the end of the handshake.
-    pub fn secured(&mut self, peer: &Peer) {
+    pub fn secured(&self, peer: &Peer) {
         if let Some(tls) = &peer.tls {
             self.listener.count_handshake(tls.resumed, self.info.opened);
         }
-        let log = self.observer.access_log.load();
-        self.info.set_peer(peer, log.as_ref().is_some_and(|log| log.format() == Format::Json));
+        self.info.set_peer(peer);
     }
 
     /// Writes the record.
@@ -108,8 +102,7 @@ impl Drop for Record {
         }
         self.log(outcome);
         if let Some(log) = self.observer.access_log.load().as_ref() {
-            let Self { info, received, sent, .. } = self;
-            log.write(&End { info, received: *received, sent: *sent, outcome });
+            log.write(&End { info: &self.info, outcome });
         }
     }
 }

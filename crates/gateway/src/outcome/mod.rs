@@ -211,7 +211,7 @@ mod tests {
         for reject in failed {
             let is_by_policy = matches!(reject, Reject::IdentityMismatch | Reject::ExpressionFailed);
             let expected = if is_by_policy { Refusal::NotAuthorized } else { Refusal::BadCredentials };
-            assert_eq!(reject.refusal(), Some(expected), "{reject:?}");
+            assert_eq!(reject.connack(), Some(expected), "{reject:?}");
         }
     }
 }

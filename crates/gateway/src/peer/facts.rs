@@ -81,6 +81,8 @@ pub struct Fact {
     pub optional: bool,
     /// Whether TLS proves it, and does not only negotiate it.
     pub proved: bool,
+    /// Its field in the request of the `http` authenticator: `field` or `object.field`. `None`: it is not sent.
+    pub sent_as: Option<&'static str>,
     /// Its description in the reference.
     pub meaning: &'static str,
     get: for<'a> fn(&Facts<'a>) -> Option<FactValue<'a>>,
@@ -113,20 +115,23 @@ pub const ROOTS: &[Root] = &[
     Root { name: "now", presence: None },
 ];
 
-/// Defines the table: `path: type flags = meaning, getter;`. Flags: `optional` if the value may be missing, `proved` if
-/// TLS proves it.
+/// Defines the table: `path: type flags [field] = meaning, getter;`. Flags: `optional` if the value may be missing, `proved`
+/// if TLS proves it. Field: its name in the request of the `http` authenticator, if it is sent.
 macro_rules! facts {
-    ($($path:literal: $kind:ident $($flag:ident)* = $meaning:literal, $get:expr;)*) => {
+    ($($path:literal: $kind:ident $($flag:ident)* $([$sent:literal])? = $meaning:literal, $get:expr;)*) => {
         /// All facts, grouped by their roots.
         pub const FACTS: &[Fact] = &[$(Fact {
             path: $path,
             kind: FactType::$kind,
             optional: facts!(@has optional $($flag)*),
             proved: facts!(@has proved $($flag)*),
+            sent_as: facts!(@sent $($sent)?),
             meaning: $meaning,
             get: $get,
         },)*];
     };
+    (@sent) => { None };
+    (@sent $sent:literal) => { Some($sent) };
     (@has optional optional $($rest:ident)*) => { true };
     (@has proved proved $($rest:ident)*) => { true };
     (@has $wanted:ident $other:ident $($rest:ident)*) => { facts!(@has $wanted $($rest)*) };
@@ -134,22 +139,22 @@ macro_rules! facts {
 }
 
 facts! {
-    "cert.subject.dn": String optional proved = "subject as NGINX's `$ssl_client_s_dn` (RFC 2253)", |f| text(subject(f)?.dn.as_deref());
-    "cert.subject.cn": String optional proved = "first common name of the subject", |f| text(subject(f)?.cn.as_deref());
+    "cert.subject.dn": String optional proved ["certificate.subject"] = "subject as NGINX's `$ssl_client_s_dn` (RFC 2253)", |f| text(subject(f)?.dn.as_deref());
+    "cert.subject.cn": String optional proved ["certificate.common_name"] = "first common name of the subject", |f| text(subject(f)?.cn.as_deref());
     "cert.subject.o": String optional proved = "first organisation of the subject", |f| text(subject(f)?.o.as_deref());
     "cert.subject.ou": String optional proved = "first organisational unit of the subject", |f| text(subject(f)?.ou.as_deref());
     "cert.subject.c": String optional proved = "first country of the subject", |f| text(subject(f)?.c.as_deref());
     "cert.subject.l": String optional proved = "first locality of the subject", |f| text(subject(f)?.l.as_deref());
     "cert.subject.st": String optional proved = "first state or province of the subject", |f| text(subject(f)?.st.as_deref());
-    "cert.issuer.dn": String optional proved = "issuer, in the same format", |f| text(issuer(f)?.dn.as_deref());
+    "cert.issuer.dn": String optional proved ["certificate.issuer"] = "issuer, in the same format", |f| text(issuer(f)?.dn.as_deref());
     "cert.issuer.cn": String optional proved = "first common name of the issuer", |f| text(issuer(f)?.cn.as_deref());
     "cert.issuer.o": String optional proved = "first organisation of the issuer", |f| text(issuer(f)?.o.as_deref());
     "cert.issuer.ou": String optional proved = "first organisational unit of the issuer", |f| text(issuer(f)?.ou.as_deref());
     "cert.issuer.c": String optional proved = "first country of the issuer", |f| text(issuer(f)?.c.as_deref());
     "cert.issuer.l": String optional proved = "first locality of the issuer", |f| text(issuer(f)?.l.as_deref());
     "cert.issuer.st": String optional proved = "first state or province of the issuer", |f| text(issuer(f)?.st.as_deref());
-    "cert.serial": String proved = "serial number, upper-case hex", |f| Some(borrowed(&cert(f)?.serial));
-    "cert.fingerprint.sha256": String proved = "of the certificate in DER, lower-case hex", |f| Some(owned(cert(f)?.sha256()));
+    "cert.serial": String proved ["certificate.serial"] = "serial number, upper-case hex", |f| Some(borrowed(&cert(f)?.serial));
+    "cert.fingerprint.sha256": String proved ["certificate.sha256"] = "of the certificate in DER, lower-case hex", |f| Some(owned(cert(f)?.sha256()));
     "cert.fingerprint.sha1": String proved = "SHA-1 of the certificate in DER, lower-case hex; for existing lists", |f| Some(owned(cert(f)?.sha1()));
     "cert.san.dns": List proved = "DNS names", |f| Some(FactValue::List(&cert(f)?.san.dns));
     "cert.san.uri": List proved = "URIs", |f| Some(FactValue::List(&cert(f)?.san.uri));
@@ -162,24 +167,24 @@ facts! {
     "device.groups": List = "groups in the device registry", |f| Some(FactValue::Json(f.attributes.device?.get("groups")?));
     "device.attributes": Map = "attributes in the device registry", |f| Some(FactValue::Json(f.attributes.device?.get("attributes")?));
     "http": Map = "attributes in the response of an `http` authenticator", |f| f.attributes.http.map(FactValue::Json);
-    "tls.version": String optional = "`TLSv1.2` or `TLSv1.3`", |f| Some(borrowed(f.peer.tls.as_ref()?.version));
+    "tls.version": String optional ["tls.version"] = "`TLSv1.2` or `TLSv1.3`", |f| Some(borrowed(f.peer.tls.as_ref()?.version));
     "tls.cipher": String optional = "cipher suite, by its standard name", |f| Some(borrowed(&f.peer.tls.as_ref()?.cipher));
-    "tls.sni": String optional = "server name that the client requested", |f| f.peer.tls.as_ref()?.sni.as_deref().map(borrowed);
+    "tls.sni": String optional ["tls.sni"] = "server name that the client requested", |f| f.peer.tls.as_ref()?.sni.as_deref().map(borrowed);
     "tls.alpn": String optional = "application protocol", |f| f.peer.tls.as_ref()?.alpn.as_deref().map(borrowed);
     "tls.resumed": Bool optional = "whether the session was resumed", |f| Some(FactValue::Bool(f.peer.tls.as_ref()?.resumed));
-    "tls.psk_identity": String optional proved = "identity of the pre-shared key", |f| Some(borrowed(&f.peer.psk()?.identity));
-    "tls.key_name": String optional proved = "name of the raw public key in its file", |f| f.peer.raw_key()?.name.as_deref().map(borrowed);
-    "tls.key_fingerprint": String optional proved = "SHA-256 of the raw public key, lower-case hex", |f| Some(owned(to_hex(f.peer.raw_key()?.fingerprint)));
-    "mqtt.client_id": String = "client identifier", |f| Some(borrowed(f.mqtt.client_id));
-    "mqtt.username": String optional = "user name", |f| f.mqtt.username.map(borrowed);
-    "mqtt.version": Int = "3, 4 (MQTT 3.1.1) or 5", |f| Some(FactValue::Int(i64::from(f.mqtt.version as u8)));
+    "tls.psk_identity": String optional proved ["tls.psk_identity"] = "identity of the pre-shared key", |f| Some(borrowed(&f.peer.psk()?.identity));
+    "tls.key_name": String optional proved ["tls.key_name"] = "name of the raw public key in its file", |f| f.peer.raw_key()?.name.as_deref().map(borrowed);
+    "tls.key_fingerprint": String optional proved ["tls.key_fingerprint"] = "SHA-256 of the raw public key, lower-case hex", |f| Some(owned(to_hex(f.peer.raw_key()?.fingerprint)));
+    "mqtt.client_id": String ["client_id"] = "client identifier", |f| Some(borrowed(f.mqtt.client_id));
+    "mqtt.username": String optional ["username"] = "user name", |f| f.mqtt.username.map(borrowed);
+    "mqtt.version": Int ["mqtt_version"] = "3, 4 (MQTT 3.1.1) or 5", |f| Some(FactValue::Int(i64::from(f.mqtt.version as u8)));
     "mqtt.keep_alive": Int = "keep-alive interval, seconds", |f| Some(FactValue::Int(i64::from(f.mqtt.keep_alive)));
     "mqtt.clean_start": Bool = "clean start (clean session before MQTT 5)", |f| Some(FactValue::Bool(f.mqtt.clean_start));
     "mqtt.user_properties": Map = "user properties of MQTT 5: each name has the list of its values", |f| Some(FactValue::UserProperties(&f.mqtt.properties));
     "mqtt.will.topic": String optional = "topic of the will", |f| f.mqtt.will.as_ref().map(|will| borrowed(will.topic));
-    "conn.remote_addr": String = "address of the client", |f| Some(owned(f.peer.address.ip().to_canonical().to_string()));
+    "conn.remote_addr": String ["remote_addr"] = "address of the client", |f| Some(owned(f.peer.address.ip().to_canonical().to_string()));
     "conn.remote_port": Int = "port of the client", |f| Some(FactValue::Int(i64::from(f.peer.address.port())));
-    "conn.listener": String = "name of the listener", |f| Some(borrowed(f.listener));
+    "conn.listener": String ["listener"] = "name of the listener", |f| Some(borrowed(f.listener));
     "now": Timestamp = "the time of the evaluation", |f| Some(FactValue::Time(f.now));
 }
 
@@ -234,6 +239,8 @@ mod tests {
     fn every_fact_has_a_root_and_no_path_is_doubled_or_a_group() {
         for (index, fact) in FACTS.iter().enumerate() {
             assert!(ROOTS.iter().any(|root| root.name == root_of(fact.path)), "{}", fact.path);
+            let is_plain = matches!(fact.kind, FactType::String | FactType::Int);
+            assert!(fact.sent_as.is_none() || is_plain, "{}: the request has text and numbers only", fact.path);
             let group = format!("{}.", fact.path);
             let others = FACTS.iter().enumerate().filter(|(other, _)| *other != index);
             assert!(

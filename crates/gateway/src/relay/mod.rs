@@ -23,7 +23,7 @@ pub use pump::Ends;
 
 use crate::observe::Record;
 use crate::outcome::CloseReason;
-use crate::session::index::Session;
+use crate::session::index::SessionGuard;
 
 /// What becomes of a session's bytes, from the first one behind CONNECT on. Made at admission, where it is known what the
 /// client may do.
@@ -60,7 +60,7 @@ fn take_early(
 /// Moves bytes until both sides have closed, one is lost, or the session has to close. Returns the close reason.
 ///
 /// Bytes are counted in `record` as they move, so that the record of an aborted session is correct, too.
-pub async fn relay(ends: Ends, codec: SessionCodec, record: &mut Record, session: &Session) -> CloseReason {
+pub async fn relay(ends: Ends, codec: SessionCodec, record: &mut Record, session: &SessionGuard) -> CloseReason {
     let mut pump = pump::Pump::new(ends, codec.codec, codec.replies);
     let reason = poll_fn(|cx| {
         if !pump.is_stopping()
@@ -70,7 +70,7 @@ pub async fn relay(ends: Ends, codec: SessionCodec, record: &mut Record, session
         }
         let poll = pump.poll(cx);
         let (received, sent) = pump.take_counts();
-        record.moved(received, sent);
+        record.count_bytes(received, sent);
         poll
     })
     .await;

@@ -98,7 +98,7 @@ impl<C: Codec> Pump<C> {
         let (broker, client) = (&mut pump.broker, &mut pump.client);
         match pass(&mut pump.codec, Direction::ToClient, &ends.broker_first, broker, client) {
             Ok(passed) => client.keep(passed),
-            Err(reason) => pump.refuse(Direction::ToClient, reason),
+            Err(reason) => pump.close_because(Direction::ToClient, reason),
         }
         if !replies.is_empty() {
             pump.client.answer(replies);
@@ -171,7 +171,7 @@ impl<C: Codec> Pump<C> {
                 None
             }
             (Interrupt::Codec(reason), direction) => {
-                self.refuse(direction, reason);
+                self.close_because(direction, reason);
                 // The other direction may already have been polled, and now has bytes to write.
                 cx.waker().wake_by_ref();
                 None
@@ -180,9 +180,9 @@ impl<C: Codec> Pump<C> {
     }
 
     /// Closes the session because of the bytes received in `direction`.
-    fn refuse(&mut self, direction: Direction, reason: CloseReason) {
+    fn close_because(&mut self, direction: Direction, reason: CloseReason) {
         let from = if direction == Direction::ToBroker { &mut self.client } else { &mut self.broker };
-        from.input = Input::Refused;
+        from.input = Input::Stopped;
         if !self.is_stopping {
             self.stop(reason);
         }
@@ -236,7 +236,7 @@ fn poll_direction<C: Codec>(
         let may_read = match from.input {
             Input::Open => true,
             Input::AwaitsReply => from.poll_reply_taken(cx).is_ready(),
-            Input::Refused | Input::Ended => false,
+            Input::Stopped | Input::Ended => false,
         };
         ready!(to.poll_drain(cx)).map_err(|_| Interrupt::Writing)?;
         match to.output {

@@ -35,7 +35,7 @@ pub(super) enum Input {
     /// Paused until it has accepted the codec's response: a sender that does not read is slowed down.
     AwaitsReply,
     /// Stopped: the codec closed the session because of its bytes.
-    Refused,
+    Stopped,
     /// The side has closed.
     Ended,
 }

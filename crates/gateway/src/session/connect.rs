@@ -10,7 +10,7 @@ use portcullis_wire::{Connect, FixedHeader, Limits, PacketType, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::index::Session;
+use super::index::SessionGuard;
 use super::{Shared, evaluate};
 use crate::auth::{self, Principal};
 use crate::devices::Entry;
@@ -60,7 +60,7 @@ struct Admitted<'b> {
 pub(super) async fn negotiate(
     secured: &mut Secured,
     listener: &Listener,
-    session: &Session,
+    session: &SessionGuard,
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Negotiated, Rejected> {
@@ -69,7 +69,7 @@ pub(super) async fn negotiate(
     let read = timeout(listener.connect_timeout, read_connect(stream, &mut buffer, listener));
     // CRLs and OCSP responses about the certificate are fetched meanwhile.
     let (read, revocation) = tokio::join!(read, check_revocation(listener, session));
-    record.moved(buffer.len() as u64, 0);
+    record.count_bytes(buffer.len() as u64, 0);
     let (connect, used) = read
         .unwrap_or(Err(Reject::ConnectTimeout))
         .and_then(|()| decode(&buffer, listener)?.ok_or(Reject::MalformedConnect))
@@ -88,7 +88,7 @@ pub(super) async fn negotiate(
     // may have swept the index before the evidence was there.
     let runtime = shared.runtime.load_full();
     let listener = runtime.listener(&listener.name).map_or(listener, |listener| &**listener);
-    evaluate(session.live().claim(), &runtime, now()).map_err(|reason| rejected(reason.into()))?;
+    evaluate(session.entry().client_evidence(), &runtime, now()).map_err(|reason| rejected(reason.into()))?;
     let facts = Facts { attributes: principal.attributes(), ..facts };
     let (received, early) = buffer.split_at(used);
     let Admitted { packets, hash_key, codec } =
@@ -114,7 +114,7 @@ fn admit<'b>(
     let replacements = replacements.or_else(principal.client_id.clone(), principal.username.clone());
     let rewritten = replacements.apply(facts.mqtt);
     rewritten.check_client_id().map_err(Reject::from)?;
-    if listener.bans.is_client_refused(record.info.address().ip(), rewritten.client_id) {
+    if listener.bans.rejects_client(record.info.address().ip(), rewritten.client_id) {
         return Err(Reject::Banned.into());
     }
     let hash_key = match listener.upstream.hash_key() {
@@ -175,8 +175,8 @@ async fn identify(
     Ok(principal)
 }
 
-async fn check_revocation(listener: &Listener, session: &Session) -> Result<(), Reject> {
-    match (session.live().chain(), listener.tls.as_ref().and_then(|tls| tls.trust())) {
+async fn check_revocation(listener: &Listener, session: &SessionGuard) -> Result<(), Reject> {
+    match (session.entry().chain(), listener.tls.as_ref().and_then(|tls| tls.trust())) {
         (Some(chain), Some(trust)) => Ok(trust.check_revocation(chain).await?),
         _ => Ok(()),
     }

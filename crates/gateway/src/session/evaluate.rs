@@ -2,7 +2,7 @@
 //! and whenever the configuration, a CRL or the registry changes. It decides whether the client's evidence is *sufficient*
 //! under the current configuration and revocation data, not only whether it is still valid. Never here: I/O or waiting.
 
-use super::index::Claim;
+use super::index::ClientEvidence;
 use crate::evidence::Evidence;
 use crate::outcome::CloseReason;
 use crate::runtime::{Listener, Runtime};
@@ -11,31 +11,36 @@ use crate::runtime::{Listener, Runtime};
 ///
 /// # Errors
 /// Why the client may not be connected.
-pub fn evaluate(claim: Claim<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
-    match runtime.listener(claim.listener) {
-        Some(listener) => evaluate_at(listener, claim, runtime, now),
-        None => evaluate_without_listener(claim, runtime, now),
+pub fn evaluate(client: ClientEvidence<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
+    match runtime.listener(client.listener) {
+        Some(listener) => evaluate_at(listener, client, runtime, now),
+        None => evaluate_without_listener(client, runtime, now),
     }
 }
 
-fn evaluate_at(listener: &Listener, claim: Claim<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
-    if !listener.addresses.allows(claim.address) {
+fn evaluate_at(
+    listener: &Listener,
+    client: ClientEvidence<'_>,
+    runtime: &Runtime,
+    now: i64,
+) -> Result<(), CloseReason> {
+    if !listener.addresses.allows(client.address) {
         return Err(CloseReason::AddressDenied);
     }
-    if let Some(evidence) = claim.from_tls {
+    if let Some(evidence) = client.from_tls {
         evaluate_tls(evidence, listener, now)?;
     }
-    claim.from_authenticator.map_or(Ok(()), |evidence| evaluate_authentication(evidence, listener, runtime, now))
+    client.from_authenticator.map_or(Ok(()), |evidence| evaluate_authentication(evidence, listener, runtime, now))
 }
 
 /// The listener was removed, perhaps only renamed: the session continues where another listener would admit it. If any of
 /// them knows that its evidence is revoked or expired, that counts.
-fn evaluate_without_listener(claim: Claim<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
+fn evaluate_without_listener(client: ClientEvidence<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
     let is_of_listener = |reason| {
         matches!(reason, CloseReason::CaRemoved | CloseReason::CredentialWithdrawn | CloseReason::AddressDenied)
     };
     let verdicts: Vec<_> =
-        runtime.listeners.iter().map(|listener| evaluate_at(listener, claim, runtime, now)).collect();
+        runtime.listeners.iter().map(|listener| evaluate_at(listener, client, runtime, now)).collect();
     if let Some(against) = verdicts.iter().find(|verdict| verdict.is_err_and(|reason| !is_of_listener(reason))) {
         return *against;
     }

@@ -27,7 +27,7 @@ type Id = u64;
 #[derive(Debug, Default)]
 pub struct Sessions {
     next: AtomicU64,
-    by_id: Sharded<BTreeMap<Id, Arc<Live>>>,
+    by_id: Sharded<BTreeMap<Id, Arc<SessionEntry>>>,
     by_key: Sharded<BTreeSet<(Key, Id)>>,
     /// Seconds since 1970.
     by_expiry: Sharded<BTreeSet<(i64, Id)>>,
@@ -50,8 +50,7 @@ const DAY: i64 = 24 * 60 * 60;
 
 /// A live session, as the tasks that may close it see it.
 #[derive(Debug)]
-pub struct Live {
-    id: Id,
+pub struct SessionEntry {
     /// The session's record for logs and metrics.
     pub info: Arc<SessionInfo>,
     /// Set after the handshake, if the device proved something in it.
@@ -65,7 +64,7 @@ pub struct Live {
 
 /// What a client is evaluated by.
 #[derive(Clone, Copy, Debug)]
-pub struct Claim<'a> {
+pub struct ClientEvidence<'a> {
     /// The name of the listener it connected to.
     pub listener: &'a str,
     /// The client's address.
@@ -76,10 +75,10 @@ pub struct Claim<'a> {
     pub from_authenticator: Option<Option<&'a Evidence>>,
 }
 
-impl Live {
+impl SessionEntry {
     /// What the session is evaluated by when something changes.
-    pub fn claim(&self) -> Claim<'_> {
-        Claim {
+    pub fn client_evidence(&self) -> ClientEvidence<'_> {
+        ClientEvidence {
             listener: &self.info.listener,
             address: self.info.address().ip(),
             from_tls: self.from_tls.get().map(Option::as_ref),
@@ -122,46 +121,46 @@ impl Live {
 
 /// The session's handle to its index entry. Dropping it removes the entry.
 #[derive(Debug)]
-pub struct Session {
-    live: Arc<Live>,
+pub struct SessionGuard {
+    entry: Arc<SessionEntry>,
     sessions: Arc<Sessions>,
 }
 
-impl Session {
+impl SessionGuard {
     /// Indexes what the handshake proved, or `None` if it proved nothing. Call it once, before evaluating: a change after this call finds the session in the
     /// index, and a change before it is seen by the evaluation.
     pub fn proved(&self, evidence: Option<Evidence>) {
         if let Some(evidence) = &evidence {
-            self.sessions.enter(self.live.id, evidence);
+            self.sessions.insert(self.entry.info.id, evidence);
         }
         if let Some(chain) = evidence.as_ref().and_then(Evidence::chain) {
             *self.sessions.by_day.lock().entry(day_of(chain)).or_default() += 1;
         }
-        let _ = self.live.from_tls.set(evidence);
+        let _ = self.entry.from_tls.set(evidence);
     }
 
     /// Indexes what an authenticator verified, or `None` if none was asked. Call it once, before evaluating, as
-    /// [`Session::proved`].
+    /// [`SessionGuard::proved`].
     pub fn authenticated(&self, evidence: Option<Evidence>) {
         if let Some(evidence) = &evidence {
-            self.sessions.enter(self.live.id, evidence);
+            self.sessions.insert(self.entry.info.id, evidence);
         }
-        let _ = self.live.from_authenticator.set(evidence.map(Box::new));
+        let _ = self.entry.from_authenticator.set(evidence.map(Box::new));
     }
 
     /// The index entry.
-    pub fn live(&self) -> &Live {
-        &self.live
+    pub fn entry(&self) -> &SessionEntry {
+        &self.entry
     }
 
     /// Ready with the reason once the session has to close.
     pub fn poll_end(&self, cx: &Context<'_>) -> Poll<CloseReason> {
-        if let Some(reason) = self.live.reason() {
+        if let Some(reason) = self.entry.reason() {
             return Poll::Ready(reason);
         }
-        self.live.waker.register(cx.waker());
+        self.entry.waker.register(cx.waker());
         // It may have been set in between.
-        self.live.reason().map_or(Poll::Pending, Poll::Ready)
+        self.entry.reason().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Waits until the session has to close.
@@ -170,10 +169,10 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for SessionGuard {
     fn drop(&mut self) {
-        let id = self.live.id;
-        for evidence in self.live.evidence() {
+        let id = self.entry.info.id;
+        for evidence in self.entry.evidence() {
             for key in evidence.index_keys() {
                 self.sessions.by_key.of(key).remove(&(key, id));
             }
@@ -181,7 +180,7 @@ impl Drop for Session {
                 self.sessions.by_expiry.of(id).remove(&(expires, id));
             }
         }
-        if let Some(chain) = self.live.chain() {
+        if let Some(chain) = self.entry.chain() {
             let mut by_day = self.sessions.by_day.lock();
             if let Some(count) = by_day.get_mut(&day_of(chain)) {
                 *count -= 1;
@@ -200,22 +199,26 @@ impl Sessions {
         Arc::default()
     }
 
+    /// The number of the next connection.
+    pub fn next_id(&self) -> Id {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Adds a connection.
-    pub fn open(self: &Arc<Self>, info: Arc<SessionInfo>) -> Session {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let live = Arc::new(Live {
-            id,
+    pub fn open(self: &Arc<Self>, info: Arc<SessionInfo>) -> SessionGuard {
+        let id = info.id;
+        let entry = Arc::new(SessionEntry {
             info,
             from_tls: OnceLock::new(),
             from_authenticator: OnceLock::new(),
             end: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         });
-        self.by_id.of(id).insert(id, Arc::clone(&live));
-        Session { live, sessions: Arc::clone(self) }
+        self.by_id.of(id).insert(id, Arc::clone(&entry));
+        SessionGuard { entry, sessions: Arc::clone(self) }
     }
 
-    fn enter(&self, id: Id, evidence: &Evidence) {
+    fn insert(&self, id: Id, evidence: &Evidence) {
         for key in evidence.index_keys() {
             self.by_key.of(key).insert((key, id));
         }
@@ -225,27 +228,27 @@ impl Sessions {
     }
 
     /// All sessions. Sessions that open or close during the call may be missing or included.
-    pub fn all(&self) -> Vec<Arc<Live>> {
+    pub fn all(&self) -> Vec<Arc<SessionEntry>> {
         let mut all = Vec::new();
         self.visit(|chunk| all.extend_from_slice(chunk));
         all
     }
 
     /// Evaluates all sessions, closes those that fail, and returns their number. No lock is held during an evaluation.
-    pub fn sweep(&self, evaluate: impl Fn(&Live) -> Result<(), CloseReason>) -> usize {
+    pub fn sweep(&self, evaluate: impl Fn(&SessionEntry) -> Result<(), CloseReason>) -> usize {
         let mut ended = 0;
         self.visit(|chunk| ended += sweep(chunk, &evaluate));
         ended
     }
 
-    fn visit(&self, mut visit: impl FnMut(&[Arc<Live>])) {
+    fn visit(&self, mut visit: impl FnMut(&[Arc<SessionEntry>])) {
         for shard in &self.by_id.0 {
             let mut from = 0;
             loop {
-                let chunk: Vec<Arc<Live>> =
-                    shard.lock().range(from..).take(CHUNK).map(|(_, live)| Arc::clone(live)).collect();
+                let chunk: Vec<Arc<SessionEntry>> =
+                    shard.lock().range(from..).take(CHUNK).map(|(_, entry)| Arc::clone(entry)).collect();
                 let Some(last) = chunk.last() else { break };
-                from = last.id + 1;
+                from = last.info.id + 1;
                 visit(&chunk);
             }
         }
@@ -253,7 +256,7 @@ impl Sessions {
 
     /// As [`Sessions::sweep`], but only for sessions with one of these index keys: of certificates in their chain, or of
     /// their device.
-    pub fn sweep_keys(&self, keys: &[Key], evaluate: impl Fn(&Live) -> Result<(), CloseReason>) -> usize {
+    pub fn sweep_keys(&self, keys: &[Key], evaluate: impl Fn(&SessionEntry) -> Result<(), CloseReason>) -> usize {
         let mut ended = 0;
         for key in keys {
             let mut from = 0;
@@ -264,7 +267,7 @@ impl Sessions {
                 };
                 let Some(last) = ids.last() else { break };
                 from = last + 1;
-                let chunk: Vec<Arc<Live>> = ids.iter().filter_map(|id| self.get(*id)).collect();
+                let chunk: Vec<Arc<SessionEntry>> = ids.iter().filter_map(|id| self.get(*id)).collect();
                 ended += sweep(&chunk, &evaluate);
             }
         }
@@ -286,8 +289,8 @@ impl Sessions {
                 let due: Vec<(i64, Id)> = shard.lock().range(from..(now, 0)).take(CHUNK).copied().collect();
                 let Some((expiry, id)) = due.last() else { break };
                 from = (*expiry, id + 1);
-                let chunk: Vec<Arc<Live>> = due.iter().filter_map(|(_, id)| self.get(*id)).collect();
-                ended += sweep(&chunk, &|live| live.expired(now).map_or(Ok(()), Err));
+                let chunk: Vec<Arc<SessionEntry>> = due.iter().filter_map(|(_, id)| self.get(*id)).collect();
+                ended += sweep(&chunk, &|entry| entry.expired(now).map_or(Ok(()), Err));
             }
         }
         ended
@@ -308,7 +311,7 @@ impl Sessions {
         Inventory { by_issuer: by_issuer.into_iter().collect(), expiring: EXPIRING_WITHIN.map(within).to_vec() }
     }
 
-    fn get(&self, id: Id) -> Option<Arc<Live>> {
+    fn get(&self, id: Id) -> Option<Arc<SessionEntry>> {
         self.by_id.of(id).get(&id).cloned()
     }
 }
@@ -317,9 +320,9 @@ fn day_of(chain: &VerifiedChain) -> (IssuerId, i64) {
     (chain.issuer(), chain.not_after() / DAY)
 }
 
-fn sweep(sessions: &[Arc<Live>], evaluate: &impl Fn(&Live) -> Result<(), CloseReason>) -> usize {
-    let open = sessions.iter().filter(|live| live.reason().is_none());
-    open.filter_map(|live| evaluate(live).err().map(|reason| live.end(reason))).count()
+fn sweep(sessions: &[Arc<SessionEntry>], evaluate: &impl Fn(&SessionEntry) -> Result<(), CloseReason>) -> usize {
+    let open = sessions.iter().filter(|entry| entry.reason().is_none());
+    open.filter_map(|entry| evaluate(entry).err().map(|reason| entry.end(reason))).count()
 }
 
 /// A collection split by key, each part behind its own lock.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub use evaluate::evaluate;
-pub use index::Claim;
+pub use index::ClientEvidence;
 pub use serve::{future_size, serve};
 
 use crate::runtime::Runtime;

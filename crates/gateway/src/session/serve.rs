@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::Shared;
 use super::connect::{Negotiated, Rejected, negotiate};
-use super::index::Session;
+use super::index::SessionGuard;
 use crate::config::tables::OnReject;
 use crate::edge::{Accepted, Arrived, Stream, discard_until_closed};
 use crate::limits::Permit;
@@ -22,11 +22,12 @@ use crate::tls::Secured;
 use crate::upstream::Lease;
 
 /// How long the CONNACK for a rejected client may take to write. A client that does not read it is disconnected without.
-const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end.
 pub async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shared>) {
-    let info = SessionInfo::new(Arc::clone(&listener.name), listener.transport(), accepted.address);
+    let id = shared.state.sessions.next_id();
+    let info = SessionInfo::new(id, Arc::clone(&listener.name), listener.protocol, accepted.address);
     let session = shared.state.sessions.open(Arc::clone(&info));
     let observer = Arc::clone(&shared.state.observer);
     let mut record = Record::open(observer, Arc::clone(&listener.metrics), info);
@@ -39,10 +40,10 @@ pub async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shar
     // Release the configuration: sessions outlive reloads.
     drop((listener, shared));
     let outcome = match established {
-        Ok(Established { ends, codec, is_refused, permit, lease }) => {
+        Ok(Established { ends, codec, is_rejected, permit, lease }) => {
             let reason = relay(ends, codec, &mut record, &session).await;
             drop(lease);
-            record.finish(Outcome::Closed(if is_refused { CloseReason::UpstreamRefused } else { reason }));
+            record.finish(Outcome::Closed(if is_rejected { CloseReason::UpstreamRefused } else { reason }));
             return drop(permit);
         }
         Err(outcome) => outcome,
@@ -55,7 +56,7 @@ struct Established {
     ends: Ends,
     codec: SessionCodec,
     /// The broker rejected it.
-    is_refused: bool,
+    is_rejected: bool,
     permit: Permit,
     lease: Lease,
 }
@@ -63,7 +64,7 @@ struct Established {
 async fn establish(
     accepted: Accepted,
     listener: &Listener,
-    session: &Session,
+    session: &SessionGuard,
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Established, Outcome> {
@@ -78,10 +79,16 @@ async fn establish(
                 broker_first: answer,
                 may_send_disconnect: version == Version::V5 && code == Some(0),
             };
-            Ok(Established { ends, codec, is_refused: code.is_some_and(|code| code != 0), permit, lease: dialed.lease })
+            Ok(Established {
+                ends,
+                codec,
+                is_rejected: code.is_some_and(|code| code != 0),
+                permit,
+                lease: dialed.lease,
+            })
         }
         Err(Rejected { outcome: Outcome::Rejected(reject), version }) => {
-            refuse(secured.stream, reject, version, listener, record).await;
+            send_reject(secured.stream, reject, version, listener, record).await;
             Err(reject.into())
         }
         Err(Rejected { outcome, .. }) => Err(outcome),
@@ -97,7 +104,7 @@ fn arrive(accepted: Accepted, listener: &Listener, record: &Record) -> Result<(A
     if !listener.addresses.allows(address) {
         return Err(Reject::AddressDenied);
     }
-    if listener.bans.is_connect_refused(address) {
+    if listener.bans.rejects_connect(address) {
         return Err(Reject::Banned);
     }
     let permit = listener.permits.take(listener.max_connections).ok_or(Reject::TooManyConnections)?;
@@ -107,7 +114,7 @@ fn arrive(accepted: Accepted, listener: &Listener, record: &Record) -> Result<(A
 async fn secure(
     arrived: Arrived,
     listener: &Listener,
-    session: &Session,
+    session: &SessionGuard,
     record: &mut Record,
 ) -> Result<Secured, Reject> {
     let mut secured = match arrived.secure(listener.tls.as_ref()).await {
@@ -133,7 +140,7 @@ fn count_failure(reject: Reject, listener: &Listener, record: &Record) {
 }
 
 /// Sends the client a CONNACK with the rejection in its own MQTT version, and closes the connection.
-async fn refuse(
+async fn send_reject(
     mut client: Stream,
     reject: Reject,
     version: Option<Version>,
@@ -142,17 +149,17 @@ async fn refuse(
 ) {
     record.decide(reject);
     count_failure(reject, listener, record);
-    let code = version.and_then(|version| Some((version, reject.refusal()?.code(version)?)));
+    let code = version.and_then(|version| Some((version, reject.connack()?.code(version)?)));
     let send = async {
         if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {
             let mut packet = Vec::with_capacity(8);
             Connack::refusal(code).encode(version, &mut packet);
             client.write_all(&packet).await?;
-            record.moved(0, packet.len() as u64);
+            record.count_bytes(0, packet.len() as u64);
         }
         client.shutdown().await
     };
-    let in_time: Result<std::io::Result<()>, _> = timeout(REFUSAL_TIMEOUT, send).await;
+    let in_time: Result<std::io::Result<()>, _> = timeout(REJECT_TIMEOUT, send).await;
     if in_time.is_ok() {
         discard_until_closed(&mut client).await;
     }

@@ -8,21 +8,20 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use rustls::server::{Acceptor, CertificateType, NoServerSessionStorage, WantsServerCert};
 use rustls::{HandshakeKind, ServerConfig, SupportedProtocolVersion};
-use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::context::{Context, ListenerState};
 use super::handshake::Handshake;
 use super::keys::ServerKeys;
-use super::raw_keys::{BareServerKeys, KeyVerifier, KnownKeys, Owner};
+use super::raw_keys::{KeyVerifier, KnownKeys, Owner, RawServerKeys};
 use super::resumption::{HandshakeResumption, Resumption, TicketKeys};
-use super::secured::{Failed, Rest, Secured, or_registry_unavailable};
+use super::secured::{Failed, FailedConnection, Secured, or_registry_unavailable};
 use super::verifier::{DeviceVerifier, reject};
 use crate::config::tables::{self, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
 use crate::devices::Used;
-use crate::edge::Stream;
+use crate::edge::{Socket, Stream};
 use crate::evidence::Evidence;
 use crate::outcome::Reject;
 use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
@@ -47,21 +46,13 @@ pub(super) struct CertificateTls {
     _state: Arc<ListenerState>,
 }
 
-/// How the device authenticates itself.
+/// How one side of a handshake presents its key.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum DeviceKey {
-    /// With a certificate, or not at all.
+enum KeyFormat {
+    /// In a certificate; a device perhaps not at all.
     Certificate,
-    /// With a raw public key.
+    /// As a raw public key [RFC 7250].
     Raw,
-}
-
-/// How the server presents its key.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum ServerKey {
-    Certificate,
-    /// As a raw public key, for devices that pin it.
-    Bare,
 }
 
 impl CertificateTls {
@@ -163,21 +154,23 @@ impl CertificateTls {
     }
 
     /// Performs the handshake with a device. The caller sets the deadline.
-    pub(super) async fn accept(&self, socket: TcpStream, address: SocketAddr) -> Result<Secured, Failed> {
+    pub(super) async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
         let handshake = Arc::new(Handshake::default());
         let (accepted, device_key) = match &self.raw_keys {
             None => {
-                let config = self.config(DeviceKey::Certificate, ServerKey::Certificate, &handshake);
+                let config = self.config(KeyFormat::Certificate, KeyFormat::Certificate, &handshake);
                 let accepted = TlsAcceptor::from(config).accept(socket).into_fallible().await;
-                (accepted.map_err(|(error, socket)| (error, Some(socket))), DeviceKey::Certificate)
+                (accepted.map_err(|(error, socket)| (error, Some(socket))), KeyFormat::Certificate)
             }
             Some(_) => self.choose_and_accept(socket, &handshake).await,
         };
-        let stream =
-            accepted.map_err(|(error, socket)| Failed { reject: reason(&error), rest: socket.map(Rest::Tcp) })?;
+        let stream = accepted.map_err(|(error, socket)| Failed {
+            reject: reason(&error),
+            connection: socket.map(FailedConnection::Tcp),
+        })?;
         match device_key {
-            DeviceKey::Raw => self.identify_by_raw_key(stream, address),
-            DeviceKey::Certificate => identify_by_certificate(stream, address, &handshake),
+            KeyFormat::Raw => self.identify_by_raw_key(stream, address),
+            KeyFormat::Certificate => identify_by_certificate(stream, address, &handshake),
         }
     }
 
@@ -185,28 +178,28 @@ impl CertificateTls {
     /// [RFC 7250, 3], and completes the handshake with a configuration for them.
     async fn choose_and_accept(
         &self,
-        socket: TcpStream,
+        socket: Socket,
         handshake: &Arc<Handshake>,
-    ) -> (Result<TlsStream<TcpStream>, (io::Error, Option<TcpStream>)>, DeviceKey) {
+    ) -> (Result<TlsStream<Socket>, (io::Error, Option<Socket>)>, KeyFormat) {
         let acceptor = LazyConfigAcceptor::new(Acceptor::default(), socket);
         tokio::pin!(acceptor);
         let start = match acceptor.as_mut().await {
             Ok(start) => start,
-            Err(error) => return (Err((error, acceptor.take_io())), DeviceKey::Certificate),
+            Err(error) => return (Err((error, acceptor.take_io())), KeyFormat::Certificate),
         };
         let hello = start.client_hello();
         let offers_raw = hello.client_cert_types().is_some_and(|types| types.contains(&CertificateType::RawPublicKey));
-        let wants_bare =
+        let wants_raw =
             hello.server_cert_types().is_some_and(|types| types.first() == Some(&CertificateType::RawPublicKey));
         // Where only raw keys are accepted, rustls rejects a device with a certificate with the alert for its type.
-        let device_key = if offers_raw || self.trust.is_none() { DeviceKey::Raw } else { DeviceKey::Certificate };
-        let server_key = if wants_bare { ServerKey::Bare } else { ServerKey::Certificate };
+        let device_key = if offers_raw || self.trust.is_none() { KeyFormat::Raw } else { KeyFormat::Certificate };
+        let server_key = if wants_raw { KeyFormat::Raw } else { KeyFormat::Certificate };
         let config = self.config(device_key, server_key, handshake);
         let accepted = start.into_stream(config).into_fallible().await;
         (accepted.map_err(|(error, socket)| (error, Some(socket))), device_key)
     }
 
-    fn identify_by_raw_key(&self, stream: TlsStream<TcpStream>, address: SocketAddr) -> Result<Secured, Failed> {
+    fn identify_by_raw_key(&self, stream: TlsStream<Socket>, address: SocketAddr) -> Result<Secured, Failed> {
         let session = stream.get_ref().1;
         let key = session.peer_certificates().and_then(|chain| chain.first());
         let (Some(keys), Some(key)) = (&self.raw_keys, key) else {
@@ -230,25 +223,25 @@ impl CertificateTls {
 
     /// The rustls configuration of one connection. One per connection, because a rustls configuration is either for
     /// certificates or for raw keys, and because its callbacks do not identify the handshake they belong to.
-    fn config(&self, device_key: DeviceKey, server_key: ServerKey, handshake: &Arc<Handshake>) -> Arc<ServerConfig> {
+    fn config(&self, device_key: KeyFormat, server_key: KeyFormat, handshake: &Arc<Handshake>) -> Arc<ServerConfig> {
         let versions: &[_] = match device_key {
-            DeviceKey::Certificate => &self.versions,
-            DeviceKey::Raw => &[&rustls::version::TLS13],
+            KeyFormat::Certificate => &self.versions,
+            KeyFormat::Raw => &[&rustls::version::TLS13],
         };
         let builder = ServerConfig::builder_with_details(provider(), Arc::new(WallClock))
             .with_protocol_versions(versions)
             .expect("aws-lc-rs speaks TLS 1.2 and 1.3");
         let builder = match (device_key, &self.trust, self.anchors.load_full()) {
-            (DeviceKey::Raw, ..) => builder.with_client_cert_verifier(Arc::new(KeyVerifier::new())),
-            (DeviceKey::Certificate, Some(trust), Some(anchors)) => {
+            (KeyFormat::Raw, ..) => builder.with_client_cert_verifier(Arc::new(KeyVerifier::new())),
+            (KeyFormat::Certificate, Some(trust), Some(anchors)) => {
                 let (trust, handshake) = (Arc::clone(trust), Arc::clone(handshake));
                 let verifier = DeviceVerifier::new(trust, anchors, self.needs_certificate, handshake);
                 builder.with_client_cert_verifier(Arc::new(verifier))
             }
-            (DeviceKey::Certificate, ..) => builder.with_no_client_auth(),
+            (KeyFormat::Certificate, ..) => builder.with_no_client_auth(),
         };
         // Sessions with raw keys are not resumed: the key may have been removed, and their full handshake is cheap.
-        let resumption = self.resumption.as_ref().filter(|_| device_key == DeviceKey::Certificate);
+        let resumption = self.resumption.as_ref().filter(|_| device_key == KeyFormat::Certificate);
         let resumption = resumption.map(|resumption| {
             let (resumption, handshake) = (Arc::clone(resumption), Arc::clone(handshake));
             Arc::new(HandshakeResumption { resumption, handshake })
@@ -259,12 +252,12 @@ impl CertificateTls {
     fn finish(
         &self,
         builder: rustls::ConfigBuilder<ServerConfig, WantsServerCert>,
-        server_key: ServerKey,
+        server_key: KeyFormat,
         resumption: Option<Arc<HandshakeResumption>>,
     ) -> ServerConfig {
         let mut config = match server_key {
-            ServerKey::Bare => builder.with_cert_resolver(Arc::new(BareServerKeys(Arc::clone(&self.keys)))),
-            ServerKey::Certificate => builder.with_cert_resolver(Arc::clone(&self.keys) as _),
+            KeyFormat::Raw => builder.with_cert_resolver(Arc::new(RawServerKeys(Arc::clone(&self.keys)))),
+            KeyFormat::Certificate => builder.with_cert_resolver(Arc::clone(&self.keys) as _),
         };
         config.alpn_protocols.clone_from(&self.alpn);
         // All suites offered are secure. Auditing tools expect the server's preference to win.
@@ -286,7 +279,7 @@ impl CertificateTls {
 }
 
 fn identify_by_certificate(
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Socket>,
     address: SocketAddr,
     handshake: &Handshake,
 ) -> Result<Secured, Failed> {

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portcullis_psk::{Acceptor, MAX_IDENTITY, MAX_KEY, Psk, PskLookup, Reason, Settings, Version};
-use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use super::secured::{self, Failed, Rest, Secured};
+use super::secured::{self, Failed, FailedConnection, Secured};
 use crate::config::tables::{self, PskFormat, Tls, TlsVersion};
 use crate::config::{Complaint, Diagnostics, Reported, Setting, warn_if_exposed};
 use crate::devices::{Entry, Replica, SecretKey, Used};
-use crate::edge::Stream;
+use crate::edge::{Socket, Stream};
 use crate::evidence::Evidence;
 use crate::files::read_entries;
 use crate::outcome::Reject;
@@ -82,10 +81,10 @@ impl PskTls {
     }
 
     /// Performs the handshake with a device. The caller sets the deadline.
-    pub(super) async fn accept(&self, socket: TcpStream, address: SocketAddr) -> Result<Secured, Failed> {
+    pub(super) async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
         let accepted = self.0.accept(socket).await.map_err(|rejected| Failed {
             reject: self.0.lookup().or_registry_unavailable(reject(rejected.reason)),
-            rest: rejected.stream.map(|stream| Rest::Psk(Box::new(stream))),
+            connection: rejected.stream.map(|stream| FailedConnection::Psk(Box::new(stream))),
         })?;
         let (tag, device) = accepted.owner;
         let evidence = match &device {

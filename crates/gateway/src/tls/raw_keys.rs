@@ -158,9 +158,9 @@ impl ClientCertVerifier for KeyVerifier {
 
 /// The server's own keys as raw public keys, for devices that pin them.
 #[derive(Debug)]
-pub(super) struct BareServerKeys(pub(super) Arc<ServerKeys>);
+pub(super) struct RawServerKeys(pub(super) Arc<ServerKeys>);
 
-impl ResolvesServerCert for BareServerKeys {
+impl ResolvesServerCert for RawServerKeys {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let pair = self.0.resolve(hello)?;
         let (_, certificate) = X509Certificate::from_der(pair.cert.first()?).ok()?;

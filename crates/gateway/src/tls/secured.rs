@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 
 use crate::devices::{Entry, Replica};
-use crate::edge::{Stream, discard_until_closed};
+use crate::edge::{Socket, Stream, discard_until_closed};
 use crate::evidence::Evidence;
 use crate::outcome::Reject;
 use crate::peer::Peer;
@@ -29,33 +28,33 @@ pub struct Secured {
 pub struct Failed {
     /// Why it failed.
     pub reject: Reject,
-    pub(super) rest: Option<Rest>,
+    pub(super) connection: Option<FailedConnection>,
 }
 
 /// The connection of a failed handshake.
-pub(super) enum Rest {
-    Tcp(TcpStream),
+pub(super) enum FailedConnection {
+    Tcp(Socket),
     #[cfg(feature = "psk")]
-    Psk(Box<portcullis_psk::PskStream<TcpStream>>),
+    Psk(Box<portcullis_psk::PskStream<Socket>>),
 }
 
 impl Failed {
     pub(super) const fn without_connection(reject: Reject) -> Self {
-        Self { reject, rest: None }
+        Self { reject, connection: None }
     }
 
     /// Closes the connection so that the alert arrives: with unread bytes, the kernel would send a reset, which can
     /// overtake the alert.
     pub async fn close(self) {
-        let Some(mut rest) = self.rest else { return };
+        let Some(mut connection) = self.connection else { return };
         #[cfg_attr(
             not(feature = "psk"),
             expect(clippy::infallible_destructuring_match, reason = "the feature adds a second variant")
         )]
-        let socket = match &mut rest {
-            Rest::Tcp(socket) => socket,
+        let socket = match &mut connection {
+            FailedConnection::Tcp(socket) => socket,
             #[cfg(feature = "psk")]
-            Rest::Psk(stream) => stream.get_mut(),
+            FailedConnection::Psk(stream) => stream.get_mut(),
         };
         let _ = socket.shutdown().await;
         discard_until_closed(socket).await;

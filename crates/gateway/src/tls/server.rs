@@ -6,8 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-
 use super::certificate::CertificateTls;
 use super::context::Context;
 #[cfg(feature = "psk")]
@@ -16,6 +14,7 @@ use super::secured::{Failed, Secured};
 use crate::config::tables::{Tls, TlsMode};
 use crate::config::{Diagnostics, Reported};
 use crate::devices::Replica;
+use crate::edge::Socket;
 use crate::evidence::Evidence;
 use crate::outcome::{CloseReason, Reject};
 use crate::pki::ChainVerifier;
@@ -64,7 +63,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// Why it failed, and the connection, if it still has to be closed.
-    pub async fn accept(&self, socket: TcpStream, address: SocketAddr) -> Result<Secured, Failed> {
+    pub async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
         let handshake = async {
             match &self.engine {
                 Engine::Certificates(certificates) => certificates.accept(socket, address).await,

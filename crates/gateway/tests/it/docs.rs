@@ -10,8 +10,8 @@ use serde_json::Value;
 #[test]
 fn the_reasons_are_documented() {
     let rejected = Reject::ALL.iter().map(|reject| {
-        let code = |version| reject.refusal().and_then(|refusal| refusal.code(version)).map_or("-".to_owned(), hex);
-        let connack = match reject.refusal() {
+        let code = |version| reject.connack().and_then(|refusal| refusal.code(version)).map_or("-".to_owned(), hex);
+        let connack = match reject.connack() {
             Some(_) => format!("{}, {}", code(Version::V5), code(Version::V311)),
             None => String::new(),
         };
@@ -78,6 +78,10 @@ fn the_facts_of_expressions_are_documented() {
     });
     let text = "| variable | type | value |\n| --- | --- | --- |\n".to_owned() + &rows.collect::<String>();
     assert_generated("expressions.md", "facts", &text);
+    let rows =
+        FACTS.iter().filter_map(|fact| Some(format!("| `{}` | `{}` | {} |\n", fact.sent_as?, fact.path, fact.meaning)));
+    let text = "| field | in expressions | value |\n| --- | --- | --- |\n".to_owned() + &rows.collect::<String>();
+    assert_generated("authentication.md", "request", &text);
 }
 
 fn table(answer: &str, rows: impl Iterator<Item = String>) -> String {

@@ -90,14 +90,24 @@ impl Named for ListenerTable {
     }
 }
 
-/// The transport below MQTT.
+/// What clients speak below MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-enum Protocol {
+pub enum Protocol {
     /// MQTT over TLS.
     Tls,
     /// MQTT over TCP, in the clear.
     Tcp,
+}
+
+impl Protocol {
+    /// The label in the access log.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Protocol::Tls => "TLS",
+            Protocol::Tcp => "TCP",
+        }
+    }
 }
 
 /// The answer to a rejected CONNECT packet.
@@ -117,6 +127,8 @@ pub struct Listener {
     pub name: String,
     /// Location of the table.
     pub(crate) table: Location,
+    /// What clients speak below MQTT.
+    pub protocol: Protocol,
     /// Addresses to listen on.
     pub bind: Vec<SocketAddr>,
     /// The name of an upstream.
@@ -173,6 +185,7 @@ pub(super) fn validate(
     Listener {
         name,
         table: table.location.clone().unwrap_or_default(),
+        protocol: table.protocol,
         bind,
         upstream: upstream.map(|upstream| upstream.value.clone()).unwrap_or_default(),
         allow: table.allow.clone(),

@@ -19,7 +19,7 @@ pub use authenticator::{TokenAlgorithm, TokenField};
 pub use ban::{BanEvent, BanKey, BanRule};
 pub use connect::{Connect, Password, Token};
 pub use identity::{Identity, OWN_CLAIMS};
-pub use listener::{Listener, OnReject};
+pub use listener::{Listener, OnReject, Protocol};
 pub use process::{AccessLog, AccessLogFormat, AdminBind, LogFormat, Process};
 pub use tls::{
     CertificateFiles, CertificateTls, ClientCertificates, Crl, CrlOrigin, Ocsp, OcspScope, OnFailure, PrivateKey, Psk,

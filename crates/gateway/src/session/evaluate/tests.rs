@@ -30,7 +30,7 @@ struct Fixture {
 }
 
 /// One row.
-#[expect(clippy::option_option, reason = "as in `Claim`: not known yet, known to be none, known")]
+#[expect(clippy::option_option, reason = "as in `ClientEvidence`: not known yet, known to be none, known")]
 struct Case<'a> {
     name: &'static str,
     runtime: &'a Runtime,
@@ -116,13 +116,13 @@ fn authenticated(by: &str, what: Authenticated) -> Evidence {
 
 fn assert_verdicts(cases: Vec<Case<'_>>) {
     for case in cases {
-        let claim = Claim {
+        let client = ClientEvidence {
             listener: "devices",
             address: "192.0.2.1".parse().unwrap(),
             from_tls: case.from_tls.as_ref().map(Option::as_ref),
             from_authenticator: case.from_authenticator.as_ref().map(Option::as_ref),
         };
-        assert_eq!(evaluate(claim, case.runtime, case.at), case.verdict, "{}", case.name);
+        assert_eq!(evaluate(client, case.runtime, case.at), case.verdict, "{}", case.name);
     }
 }
 

@@ -1,0 +1,180 @@
+//! `[listener.tls]`: its keys, and how they fit together. `server.rs` has the server's certificates, `client.rs` how
+//! devices' certificates are verified, `keys.rs` pre-shared and raw public keys, `table.rs` what the file may contain.
+
+mod client;
+mod keys;
+mod server;
+mod table;
+
+use std::time::Duration;
+
+use super::super::diagnostics::{Complaint, Reported};
+use super::super::document::Document;
+use super::super::values::{Located, Secret, Setting};
+use super::warn_of_literal_secret;
+pub use client::{ClientCertificates, Crl, CrlOrigin, Ocsp};
+pub use keys::{Psk, RawKeys};
+pub(super) use server::private_key;
+pub use server::{CertificateFiles, PrivateKey};
+use table::ResumptionMode;
+pub(super) use table::TlsTable;
+pub use table::{OcspScope, OnFailure, PskFormat, TlsVersion};
+
+/// The longest lifetime of a ticket [RFC 8446, 4.6.1].
+const MAX_SESSION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Shortest secret that ticket keys may be derived from, in bytes.
+const MIN_TICKET_SECRET: usize = 32;
+
+/// The TLS side of a listener.
+#[derive(Debug)]
+pub struct Tls {
+    /// Time from accept to the end of the handshake.
+    pub handshake_timeout: Duration,
+    /// At least one.
+    pub versions: Vec<TlsVersion>,
+    /// Application protocols offered by ALPN.
+    pub alpn: Vec<String>,
+    /// How the two sides authenticate.
+    pub mode: TlsMode,
+}
+
+/// How the two sides of a handshake authenticate.
+#[derive(Debug)]
+pub enum TlsMode {
+    /// The server has a certificate. Devices present certificates, raw public keys, or nothing.
+    Certificate(Box<CertificateTls>),
+    /// Both sides share a key.
+    Psk(Setting<Psk>),
+}
+
+/// TLS with a server certificate.
+#[derive(Debug)]
+pub struct CertificateTls {
+    /// The server's certificates, at least one.
+    pub certificates: Setting<Vec<CertificateFiles>>,
+    /// Whether the handshake includes an OCSP response for the server's certificate.
+    pub stapling: bool,
+    /// `None`: the gateway requests no client certificate.
+    pub client: Option<ClientCertificates>,
+    /// `None`: the gateway accepts no raw public keys.
+    pub raw_keys: Option<RawKeys>,
+    /// How clients resume sessions.
+    pub resumption: Resumption,
+}
+
+/// How sessions are resumed.
+#[derive(Debug)]
+pub struct Resumption {
+    /// Whether the gateway issues session tickets.
+    pub tickets: bool,
+    /// Whether the gateway caches session state.
+    pub cache: bool,
+    /// How long after its full handshake a session may be resumed.
+    pub lifetime: Duration,
+    /// The secret from which ticket keys are derived; `None`: random keys.
+    pub ticket_secret: Option<Secret>,
+}
+
+/// `registries`: number of authenticators of the kind `registry`.
+pub(super) fn validate(table: &Setting<TlsTable>, registries: usize, document: &mut Document) -> Result<Tls, Reported> {
+    let versions = if table.versions.is_empty() {
+        Err(document.error(&table.versions, Complaint::new("`versions` is empty").hint("[\"1.2\", \"1.3\"]")))
+    } else {
+        Ok(table.versions.value.clone())
+    };
+    let mode = match &table.psk {
+        Some(psk) => {
+            reject_beside_psk(table, document);
+            keys::validate_psk(psk, registries, document).map(TlsMode::Psk)
+        }
+        None => validate_certificate_tls(table, registries, document).map(|tls| TlsMode::Certificate(Box::new(tls))),
+    };
+    Ok(Tls { handshake_timeout: table.handshake_timeout.0, versions: versions?, alpn: table.alpn.clone(), mode: mode? })
+}
+
+fn validate_certificate_tls(
+    table: &Setting<TlsTable>,
+    registries: usize,
+    document: &mut Document,
+) -> Result<CertificateTls, Reported> {
+    let raw_keys = table.raw_keys.as_ref().map(|keys| keys::validate_raw_keys(keys, registries, document)).transpose();
+    if table.raw_keys.is_some() && !table.versions.contains(&TlsVersion::V13) {
+        document.error(&table.versions, "raw public keys require TLS 1.3");
+    }
+    if let (Some(ca), Some(raw_keys)) = (&table.client_ca, &table.raw_keys)
+        && raw_keys.registry.value
+    {
+        let message = "a device that is pinned to its certificate's key may present that key without the certificate";
+        let hint = "the gateway then checks neither expiry nor revocation; pin certificates by `--fingerprint`, or use two listeners";
+        document.warning(ca, Complaint::new(message).hint(hint));
+    }
+    let certificates = server::validate(table, document);
+    let client = client::validate(table, document);
+    let resumption = validate_resumption(table, document);
+    Ok(CertificateTls {
+        certificates: certificates?,
+        stapling: table.ocsp_stapling,
+        client: client?,
+        raw_keys: raw_keys?,
+        resumption: resumption?,
+    })
+}
+
+fn validate_resumption(table: &TlsTable, document: &mut Document) -> Result<Resumption, Reported> {
+    if table.session_lifetime.value.0 > MAX_SESSION_LIFETIME {
+        return Err(document.error(&table.session_lifetime, "`session_lifetime` must be at most 7d"));
+    }
+    let mode = table.resumption.value;
+    let tickets = matches!(mode, ResumptionMode::Tickets | ResumptionMode::Both);
+    if let Some(secret) = &table.ticket_secret {
+        if secret.expose().len() < MIN_TICKET_SECRET {
+            let message = format!("`ticket_secret` must have at least {MIN_TICKET_SECRET} characters");
+            return Err(document
+                .error(secret, Complaint::new(message).hide_line().hint("create one with `openssl rand -hex 32`")));
+        }
+        if !tickets {
+            let complaint = Complaint::new("`ticket_secret` has no effect: `resumption` issues no tickets");
+            return Err(document.error(secret, complaint.hide_line()));
+        }
+        let hint = "ticket_secret = \"${FILE:ticket.secret}\"";
+        warn_of_literal_secret(secret, "the configuration file contains a secret in plain text", hint, document);
+    }
+    Ok(Resumption {
+        tickets,
+        cache: matches!(mode, ResumptionMode::Cache | ResumptionMode::Both),
+        lifetime: table.session_lifetime.value.0,
+        ticket_secret: table.ticket_secret.as_ref().map(|secret| secret.value.clone()),
+    })
+}
+
+/// Rejects keys that exclude `psk`. A listener with pre-shared keys has no certificate: with one, a TLS 1.3 server may
+/// choose the certificate and ignore the key.
+fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
+    if table.ocsp != OcspScope::Off || table.ocsp_stapling || table.crl_distribution_points {
+        let message = "`ocsp`, `ocsp_stapling` and `crl_distribution_points` cannot be combined with `psk`";
+        let at = table.psk.as_ref().and_then(Located::location).cloned().unwrap_or_default();
+        document.error(&at, Complaint::new(message).hint("a listener with `psk` uses no certificates"));
+    }
+    let others = [
+        ("certificate", table.certificate.as_ref().and_then(Located::location)),
+        ("private_key", table.private_key.as_ref().and_then(Located::location)),
+        ("client_auth", table.client_auth.as_ref().and_then(Located::location)),
+        ("client_ca", table.client_ca.as_ref().and_then(Located::location)),
+        ("crl", table.crl.first().and_then(Located::location)),
+        ("raw_keys", table.raw_keys.as_ref().and_then(Located::location)),
+        ("resumption", table.resumption.location()),
+        ("session_lifetime", table.session_lifetime.location()),
+        ("ticket_secret", table.ticket_secret.as_ref().and_then(Located::location)),
+        ("private_key_passphrase", table.private_key_passphrase.as_ref().and_then(Located::location)),
+        ("verify_depth", table.verify_depth.location()),
+        ("crl_missing", table.crl_missing.location()),
+        ("ocsp_responder", table.ocsp_responder.as_ref().and_then(Located::location)),
+        ("ocsp_failure", table.ocsp_failure.location()),
+    ];
+    for (key, location) in others {
+        let Some(location) = location else { continue };
+        let complaint = Complaint::new(format!("`{key}` cannot be combined with `psk`")).hide_line();
+        let hint = "pre-shared keys require their own listener, without certificates and without resumption";
+        document.error(location, complaint.hint(hint));
+    }
+}
