@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Diagnostics;
-use crate::config::tables::AdminBind;
+use crate::config::tables::{AdminBind, Process};
 use crate::edge::Acceptor;
 use crate::maintenance::{self, CertificateStatus};
 use crate::observe::AccessLog;
@@ -48,8 +48,15 @@ struct Running {
     /// The listening sockets.
     sockets: Mutex<HashMap<SocketKey, Socket>>,
     admin: Option<SocketAddr>,
+    /// The settings that only a restart changes.
+    started: Started,
     /// Held during a reload, so that reloads run one at a time.
     reloading: tokio::sync::Mutex<()>,
+}
+
+struct Started {
+    process: Process,
+    admin: Option<AdminBind>,
 }
 
 struct Socket {
@@ -125,13 +132,13 @@ impl Gateway {
         let access_log = open_access_log(&runtime)?;
         let bound = bind_new(&runtime, &HashMap::new())?;
         runtime.activate(None, &state.observer).await;
+        let started = Started { process: runtime.process.clone(), admin: runtime.admin.clone() };
         state.observer.access_log.store(access_log);
         let shared = Arc::new(Shared { runtime: ArcSwap::from_pointee(runtime), state });
         let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
-        let bind = shared.runtime.load().admin.clone();
-        let admin = match bind {
-            Some(bind) => crate::admin::serve(&bind, Arc::clone(&shared), draining.clone()).map_err(|error| {
-                let text = match &bind {
+        let admin = match &started.admin {
+            Some(bind) => crate::admin::serve(bind, Arc::clone(&shared), draining.clone()).map_err(|error| {
+                let text = match bind {
                     AdminBind::Tcp(address) => address.to_string(),
                     AdminBind::Unix(path) => path.display().to_string(),
                 };
@@ -147,6 +154,7 @@ impl Gateway {
             tasks,
             draining,
             admin,
+            started,
             reloading: tokio::sync::Mutex::new(()),
         }))))
     }
@@ -235,7 +243,7 @@ impl Handle {
         let bound = bind_new(&runtime, &self.0.sockets.lock()).map_err(ReloadError::Start)?;
         let previous = self.0.shared.runtime.load_full();
         runtime.activate(Some(&previous), &self.0.shared.state.observer).await;
-        warn_of_restart(&previous, &runtime);
+        self.0.started.warn_of_changes(&runtime);
         let wanted: Vec<SocketKey> = runtime.sockets().map(|(key, _)| key).collect();
         // Stop accepting on removed sockets before their listeners are removed.
         let closed: Vec<Socket> =
@@ -334,16 +342,18 @@ async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: Ta
     }
 }
 
-fn warn_of_restart(previous: &Runtime, next: &Runtime) {
-    let (old, new) = (&previous.process, &next.process);
-    let changed = [
-        ("worker_threads", old.worker_threads != new.worker_threads),
-        ("log", old.log != new.log),
-        ("log_format", old.log_format != new.log_format),
-        ("admin.bind", previous.admin != next.admin),
-    ];
-    for (key, _) in changed.into_iter().filter(|(_, changed)| *changed) {
-        tracing::warn!(key, "changed setting takes effect after a restart");
+impl Started {
+    fn warn_of_changes(&self, next: &Runtime) {
+        let (old, new) = (&self.process, &next.process);
+        let changed = [
+            ("worker_threads", old.worker_threads != new.worker_threads),
+            ("log", old.log != new.log),
+            ("log_format", old.log_format != new.log_format),
+            ("admin.bind", self.admin != next.admin),
+        ];
+        for (key, _) in changed.into_iter().filter(|(_, changed)| *changed) {
+            tracing::warn!(key, "changed setting takes effect after a restart");
+        }
     }
 }
 

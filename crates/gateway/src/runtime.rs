@@ -109,9 +109,9 @@ impl Runtime {
         let signer = identity.and_then(|identity| Signer::open(&identity, diagnostics).ok()).map(Arc::new);
         let open = |settings| Authenticator::open(settings, &state.sources, diagnostics).ok().map(Arc::new);
         let authenticators: Vec<_> = authenticators.into_iter().filter_map(open).collect();
-        let shared = Shared { upstreams: &upstreams, authenticators: &authenticators, signer: signer.as_ref(), state };
+        let parts = Parts { upstreams: &upstreams, authenticators: &authenticators, signer: signer.as_ref(), state };
         let listeners =
-            listeners.into_iter().filter_map(|listener| shared.open_listener(listener, diagnostics)).collect();
+            listeners.into_iter().filter_map(|listener| parts.open_listener(listener, diagnostics)).collect();
         Self {
             listeners,
             access_log: access_log.and_then(|log| check_access_log(log, diagnostics).ok()),
@@ -177,14 +177,14 @@ impl Runtime {
 }
 
 /// The parts that listeners refer to.
-struct Shared<'a> {
+struct Parts<'a> {
     upstreams: &'a [Arc<Upstream>],
     authenticators: &'a [Arc<Authenticator>],
     signer: Option<&'a Arc<Signer>>,
     state: &'a ProcessState,
 }
 
-impl Shared<'_> {
+impl Parts<'_> {
     fn open_listener(&self, settings: tables::Listener, diagnostics: &mut Diagnostics) -> Option<Arc<Listener>> {
         let name = settings.name.as_str();
         let context = Context {

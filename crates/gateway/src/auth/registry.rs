@@ -70,7 +70,7 @@ impl Devices {
             Ok(used) => used,
             Err(reject) => return Decision::Deny(reject),
         };
-        if let Err(reject) = entry.may_enter(now()) {
+        if let Err(reject) = entry.check_state(now()) {
             return Decision::Deny(reject);
         }
         let what = Authenticated::Device(Box::new(entry.evidence(used)));

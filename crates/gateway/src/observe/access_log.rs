@@ -184,7 +184,8 @@ fn json(end: &End<'_>, now: DateTime<Local>) -> String {
         protocol: info.protocol.label(),
         status: outcome.status(),
         reason: outcome.label(),
-        stage: outcome.stage().label(),
+        // What closes sessions may also close a connection that is not a session yet.
+        stage: outcome.stage().min(info.stage()).label(),
         blame: outcome.blame().label(),
         bytes_received,
         bytes_sent,
@@ -233,6 +234,24 @@ mod tests {
             line,
             format!("192.0.2.7 [22/Nov/2026:03:04:05 {zone}] TLS 200 120 30 127.0.0.1:1883 thing001 ok\n")
         );
+    }
+
+    #[test]
+    fn the_stage_is_how_far_the_connection_came() {
+        let stage = |info: &SessionInfo, outcome| {
+            let line = line(Format::Json, &End { info, outcome }, at());
+            serde_json::from_str::<serde_json::Value>(&line).unwrap()["stage"].as_str().unwrap().to_owned()
+        };
+        let info = SessionInfo::new(1, "devices".into(), Protocol::Tls, "192.0.2.7:49152".parse().unwrap());
+        let drained = Outcome::Closed(CloseReason::Drained);
+        assert_eq!(stage(&info, drained), "handshake");
+        info.set_connect("a", portcullis_wire::Version::V5);
+        assert_eq!(stage(&info, Outcome::Closed(CloseReason::CertificateRevoked)), "admit");
+        info.set_server("127.0.0.1:1883".into());
+        assert_eq!(stage(&info, drained), "upstream");
+        info.set_connected();
+        assert_eq!(stage(&info, drained), "relay");
+        assert_eq!(stage(&info, Outcome::Closed(CloseReason::UpstreamRefused)), "upstream");
     }
 
     #[test]

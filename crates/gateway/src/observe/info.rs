@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use portcullis_wire::Version;
 
 use crate::config::tables::Protocol;
+use crate::outcome::Stage;
 use crate::peer::{Identity, Peer};
 
 /// The record of one session.
@@ -120,6 +121,17 @@ impl SessionInfo {
     /// The broker.
     pub fn upstream(&self) -> Option<&UpstreamInfo> {
         self.upstream.get()
+    }
+
+    /// How far the connection has come.
+    pub fn stage(&self) -> Stage {
+        match (self.upstream(), self.connect()) {
+            (Some(upstream), _) if upstream.connected_after.get().is_some() => Stage::Relay,
+            (Some(_), _) => Stage::Upstream,
+            (None, Some(_)) => Stage::Admit,
+            (None, None) if self.tls().is_some() || self.protocol == Protocol::Tcp => Stage::Connect,
+            (None, None) => Stage::Handshake,
+        }
     }
 
     /// Application bytes from the client, and to it.

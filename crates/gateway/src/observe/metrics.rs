@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use crate::outcome::{Outcome, Reject};
 
@@ -138,83 +138,75 @@ fn handshake_histogram() -> Histogram {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("portcullis");
-        let mut metrics = Self {
+        let r = &mut registry;
+        let handshake_seconds: Family<_, _, fn() -> _> = Family::new_with_constructor(handshake_histogram);
+        let about = "From accept to the end of the TLS handshake";
+        r.register("tls_handshake_duration_seconds", about, handshake_seconds.clone());
+        let metrics = Self {
+            connections: add(r, "connections", "Connections ended, by reason"),
+            active: add(r, "connections_active", "Connections open"),
+            received: add(r, "received_bytes", "Application bytes from clients"),
+            sent: add(r, "sent_bytes", "Application bytes to clients"),
+            handshakes: add(r, "tls_handshakes", "TLS handshakes completed, full or resumed"),
+            handshake_failures: add(r, "tls_handshake_failures", "TLS handshakes failed, by reason"),
+            handshake_seconds,
+            servers: ServerFamilies {
+                active: add(r, "upstream_connections_active", "Sessions on a server"),
+                up: add(r, "upstream_up", "1 if a server may be given sessions, else 0"),
+                connects: add(r, "upstream_connects", "Connects to a server, by result"),
+            },
+            certificate_expiry: add(
+                r,
+                "certificate_expiry_timestamp_seconds",
+                "When the first certificate of an owner and role expires",
+            ),
+            crls: CrlFamilies {
+                this_update: add(r, "crl_this_update_timestamp_seconds", "When a CRL was issued"),
+                next_update: add(r, "crl_next_update_timestamp_seconds", "When a CRL expires"),
+                entries: add(r, "crl_entries", "Certificates that a CRL revokes"),
+            },
+            inventory: InventoryFamilies {
+                by_issuer: add(r, "device_certificates", "Connected devices with a certificate, by its issuer"),
+                expiring: add(
+                    r,
+                    "device_certificates_expiring",
+                    "Connected devices whose certificate expires within a number of days",
+                ),
+            },
+            registries: RegistryFamilies {
+                devices: add(r, "registry_devices", "Devices loaded from the registry"),
+                up: add(
+                    r,
+                    "registry_up",
+                    "Whether the registry's database is reachable and all its devices are loaded",
+                ),
+            },
+            reloads: add(r, "reloads", "Reloads of the configuration, by result"),
+            access_lines_dropped: add(
+                r,
+                "access_log_dropped_lines",
+                "Access lines lost since the log was opened, because the disk was too slow or full",
+            ),
+            log_lines_dropped: add(r, "log_dropped_lines", "Lines of the gateway's own log dropped"),
             registry: Registry::default(),
-            connections: Family::default(),
-            active: Family::default(),
-            received: Family::default(),
-            sent: Family::default(),
-            handshakes: Family::default(),
-            handshake_failures: Family::default(),
-            handshake_seconds: Family::new_with_constructor(handshake_histogram),
-            servers: ServerFamilies::default(),
-            certificate_expiry: Family::default(),
-            crls: CrlFamilies::default(),
-            inventory: InventoryFamilies::default(),
-            registries: RegistryFamilies::default(),
-            reloads: Family::default(),
-            access_lines_dropped: Gauge::default(),
-            log_lines_dropped: Gauge::default(),
         };
-        let m = &metrics;
-        registry.register("connections", "Connections ended, by reason", m.connections.clone());
-        registry.register("connections_active", "Connections open", m.active.clone());
-        registry.register("received_bytes", "Application bytes from clients", m.received.clone());
-        registry.register("sent_bytes", "Application bytes to clients", m.sent.clone());
-        registry.register("tls_handshakes", "TLS handshakes completed, full or resumed", m.handshakes.clone());
-        registry.register("tls_handshake_failures", "TLS handshakes failed, by reason", m.handshake_failures.clone());
-        registry.register(
-            "tls_handshake_duration_seconds",
-            "From accept to the end of the TLS handshake",
-            m.handshake_seconds.clone(),
-        );
-        registry.register("upstream_connections_active", "Sessions on a server", m.servers.active.clone());
-        registry.register("upstream_up", "1 if a server may be given sessions, else 0", m.servers.up.clone());
-        registry.register("upstream_connects", "Connects to a server, by result", m.servers.connects.clone());
-        registry.register(
-            "certificate_expiry_timestamp_seconds",
-            "When the first certificate of an owner and role expires",
-            m.certificate_expiry.clone(),
-        );
-        registry.register("crl_this_update_timestamp_seconds", "When a CRL was issued", m.crls.this_update.clone());
-        registry.register("crl_next_update_timestamp_seconds", "When a CRL expires", m.crls.next_update.clone());
-        registry.register("crl_entries", "Certificates that a CRL revokes", m.crls.entries.clone());
-        registry.register(
-            "device_certificates",
-            "Connected devices with a certificate, by its issuer",
-            m.inventory.by_issuer.clone(),
-        );
-        registry.register(
-            "device_certificates_expiring",
-            "Connected devices whose certificate expires within a number of days",
-            m.inventory.expiring.clone(),
-        );
-        registry.register("registry_devices", "Devices loaded from the registry", m.registries.devices.clone());
-        registry.register(
-            "registry_up",
-            "Whether the registry's database is reachable and all its devices are loaded",
-            m.registries.up.clone(),
-        );
-        registry.register("reloads", "Reloads of the configuration, by result", m.reloads.clone());
         // From the start: an alert on the increase of a counter does not see the step from no value to 1.
         for result in ["ok", "failed"] {
-            drop(m.reloads.get_or_create(&ByResult { result }));
+            drop(metrics.reloads.get_or_create(&ByResult { result }));
         }
-        registry.register(
-            "access_log_dropped_lines",
-            "Access lines lost since the log was opened, because the disk was too slow or full",
-            m.access_lines_dropped.clone(),
-        );
-        registry.register("log_dropped_lines", "Lines of the gateway's own log dropped", m.log_lines_dropped.clone());
-        let start: Gauge = Gauge::default();
+        let start: Gauge = add(r, "start_timestamp_seconds", "When the process started");
         start.set(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs().cast_signed()));
-        registry.register("start_timestamp_seconds", "When the process started", start);
-        let version: Family<Vec<(&str, &str)>, Gauge> = Family::default();
+        let version: Family<Vec<(&str, &str)>, Gauge> = add(r, "build_info", "1, labelled with the version");
         version.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION"))]).set(1);
-        registry.register("build_info", "1, labelled with the version", version);
-        metrics.registry = registry;
-        metrics
+        Self { registry, ..metrics }
     }
+}
+
+/// Registers a new metric.
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, about: &str) -> M {
+    let metric = M::default();
+    registry.register(name, about, metric.clone());
+    metric
 }
 
 impl Metrics {

@@ -12,8 +12,8 @@ pub use chain_error::ChainError;
 pub use close_reason::CloseReason;
 pub use reject::Reject;
 
-/// The phase in which a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The phase in which a connection ended, in the order of phases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "self-explanatory names")]
 pub enum Stage {
     Accept,

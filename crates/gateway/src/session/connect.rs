@@ -165,7 +165,7 @@ async fn identify(
         return Err(Reject::Banned);
     }
     if let Some(device) = device {
-        device.may_enter(now())?;
+        device.check_state(now())?;
     }
     let mut principal = auth::authenticate(&listener.authenticators, facts).await?.unwrap_or_default();
     if principal.device.is_none() {

@@ -1,7 +1,9 @@
 //! An upstream: its configured servers, the endpoints that their names resolve to, and the state of each endpoint. Enters:
 //! settings and DNS answers. Leaves: the endpoints to try for a session.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -39,6 +41,8 @@ pub struct Upstream {
     /// The state of every address with a session or in `endpoints`, so that an address that leaves DNS and returns keeps its
     /// state.
     states: Mutex<HashMap<Arc<str>, Weak<EndpointState>>>,
+    /// Names whose last lookup failed.
+    unresolved: Mutex<HashSet<Arc<str>>>,
     is_retired: AtomicBool,
 }
 
@@ -60,6 +64,7 @@ impl Upstream {
             tls,
             endpoints: ArcSwap::default(),
             states: Mutex::default(),
+            unresolved: Mutex::default(),
             is_retired: AtomicBool::new(false),
             name: settings.name.into(),
         })
@@ -168,17 +173,10 @@ impl Upstream {
             }
             Address::Name(name, port) => (name, *port),
         };
-        let found = match tokio::time::timeout_at(deadline, tokio::net::lookup_host((&**name, port))).await {
-            Ok(Ok(found)) => found.collect::<Vec<_>>(),
-            Ok(Err(error)) => {
-                tracing::warn!(upstream = &*self.name, name = &**name, %error, "cannot resolve broker name");
-                Vec::new()
-            }
-            Err(_) => {
-                tracing::warn!(upstream = &*self.name, name = &**name, "broker name was not resolved in time");
-                Vec::new()
-            }
-        };
+        let lookup = tokio::time::timeout_at(deadline, tokio::net::lookup_host((&**name, port)));
+        let found = lookup.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        self.log_lookup(name, found.as_ref().err());
+        let found: Vec<SocketAddr> = found.map_or_else(|_| Vec::new(), Iterator::collect);
         if found.is_empty() {
             let of_name = |endpoint: &&Arc<Endpoint>| {
                 endpoint.host == *name && endpoint.address.is_some_and(|address| address.port() == port)
@@ -187,6 +185,20 @@ impl Upstream {
             return known.map(|known| (Arc::clone(&known.label), Arc::clone(name), known.address)).collect();
         }
         found.into_iter().map(|address| (address.to_string().into(), Arc::clone(name), Some(address))).collect()
+    }
+
+    /// Logs that a name can no longer be resolved, or that it can again: once, since lookups are repeated every second.
+    fn log_lookup(&self, name: &Arc<str>, error: Option<&io::Error>) {
+        let mut unresolved = self.unresolved.lock();
+        match error {
+            Some(error) if unresolved.insert(Arc::clone(name)) => {
+                tracing::warn!(upstream = &*self.name, name = &**name, %error, "cannot resolve broker name");
+            }
+            None if unresolved.remove(name) => {
+                tracing::info!(upstream = &*self.name, name = &**name, "broker name resolved");
+            }
+            _ => {}
+        }
     }
 }
 

@@ -14,4 +14,5 @@ mod pki;
 mod processes;
 mod proxies;
 mod registry;
+mod server_keys;
 mod trust;

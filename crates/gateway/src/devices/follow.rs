@@ -1,0 +1,194 @@
+//! Keeps the replica up to date. Enters: the database of the registry. Leaves: its changes, applied in the order of their
+//! revisions. Never here: a lookup.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use portcullis_registry::{Listening, PAGE, Registry};
+
+use super::{Entry, Known, Replica, key};
+use crate::pki::Key;
+
+/// Interval at which the gateway polls the database for changes.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Time for one response of the database.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a start waits for the replica to load before listeners accept connections without it.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Replica {
+    /// Starts to follow the database, once. Waits a bounded time until the replica is loaded.
+    pub(crate) async fn prepare(self: &Arc<Self>) {
+        self.is_followed.call_once(|| {
+            tokio::spawn(follow(Arc::downgrade(self)));
+        });
+        let mut complete = self.complete.subscribe();
+        let waited = tokio::time::timeout(LOAD_TIMEOUT, complete.wait_for(|is_complete| *is_complete)).await;
+        if waited.is_err() {
+            tracing::warn!("device registry not loaded yet; devices are rejected until it is");
+        }
+    }
+
+    /// Reads changes since the last revision. `anew`: replaces the whole replica.
+    async fn pull(self: &Arc<Self>, registry: &Registry, anew: bool) -> Result<(), String> {
+        let (known, has_room) = {
+            let known = self.known();
+            (known.revision, known.is_full && known.by_id.len() < self.max)
+        };
+        let revision = query(registry.revision()).await?;
+        if anew || revision < known {
+            tracing::warn!("the device registry was replaced by another one; reloading it");
+            return self.pull_anew(registry).await;
+        }
+        if has_room {
+            // There is room again for devices that did not fit.
+            return self.pull_anew(registry).await;
+        }
+        let mut since = known;
+        // All changes up to this revision are committed.
+        while since < revision {
+            let changes = query(registry.changes(since)).await?;
+            let Some(last) = changes.last() else { break };
+            since = last.revision;
+            let this = Arc::clone(self);
+            in_background(move || this.apply(&changes)).await?;
+        }
+        self.reached(revision);
+        self.answered();
+        Ok(())
+    }
+
+    async fn pull_anew(self: &Arc<Self>, registry: &Registry) -> Result<(), String> {
+        let (mut fresh, max) = (Known::default(), self.max);
+        loop {
+            let changes = query(registry.changes(fresh.revision)).await?;
+            let is_last = changes.len() < PAGE;
+            fresh = in_background(move || {
+                changes.iter().for_each(|change| fresh.apply(change, Entry::after(change), max));
+                fresh
+            })
+            .await?;
+            if is_last {
+                break;
+            }
+        }
+        let this = Arc::clone(self);
+        in_background(move || {
+            let new: Vec<Key> = fresh.by_id.keys().map(|id| key(id)).collect();
+            let before = std::mem::replace(&mut *this.known.write(), fresh);
+            this.evaluate_again(before.by_id.keys().map(|id| key(id)).chain(new));
+        })
+        .await?;
+        self.answered();
+        Ok(())
+    }
+}
+
+/// Follows the database while the replica has an owner. Logs a problem once, and its end once.
+async fn follow(replica: Weak<Replica>) {
+    let (mut connection, mut logged) = (Connection::default(), None);
+    loop {
+        let Some(this) = replica.upgrade() else { return };
+        match connection.pull(&this).await {
+            Ok(()) => {
+                if logged.take().is_some() {
+                    tracing::info!(devices = this.len(), "device registry available again");
+                }
+            }
+            Err(problem) => {
+                this.known.write().answered = None;
+                if logged.as_ref() != Some(&problem) {
+                    tracing::error!(
+                        devices = this.len(),
+                        "device registry unavailable, serving known devices: {problem}"
+                    );
+                    logged = Some(problem);
+                }
+            }
+        }
+        drop(this);
+        connection.wait().await;
+    }
+}
+
+/// The connection to the database.
+#[derive(Default)]
+struct Connection {
+    /// With device and inode of the file, for SQLite.
+    registry: Option<(Registry, Option<(u64, u64)>)>,
+    /// Receives notifications of changes.
+    listening: Option<Listening>,
+    /// Whether the replica was read from another database file.
+    is_other: bool,
+}
+
+impl Connection {
+    async fn pull(&mut self, replica: &Arc<Replica>) -> Result<(), String> {
+        let file = replica.url.path().map(inode).transpose();
+        // The file was renamed or restored: the open one is not the file that others write to.
+        if let Some((registry, _)) = self.registry.take_if(|(_, known)| file.as_ref().ok() != Some(known)) {
+            registry.close().await;
+            self.is_other = true;
+        }
+        let registry = match self.registry.take() {
+            Some(connected) => &self.registry.insert(connected).0,
+            None => {
+                let file = file.map_err(|error| format!("the file cannot be opened: {error}"))?;
+                let registry = Registry::connect_lazy(&replica.url).map_err(|error| explain(&error))?;
+                &self.registry.insert((registry, file)).0
+            }
+        };
+        let result = replica.pull(registry, self.is_other).await;
+        if result.is_err() {
+            self.listening = None;
+            return result;
+        }
+        self.is_other = false;
+        if self.listening.is_none() {
+            // Without notifications, polling sees changes after up to a second.
+            let listening = query(registry.listen()).await;
+            self.listening = listening.unwrap_or_else(|problem| {
+                tracing::debug!("no change notifications from the device registry: {problem}");
+                None
+            });
+        }
+        Ok(())
+    }
+
+    /// Waits until something may have changed.
+    async fn wait(&mut self) {
+        if let Some(listening) = &mut self.listening {
+            match tokio::time::timeout(PERIOD, listening.changed()).await {
+                Ok(Ok(())) | Err(_) => return,
+                Ok(Err(_)) => self.listening = None,
+            }
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// Waits for a response of the database, with a timeout.
+async fn query<T>(query: impl Future<Output = Result<T, portcullis_registry::Error>>) -> Result<T, String> {
+    match tokio::time::timeout(QUERY_TIMEOUT, query).await {
+        Ok(response) => response.map_err(|error| explain(&error)),
+        Err(_) => Err("timed out".to_owned()),
+    }
+}
+
+/// Device and inode, which detect that another file has replaced a file.
+fn inode(path: &str) -> std::io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+fn explain(error: &portcullis_registry::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+/// Runs work on a blocking thread, so that sessions are not delayed.
+async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
+}
