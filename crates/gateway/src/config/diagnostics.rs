@@ -138,6 +138,18 @@ impl Diagnostics {
         Reported(())
     }
 
+    /// Reports an error in one string of a list.
+    pub(super) fn error_in_list(
+        &mut self,
+        list: &impl Located,
+        item: &str,
+        complaint: impl Into<Complaint>,
+    ) -> Reported {
+        let location = list.location().map(|list| self.within(list, &format!("\"{item}\""), 0..item.len() + 2));
+        self.push(Severity::Error, location, complaint.into());
+        Reported(())
+    }
+
     /// The proof for a consequence of an error that was reported before.
     pub(super) fn already_reported(&self) -> Reported {
         debug_assert!(self.has_errors(), "nothing was reported");
@@ -159,7 +171,7 @@ impl Diagnostics {
     }
 
     fn push(&mut self, severity: Severity, location: Option<Location>, mut complaint: Complaint) {
-        complaint.message = self.redact(complaint.message, location.as_ref());
+        complaint.message = self.redact(without_os_code(complaint.message), location.as_ref());
         complaint.hint = complaint.hint.map(|hint| self.redact(hint, location.as_ref()));
         self.list.push(Diagnostic { severity, complaint, span: location.map(|location| location.0) });
     }
@@ -271,6 +283,11 @@ impl Diagnostics {
             .annotation(AnnotationKind::Primary.span(visible))
     }
 
+    /// The number of the line of an item, from 1; 0: it is not in the file.
+    pub(super) fn line_of(&self, item: &impl Located) -> usize {
+        item.location().map_or(0, |location| self.row(location.0.start.min(self.source.len())))
+    }
+
     /// The number of the line that contains this byte, from 1.
     fn row(&self, at: usize) -> usize {
         self.source[..at].bytes().filter(|byte| *byte == b'\n').count() + 1
@@ -286,6 +303,14 @@ impl fmt::Display for Diagnostics {
 }
 
 impl std::error::Error for Diagnostics {}
+
+/// A message without the number that the standard library appends to errors of the operating system.
+fn without_os_code(message: String) -> String {
+    match message.split_once(" (os error ") {
+        Some((before, after)) => before.to_owned() + after.split_once(')').map_or("", |(_, after)| after),
+        None => message,
+    }
+}
 
 /// Words of messages with at least so many bytes are compared with parts of inserted values; shorter ones only as a whole.
 const LONG: usize = 3;

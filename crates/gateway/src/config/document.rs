@@ -8,13 +8,14 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::diagnostics::{Complaint, Diagnostics, Reported, overlap, warn_if_exposed};
+use super::explain::{explain, item_of};
 use super::values::{Located, Location};
-use crate::util::suggest::suggest;
 
 /// A configuration file during the validation of its tables.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ const MAX_FILE_LEN: u64 = 4 << 20;
 
 impl Document {
     /// Reads a file. The model is complete only if the document's diagnostics contain no error.
-    pub(super) fn read<M: DeserializeOwned + Default>(path: &Path) -> (M, Self) {
+    pub(super) fn read<M: DeserializeOwned + JsonSchema + Default>(path: &Path) -> (M, Self) {
         match read_text(path) {
             Ok(source) => Self::parse(path, &source),
             Err(error) => {
@@ -45,11 +46,18 @@ impl Document {
     }
 
     /// Parses text that stands in for the content of the file `path`.
-    pub(super) fn parse<M: DeserializeOwned + Default>(path: &Path, source: &str) -> (M, Self) {
+    pub(super) fn parse<M: DeserializeOwned + JsonSchema + Default>(path: &Path, source: &str) -> (M, Self) {
         let mut document = Self::new(path, source.to_owned());
         let (mut tree, errors) = DeTable::parse_recoverable(source);
-        for error in &errors {
-            document.diagnostics.error(&Location(error.span().unwrap_or(0..0)), error.message());
+        for (index, error) in errors.iter().enumerate() {
+            let is_duplicate = error.message() == "duplicate key";
+            // After a table that is there twice, each of its keys is.
+            if is_duplicate && errors[..index].iter().any(|error| error.message() == "duplicate key") {
+                continue;
+            }
+            let mut complaint = Complaint::new(error.message());
+            complaint.hint = is_duplicate.then(|| "of several tables of a kind, each begins with [[...]]".to_owned());
+            document.diagnostics.error(&Location(error.span().unwrap_or(0..0)), complaint);
         }
         // After a syntax error the tree is a guess: reporting keys as missing from it would mislead.
         if !errors.is_empty() {
@@ -108,18 +116,19 @@ impl Document {
         self.directory.join(path)
     }
 
-    fn deserialize<M: DeserializeOwned + Default>(&mut self, mut tree: Spanned<DeTable<'_>>) -> M {
+    fn deserialize<M: DeserializeOwned + JsonSchema + Default>(&mut self, mut tree: Spanned<DeTable<'_>>) -> M {
         for _ in 0..MAX_PROBLEMS {
             let error = match M::deserialize(toml::de::Deserializer::from(tree.clone())) {
                 Ok(model) => return model,
                 Err(error) => error,
             };
             let span = error.span().unwrap_or(0..0);
+            let span = item_of(tree.get_ref(), &span, error.message()).unwrap_or(span);
             if self.diagnostics.has_substitution(&span) {
                 // serde's message quotes the value, and this one may be a secret.
                 self.error(&Location(span.clone()), "the substituted value is not valid here");
             } else {
-                let complaint = explain(&error);
+                let complaint = explain(&error, || schemars::schema_for!(M).to_value());
                 self.error(&Location(span.clone()), complaint);
             }
             let tree_span = tree.span();
@@ -134,56 +143,6 @@ impl Document {
 fn read_text(path: &Path) -> std::io::Result<String> {
     let bytes = crate::util::file::read(path, MAX_FILE_LEN)?;
     std::str::from_utf8(&bytes).map(str::to_owned).map_err(|_| std::io::Error::other("it is not UTF-8"))
-}
-
-/// Rewrites serde's error in the words of the configuration file.
-fn explain(error: &toml::de::Error) -> Complaint {
-    let message = error.message();
-    if let Some(complaint) = explain_type(message) {
-        return complaint;
-    }
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let known: Vec<&str> = quoted.clone().skip(1).collect();
-    let kind = ["unknown field", "unknown variant"].into_iter().find(|kind| message.starts_with(kind));
-    let (Some(kind), Some(found)) = (kind, quoted.next()) else { return Complaint::new(message) };
-    let what = if kind == "unknown field" { "unknown key" } else { "unknown value" };
-    let complaint = Complaint::new(format!("{what} `{found}`"));
-    if let Some(suggestion) = suggest(found, known.iter().copied()) {
-        complaint.hint(format!("did you mean `{suggestion}`?"))
-    } else if known.is_empty() {
-        complaint
-    } else {
-        complaint.hint(format!("expected one of: {}", known.join(", ")))
-    }
-}
-
-/// Rewrites serde's error about a value of another type or out of range; `None`: it is another error.
-fn explain_type(message: &str) -> Option<Complaint> {
-    let mismatch = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "))?;
-    let (found, expected) = mismatch.split_once(", expected ")?;
-    let found = match found.split_once(' ') {
-        Some(("string", _)) => "a string".to_owned(),
-        Some(("integer", number)) => format!("the number {}", number.trim_matches('`')),
-        Some(("boolean", value)) => value.to_owned(),
-        None if found == "map" => "a table".to_owned(),
-        None if found == "sequence" => "a list".to_owned(),
-        _ => found.to_owned(),
-    };
-    let (expected, hint) = match expected {
-        "a string" | "a borrowed string" | "path string" => {
-            ("a string", "write it in quotes; a duration or size also has a unit: \"5s\", \"64KiB\"")
-        }
-        "a sequence" if found == "a table" => ("a list of tables", "write the header in double brackets: [[...]]"),
-        "a sequence" => ("a list", "write it in brackets: [\"...\"]"),
-        "a map" => ("a table", "[...], or { key = \"value\" }"),
-        "a boolean" => ("a boolean", "write `true` or `false` without quotes"),
-        "u8" | "u16" | "u32" | "u64" | "usize" => ("a number", "write a whole number, 0 or greater, without quotes"),
-        "a nonzero u32" => ("a number greater than 0", "write a whole number without quotes"),
-        other if other.starts_with("struct ") => ("a table", "[...], or { key = \"value\" }"),
-        other => (other, ""),
-    };
-    let complaint = Complaint::new(format!("expected {expected}, found {found}"));
-    Some(if hint.is_empty() { complaint } else { complaint.hint(hint) })
 }
 
 /// Removes the innermost entry that covers `span` from the tree and records its key. Returns whether it found one.
@@ -322,12 +281,29 @@ balance = "ketama"
             ("unknown key `client_atuh`", hint("client_auth"))
         );
         assert_eq!(find("\"1.1\"").0, "unknown value `1.1`");
-        assert_eq!(find("\"tsl\"").1, hint("tls"));
+        assert_eq!(find("\"tsl\"").1.as_deref(), Some("expected one of: tls, tcp"));
         assert_eq!(find("7").0, "expected a string, found the number 7");
         assert!(find("\"ketama\"").0.contains("unknown value"));
         assert_eq!(find("rutime").1, hint("runtime"));
         assert!(found.iter().any(|(m, h, _)| m == "unknown key `wieght`" && *h == hint("weight")), "{found:#?}");
         assert_eq!(found.len(), 10, "{found:#?}");
+    }
+
+    #[test]
+    fn errors_name_the_table_of_a_key_and_the_item_of_a_list() {
+        for (source, at, hint) in [
+            ("[[listener]]\nrequire = []", "require", "it belongs to [listener.admit]"),
+            ("[[listener]]\ncrl = []", "crl", "it belongs to [listener.tls]"),
+            ("[[upstream]]\nweight = 2", "weight", "it belongs to [[upstream.servers]]"),
+            ("[[listener]]\nserver = []", "server", "expected one of: name, bind, protocol"),
+        ] {
+            let found = messages(source);
+            assert!(found[0].1.as_ref().is_some_and(|it| it.starts_with(hint)) && found[0].2 == at, "{found:#?}");
+        }
+        let found = messages("[[listener]]\nallow = [\"10.0.0.0/8\", \"x\", \"y\"]\n");
+        assert_eq!(found.iter().map(|(.., at)| at.as_str()).collect::<Vec<_>>(), ["\"x\"", "\"y\""]);
+        let found = messages("[listener]\nname = \"a\"\nbind = \"b\"\n[listener]\nname = \"a\"\nbind = \"b\"\n");
+        assert_eq!(found.len(), 1, "{found:#?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod diagnostics;
 mod document;
+mod explain;
 mod lints;
 pub mod tables;
 mod values;

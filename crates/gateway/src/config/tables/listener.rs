@@ -174,11 +174,9 @@ pub(super) fn validate(
         upstream.and_then(|upstream| check_known("upstream", upstream, &names.upstreams, document).map(|()| upstream));
     let tls = validate_tls(table, names, document);
     let connect = connect::validate(&table.connect, names, document);
-    let is_incomplete = tls.is_err() || connect.is_err();
-    let mut require = Vec::new();
-    for source in &table.admit.require {
-        require.extend(compile(Some(source), Wanted::Bool, document).ok().flatten());
-    }
+    let required = table.admit.require.iter().map(|source| compile(Some(source), Wanted::Bool, document));
+    let required: Vec<_> = required.collect();
+    let is_incomplete = tls.is_err() || connect.is_err() || required.iter().any(Result::is_err);
     if table.max_connect_size.value.0 > MAX_MAX_CONNECT_SIZE {
         document.error(&table.max_connect_size, "`max_connect_size` must be at most 1MiB");
     }
@@ -197,7 +195,7 @@ pub(super) fn validate(
         tls: tls.ok().flatten(),
         authenticate: validate_authenticate(table, names, document),
         bans: table.ban.iter().filter_map(|rule| ban::validate(rule, document).ok()).collect(),
-        require,
+        require: required.into_iter().filter_map(Result::ok).flatten().collect(),
         connect: connect.unwrap_or_default(),
         is_incomplete,
     }
@@ -213,12 +211,14 @@ fn validate_bind(
     for text in &bind.value.0 {
         match text.parse::<SocketAddr>() {
             Ok(address) if address.port() != 0 && !bound.insert(address) => {
-                document.error(bind, format!("`{address}` is already bound by a listener"));
+                let message = format!("`{address}` is already bound by a listener");
+                document.diagnostics.error_in_list(bind, text, message);
             }
             Ok(address) => addresses.push(address),
             Err(_) => {
                 let complaint = Complaint::new(format!("`{text}` is not an address with a port"));
-                document.error(bind, complaint.hint("for example \"0.0.0.0:8883\" or \"[::]:8883\""));
+                let hint = "for example \"0.0.0.0:8883\" or \"[::]:8883\"; a listener takes no host names";
+                document.diagnostics.error_in_list(bind, text, complaint.hint(hint));
             }
         }
     }

@@ -128,20 +128,21 @@ trait Named {
 
 /// The names of the tables of one kind. Reports missing, empty and duplicate names.
 fn names<T: Named>(tables: &[Setting<T>], kind: &str, document: &mut Document) -> Vec<String> {
-    let mut seen: Vec<String> = Vec::new();
+    let mut seen: Vec<&Setting<String>> = Vec::new();
     for table in tables {
         let Ok(name) = document.require(table.value.name(), table, "name", "it appears in logs and metrics") else {
             continue;
         };
         if name.is_empty() {
             document.error(name, "`name` is empty");
-        } else if seen.contains(&name.value) {
-            document.error(name, format!("duplicate {kind} name `{}`", name.value));
+        } else if let Some(first) = seen.iter().find(|first| first.value == name.value) {
+            let hint = format!("the first one is in line {}", document.diagnostics.line_of(*first));
+            document.error(name, Complaint::new(format!("duplicate {kind} name `{}`", name.value)).hint(hint));
         } else {
-            seen.push(name.value.clone());
+            seen.push(name);
         }
     }
-    seen
+    seen.into_iter().map(|name| name.value.clone()).collect()
 }
 
 /// Reports a reference to a name that no table of this kind has, and suggests a similar one.
