@@ -10,7 +10,7 @@ use portcullis_gateway::evidence::Evidence;
 use portcullis_gateway::observe::SessionInfo;
 use portcullis_gateway::outcome::CloseReason;
 use portcullis_gateway::pki::{ChainCertificate, IssuerId, Key, Serial, VerifiedChain};
-use portcullis_gateway::session::index::{SessionEntry, SessionGuard, Sessions};
+use portcullis_gateway::sessions::{SessionEntry, SessionGuard, Sessions};
 
 use crate::usage::Usage;
 

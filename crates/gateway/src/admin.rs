@@ -23,8 +23,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::tables::AdminBind;
-use crate::edge;
 use crate::maintenance;
+use crate::net;
 use crate::session::Shared;
 
 const MAX_CONNECTIONS: usize = 64;
@@ -60,7 +60,7 @@ pub(crate) fn serve(
         .with_state(Served { shared, draining });
     match bind {
         AdminBind::Tcp(address) => {
-            let listener = edge::bind(*address)?;
+            let listener = net::bind(*address)?;
             let address = listener.local_addr()?;
             tracing::info!(%address, "admin interface listening");
             tokio::spawn(answer(router, async move || listener.accept().await.map(|(stream, _)| stream)));

@@ -1,6 +1,6 @@
 //! HTTP client for CRLs, OCSP, JWKS and authentication services. Enters: a URL and a request. Leaves: a response of
-//! bounded size, within a timeout. TLS is always verified. Never here: a redirect is followed, or a TLS handshake waits
-//! for a response.
+//! bounded size, within a timeout. TLS is always verified. Redirects are never followed, and no TLS handshake
+//! waits for a response.
 
 use std::fmt;
 use std::path::Path;

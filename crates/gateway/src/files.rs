@@ -1,5 +1,5 @@
 //! Reads PEM files and credential files. Enters: a path. Leaves: certificates, trust anchors or entries, or a complaint
-//! that names the file. Never here: a complaint that quotes a secret.
+//! that names the file. No complaint quotes a secret.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
 //! The running gateway: start, reload, drain and stop. Enters: a loaded configuration, and operators' requests. Leaves:
-//! listening sockets whose connections are served. Never here: what happens on a connection.
+//! listening sockets whose connections are served. Not here: what happens on a connection.
 
 use std::collections::HashMap;
 use std::fmt;

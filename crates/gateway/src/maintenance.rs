@@ -10,9 +10,9 @@ use serde::Serialize;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::observe::Expiry;
-use crate::pki::CrlNote;
-use crate::session::index::SessionEntry;
+use crate::pki::CrlSummary;
 use crate::session::{Shared, evaluate};
+use crate::sessions::SessionEntry;
 use crate::tls::ServerTls;
 use crate::util::clock::now;
 
@@ -159,7 +159,7 @@ pub struct CertificateStatus {
     /// The gateway's own certificates and trust anchors.
     pub certificates: Vec<Expiry>,
     /// The CRLs in use.
-    pub crls: Vec<CrlNote>,
+    pub crls: Vec<CrlSummary>,
     /// The number of connected devices by the subject of their certificates' issuer. Issuers beyond the limit are `other`.
     pub devices_by_issuer: Vec<(String, usize)>,
     /// The number of connected devices whose certificate expires within a number of days, cumulative.
@@ -196,7 +196,7 @@ pub(crate) fn refresh_metrics(shared: &Shared) {
     metrics.set_inventory(&status.devices_by_issuer, &status.devices_expiring);
     let runtime = shared.runtime.load();
     let registries = runtime.authenticators.iter().filter_map(|it| Some((&*it.name, it.registry()?)));
-    metrics.set_registries(registries.map(|(name, registry)| (name, registry.len(), registry.is_certain())));
+    metrics.set_registries(registries.map(|(name, registry)| (name, registry.len(), registry.is_authoritative())));
 }
 
 /// The warnings already logged, so that each is logged once.

@@ -2,8 +2,8 @@
 //! may replace the last one. Leaves: the last good value, lock-free to read, and whether sessions that depend on it
 //! must be evaluated again.
 //!
-//! Never here: a value is dropped because its origin fails; a reader waits for a file or the network; two requests for
-//! one value are in flight; a failing origin is retried without back-off; the same problem is logged twice in a row.
+//! Invariants: a value is never dropped because its origin fails; a reader never waits for a file or the network; at most
+//! one request for a value is in flight; a failing origin is retried with back-off; a problem is logged once.
 
 use std::fmt;
 use std::future::Future;

@@ -6,7 +6,7 @@ use crate::auth;
 use crate::limits::{BanCounters, Permits};
 use crate::observe::Observer;
 use crate::pki::RevocationStore;
-use crate::session::index::Sessions;
+use crate::sessions::Sessions;
 use crate::tls::ListenerState;
 use crate::util::weak_map::WeakMap;
 

@@ -31,7 +31,7 @@ pub(crate) fn build(settings: Settings<'_>) -> Result<SslContext, ErrorStack> {
     context.set_session_cache_mode(SslSessionCacheMode::OFF);
     // An idle connection holds no buffer.
     context.set_mode(SslMode::RELEASE_BUFFERS);
-    context.set_psk_server_callback(|ssl, identity, key| handshake::hand_over(ssl, identity, key));
+    context.set_psk_server_callback(|ssl, identity, key| handshake::supply_key(ssl, identity, key));
     if !settings.alpn.is_empty() {
         let ours = settings.alpn.to_vec();
         context.set_alpn_select_callback(move |_, offered| {

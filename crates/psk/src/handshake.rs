@@ -61,7 +61,7 @@ impl<Lookup: PskLookup> KeySource for Handshake<Lookup> {
 }
 
 /// OpenSSL's callback: supplies the key of an identity.
-pub(crate) fn hand_over(ssl: &SslRef, identity: Option<&[u8]>, key: &mut [u8]) -> Result<usize, ErrorStack> {
+pub(crate) fn supply_key(ssl: &SslRef, identity: Option<&[u8]>, key: &mut [u8]) -> Result<usize, ErrorStack> {
     match ssl.ex_data(*HANDSHAKE).map_or(0, |handshake| handshake.write_key(identity, key)) {
         0 => {
             // A random key, because OpenSSL sends different alerts for a missing and for a wrong key.

@@ -2,7 +2,7 @@
 //! framing of all other packets.
 //!
 //! Enters: untrusted bytes. Leaves: borrowed views of them, packets to send, or an [`Error`] that names the broken rule.
-//! Never here: I/O, a clock, allocation while decoding, a panic on any input.
+//! It has no I/O and no clock, allocates nothing while decoding, and panics on no input.
 //!
 //! Decoding is incremental: pass all bytes that have arrived so far; `Ok(None)` means that more are needed. How the input
 //! is split never changes the result.

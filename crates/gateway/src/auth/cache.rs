@@ -1,5 +1,5 @@
 //! A bounded cache of authentication results. Enters: a request, its result, and how long the result is valid. Leaves:
-//! the result, until it expires. Never here: the request itself, which may contain a password. Entries are
+//! the result, until it expires. The request itself, which may contain a password, is not kept. Entries are
 //! found by a digest under a random key of this process, so a leaked digest does not help to guess a password.
 
 use std::fmt;

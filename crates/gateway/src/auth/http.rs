@@ -1,6 +1,6 @@
 //! An HTTP authentication service. Enters: the facts about a client. Leaves: the service's decision. Time and
-//! concurrency are bounded, and a circuit breaker stops requests to a service that fails. Never here: a response about
-//! one client used for another.
+//! concurrency are bounded, and a circuit breaker stops requests to a service that fails. A response about one
+//! client never serves another.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! The JWKS of a token issuer [RFC 7517], from a file or a URL. Enters: a path or URL. Leaves: public keys by key ID
-//! and algorithm. Never here: a set of keys is dropped because its origin fails, or a secret key is accepted.
+//! and algorithm. A set of keys is never dropped because its origin fails, and a secret key is never
+//! accepted.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Authenticates clients by JWTs [RFC 7519] in the password or the user name. Enters: a token. Leaves: its claims, if a
-//! key of the issuer has signed it and its claims meet the requirements. Never here: a token in a log.
+//! key of the issuer has signed it and its claims meet the requirements. Tokens are never logged.
 
 use std::sync::Arc;
 use std::time::Duration;

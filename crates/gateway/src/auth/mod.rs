@@ -1,5 +1,5 @@
 //! Authenticates clients by their CONNECT: passwords, tokens, an HTTP service, the device registry. Enters: the facts
-//! about a client. Leaves: a [`Principal`], or a rejection. Never here: what the principal may do.
+//! about a client. Leaves: a [`Principal`], or a rejection. Not here: what the principal may do.
 //!
 //! The gateway asks a listener's authenticators in order. The first that knows the client decides. An authenticator
 //! that cannot tell whether it knows the client rejects it: the next one might admit a client that this one has banned.
@@ -190,7 +190,9 @@ impl Authenticator {
                 devices.replica().evaluate(device, uses_device, now)
             }
             // A reload gave this name to an authenticator of another kind.
-            _ => Err(CloseReason::CredentialWithdrawn),
+            (Method::PasswordFile(_) | Method::Jwt(_) | Method::Http(_) | Method::Registry(_), _) => {
+                Err(CloseReason::CredentialWithdrawn)
+            }
         }
     }
 

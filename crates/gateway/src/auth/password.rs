@@ -1,6 +1,6 @@
 //! Verifies passwords against hashes. Enters: a hash and a password. Leaves: whether they match. Password hashes are
-//! slow by design, so verification runs on a bounded number of low-priority threads behind a bounded queue. Never here:
-//! a verification on a thread that relays sessions.
+//! slow by design, so verification runs on a bounded number of low-priority threads behind a bounded queue. It never
+//! runs on a thread that relays sessions.
 
 use std::collections::HashMap;
 use std::fmt;

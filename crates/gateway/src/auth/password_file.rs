@@ -1,6 +1,6 @@
 //! Password files: lines of `user:hash`, the format of mosquitto. Blank lines and lines that begin with `#` are
 //! ignored. Enters: a file, reloaded when it changes, and a client's user name and password. Leaves: whether they
-//! match. Never here: a password is logged, or a file is written in place.
+//! match. Passwords are never logged, and the file is never written in place.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -1,5 +1,5 @@
 //! The device registry as an authenticator. Enters: a client. Leaves: which device it is, whether the device is
-//! admitted, and which credential proved it. Never here: a query to the database; lookups use the replica in memory.
+//! admitted, and which credential proved it. It never queries the database: lookups use the replica in memory.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::password::{PasswordHash, Passwords};
 use super::{Candidate, Decision, Principal, Sources};
 use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
-use crate::devices::{Entry, Replica, Used};
+use crate::devices::{Entry, Replica, UsedCredential};
 use crate::evidence::Authenticated;
 use crate::expr::Expression;
 use crate::outcome::Reject;
@@ -58,7 +58,7 @@ impl Devices {
     pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
         let entry = match self.find(candidate) {
             Ok(Some(entry)) => entry,
-            Ok(None) if self.replica.is_certain() => return Decision::Ignore,
+            Ok(None) if self.replica.is_authoritative() => return Decision::Ignore,
             Ok(None) => {
                 let verified = self.verify_decoy(candidate).await;
                 return Decision::Deny(verified.err().unwrap_or(Reject::RegistryUnavailable));
@@ -89,21 +89,21 @@ impl Devices {
     }
 
     /// The credential with which the client proved that it is this device.
-    async fn prove(&self, entry: &Entry, candidate: Candidate<'_>) -> Result<Used, Reject> {
+    async fn prove(&self, entry: &Entry, candidate: Candidate<'_>) -> Result<UsedCredential, Reject> {
         let fingerprints = candidate.fingerprints();
         if let Some(fingerprint) = fingerprints.iter().find(|fingerprint| entry.is_pinned_to(fingerprint)) {
-            return Ok(Used::Pin(*fingerprint));
+            return Ok(UsedCredential::Pin(*fingerprint));
         }
         if let Some(psk) = candidate.psk()
             && entry.psk().is_some_and(|(identity, _)| *identity == *psk.identity)
-            && entry.is_proved_by(&Used::Psk(psk.tag))
+            && entry.is_proved_by(&UsedCredential::Psk(psk.tag))
         {
-            return Ok(Used::Psk(psk.tag));
+            return Ok(UsedCredential::Psk(psk.tag));
         }
         if self.device.is_some() {
             // `device` identified the device by TLS alone: no password is needed.
             let psk = candidate.psk().map(|psk| (psk.identity.clone(), psk.tag));
-            let used = Used::Tls { keys: fingerprints.into(), psk };
+            let used = UsedCredential::Tls { keys: fingerprints.into(), psk };
             return if entry.is_proved_by(&used) { Ok(used) } else { Err(Reject::PinMismatch) };
         }
         let Some(password) = candidate.password() else { return Err(Reject::BadCredentials) };
@@ -113,7 +113,7 @@ impl Devices {
         };
         let parsed = PasswordHash::parse(hash).map_err(|_| Reject::BadCredentials)?;
         if self.passwords.verify(&parsed, password, candidate.remote()).await? {
-            Ok(Used::Password(tag(hash.as_bytes())))
+            Ok(UsedCredential::Password(tag(hash.as_bytes())))
         } else {
             Err(Reject::BadCredentials)
         }

@@ -116,7 +116,7 @@ impl Diagnostics {
     }
 
     /// Reports a problem that makes the configuration unusable.
-    pub(crate) fn error(&mut self, at: &impl Located, complaint: impl Into<Complaint>) -> Reported {
+    pub(crate) fn error(&mut self, at: &(impl Located + ?Sized), complaint: impl Into<Complaint>) -> Reported {
         self.push(Severity::Error, at.location().cloned(), complaint.into());
         Reported(())
     }

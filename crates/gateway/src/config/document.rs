@@ -76,7 +76,7 @@ impl Document {
     }
 
     /// Reports an error.
-    pub(super) fn error(&mut self, at: &impl Located, complaint: impl Into<Complaint>) -> Reported {
+    pub(super) fn error(&mut self, at: &(impl Located + ?Sized), complaint: impl Into<Complaint>) -> Reported {
         self.diagnostics.error(at, complaint)
     }
 

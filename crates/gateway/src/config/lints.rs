@@ -52,14 +52,14 @@ fn warn_of_unused_identity(settings: &Settings, diagnostics: &mut Diagnostics) {
 
 /// What a listener requires of clients in the handshake.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Proof {
+enum RequiredProof {
     None,
     OptionalCertificate,
     Certificate,
     Key,
 }
 
-impl Proof {
+impl RequiredProof {
     fn of(listener: &Listener) -> Self {
         match listener.tls.as_ref().map(|tls| &tls.mode) {
             None => Self::None,
@@ -76,14 +76,14 @@ impl Proof {
 
 /// Warns of a listener that authenticates no client, or does not bind the client ID or user name to the identity.
 fn warn_of_missing_authentication(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
-    let proof = Proof::of(listener);
+    let proof = RequiredProof::of(listener);
     let admits_all = listener.require.is_empty();
     let authenticates = !listener.authenticate.is_empty();
-    if proof == Proof::None && admits_all && !authenticates {
+    if proof == RequiredProof::None && admits_all && !authenticates {
         let complaint = Complaint::new("this listener does not authenticate clients");
         let hint = "set `client_ca` in [listener.tls], `authenticate`, or `require` in [listener.admit]";
         diagnostics.warning(&listener.table, complaint.hint(hint));
-    } else if proof == Proof::OptionalCertificate && admits_all && !authenticates {
+    } else if proof == RequiredProof::OptionalCertificate && admits_all && !authenticates {
         let complaint =
             Complaint::new("client certificates are optional, and clients without one are not authenticated");
         diagnostics.warning(&listener.table, complaint.hint("add `require` to [listener.admit]"));
@@ -93,7 +93,7 @@ fn warn_of_missing_authentication(listener: &Listener, settings: &Settings, diag
     let methods = methods_of(listener, settings);
     let has_token = methods.iter().any(|method| matches!(method, Method::Jwt(_) | Method::Registry(_)));
     let is_username_bound = listener.connect.username.is_some()
-        || listener.require.iter().any(|expression| expression.source().contains("mqtt.username"));
+        || listener.require.iter().any(|expression| expression.uses("mqtt.username"));
     if has_token && !is_username_bound {
         let complaint =
             Complaint::new("a client may send the broker any user name: its token or key does not bind the user name");
@@ -106,11 +106,16 @@ fn warn_of_missing_authentication(listener: &Listener, settings: &Settings, diag
     }
 }
 
-fn warn_of_unbound_client_id(listener: &Listener, proof: Proof, settings: &Settings, diagnostics: &mut Diagnostics) {
+fn warn_of_unbound_client_id(
+    listener: &Listener,
+    proof: RequiredProof,
+    settings: &Settings,
+    diagnostics: &mut Diagnostics,
+) {
     let what = match proof {
-        Proof::Key => "key",
-        Proof::Certificate => "certificate",
-        Proof::None | Proof::OptionalCertificate => "user, token or device",
+        RequiredProof::Key => "key",
+        RequiredProof::Certificate => "certificate",
+        RequiredProof::None | RequiredProof::OptionalCertificate => "user, token or device",
     };
     let message = format!("any device can use any other device's client ID: nothing binds the client ID to the {what}");
     let hint = match authenticated_names(listener, settings).as_slice() {

@@ -35,13 +35,13 @@ pub struct DeviceEvidence {
     /// The ID of the device.
     pub id: Arc<str>,
     /// The credential that the device used.
-    pub used: Used,
+    pub used: UsedCredential,
     pub(super) facts_tag: u64,
 }
 
 /// The credential with which a device of the registry authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Used {
+pub enum UsedCredential {
     /// A certificate or key that it is pinned to.
     Pin(Fingerprint),
     /// Its pre-shared key, identified by a tag.
@@ -101,14 +101,14 @@ impl Entry {
         self.pins.contains(fingerprint)
     }
 
-    /// Whether this credential still proves the device. A credential from outside the registry ([`Used::Tls`]) must
+    /// Whether this credential still proves the device. A credential from outside the registry ([`UsedCredential::Tls`]) must
     /// match a pin if the device has pins, and the device's own key if it has the same PSK identity.
-    pub fn is_proved_by(&self, used: &Used) -> bool {
+    pub fn is_proved_by(&self, used: &UsedCredential) -> bool {
         match used {
-            Used::Pin(fingerprint) => self.is_pinned_to(fingerprint),
-            Used::Psk(of) => self.psk().is_some_and(|(_, key)| tag(key) == *of),
-            Used::Password(of) => self.password_hash.as_ref().is_some_and(|hash| tag(hash.as_bytes()) == *of),
-            Used::Tls { keys, psk } => {
+            UsedCredential::Pin(fingerprint) => self.is_pinned_to(fingerprint),
+            UsedCredential::Psk(of) => self.psk().is_some_and(|(_, key)| tag(key) == *of),
+            UsedCredential::Password(of) => self.password_hash.as_ref().is_some_and(|hash| tag(hash.as_bytes()) == *of),
+            UsedCredential::Tls { keys, psk } => {
                 let is_pinned = self.pins.is_empty() || keys.iter().any(|key| self.is_pinned_to(key));
                 let is_own = match (self.psk(), psk) {
                     (Some((identity, key)), Some((used, of))) => identity != &**used || tag(key) == *of,
@@ -120,7 +120,7 @@ impl Entry {
     }
 
     /// The evidence for a session that used this credential.
-    pub fn evidence(&self, used: Used) -> DeviceEvidence {
+    pub fn evidence(&self, used: UsedCredential) -> DeviceEvidence {
         DeviceEvidence { id: Arc::clone(&self.id), used, facts_tag: self.facts_tag }
     }
 

@@ -1,5 +1,5 @@
 //! Keeps the replica up to date. Enters: the database of the registry. Leaves: its changes, applied in the order of their
-//! revisions. Never here: a lookup.
+//! revisions. Not here: a lookup.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -16,7 +16,7 @@ use portcullis_registry::{Change, Url};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use entry::{DeviceEvidence, Entry, SecretKey, Used};
+pub use entry::{DeviceEvidence, Entry, SecretKey, UsedCredential};
 
 use crate::outcome::{CloseReason, Reject};
 use crate::peer::Fingerprint;
@@ -97,7 +97,7 @@ impl Replica {
     }
 
     /// Whether the replica is complete and recent, so that a device that it lacks is not in the registry.
-    pub fn is_certain(&self) -> bool {
+    pub fn is_authoritative(&self) -> bool {
         let known = self.known();
         !known.is_full
             && *self.complete.borrow()

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
 
-use super::stream::Stream;
-use super::tcp::{Socket, bind, tune};
+use crate::net::{Socket, Stream, bind, tune};
+use crate::outcome::Reject;
 use crate::peer::Peer;
 use crate::tls::{Failed, Secured, ServerTls};
 
@@ -89,8 +89,8 @@ impl Accepted {
 }
 
 impl Arrived {
-    /// Performs the TLS handshake. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket) belongs at the end of
-    /// this function, and wraps the stream.
+    /// Performs the TLS handshake within its deadline. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
+    /// belongs here, within the deadline, and wraps the stream.
     ///
     /// # Errors
     /// The handshake failed.
@@ -99,7 +99,11 @@ impl Arrived {
         // An error means that the connection is already closed, which the next read or write reports.
         let _ = tune(&socket);
         match tls {
-            Some(tls) => tls.accept(socket, address).await,
+            Some(tls) => {
+                let handshake = tls.accept(socket, address);
+                let timeout = |_| Err(Failed::without_connection(Reject::HandshakeTimeout));
+                tokio::time::timeout(tls.handshake_timeout(), handshake).await.unwrap_or_else(timeout)
+            }
             None => {
                 let (stream, peer) = (Stream::Tcp(socket), Peer::plain(address));
                 Ok(Secured { stream, peer, evidence: None, device: None })

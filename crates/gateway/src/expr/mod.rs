@@ -20,7 +20,7 @@ use cel::common::ast::IdedExpr;
 use cel::{Env, Value};
 
 use crate::outcome::Reject;
-use crate::peer::{FACTS, Facts, ROOTS, root_of};
+use crate::peer::{FACTS, Facts, ROOTS};
 
 /// Maximum length of an expression in bytes.
 const MAX_LEN: usize = 4096;
@@ -91,20 +91,17 @@ impl Expression {
         Ok(Self { name: source.into(), tree: strict::strict(program.expression().clone()), names })
     }
 
-    /// Whether it uses a fact below this top-level name.
-    pub(crate) fn uses(&self, root: &str) -> bool {
-        self.names.facts.iter().any(|fact| root_of(FACTS[*fact].path) == root)
+    /// Whether it uses this fact, or a fact below this name.
+    pub(crate) fn uses(&self, name: &str) -> bool {
+        let is_below =
+            |path: &str| path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        self.names.facts.iter().any(|fact| is_below(FACTS[*fact].path))
     }
 
     /// Whether it uses only facts that TLS proves (a certificate, a raw public key, the identity of a pre-shared key),
     /// without `has()`.
     pub(crate) const fn is_about_proofs(&self) -> bool {
         self.names.is_about_proofs
-    }
-
-    /// Its source, or the name that replaces it in logs.
-    pub(crate) fn source(&self) -> &str {
-        &self.name
     }
 
     /// Sets the name that logs show in place of the source.

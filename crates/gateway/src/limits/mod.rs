@@ -1,5 +1,5 @@
 //! Limits on which clients may connect, how often, and how many at once. Enters: an address, a client ID, an event. Leaves:
-//! whether the client is rejected, or a permit that is released when dropped. Never here: waiting or sockets.
+//! whether the client is rejected, or a permit that is released when dropped. Not here: waiting or sockets.
 
 mod addresses;
 mod bans;

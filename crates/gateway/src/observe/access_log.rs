@@ -245,6 +245,8 @@ mod tests {
         let info = SessionInfo::new(1, "devices".into(), Protocol::Tls, "192.0.2.7:49152".parse().unwrap());
         let drained = Outcome::Closed(CloseReason::Drained);
         assert_eq!(stage(&info, drained), "handshake");
+        info.set_peer(&crate::peer::Peer::plain(info.address()));
+        assert_eq!(stage(&info, drained), "connect");
         info.set_connect("a", portcullis_wire::Version::V5);
         assert_eq!(stage(&info, Outcome::Closed(CloseReason::CertificateRevoked)), "admit");
         info.set_server("127.0.0.1:1883".into());

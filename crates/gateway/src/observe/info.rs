@@ -10,7 +10,7 @@ use portcullis_wire::Version;
 
 use crate::config::tables::Protocol;
 use crate::outcome::Stage;
-use crate::peer::{Identity, Peer};
+use crate::peer::{Identity, Peer, TlsSession};
 
 /// The record of one session.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct SessionInfo {
     /// The address of the socket's peer.
     socket: SocketAddr,
     address: OnceLock<SocketAddr>,
-    tls: OnceLock<TlsInfo>,
+    tls: OnceLock<Option<TlsInfo>>,
     connect: OnceLock<ConnectInfo>,
     authenticator: OnceLock<Arc<str>>,
     upstream: OnceLock<UpstreamInfo>,
@@ -93,14 +93,19 @@ impl SessionInfo {
         })
     }
 
-    /// The client's address: the socket's peer, unless a preface named another.
+    /// The address for logs: the client's, or that of the socket's peer while the client's is not known.
     pub fn address(&self) -> SocketAddr {
-        self.address.get().copied().unwrap_or(self.socket)
+        self.client_address().unwrap_or(self.socket)
+    }
+
+    /// The client's address; `None` before a preface has named it.
+    pub fn client_address(&self) -> Option<SocketAddr> {
+        self.address.get().copied()
     }
 
     /// The client's TLS session; `None` before the end of the handshake and without TLS.
     pub fn tls(&self) -> Option<&TlsInfo> {
-        self.tls.get()
+        self.tls.get()?.as_ref()
     }
 
     /// The client ID and version from CONNECT.
@@ -129,7 +134,7 @@ impl SessionInfo {
             (Some(upstream), _) if upstream.connected_after.get().is_some() => Stage::Relay,
             (Some(_), _) => Stage::Upstream,
             (None, Some(_)) => Stage::Admit,
-            (None, None) if self.tls().is_some() || self.protocol == Protocol::Tcp => Stage::Connect,
+            (None, None) if self.tls.get().is_some() => Stage::Connect,
             (None, None) => Stage::Handshake,
         }
     }
@@ -151,9 +156,8 @@ impl SessionInfo {
         let _ = self.address.set(address);
     }
 
-    /// Sets the TLS session and the identity after the handshake.
+    /// Sets the TLS session and the identity after the handshake; without TLS, records that there is none.
     pub(crate) fn set_peer(&self, peer: &Peer) {
-        let Some(tls) = &peer.tls else { return };
         let identity = match &peer.identity {
             Identity::None => None,
             Identity::Certificate(certificate) => Some(IdentityInfo {
@@ -164,7 +168,9 @@ impl SessionInfo {
             Identity::RawKey(key) => Some(IdentityInfo { key: key.name.clone(), ..IdentityInfo::default() }),
             Identity::Psk(psk) => Some(IdentityInfo { key: Some(psk.identity.clone()), ..IdentityInfo::default() }),
         };
-        let _ = self.tls.set(TlsInfo { version: tls.version, resumed: tls.resumed, identity: identity.map(Box::new) });
+        let info =
+            |tls: &TlsSession| TlsInfo { version: tls.version, resumed: tls.resumed, identity: identity.map(Box::new) };
+        let _ = self.tls.set(peer.tls.as_ref().map(info));
     }
 
     /// Sets the client ID and version after CONNECT was decoded.

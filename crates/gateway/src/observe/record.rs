@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::access_log::End;
 use super::{ListenerMetrics, Observer, SessionInfo};
-use crate::outcome::{Blame, CloseReason, Outcome, Reject, Stage};
+use crate::outcome::{Blame, CloseReason, Outcome, Stage};
 use crate::peer::Peer;
 
 /// The record of one connection. Dropping it writes the access log line and the counters, so that no exit path skips them,
@@ -27,12 +27,12 @@ impl Record {
         Box::new(Self { observer, listener, info, outcome: None, decided: None })
     }
 
-    /// Sets the rejection before the client is answered.
-    pub fn decide(&mut self, reject: Reject) {
-        self.decided = Some(reject.into());
+    /// Sets the outcome before the client is answered.
+    pub fn decide(&mut self, outcome: Outcome) {
+        self.decided = Some(outcome);
     }
 
-    /// The rejection, if one was set.
+    /// The outcome, if one was set.
     pub const fn decided(&self) -> Option<Outcome> {
         self.decided
     }

@@ -8,81 +8,83 @@ super::reasons! {
         /// The DISCONNECT that the gateway sends to MQTT 5 clients [MQTT-3.14.2-1]. `None`: it sends none, because it did
         /// not decide to close the session.
         disconnect: Option<Disconnect>,
+        /// Whether another listener may judge differently: a session whose listener was removed continues if one does.
+        is_of_listener: bool,
         /// What an operator can do. Shown in the log.
         hint: Option<&'static str>,
     }
 
     /// The client ended the session.
     Ok = "ok", Relay, Client, 200,
-        disconnect: None,
+        disconnect: None, is_of_listener: false,
         hint: None;
     /// The broker ended the session.
     UpstreamClosed = "upstream_closed", Relay, Upstream, 200,
-        disconnect: None,
+        disconnect: None, is_of_listener: false,
         hint: Some("see the broker's log for the cause");
     /// The broker rejected CONNECT. The client received the broker's CONNACK.
     UpstreamRefused = "upstream_refused", Upstream, Upstream, 403,
-        disconnect: None,
+        disconnect: None, is_of_listener: false,
         hint: Some("see the broker's log for the cause");
     /// The connection to the client broke.
     ClientLost = "client_lost", Relay, Client, 200,
-        disconnect: None,
+        disconnect: None, is_of_listener: false,
         hint: Some("if it happens often, compare the client's keep-alive with the idle timeouts of firewalls on the path");
     /// The connection to the broker broke.
     UpstreamLost = "upstream_lost", Relay, Upstream, 502,
-        disconnect: None,
+        disconnect: None, is_of_listener: false,
         hint: Some("check the broker and the network between it and the gateway");
     /// One side stopped sending and the other did not finish in time.
     HalfCloseTimeout = "half_close_timeout", Relay, Client, 200,
-        disconnect: None,
+        disconnect: None, is_of_listener: false,
         hint: None;
     /// The gateway shut down.
     Drained = "drained", Relay, Gateway, 200,
-        disconnect: Some(Disconnect::ServerShuttingDown),
+        disconnect: Some(Disconnect::ServerShuttingDown), is_of_listener: false,
         hint: None;
     /// A certificate in the client's chain was revoked during the session.
     CertificateRevoked = "session_revoked", Relay, Gateway, 403,
-        disconnect: Some(Disconnect::NotAuthorized),
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: false,
         hint: Some("to trust the device again, issue it a new certificate");
     /// A certificate in the client's chain expired during the session.
     CertificateExpired = "session_expired", Relay, Gateway, 403,
-        disconnect: Some(Disconnect::MaximumConnectTime),
+        disconnect: Some(Disconnect::MaximumConnectTime), is_of_listener: false,
         hint: Some("let devices renew their certificates, and reconnect, before they expire");
     /// `client_ca` or `verify_depth` no longer allows the client's chain, or the listener asks for no certificate.
     CaRemoved = "session_ca_removed", Relay, Gateway, 403,
-        disconnect: Some(Disconnect::NotAuthorized),
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
         hint: Some("keep a CA in `client_ca` until no device uses it");
     /// The credential that the client used was removed or changed: a password, a pre-shared key, a raw public key, a
     /// pin, the key that verified its token, or the authenticator as a whole.
     CredentialWithdrawn = "session_credential_withdrawn", Relay, Gateway, 403,
-        disconnect: Some(Disconnect::NotAuthorized),
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
         hint: None;
     /// The client's token, or the authentication service's response about it, expired during the session.
     TokenExpired = "session_token_expired", Relay, Gateway, 403,
-        disconnect: Some(Disconnect::MaximumConnectTime),
+        disconnect: Some(Disconnect::MaximumConnectTime), is_of_listener: false,
         hint: Some("let the device reconnect with a new token before the old one expires");
     /// The device was disabled in the registry during the session.
     DeviceDisabled = "session_device_disabled", Relay, Gateway, 403,
-        disconnect: Some(Disconnect::NotAuthorized),
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: false,
         hint: None;
     /// The device was banned in the registry during the session.
     DeviceBanned = "session_device_banned", Relay, Gateway, 403,
-        disconnect: Some(Disconnect::NotAuthorized),
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: false,
         hint: None;
     /// The device was removed from the registry during the session.
     DeviceRemoved = "session_device_removed", Relay, Gateway, 403,
-        disconnect: Some(Disconnect::NotAuthorized),
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: false,
         hint: None;
     /// The device's groups or attributes were changed in the registry, and expressions of its listener use them.
     DeviceChanged = "session_device_changed", Relay, Gateway, 403,
-        disconnect: Some(Disconnect::NotAuthorized),
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: false,
         hint: Some("the device may reconnect at once and is evaluated by its new groups and attributes");
     /// `allow` and `deny` no longer admit the client's address.
     AddressDenied = "session_address_denied", Relay, Gateway, 403,
-        disconnect: Some(Disconnect::NotAuthorized),
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
         hint: None;
     /// A fault in the gateway ended the session.
     InternalError = "internal_error", Relay, Gateway, 500,
-        disconnect: None,
+        disconnect: None, is_of_listener: false,
         hint: Some("this is a bug: report it with the gateway's log");
 }

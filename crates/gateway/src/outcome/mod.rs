@@ -8,6 +8,8 @@ mod chain_error;
 mod close_reason;
 mod reject;
 
+use portcullis_wire::{Disconnect, Refusal};
+
 pub use chain_error::ChainError;
 pub use close_reason::CloseReason;
 pub use reject::Reject;
@@ -76,6 +78,19 @@ impl From<Reject> for Outcome {
 impl From<CloseReason> for Outcome {
     fn from(reason: CloseReason) -> Self {
         Outcome::Closed(reason)
+    }
+}
+
+impl Outcome {
+    /// The CONNACK for a client that is not connected yet; `None`: the connection is closed without one.
+    pub fn connack(self) -> Option<Refusal> {
+        match self {
+            Outcome::Rejected(reject) => reject.connack(),
+            Outcome::Closed(reason) => reason.disconnect().map(|disconnect| match disconnect {
+                Disconnect::ServerShuttingDown => Refusal::ServerUnavailable,
+                _ => Refusal::NotAuthorized,
+            }),
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! The table of facts about a client: name, type, meaning and getter of each. Expressions, the HTTP authenticator, logs
-//! and the reference in `docs/expressions.md` use it. Never here: the client's password.
+//! and the reference in `docs/expressions.md` use it. The client's password is not among them.
 
 use std::borrow::Cow;
 

@@ -1,5 +1,5 @@
 //! OCSP requests and responses [RFC 6960]. Enters: a serial number and its issuer's certificate, then a response in DER.
-//! Leaves: a request in DER, then the verified status. Never here: HTTP or caching.
+//! Leaves: a request in DER, then the verified status. Not here: HTTP or caching.
 
 use aws_lc_rs::{digest, rand};
 use x509_cert::der::asn1::{Null, ObjectIdentifier, OctetString};

@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::chain::{IssuerId, Key, Serial, responder};
 use super::issuers::Issuer;
 use super::ocsp::{OcspStatus, Query};
-use super::source::{CrlNote, Origin, Shared, Source};
+use super::source::{CrlSummary, Origin, Shared, Source};
 use super::statuses::Statuses;
 use crate::util::clock::now;
 use crate::util::url::is_url;
@@ -129,7 +129,7 @@ impl RevocationStore {
     }
 
     /// The CRLs in use.
-    pub fn crls(&self) -> Vec<CrlNote> {
-        self.sources.values().iter().filter_map(|source| source.note()).collect()
+    pub fn crls(&self) -> Vec<CrlSummary> {
+        self.sources.values().iter().filter_map(|source| source.summary()).collect()
     }
 }

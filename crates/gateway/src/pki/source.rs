@@ -28,7 +28,7 @@ pub(super) struct Shared {
 
 /// A CRL in use, as metrics and `certificate_status` report it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct CrlNote {
+pub struct CrlSummary {
     /// Its file or URL.
     pub origin: String,
     /// Its thisUpdate in seconds since 1970; the oldest, if the source has several CRLs.
@@ -284,10 +284,10 @@ impl Source {
     }
 
     /// A summary for operators; `None` if there is no CRL.
-    pub(super) fn note(&self) -> Option<CrlNote> {
+    pub(super) fn summary(&self) -> Option<CrlSummary> {
         let lists = self.load();
         let all = || lists.iter().flat_map(|lists| &lists.latest);
-        Some(CrlNote {
+        Some(CrlSummary {
             origin: self.remote().origin(),
             this_update: all().map(|list| list.this_update).min()?,
             next_update: all().map(|list| list.next_update).min()?,
@@ -296,7 +296,7 @@ impl Source {
     }
 
     /// Calls `report` with the status of a certificate by each CRL that covers it.
-    pub(super) fn tell(
+    pub(super) fn each_status(
         &self,
         certificate: &ChainCertificate,
         is_ca: bool,
@@ -381,7 +381,7 @@ mod tests {
             responder: None,
         };
         let mut status = Status::Unknown;
-        source.tell(&link, false, now(), |_, said| status = status.max(said));
+        source.each_status(&link, false, now(), |_, said| status = status.max(said));
         status
     }
 

@@ -153,7 +153,7 @@ impl ChainVerifier {
     /// # Errors
     /// Why the chain is rejected.
     pub fn evaluate(&self, chain: &VerifiedChain, now: i64) -> Result<(), ChainError> {
-        let unresolved = self.look(chain, now)?;
+        let unresolved = self.evaluate_known(chain, now)?;
         match (unresolved.crl, unresolved.ocsp) {
             (Some(error), _) if self.crl_missing == OnFailure::Refuse => Err(error),
             (_, Some(error)) if self.ocsp_failure == OnFailure::Refuse => Err(error),
@@ -166,10 +166,10 @@ impl ChainVerifier {
     ///
     /// # Errors
     /// Why the chain is rejected.
-    pub(crate) fn evaluate_for_now(&self, chain: &VerifiedChain, now: i64) -> Result<(), ChainError> {
+    pub(crate) fn evaluate_provisionally(&self, chain: &VerifiedChain, now: i64) -> Result<(), ChainError> {
         match self.evaluate(chain, now) {
             Err(ChainError::CrlMissing | ChainError::CrlExpired) if self.follows_names => {
-                self.look(chain, now).map(drop)
+                self.evaluate_known(chain, now).map(drop)
             }
             Err(ChainError::OcspMissing) => Ok(()),
             verdict => verdict,
@@ -182,7 +182,7 @@ impl ChainVerifier {
     /// # Errors
     /// Why the chain is rejected.
     pub async fn check_revocation(&self, chain: &VerifiedChain) -> Result<(), ChainError> {
-        let open = self.look(chain, now())?;
+        let open = self.evaluate_known(chain, now())?;
         if open != Unresolved::default() {
             // A fetch that exceeds the timeout continues: its result serves the next connection.
             let asking = join(join_all(self.fetch_named(chain)), join_all(self.request_statuses(chain)));
@@ -204,7 +204,7 @@ impl ChainVerifier {
 
     /// Evaluates without the settings for missing CRLs and OCSP responses: definite failures are errors, missing status
     /// is returned.
-    fn look(&self, chain: &VerifiedChain, now: i64) -> Result<Unresolved, ChainError> {
+    fn evaluate_known(&self, chain: &VerifiedChain, now: i64) -> Result<Unresolved, ChainError> {
         if !self.anchors.load().contains(&chain.anchor()) {
             return Err(ChainError::UnknownCa);
         }
@@ -252,11 +252,11 @@ impl ChainVerifier {
             Coverage::Possible if status != Status::Revoked => partial = partial.min(Some(status)).or(Some(status)),
             _ => full = full.max(status),
         };
-        self.sources.iter().for_each(|source| source.tell(certificate, is_ca, now, &mut report));
+        self.sources.iter().for_each(|source| source.each_status(certificate, is_ca, now, &mut report));
         if self.follows_names {
             let urls = certificate.distribution_points.iter().flatten();
             let named = urls.filter_map(|url| self.revocation.named(url));
-            named.for_each(|source| source.tell(certificate, is_ca, now, &mut report));
+            named.for_each(|source| source.each_status(certificate, is_ca, now, &mut report));
         }
         if self.sources.iter().any(|source| source.is_empty()) {
             partial = partial.min(Some(Status::Unknown));

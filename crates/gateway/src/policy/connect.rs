@@ -1,5 +1,5 @@
 //! Admission and rewriting of CONNECT. Enters: the packet as the client sent it, and the facts about the client.
-//! Leaves: the packet as the broker receives it, or a rejection. Never here: I/O or state.
+//! Leaves: the packet as the broker receives it, or a rejection. Not here: I/O or state.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! The codec trait: a codec decides what to do with the bytes that the pump moves.
 //!
 //! Enters: each chunk with its direction, split anywhere. Leaves: the bytes for the receiver, bytes back to the sender, or
-//! the close reason. Never here: sockets, waiting or deadlines, which belong to the pump.
+//! the close reason. Not here: sockets, waiting or deadlines, which belong to the pump.
 //!
 //! A session has one codec for both directions, because packets of one direction respond to those of the other. The pump is
 //! generic over the codec, so that one that changes nothing costs nothing.

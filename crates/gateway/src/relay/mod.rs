@@ -6,8 +6,8 @@
 //! - the pump (`pump.rs`) moves bytes: back-pressure, half-close, deadlines, the DISCONNECT at the end;
 //! - a codec (`codec.rs`) decides what to do with them. `opaque.rs` passes all of them unchanged.
 //!
-//! Never here: a buffer while the session is idle, or the decision whether the client may stay connected, which comes from
-//! the session index.
+//! Not here: the decision whether the client may stay connected, which the caller reports. An idle session holds no
+//! buffer.
 
 mod codec;
 mod opaque;
@@ -15,7 +15,7 @@ mod pump;
 mod side;
 
 use std::future::poll_fn;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use codec::{Codec, Direction, Injected};
 use opaque::Opaque;
@@ -23,7 +23,6 @@ pub use pump::Ends;
 
 use crate::observe::Record;
 use crate::outcome::CloseReason;
-use crate::session::index::SessionGuard;
 
 /// What becomes of a session's bytes, from the first one behind CONNECT on. Made at admission, where it is known what the
 /// client may do.
@@ -60,11 +59,18 @@ fn take_early(
 /// Moves bytes until both sides have closed, one is lost, or the session has to close. Returns the close reason.
 ///
 /// Bytes are counted in `record` as they move, so that the record of an aborted session is correct, too.
-pub async fn relay(ends: Ends, codec: SessionCodec, record: &mut Record, session: &SessionGuard) -> CloseReason {
+///
+/// `poll_end` is ready with the reason once the session has to close.
+pub async fn relay(
+    ends: Ends,
+    codec: SessionCodec,
+    record: &Record,
+    mut poll_end: impl FnMut(&Context<'_>) -> Poll<CloseReason>,
+) -> CloseReason {
     let mut pump = pump::Pump::new(ends, codec.codec, codec.replies);
     let reason = poll_fn(|cx| {
         if !pump.is_stopping()
-            && let Poll::Ready(reason) = session.poll_end(cx)
+            && let Poll::Ready(reason) = poll_end(cx)
         {
             pump.stop(reason);
         }

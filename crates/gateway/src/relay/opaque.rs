@@ -1,7 +1,7 @@
 //! The codec that passes all bytes unchanged.
 //!
 //! It tracks packet boundaries from broker to client, in eight bytes of state, so that the pump knows where it may end the
-//! stream. Never here: the content of packets; no byte is kept, added or removed.
+//! stream. Not here: the content of packets; no byte is kept, added or removed.
 
 use portcullis_wire::Scanner;
 

@@ -11,7 +11,7 @@
 //! - **Closing between packets.** When the gateway closes a session, the current packet to the client is completed first. An
 //!   MQTT 5 client then receives a DISCONNECT with the reason. [`STOP`] bounds the whole procedure.
 //!
-//! Never here: the content of the bytes, which belongs to the codec; the decision whether the session may continue; the
+//! Not here: the content of the bytes, which belongs to the codec; the decision whether the session may continue; the
 //! access log.
 
 use std::cell::RefCell;
@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::codec::{Boundary, Codec, Direction, Injected};
 use super::side::{Input, Output, Side};
-use crate::edge::{Stream, discard_until_closed};
+use crate::net::{Stream, discard_until_closed};
 use crate::outcome::CloseReason;
 
 /// The size of the read buffer: one TLS record.

@@ -1,7 +1,7 @@
 //! One side of a session: its connection and the bytes that wait to be written to it.
 //!
 //! Enters: bytes for the side. Leaves: the bytes in order, as the side accepts them, then the shutdown of the writing half.
-//! Never here: memory while no bytes wait.
+//! It holds no memory while no bytes wait.
 
 use std::io;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use super::codec::Boundary;
-use crate::edge::Stream;
+use crate::net::Stream;
 
 /// The client's or the broker's side of the pump.
 pub(super) struct Side {

@@ -10,16 +10,16 @@ use portcullis_wire::{Connect, FixedHeader, Limits, PacketType, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::index::SessionGuard;
 use super::{Shared, evaluate};
 use crate::auth::{self, Principal};
 use crate::devices::Entry;
-use crate::edge::Stream;
+use crate::net::Stream;
 use crate::observe::Record;
 use crate::outcome::{Outcome, Reject};
 use crate::peer::{AuthAttributes, Facts};
 use crate::relay::SessionCodec;
-use crate::runtime::Listener;
+use crate::runtime::{Listener, Runtime};
+use crate::sessions::SessionGuard;
 use crate::tls::Secured;
 use crate::upstream::Dialed;
 use crate::util::clock::now;
@@ -59,7 +59,7 @@ struct Admitted<'b> {
 /// Reads CONNECT, admits the client, and presents it to a broker.
 pub(super) async fn negotiate(
     secured: &mut Secured,
-    listener: &Listener,
+    listener: &Arc<Listener>,
     session: &SessionGuard,
     shared: &Shared,
     record: &mut Record,
@@ -86,8 +86,8 @@ pub(super) async fn negotiate(
     session.authenticated(principal.evidence.take());
     // The rules of the moment: the configuration may have been replaced since the connection was accepted, and a change
     // may have swept the index before the evidence was there.
-    let runtime = shared.runtime.load_full();
-    let listener = runtime.listener(&listener.name).map_or(listener, |listener| &**listener);
+    let (runtime, listener) = current(listener, session, shared).await.map_err(|reject| rejected(reject.into()))?;
+    let listener = &*listener;
     evaluate(session.entry().client_evidence(), &runtime, now()).map_err(|reason| rejected(reason.into()))?;
     let facts = Facts { attributes: principal.attributes(), ..facts };
     let (received, early) = buffer.split_at(used);
@@ -97,6 +97,25 @@ pub(super) async fn negotiate(
     let forwarded = forward(&hash_key, &packets, listener, record).await;
     let (dialed, answer, code) = forwarded.map_err(|reject| rejected(reject.into()))?;
     Ok(Negotiated { dialed, answer, code, version, codec })
+}
+
+/// The snapshot in use, and the listener in it. Revocation data that it requires, and the one before did not, is fetched
+/// first. `accepted`: the listener when the connection was accepted, which continues to serve it if it was removed.
+async fn current(
+    accepted: &Arc<Listener>,
+    session: &SessionGuard,
+    shared: &Shared,
+) -> Result<(Arc<Runtime>, Arc<Listener>), Reject> {
+    let mut checked = Arc::clone(accepted);
+    loop {
+        let runtime = shared.runtime.load_full();
+        let listener = runtime.listener(&accepted.name).map_or_else(|| Arc::clone(accepted), Arc::clone);
+        if Arc::ptr_eq(&listener, &checked) {
+            return Ok((runtime, listener));
+        }
+        check_revocation(&listener, session).await?;
+        checked = listener;
+    }
 }
 
 /// Applies the listener's rules to a client whose evidence is sufficient, and rewrites its CONNECT. `received` is CONNECT as

@@ -1,11 +1,11 @@
 //! Evaluates whether a client may be connected. The same function runs at admission, after a full or a resumed handshake,
 //! and whenever the configuration, a CRL or the registry changes. It decides whether the client's evidence is *sufficient*
-//! under the current configuration and revocation data, not only whether it is still valid. Never here: I/O or waiting.
+//! under the current configuration and revocation data, not only whether it is still valid. Not here: I/O or waiting.
 
-use super::index::ClientEvidence;
 use crate::evidence::Evidence;
 use crate::outcome::CloseReason;
 use crate::runtime::{Listener, Runtime};
+use crate::sessions::{ClientEvidence, Proof};
 
 /// Evaluates a client by the current configuration and revocation data. `now` is in seconds since 1970.
 ///
@@ -24,24 +24,27 @@ fn evaluate_at(
     runtime: &Runtime,
     now: i64,
 ) -> Result<(), CloseReason> {
-    if !listener.addresses.allows(client.address) {
+    if client.address.is_some_and(|address| !listener.addresses.allows(address)) {
         return Err(CloseReason::AddressDenied);
     }
-    if let Some(evidence) = client.from_tls {
-        evaluate_tls(evidence, listener, now)?;
+    match client.from_tls {
+        Proof::Pending => return Ok(()),
+        Proof::Nothing => evaluate_tls(None, listener, now)?,
+        Proof::Proved(evidence) => evaluate_tls(Some(evidence), listener, now)?,
     }
-    client.from_authenticator.map_or(Ok(()), |evidence| evaluate_authentication(evidence, listener, runtime, now))
+    match client.from_authenticator {
+        Proof::Pending => Ok(()),
+        Proof::Nothing => evaluate_authentication(None, listener, runtime, now),
+        Proof::Proved(evidence) => evaluate_authentication(Some(evidence), listener, runtime, now),
+    }
 }
 
 /// The listener was removed, perhaps only renamed: the session continues where another listener would admit it. If any of
 /// them knows that its evidence is revoked or expired, that counts.
 fn evaluate_without_listener(client: ClientEvidence<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
-    let is_of_listener = |reason| {
-        matches!(reason, CloseReason::CaRemoved | CloseReason::CredentialWithdrawn | CloseReason::AddressDenied)
-    };
     let verdicts: Vec<_> =
         runtime.listeners.iter().map(|listener| evaluate_at(listener, client, runtime, now)).collect();
-    if let Some(against) = verdicts.iter().find(|verdict| verdict.is_err_and(|reason| !is_of_listener(reason))) {
+    if let Some(against) = verdicts.iter().find(|verdict| verdict.is_err_and(|reason| !reason.is_of_listener())) {
         return *against;
     }
     if verdicts.contains(&Ok(())) { Ok(()) } else { verdicts.first().copied().unwrap_or(Ok(())) }

@@ -1,10 +1,9 @@
 //! The path of one connection, from the accepted socket to the closed session. [`serve`] lists its phases. Enters: an
 //! accepted connection, its listener and the current configuration. Leaves: a closed connection and one access log line.
-//! Never here: how TLS, expressions or brokers work.
+//! Not here: how TLS, expressions or brokers work.
 
 mod connect;
 mod evaluate;
-pub mod index;
 mod serve;
 
 use std::sync::Arc;
@@ -12,7 +11,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub use evaluate::evaluate;
-pub use index::ClientEvidence;
 pub use serve::{future_size, serve};
 
 use crate::runtime::Runtime;

@@ -10,14 +10,15 @@ use tokio::time::timeout;
 
 use super::Shared;
 use super::connect::{Negotiated, Rejected, negotiate};
-use super::index::SessionGuard;
 use crate::config::tables::OnReject;
-use crate::edge::{Accepted, Arrived, Stream, discard_until_closed};
+use crate::edge::{Accepted, Arrived};
 use crate::limits::Permit;
+use crate::net::{Stream, discard_until_closed};
 use crate::observe::{Record, SessionInfo};
 use crate::outcome::{CloseReason, Outcome, Reject};
 use crate::relay::{Ends, SessionCodec, relay};
 use crate::runtime::Listener;
+use crate::sessions::SessionGuard;
 use crate::tls::Secured;
 use crate::upstream::Lease;
 
@@ -41,7 +42,7 @@ pub async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shar
     drop((listener, shared));
     let outcome = match established {
         Ok(Established { ends, codec, is_rejected, permit, lease }) => {
-            let reason = relay(ends, codec, &mut record, &session).await;
+            let reason = relay(ends, codec, &record, |cx| session.poll_end(cx)).await;
             drop(lease);
             record.finish(Outcome::Closed(if is_rejected { CloseReason::UpstreamRefused } else { reason }));
             return drop(permit);
@@ -63,7 +64,7 @@ struct Established {
 
 async fn establish(
     accepted: Accepted,
-    listener: &Listener,
+    listener: &Arc<Listener>,
     session: &SessionGuard,
     shared: &Shared,
     record: &mut Record,
@@ -87,11 +88,10 @@ async fn establish(
                 lease: dialed.lease,
             })
         }
-        Err(Rejected { outcome: Outcome::Rejected(reject), version }) => {
-            send_reject(secured.stream, reject, version, listener, record).await;
-            Err(reject.into())
+        Err(Rejected { outcome, version }) => {
+            send_reject(secured.stream, outcome, version, listener, record).await;
+            Err(outcome)
         }
-        Err(Rejected { outcome, .. }) => Err(outcome),
     }
 }
 
@@ -121,7 +121,7 @@ async fn secure(
         Ok(secured) => secured,
         Err(failed) => {
             let reject = failed.reject;
-            record.decide(reject);
+            record.decide(reject.into());
             count_failure(reject, listener, record);
             failed.close().await;
             return Err(reject);
@@ -142,14 +142,16 @@ fn count_failure(reject: Reject, listener: &Listener, record: &Record) {
 /// Sends the client a CONNACK with the rejection in its own MQTT version, and closes the connection.
 async fn send_reject(
     mut client: Stream,
-    reject: Reject,
+    outcome: Outcome,
     version: Option<Version>,
     listener: &Listener,
     record: &mut Record,
 ) {
-    record.decide(reject);
-    count_failure(reject, listener, record);
-    let code = version.and_then(|version| Some((version, reject.connack()?.code(version)?)));
+    record.decide(outcome);
+    if let Outcome::Rejected(reject) = outcome {
+        count_failure(reject, listener, record);
+    }
+    let code = version.and_then(|version| Some((version, outcome.connack()?.code(version)?)));
     let send = async {
         if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {
             let mut packet = Vec::with_capacity(8);

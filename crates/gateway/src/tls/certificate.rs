@@ -1,5 +1,5 @@
 //! TLS on a listener with a server certificate, by rustls. Enters: a connected socket. Leaves: an encrypted stream, and
-//! the certificate chain or raw public key of the device. Never here: deadlines; the caller sets them.
+//! the certificate chain or raw public key of the device. Not here: deadlines; the caller sets them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,9 +20,9 @@ use super::secured::{Failed, FailedConnection, Secured, or_registry_unavailable}
 use super::verifier::{DeviceVerifier, reject};
 use crate::config::tables::{self, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
-use crate::devices::Used;
-use crate::edge::{Socket, Stream};
+use crate::devices::UsedCredential;
 use crate::evidence::Evidence;
+use crate::net::{Socket, Stream};
 use crate::outcome::Reject;
 use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
 use crate::pki::{Anchors, ChainVerifier};
@@ -213,7 +213,7 @@ impl CertificateTls {
         let (evidence, device, name) = match owner {
             Owner::Named(name) => (Evidence::RawKey(fingerprint), None, Some(name)),
             Owner::Device(entry) => {
-                (Evidence::DeviceKey(Box::new(entry.evidence(Used::Pin(fingerprint)))), Some(entry), None)
+                (Evidence::DeviceKey(Box::new(entry.evidence(UsedCredential::Pin(fingerprint)))), Some(entry), None)
             }
         };
         let identity = Identity::RawKey(RawKey { fingerprint, name });

@@ -13,21 +13,21 @@ use crate::util::clock::now;
 
 /// What the callbacks have learned about the device.
 #[derive(Debug, Default)]
-pub(super) struct Handshake(Mutex<Learned>);
+pub(super) struct Handshake(Mutex<HandshakeState>);
 
 #[derive(Debug, Default)]
-struct Learned {
+struct HandshakeState {
     /// From the certificate presented in this handshake.
-    verified: Option<Proof>,
+    verified: Option<FullHandshake>,
     /// That certificate, parsed.
     leaf: Option<Certificate>,
     /// From the session that the device wants to resume.
-    resumed: Option<Proof>,
+    resumed: Option<FullHandshake>,
 }
 
 /// What a device proved in a full handshake, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Proof {
+pub(super) struct FullHandshake {
     /// `None` if it presented no certificate.
     pub(super) chain: Option<VerifiedChain>,
     /// The time of the full handshake, in seconds since 1970. Resumption does not renew it.
@@ -36,14 +36,14 @@ pub(super) struct Proof {
 
 impl Handshake {
     /// Records the chain that was verified in this handshake, and its parsed end-entity certificate.
-    pub(super) fn verified(&self, proof: Proof, leaf: Certificate) {
-        let mut learned = self.0.lock();
-        (learned.verified, learned.leaf) = (Some(proof), Some(leaf));
+    pub(super) fn verified(&self, full: FullHandshake, leaf: Certificate) {
+        let mut state = self.0.lock();
+        (state.verified, state.leaf) = (Some(full), Some(leaf));
     }
 
     /// Records the chain of the session being resumed.
-    pub(super) fn resumed(&self, proof: Proof) {
-        self.0.lock().resumed = Some(proof);
+    pub(super) fn resumed(&self, full: FullHandshake) {
+        self.0.lock().resumed = Some(full);
     }
 
     /// Records that the handshake is a full one: rustls did not resume the session it looked up.
@@ -52,18 +52,18 @@ impl Handshake {
     }
 
     /// What the ticket of this session has to contain.
-    pub(super) fn proof(&self) -> Proof {
-        let learned = self.0.lock();
-        let proof = learned.verified.clone().or_else(|| learned.resumed.clone());
-        proof.unwrap_or_else(|| Proof { chain: None, at: now() })
+    pub(super) fn full(&self) -> FullHandshake {
+        let state = self.0.lock();
+        let full = state.verified.clone().or_else(|| state.resumed.clone());
+        full.unwrap_or_else(|| FullHandshake { chain: None, at: now() })
     }
 
     /// The chain that the finished handshake rests on; and the device's certificate, if it was parsed in this handshake,
     /// as it is in full ones.
     pub(super) fn take(&self, is_resumed: bool) -> (Option<VerifiedChain>, Option<Certificate>) {
-        let mut learned = self.0.lock();
-        let (proof, leaf) =
-            if is_resumed { (learned.resumed.take(), None) } else { (learned.verified.take(), learned.leaf.take()) };
-        (proof.and_then(|proof| proof.chain), leaf)
+        let mut state = self.0.lock();
+        let (full, leaf) =
+            if is_resumed { (state.resumed.take(), None) } else { (state.verified.take(), state.leaf.take()) };
+        (full.and_then(|full| full.chain), leaf)
     }
 }

@@ -1,5 +1,5 @@
 //! TLS with devices and brokers. Enters: a connected socket and a deadline. Leaves: an encrypted stream and the peer's
-//! verified identity, or the reason the handshake failed. Never here: admission rules or anything of MQTT.
+//! verified identity, or the reason the handshake failed. Not here: admission rules or anything of MQTT.
 
 mod certificate;
 mod client;

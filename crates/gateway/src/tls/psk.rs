@@ -1,5 +1,5 @@
 //! TLS with pre-shared keys, by `portcullis-psk`. Enters: a connected socket, and keys from a file or the registry. Leaves:
-//! an encrypted stream and the identity, or the reason the handshake failed. Never here: OpenSSL itself.
+//! an encrypted stream and the identity, or the reason the handshake failed. Not here: OpenSSL itself.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -12,10 +12,10 @@ use zeroize::Zeroizing;
 use super::secured::{self, Failed, FailedConnection, Secured};
 use crate::config::tables::{self, PskFormat, Tls, TlsVersion};
 use crate::config::{Complaint, Diagnostics, Reported, Setting, warn_if_exposed};
-use crate::devices::{Entry, Replica, SecretKey, Used};
-use crate::edge::{Socket, Stream};
+use crate::devices::{Entry, Replica, SecretKey, UsedCredential};
 use crate::evidence::Evidence;
 use crate::files::read_entries;
+use crate::net::{Socket, Stream};
 use crate::outcome::Reject;
 use crate::peer::{self, Identity, Peer, TlsSession};
 use crate::refresh::FromFiles;
@@ -88,7 +88,7 @@ impl PskTls {
         })?;
         let (tag, device) = accepted.owner;
         let evidence = match &device {
-            Some(entry) => Evidence::DeviceKey(Box::new(entry.evidence(Used::Psk(tag)))),
+            Some(entry) => Evidence::DeviceKey(Box::new(entry.evidence(UsedCredential::Psk(tag)))),
             None => Evidence::Psk { identity: accepted.identity.clone(), tag },
         };
         let session = TlsSession {

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
 use zeroize::Zeroizing;
 
-use super::handshake::{Handshake, Proof};
+use super::handshake::{FullHandshake, Handshake};
 use crate::pki::ChainVerifier;
 use crate::util::clock::{CLOCK_SKEW, now};
 
@@ -58,7 +58,7 @@ impl Default for ResumptionStore {
 impl Resumption {
     /// Prepends the device's proof to the session state.
     fn wrap(session: &[u8], handshake: &Handshake) -> Option<Zeroizing<Vec<u8>>> {
-        let proof = handshake.proof();
+        let proof = handshake.full();
         postcard::to_extend(&proof, Vec::with_capacity(512 + session.len())).ok().map(|mut wrapped| {
             wrapped.extend_from_slice(session);
             Zeroizing::new(wrapped)
@@ -67,14 +67,14 @@ impl Resumption {
 
     /// Removes the proof again and evaluates it. `None`: the session must not be resumed.
     fn unwrap(&self, wrapped: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
-        let (proof, session) = postcard::take_from_bytes::<Proof>(wrapped).ok()?;
+        let (proof, session) = postcard::take_from_bytes::<FullHandshake>(wrapped).ok()?;
         let now = now();
         if !(-CLOCK_SKEW..=self.lifetime).contains(&(now - proof.at)) {
             return None;
         }
         match (&proof.chain, &self.trust) {
             (Some(chain), Some(trust)) if trust.knows_issuers_of(chain) => {
-                trust.evaluate_for_now(chain, now).ok()?;
+                trust.evaluate_provisionally(chain, now).ok()?;
             }
             (None, None) => {}
             (None, Some(_)) if !self.needs_certificate => {}
@@ -287,7 +287,7 @@ mod tests {
     fn what_was_proved_long_ago_is_not_resumed() {
         let resumption = resumption(None, "a");
         for (age, is_resumed) in [(0, true), (3500, true), (3700, false), (-100, true), (-1000, false)] {
-            let proof = Proof { chain: None, at: now() - age };
+            let proof = FullHandshake { chain: None, at: now() - age };
             let handshake = Handshake::default();
             handshake.resumed(proof);
             let ticket = resumption.seal(b"state", &handshake).unwrap();

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
 use crate::devices::{Entry, Replica};
-use crate::edge::{Socket, Stream, discard_until_closed};
 use crate::evidence::Evidence;
+use crate::net::{Socket, Stream, discard_until_closed};
 use crate::outcome::Reject;
 use crate::peer::Peer;
 
@@ -39,7 +39,7 @@ pub(super) enum FailedConnection {
 }
 
 impl Failed {
-    pub(super) const fn without_connection(reject: Reject) -> Self {
+    pub(crate) const fn without_connection(reject: Reject) -> Self {
         Self { reject, connection: None }
     }
 
@@ -64,6 +64,6 @@ impl Failed {
 /// Returns [`Reject::RegistryUnavailable`] in place of `unknown` while the registry is out of reach, as it may have the
 /// key. Only the log shows the difference: the client sees the same alert.
 pub(super) fn or_registry_unavailable(reject: Reject, unknown: Reject, registry: Option<&Arc<Replica>>) -> Reject {
-    let is_uncertain = reject == unknown && registry.is_some_and(|registry| !registry.is_certain());
+    let is_uncertain = reject == unknown && registry.is_some_and(|registry| !registry.is_authoritative());
     if is_uncertain { Reject::RegistryUnavailable } else { reject }
 }

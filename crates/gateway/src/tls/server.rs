@@ -1,5 +1,5 @@
 //! TLS on a listener, by rustls (certificates, raw public keys) or OpenSSL (pre-shared keys). Enters: a connected socket.
-//! Leaves: an encrypted stream and the device's verified identity, or the reason the handshake failed. Never here: admission
+//! Leaves: an encrypted stream and the device's verified identity, or the reason the handshake failed. Not here: admission
 //! rules or anything of MQTT.
 
 use std::net::SocketAddr;
@@ -14,9 +14,9 @@ use super::secured::{Failed, Secured};
 use crate::config::tables::{Tls, TlsMode};
 use crate::config::{Diagnostics, Reported};
 use crate::devices::Replica;
-use crate::edge::Socket;
 use crate::evidence::Evidence;
-use crate::outcome::{CloseReason, Reject};
+use crate::net::Socket;
+use crate::outcome::CloseReason;
 use crate::pki::ChainVerifier;
 
 /// The TLS side of a listener.
@@ -59,20 +59,21 @@ impl ServerTls {
         Ok(Self { engine, handshake_timeout: settings.handshake_timeout })
     }
 
-    /// Performs the handshake with a device within `handshake_timeout`.
+    /// Performs the handshake with a device. The caller sets the deadline, [`ServerTls::handshake_timeout`].
     ///
     /// # Errors
     /// Why it failed, and the connection, if it still has to be closed.
     pub async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
-        let handshake = async {
-            match &self.engine {
-                Engine::Certificates(certificates) => certificates.accept(socket, address).await,
-                #[cfg(feature = "psk")]
-                Engine::Psk(psk) => psk.accept(socket, address).await,
-            }
-        };
-        let timeout = |_| Err(Failed::without_connection(Reject::HandshakeTimeout));
-        tokio::time::timeout(self.handshake_timeout, handshake).await.unwrap_or_else(timeout)
+        match &self.engine {
+            Engine::Certificates(certificates) => certificates.accept(socket, address).await,
+            #[cfg(feature = "psk")]
+            Engine::Psk(psk) => psk.accept(socket, address).await,
+        }
+    }
+
+    /// Time from accept to the end of the handshake.
+    pub const fn handshake_timeout(&self) -> Duration {
+        self.handshake_timeout
     }
 
     /// Evaluates what a device proved in its handshake by the current configuration, CRLs and registry. `evidence` is

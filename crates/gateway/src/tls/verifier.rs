@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 
-use super::handshake::{Handshake, Proof};
+use super::handshake::{FullHandshake, Handshake};
 use crate::outcome::{ChainError, Reject};
 use crate::pki::{Anchors, ChainVerifier};
 use crate::util::crypto::provider;
@@ -70,8 +70,8 @@ impl ClientCertVerifier for DeviceVerifier {
         }
         let (chain, leaf) = self.trust.verify(end_entity, intermediates, now).map_err(into_rustls)?;
         let at = now.as_secs().cast_signed();
-        self.trust.evaluate_for_now(&chain, at).map_err(into_rustls)?;
-        self.handshake.verified(Proof { chain: Some(chain), at }, leaf);
+        self.trust.evaluate_provisionally(&chain, at).map_err(into_rustls)?;
+        self.handshake.verified(FullHandshake { chain: Some(chain), at }, leaf);
         Ok(ClientCertVerified::assertion())
     }
 

@@ -68,6 +68,9 @@ fn check_again(upstream: &Arc<Upstream>) {
 async fn run_check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>) {
     let attempt = tokio::time::timeout(upstream.check.settings.timeout, attempt(&upstream, &endpoint));
     let result = attempt.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    if upstream.is_retired() {
+        return;
+    }
     let change = endpoint.state.health.checked(result.is_ok(), &upstream.check, Instant::now());
     let (name, server) = (upstream.name(), &*endpoint.label);
     match (change, result) {

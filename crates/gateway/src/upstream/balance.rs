@@ -95,9 +95,9 @@ impl Balancer {
         match self.balance {
             Balance::Hash if choice.key.is_empty() => self.by_hash(&rand::rng().random::<[u8; 16]>()),
             Balance::Hash => self.by_hash(choice.key),
-            Balance::LeastConnections => self.by_load(now),
-            Balance::RandomTwo => self.by_two(now),
-            Balance::RoundRobin => self.by_turn(now),
+            Balance::LeastConnections => self.least_loaded(now),
+            Balance::RandomTwo => self.random_two(now),
+            Balance::RoundRobin => self.round_robin(now),
         }
     }
 
@@ -125,14 +125,14 @@ impl Balancer {
         f64::from(self.endpoints[position].active() + 1) / self.weight(position, now)
     }
 
-    fn by_load(&self, now: Instant) -> Vec<usize> {
+    fn least_loaded(&self, now: Instant) -> Vec<usize> {
         let mut order = self.rotated(self.cursor.fetch_add(1, Ordering::Relaxed));
         let load: Vec<f64> = (0..self.endpoints.len()).map(|position| self.load(position, now)).collect();
         order.sort_by(|a, b| load[*a].total_cmp(&load[*b]));
         order
     }
 
-    fn by_two(&self, now: Instant) -> Vec<usize> {
+    fn random_two(&self, now: Instant) -> Vec<usize> {
         let mut order = self.rotated(rand::rng().random_range(0..self.primaries.len()));
         order.sort_by_key(|position| !self.is_up(*position, now));
         let up = order.iter().filter(|position| self.is_up(**position, now)).count();
@@ -164,17 +164,17 @@ impl Balancer {
     /// The current weight, reduced during `slow_start`.
     fn weight(&self, position: usize, now: Instant) -> f64 {
         let endpoint = &self.endpoints[position];
-        f64::from(endpoint.weight) * endpoint.state.health.ramp(now)
+        f64::from(endpoint.weight) * endpoint.state.health.slow_start_factor(now)
     }
 
-    fn by_turn(&self, now: Instant) -> Vec<usize> {
+    fn round_robin(&self, now: Instant) -> Vec<usize> {
         // Skip the turns of a server that is down: given to the next server, they would double its share.
         let up: Vec<usize> = self.sequence.iter().copied().filter(|position| self.is_up(*position, now)).collect();
         let turns = if up.is_empty() { &self.sequence } else { &up };
         let turn = |cursor: usize| turns[cursor % turns.len()];
         let mut cursor = self.cursor.fetch_add(1, Ordering::Relaxed);
         // During `slow_start`, a server passes on some of its turns.
-        if rand::rng().random::<f64>() > self.endpoints[turn(cursor)].state.health.ramp(now) {
+        if rand::rng().random::<f64>() > self.endpoints[turn(cursor)].state.health.slow_start_factor(now) {
             cursor = self.cursor.fetch_add(1, Ordering::Relaxed);
         }
         let mut order = Vec::with_capacity(self.primaries.len());

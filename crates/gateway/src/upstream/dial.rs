@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::balance::Choice;
 use super::endpoint::{Endpoint, Lease};
 use super::pool::Upstream;
-use crate::edge::{self, Stream};
+use crate::net::{self, Stream};
 use crate::outcome::Reject;
 
 /// A client waits at most this many times `connect_timeout`, however many servers are tried.
@@ -70,7 +70,7 @@ impl Upstream {
     pub(super) async fn connect(&self, endpoint: &Endpoint) -> io::Result<Stream> {
         let Some(address) = endpoint.address else { return embedded() };
         let socket = TcpStream::connect(address).await?;
-        edge::tune(&socket)?;
+        net::tune(&socket)?;
         match &self.tls {
             None => Ok(Stream::Tcp(socket)),
             Some(tls) => Ok(Stream::ToBroker(Box::new(tls.connect(&endpoint.host, socket).await?))),

@@ -171,7 +171,7 @@ impl Health {
     }
 
     /// The share of its weight in use: grows to 1 during `slow_start` after a recovery.
-    pub(super) fn ramp(&self, now: Instant) -> f64 {
+    pub(super) fn slow_start_factor(&self, now: Instant) -> f64 {
         let (slow_start, recovered) =
             (self.limits().slow_start.as_secs_f64(), self.recovered_at.load(Ordering::Relaxed));
         if slow_start == 0.0 || recovered == 0 {
@@ -202,11 +202,11 @@ mod tests {
         assert!(!health.is_up(Instant::now()));
         advance(11).await;
         assert!(health.is_up(Instant::now()), "it may try again");
-        assert!((health.ramp(Instant::now()) - 1.0).abs() < f64::EPSILON);
+        assert!((health.slow_start_factor(Instant::now()) - 1.0).abs() < f64::EPSILON);
         health.succeeded(Instant::now());
-        assert!(health.ramp(Instant::now()) < 0.1, "and begins slowly");
+        assert!(health.slow_start_factor(Instant::now()) < 0.1, "and begins slowly");
         advance(10).await;
-        assert!((health.ramp(Instant::now()) - 0.5).abs() < 0.01);
+        assert!((health.slow_start_factor(Instant::now()) - 0.5).abs() < 0.01);
     }
 
     #[tokio::test(start_paused = true)]

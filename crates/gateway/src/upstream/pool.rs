@@ -95,6 +95,11 @@ impl Upstream {
         self.is_retired.store(true, Ordering::Relaxed);
     }
 
+    /// Whether another configuration is in use.
+    pub(super) fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Relaxed)
+    }
+
     /// The current endpoints.
     pub(super) fn endpoints(&self) -> Arc<Balancer> {
         self.endpoints.load_full()
@@ -126,7 +131,7 @@ impl Upstream {
         let deadline = Instant::now() + within;
         let lookups = self.servers.iter().map(|server| self.addresses(server, known, deadline));
         let resolved = futures_util::future::join_all(lookups).await;
-        if self.is_retired.load(Ordering::Relaxed) {
+        if self.is_retired() {
             return true;
         }
         let is_complete = resolved.iter().all(|addresses| !addresses.is_empty());

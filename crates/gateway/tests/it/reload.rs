@@ -215,8 +215,24 @@ async fn a_listener_that_was_renamed_admits_nobody_whom_its_successor_would_not(
     let renamed = format!("{}{}{upstream}", listener.replace("devices", "renamed"), pki.listener_tls());
     let mut client = handshake_after_reload(&gateway, &pki, None, &renamed).await;
     let mut answer = Vec::new();
-    let _ = client.read_to_end(&mut answer).await;
-    assert_eq!(answer, b"");
+    client.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"\x20\x02\x00\x05");
     assert_eq!(gateway.outcome().await, "403 session_credential_withdrawn");
+    assert!(broker.is_left_alone().await);
+}
+
+#[tokio::test]
+async fn crls_that_a_reload_adds_are_required_of_those_who_are_not_admitted_yet() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let (listener, upstream) = (TestGateway::LISTENER, broker.upstream());
+    pki.device("thing001");
+    pki.crls_until(-10);
+    let gateway = TestGateway::start(&format!("{listener}{}{upstream}", pki.listener_tls())).await;
+    let with_crls = format!("{listener}{}{upstream}", pki.listener_tls_with_crl());
+    let mut client = handshake_after_reload(&gateway, &pki, Some("thing001"), &with_crls).await;
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer).await;
+    assert_eq!(answer, b"\x20\x02\x00\x05");
+    assert_eq!(gateway.outcome().await, "500 crl_expired");
     assert!(broker.is_left_alone().await);
 }

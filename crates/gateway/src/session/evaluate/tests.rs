@@ -30,7 +30,7 @@ struct Fixture {
 }
 
 /// One row.
-#[expect(clippy::option_option, reason = "as in `ClientEvidence`: not known yet, known to be none, known")]
+#[expect(clippy::option_option, reason = "as in `Proof`: pending, nothing, proved")]
 struct Case<'a> {
     name: &'static str,
     runtime: &'a Runtime,
@@ -114,13 +114,22 @@ fn authenticated(by: &str, what: Authenticated) -> Evidence {
     Evidence::Authenticated { by: by.into(), what }
 }
 
+#[expect(clippy::option_option, clippy::ref_option, reason = "a field of a row")]
+fn proof(stage: &Option<Option<Evidence>>) -> Proof<'_> {
+    match stage {
+        None => Proof::Pending,
+        Some(None) => Proof::Nothing,
+        Some(Some(evidence)) => Proof::Proved(evidence),
+    }
+}
+
 fn assert_verdicts(cases: Vec<Case<'_>>) {
     for case in cases {
         let client = ClientEvidence {
             listener: "devices",
-            address: "192.0.2.1".parse().unwrap(),
-            from_tls: case.from_tls.as_ref().map(Option::as_ref),
-            from_authenticator: case.from_authenticator.as_ref().map(Option::as_ref),
+            address: Some("192.0.2.1".parse().unwrap()),
+            from_tls: proof(&case.from_tls),
+            from_authenticator: proof(&case.from_authenticator),
         };
         assert_eq!(evaluate(client, case.runtime, case.at), case.verdict, "{}", case.name);
     }

@@ -67,7 +67,7 @@ pub(super) fn validate(
     table: &Setting<TlsTable>,
     document: &mut Document,
 ) -> Result<Option<ClientCertificates>, Reported> {
-    let checks_revocation = !table.crl.is_empty() || table.crl_distribution_points || table.ocsp != OcspScope::Off;
+    let checks_revocation = !table.crl.is_empty() || *table.crl_distribution_points || *table.ocsp != OcspScope::Off;
     if table.client_ca.is_none() && checks_revocation {
         let message = "`crl`, `crl_distribution_points` and `ocsp` require `client_ca`";
         match table.crl.first() {
@@ -84,7 +84,7 @@ pub(super) fn validate(
         }
         (Some(ClientAuth::Required | ClientAuth::Optional), None) => {
             let at: &dyn Located = table.client_auth.as_ref().map_or(table as &dyn Located, |auth| auth);
-            Err(document.error(&at.location().cloned().unwrap_or_default(), "`client_auth` requires `client_ca`"))
+            Err(document.error(at, "`client_auth` requires `client_ca`"))
         }
         (None | Some(ClientAuth::Required | ClientAuth::Optional), Some(ca)) => {
             validate_revocation(table, document);
@@ -95,16 +95,16 @@ pub(super) fn validate(
                 verify_depth: usize::from(table.verify_depth.value),
                 crl: Crl {
                     origins: table.crl.iter().filter_map(|crl| crl_origin(crl, document).ok()).collect(),
-                    distribution_points: table.crl_distribution_points,
+                    distribution_points: *table.crl_distribution_points,
                     missing: table.crl_missing.value,
                 },
                 ocsp: Ocsp {
-                    scope: table.ocsp,
+                    scope: *table.ocsp,
                     responder: table.ocsp_responder.as_ref().map(|url| url.value.clone()),
                     failure: table.ocsp_failure.value,
-                    timeout: table.ocsp_timeout.0,
+                    timeout: table.ocsp_timeout.value.0,
                 },
-                refresh: table.revocation_refresh.0,
+                refresh: table.revocation_refresh.value.0,
             }))
         }
     }
@@ -121,14 +121,14 @@ fn validate_revocation(table: &TlsTable, document: &mut Document) {
             let complaint = Complaint::new(format!("`{}` is not an `http` or `https` URL", url.value));
             document.error(url, complaint.hint("\"http://ocsp.example.com/\""));
         }
-        if table.ocsp == OcspScope::Off {
+        if *table.ocsp == OcspScope::Off {
             document.warning(url, OCSP_IS_OFF);
         }
     }
-    if table.ocsp_failure.is_set() && table.ocsp == OcspScope::Off {
+    if table.ocsp_failure.is_set() && *table.ocsp == OcspScope::Off {
         document.warning(&table.ocsp_failure, OCSP_IS_OFF);
     }
-    if table.crl_missing.is_set() && table.crl.is_empty() && !table.crl_distribution_points {
+    if table.crl_missing.is_set() && table.crl.is_empty() && !*table.crl_distribution_points {
         document.warning(&table.crl_missing, "`crl_missing` has no effect without `crl` or `crl_distribution_points`");
     }
     for (key, on_failure, what) in [

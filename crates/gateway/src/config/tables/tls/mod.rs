@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
-use super::super::values::{Located, Secret, Setting};
+use super::super::values::{Located, Location, Secret, Setting};
 use super::warn_of_literal_secret;
 pub use client::{ClientCertificates, Crl, CrlOrigin, Ocsp};
 pub use keys::{Psk, RawKeys};
@@ -113,7 +113,7 @@ fn validate_certificate_tls(
     let resumption = validate_resumption(table, document);
     Ok(CertificateTls {
         certificates: certificates?,
-        stapling: table.ocsp_stapling,
+        stapling: table.ocsp_stapling.value,
         client: client?,
         raw_keys: raw_keys?,
         resumption: resumption?,
@@ -150,26 +150,52 @@ fn validate_resumption(table: &TlsTable, document: &mut Document) -> Result<Resu
 /// Rejects keys that exclude `psk`. A listener with pre-shared keys has no certificate: with one, a TLS 1.3 server may
 /// choose the certificate and ignore the key.
 fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
-    if table.ocsp != OcspScope::Off || table.ocsp_stapling || table.crl_distribution_points {
-        let message = "`ocsp`, `ocsp_stapling` and `crl_distribution_points` cannot be combined with `psk`";
-        let at = table.psk.as_ref().and_then(Located::location).cloned().unwrap_or_default();
-        document.error(&at, Complaint::new(message).hint("a listener with `psk` uses no certificates"));
-    }
+    // Without `..`, so that a new key is in one of the two groups.
+    let TlsTable {
+        certificate,
+        private_key,
+        private_key_passphrase,
+        client_auth,
+        client_ca,
+        verify_depth,
+        crl,
+        crl_distribution_points,
+        crl_missing,
+        revocation_refresh,
+        ocsp,
+        ocsp_responder,
+        ocsp_failure,
+        ocsp_timeout,
+        ocsp_stapling,
+        resumption,
+        session_lifetime,
+        ticket_secret,
+        raw_keys,
+        psk: _,
+        versions: _,
+        handshake_timeout: _,
+        alpn: _,
+    } = table;
     let others = [
-        ("certificate", table.certificate.as_ref().and_then(Located::location)),
-        ("private_key", table.private_key.as_ref().and_then(Located::location)),
-        ("client_auth", table.client_auth.as_ref().and_then(Located::location)),
-        ("client_ca", table.client_ca.as_ref().and_then(Located::location)),
-        ("crl", table.crl.first().and_then(Located::location)),
-        ("raw_keys", table.raw_keys.as_ref().and_then(Located::location)),
-        ("resumption", table.resumption.location()),
-        ("session_lifetime", table.session_lifetime.location()),
-        ("ticket_secret", table.ticket_secret.as_ref().and_then(Located::location)),
-        ("private_key_passphrase", table.private_key_passphrase.as_ref().and_then(Located::location)),
-        ("verify_depth", table.verify_depth.location()),
-        ("crl_missing", table.crl_missing.location()),
-        ("ocsp_responder", table.ocsp_responder.as_ref().and_then(Located::location)),
-        ("ocsp_failure", table.ocsp_failure.location()),
+        ("certificate", at(certificate.as_ref())),
+        ("private_key", at(private_key.as_ref())),
+        ("private_key_passphrase", at(private_key_passphrase.as_ref())),
+        ("client_auth", at(client_auth.as_ref())),
+        ("client_ca", at(client_ca.as_ref())),
+        ("verify_depth", verify_depth.location()),
+        ("crl", crl.first().and_then(Located::location)),
+        ("crl_distribution_points", crl_distribution_points.location()),
+        ("crl_missing", crl_missing.location()),
+        ("revocation_refresh", revocation_refresh.location()),
+        ("ocsp", ocsp.location()),
+        ("ocsp_responder", at(ocsp_responder.as_ref())),
+        ("ocsp_failure", ocsp_failure.location()),
+        ("ocsp_timeout", ocsp_timeout.location()),
+        ("ocsp_stapling", ocsp_stapling.location()),
+        ("resumption", resumption.location()),
+        ("session_lifetime", session_lifetime.location()),
+        ("ticket_secret", at(ticket_secret.as_ref())),
+        ("raw_keys", at(raw_keys.as_ref())),
     ];
     for (key, location) in others {
         let Some(location) = location else { continue };
@@ -177,4 +203,8 @@ fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
         let hint = "pre-shared keys require their own listener, without certificates and without resumption";
         document.error(location, complaint.hint(hint));
     }
+}
+
+fn at<T>(setting: Option<&Setting<T>>) -> Option<&Location> {
+    setting?.location()
 }

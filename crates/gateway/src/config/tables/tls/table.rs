@@ -35,23 +35,23 @@ pub(in crate::config::tables) struct TlsTable {
     /// certificate of a chain needs a CRL of its issuer. Default: CRLs are not checked.
     pub(super) crl: Vec<Setting<String>>,
     /// Whether the gateway also fetches CRLs from the distribution points that certificates name.
-    pub(super) crl_distribution_points: bool,
+    pub(super) crl_distribution_points: Setting<bool>,
     /// What happens to a client whose CRL is missing or out of date: `refuse` or `allow`.
     pub(super) crl_missing: Setting<OnFailure>,
     /// Longest time between two fetches of a CRL, and between two OCSP requests about a connected client.
-    pub(super) revocation_refresh: Timeout,
+    pub(super) revocation_refresh: Setting<Timeout>,
     /// Certificates that the gateway checks by OCSP: `off`, `leaf` (the client's own) or `chain` (with the
     /// intermediates).
-    pub(super) ocsp: OcspScope,
+    pub(super) ocsp: Setting<OcspScope>,
     /// URL of the OCSP responder. Default: the URL that the certificate names.
     pub(super) ocsp_responder: Option<Setting<String>>,
     /// What happens to a client for which no OCSP responder answers: `refuse` or `allow`.
     pub(super) ocsp_failure: Setting<OnFailure>,
     /// How long a client waits, after its handshake, for OCSP responses and for CRLs of distribution points; and how
     /// long a start or reload waits for CRLs from URLs.
-    pub(super) ocsp_timeout: Timeout,
+    pub(super) ocsp_timeout: Setting<Timeout>,
     /// Whether the handshake carries an OCSP response about the server's own certificate.
-    pub(super) ocsp_stapling: bool,
+    pub(super) ocsp_stapling: Setting<bool>,
     /// How clients resume TLS sessions: `tickets`, `cache` (the gateway keeps the session), `both` or `off`.
     pub(super) resumption: Setting<ResumptionMode>,
     /// How long after its full handshake a session may be resumed; at most `7d`.
@@ -83,14 +83,14 @@ impl Default for TlsTable {
             client_ca: None,
             verify_depth: Setting::default_of(2),
             crl: Vec::new(),
-            crl_distribution_points: false,
+            crl_distribution_points: Setting::default_of(false),
             crl_missing: Setting::default_of(OnFailure::Refuse),
-            revocation_refresh: Timeout(hour / 4),
-            ocsp: OcspScope::Off,
+            revocation_refresh: Setting::default_of(Timeout(hour / 4)),
+            ocsp: Setting::default_of(OcspScope::Off),
             ocsp_responder: None,
             ocsp_failure: Setting::default_of(OnFailure::Refuse),
-            ocsp_timeout: Timeout(Duration::from_secs(5)),
-            ocsp_stapling: false,
+            ocsp_timeout: Setting::default_of(Timeout(Duration::from_secs(5))),
+            ocsp_stapling: Setting::default_of(false),
             resumption: Setting::default_of(ResumptionMode::Both),
             session_lifetime: Setting::default_of(Timeout(hour)),
             ticket_secret: None,

@@ -1,7 +1,8 @@
 //! The session index: all live sessions, by their evidence and by expiry time, so that a change finds the sessions it
 //! affects without a scan of all. Enters: sessions as they open, and the index keys that changed. Leaves: to each affected
-//! session, the reason why it is closed. Never here: the evaluation itself.
+//! session, the reason why it is closed. Not here: the evaluation itself.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -67,12 +68,34 @@ pub struct SessionEntry {
 pub struct ClientEvidence<'a> {
     /// The name of the listener it connected to.
     pub listener: &'a str,
-    /// The client's address.
-    pub address: IpAddr,
-    /// What it proved in the handshake.
-    pub from_tls: Option<Option<&'a Evidence>>,
-    /// What an authenticator verified. The outer `None`: authentication has not run yet.
-    pub from_authenticator: Option<Option<&'a Evidence>>,
+    /// The client's address; `None` before a preface has named it.
+    pub address: Option<IpAddr>,
+    /// From the handshake.
+    pub from_tls: Proof<'a>,
+    /// From an authenticator.
+    pub from_authenticator: Proof<'a>,
+}
+
+/// What a client has proved at one stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof<'a> {
+    /// The stage is not over.
+    Pending,
+    /// Nothing: no proof was requested, or it was optional.
+    Nothing,
+    /// This.
+    Proved(&'a Evidence),
+}
+
+impl<'a> Proof<'a> {
+    /// What a stage has set.
+    fn of(stage: &'a OnceLock<Option<impl Borrow<Evidence>>>) -> Self {
+        match stage.get() {
+            None => Self::Pending,
+            Some(None) => Self::Nothing,
+            Some(Some(evidence)) => Self::Proved(evidence.borrow()),
+        }
+    }
 }
 
 impl SessionEntry {
@@ -80,9 +103,9 @@ impl SessionEntry {
     pub fn client_evidence(&self) -> ClientEvidence<'_> {
         ClientEvidence {
             listener: &self.info.listener,
-            address: self.info.address().ip(),
-            from_tls: self.from_tls.get().map(Option::as_ref),
-            from_authenticator: self.from_authenticator.get().map(Option::as_deref),
+            address: self.info.client_address().map(|address| address.ip()),
+            from_tls: Proof::of(&self.from_tls),
+            from_authenticator: Proof::of(&self.from_authenticator),
         }
     }
 

@@ -1,0 +1,8 @@
+//! Sockets and byte streams. Enters: addresses and connected sockets. Leaves: any transport as one type of stream. Not here:
+//! what the bytes mean.
+
+mod stream;
+mod tcp;
+
+pub use stream::{Stream, discard_until_closed};
+pub use tcp::{Socket, bind, tune};
