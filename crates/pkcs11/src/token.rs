@@ -37,6 +37,25 @@ pub(crate) struct Token {
     signing: AtomicUsize,
 }
 
+/// A signature in progress. Dropping it ends it, also when the module panics.
+struct Signing<'a> {
+    counter: &'a AtomicUsize,
+    /// Signatures that were in progress when this one began.
+    others: usize,
+}
+
+impl<'a> Signing<'a> {
+    fn begin(counter: &'a AtomicUsize) -> Self {
+        Self { counter, others: counter.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for Signing<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Token {
     pub(crate) fn new(uri: TokenUri) -> Self {
         Self { uri, idle: Mutex::default(), signing: AtomicUsize::new(0) }
@@ -48,19 +67,17 @@ impl Token {
 
     /// Signs. Blocks the thread; on a multi-threaded runtime its other tasks move to another thread.
     pub(crate) fn sign(&self, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, String> {
-        if self.signing.fetch_add(1, Ordering::Relaxed) >= MAX_SIGNING {
-            self.signing.fetch_sub(1, Ordering::Relaxed);
+        let signing = Signing::begin(&self.signing);
+        if signing.others >= MAX_SIGNING {
             return Err(
                 "too many signatures are in progress: the token is too slow for the rate of handshakes".to_owned()
             );
         }
         let runtime = tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor());
-        let result = match runtime {
+        match runtime {
             Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| self.sign_now(scheme, message)),
             _ => self.sign_now(scheme, message),
-        };
-        self.signing.fetch_sub(1, Ordering::Relaxed);
-        result
+        }
     }
 
     fn sign_now(&self, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, String> {
@@ -106,10 +123,12 @@ impl Token {
                 let params = pss(MechanismType::SHA512, PkcsMgfType::MGF1_SHA512, 64);
                 session.sign(&Mechanism::Sha512RsaPkcsPss(params), key, message)?
             }
-            _ => {
+            SignatureScheme::RSA_PSS_SHA256 => {
                 let params = pss(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, 32);
                 session.sign(&Mechanism::Sha256RsaPkcsPss(params), key, message)?
             }
+            // The signer offers no other scheme.
+            _ => return Err(TokenError::NotSupported),
         };
         let mut idle = self.idle.lock();
         if idle.len() < MAX_IDLE_SESSIONS {

@@ -75,7 +75,8 @@ impl TokenUri {
         }
         let module = module.ok_or_else(|| wrong("names no module: add `module-path`"))?;
         let mut hash = digest::Context::new(&digest::SHA256);
-        hash.update(format!("{module:?} {token:?} {pin:?}").as_bytes());
+        hash.update(format!("{module:?} {token:?} ").as_bytes());
+        hash.update(pin.as_deref().map_or(&[], str::as_bytes));
         let mut pin_id = [0; 32];
         pin_id.copy_from_slice(hash.finish().as_ref());
         Ok(Self { module, token, object, id, pin: pin.map(Into::into), pin_id })

@@ -283,6 +283,12 @@ impl Diagnostics {
             .annotation(AnnotationKind::Primary.span(visible))
     }
 
+    /// Whether a key belongs to a table. The location of a table under a header is the header.
+    pub(super) fn is_within(&self, key: &Range<usize>, table: &Location) -> bool {
+        overlap(key, &table.0)
+            || self.source.get(table.0.end..key.start).is_some_and(|between| !between.contains("\n["))
+    }
+
     /// The number of the line of an item, from 1; 0: it is not in the file.
     pub(super) fn line_of(&self, item: &impl Located) -> usize {
         item.location().map_or(0, |location| self.row(location.0.start.min(self.source.len())))

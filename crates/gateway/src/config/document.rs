@@ -24,7 +24,14 @@ pub(super) struct Document {
     pub(super) diagnostics: Diagnostics,
     directory: PathBuf,
     /// Keys whose values could not be read. The model lacks them, but they are not missing from the file.
-    unread: Vec<String>,
+    unread: Vec<Unread>,
+}
+
+/// A key whose value could not be read, with the position of the key.
+#[derive(Debug)]
+struct Unread {
+    key: String,
+    at: Range<usize>,
 }
 
 /// More problems than an operator reads at once.
@@ -94,16 +101,17 @@ impl Document {
         hint: &str,
     ) -> Result<T, Reported> {
         value.ok_or_else(|| {
-            if self.is_unread(key) {
+            if self.is_unread(key, table) {
                 return self.diagnostics.already_reported();
             }
             self.error(table, Complaint::new(format!("`{key}` is missing")).hint(hint))
         })
     }
 
-    /// Whether a value of a key of this name, or a part of it, could not be read. The error was reported.
-    pub(super) fn is_unread(&self, key: &str) -> bool {
-        self.unread.iter().any(|unread| unread == key)
+    /// Whether the value of this key of a table, or a part of it, could not be read. The error was reported.
+    pub(super) fn is_unread(&self, key: &str, table: &impl Located) -> bool {
+        let is_within = |at: &Range<usize>| table.location().is_none_or(|table| self.diagnostics.is_within(at, table));
+        self.unread.iter().any(|unread| unread.key == key && is_within(&unread.at))
     }
 
     /// Whether the value contains a substitution, and so perhaps a secret.
@@ -146,7 +154,7 @@ fn read_text(path: &Path) -> std::io::Result<String> {
 }
 
 /// Removes the innermost entry that covers `span` from the tree and records its key. Returns whether it found one.
-fn remove(table: &mut DeTable<'_>, span: &Range<usize>, unread: &mut Vec<String>) -> bool {
+fn remove(table: &mut DeTable<'_>, span: &Range<usize>, unread: &mut Vec<Unread>) -> bool {
     let covers = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
     let entry = table.iter_mut().find_map(|(key, value)| {
         let is_inside = covers(value.span()) && value.span() != *span && remove_value(value, span, unread);
@@ -154,13 +162,13 @@ fn remove(table: &mut DeTable<'_>, span: &Range<usize>, unread: &mut Vec<String>
     });
     match entry {
         Some((key, false)) => {
-            unread.push(key.get_ref().to_string());
+            unread.push(Unread { key: key.get_ref().to_string(), at: key.span() });
             table.remove(&key).is_some()
         }
         Some((key, true)) => {
             // A list that lost an entry differs from the one in the file.
             if table.get(&key).is_some_and(|value| matches!(value.get_ref(), DeValue::Array(_))) {
-                unread.push(key.get_ref().to_string());
+                unread.push(Unread { key: key.get_ref().to_string(), at: key.span() });
             }
             true
         }
@@ -169,7 +177,7 @@ fn remove(table: &mut DeTable<'_>, span: &Range<usize>, unread: &mut Vec<String>
     }
 }
 
-fn remove_value(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>, unread: &mut Vec<String>) -> bool {
+fn remove_value(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>, unread: &mut Vec<Unread>) -> bool {
     match value.get_mut() {
         DeValue::Table(table) => remove(table, span, unread),
         DeValue::Array(items) => {
@@ -287,6 +295,17 @@ balance = "ketama"
         assert_eq!(find("rutime").1, hint("runtime"));
         assert!(found.iter().any(|(m, h, _)| m == "unknown key `wieght`" && *h == hint("weight")), "{found:#?}");
         assert_eq!(found.len(), 10, "{found:#?}");
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_not_missing_and_hides_no_other() {
+        let (model, mut document) =
+            Document::parse::<Model>(Path::new("p.toml"), "[[listener]]\nname = 5\n[[listener]]\nbind = \"b\"\n");
+        assert_eq!(document.diagnostics.count(crate::config::Severity::Error), 1);
+        for (listener, errors) in model.listener.iter().zip([1, 2]) {
+            let _ = document.require::<()>(None, listener, "name", "");
+            assert_eq!(document.diagnostics.count(crate::config::Severity::Error), errors);
+        }
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use aws_lc_rs::digest;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
@@ -11,6 +10,7 @@ use x509_parser::oid_registry::{OID_PKIX_ACCESS_DESCRIPTOR_OCSP, OID_X509_EXT_CR
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::peer::Certificate;
+use crate::util::crypto::sha256;
 
 /// A CA, identified by its name and key. By name alone, a CRL of one CA would cover certificates of another CA with the
 /// same name.
@@ -150,12 +150,6 @@ impl VerifiedChain {
     pub fn not_after(&self) -> i64 {
         self.certificates.iter().map(|certificate| certificate.not_after).min().unwrap_or(i64::MIN)
     }
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut sum = [0; 32];
-    sum.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    sum
 }
 
 /// The URLs in a certificate's CRL distribution points; `None` if it has none. Points with a cRLIssuer lead to indirect

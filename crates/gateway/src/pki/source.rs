@@ -308,15 +308,16 @@ impl Source {
             if coverage == Coverage::None {
                 continue;
             }
-            report(
-                coverage,
-                match () {
-                    // A revocation outlives the CRL: an out-of-date CRL does not reinstate a certificate.
-                    () if list.revokes(&certificate.serial) => Status::Revoked,
-                    () if now >= list.next_update || now < list.this_update - CLOCK_SKEW => Status::Stale,
-                    () => Status::Good,
-                },
-            );
+            let is_current = now < list.next_update && now >= list.this_update - CLOCK_SKEW;
+            // A revocation outlives the CRL: an out-of-date CRL does not reinstate a certificate.
+            let status = if list.revokes(&certificate.serial) {
+                Status::Revoked
+            } else if is_current {
+                Status::Good
+            } else {
+                Status::Stale
+            };
+            report(coverage, status);
         }
     }
 }

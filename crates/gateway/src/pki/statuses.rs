@@ -195,7 +195,9 @@ impl Statuses {
         let at = Instant::now() + after;
         let before = entry.state.lock().due.replace(at);
         let mut due = self.due.lock();
-        before.map(|before| due.remove(&(before, entry.id)));
+        if let Some(before) = before {
+            due.remove(&(before, entry.id));
+        }
         due.insert((at, entry.id));
     }
 

@@ -355,7 +355,7 @@ fn validate_jwt(table: &Setting<AuthenticatorTable>, document: &mut Document) ->
         JwksOrigin::File(origin.map(|path| document.resolve(Path::new(path))))
     };
     let mut algorithms = table.algorithms.value.clone();
-    if document.is_unread("algorithms") {
+    if document.is_unread("algorithms", table) {
         // The error was reported; the default lets validation of the table continue.
         algorithms = AuthenticatorTable::default().algorithms.value;
     } else if algorithms.is_empty() {
