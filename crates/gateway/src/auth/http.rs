@@ -13,6 +13,7 @@ use hyper::body::Bytes;
 use hyper::header::HeaderMap;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 use serde_json::{Map, Value as Json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -177,7 +178,14 @@ impl Service {
         // Neither does a 4xx status, nor a client that disconnects during the request: that drops this future.
         let is_client_error = exchanged.as_ref().is_ok_and(|(status, _)| status.is_client_error());
         let response = exchanged.and_then(|(status, body)| read(status, &body));
-        self.breaker.record(is_client_error || response.is_ok());
+        if self.breaker.record(is_client_error || response.is_ok()) {
+            let pause = humantime::format_duration(self.breaker.period).to_string();
+            tracing::warn!(
+                authenticator = name,
+                pause,
+                "circuit breaker open: the authentication service keeps failing"
+            );
+        }
         response.map_err(|problem| {
             if is_client_error {
                 // At debug level, because clients may cause it and could flood the log.
@@ -229,8 +237,11 @@ fn sent_facts(facts: &Facts<'_>) -> Map<String, Json> {
 fn read(status: StatusCode, body: &Bytes) -> Result<Response, String> {
     let plain = |result| Response { result, client_id: None, username: None, expires_at: None, attributes: Map::new() };
     match status {
-        StatusCode::OK => serde_json::from_slice(body)
-            .map_err(|_| "the response is not a JSON object with `result` = `allow`, `deny` or `ignore`".to_owned()),
+        StatusCode::OK => serde_json::from_slice(body).map_err(|error| match error.classify() {
+            Category::Data => "a member of the response is missing or has a wrong value: `result` is `allow`, `deny` or \
+                `ignore`, `client_id` and `username` are strings, `expires_at` is a whole number, `attributes` an object",
+            Category::Io | Category::Syntax | Category::Eof => "the response is not JSON",
+        }.to_owned()),
         StatusCode::NO_CONTENT => Ok(plain(Verdict::Allow)),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(plain(Verdict::Deny)),
         status => Err(format!("the response has status {status}")),
@@ -251,7 +262,7 @@ struct State {
     /// Failures in a row.
     failures: u32,
     /// When the breaker is open: the time of the next probe.
-    closed_until: Option<Instant>,
+    open_until: Option<Instant>,
 }
 
 impl Breaker {
@@ -262,27 +273,30 @@ impl Breaker {
     fn may_try(&self) -> bool {
         let now = Instant::now();
         let mut state = self.state.lock();
-        match state.closed_until {
+        match state.open_until {
             Some(until) if now < until => false,
             Some(_) => {
                 // This request is the probe. If it reports no result in time, another one follows.
-                state.closed_until = Some(now + self.period);
+                state.open_until = Some(now + self.period);
                 true
             }
             None => true,
         }
     }
 
-    fn record(&self, is_success: bool) {
+    /// Records the result of a request. Returns whether the breaker opens.
+    fn record(&self, is_success: bool) -> bool {
         let mut state = self.state.lock();
         if is_success {
             *state = State::default();
-            return;
+            return false;
         }
         state.failures = state.failures.saturating_add(1);
-        if state.failures >= self.after {
-            state.closed_until = Some(Instant::now() + self.period);
+        if state.failures < self.after {
+            return false;
         }
+        let was_open = state.open_until.replace(Instant::now() + self.period).is_some();
+        !was_open
     }
 }
 

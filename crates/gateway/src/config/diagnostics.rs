@@ -150,6 +150,11 @@ impl Diagnostics {
         Reported(())
     }
 
+    /// The proof that something was reported; if nothing was, reports `complaint`.
+    pub(crate) fn already_reported_or(&mut self, at: &impl Located, complaint: Complaint) -> Reported {
+        if self.has_errors() { Reported(()) } else { self.error(at, complaint) }
+    }
+
     /// The proof for a consequence of an error that was reported before.
     pub(super) fn already_reported(&self) -> Reported {
         debug_assert!(self.has_errors(), "nothing was reported");
@@ -177,25 +182,28 @@ impl Diagnostics {
     }
 
     /// Masks each word of a message that shows an inserted value, or that contains one, such as a path. At the location of
-    /// the value, also each word that is a part of it, such as the host of a URL.
+    /// the value, also each quoted word that is a part of it, such as the host of a URL.
     fn redact(&self, text: String, location: Option<&Location>) -> String {
         if self.substitutions.is_empty() {
             return text;
         }
-        let is_secret = |word: &str| {
+        let is_secret = |word: &str, is_quoted: bool| {
             self.substitutions.iter().any(|Substituted { at, value }| {
                 let is_here = location.is_some_and(|location| overlap(&at.0, &location.0));
                 let mut parts = value.expose().split(is_separator).filter(|part| !part.is_empty());
                 parts.any(|part| match part.len() {
-                    LONG.. => word.contains(part) || (is_here && word.len() >= LONG && part.contains(word)),
+                    LONG.. => {
+                        word.contains(part) || (is_here && is_quoted && word.len() >= LONG && part.contains(word))
+                    }
                     _ => is_here && word == part,
                 })
             })
         };
-        let mut redacted = String::with_capacity(text.len());
+        let (mut redacted, mut quotes) = (String::with_capacity(text.len()), 0);
         for piece in text.split_inclusive(is_separator) {
             let word = piece.trim_end_matches(is_separator);
-            redacted.push_str(if is_secret(word) { "***" } else { word });
+            redacted.push_str(if is_secret(word, quotes % 2 == 1) { "***" } else { word });
+            quotes += piece.matches(['`', '"']).count();
             redacted.push_str(&piece[word.len()..]);
         }
         redacted

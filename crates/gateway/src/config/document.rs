@@ -14,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::diagnostics::{Complaint, Diagnostics, Reported, overlap, warn_if_exposed};
-use super::explain::{explain, item_of};
+use super::explain::{explain, item_of, list_for_table};
 use super::values::{Located, Location};
 
 /// A configuration file during the validation of its tables.
@@ -125,6 +125,14 @@ impl Document {
     }
 
     fn deserialize<M: DeserializeOwned + JsonSchema + Default>(&mut self, mut tree: Spanned<DeTable<'_>>) -> M {
+        let schema = schemars::schema_for!(M).to_value();
+        while let Some((span, path)) = list_for_table(tree.get_ref(), &schema) {
+            let complaint = Complaint::new("expected one table, found a list");
+            self.error(&Location(span.clone()), complaint.hint(format!("write the header as [{path}]")));
+            if !remove(tree.get_mut(), &span, &mut self.unread) {
+                break;
+            }
+        }
         for _ in 0..MAX_PROBLEMS {
             let error = match M::deserialize(toml::de::Deserializer::from(tree.clone())) {
                 Ok(model) => return model,
@@ -136,7 +144,7 @@ impl Document {
                 // serde's message quotes the value, and this one may be a secret.
                 self.error(&Location(span.clone()), "the substituted value is not valid here");
             } else {
-                let complaint = explain(&error, || schemars::schema_for!(M).to_value());
+                let complaint = explain(&error, &schema);
                 self.error(&Location(span.clone()), complaint);
             }
             let tree_span = tree.span();
@@ -212,29 +220,34 @@ impl Substitution<'_> {
                     *text = Cow::Owned(expanded);
                 }
                 Err(message) => {
-                    let complaint = Complaint::new(message).hint("use ${ENV:NAME} or ${FILE:path}");
-                    self.diagnostics.error(&Location(span), complaint);
+                    self.diagnostics.error(&Location(span), message);
                 }
             },
             _ => {}
         }
     }
 
-    fn expand(&mut self, span: &Range<usize>, text: &str) -> Result<String, String> {
+    fn expand(&mut self, span: &Range<usize>, text: &str) -> Result<String, Complaint> {
         let (mut out, mut rest) = (String::new(), text);
         while let Some((before, reference)) = rest.split_once("${") {
             let (reference, after) = reference.split_once('}').ok_or("`${` has no closing `}`")?;
             out.push_str(before);
             let inserted = match reference.split_once(':') {
-                Some(("ENV", name)) => std::env::var(name)
-                    .map_err(|_| format!("the environment variable `{name}` is not set or not UTF-8"))?,
+                Some(("ENV", name)) => std::env::var(name).map_err(|_| {
+                    let complaint =
+                        Complaint::new(format!("the environment variable `{name}` is not set or not UTF-8"));
+                    complaint.hint(format!("set `{name}` where the gateway starts, or use ${{FILE:path}}"))
+                })?,
                 Some(("FILE", path)) => {
                     let path = self.directory.join(path);
                     let text = read_text(&path).map_err(|error| format!("{}: {error}", path.display()))?;
                     warn_if_exposed(&Location(span.clone()), &path, "the secret in", self.diagnostics);
                     text.trim_end_matches(['\r', '\n']).to_owned()
                 }
-                _ => return Err(format!("`${{{reference}}}` is not a known substitution")),
+                _ => {
+                    let complaint = Complaint::new(format!("`${{{reference}}}` is not a known substitution"));
+                    return Err(complaint.hint("use ${ENV:NAME} or ${FILE:path}"));
+                }
             };
             self.diagnostics.substituted(Location(span.clone()), &inserted);
             out.push_str(&inserted);

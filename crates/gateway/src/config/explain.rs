@@ -10,7 +10,7 @@ use super::diagnostics::Complaint;
 use crate::util::suggest::suggest;
 
 /// Rewrites serde's error in the words of the configuration file.
-pub(super) fn explain(error: &toml::de::Error, schema: impl Fn() -> Json) -> Complaint {
+pub(super) fn explain(error: &toml::de::Error, schema: &Json) -> Complaint {
     let message = error.message();
     if let Some(complaint) = explain_type(message) {
         return complaint;
@@ -23,7 +23,7 @@ pub(super) fn explain(error: &toml::de::Error, schema: impl Fn() -> Json) -> Com
     let complaint = Complaint::new(format!("{what} `{found}`"));
     // A similar value may mean something else: `1.3` is no better `1.1`.
     let is_key = kind == "unknown field";
-    let elsewhere = if is_key { tables_with(found, &schema()) } else { Vec::new() };
+    let elsewhere = if is_key { tables_with(found, schema) } else { Vec::new() };
     if !elsewhere.is_empty() {
         complaint.hint(format!("it belongs to {}", elsewhere.join(" or ")))
     } else if let Some(suggestion) = suggest(found, known.iter().copied()).filter(|_| is_key) {
@@ -33,6 +33,43 @@ pub(super) fn explain(error: &toml::de::Error, schema: impl Fn() -> Json) -> Com
     } else {
         complaint.hint(format!("expected one of: {}", known.join(", ")))
     }
+}
+
+/// A list in place of one table, with its path: serde would take the items for the values of the table's keys, in order.
+pub(super) fn list_for_table(table: &DeTable<'_>, schema: &Json) -> Option<(Range<usize>, String)> {
+    fn find(table: &DeTable<'_>, about: &Json, path: &str, schema: &Json) -> Option<(Range<usize>, String)> {
+        table.iter().find_map(|(key, value)| {
+            let property = &about["properties"][key.get_ref().as_ref()];
+            let path = if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
+            let tables = tables_of(property, schema);
+            let within = |table| tables.iter().find_map(|about| find(table, about, &path, schema));
+            match value.get_ref() {
+                DeValue::Array(_) if !tables.is_empty() && !may_be_list(property, schema) => Some((value.span(), path)),
+                DeValue::Array(items) => items.iter().find_map(|item| within(item.get_ref().as_table()?)),
+                DeValue::Table(table) => within(table),
+                _ => None,
+            }
+        })
+    }
+    find(table, schema, "", schema)
+}
+
+fn may_be_list(value: &Json, schema: &Json) -> bool {
+    let choices = value["anyOf"].as_array().into_iter().flatten();
+    value.get("items").is_some() || choices.chain(named(value, schema)).any(|value| may_be_list(value, schema))
+}
+
+/// The tables that a value, or an item of it, may be.
+fn tables_of<'s>(value: &'s Json, schema: &'s Json) -> Vec<&'s Json> {
+    let choices = value["anyOf"].as_array().into_iter().flatten();
+    let inner = choices.chain(named(value, schema)).chain(value.get("items"));
+    let inner = inner.flat_map(|value| tables_of(value, schema));
+    value.get("properties").map(|_| value).into_iter().chain(inner).collect()
+}
+
+/// The definition that a schema refers to.
+fn named<'s>(value: &Json, schema: &'s Json) -> Option<&'s Json> {
+    schema.pointer(value["$ref"].as_str()?.strip_prefix('#')?)
 }
 
 /// The headers of the tables that have this key, by the schema of the file.
@@ -49,13 +86,6 @@ fn tables_with(key: &str, schema: &Json) -> Vec<String> {
             }
         }
     }
-    /// The tables that a value, or an item of it, may be.
-    fn tables_of<'s>(value: &'s Json, schema: &'s Json) -> Vec<&'s Json> {
-        let choices = value["anyOf"].as_array().into_iter().flatten();
-        let named = value["$ref"].as_str().and_then(|name| schema.pointer(name.strip_prefix('#')?));
-        let inner = choices.chain(named).chain(value.get("items")).flat_map(|value| tables_of(value, schema));
-        value.get("properties").map(|_| value).into_iter().chain(inner).collect()
-    }
     let mut found = Vec::new();
     walk(key, schema, "", schema, &mut found);
     found
@@ -63,6 +93,9 @@ fn tables_with(key: &str, schema: &Json) -> Vec<String> {
 
 /// Rewrites serde's error about a value of another type or out of range; `None`: it is another error.
 fn explain_type(message: &str) -> Option<Complaint> {
+    if message == "wanted string or table" {
+        return Some(Complaint::new("expected a string").hint("write it in quotes"));
+    }
     let mismatch = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "))?;
     let (found, expected) = mismatch.split_once(", expected ")?;
     let found = match found.split_once(' ') {
@@ -74,6 +107,9 @@ fn explain_type(message: &str) -> Option<Complaint> {
         _ => found.to_owned(),
     };
     let (expected, hint) = match expected {
+        "a string" | "a borrowed string" | "path string" if found == "a list" => {
+            ("a string", "it takes one value: remove the brackets")
+        }
         "a string" | "a borrowed string" | "path string" => {
             ("a string", "write it in quotes; a duration or size also has a unit: \"5s\", \"64KiB\"")
         }

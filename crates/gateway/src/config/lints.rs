@@ -90,20 +90,34 @@ fn warn_of_missing_authentication(listener: &Listener, settings: &Settings, diag
     } else if admits_all && listener.connect.client_id.is_none() {
         warn_of_unbound_client_id(listener, proof, settings, diagnostics);
     }
-    let methods = methods_of(listener, settings);
-    let has_token = methods.iter().any(|method| matches!(method, Method::Jwt(_) | Method::Registry(_)));
-    let is_username_bound = listener.connect.username.is_some()
-        || listener.require.iter().any(|expression| expression.uses("mqtt.username"));
-    if has_token && !is_username_bound {
-        let complaint =
-            Complaint::new("a client may send the broker any user name: its token or key does not bind the user name");
-        let hint = "[listener.connect] username = 'jwt.sub', or 'device.id'";
-        diagnostics.warning(&listener.table, complaint.hint(hint));
-    }
+    warn_of_unbound_username(listener, settings, diagnostics);
     if authenticates && listener.tls.is_none() {
         let complaint = Complaint::new("clients send passwords and tokens to this listener unencrypted");
         diagnostics.warning(&listener.table, complaint.hint("protocol = \"tls\""));
     }
+}
+
+/// Warns if clients of an authenticator that proves a name may send another user name.
+fn warn_of_unbound_username(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
+    let methods = methods_of(listener, settings);
+    let proved = methods.iter().filter_map(|method| match method {
+        Method::Jwt(_) => Some("jwt.sub"),
+        Method::Registry(_) => Some("device.id"),
+        Method::PasswordFile(_) | Method::Http(_) => None,
+    });
+    let proved: Vec<&str> = proved.collect();
+    let is_bound = listener.connect.username.is_some()
+        || listener.require.iter().any(|expression| expression.uses("mqtt.username"));
+    if proved.is_empty() || is_bound {
+        return;
+    }
+    // Without has(), clients of the other authenticators would be rejected.
+    let is_only = methods.len() == 1;
+    let name = |name: &&str| if is_only { (*name).to_owned() } else { format!("has({name}) ? {name} : mqtt.username") };
+    let names: Vec<String> = proved.iter().map(name).collect();
+    let message = "a client may send the broker any user name: its token or key does not bind the user name";
+    let hint = format!("[listener.connect] username = '{}'", names.join("', or '"));
+    diagnostics.warning(&listener.table, Complaint::new(message).hint(hint));
 }
 
 fn warn_of_unbound_client_id(

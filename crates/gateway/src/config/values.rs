@@ -189,6 +189,9 @@ serialize_as_text!(ByteSize, |size: &ByteSize| match size.0 {
 const MAX_PERIOD: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 
 fn parse_period(text: &str) -> Result<Duration, String> {
+    if text.trim_end().ends_with('M') {
+        return Err(format!("`{text}` is in months: write \"m\" for minutes, or count in days"));
+    }
     let period = humantime::parse_duration(text)
         .map_err(|error| format!("`{text}` is not a duration like \"5s\" or \"10m\": {error}"))?;
     if period > MAX_PERIOD { Err("must be at most ten years".to_owned()) } else { Ok(period) }

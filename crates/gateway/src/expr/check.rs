@@ -142,7 +142,7 @@ pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<N
         Wanted::Json => (Type::Unknown, "a value"),
     };
     if !found.fits(expected) {
-        let message = format!("this expression yields {}, expected {article}", found.name());
+        let message = format!("this expression returns {}, expected {article}", found.name());
         checker.errors.push(ExpressionError { message, span: 0..source.len(), hint: None });
     }
     if checker.errors.is_empty() { Ok(checker.names()) } else { Err(checker.errors) }

@@ -5,7 +5,7 @@
 //!
 //! Two rules are stricter than in CEL. `||` and `&&` evaluate from left to right and propagate an error, which CEL may
 //! absorb. And an expression that uses `cert`, `jwt`, `device` or `http` without testing it with `has()` rejects every
-//! client that lacks it, whatever the rest of the expression yields.
+//! client that lacks it, whatever the rest of the expression returns.
 
 mod budget;
 mod check;
@@ -110,7 +110,7 @@ impl Expression {
         Self { name: name.into(), ..self }
     }
 
-    /// Evaluates an expression that yields a boolean.
+    /// Evaluates an expression that returns a boolean.
     ///
     /// # Errors
     /// [`Reject::ExpressionFailed`]: the evaluation failed, or yielded another type.
@@ -121,7 +121,7 @@ impl Expression {
         }
     }
 
-    /// Evaluates an expression that yields a string.
+    /// Evaluates an expression that returns a string.
     ///
     /// # Errors
     /// [`Reject::ExpressionFailed`]: the evaluation failed, or yielded another type.
@@ -170,5 +170,11 @@ fn describe(error: &cel::ExecutionError) -> &'static str {
 impl fmt::Debug for Expression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Expression({})", self.name)
+    }
+}
+
+impl fmt::Display for Expression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
     }
 }

@@ -15,7 +15,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 
 use super::escape::Escaping;
 use super::info::SessionInfo;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Stage};
 
 /// The format of a line.
 pub use crate::config::tables::AccessLogFormat as Format;
@@ -171,6 +171,14 @@ struct JsonLine<'a> {
     duration_ms: f64,
 }
 
+/// The stage in which a connection ended. What closes sessions may also close a connection that is not a session yet.
+fn stage(outcome: Outcome, info: &SessionInfo) -> Stage {
+    match outcome {
+        Outcome::Rejected(reject) => reject.stage(),
+        Outcome::Closed(reason) => reason.stage().min(info.stage()),
+    }
+}
+
 fn json(end: &End<'_>, now: DateTime<Local>) -> String {
     let milliseconds = |duration: std::time::Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
     let End { info, outcome } = end;
@@ -184,8 +192,7 @@ fn json(end: &End<'_>, now: DateTime<Local>) -> String {
         protocol: info.protocol.label(),
         status: outcome.status(),
         reason: outcome.label(),
-        // What closes sessions may also close a connection that is not a session yet.
-        stage: outcome.stage().min(info.stage()).label(),
+        stage: stage(*outcome, info).label(),
         blame: outcome.blame().label(),
         bytes_received,
         bytes_sent,
@@ -249,6 +256,7 @@ mod tests {
         assert_eq!(stage(&info, drained), "connect");
         info.set_connect("a", portcullis_wire::Version::V5);
         assert_eq!(stage(&info, Outcome::Closed(CloseReason::CertificateRevoked)), "admit");
+        assert_eq!(stage(&info, Outcome::Rejected(Reject::UpstreamUnreachable)), "upstream");
         info.set_server("127.0.0.1:1883".into());
         assert_eq!(stage(&info, drained), "upstream");
         info.set_connected();

@@ -100,7 +100,7 @@ super::reasons! {
     /// No OCSP responder gave a usable response about a certificate in the client's chain.
     OcspMissing = "ocsp_missing", Handshake, Gateway, 500,
         connack: Some(Refusal::NotAuthorized), is_failed_proof: false,
-        hint: Some("see the gateway's log for the responder's error; `ocsp_failure = \"allow\"` admits such devices");
+        hint: Some("see the gateway's log for the responder's error; set `ocsp_responder` if certificates name none");
     /// The client's certificate is malformed, has an invalid signature, or violates another rule of X.509.
     CertificateInvalid = "certificate_invalid", Handshake, Client, 500,
         connack: None, is_failed_proof: true,

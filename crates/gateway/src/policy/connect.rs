@@ -60,7 +60,7 @@ impl Admission {
     pub fn check(&self, facts: &Facts<'_>) -> Result<(), Reject> {
         for expression in &self.require {
             if !expression.is_true(facts)? {
-                tracing::debug!(?expression, "client does not meet `require`");
+                tracing::debug!(%expression, "client does not meet `require`");
                 return Err(Reject::IdentityMismatch);
             }
         }

@@ -210,11 +210,14 @@ impl ServerKeys {
         let read = move || BySni::read(&to_read, &of_listener, staples.as_ref());
         let current = FromFiles::open_all("certificate and key", paths, read).map_err(|first| {
             // Report the problems of every pair, not only of the first.
-            let others = files.iter().filter_map(|files| files.read(store).err()).filter(|other| *other != first);
-            for other in others.collect::<Vec<_>>() {
-                diagnostics.error(certificates, other);
+            for (files, settings) in files.iter().zip(&certificates.value) {
+                let Err(complaint) = files.read(store) else { continue };
+                match read_chain(&files.chain) {
+                    Ok(_) => diagnostics.error(&settings.key, complaint),
+                    Err(_) => diagnostics.error(certificates, complaint),
+                };
             }
-            diagnostics.error(certificates, first.clone())
+            diagnostics.already_reported_or(certificates, first)
         })?;
         if settings.stapling && current.load().pairs.iter().any(|pair| pair.staple.is_none()) {
             let message = "`ocsp_stapling` needs the issuer's certificate after the server's in the certificate file";
@@ -294,7 +297,10 @@ fn read_key(path: &Path, passphrase: Option<&Secret>) -> Result<PrivateKeyDer<'s
         (Some(section), Some(passphrase)) => {
             let decrypted = EncryptedPrivateKeyInfo::try_from(section.contents())
                 .and_then(|info| info.decrypt(passphrase.expose()))
-                .map_err(|error| Complaint::new(format!("{} cannot be decrypted: {error}", path.display())))?;
+                .map_err(|error| {
+                    let complaint = Complaint::new(format!("{} cannot be decrypted: {error}", path.display()));
+                    complaint.hint("the passphrase is probably wrong; or use PBES2 with AES: openssl pkcs8 -topk8")
+                })?;
             Ok(PrivateKeyDer::Pkcs8(decrypted.as_bytes().to_vec().into()))
         }
         (Some(_), None) => Err(Complaint::new(format!("{} is encrypted", path.display()))

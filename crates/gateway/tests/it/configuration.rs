@@ -25,7 +25,7 @@ fn expressions_are_judged_at_load() {
         ("certt.subject.cn == 'a'", "unknown name `certt`", "did you mean `cert`?"),
         ("cert.subject.common_name == 'a'", "`cert.subject` has no field `common_name`", "fields: dn, cn"),
         ("mqtt.password == 'a'", "`mqtt` has no field `password`", ""),
-        ("mqtt.client_id", "this expression yields a string, expected a boolean", ""),
+        ("mqtt.client_id", "this expression returns a string, expected a boolean", ""),
         ("mqtt.client_id == 7", "a string never equals a number", ""),
         ("mqtt.client_id && true", "expected a boolean, found a string", ""),
         ("mqtt.client_id.startswith('a')", "unknown function `startswith`", "did you mean `startsWith`?"),

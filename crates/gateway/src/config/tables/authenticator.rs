@@ -55,19 +55,19 @@ pub(in crate::config) struct AuthenticatorTable {
     headers: Option<Setting<BTreeMap<String, Secret>>>,
     /// `http`, `jwt`: PEM bundle of trust anchors for `https`. Default: the system's.
     ca: Option<Setting<PathBuf>>,
-    /// `http`: time for one response. Before it, a request may wait as long again for its turn.
+    /// `http`: time for one response. It may queue equally long first.
     timeout: Setting<Timeout>,
-    /// `http`: requests at the same time.
+    /// `http`: maximum number of concurrent requests.
     max_concurrency: Setting<NonZeroU32>,
     /// `http`: how long a `deny` or `ignore` response is cached; `0s` disables the cache.
     negative_cache: Setting<Period>,
-    /// `http`: failures in a row that open the circuit breaker.
+    /// `http`: consecutive failures that open the circuit breaker.
     break_after: Setting<NonZeroU32>,
     /// `http`: how long the circuit breaker stays open.
     break_time: Setting<Timeout>,
     /// `registry`: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`. Required.
     database: Option<Setting<Secret>>,
-    /// `registry`: CEL expression that yields the device ID, over `cert`, `tls.psk_identity`, `tls.key_name` and
+    /// `registry`: CEL expression that returns the device ID, over `cert`, `tls.psk_identity`, `tls.key_name` and
     /// `tls.key_fingerprint` only. Default: the device pinned to the presented key, else the one whose pre-shared key
     /// was used, else `mqtt.username`.
     device: Option<Setting<String>>,
@@ -280,13 +280,13 @@ pub struct HttpService {
     pub ca: Option<Setting<PathBuf>>,
     /// Time for one response.
     pub timeout: Duration,
-    /// Requests at the same time.
+    /// Maximum number of concurrent requests.
     pub max_concurrency: u32,
     /// How long an `allow` response is cached.
     pub cache: Duration,
     /// How long a `deny` or `ignore` response is cached.
     pub negative_cache: Duration,
-    /// Failures in a row that open the circuit breaker.
+    /// Consecutive failures that open the circuit breaker.
     pub break_after: u32,
     /// How long the circuit breaker stays open.
     pub break_time: Duration,

@@ -27,11 +27,11 @@ pub(super) struct AdmitTable {
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Connect")]
 pub(super) struct ConnectTable {
-    /// CEL expression that yields the new client ID. Default: the client's own.
+    /// CEL expression that returns the new client ID. Default: the client's own.
     client_id: Option<Setting<String>>,
-    /// CEL expression that yields the new user name. Default: the client's own.
+    /// CEL expression that returns the new user name. Default: the client's own.
     username: Option<Setting<String>>,
-    /// CEL expression that yields the new password, or a table of a token that the gateway signs. Default: the client's
+    /// CEL expression that returns the new password, or a table of a token that the gateway signs. Default: the client's
     /// own.
     password: Option<Setting<PasswordTable>>,
 }

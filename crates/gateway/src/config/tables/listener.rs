@@ -45,7 +45,7 @@ pub(in crate::config) struct ListenerTable {
     connect_timeout: Timeout,
     /// Largest CONNECT packet accepted, fixed header included; at most `1MiB`.
     max_connect_size: Setting<ByteSize>,
-    /// Connections of this listener at the same time, handshakes included. The gateway closes further ones.
+    /// Maximum number of concurrent connections, handshakes included. The gateway closes further ones.
     max_connections: NonZeroU32,
     /// Answer to a rejected CONNECT packet: `connack` (a CONNACK in the client's MQTT version) or `close` (none).
     on_reject: OnReject,
@@ -141,7 +141,7 @@ pub struct Listener {
     pub connect_timeout: Duration,
     /// Largest CONNECT packet in bytes, fixed header included.
     pub max_connect_size: usize,
-    /// Connections at the same time.
+    /// Maximum number of concurrent connections.
     pub max_connections: u32,
     /// The answer to a rejected CONNECT.
     pub on_reject: OnReject,
@@ -235,6 +235,7 @@ fn validate_tls(
 ) -> Result<Option<Tls>, Reported> {
     match (table.protocol, &table.tls) {
         (Protocol::Tls, Some(tls)) => tls::validate(tls, names.registries, document).map(Some),
+        (Protocol::Tls, None) if document.is_unread("tls", table) => Err(document.diagnostics.already_reported()),
         (Protocol::Tls, None) => {
             let complaint = Complaint::new("a TLS listener requires [listener.tls]");
             Err(document.error(table, complaint.hint("add it, or set `protocol = \"tcp\"` for MQTT without TLS")))

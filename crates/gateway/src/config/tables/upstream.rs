@@ -36,7 +36,7 @@ pub(in crate::config) struct UpstreamTable {
     resolve_interval: Timeout,
     /// Load balancing: `hash` (consistent), `least_connections`, `random_two` or `round_robin`.
     balance: Setting<Balance>,
-    /// CEL expression that yields the string to hash with `balance = "hash"`. It sees CONNECT as the broker receives
+    /// CEL expression that returns the string to hash with `balance = "hash"`. It sees CONNECT as the broker receives
     /// it. Default: `mqtt.client_id`.
     hash_key: Option<Setting<String>>,
     /// Time for a connection to one server, TLS included. All attempts for one client take at most three times as long.
@@ -97,7 +97,7 @@ struct ServerOptions {
     /// Share of the sessions relative to other servers, 1 to 1000.
     #[serde(default = "default_weight")]
     weight: u32,
-    /// Sessions at once. Default: no limit.
+    /// Maximum number of concurrent sessions. Default: no limit.
     max_connections: Option<NonZeroU32>,
     /// Used only when no other server is up.
     #[serde(default)]
@@ -147,9 +147,9 @@ pub(in crate::config) struct HealthTable {
     interval: Timeout,
     /// Time for one check as a whole.
     timeout: Timeout,
-    /// Failed checks in a row that mark a server as down.
+    /// Consecutive failed checks that mark a server as down.
     fails: u32,
-    /// Passed checks in a row that mark it as up again.
+    /// Consecutive passed checks that mark it as up again.
     passes: u32,
     /// User name in the check's CONNECT. Default: none.
     username: Option<String>,
@@ -230,7 +230,7 @@ pub struct Server {
     pub address: ServerAddress,
     /// Share of the sessions relative to other servers.
     pub weight: u32,
-    /// Sessions at the same time; `None`: no limit.
+    /// Maximum number of concurrent sessions; `None`: no limit.
     pub max_connections: Option<NonZeroU32>,
     /// Used only when no other server is up.
     pub backup: bool,
@@ -256,9 +256,9 @@ pub struct Health {
     pub interval: Duration,
     /// Time for one check as a whole.
     pub timeout: Duration,
-    /// Failed checks in a row after which a server counts as down.
+    /// Consecutive failed checks after which a server counts as down.
     pub fails: u32,
-    /// Passed checks in a row after which it counts as up again.
+    /// Consecutive passed checks after which it counts as up again.
     pub passes: u32,
     /// User name of the check's CONNECT.
     pub username: Option<String>,

@@ -68,7 +68,7 @@ pub(super) fn validate(
     document: &mut Document,
 ) -> Result<Option<ClientCertificates>, Reported> {
     let checks_revocation = !table.crl.is_empty() || *table.crl_distribution_points || *table.ocsp != OcspScope::Off;
-    if table.client_ca.is_none() && checks_revocation {
+    if table.client_ca.is_none() && checks_revocation && !document.is_unread("client_ca", table) {
         let message = "`crl`, `crl_distribution_points` and `ocsp` require `client_ca`";
         match table.crl.first() {
             Some(crl) => document.error(crl, message),

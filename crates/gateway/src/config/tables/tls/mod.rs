@@ -77,7 +77,7 @@ pub struct Resumption {
 
 /// `registries`: number of authenticators of the kind `registry`.
 pub(super) fn validate(table: &Setting<TlsTable>, registries: usize, document: &mut Document) -> Result<Tls, Reported> {
-    let versions = if table.versions.is_empty() {
+    let versions = if table.versions.is_empty() && !document.is_unread("versions", table) {
         Err(document.error(&table.versions, Complaint::new("`versions` is empty").hint("[\"1.2\", \"1.3\"]")))
     } else {
         Ok(table.versions.value.clone())
