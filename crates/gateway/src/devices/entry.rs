@@ -124,12 +124,17 @@ impl Entry {
         DeviceEvidence { id: Arc::clone(&self.id), used, facts_tag: self.facts_tag }
     }
 
+    /// Its state at a time in seconds since 1970.
+    pub(super) fn state(&self, now: i64) -> State {
+        self.state.at(now)
+    }
+
     /// Checks that the device is admitted at a time in seconds since 1970.
     ///
     /// # Errors
     /// The device is disabled or banned.
     pub fn check_state(&self, now: i64) -> Result<(), Reject> {
-        match self.state.at(now) {
+        match self.state(now) {
             State::Enabled => Ok(()),
             State::Disabled => Err(Reject::DeviceDisabled),
             State::Banned(_) => Err(Reject::DeviceBanned),

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use portcullis_registry::{Change, Url};
+use portcullis_registry::{Change, State, Url};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use entry::{DeviceEvidence, Entry, SecretKey, UsedCredential};
 
-use crate::outcome::{CloseReason, Reject};
+use crate::outcome::CloseReason;
 use crate::peer::Fingerprint;
 use crate::pki::Key;
 use crate::util::crypto::tag;
@@ -132,10 +132,10 @@ impl Replica {
             let is_removed = *self.complete.borrow() && !self.known().is_full;
             return if is_removed { Err(CloseReason::DeviceRemoved) } else { Ok(()) };
         };
-        match device.check_state(now) {
-            Ok(()) => {}
-            Err(Reject::DeviceBanned) => return Err(CloseReason::DeviceBanned),
-            Err(_) => return Err(CloseReason::DeviceDisabled),
+        match device.state(now) {
+            State::Enabled => {}
+            State::Disabled => return Err(CloseReason::DeviceDisabled),
+            State::Banned(_) => return Err(CloseReason::DeviceBanned),
         }
         if !device.is_proved_by(&evidence.used) {
             return Err(CloseReason::CredentialWithdrawn);

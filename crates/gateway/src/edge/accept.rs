@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use crate::net::{Socket, Stream, bind, tune};
 use crate::outcome::Reject;
 use crate::peer::Peer;
-use crate::tls::{Failed, Secured, ServerTls};
+use crate::tls::{Failed, Secured, SecuredClient, ServerTls};
 
 /// The kind of a listening socket. Sockets of different kinds can have the same address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,7 +106,7 @@ impl Arrived {
             }
             None => {
                 let (stream, peer) = (Stream::Tcp(socket), Peer::plain(address));
-                Ok(Secured { stream, peer, evidence: None, device: None })
+                Ok(Secured { stream, client: SecuredClient { peer, evidence: None, device: None } })
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::peer::{AuthAttributes, Facts};
 use crate::relay::SessionCodec;
 use crate::runtime::{Listener, Runtime};
 use crate::sessions::SessionGuard;
-use crate::tls::Secured;
+use crate::tls::{Secured, SecuredClient};
 use crate::upstream::Dialed;
 use crate::util::clock::now;
 
@@ -64,7 +64,7 @@ pub(super) async fn negotiate(
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Negotiated, Rejected> {
-    let Secured { stream, peer, device, .. } = secured;
+    let Secured { stream, client: SecuredClient { peer, device, .. } } = secured;
     let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
     let read = timeout(listener.connect_timeout, read_connect(stream, &mut buffer, listener));
     // CRLs and OCSP responses about the certificate are fetched meanwhile.

@@ -127,8 +127,8 @@ async fn secure(
             return Err(reject);
         }
     };
-    session.proved(secured.evidence.take());
-    record.secured(&secured.peer);
+    session.proved(secured.client.evidence.take());
+    record.secured(&secured.client.peer);
     Ok(secured)
 }
 

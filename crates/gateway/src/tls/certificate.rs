@@ -7,27 +7,25 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use rustls::server::{Acceptor, CertificateType, NoServerSessionStorage, WantsServerCert};
-use rustls::{HandshakeKind, ServerConfig, SupportedProtocolVersion};
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::context::{Context, ListenerState};
 use super::handshake::Handshake;
+use super::identify::Finished;
 use super::keys::ServerKeys;
-use super::raw_keys::{KeyVerifier, KnownKeys, Owner, RawServerKeys};
+use super::raw_keys::{KeyVerifier, KnownKeys, RawServerKeys};
 use super::resumption::{HandshakeResumption, Resumption, TicketKeys};
-use super::secured::{Failed, FailedConnection, Secured, or_registry_unavailable};
+use super::secured::{Failed, FailedConnection, Secured};
 use super::verifier::{DeviceVerifier, reject};
 use crate::config::tables::{self, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
-use crate::devices::UsedCredential;
-use crate::evidence::Evidence;
 use crate::net::{Socket, Stream};
 use crate::outcome::Reject;
-use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
 use crate::pki::{Anchors, ChainVerifier};
 use crate::util::clock::WallClock;
-use crate::util::crypto::{provider, sha256};
+use crate::util::crypto::provider;
 
 /// TLS settings of a listener with a server certificate, compiled.
 #[derive(Debug)]
@@ -168,9 +166,15 @@ impl CertificateTls {
             reject: reason(&error),
             connection: socket.map(FailedConnection::Tcp),
         })?;
-        match device_key {
-            KeyFormat::Raw => self.identify_by_raw_key(stream, address),
-            KeyFormat::Certificate => identify_by_certificate(stream, address, &handshake),
+        let session = stream.get_ref().1;
+        let finished = Finished { session, sni: session.server_name(), address };
+        let identified = match device_key {
+            KeyFormat::Raw => finished.by_raw_key(self.raw_keys.as_deref()),
+            KeyFormat::Certificate => finished.by_certificate(&handshake),
+        };
+        match identified {
+            Ok(client) => Ok(Secured { stream: Stream::FromDevice(Box::new(stream)), client }),
+            Err(reject) => Err(Failed::without_connection(reject)),
         }
     }
 
@@ -197,28 +201,6 @@ impl CertificateTls {
         let config = self.config(device_key, server_key, handshake);
         let accepted = start.into_stream(config).into_fallible().await;
         (accepted.map_err(|(error, socket)| (error, Some(socket))), device_key)
-    }
-
-    fn identify_by_raw_key(&self, stream: TlsStream<Socket>, address: SocketAddr) -> Result<Secured, Failed> {
-        let session = stream.get_ref().1;
-        let key = session.peer_certificates().and_then(|chain| chain.first());
-        let (Some(keys), Some(key)) = (&self.raw_keys, key) else {
-            return Err(Failed::without_connection(Reject::UnknownKey));
-        };
-        let fingerprint = sha256(key);
-        // Looked up only after the device has proved to own the key: otherwise anyone who has seen a public key could
-        // probe whether it is known.
-        let unknown = || or_registry_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry());
-        let owner = keys.owner(&fingerprint).ok_or_else(|| Failed::without_connection(unknown()))?;
-        let (evidence, device, name) = match owner {
-            Owner::Named(name) => (Evidence::RawKey(fingerprint), None, Some(name)),
-            Owner::Device(entry) => {
-                (Evidence::DeviceKey(Box::new(entry.evidence(UsedCredential::Pin(fingerprint)))), Some(entry), None)
-            }
-        };
-        let identity = Identity::RawKey(RawKey { fingerprint, name });
-        let peer = Peer { address, tls: Some(session_of(session, false)), identity };
-        Ok(Secured { stream: Stream::FromDevice(Box::new(stream)), peer, evidence: Some(evidence), device })
     }
 
     /// The rustls configuration of one connection. One per connection, because a rustls configuration is either for
@@ -275,52 +257,6 @@ impl CertificateTls {
             }
         }
         config
-    }
-}
-
-fn identify_by_certificate(
-    stream: TlsStream<Socket>,
-    address: SocketAddr,
-    handshake: &Handshake,
-) -> Result<Secured, Failed> {
-    let session = stream.get_ref().1;
-    let leaf = session.peer_certificates().and_then(|chain| chain.first());
-    let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
-    let (chain, parsed) = handshake.take(resumed);
-    let is_same = match (leaf, &chain) {
-        (Some(leaf), Some(chain)) => chain.is_of(leaf),
-        (None, None) => true,
-        _ => false,
-    };
-    // webpki has parsed the leaf. If x509-parser cannot, reject the device rather than admit it without an identity.
-    let certificate = leaf.map(|leaf| parsed.or_else(|| Certificate::from_der(leaf)));
-    let identity = match certificate {
-        None => Identity::None,
-        Some(Some(certificate)) => Identity::Certificate(Box::new(certificate)),
-        Some(None) => return Err(Failed::without_connection(Reject::CertificateInvalid)),
-    };
-    if !is_same {
-        // Must not happen. Without the chain of this certificate, its revocation could not be evaluated later.
-        return Err(Failed::without_connection(Reject::CertificateInvalid));
-    }
-    let peer = Peer { address, tls: Some(session_of(session, resumed)), identity };
-    let evidence = chain.map(Evidence::Chain);
-    Ok(Secured { stream: Stream::FromDevice(Box::new(stream)), peer, evidence, device: None })
-}
-
-/// The negotiated TLS parameters.
-fn session_of(session: &rustls::ServerConnection, resumed: bool) -> TlsSession {
-    let suite = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
-    TlsSession {
-        version: match session.protocol_version() {
-            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
-            _ => "TLSv1.3",
-        },
-        // rustls writes TLS13_ where the standard (RFC 8446, B.4), NGINX and OpenSSL write TLS_.
-        cipher: suite.strip_prefix("TLS13_").map_or_else(|| suite.into(), |rest| format!("TLS_{rest}").into()),
-        sni: session.server_name().map(Into::into),
-        alpn: session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
-        resumed,
     }
 }
 

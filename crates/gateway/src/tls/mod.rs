@@ -5,6 +5,7 @@ mod certificate;
 mod client;
 mod context;
 mod handshake;
+mod identify;
 mod keys;
 #[cfg(feature = "psk")]
 mod psk;
@@ -17,5 +18,5 @@ mod verifier;
 pub use client::ClientTls;
 pub(crate) use context::Context;
 pub use context::ListenerState;
-pub use secured::{Failed, Secured};
+pub use secured::{Failed, Secured, SecuredClient};
 pub use server::ServerTls;

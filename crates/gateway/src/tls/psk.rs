@@ -9,7 +9,7 @@ use std::sync::Arc;
 use portcullis_psk::{Acceptor, MAX_IDENTITY, MAX_KEY, Psk, PskLookup, Reason, Settings, Version};
 use zeroize::Zeroizing;
 
-use super::secured::{self, Failed, FailedConnection, Secured};
+use super::secured::{self, Failed, FailedConnection, Secured, SecuredClient};
 use crate::config::tables::{self, PskFormat, Tls, TlsVersion};
 use crate::config::{Complaint, Diagnostics, Reported, Setting, warn_if_exposed};
 use crate::devices::{Entry, Replica, SecretKey, UsedCredential};
@@ -103,7 +103,8 @@ impl PskTls {
         };
         let identity = Identity::Psk(peer::Psk { identity: accepted.identity, tag });
         let stream = Stream::FromPskDevice(Box::new(accepted.stream));
-        Ok(Secured { stream, peer: Peer { address, tls: Some(session), identity }, evidence: Some(evidence), device })
+        let peer = Peer { address, tls: Some(session), identity };
+        Ok(Secured { stream, client: SecuredClient { peer, evidence: Some(evidence), device } })
     }
 }
 

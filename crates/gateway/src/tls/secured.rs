@@ -15,6 +15,13 @@ use crate::peer::Peer;
 pub struct Secured {
     /// The encrypted stream.
     pub stream: Stream,
+    /// Who is at its other end.
+    pub client: SecuredClient,
+}
+
+/// A client after its handshake.
+#[derive(Debug)]
+pub struct SecuredClient {
     /// The device at its other end.
     pub peer: Peer,
     /// What the device proved, which the session relies on; `None` if it proved nothing.

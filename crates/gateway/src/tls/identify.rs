@@ -1,0 +1,85 @@
+//! Who is at the other end of a finished handshake of rustls, whatever carried it. Enters: the state of the TLS connection.
+//! Leaves: the peer and its evidence, or a rejection. Not here: streams.
+
+use std::net::SocketAddr;
+
+use rustls::{CommonState, HandshakeKind, ProtocolVersion};
+
+use super::handshake::Handshake;
+use super::raw_keys::{KnownKeys, Owner};
+use super::secured::{SecuredClient, or_registry_unavailable};
+use crate::devices::UsedCredential;
+use crate::evidence::Evidence;
+use crate::outcome::Reject;
+use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
+use crate::util::crypto::sha256;
+
+/// A finished handshake.
+pub(super) struct Finished<'a> {
+    pub(super) session: &'a CommonState,
+    /// The name that the client requested.
+    pub(super) sni: Option<&'a str>,
+    pub(super) address: SocketAddr,
+}
+
+impl Finished<'_> {
+    /// Identifies a device by its certificate; one without a certificate has no identity.
+    pub(super) fn by_certificate(&self, handshake: &Handshake) -> Result<SecuredClient, Reject> {
+        let leaf = self.session.peer_certificates().and_then(|chain| chain.first());
+        let resumed = self.session.handshake_kind() == Some(HandshakeKind::Resumed);
+        let (chain, parsed) = handshake.take(resumed);
+        let is_same = match (leaf, &chain) {
+            (Some(leaf), Some(chain)) => chain.is_of(leaf),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            // Must not happen. Without the chain of this certificate, its revocation could not be evaluated later.
+            return Err(Reject::CertificateInvalid);
+        }
+        let identity = match leaf {
+            None => Identity::None,
+            // webpki has parsed the leaf. If x509-parser cannot, reject the device rather than admit it without an
+            // identity.
+            Some(leaf) => {
+                let certificate = parsed.or_else(|| Certificate::from_der(leaf)).ok_or(Reject::CertificateInvalid)?;
+                Identity::Certificate(Box::new(certificate))
+            }
+        };
+        Ok(SecuredClient { peer: self.peer(identity, resumed), evidence: chain.map(Evidence::Chain), device: None })
+    }
+
+    /// Identifies a device by its raw public key. `keys`: those that the listener accepts.
+    pub(super) fn by_raw_key(&self, keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
+        let key = self.session.peer_certificates().and_then(|chain| chain.first());
+        let (Some(keys), Some(key)) = (keys, key) else { return Err(Reject::UnknownKey) };
+        let fingerprint = sha256(key);
+        // Looked up only after the device has proved to own the key: otherwise anyone who has seen a public key could
+        // probe whether it is known.
+        let unknown = || or_registry_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry());
+        let (evidence, device, name) = match keys.owner(&fingerprint).ok_or_else(unknown)? {
+            Owner::Named(name) => (Evidence::RawKey(fingerprint), None, Some(name)),
+            Owner::Device(entry) => {
+                (Evidence::DeviceKey(Box::new(entry.evidence(UsedCredential::Pin(fingerprint)))), Some(entry), None)
+            }
+        };
+        let identity = Identity::RawKey(RawKey { fingerprint, name });
+        Ok(SecuredClient { peer: self.peer(identity, false), evidence: Some(evidence), device })
+    }
+
+    fn peer(&self, identity: Identity, resumed: bool) -> Peer {
+        let suite = self.session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
+        let tls = TlsSession {
+            version: match self.session.protocol_version() {
+                Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                _ => "TLSv1.3",
+            },
+            // rustls writes TLS13_ where the standard (RFC 8446, B.4), NGINX and OpenSSL write TLS_.
+            cipher: suite.strip_prefix("TLS13_").map_or_else(|| suite.into(), |rest| format!("TLS_{rest}").into()),
+            sni: self.sni.map(Into::into),
+            alpn: self.session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
+            resumed,
+        };
+        Peer { address: self.address, tls: Some(tls), identity }
+    }
+}
