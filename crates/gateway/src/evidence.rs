@@ -1,6 +1,6 @@
 //! The evidence that a session relies on: what the client proved, and what authenticators know about it. Evidence may
 //! expire, change or be withdrawn while the client is connected. Plain data without secrets;
-//! [`evaluate`](crate::session::evaluate) decides whether it is still sufficient.
+//! `session::evaluate` decides whether it is still sufficient.
 
 use std::sync::Arc;
 

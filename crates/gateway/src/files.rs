@@ -29,7 +29,7 @@ pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint
 ///
 /// # Errors
 /// The file cannot be read, or contains a certificate that cannot be a trust anchor.
-pub fn read_anchors(path: &Path) -> Result<Vec<TrustAnchor<'static>>, Complaint> {
+pub(crate) fn read_anchors(path: &Path) -> Result<Vec<TrustAnchor<'static>>, Complaint> {
     let anchor = |certificate: &CertificateDer<'_>| webpki::anchor_from_trusted_cert(certificate).map(|a| a.to_owned());
     let anchors: Result<Vec<_>, _> = read_chain(path)?.iter().map(anchor).collect();
     anchors.map_err(|error| Complaint::new(format!("{}: not a trust anchor: {error}", path.display())))
@@ -39,7 +39,7 @@ pub fn read_anchors(path: &Path) -> Result<Vec<TrustAnchor<'static>>, Complaint>
 ///
 /// # Errors
 /// The file cannot be read, or contains no certificate or an invalid one.
-pub fn expiry(path: &Path) -> Result<i64, Complaint> {
+pub(crate) fn expiry(path: &Path) -> Result<i64, Complaint> {
     let not_after = |der: &CertificateDer<'_>| {
         X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate.validity().not_after.timestamp())
     };

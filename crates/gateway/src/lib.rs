@@ -2,37 +2,39 @@
 //!
 //! [`Runtime::load`] compiles a configuration file to an immutable snapshot, or reports all of its problems.
 //! [`Gateway::start`] serves it, [`Handle::reload`] replaces it, [`Handle::drain`] stops. The path of one connection is in
-//! [`session`], from top to bottom.
+//! `session`, from top to bottom.
 
 mod admin;
-pub mod auth;
+mod auth;
 pub mod config;
-pub mod devices;
-pub mod edge;
+mod devices;
+mod edge;
 pub mod evidence;
-pub mod expr;
+mod expr;
 mod fetch;
-pub mod files;
+mod files;
 mod gateway;
-pub mod limits;
+mod limits;
 mod maintenance;
-pub mod net;
+mod net;
 pub mod observe;
 pub mod outcome;
 pub mod peer;
 pub mod pki;
-pub mod policy;
+mod policy;
 mod refresh;
-pub mod relay;
+mod relay;
 mod runtime;
-pub mod session;
+mod session;
 pub mod sessions;
 mod state;
-pub mod tls;
-pub mod upstream;
+mod tls;
+mod upstream;
 mod util;
 
+pub use auth::{PasswordHash, check_user, set_password};
 pub use config::tables::{AdminBind, Process};
+pub use files::read_chain;
 pub use gateway::{Gateway, Handle, ReloadError, StartError};
 pub use maintenance::CertificateStatus;
 pub use runtime::{Listener, Loaded, Runtime};

@@ -26,17 +26,17 @@ use crate::upstream::{self, Upstream};
 #[derive(Debug)]
 pub struct Runtime {
     /// In the order of the file.
-    pub listeners: Vec<Arc<Listener>>,
+    pub(crate) listeners: Vec<Arc<Listener>>,
     /// In the order of the file.
-    pub upstreams: Vec<Arc<Upstream>>,
+    pub(crate) upstreams: Vec<Arc<Upstream>>,
     /// In the order of the file.
-    pub authenticators: Vec<Arc<Authenticator>>,
+    pub(crate) authenticators: Vec<Arc<Authenticator>>,
     /// Signs the identity tokens that brokers receive.
-    pub signer: Option<Arc<Signer>>,
+    pub(crate) signer: Option<Arc<Signer>>,
     /// The path and format of the access log.
-    pub access_log: Option<(PathBuf, AccessLogFormat)>,
+    pub(crate) access_log: Option<(PathBuf, AccessLogFormat)>,
     /// The address of the admin interface.
-    pub admin: Option<AdminBind>,
+    pub(crate) admin: Option<AdminBind>,
     /// Settings of the process as a whole.
     pub process: Process,
     upstream_expiries: Vec<Expiry>,

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
-use portcullis_gateway::auth::PasswordHash;
+use portcullis_gateway::PasswordHash;
 use portcullis_gateway::config::registry_urls;
 use portcullis_gateway::crypto::random_key;
-use portcullis_gateway::files::read_chain;
 use portcullis_gateway::peer::Certificate;
+use portcullis_gateway::read_chain;
 use portcullis_registry::{self as registry, Device, Error, Hash, PAGE, Psk, Registry, State, Url};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;

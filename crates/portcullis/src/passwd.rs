@@ -3,7 +3,7 @@
 use std::io::{BufRead, IsTerminal, Read};
 use std::path::Path;
 
-use portcullis_gateway::auth::{PasswordHash, check_user, set_password};
+use portcullis_gateway::{PasswordHash, check_user, set_password};
 use zeroize::Zeroizing;
 
 use crate::report::Failure;

@@ -4,8 +4,8 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use portcullis_gateway::auth::{PasswordHash, set_password};
 use portcullis_gateway::{Gateway, ProcessState, Runtime};
+use portcullis_gateway::{PasswordHash, set_password};
 use tempfile::TempDir;
 
 use crate::{Broker, BrokerConnection, Client, connack, eventually, soon};

@@ -33,7 +33,7 @@ use crate::util::weak_map::WeakMap;
 
 /// One `[[authenticator]]`.
 #[derive(Debug)]
-pub struct Authenticator {
+pub(crate) struct Authenticator {
     /// Unique name.
     pub name: Arc<str>,
     method: Method,
@@ -49,7 +49,7 @@ enum Method {
 
 /// An authenticated client and its attributes.
 #[derive(Debug, Default)]
-pub struct Principal {
+pub(crate) struct Principal {
     /// The authenticator that authenticated it.
     pub authenticator: Option<Arc<str>>,
     /// The claims of its token.
@@ -227,7 +227,7 @@ impl Principal {
     }
 
     /// The attributes that expressions can use.
-    pub fn attributes(&self) -> AuthAttributes<'_> {
+    pub(crate) fn attributes(&self) -> AuthAttributes<'_> {
         AuthAttributes { jwt: self.jwt.as_ref(), device: self.device.as_ref(), http: self.http.as_ref() }
     }
 }

@@ -12,10 +12,10 @@ use crate::peer::Fingerprint;
 use crate::util::crypto::tag;
 
 /// A pre-shared key.
-pub type SecretKey = Zeroizing<Box<[u8]>>;
+pub(crate) type SecretKey = Zeroizing<Box<[u8]>>;
 
 /// A device in compact form. It contains keys: do not log it.
-pub struct Entry {
+pub(crate) struct Entry {
     /// Its ID.
     pub id: Arc<str>,
     state: State,
@@ -87,23 +87,23 @@ impl Entry {
     }
 
     /// The attributes that expressions can use.
-    pub fn facts(&self) -> Json {
+    pub(crate) fn facts(&self) -> Json {
         serde_json::from_str(&self.facts).unwrap_or_default()
     }
 
     /// The identity and the bytes of its pre-shared key.
-    pub fn psk(&self) -> Option<(&str, &[u8])> {
+    pub(crate) fn psk(&self) -> Option<(&str, &[u8])> {
         self.psk.as_ref().map(|(identity, key)| (&**identity, &***key))
     }
 
     /// Whether the device is pinned to this certificate or key.
-    pub fn is_pinned_to(&self, fingerprint: &Fingerprint) -> bool {
+    pub(crate) fn is_pinned_to(&self, fingerprint: &Fingerprint) -> bool {
         self.pins.contains(fingerprint)
     }
 
     /// Whether this credential still proves the device. A credential from outside the registry ([`UsedCredential::Tls`]) must
     /// match a pin if the device has pins, and the device's own key if it has the same PSK identity.
-    pub fn is_proved_by(&self, used: &UsedCredential) -> bool {
+    pub(crate) fn is_proved_by(&self, used: &UsedCredential) -> bool {
         match used {
             UsedCredential::Pin(fingerprint) => self.is_pinned_to(fingerprint),
             UsedCredential::Psk(of) => self.psk().is_some_and(|(_, key)| tag(key) == *of),
@@ -120,7 +120,7 @@ impl Entry {
     }
 
     /// The evidence for a session that used this credential.
-    pub fn evidence(&self, used: UsedCredential) -> DeviceEvidence {
+    pub(crate) fn evidence(&self, used: UsedCredential) -> DeviceEvidence {
         DeviceEvidence { id: Arc::clone(&self.id), used, facts_tag: self.facts_tag }
     }
 
@@ -133,7 +133,7 @@ impl Entry {
     ///
     /// # Errors
     /// The device is disabled or banned.
-    pub fn check_state(&self, now: i64) -> Result<(), Reject> {
+    pub(crate) fn check_state(&self, now: i64) -> Result<(), Reject> {
         match self.state(now) {
             State::Enabled => Ok(()),
             State::Disabled => Err(Reject::DeviceDisabled),

@@ -16,7 +16,9 @@ use portcullis_registry::{Change, State, Url};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use entry::{DeviceEvidence, Entry, SecretKey, UsedCredential};
+#[cfg(feature = "psk")]
+pub(crate) use entry::SecretKey;
+pub(crate) use entry::{DeviceEvidence, Entry, UsedCredential};
 
 use crate::outcome::CloseReason;
 use crate::peer::Fingerprint;
@@ -43,7 +45,7 @@ pub(crate) fn key(id: &str) -> Key {
 }
 
 /// The in-memory replica of a registry.
-pub struct Replica {
+pub(crate) struct Replica {
     url: Url,
     max: usize,
     known: RwLock<Known>,
@@ -82,22 +84,22 @@ impl Replica {
     }
 
     /// The device with this ID.
-    pub fn by_id(&self, id: &str) -> Option<Arc<Entry>> {
+    pub(crate) fn by_id(&self, id: &str) -> Option<Arc<Entry>> {
         self.known().by_id.get(id).cloned()
     }
 
     /// The device that is pinned to this certificate or key.
-    pub fn by_pin(&self, fingerprint: &Fingerprint) -> Option<Arc<Entry>> {
+    pub(crate) fn by_pin(&self, fingerprint: &Fingerprint) -> Option<Arc<Entry>> {
         self.known().by_pin.get(fingerprint).cloned()
     }
 
     /// The device whose pre-shared key has this identity.
-    pub fn by_psk(&self, identity: &str) -> Option<Arc<Entry>> {
+    pub(crate) fn by_psk(&self, identity: &str) -> Option<Arc<Entry>> {
         self.known().by_psk.get(identity).cloned()
     }
 
     /// Whether the replica is complete and recent, so that a device that it lacks is not in the registry.
-    pub fn is_authoritative(&self) -> bool {
+    pub(crate) fn is_authoritative(&self) -> bool {
         let known = self.known();
         !known.is_full
             && *self.complete.borrow()
@@ -105,13 +107,8 @@ impl Replica {
     }
 
     /// Number of devices in the replica.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.known().by_id.len()
-    }
-
-    /// Whether the replica contains no device.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// A device's password hash as a decoy. The same name selects the same hash until the samples change.

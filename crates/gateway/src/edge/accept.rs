@@ -14,7 +14,7 @@ use crate::tls::{Failed, Secured, SecuredClient, ServerTls};
 
 /// The kind of a listening socket. Sockets of different kinds can have the same address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Transport {
+pub(crate) enum Transport {
     /// A TCP socket.
     Tcp,
 }
@@ -22,7 +22,7 @@ pub enum Transport {
 /// What identifies a listening socket. At a reload, one listener may take the socket over from another, whether it uses TLS
 /// or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     /// The kind of socket.
     pub transport: Transport,
     /// An address and port; port 0 picks a free one.
@@ -34,7 +34,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// The address is in use, does not belong to this machine, or is not permitted.
-    pub fn bind(&self) -> io::Result<Acceptor> {
+    pub(crate) fn bind(&self) -> io::Result<Acceptor> {
         match self.transport {
             Transport::Tcp => bind(self.address).map(Acceptor),
         }
@@ -43,14 +43,14 @@ impl Endpoint {
 
 /// A listening socket.
 #[derive(Debug)]
-pub struct Acceptor(TcpListener);
+pub(crate) struct Acceptor(TcpListener);
 
 impl Acceptor {
     /// The bound address.
     ///
     /// # Errors
     /// The operating system does not know it.
-    pub fn address(&self) -> io::Result<SocketAddr> {
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }
 
@@ -58,7 +58,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// The connection is already closed, or the limit of open files is reached.
-    pub async fn accept(&self) -> io::Result<Accepted> {
+    pub(crate) async fn accept(&self) -> io::Result<Accepted> {
         let (socket, address) = self.0.accept().await?;
         Ok(Accepted { socket, address })
     }
@@ -66,7 +66,7 @@ impl Acceptor {
 
 /// An accepted connection. Nothing has been read from it.
 #[derive(Debug)]
-pub struct Accepted {
+pub(crate) struct Accepted {
     socket: Socket,
     /// The address of the socket's peer.
     pub address: SocketAddr,
@@ -74,7 +74,7 @@ pub struct Accepted {
 
 /// A connection whose client address is known.
 #[derive(Debug)]
-pub struct Arrived {
+pub(crate) struct Arrived {
     socket: Socket,
     /// The client's address.
     pub address: SocketAddr,
@@ -82,7 +82,7 @@ pub struct Arrived {
 
 impl Accepted {
     /// Determines the client's address, which is the socket's peer.
-    pub fn arrive(self) -> Arrived {
+    pub(crate) fn arrive(self) -> Arrived {
         let Self { socket, address } = self;
         Arrived { socket, address }
     }
@@ -94,7 +94,7 @@ impl Arrived {
     ///
     /// # Errors
     /// The handshake failed.
-    pub async fn secure(self, tls: Option<&ServerTls>) -> Result<Secured, Failed> {
+    pub(crate) async fn secure(self, tls: Option<&ServerTls>) -> Result<Secured, Failed> {
         let Self { socket, address } = self;
         // An error means that the connection is already closed, which the next read or write reports.
         let _ = tune(&socket);

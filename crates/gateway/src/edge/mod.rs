@@ -2,4 +2,4 @@
 
 mod accept;
 
-pub use accept::{Accepted, Acceptor, Arrived, Endpoint, Transport};
+pub(crate) use accept::{Accepted, Acceptor, Arrived, Endpoint, Transport};

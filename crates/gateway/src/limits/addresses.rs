@@ -9,7 +9,7 @@ use crate::config::Cidr;
 /// `allow` and `deny` of a listener. The most specific network that contains the address decides; `deny` wins if both are
 /// equally specific. An address without a match may connect only if `allow` is empty.
 #[derive(Clone, Debug)]
-pub struct AddressRules {
+pub(crate) struct AddressRules {
     /// Most specific first; `deny` first at equal length.
     rules: Vec<(IpNet, bool)>,
     default: bool,
@@ -17,7 +17,7 @@ pub struct AddressRules {
 
 impl AddressRules {
     /// Compiles the two lists.
-    pub fn new(allow: &[Cidr], deny: &[Cidr]) -> Self {
+    pub(crate) fn new(allow: &[Cidr], deny: &[Cidr]) -> Self {
         let rule = |allowed| move |cidr: &Cidr| (canonical(cidr.0), allowed);
         let mut rules: Vec<_> = deny.iter().map(rule(false)).chain(allow.iter().map(rule(true))).collect();
         // The sort is stable: `deny` stays first at equal length.
@@ -26,7 +26,7 @@ impl AddressRules {
     }
 
     /// Whether a client at this address may connect.
-    pub fn allows(&self, address: IpAddr) -> bool {
+    pub(crate) fn allows(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let rule = self.rules.iter().find(|(net, _)| net.contains(&address));
         rule.map_or(self.default, |(_, allowed)| *allowed)

@@ -25,7 +25,7 @@ const MAX_CLIENTS: usize = 100_000;
 
 /// The rules of a listener.
 #[derive(Debug, Default)]
-pub struct Bans(Vec<Rule>);
+pub(crate) struct Bans(Vec<Rule>);
 
 #[derive(Debug)]
 struct Rule {
@@ -94,25 +94,25 @@ impl Bans {
     }
 
     /// Counts a connection from an address. Returns whether it is rejected.
-    pub fn rejects_connect(&self, address: IpAddr) -> bool {
+    pub(crate) fn rejects_connect(&self, address: IpAddr) -> bool {
         self.count(BanEvent::Connect, address, None)
     }
 
     /// Counts a connection of an authenticated client with this ID. Returns whether it is rejected. An empty ID is not
     /// counted: the broker assigns each such client its own [MQTT-3.1.3-6].
-    pub fn rejects_client(&self, address: IpAddr, id: &str) -> bool {
+    pub(crate) fn rejects_client(&self, address: IpAddr, id: &str) -> bool {
         !id.is_empty() && self.count(BanEvent::Connect, address, Some(id))
     }
 
     /// Whether an address is banned. Counts nothing.
-    pub fn is_banned(&self, address: IpAddr) -> bool {
+    pub(crate) fn is_banned(&self, address: IpAddr) -> bool {
         let now = Instant::now();
         let applies = |rule: &&Rule| rule.limits.by_address && !rule.excepts(address);
         self.0.iter().filter(applies).any(|rule| rule.clients.is_banned(&of_address(address), now))
     }
 
     /// Counts a failed authentication from an address.
-    pub fn failed(&self, address: IpAddr) {
+    pub(crate) fn failed(&self, address: IpAddr) {
         self.count(BanEvent::Failure, address, None);
     }
 

@@ -6,8 +6,8 @@ mod bans;
 mod permits;
 mod window;
 
-pub use addresses::AddressRules;
+pub(crate) use addresses::AddressRules;
 pub(crate) use addresses::network_of;
 pub(crate) use bans::BanCounters;
-pub use bans::Bans;
+pub(crate) use bans::Bans;
 pub(crate) use permits::{Permit, Permits};

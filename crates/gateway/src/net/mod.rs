@@ -4,5 +4,5 @@
 mod stream;
 mod tcp;
 
-pub use stream::{Stream, discard_until_closed};
-pub use tcp::{Socket, bind, tune};
+pub(crate) use stream::{Stream, discard_until_closed};
+pub(crate) use tcp::{Socket, bind, tune};

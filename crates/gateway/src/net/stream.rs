@@ -5,21 +5,21 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::tcp::Socket;
 
 /// A connection to a client or a broker. An enum rather than a trait object, because the relay polls it twice per packet.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "self-explanatory names")]
-pub enum Stream {
+pub(crate) enum Stream {
     Tcp(Socket),
     FromDevice(Box<tokio_rustls::server::TlsStream<Socket>>),
     #[cfg(feature = "psk")]
     FromPskDevice(Box<portcullis_psk::PskStream<Socket>>),
     ToBroker(Box<tokio_rustls::client::TlsStream<Socket>>),
     /// The built-in broker.
-    Memory(DuplexStream),
+    #[cfg(feature = "embedded-broker")]
+    Memory(tokio::io::DuplexStream),
 }
 
 macro_rules! each {
@@ -30,6 +30,7 @@ macro_rules! each {
             #[cfg(feature = "psk")]
             Stream::FromPskDevice($stream) => $body,
             Stream::ToBroker($stream) => $body,
+            #[cfg(feature = "embedded-broker")]
             Stream::Memory($stream) => $body,
         }
     };
@@ -61,7 +62,7 @@ const DISCARD_FOR: Duration = Duration::from_millis(500);
 
 /// Reads and discards what a peer still sends, until it closes; bounded in bytes and time. If a socket is closed with
 /// unread bytes, the kernel sends a reset, which can overtake the last bytes written: an alert or a CONNACK.
-pub async fn discard_until_closed(stream: &mut (impl AsyncRead + Unpin)) {
+pub(crate) async fn discard_until_closed(stream: &mut (impl AsyncRead + Unpin)) {
     let discard = async {
         let (mut buffer, mut left) = ([0; 512], DISCARD_AT_MOST);
         while left > 0 {

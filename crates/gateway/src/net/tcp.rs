@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 /// An accepted connection below TLS. TLS and sessions name only this type.
-pub type Socket = TcpStream;
+pub(crate) type Socket = TcpStream;
 
 /// The length of the kernel's accept queue. The kernel caps it at its own limit.
 const BACKLOG: i32 = 4096;
@@ -22,7 +22,7 @@ const USER_TIMEOUT: Duration = Duration::from_secs(105);
 ///
 /// # Errors
 /// The address is in use, does not belong to this machine, or is not permitted.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -39,7 +39,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 ///
 /// # Errors
 /// The connection is already closed.
-pub fn tune(socket: &Socket) -> io::Result<()> {
+pub(crate) fn tune(socket: &Socket) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);
     socket.set_tcp_keepalive(&KEEPALIVE)?;

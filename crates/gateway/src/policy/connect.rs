@@ -13,13 +13,13 @@ use crate::peer::Facts;
 
 /// `admit.require`: expressions that must all be true.
 #[derive(Debug, Default)]
-pub struct Admission {
+pub(crate) struct Admission {
     require: Vec<Expression>,
 }
 
 /// `connect`: the fields that are replaced.
 #[derive(Debug, Default)]
-pub struct Rewriting {
+pub(crate) struct Rewriting {
     client_id: Option<Expression>,
     username: Option<Expression>,
     password: Option<NewPassword>,
@@ -40,8 +40,7 @@ struct Token {
 
 /// New values for fields of a CONNECT. Do not log them: one is a password.
 #[derive(Default)]
-#[expect(missing_debug_implementations, reason = "it holds a password")]
-pub struct Replacements {
+pub(crate) struct Replacements {
     client_id: Option<Arc<String>>,
     username: Option<Arc<String>>,
     password: Option<Arc<String>>,
@@ -49,7 +48,7 @@ pub struct Replacements {
 
 impl Admission {
     /// Admits clients for which all expressions are true.
-    pub const fn new(require: Vec<Expression>) -> Self {
+    pub(crate) const fn new(require: Vec<Expression>) -> Self {
         Self { require }
     }
 
@@ -57,7 +56,7 @@ impl Admission {
     ///
     /// # Errors
     /// [`Reject::IdentityMismatch`]: an expression is false. [`Reject::ExpressionFailed`]: its evaluation failed.
-    pub fn check(&self, facts: &Facts<'_>) -> Result<(), Reject> {
+    pub(crate) fn check(&self, facts: &Facts<'_>) -> Result<(), Reject> {
         for expression in &self.require {
             if !expression.is_true(facts)? {
                 tracing::debug!(%expression, "client does not meet `require`");
@@ -99,7 +98,7 @@ impl Rewriting {
     ///
     /// # Errors
     /// [`Reject::ExpressionFailed`]: an evaluation failed. [`Reject::RewriteFailed`]: the token cannot be signed.
-    pub fn evaluate(&self, facts: &Facts<'_>) -> Result<Replacements, Reject> {
+    pub(crate) fn evaluate(&self, facts: &Facts<'_>) -> Result<Replacements, Reject> {
         let value = |field: &Option<Expression>| field.as_ref().map(|field| field.text(facts)).transpose();
         Ok(Replacements {
             client_id: value(&self.client_id)?,
@@ -124,7 +123,7 @@ impl Token {
 impl Replacements {
     /// Uses the values of an authenticator for fields that no expression replaces.
     #[must_use]
-    pub fn or_else(self, client_id: Option<String>, username: Option<String>) -> Self {
+    pub(crate) fn or_else(self, client_id: Option<String>, username: Option<String>) -> Self {
         Self {
             client_id: self.client_id.or_else(|| client_id.map(Arc::new)),
             username: self.username.or_else(|| username.map(Arc::new)),
@@ -133,12 +132,12 @@ impl Replacements {
     }
 
     /// Whether CONNECT stays unchanged.
-    pub const fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.client_id.is_none() && self.username.is_none() && self.password.is_none()
     }
 
     /// The CONNECT with the new values.
-    pub fn apply<'a>(&'a self, connect: &Connect<'a>) -> Connect<'a> {
+    pub(crate) fn apply<'a>(&'a self, connect: &Connect<'a>) -> Connect<'a> {
         let text = |value: &'a Option<Arc<String>>| value.as_ref().map(|value| value.as_str());
         Connect {
             client_id: text(&self.client_id).unwrap_or(connect.client_id),

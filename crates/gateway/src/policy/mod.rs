@@ -3,5 +3,5 @@
 mod connect;
 mod token;
 
-pub use connect::{Admission, Replacements, Rewriting};
-pub use token::Signer;
+pub(crate) use connect::{Admission, Rewriting};
+pub(crate) use token::Signer;

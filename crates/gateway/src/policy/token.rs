@@ -30,7 +30,7 @@ const CLOCK_SKEW: i64 = 30;
 
 /// Signs tokens.
 #[derive(Debug)]
-pub struct Signer {
+pub(crate) struct Signer {
     issuer: String,
     keys: FromFiles<Keys>,
 }

@@ -19,7 +19,7 @@ use std::task::{Context, Poll};
 
 use codec::{Codec, Direction, Injected};
 use opaque::Opaque;
-pub use pump::Ends;
+pub(crate) use pump::Ends;
 
 use crate::observe::Record;
 use crate::outcome::CloseReason;
@@ -27,7 +27,7 @@ use crate::outcome::CloseReason;
 /// What becomes of a session's bytes, from the first one behind CONNECT on. Made at admission, where it is known what the
 /// client may do.
 #[derive(Debug, Default)]
-pub struct SessionCodec {
+pub(crate) struct SessionCodec {
     codec: Opaque,
     /// For the client, behind the broker's CONNACK.
     replies: Vec<u8>,
@@ -38,7 +38,7 @@ impl SessionCodec {
     ///
     /// # Errors
     /// The session ends for this reason.
-    pub fn take_early(&mut self, bytes: &[u8], packets: &mut Vec<u8>) -> Result<(), CloseReason> {
+    pub(crate) fn take_early(&mut self, bytes: &[u8], packets: &mut Vec<u8>) -> Result<(), CloseReason> {
         take_early(&mut self.codec, bytes, packets, &mut self.replies)
     }
 }
@@ -61,7 +61,7 @@ fn take_early(
 /// Bytes are counted in `record` as they move, so that the record of an aborted session is correct, too.
 ///
 /// `poll_end` is ready with the reason once the session has to close.
-pub async fn relay(
+pub(crate) async fn relay(
     ends: Ends,
     codec: SessionCodec,
     record: &Record,

@@ -42,7 +42,7 @@ thread_local! {
 
 /// The two connections of a session, once the broker has answered CONNECT.
 #[derive(Debug)]
-pub struct Ends {
+pub(crate) struct Ends {
     /// The connection to the client.
     pub client: Stream,
     /// The connection to the broker.

@@ -11,7 +11,7 @@ use crate::sessions::{ClientEvidence, Proof};
 ///
 /// # Errors
 /// Why the client may not be connected.
-pub fn evaluate(client: ClientEvidence<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
+pub(crate) fn evaluate(client: ClientEvidence<'_>, runtime: &Runtime, now: i64) -> Result<(), CloseReason> {
     match runtime.listener(client.listener) {
         Some(listener) => evaluate_at(listener, client, runtime, now),
         None => evaluate_without_listener(client, runtime, now),

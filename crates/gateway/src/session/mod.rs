@@ -10,15 +10,15 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub use evaluate::evaluate;
-pub use serve::{future_size, serve};
+pub(crate) use evaluate::evaluate;
+pub(crate) use serve::serve;
 
 use crate::runtime::Runtime;
 use crate::state::ProcessState;
 
 /// What all sessions share.
 #[derive(Debug)]
-pub struct Shared {
+pub(crate) struct Shared {
     /// The configuration in use.
     pub runtime: ArcSwap<Runtime>,
     /// What survives reloads.

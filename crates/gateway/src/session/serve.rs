@@ -26,7 +26,7 @@ use crate::upstream::Lease;
 const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end.
-pub async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shared>) {
+pub(crate) async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shared>) {
     let id = shared.state.sessions.next_id();
     let info = SessionInfo::new(id, Arc::clone(&listener.name), listener.protocol, accepted.address);
     let session = shared.state.sessions.open(Arc::clone(&info));
@@ -167,11 +167,15 @@ async fn send_reject(
     }
 }
 
-/// The size of the future that serves a connection, in bytes. An established session costs this much besides its sockets,
-/// TLS state and record.
-pub fn future_size() -> usize {
-    fn of<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
-        size_of::<F>()
+#[cfg(test)]
+mod tests {
+    /// An established session costs this much besides its sockets, TLS state and record.
+    #[test]
+    fn the_future_of_a_session_is_small() {
+        const fn of<A, B, C, F>(_: &impl Fn(A, B, C) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = of(&super::serve);
+        assert!(size <= 1024, "{size} bytes");
     }
-    of(serve)
 }

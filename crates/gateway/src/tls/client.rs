@@ -18,7 +18,7 @@ use crate::util::crypto::provider;
 
 /// TLS settings of an upstream, compiled.
 #[derive(Clone)]
-pub struct ClientTls {
+pub(crate) struct ClientTls {
     connector: TlsConnector,
     server_name: Option<ServerName<'static>>,
 }
@@ -66,7 +66,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// The handshake failed, or the broker's certificate is not valid for the name.
-    pub async fn connect(&self, host: &str, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn connect(&self, host: &str, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
             None => ServerName::try_from(host.to_owned()).map_err(io::Error::other)?,

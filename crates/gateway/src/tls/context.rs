@@ -9,7 +9,7 @@ use crate::pki::RevocationStore;
 
 /// The TLS state of a listener that survives reloads.
 #[derive(Debug, Default)]
-pub struct ListenerState {
+pub(crate) struct ListenerState {
     pub(super) resumption: Arc<ResumptionStore>,
     pub(super) keys: Arc<KeyStore>,
 }

@@ -15,8 +15,8 @@ mod secured;
 mod server;
 mod verifier;
 
-pub use client::ClientTls;
+pub(crate) use client::ClientTls;
 pub(crate) use context::Context;
-pub use context::ListenerState;
-pub use secured::{Failed, Secured, SecuredClient};
-pub use server::ServerTls;
+pub(crate) use context::ListenerState;
+pub(crate) use secured::{Failed, Secured, SecuredClient};
+pub(crate) use server::ServerTls;

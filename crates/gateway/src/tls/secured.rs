@@ -12,7 +12,7 @@ use crate::peer::Peer;
 
 /// A finished handshake.
 #[derive(Debug)]
-pub struct Secured {
+pub(crate) struct Secured {
     /// The encrypted stream.
     pub stream: Stream,
     /// Who is at its other end.
@@ -21,7 +21,7 @@ pub struct Secured {
 
 /// A client after its handshake.
 #[derive(Debug)]
-pub struct SecuredClient {
+pub(crate) struct SecuredClient {
     /// The device at its other end.
     pub peer: Peer,
     /// What the device proved, which the session relies on; `None` if it proved nothing.
@@ -31,8 +31,7 @@ pub struct SecuredClient {
 }
 
 /// A failed handshake. The alert has been sent.
-#[expect(missing_debug_implementations, reason = "callers only close it")]
-pub struct Failed {
+pub(crate) struct Failed {
     /// Why it failed.
     pub reject: Reject,
     pub(super) connection: Option<FailedConnection>,
@@ -52,7 +51,7 @@ impl Failed {
 
     /// Closes the connection so that the alert arrives: with unread bytes, the kernel would send a reset, which can
     /// overtake the alert.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         let Some(mut connection) = self.connection else { return };
         #[cfg_attr(
             not(feature = "psk"),

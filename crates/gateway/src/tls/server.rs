@@ -21,7 +21,7 @@ use crate::pki::ChainVerifier;
 
 /// The TLS side of a listener.
 #[derive(Debug)]
-pub struct ServerTls {
+pub(crate) struct ServerTls {
     engine: Engine,
     handshake_timeout: Duration,
 }
@@ -63,7 +63,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// Why it failed, and the connection, if it still has to be closed.
-    pub async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
+    pub(crate) async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
         match &self.engine {
             Engine::Certificates(certificates) => certificates.accept(socket, address).await,
             #[cfg(feature = "psk")]
@@ -72,7 +72,7 @@ impl ServerTls {
     }
 
     /// Time from accept to the end of the handshake.
-    pub const fn handshake_timeout(&self) -> Duration {
+    pub(crate) const fn handshake_timeout(&self) -> Duration {
         self.handshake_timeout
     }
 
@@ -130,7 +130,7 @@ impl ServerTls {
     }
 
     /// The verifier of device certificates; `None` if the listener requests none.
-    pub fn trust(&self) -> Option<&Arc<ChainVerifier>> {
+    pub(crate) fn trust(&self) -> Option<&Arc<ChainVerifier>> {
         self.certificates()?.trust()
     }
 

@@ -18,7 +18,7 @@ const MAX_CONNECT_TIMEOUTS: u32 = 3;
 
 /// A connection to a broker, with nothing sent on it.
 #[derive(Debug)]
-pub struct Dialed {
+pub(crate) struct Dialed {
     /// The connection.
     pub stream: Stream,
     /// The server's label in logs.
@@ -32,7 +32,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Reject::UpstreamUnreachable`] or [`Reject::UpstreamFull`].
-    pub async fn dial(&self, key: &[u8]) -> Result<Dialed, Reject> {
+    pub(crate) async fn dial(&self, key: &[u8]) -> Result<Dialed, Reject> {
         let deadline = Instant::now() + self.connect_timeout * MAX_CONNECT_TIMEOUTS;
         let mut is_full = false;
         for endpoint in self.candidates(Choice { key }) {

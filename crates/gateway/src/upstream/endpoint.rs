@@ -37,7 +37,7 @@ pub(super) struct EndpointState {
 
 /// A session's permit on an endpoint, released when dropped.
 #[derive(Debug)]
-pub struct Lease {
+pub(crate) struct Lease {
     state: Arc<EndpointState>,
     _permit: Permit,
 }
@@ -45,7 +45,7 @@ pub struct Lease {
 impl Lease {
     /// Counts that the broker did not answer CONNECT. It does not affect the broker's health: a client could otherwise mark
     /// the broker as down for all others by sending a CONNECT that the broker does not answer.
-    pub fn unanswered(&self) {
+    pub(crate) fn unanswered(&self) {
         self.state.metrics.unanswered.inc();
     }
 }

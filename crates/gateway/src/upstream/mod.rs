@@ -11,6 +11,6 @@ mod health;
 mod pool;
 
 pub(crate) use background::start;
-pub use dial::Dialed;
-pub use endpoint::Lease;
-pub use pool::Upstream;
+pub(crate) use dial::Dialed;
+pub(crate) use endpoint::Lease;
+pub(crate) use pool::Upstream;

@@ -26,7 +26,7 @@ const FIRST_RESOLUTION: Duration = Duration::from_secs(5);
 
 /// A group of brokers, compiled.
 #[derive(Debug)]
-pub struct Upstream {
+pub(crate) struct Upstream {
     pub(super) name: Arc<str>,
     pub(super) servers: Vec<Server>,
     pub(super) resolve_interval: Duration,
@@ -71,12 +71,12 @@ impl Upstream {
     }
 
     /// The name in the configuration.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// The expression whose value is hashed; `None` for the client ID.
-    pub const fn hash_key(&self) -> Option<&Expression> {
+    pub(crate) const fn hash_key(&self) -> Option<&Expression> {
         self.hash_key.as_ref()
     }
 
@@ -111,13 +111,13 @@ impl Upstream {
     }
 
     /// Whether at least one server is up.
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         let now = Instant::now();
         self.endpoints.load().all().iter().any(|endpoint| endpoint.state.health.is_up(now))
     }
 
     /// Updates the gauges of all endpoints.
-    pub fn refresh_metrics(&self) {
+    pub(crate) fn refresh_metrics(&self) {
         let now = Instant::now();
         for endpoint in self.endpoints.load().all() {
             let state = &endpoint.state;

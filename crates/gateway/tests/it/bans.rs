@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis_gateway::auth::PasswordHash;
+use portcullis_gateway::PasswordHash;
 use portcullis_testkit::{
     Broker, Client, Pki, TestGateway, advance, connack, connect, connect_as, eventually, tls_config,
 };
@@ -118,7 +118,7 @@ async fn guesses_at_once_are_banned_one_after_the_other() {
     let broker = Broker::start().await;
     let dir = tempfile::tempdir().unwrap();
     let users = dir.path().join("users");
-    portcullis_gateway::auth::set_password(&users, "alice", &PasswordHash::make(b"secret").unwrap()).unwrap();
+    portcullis_gateway::set_password(&users, "alice", &PasswordHash::make(b"secret").unwrap()).unwrap();
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
     let gateway = TestGateway::start(&format!(
         "{listener}authenticate = [\"users\"]\n[[listener.ban]]\non = [\"failure\"]\ncount = 2\n{}\

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portcullis_gateway::auth::PasswordHash;
+use portcullis_gateway::PasswordHash;
 use portcullis_gateway::peer::Certificate;
 use portcullis_registry::{Device, Existing, Hash, Psk, Registry, State, Url};
 use portcullis_testkit::{Broker, Client, Pki, TestGateway, advance, connect, connect_as, soon, tls_config};

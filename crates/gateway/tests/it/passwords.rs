@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use portcullis_gateway::auth::{PasswordHash, set_password};
+use portcullis_gateway::{PasswordHash, set_password};
 use portcullis_testkit::{Broker, TestGateway, connect, connect_as, connect_v5, password_file};
 
 const REFUSED: &[u8] = b"\x20\x02\x00\x04";

@@ -227,10 +227,3 @@ async fn a_broker_s_refusal_reaches_the_client_as_it_came() {
     drop(client);
     assert_eq!(gateway.outcome().await, "403 upstream_refused");
 }
-
-#[test]
-fn a_session_task_is_small() {
-    // The memory of an idle session besides its sockets and TLS state.
-    let size = portcullis_gateway::session::future_size();
-    assert!(size <= 1024, "{size} bytes");
-}

@@ -149,9 +149,9 @@ async fn questions_that_the_service_does_not_like_do_not_close_it_for_others() {
 async fn who_is_ignored_is_somebody_elses_and_who_is_denied_is_not() {
     let (broker, dir) = (Broker::start().await, tempfile::tempdir().unwrap());
     let users = dir.path().join("users");
-    let hash = portcullis_gateway::auth::PasswordHash::make(b"pw").unwrap();
+    let hash = portcullis_gateway::PasswordHash::make(b"pw").unwrap();
     for user in ["alice", "mallory"] {
-        portcullis_gateway::auth::set_password(&users, user, &hash).unwrap();
+        portcullis_gateway::set_password(&users, user, &hash).unwrap();
     }
     let service = Service::start(|body| {
         let result = if body.contains("mallory") { "deny" } else { "ignore" };
