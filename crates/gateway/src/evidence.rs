@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::config::tables::TokenAlgorithm;
 use crate::devices::DeviceEvidence;
 use crate::peer::Fingerprint;
 use crate::pki::{Key, VerifiedChain};
@@ -14,7 +15,12 @@ pub enum Evidence {
     /// A verified certificate chain.
     Chain(VerifiedChain),
     /// A raw public key that a file lists.
-    RawKey(Fingerprint),
+    RawKey {
+        /// The key.
+        fingerprint: Fingerprint,
+        /// Its name in the file.
+        name: Box<str>,
+    },
     /// A pre-shared key that a file lists.
     Psk {
         /// Its identity.
@@ -45,6 +51,8 @@ pub enum Authenticated {
     },
     /// A token.
     Token {
+        /// The algorithm of its signature.
+        algorithm: TokenAlgorithm,
         /// Distinguishes the requirements on tokens from those of another configuration.
         requirements: u64,
         /// Distinguishes the key that verified it from others.
@@ -60,7 +68,12 @@ pub enum Authenticated {
         expires_at: Option<i64>,
     },
     /// A device of the registry.
-    Device(Box<DeviceEvidence>),
+    Device {
+        /// The device, and how it proved that it is the device.
+        device: Box<DeviceEvidence>,
+        /// Distinguishes how the authenticator found the device from other ways to find it.
+        finder: u64,
+    },
 }
 
 impl Evidence {
@@ -71,9 +84,9 @@ impl Evidence {
             Evidence::Chain(chain) => chain.certificates().iter().map(crate::pki::ChainCertificate::key).collect(),
             Evidence::DeviceKey(device) => vec![crate::devices::key(&device.id)],
             // Not indexed: when such a file changes, all sessions are evaluated.
-            Evidence::RawKey(_) | Evidence::Psk { .. } => Vec::new(),
+            Evidence::RawKey { .. } | Evidence::Psk { .. } => Vec::new(),
             Evidence::Authenticated { what, .. } => match what {
-                Authenticated::Device(device) => vec![crate::devices::key(&device.id)],
+                Authenticated::Device { device, .. } => vec![crate::devices::key(&device.id)],
                 Authenticated::Password { .. } | Authenticated::Token { .. } | Authenticated::Response { .. } => {
                     Vec::new()
                 }
@@ -88,9 +101,9 @@ impl Evidence {
             Evidence::Authenticated { what, .. } => match what {
                 Authenticated::Token { expires_at, .. } => Some(expires_at.saturating_sub(1)),
                 Authenticated::Response { expires_at, .. } => expires_at.map(|expires_at| expires_at.saturating_sub(1)),
-                Authenticated::Password { .. } | Authenticated::Device(_) => None,
+                Authenticated::Password { .. } | Authenticated::Device { .. } => None,
             },
-            Evidence::RawKey(_) | Evidence::Psk { .. } | Evidence::DeviceKey(_) => None,
+            Evidence::RawKey { .. } | Evidence::Psk { .. } | Evidence::DeviceKey(_) => None,
         }
     }
 

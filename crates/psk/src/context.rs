@@ -29,8 +29,9 @@ pub(crate) fn build(settings: Settings<'_>) -> Result<SslContext, ErrorStack> {
     );
     context.set_num_tickets(0)?;
     context.set_session_cache_mode(SslSessionCacheMode::OFF);
-    // An idle connection holds no buffer.
-    context.set_mode(SslMode::RELEASE_BUFFERS);
+    // An idle connection holds no buffer. Like any stream, it accepts a part of what it is given, and what did not fit may
+    // come again from another buffer: otherwise OpenSSL fails the write, and the connection with it.
+    context.set_mode(SslMode::RELEASE_BUFFERS | SslMode::ENABLE_PARTIAL_WRITE | SslMode::ACCEPT_MOVING_WRITE_BUFFER);
     context.set_psk_server_callback(|ssl, identity, key| handshake::supply_key(ssl, identity, key));
     if !settings.alpn.is_empty() {
         let ours = settings.alpn.to_vec();

@@ -112,3 +112,34 @@ async fn other_failures_have_their_reasons() {
         assert_eq!(both.accept(far).await.unwrap_err().reason, reason);
     }
 }
+
+#[tokio::test]
+async fn a_write_that_waits_may_go_on_from_another_buffer() {
+    const LEN: usize = 1 << 20;
+    let acceptor = acceptor(BOTH);
+    for version in [SslVersion::TLS1_2, SslVersion::TLS1_3] {
+        let (near, far) = duplex(4096);
+        let server = async {
+            let mut stream = acceptor.accept(far).await.unwrap().stream;
+            let mut sent = 0;
+            while sent < LEN {
+                // Each attempt has its own copy of what is left, and more than the one before.
+                let write = std::future::poll_fn(|cx| {
+                    let rest = vec![7; LEN - sent];
+                    Pin::new(&mut stream).poll_write(cx, &rest)
+                });
+                sent += write.await.unwrap();
+            }
+            stream.shutdown().await.unwrap();
+        };
+        let client = async {
+            let mut stream = SslStream::new(client(version, "pump", KEY, b"\x04mqtt").0, near).unwrap();
+            Pin::new(&mut stream).connect().await.unwrap();
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).await.unwrap();
+            received
+        };
+        let ((), received) = tokio::join!(server, client);
+        assert!(received.len() == LEN && received.iter().all(|byte| *byte == 7), "{} bytes", received.len());
+    }
+}

@@ -70,6 +70,27 @@ impl fmt::Debug for Url {
     }
 }
 
+/// The parameters of a PostgreSQL URL that sqlx knows, by their names in libpq.
+const POSTGRES_PARAMETERS: [&str; 11] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+];
+
+fn has_unknown_parameter(url: &str) -> bool {
+    let query = url.split_once('?').map_or("", |(_, query)| query.split('#').next().unwrap_or_default());
+    let mut names = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split('=').next());
+    names.any(|name| name.is_none_or(|name| !POSTGRES_PARAMETERS.contains(&name)))
+}
+
 impl Url {
     /// Parses `sqlite:PATH`, in which `resolve` makes a relative path absolute, or `postgres://...`.
     ///
@@ -91,6 +112,11 @@ impl Url {
             return Ok(Self { text: Zeroizing::new(format!("sqlite://{path}")), kind: Kind::Sqlite });
         }
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            // Before sqlx parses it: sqlx logs unknown parameters with their values.
+            if has_unknown_parameter(text) {
+                let known = POSTGRES_PARAMETERS.join(", ");
+                return Err(format!("the PostgreSQL URL has an unknown parameter; it may have: {known}"));
+            }
             text.parse::<sqlx::postgres::PgConnectOptions>()
                 .map_err(|_| "the PostgreSQL URL is not valid".to_owned())?;
             return Ok(Self { text: Zeroizing::new(text.to_owned()), kind: Kind::Postgres });
@@ -105,13 +131,14 @@ impl Url {
 
     /// Whether the connection goes to another machine without verifying that machine's certificate and name.
     pub fn is_unverified(&self) -> bool {
-        if self.kind == Kind::Sqlite || self.text.contains("sslmode=verify-full") {
+        if self.kind == Kind::Sqlite {
             return false;
         }
         let options = self.text.parse::<sqlx::postgres::PgConnectOptions>();
         options.is_ok_and(|options| {
             let host = options.get_host();
-            !(host.starts_with('/') || ["localhost", "127.0.0.1", "::1", "[::1]"].contains(&host))
+            let is_local = host.starts_with('/') || ["localhost", "127.0.0.1", "::1", "[::1]"].contains(&host);
+            !is_local && !matches!(options.get_ssl_mode(), sqlx::postgres::PgSslMode::VerifyFull)
         })
     }
 }

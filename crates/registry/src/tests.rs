@@ -149,6 +149,13 @@ fn urls() {
     assert!(parse("postgres://u:secret@db.example.com/d").unwrap().is_unverified());
     assert!(!parse("postgres://u:secret@db.example.com/d?sslmode=verify-full").unwrap().is_unverified());
     assert!(!format!("{:?}", parse("postgres://u:secret@localhost/d")).contains("secret"));
+    let unverified = "postgres://u:sslmode=verify-full@db.example.com/d?sslmode=disable";
+    assert!(parse(unverified).unwrap().is_unverified());
+    // sqlx would log the value of a parameter that it does not know.
+    for unknown in ["pasword=secret", "user=a&secret", "%70assword=secret", "sslmode=require&Password=secret#x"] {
+        let error = parse(&format!("postgres://db.example.com/d?{unknown}")).unwrap_err();
+        assert!(error.contains("unknown parameter") && !error.contains("secret"), "{error}");
+    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub(super) struct Tokens {
     field: TokenField,
     issuer: Option<String>,
     /// One for each accepted algorithm: the library requires all algorithms of a `Validation` to use the same key type.
-    validations: Vec<Validation>,
+    validations: Vec<(TokenAlgorithm, Validation)>,
     refresh: Duration,
     /// Distinguishes these requirements on tokens from those of another configuration.
     requirements: u64,
@@ -69,7 +69,8 @@ impl Tokens {
             validation.set_audience(audience);
             validation.required_spec_claims.insert("aud".to_owned());
         }
-        let requirements = format!("{:?} {:?} {:?}", validation.iss, validation.aud, settings.jwks);
+        let requirements =
+            format!("{:?} {:?} {:?} {:?}", settings.field, validation.iss, validation.aud, settings.jwks);
         Ok(Self {
             requirements: tag(requirements.as_bytes()),
             jwks,
@@ -78,7 +79,9 @@ impl Tokens {
             validations: settings
                 .algorithms
                 .iter()
-                .map(|accepted| Validation { algorithms: vec![algorithm(*accepted)], ..validation.clone() })
+                .map(|accepted| {
+                    (*accepted, Validation { algorithms: vec![algorithm(*accepted)], ..validation.clone() })
+                })
                 .collect(),
             refresh: settings.refresh,
         })
@@ -97,9 +100,10 @@ impl Tokens {
         self.jwks.read_changed_keys(name)
     }
 
-    /// Whether a token that met `requirements` and was verified with `key` would still be accepted.
-    pub(super) fn still_verify(&self, requirements: u64, key: u64) -> bool {
-        requirements == self.requirements && self.jwks.has(key) != Some(false)
+    /// Whether a token of this algorithm that met `requirements` and was verified with `key` would still be accepted.
+    pub(super) fn still_verify(&self, algorithm: TokenAlgorithm, requirements: u64, key: u64) -> bool {
+        let is_accepted = self.validations.iter().any(|(accepted, _)| *accepted == algorithm);
+        is_accepted && requirements == self.requirements && self.jwks.has(key) != Some(false)
     }
 
     pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
@@ -118,24 +122,24 @@ impl Tokens {
             return Decision::Ignore;
         }
         match self.verify(token, &header).await {
-            Ok((claims, key)) => {
+            Ok((claims, algorithm, key)) => {
                 let Some(until) = claims.get("exp").and_then(expiry).filter(|until| *until > now()) else {
                     return Decision::Deny(Reject::TokenExpired);
                 };
-                let what = Authenticated::Token { requirements: self.requirements, key, expires_at: until };
+                let what = Authenticated::Token { algorithm, requirements: self.requirements, key, expires_at: until };
                 Decision::Allow(Box::new(Principal { jwt: Some(Json::Object(claims)), ..Principal::of(name, what) }))
             }
             Err(reject) => Decision::Deny(reject),
         }
     }
 
-    async fn verify(&self, token: &str, header: &Header) -> Result<(Map<String, Json>, u64), Reject> {
+    async fn verify(&self, token: &str, header: &Header) -> Result<(Map<String, Json>, TokenAlgorithm, u64), Reject> {
         // Critical extensions are not supported, so the token must be rejected [RFC 7515, 4.1.11].
         if header.crit.is_some() {
             return Err(Reject::TokenInvalid);
         }
-        let validation = self.validations.iter().find(|validation| validation.algorithms == [header.alg]);
-        let validation = validation.ok_or(Reject::TokenInvalid)?;
+        let accepted = self.validations.iter().find(|(_, validation)| validation.algorithms == [header.alg]);
+        let (algorithm, validation) = accepted.ok_or(Reject::TokenInvalid)?;
         let candidates = || self.jwks.candidates(header.kid.as_deref(), header.alg);
         let mut keys = candidates();
         if keys.as_ref().is_none_or(Vec::is_empty) {
@@ -147,7 +151,7 @@ impl Tokens {
         let mut reject = Reject::TokenInvalid;
         for (key, tag) in keys.iter().take(MAX_TRIED) {
             match jsonwebtoken::decode::<Map<String, Json>>(token, key, validation) {
-                Ok(data) => return Ok((data.claims, *tag)),
+                Ok(data) => return Ok((data.claims, *algorithm, *tag)),
                 Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => reject = Reject::TokenExpired,
                 Err(error) => tracing::debug!(error = describe(error.kind()), "token rejected"),
             }

@@ -180,14 +180,14 @@ impl Authenticator {
         let not_after = |end: i64| if now < end { Ok(()) } else { Err(CloseReason::TokenExpired) };
         match (&self.method, what) {
             (Method::PasswordFile(file), Authenticated::Password { user, tag }) => still(file.has(user, *tag)),
-            (Method::Jwt(tokens), Authenticated::Token { requirements, key, expires_at }) => {
-                still(tokens.still_verify(*requirements, *key)).and_then(|()| not_after(*expires_at))
+            (Method::Jwt(tokens), Authenticated::Token { algorithm, requirements, key, expires_at }) => {
+                still(tokens.still_verify(*algorithm, *requirements, *key)).and_then(|()| not_after(*expires_at))
             }
             (Method::Http(service), Authenticated::Response { service: tag, expires_at }) => {
                 still(service.tag() == *tag).and_then(|()| expires_at.map_or(Ok(()), not_after))
             }
-            (Method::Registry(devices), Authenticated::Device(device)) => {
-                devices.replica().evaluate(device, uses_device, now)
+            (Method::Registry(devices), Authenticated::Device { device, finder }) => {
+                still(devices.finds_by(*finder)).and_then(|()| devices.replica().evaluate(device, uses_device, now))
             }
             // A reload gave this name to an authenticator of another kind.
             (Method::PasswordFile(_) | Method::Jwt(_) | Method::Http(_) | Method::Registry(_), _) => {

@@ -18,8 +18,10 @@ use crate::util::crypto::tag;
 #[derive(Debug)]
 pub(super) struct Devices {
     replica: Arc<Replica>,
-    /// Yields the device ID from variables that TLS proves.
+    /// Returns the device ID from variables that TLS proves.
     device: Option<Expression>,
+    /// Distinguishes this way to find devices from others.
+    finder: u64,
     passwords: Passwords,
 }
 
@@ -27,7 +29,8 @@ pub(super) struct Devices {
 fn is_sqlite(path: &Path) -> bool {
     use std::io::Read as _;
     let mut head = [0; 16];
-    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *b"SQLite format 3\0"
+    let mut open = || std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    path.is_file() && open().is_ok() && head == *b"SQLite format 3\0"
 }
 
 impl Devices {
@@ -48,11 +51,17 @@ impl Devices {
         }
         let key = (database.value.clone(), max_devices);
         let replica = sources.registries.get_or_insert_with(key, || Replica::new(database.value, max_devices));
-        Ok(Self { replica, device, passwords: Passwords::new(cache) })
+        let finder = device.as_ref().map_or(0, |device| tag(device.to_string().as_bytes()));
+        Ok(Self { replica, device, finder, passwords: Passwords::new(cache) })
     }
 
     pub(super) const fn replica(&self) -> &Arc<Replica> {
         &self.replica
+    }
+
+    /// Whether a device that was found in the way `finder` would still be found in that way.
+    pub(super) const fn finds_by(&self, finder: u64) -> bool {
+        self.finder == finder
     }
 
     pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
@@ -73,7 +82,7 @@ impl Devices {
         if let Err(reject) = entry.check_state(now()) {
             return Decision::Deny(reject);
         }
-        let what = Authenticated::Device(Box::new(entry.evidence(used)));
+        let what = Authenticated::Device { device: Box::new(entry.evidence(used)), finder: self.finder };
         Decision::Allow(Box::new(Principal { device: Some(entry.facts()), ..Principal::of(name, what) }))
     }
 
@@ -94,11 +103,11 @@ impl Devices {
         if let Some(fingerprint) = fingerprints.iter().find(|fingerprint| entry.is_pinned_to(fingerprint)) {
             return Ok(UsedCredential::Pin(*fingerprint));
         }
-        if let Some(psk) = candidate.psk()
-            && entry.psk().is_some_and(|(identity, _)| *identity == *psk.identity)
-            && entry.is_proved_by(&UsedCredential::Psk(psk.tag))
-        {
-            return Ok(UsedCredential::Psk(psk.tag));
+        if let Some(psk) = candidate.psk() {
+            let used = UsedCredential::Psk { identity: psk.identity.clone(), tag: psk.tag };
+            if entry.is_proved_by(&used) {
+                return Ok(used);
+            }
         }
         if self.device.is_some() {
             // `device` identified the device by TLS alone: no password is needed.

@@ -16,6 +16,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 use super::diagnostics::{Complaint, Diagnostics, Reported, overlap, warn_if_exposed};
 use super::explain::{explain, item_of, list_for_table};
 use super::values::{Located, Location};
+use crate::util::file::{read, read_any};
 
 /// A configuration file during the validation of its tables.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ const MAX_FILE_LEN: u64 = 4 << 20;
 impl Document {
     /// Reads a file. The model is complete only if the document's diagnostics contain no error.
     pub(super) fn read<M: DeserializeOwned + JsonSchema + Default>(path: &Path) -> (M, Self) {
-        match read_text(path) {
+        match read_any(path, MAX_FILE_LEN).and_then(|bytes| text_of(&bytes)) {
             Ok(source) => Self::parse(path, &source),
             Err(error) => {
                 let mut document = Self::new(path, String::new());
@@ -156,9 +157,8 @@ impl Document {
     }
 }
 
-fn read_text(path: &Path) -> std::io::Result<String> {
-    let bytes = crate::util::file::read(path, MAX_FILE_LEN)?;
-    std::str::from_utf8(&bytes).map(str::to_owned).map_err(|_| std::io::Error::other("it is not UTF-8"))
+fn text_of(bytes: &[u8]) -> std::io::Result<String> {
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| std::io::Error::other("it is not UTF-8"))
 }
 
 /// Removes the innermost entry that covers `span` from the tree and records its key. Returns whether it found one.
@@ -240,7 +240,9 @@ impl Substitution<'_> {
                 })?,
                 Some(("FILE", path)) => {
                     let path = self.directory.join(path);
-                    let text = read_text(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                    let text = read(&path, MAX_FILE_LEN)
+                        .and_then(|bytes| text_of(&bytes))
+                        .map_err(|error| format!("{}: {error}", path.display()))?;
                     warn_if_exposed(&Location(span.clone()), &path, "the secret in", self.diagnostics);
                     text.trim_end_matches(['\r', '\n']).to_owned()
                 }

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::{Deref, Range};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::ser::{Serialize, Serializer};
@@ -208,12 +210,26 @@ string_value!(ByteSize, "ByteSize", "a size: \"512\", \"64KiB\", \"1MiB\"", |tex
 
 /// A network, written `"10.0.0.0/8"` or `"2001:db8::/32"`; a single address is a network of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr(pub ipnet::IpNet);
+pub struct Cidr(pub IpNet);
 
 string_value!(Cidr, "Cidr", "a network: \"10.0.0.0/8\", \"2001:db8::/32\", or one address", |text: &str| {
-    let net = text.parse().or_else(|_| text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from));
-    net.map(Cidr).map_err(|_| format!("`{text}` is neither a network like \"10.0.0.0/8\" nor an address"))
+    Cidr::parse(text).ok_or_else(|| format!("`{text}` is neither a network like \"10.0.0.0/8\" nor an address"))
 });
+
+impl Cidr {
+    /// Parses a network or an address. Converts an IPv4-mapped network (`::ffff:10.0.0.0/104`) to IPv4, as client addresses
+    /// are.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let net = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?;
+        Some(Self(match net {
+            IpNet::V6(v6) if v6.prefix_len() >= 96 => match IpAddr::V6(v6.network()).to_canonical() {
+                IpAddr::V4(v4) => ipnet::Ipv4Net::new_assert(v4, v6.prefix_len() - 96).into(),
+                IpAddr::V6(_) => net,
+            },
+            _ => net,
+        }))
+    }
+}
 
 /// Text that is never printed and is wiped from memory after use.
 #[derive(Clone)]

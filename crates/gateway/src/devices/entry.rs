@@ -44,8 +44,8 @@ pub struct DeviceEvidence {
 pub enum UsedCredential {
     /// A certificate or key that it is pinned to.
     Pin(Fingerprint),
-    /// Its pre-shared key, identified by a tag.
-    Psk(u64),
+    /// Its pre-shared key: the identity, and a tag of the key.
+    Psk { identity: Box<str>, tag: u64 },
     /// Its password, identified by a tag of the hash.
     Password(u64),
     /// A credential that the listener's trust anchors or key files verified.
@@ -106,7 +106,9 @@ impl Entry {
     pub(crate) fn is_proved_by(&self, used: &UsedCredential) -> bool {
         match used {
             UsedCredential::Pin(fingerprint) => self.is_pinned_to(fingerprint),
-            UsedCredential::Psk(of) => self.psk().is_some_and(|(_, key)| tag(key) == *of),
+            UsedCredential::Psk { identity, tag: of } => {
+                self.psk().is_some_and(|(own, key)| own == &**identity && tag(key) == *of)
+            }
             UsedCredential::Password(of) => self.password_hash.as_ref().is_some_and(|hash| tag(hash.as_bytes()) == *of),
             UsedCredential::Tls { keys, psk } => {
                 let is_pinned = self.pins.is_empty() || keys.iter().any(|key| self.is_pinned_to(key));

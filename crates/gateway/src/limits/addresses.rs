@@ -18,7 +18,7 @@ pub(crate) struct AddressRules {
 impl AddressRules {
     /// Compiles the two lists.
     pub(crate) fn new(allow: &[Cidr], deny: &[Cidr]) -> Self {
-        let rule = |allowed| move |cidr: &Cidr| (canonical(cidr.0), allowed);
+        let rule = |allowed| move |cidr: &Cidr| (cidr.0, allowed);
         let mut rules: Vec<_> = deny.iter().map(rule(false)).chain(allow.iter().map(rule(true))).collect();
         // The sort is stable: `deny` stays first at equal length.
         rules.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
@@ -30,17 +30,6 @@ impl AddressRules {
         let address = address.to_canonical();
         let rule = self.rules.iter().find(|(net, _)| net.contains(&address));
         rule.map_or(self.default, |(_, allowed)| *allowed)
-    }
-}
-
-/// Converts an IPv4-mapped network (`::ffff:10.0.0.0/104`) to IPv4. Client addresses are converted likewise.
-fn canonical(net: IpNet) -> IpNet {
-    match net {
-        IpNet::V6(v6) if v6.prefix_len() >= 96 => match IpAddr::V6(v6.network()).to_canonical() {
-            IpAddr::V4(v4) => ipnet::Ipv4Net::new_assert(v4, v6.prefix_len() - 96).into(),
-            IpAddr::V6(_) => net,
-        },
-        _ => net,
     }
 }
 
@@ -61,7 +50,7 @@ mod tests {
     use super::*;
 
     fn cidrs(list: &[&str]) -> Vec<Cidr> {
-        list.iter().map(|text| Cidr(text.parse().unwrap())).collect()
+        list.iter().map(|text| Cidr::parse(text).unwrap()).collect()
     }
 
     #[test]

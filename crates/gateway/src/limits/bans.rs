@@ -161,6 +161,12 @@ impl Clients {
             // At most once per slot: a full scan for every connection would help an attacker.
             if self.last_eviction.swap(slot, Ordering::Relaxed) != slot {
                 evict(&mut clients, slot, now);
+                if clients.len() >= MAX_CLIENTS {
+                    tracing::warn!(
+                        banned = clients.len(),
+                        "a ban rule has reached its limit of banned clients: others are not counted"
+                    );
+                }
             }
             if clients.len() >= MAX_CLIENTS {
                 return (false, false);

@@ -52,7 +52,7 @@ pub struct IdentityInfo {
     pub cert_subject: Option<Box<str>>,
     /// The serial number of its certificate.
     pub cert_serial: Option<Box<str>>,
-    /// The identity of its pre-shared key, or the name of its raw public key.
+    /// The identity of its pre-shared key; the name of its raw public key, or its fingerprint if no file names it.
     pub key: Option<Box<str>>,
 }
 
@@ -165,7 +165,10 @@ impl SessionInfo {
                 cert_serial: Some(certificate.serial.as_str().into()),
                 key: None,
             }),
-            Identity::RawKey(key) => Some(IdentityInfo { key: key.name.clone(), ..IdentityInfo::default() }),
+            Identity::RawKey(key) => {
+                let name = key.name.clone().unwrap_or_else(|| hex::encode(key.fingerprint).into());
+                Some(IdentityInfo { key: Some(name), ..IdentityInfo::default() })
+            }
             Identity::Psk(psk) => Some(IdentityInfo { key: Some(psk.identity.clone()), ..IdentityInfo::default() }),
         };
         let info =

@@ -161,7 +161,12 @@ impl Remote for CrlOrigin {
             return Err(format!("{}: not signed by the authority that it names as its issuer", self.origin));
         }
         match &self.origin {
-            Origin::File(_) => Ok(Crls { signed, pending, latest }),
+            Origin::File(path) => {
+                if signed.iter().any(|crl| before.iter().any(|other| crl.is_older_than(other))) {
+                    tracing::warn!(crl = %path.display(), "the CRL file now has an older CRL than before");
+                }
+                Ok(Crls { signed, pending, latest })
+            }
             // Over plain HTTP, an attacker on the path could replay a CRL from before a revocation.
             Origin::Url(_) if signed.iter().any(|crl| before.iter().any(|other| crl.is_older_than(other))) => {
                 Err(format!("{}: older than the CRL in use", self.origin))

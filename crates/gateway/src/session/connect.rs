@@ -186,7 +186,13 @@ async fn identify(
     if let Some(device) = device {
         device.check_state(now())?;
     }
-    let mut principal = auth::authenticate(&listener.authenticators, facts).await?.unwrap_or_default();
+    let authenticated = auth::authenticate(&listener.authenticators, facts).await;
+    // Nor does a banned address learn the result of attempts that were in progress when the ban began: one of many
+    // concurrent guesses may be right.
+    if listener.bans.is_banned(record.info.address().ip()) {
+        return Err(Reject::Banned);
+    }
+    let mut principal = authenticated?.unwrap_or_default();
     if principal.device.is_none() {
         principal.device = device.map(Entry::facts);
     }

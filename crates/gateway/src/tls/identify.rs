@@ -58,7 +58,7 @@ impl Finished<'_> {
         // probe whether it is known.
         let unknown = || or_registry_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry());
         let (evidence, device, name) = match keys.owner(&fingerprint).ok_or_else(unknown)? {
-            Owner::Named(name) => (Evidence::RawKey(fingerprint), None, Some(name)),
+            Owner::Named(name) => (Evidence::RawKey { fingerprint, name: name.clone() }, None, Some(name)),
             Owner::Device(entry) => {
                 (Evidence::DeviceKey(Box::new(entry.evidence(UsedCredential::Pin(fingerprint)))), Some(entry), None)
             }

@@ -88,7 +88,10 @@ impl PskTls {
         })?;
         let (tag, device) = accepted.owner;
         let evidence = match &device {
-            Some(entry) => Evidence::DeviceKey(Box::new(entry.evidence(UsedCredential::Psk(tag)))),
+            Some(entry) => {
+                let identity = accepted.identity.clone();
+                Evidence::DeviceKey(Box::new(entry.evidence(UsedCredential::Psk { identity, tag })))
+            }
             None => Evidence::Psk { identity: accepted.identity.clone(), tag },
         };
         let session = TlsSession {

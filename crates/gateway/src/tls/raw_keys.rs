@@ -64,9 +64,9 @@ impl KnownKeys {
         named.map(Owner::Named).or_else(|| device().map(Owner::Device))
     }
 
-    /// Whether the file still lists the key.
-    pub(super) fn has_named(&self, fingerprint: &Fingerprint) -> bool {
-        self.file.as_ref().is_some_and(|names| names.load().contains_key(fingerprint))
+    /// Whether the file still lists the key under this name.
+    pub(super) fn is_named(&self, fingerprint: &Fingerprint, name: &str) -> bool {
+        self.file.as_ref().is_some_and(|names| names.load().get(fingerprint).is_some_and(|found| **found == *name))
     }
 
     pub(super) const fn registry(&self) -> Option<&Arc<Replica>> {

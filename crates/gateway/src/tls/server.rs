@@ -13,7 +13,7 @@ use super::psk;
 use super::secured::{Failed, Secured};
 use crate::config::tables::{Tls, TlsMode};
 use crate::config::{Diagnostics, Reported};
-use crate::devices::Replica;
+use crate::devices::{Replica, UsedCredential};
 use crate::evidence::Evidence;
 use crate::net::Socket;
 use crate::outcome::CloseReason;
@@ -85,8 +85,8 @@ impl ServerTls {
     pub(crate) fn evaluate(&self, evidence: Option<&Evidence>, uses_device: bool, now: i64) -> Result<(), CloseReason> {
         let still = |has_it| if has_it { Ok(()) } else { Err(CloseReason::CredentialWithdrawn) };
         if let Some(Evidence::DeviceKey(device)) = evidence {
-            let registry = self.registry().ok_or(CloseReason::CredentialWithdrawn)?;
-            return registry.evaluate(device, uses_device, now);
+            let registry = self.registry().filter(|_| self.accepts(&device.used));
+            return registry.ok_or(CloseReason::CredentialWithdrawn)?.evaluate(device, uses_device, now);
         }
         match (&self.engine, evidence) {
             (Engine::Certificates(tls), Some(Evidence::Chain(chain))) => {
@@ -95,13 +95,22 @@ impl ServerTls {
             }
             #[cfg(feature = "psk")]
             (Engine::Psk(_), Some(Evidence::Chain(_))) => Err(CloseReason::CaRemoved),
-            (Engine::Certificates(tls), Some(Evidence::RawKey(fingerprint))) => {
-                still(tls.raw_keys().is_some_and(|keys| keys.has_named(fingerprint)))
+            (Engine::Certificates(tls), Some(Evidence::RawKey { fingerprint, name })) => {
+                still(tls.raw_keys().is_some_and(|keys| keys.is_named(fingerprint, name)))
             }
             (Engine::Certificates(tls), None) => still(!tls.requires_proof()),
             #[cfg(feature = "psk")]
             (Engine::Psk(psk), Some(Evidence::Psk { identity, tag })) => still(psk.has(identity, *tag)),
             _ => Err(CloseReason::CredentialWithdrawn),
+        }
+    }
+
+    /// Whether handshakes use credentials of this kind.
+    const fn accepts(&self, used: &UsedCredential) -> bool {
+        match &self.engine {
+            Engine::Certificates(_) => matches!(used, UsedCredential::Pin(_)),
+            #[cfg(feature = "psk")]
+            Engine::Psk(_) => matches!(used, UsedCredential::Psk { .. }),
         }
     }
 

@@ -222,6 +222,26 @@ async fn an_expression_may_say_which_device_it_is() {
     one.read_to_end().await;
 }
 
+#[tokio::test]
+async fn another_way_to_find_devices_ends_the_sessions_of_the_old_one() {
+    let (dir, broker, pki) = (tempfile::tempdir().unwrap(), Broker::start().await, Pki::new());
+    let registry = registry(dir.path()).await;
+    add(&registry, Device::new("thing001")).await;
+    for new in ["", "device = 'cert.subject.o'\n"] {
+        let device = "device = 'cert.subject.cn'\n";
+        let gateway = certified(dir.path(), &pki, &broker, "", device).await;
+        let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+        let _connection = client.greet(&broker, &connect("x")).await;
+        let text = fs::read_to_string(gateway.path()).unwrap();
+        let text = text.split("[access_log]").next().unwrap();
+        gateway.write(&text.replace(device, new));
+        gateway.gateway.reload().await.unwrap();
+        client.read_to_end().await;
+        let line = gateway.lines(1).await.pop().unwrap();
+        assert!(line.ends_with(" session_credential_withdrawn"), "{new}: {line}");
+    }
+}
+
 /// A client with a raw public key, from a P-256 key in PEM.
 fn raw_key_config(pki: &Pki, pem: &str) -> rustls::ClientConfig {
     #[derive(Debug)]

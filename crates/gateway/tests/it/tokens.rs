@@ -219,6 +219,26 @@ async fn a_session_ends_with_the_key_of_its_token_and_with_what_was_asked_of_it(
 }
 
 #[tokio::test]
+async fn a_session_ends_with_the_algorithm_of_its_token() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let (dropped, kept) = (Issuer::new("one"), Issuer::with("two", Algorithm::EdDSA));
+    let path = dir.path().join("jwks.json");
+    fs::write(&path, jwks(&[&dropped, &kept])).unwrap();
+    let gateway = gateway(&broker, path.to_str().unwrap(), "algorithms = [\"ES256\", \"EdDSA\"]\n").await;
+    let packet = |issuer: &Issuer| connect_as("thing001", "u", issuer.sign(&claims()).as_bytes());
+    let (mut ended, _a) = gateway.session(&broker, &packet(&dropped)).await;
+    let (mut good, mut at_broker) = gateway.session(&broker, &packet(&kept)).await;
+    let text = fs::read_to_string(gateway.path()).unwrap();
+    let text = text.split("[access_log]").next().unwrap();
+    gateway.write(&text.replace("\"ES256\", ", ""));
+    gateway.gateway.reload().await.unwrap();
+    ended.read_to_end().await;
+    assert_eq!(gateway.refusal(&packet(&dropped)).await, REFUSED);
+    good.write(b"\xc0\x00").await;
+    at_broker.expect(b"\xc0\x00").await;
+}
+
+#[tokio::test]
 async fn a_token_may_be_the_user_name() {
     let (dir, broker, issuer) = (tempfile::tempdir().unwrap(), Broker::start().await, Issuer::new("k1"));
     let path = dir.path().join("jwks.json");

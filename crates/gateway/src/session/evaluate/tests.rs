@@ -142,7 +142,8 @@ fn what_tls_proved_is_compared_with_what_the_listener_requires_now() {
     let (chain, optional) = (fixture.chain(), format!("{}client_auth = \"optional\"\n", pki.listener_tls()));
     let (before, after) = (chain.certificates()[0].not_before, chain.not_after());
     let chain = || Some(Evidence::Chain(chain.clone()));
-    let raw = |octet| Some(Evidence::RawKey([octet; 32]));
+    let named = |octet, name: &str| Some(Evidence::RawKey { fingerprint: [octet; 32], name: name.into() });
+    let raw = |octet| named(octet, "thing001");
     let of = |tls: &str| fixture.runtime("", Some(tls), "");
     let required = of(&pki.listener_tls());
     let optional = of(&optional);
@@ -187,6 +188,7 @@ fn what_tls_proved_is_compared_with_what_the_listener_requires_now() {
         case("nothing, in the clear", &clear, None, now, Ok(())),
         case("a raw key that is listed", &raw_keys, raw(0), now, Ok(())),
         case("a raw key that is not listed any more", &raw_keys, raw(1), now, Err(CredentialWithdrawn)),
+        case("a raw key that has another name now", &raw_keys, named(0, "thing002"), now, Err(CredentialWithdrawn)),
         case("a raw key, where certificates are required", &required, raw(0), now, Err(CredentialWithdrawn)),
         case("a raw key, in the clear", &clear, raw(0), now, Err(CredentialWithdrawn)),
         case("an address that is denied now", &denied, chain(), now, Err(AddressDenied)),
