@@ -1,17 +1,20 @@
-//! Bounds the memory of an evaluation. The size of an expression is bounded when it is compiled, but some functions multiply
-//! the sizes of texts that clients choose: `replace` with a client's text on both sides turns 64 KB into gigabytes.
-//! [`strict`](super::strict) calls the functions of this module in their place; an evaluation that exceeds its budget fails.
+//! Bounds the work and the memory of an evaluation. The size of an expression is bounded when it is compiled, but its work
+//! depends on texts that clients choose: `replace` with a client's text on both sides turns 64 KB into gigabytes, and macros
+//! within macros take the square of a list. [`strict`](super::strict) charges what is built and read; an evaluation that
+//! exceeds its budget fails.
 
 use std::cell::Cell;
 use std::sync::Arc;
 
 use cel::common::ast::operators;
 use cel::{Context, ExecutionError, Value};
+use regex::Regex;
 
-/// How many bytes the texts and lists that one evaluation builds may take together.
+/// How many bytes one evaluation may build and read together. It bounds the time, too: every operation takes a few
+/// nanoseconds a byte at most.
 const BUDGET: usize = 4 << 20;
 
-/// What an element of a list takes, in bytes.
+/// What an element of a list, or a step of a macro, is charged, in bytes.
 const ELEMENT: usize = 64;
 
 /// The names cannot be written in an expression.
@@ -20,11 +23,29 @@ pub(super) const REPLACE_N: &str = "%replace_n";
 pub(super) const JOIN: &str = "%join";
 pub(super) const JOIN_WITH: &str = "%join_with";
 pub(super) const SPEND: &str = "%spend";
+pub(super) const STEP: &str = "%step";
+pub(super) const MATCHES: &str = "%matches";
 
 /// Functions and operators whose result is a new text or list, of about the size of their operands. Their results are
 /// charged: in a `map`, each element may be as large as what the client sent.
 pub(super) const BUILDERS: &[&str] =
     &[operators::ADD, "split", "lowerAscii", "upperAscii", "trim", "substring", "charAt", "string"];
+
+/// Functions and operators that read their operands as a whole.
+pub(super) const READERS: &[&str] = &[
+    operators::EQUALS,
+    operators::NOT_EQUALS,
+    operators::LESS,
+    operators::LESS_EQUALS,
+    operators::GREATER,
+    operators::GREATER_EQUALS,
+    operators::IN,
+    "contains",
+    "startsWith",
+    "endsWith",
+    "indexOf",
+    "lastIndexOf",
+];
 
 thread_local! {
     /// What is left to the evaluation on this thread. An evaluation does not wait, so it does not change threads.
@@ -33,9 +54,10 @@ thread_local! {
 
 type Text = Arc<String>;
 
-/// Begins an evaluation, with the whole budget.
-pub(super) fn begin(context: &mut Context<'_, '_>) {
+/// Begins an evaluation, with the whole budget. `patterns`: those of the expression's calls of `matches`.
+pub(super) fn begin(context: &mut Context<'_, '_>, patterns: &Arc<[Regex]>) {
     LEFT.set(BUDGET);
+    let patterns = Arc::clone(patterns);
     let mut functions = || {
         context.add_function(REPLACE, |text: Text, from: Text, to: Text| replace(&text, &from, &to, usize::MAX))?;
         context.add_function(REPLACE_N, |text: Text, from: Text, to: Text, count: i64| {
@@ -43,7 +65,10 @@ pub(super) fn begin(context: &mut Context<'_, '_>) {
         })?;
         context.add_function(JOIN, |list: Arc<Vec<Value>>| join(&list, ""))?;
         context.add_function(JOIN_WITH, |list: Arc<Vec<Value>>, separator: Text| join(&list, &separator))?;
-        context.add_function(SPEND, spend_value)
+        context.add_function(SPEND, spend_value)?;
+        context.add_function(STEP, |value: Value| spend(ELEMENT).map(|()| value))?;
+        let patterns = Arc::clone(&patterns);
+        context.add_function(MATCHES, move |text: Text, index: i64| matches(&text, index, &patterns))
     };
     functions().expect("the language has no functions of these names");
 }
@@ -52,6 +77,12 @@ fn replace(text: &str, from: &str, to: &str, count: usize) -> Result<Value, Exec
     let matches = text.matches(from).take(count).count();
     spend(matches.saturating_mul(to.len()).saturating_add(text.len()))?;
     Ok(Value::String(Arc::new(text.replacen(from, to, matches))))
+}
+
+fn matches(text: &str, index: i64, patterns: &[Regex]) -> Result<Value, ExecutionError> {
+    spend(text.len())?;
+    let pattern = usize::try_from(index).ok().and_then(|index| patterns.get(index));
+    pattern.map(|pattern| Value::Bool(pattern.is_match(text))).ok_or_else(|| failed("no such pattern"))
 }
 
 fn join(list: &[Value], separator: &str) -> Result<Value, ExecutionError> {
@@ -84,8 +115,11 @@ fn spend(bytes: usize) -> Result<(), ExecutionError> {
     Ok(())
 }
 
+/// The function that errors of this module name.
+pub(super) const BY: &str = "%budget";
+
 fn failed(why: &str) -> ExecutionError {
-    ExecutionError::function_error("budget", why)
+    ExecutionError::function_error(BY, why)
 }
 
 #[cfg(test)]
@@ -138,6 +172,34 @@ mod tests {
             r#"true ? mqtt.client_id.replace("a", mqtt.client_id) : """#,
         ] {
             assert_eq!(evaluate(source, &long), Err(Reject::ExpressionFailed), "{source}");
+        }
+    }
+
+    #[test]
+    fn work_is_bounded_whatever_the_expression_looks_like() {
+        let long = "a-".repeat(16_000);
+        let parts = r#"mqtt.client_id.split("-")"#;
+        for source in [
+            format!(r#"{parts}.all(p, p in {parts}) ? "a" : "b""#),
+            format!(r#"{parts}.filter(p, mqtt.client_id.contains(p)).join("")"#),
+            format!(r#"{parts}.exists(p, mqtt.client_id == p) ? "a" : "b""#),
+            format!(r#"{parts}.exists(p, mqtt.client_id < p) ? "a" : "b""#),
+            format!(r#"{parts}.all(p, mqtt.client_id.startsWith(p)) ? "a" : "b""#),
+        ] {
+            let begin = std::time::Instant::now();
+            assert_eq!(evaluate(&source, &long), Err(Reject::ExpressionFailed), "{source}");
+            println!("{source}: {:?}", begin.elapsed());
+        }
+    }
+
+    #[test]
+    fn patterns_are_compiled_once_and_find_what_they_should() {
+        let all = r#"mqtt.client_id.matches("^a") && mqtt.client_id.matches("-a") && !mqtt.client_id.matches("c")
+            && matches(mqtt.client_id, "^aba-aba$") ? "yes" : "no""#;
+        assert_eq!(evaluate(all, "aba-aba").as_deref().map(String::as_str), Ok("yes"));
+        let long = "a".repeat(60_000);
+        for _ in 0..100 {
+            assert!(evaluate(r#"mqtt.client_id.matches("^\\w{1,64}$") ? "yes" : "no""#, &long).is_ok());
         }
     }
 

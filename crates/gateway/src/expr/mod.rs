@@ -18,6 +18,9 @@ use std::sync::{Arc, LazyLock};
 
 use cel::common::ast::IdedExpr;
 use cel::{Env, Value};
+use regex::Regex;
+
+use strict::{Strict, strict};
 
 use crate::outcome::Reject;
 use crate::peer::{FACTS, Facts, ROOTS};
@@ -48,6 +51,8 @@ pub struct Expression {
     /// Its name in logs: the source, unless that may contain a secret.
     name: Box<str>,
     tree: IdedExpr,
+    /// The patterns of `matches`.
+    patterns: Arc<[Regex]>,
     names: Names,
 }
 
@@ -88,7 +93,8 @@ impl Expression {
             vec![ExpressionError { message, span: 0..source.len(), hint: None }]
         })?;
         let names = check::check(source, &program, wanted)?;
-        Ok(Self { name: source.into(), tree: strict::strict(program.expression().clone()), names })
+        let Strict { tree, patterns } = strict(program.expression().clone());
+        Ok(Self { name: source.into(), tree, patterns: patterns.into(), names })
     }
 
     /// Whether it uses this fact, or a fact below this name.
@@ -145,7 +151,7 @@ impl Expression {
             return Err(self.failed("missing certificate, token, device or response"));
         }
         let mut context = value::context(facts, &self.names.facts, Arc::clone(&LANGUAGE));
-        budget::begin(&mut context);
+        budget::begin(&mut context, &self.patterns);
         // The text of the error may quote secrets, so only its kind is logged.
         Value::resolve(&self.tree, &context).map_err(|error| self.failed(describe(&error)))
     }
@@ -163,6 +169,7 @@ fn describe(error: &cel::ExecutionError) -> &'static str {
         E::UndeclaredReference(_) => "unknown name",
         E::NoSuchOverload(_) | E::UnexpectedType { .. } | E::ValuesNotComparable(..) => "type mismatch",
         E::IndexOutOfBounds(_) => "index out of bounds",
+        E::FunctionError { function, .. } if function == budget::BY => "it exceeds its budget of 4 MiB",
         _ => "evaluation failed",
     }
 }
