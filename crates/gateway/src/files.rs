@@ -3,12 +3,13 @@
 
 use std::path::Path;
 
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem;
 use rustls::pki_types::{CertificateDer, TrustAnchor};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
 use crate::config::{Complaint, Diagnostics, Located};
 use crate::util::file::{MAX_PEM_LEN, read};
+use crate::util::pem::{Section, sections};
 
 /// Reads the certificates of a PEM file, in the order of the file; at least one.
 ///
@@ -16,8 +17,22 @@ use crate::util::file::{MAX_PEM_LEN, read};
 /// The file cannot be read, or contains no certificate.
 pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint> {
     let bytes = read(path, MAX_PEM_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    let chain = chain.map_err(|error| unreadable(path, &error))?;
+    let invalid = |what: String| Complaint::new(format!("{}, {what}", path.display()));
+    let mut chain = Vec::new();
+    for Section { label, der } in sections(&bytes).map_err(invalid)? {
+        match label.as_str() {
+            "CERTIFICATE" | "X509 CERTIFICATE" => chain.push(CertificateDer::from(der)),
+            // OpenSSL appends its settings for the certificate.
+            "TRUSTED CERTIFICATE" => {
+                let (rest, _) = X509Certificate::from_der(&der)
+                    .map_err(|_| Complaint::new(format!("{} contains an invalid certificate", path.display())))?;
+                chain.push(CertificateDer::from(der[..der.len() - rest.len()].to_vec()));
+            }
+            // A key, its parameters, or a CRL may be in the same file.
+            other if other.ends_with("KEY") || other.ends_with("PARAMETERS") || other.ends_with("CRL") => {}
+            other => return Err(Complaint::new(format!("{}: unknown section `{other}`", path.display()))),
+        }
+    }
     if chain.is_empty() {
         let complaint = Complaint::new(format!("{} contains no certificate", path.display()));
         return Err(complaint.hint("expected a PEM file with `-----BEGIN CERTIFICATE-----`"));
@@ -30,9 +45,40 @@ pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint
 /// # Errors
 /// The file cannot be read, or contains a certificate that cannot be a trust anchor.
 pub(crate) fn read_anchors(path: &Path) -> Result<Vec<TrustAnchor<'static>>, Complaint> {
-    let anchor = |certificate: &CertificateDer<'_>| webpki::anchor_from_trusted_cert(certificate).map(|a| a.to_owned());
-    let anchors: Result<Vec<_>, _> = read_chain(path)?.iter().map(anchor).collect();
-    anchors.map_err(|error| Complaint::new(format!("{}: not a trust anchor: {error}", path.display())))
+    let anchor = |der: &CertificateDer<'_>| {
+        check_anchor(path, der)?;
+        webpki::anchor_from_trusted_cert(der)
+            .map(|anchor| anchor.to_owned())
+            .map_err(|error| Complaint::new(format!("{}: not a trust anchor: {error}", path.display())))
+    };
+    read_chain(path)?.iter().map(anchor).collect()
+}
+
+/// Checks that a certificate of `path` is that of a CA, as OpenSSL does. With a device's certificate as trust anchor, that
+/// device could issue certificates for all others [RFC 5280, 4.2.1.3 and 4.2.1.9].
+///
+/// # Errors
+/// It is not a CA.
+pub(crate) fn check_anchor(path: &Path, der: &CertificateDer<'_>) -> Result<(), Complaint> {
+    let complain = |what: &str| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| complain("it cannot be parsed"))?;
+    let subject = certificate.subject();
+    let constraints = certificate.basic_constraints().map_err(|_| complain("its basicConstraints cannot be parsed"))?;
+    let is_ca = match constraints {
+        Some(constraints) => constraints.value.ca,
+        // Version 1 has no extensions.
+        None => certificate.version() == X509Version::V1 && subject == certificate.issuer(),
+    };
+    if !is_ca {
+        let complaint = complain(&format!("`{subject}` is not a CA (basicConstraints without CA:TRUE)"));
+        let hint = "name the CA that issued it; to accept one certificate alone, pin it: `portcullis device pin`";
+        return Err(complaint.hint(hint));
+    }
+    let usage = certificate.key_usage().map_err(|_| complain("its keyUsage cannot be parsed"))?;
+    if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
+        return Err(complain(&format!("`{subject}` must not sign certificates (keyUsage without keyCertSign)")));
+    }
+    Ok(())
 }
 
 /// The earliest expiry of the certificates of a PEM file, in seconds since 1970.
@@ -81,6 +127,8 @@ pub(crate) fn read_entries(
     mut take: impl FnMut(&str, &[u8]) -> Result<(), String>,
 ) -> Result<(), Complaint> {
     let bytes = read(path, MAX_ENTRIES_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
+    // Without it, a byte order mark would be a part of the first name.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.trim_ascii().is_empty() || line.starts_with(b"#") {

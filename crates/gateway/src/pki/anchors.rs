@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::chain::IssuerId;
 use super::revocation::RevocationStore;
 use crate::config::Complaint;
-use crate::files::read_chain;
+use crate::files::{check_anchor, read_chain};
 
 /// The trust anchors of a bundle, in its order.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ impl Anchors {
         let ders = read_chain(path)?;
         let (mut list, mut ids, mut expiries) = (Vec::new(), Vec::new(), Vec::new());
         for der in &ders {
+            check_anchor(path, der)?;
             let anchor = webpki::anchor_from_trusted_cert(der).map_err(|error| not_an_anchor(&error.to_string()))?;
             let (_, certificate) = X509Certificate::from_der(der).map_err(|_| not_an_anchor("it cannot be parsed"))?;
             expiries.push((certificate.subject().to_string(), certificate.validity().not_after.timestamp()));

@@ -3,8 +3,6 @@
 
 use std::sync::{Arc, OnceLock};
 
-use rustls::pki_types::CertificateRevocationListDer;
-use rustls::pki_types::pem::PemObject;
 use webpki::BorrowedCertRevocationList;
 use x509_parser::der_parser::asn1_rs::{Any, Class};
 use x509_parser::extensions::{ParsedExtension, X509Extension};
@@ -15,6 +13,7 @@ use super::chain::IssuerId;
 use super::chain::{ChainCertificate, Key, Serial, key, urls};
 use super::issuers::Issuer;
 use super::signature::Signed;
+use crate::util::pem::{Section, sections};
 
 /// A parsed CRL. It is used only after [`Crl::identify_signer`] has verified its signature.
 #[derive(Debug)]
@@ -63,9 +62,15 @@ impl Crl {
         if bytes.first() == Some(&0x30) {
             return Ok(vec![Self::from_der(bytes)?]);
         }
-        let ders = CertificateRevocationListDer::pem_slice_iter(bytes).take(max + 1);
-        let ders: Result<Vec<_>, _> = ders.collect();
-        let ders = ders.map_err(|error| format!("neither PEM nor DER: {error}"))?;
+        let mut ders = Vec::new();
+        for Section { label, der } in sections(bytes)? {
+            match label.as_str() {
+                "X509 CRL" | "CRL" => ders.push(der),
+                // A CA may publish its certificate in the same file.
+                other if other.ends_with("CERTIFICATE") => {}
+                other => return Err(format!("unknown section `{other}`")),
+            }
+        }
         match ders.len() {
             0 => Err("contains no CRL: expected DER or `-----BEGIN X509 CRL-----`".to_owned()),
             count if count > max => Err(format!("more than {max} CRLs")),

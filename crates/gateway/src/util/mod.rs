@@ -3,6 +3,7 @@
 pub(crate) mod clock;
 pub mod crypto;
 pub(crate) mod file;
+pub(crate) mod pem;
 pub(crate) mod suggest;
 pub(crate) mod url;
 pub(crate) mod weak_map;

@@ -328,7 +328,7 @@ async fn crls_that_cannot_be_used_are_refused_with_a_clear_word() {
         (openssl_crl(&pki, "1.2.3.4 = critical,DER:02:01:01").into_bytes(), "unsupported CRL"),
         (openssl_crl(&pki, "").into_bytes(), "version 1"),
         (b"\x30\x82\x00\x05hello".to_vec(), "unsupported CRL"),
-        (good[..good.len() / 2].to_vec(), "neither PEM"),
+        (good[..good.len() / 2].to_vec(), "the section has no `-----END X509 CRL-----`"),
         (Vec::new(), "contains no CRL"),
         (fs::read(pki.chain("localhost")).unwrap(), "contains no CRL"),
     ] {
@@ -376,6 +376,58 @@ async fn a_crl_speaks_for_what_its_scope_says() {
     let _ = client.try_write(&connect("thing002")).await;
     client.read_to_end().await;
     assert!(gateway.lines(2).await.iter().any(|line| line.ends_with(" crl_missing")));
+}
+
+#[tokio::test]
+async fn bundles_and_lists_are_read_to_their_end_however_they_are_glued() {
+    let (pki, other, broker) = (Pki::new(), Pki::named("Other"), Broker::start().await);
+    let dir = tempfile::tempdir().unwrap();
+    let (bundle, crls) = (dir.path().join("bundle.pem"), dir.path().join("crls.pem"));
+    let glued = |text: &str| "\u{feff}".to_owned() + &text.replace("-----\n-----", "----------");
+    let read = |path: std::path::PathBuf| fs::read_to_string(path).unwrap();
+    fs::write(
+        &bundle,
+        glued(&(read(other.root()) + &read(pki.root())))
+            .replace("BEGIN CERT", "BEGIN TRUSTED CERT")
+            .replace("END CERT", "END TRUSTED CERT"),
+    )
+    .unwrap();
+    pki.device("thing001");
+    pki.device("thing002");
+    pki.revoke("thing002");
+    fs::write(&crls, glued(&read(pki.crls())).replace("X509 CRL", "CRL")).unwrap();
+    let tls =
+        format!("{}client_ca = {bundle:?}\ncrl = [{crls:?}]\ncrl_missing = \"allow\"\n", pki.listener_tls_without_ca());
+    let gateway = gateway(&broker, &tls).await;
+    drop(session(&gateway, &pki, &broker, "thing001", 4).await);
+    let mut revoked = Client::tls(gateway.address(), &pki, "thing002").await;
+    let _ = revoked.try_write(&connect("thing002")).await;
+    revoked.read_to_end().await;
+    assert!(gateway.lines(2).await.iter().any(|line| line.ends_with(" certificate_revoked")));
+    // A live change that loses a part keeps what was read before.
+    fs::write(&bundle, read(other.root()) + "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
+    gateway.gateway.run_maintenance().await;
+    gateway.gateway.run_maintenance().await;
+    drop(session(&gateway, &pki, &broker, "thing001", 4).await);
+    assert!(gateway.gateway.reload().await.is_err());
+}
+
+#[tokio::test]
+async fn a_device_is_no_authority() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    pki.device("thing001");
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("bundle.pem");
+    let leaf = fs::read_to_string(pki.chain("thing001")).unwrap();
+    let leaf = &leaf[..leaf.find("-----BEGIN").unwrap() + leaf[1..].find("-----BEGIN").map_or(leaf.len(), |at| at + 1)];
+    fs::write(&bundle, fs::read_to_string(pki.root()).unwrap() + leaf).unwrap();
+    let tls = format!("{}client_ca = {bundle:?}\n", pki.listener_tls_without_ca());
+    let path = dir.path().join("p.toml");
+    fs::write(&path, format!("{}{tls}{}", portcullis_testkit::TestGateway::LISTENER, broker.upstream())).unwrap();
+    let loaded = portcullis_gateway::Runtime::load(&path, &portcullis_gateway::ProcessState::new());
+    let problems = loaded.unwrap_err().render(false);
+    assert!(problems.contains("is not a CA (basicConstraints without CA:TRUE)"), "{problems}");
+    assert!(problems.contains("portcullis device pin"), "{problems}");
 }
 
 #[tokio::test]

@@ -1,0 +1,110 @@
+//! Splits PEM text [RFC 7468] into sections, all of them: what looks like the beginning or the end of a section and is not
+//! read is an error. A bundle that is half read would trust, or revoke, less than its author sees in it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// A section.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Section {
+    /// The label, such as `CERTIFICATE`.
+    pub(crate) label: String,
+    /// The content.
+    pub(crate) der: Vec<u8>,
+}
+
+const BEGIN: &str = "-----BEGIN ";
+const DASHES: &str = "-----";
+
+/// The sections of a text, in order. Accepts sections that are glued together or indented, a byte order mark, and any text
+/// between sections.
+///
+/// # Errors
+/// Names the line of a section that cannot be read.
+pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, String> {
+    let text = String::from_utf8_lossy(bytes);
+    let line_of = |rest: &str| text[..text.len() - rest.len()].matches('\n').count() + 1;
+    let (mut sections, mut rest) = (Vec::new(), &*text);
+    while let Some(at) = rest.find(BEGIN) {
+        let (between, section) = rest.split_at(at);
+        reject_remains(between, line_of(rest))?;
+        let line = line_of(section);
+        let after = &section[BEGIN.len()..];
+        let (label, after) = after
+            .split_once(DASHES)
+            .filter(|(label, _)| !label.contains('\n'))
+            .ok_or_else(|| format!("line {line}: `-----BEGIN` without `-----` at its end"))?;
+        let end = format!("-----END {label}-----");
+        let (body, after) = after
+            .split_once(&end)
+            .filter(|(body, _)| !body.contains(DASHES))
+            .ok_or_else(|| format!("line {line}: the section has no `{end}`"))?;
+        // Headers of a traditional private key [RFC 1421].
+        let lines = body.lines().filter(|line| !line.contains(':'));
+        let encoded: String = lines.flat_map(str::chars).filter(|c| !c.is_whitespace()).collect();
+        let der = STANDARD.decode(encoded).map_err(|_| format!("line {line}: the section `{label}` is not base64"))?;
+        sections.push(Section { label: label.to_owned(), der });
+        rest = after;
+    }
+    reject_remains(rest, line_of(rest))?;
+    Ok(sections)
+}
+
+/// Rejects text between sections that was probably meant to be one. `line`: of its first byte.
+fn reject_remains(text: &str, line: usize) -> Result<(), String> {
+    let is_suspect = |line: &str| {
+        let line = line.to_ascii_uppercase();
+        line.contains("-BEGIN") || line.contains("- BEGIN") || line.contains("-END ") || line.contains("- END ")
+    };
+    match text.lines().position(is_suspect) {
+        Some(at) => Err(format!("line {}: neither text nor a whole section", line + at)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(text: &str) -> Result<Vec<String>, String> {
+        sections(text.as_bytes()).map(|found| found.into_iter().map(|section| section.label).collect())
+    }
+
+    #[test]
+    fn every_section_is_read_however_it_is_written() {
+        let one = "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n";
+        let crl = "-----BEGIN X509 CRL-----\nAw==\n-----END X509 CRL-----";
+        for text in [
+            format!("{one}{crl}"),
+            format!("{}{crl}", one.trim_end()),
+            format!("\u{feff}{one}# a comment\n{crl}\n"),
+            format!("{one}{crl}").replace('\n', "\r\n"),
+            format!("  {}", format!("{one}{crl}").replace('\n', " \n  ")),
+            format!("subject=CN = a\nissuer=CN = b - c\n{one}\n\n{crl}"),
+            format!("{one}{crl}").replace("AAEC", "AA\n\nEC"),
+        ] {
+            assert_eq!(labels(&text), Ok(vec!["CERTIFICATE".to_owned(), "X509 CRL".to_owned()]), "{text}");
+        }
+        assert_eq!(sections(one.as_bytes()).unwrap()[0].der, [0, 1, 2]);
+        assert_eq!(labels("no PEM at all"), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn what_looks_like_a_section_and_is_none_is_an_error() {
+        let whole = "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n";
+        for (broken, line) in [
+            ("-----BEGIN CERTIFICATE-----\nAAEC\n", 4),
+            ("-----BEGIN CERTIFICATE-----\nAA*C\n-----END CERTIFICATE-----\n", 4),
+            ("-----BEGIN CERTIFICATE-----\nAAEC\n-----END X509 CRL-----\n", 4),
+            ("-----BEGIN CERTIFICATE-----\nAAEC\n-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n", 4),
+            ("-----BEGIN CERTIFICATE\nAAEC\n-----END CERTIFICATE-----\n", 4),
+            ("----BEGIN CERTIFICATE----\nAAEC\n----END CERTIFICATE----\n", 4),
+            ("-----Begin certificate-----\nAAEC\n-----End certificate-----\n", 4),
+            ("AAEC\n-----END CERTIFICATE-----\n", 5),
+        ] {
+            let error = labels(&format!("{whole}{broken}")).unwrap_err();
+            assert!(error.starts_with(&format!("line {line}: ")), "{broken}: {error}");
+            assert!(labels(&format!("{broken}{whole}")).is_err(), "{broken}");
+        }
+    }
+}
