@@ -112,15 +112,19 @@ impl fmt::Display for ReloadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ReloadError::Configuration(problems) => problems.fmt(f),
-            ReloadError::Start(error) => match std::error::Error::source(error) {
-                Some(cause) => write!(f, "{error}: {cause}"),
-                None => error.fmt(f),
-            },
+            ReloadError::Start(error) => f.write_str(&with_cause(error)),
         }
     }
 }
 
 impl std::error::Error for ReloadError {}
+
+fn with_cause(error: &StartError) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
 
 impl Gateway {
     /// Starts to serve with the configuration `runtime`. A reload reads it again from `path`.
@@ -220,12 +224,30 @@ impl Handle {
     pub async fn reload(&self) -> Result<Diagnostics, ReloadError> {
         let _one_at_a_time = self.0.reloading.lock().await;
         let result = self.replace().await;
+        if result.is_err() {
+            // The signal also means that the log was rotated.
+            self.reopen_access_log();
+        }
         // Also after a failed reload: it may have read new CRLs.
         let shared = Arc::clone(&self.0.shared);
         let swept = tokio::task::spawn_blocking(move || maintenance::sweep(&shared)).await;
         tracing::debug!(sessions_ended = swept.unwrap_or(0), "sessions evaluated");
         self.0.shared.state.observer.metrics.count_reload(result.is_ok());
         result
+    }
+
+    /// Opens the access log again, after it was renamed. If that fails, lines still go to the renamed file.
+    pub fn reopen_access_log(&self) {
+        match open_access_log(&self.0.shared.runtime.load()) {
+            Ok(log) => self.replace_access_log(log),
+            Err(error) => tracing::error!("{}", with_cause(&error)),
+        }
+    }
+
+    fn replace_access_log(&self, log: Option<Arc<AccessLog>>) {
+        let closed = self.0.shared.state.observer.access_log.swap(log);
+        // Closing a log writes its waiting lines, which blocks.
+        tokio::task::spawn_blocking(move || drop(closed));
     }
 
     async fn replace(&self) -> Result<Diagnostics, ReloadError> {
@@ -253,9 +275,7 @@ impl Handle {
             let _ = (&mut socket.accepting).await;
         }
         self.0.shared.runtime.store(Arc::new(runtime));
-        let closed_log = self.0.shared.state.observer.access_log.swap(access_log);
-        // Closing a log writes its waiting lines, which blocks.
-        tokio::task::spawn_blocking(move || drop(closed_log));
+        self.replace_access_log(access_log);
         self.0.sockets.lock().extend(start_accepting(bound, &self.0.shared, &self.0.tasks));
         tokio::spawn(maintenance::check_revocation_of_all(Arc::clone(&self.0.shared)));
         Ok(diagnostics)

@@ -49,13 +49,20 @@ async fn serve(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Resul
     let mut signals = Signals::new()?;
     let gateway = Gateway::start(path, runtime, state).await.map_err(start_failure)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-    while signals.next().await == Action::Reload {
-        match gateway.reload().await {
-            Ok(problems) => {
-                problems.lines().for_each(|line| tracing::warn!("{line}"));
-                tracing::info!(warnings = problems.list().len(), "reloaded");
+    loop {
+        match signals.next().await {
+            Action::Reload => match gateway.reload().await {
+                Ok(problems) => {
+                    problems.lines().for_each(|line| tracing::warn!("{line}"));
+                    tracing::info!(warnings = problems.list().len(), "reloaded");
+                }
+                Err(error) => tracing::error!("reload failed, the current configuration stays active: {error}"),
+            },
+            Action::ReopenLog => {
+                gateway.reopen_access_log();
+                tracing::info!("access log opened again");
             }
-            Err(error) => tracing::error!("reload failed, the current configuration stays active: {error}"),
+            Action::Drain => break,
         }
     }
     tracing::info!(connections = gateway.connections(), "draining");
@@ -88,11 +95,14 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
 #[derive(PartialEq, Eq)]
 enum Action {
     Reload,
+    /// As in NGINX, for logrotate.
+    ReopenLog,
     Drain,
 }
 
 struct Signals {
     hangup: Signal,
+    user1: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -101,6 +111,7 @@ impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
@@ -109,6 +120,7 @@ impl Signals {
     async fn next(&mut self) -> Action {
         tokio::select! {
             _ = self.hangup.recv() => Action::Reload,
+            _ = self.user1.recv() => Action::ReopenLog,
             () = async { tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} } } => Action::Drain,
         }
     }

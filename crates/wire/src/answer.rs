@@ -134,8 +134,11 @@ impl Disconnect {
     /// The packet of MQTT 3.1 and 3.1.1, which only clients send and which carries no reason.
     pub const NORMAL_V3: [u8; 2] = [(PacketType::Disconnect as u8) << 4, 0];
 
+    /// The length of the packet of MQTT 5, in bytes.
+    pub const PACKET_LEN: usize = 4;
+
     /// The packet of MQTT 5: the reason code and an empty property block.
-    pub const fn packet(self) -> [u8; 4] {
+    pub const fn packet(self) -> [u8; Self::PACKET_LEN] {
         [(PacketType::Disconnect as u8) << 4, 2, self as u8, 0]
     }
 }

@@ -102,15 +102,17 @@ impl<'a> Connect<'a> {
         if PacketType::of(first) != Some(PacketType::Connect) {
             return Err(Rule::FirstPacketNotConnect.into());
         }
-        if first & 0x0f != 0 {
-            return Err(Rule::FixedHeaderFlags.into());
-        }
+        let has_flags = first & 0x0f != 0;
         let Some(header) = FixedHeader::decode(bytes)? else { return Ok(None) };
         if header.packet_len() > limits.max_packet_len {
             return Err(Error::TooLarge);
         }
         let arrived = bytes.get(header.len..).unwrap_or_default();
         let body = arrived.get(..header.remaining_length as usize);
+        // MQTT 3.1 does not use the flags of the fixed header [MQTT 3.1, section 3.1].
+        if has_flags && !Version::V31.is_possible_at(body.unwrap_or(arrived)) {
+            return Err(Rule::FixedHeaderFlags.into());
+        }
         if !Version::is_possible(body.unwrap_or(arrived)) {
             return Err(Error::Unsupported);
         }
@@ -272,9 +274,12 @@ impl Version {
 
     /// Whether a body that begins with `start` can still be of a supported version.
     fn is_possible(start: &[u8]) -> bool {
-        [Version::V31, Version::V311, Version::V5].into_iter().any(|version| {
-            version.protocol_name().iter().chain([&(version as u8)]).zip(start).all(|(known, byte)| known == byte)
-        })
+        [Version::V31, Version::V311, Version::V5].into_iter().any(|version| version.is_possible_at(start))
+    }
+
+    /// Whether a body that begins with these bytes may be of this version.
+    fn is_possible_at(self, start: &[u8]) -> bool {
+        self.protocol_name().iter().chain([&(self as u8)]).zip(start).all(|(known, byte)| known == byte)
     }
 }
 

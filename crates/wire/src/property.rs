@@ -35,6 +35,7 @@ impl Owner {
 const AUTHENTICATION_METHOD: usize = 0x15;
 const AUTHENTICATION_DATA: usize = 0x16;
 const USER_PROPERTY: usize = 0x26;
+const MAXIMUM_PACKET_SIZE: usize = 0x27;
 
 impl<'a> Properties<'a> {
     /// Decodes a length and that many bytes of properties. `owner` must allow each property; only user properties may repeat.
@@ -73,6 +74,19 @@ impl<'a> Properties<'a> {
         while !rest.is_empty() {
             match rest.varint().ok()? {
                 AUTHENTICATION_METHOD => return rest.string().ok(),
+                id => skip_value(id, &mut rest).ok()?,
+            }
+        }
+        None
+    }
+
+    /// The largest packet that the sender accepts, in bytes, if it has a limit [MQTT-3.1.2.11.4]. Larger ones must not be
+    /// sent to it [MQTT-3.1.2-24].
+    pub fn maximum_packet_size(&self) -> Option<u32> {
+        let mut rest = Reader::new(self.bytes);
+        while !rest.is_empty() {
+            match rest.varint().ok()? {
+                MAXIMUM_PACKET_SIZE => return rest.u32().ok(),
                 id => skip_value(id, &mut rest).ok()?,
             }
         }

@@ -37,14 +37,19 @@ pub(super) struct Negotiated {
     /// The code of the CONNACK, if that is what the broker sent first.
     pub(super) code: Option<u8>,
     pub(super) version: Version,
+    /// The largest packet that the client accepts, in bytes.
+    pub(super) max_packet_size: usize,
     /// What the relay goes on with: it has seen all that the client sent behind CONNECT.
     pub(super) codec: SessionCodec,
 }
 
-/// A rejection, and the MQTT version to send it in, if that is known.
+/// A rejection, and how to tell the client.
 pub(super) struct Rejected {
     pub(super) outcome: Outcome,
+    /// The MQTT version to send it in, if that is known.
     pub(super) version: Option<Version>,
+    /// The largest packet that the client accepts, in bytes.
+    pub(super) max_packet_size: usize,
 }
 
 /// A client that is admitted.
@@ -73,9 +78,14 @@ pub(super) async fn negotiate(
     let (connect, used) = read
         .unwrap_or(Err(Reject::ConnectTimeout))
         .and_then(|()| decode(&buffer, listener)?.ok_or(Reject::MalformedConnect))
-        .map_err(|reject| Rejected { outcome: reject.into(), version: Connect::version_to_answer_in(&buffer) })?;
+        .map_err(|reject| Rejected {
+            outcome: reject.into(),
+            version: Connect::version_to_answer_in(&buffer),
+            max_packet_size: usize::MAX,
+        })?;
     let version = connect.version;
-    let rejected = |outcome: Outcome| Rejected { outcome, version: Some(version) };
+    let max_packet_size = connect.properties.maximum_packet_size().map_or(usize::MAX, |size| size as usize);
+    let rejected = |outcome: Outcome| Rejected { outcome, version: Some(version), max_packet_size };
     record.info.set_connect(connect.client_id, version);
     revocation.map_err(|reject| rejected(reject.into()))?;
 
@@ -96,7 +106,7 @@ pub(super) async fn negotiate(
 
     let forwarded = forward(&hash_key, &packets, listener, record).await;
     let (dialed, answer, code) = forwarded.map_err(|reject| rejected(reject.into()))?;
-    Ok(Negotiated { dialed, answer, code, version, codec })
+    Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec })
 }
 
 /// The snapshot in use, and the listener in it. Revocation data that it requires, and the one before did not, is fetched

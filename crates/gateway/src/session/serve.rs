@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_wire::{Connack, Version};
+use portcullis_wire::{Connack, Disconnect, Version};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
@@ -72,13 +72,15 @@ async fn establish(
     let (arrived, permit) = arrive(accepted, listener, record)?;
     let mut secured = secure(arrived, listener, session, record).await?;
     match negotiate(&mut secured, listener, session, shared, record).await {
-        Ok(Negotiated { dialed, answer, code, version, codec }) => {
+        Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec }) => {
             record.info.set_connected();
             let ends = Ends {
                 client: secured.stream,
                 broker: dialed.stream,
                 broker_first: answer,
-                may_send_disconnect: version == Version::V5 && code == Some(0),
+                may_send_disconnect: version == Version::V5
+                    && code == Some(0)
+                    && max_packet_size >= Disconnect::PACKET_LEN,
             };
             Ok(Established {
                 ends,
@@ -88,8 +90,9 @@ async fn establish(
                 lease: dialed.lease,
             })
         }
-        Err(Rejected { outcome, version }) => {
-            send_reject(secured.stream, outcome, version, listener, record).await;
+        Err(rejected) => {
+            let outcome = rejected.outcome;
+            send_reject(secured.stream, rejected, listener, record).await;
             Err(outcome)
         }
     }
@@ -140,13 +143,8 @@ fn count_failure(reject: Reject, listener: &Listener, record: &Record) {
 }
 
 /// Sends the client a CONNACK with the rejection in its own MQTT version, and closes the connection.
-async fn send_reject(
-    mut client: Stream,
-    outcome: Outcome,
-    version: Option<Version>,
-    listener: &Listener,
-    record: &mut Record,
-) {
+async fn send_reject(mut client: Stream, rejected: Rejected, listener: &Listener, record: &mut Record) {
+    let Rejected { outcome, version, max_packet_size } = rejected;
     record.decide(outcome);
     if let Outcome::Rejected(reject) = outcome {
         count_failure(reject, listener, record);
@@ -156,8 +154,11 @@ async fn send_reject(
         if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {
             let mut packet = Vec::with_capacity(8);
             Connack::refusal(code).encode(version, &mut packet);
-            client.write_all(&packet).await?;
-            record.count_bytes(0, packet.len() as u64);
+            // A client must not be sent more than it accepts [MQTT-3.1.2-24].
+            if packet.len() <= max_packet_size {
+                client.write_all(&packet).await?;
+                record.count_bytes(0, packet.len() as u64);
+            }
         }
         client.shutdown().await
     };

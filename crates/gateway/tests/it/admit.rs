@@ -188,6 +188,34 @@ async fn an_empty_client_id_is_refused_where_the_version_wants_one() {
 }
 
 #[tokio::test]
+async fn a_client_is_sent_no_larger_packet_than_it_accepts() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let gateway = gateway(&pki, &broker, "[listener.admit]\nrequire = ['mqtt.client_id == \"good\"']\n").await;
+    let packet = |size: u8, id: &str| {
+        let body = [b"\x00\x04MQTT\x05\x02\x00\x3c\x05\x27\x00\x00\x00", &[size][..], &[0, 4], id.as_bytes()].concat();
+        [&[0x10, u8::try_from(body.len()).unwrap()], &*body].concat()
+    };
+    // The CONNACK of a rejection has five bytes [MQTT-3.1.2-24].
+    for (size, answer) in [(4, &b""[..]), (5, b"\x20\x03\x00\x87\x00")] {
+        let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+        client.write(&packet(size, "evil")).await;
+        assert_eq!(client.read_to_end().await, answer, "at most {size} bytes");
+    }
+    // A DISCONNECT has four.
+    for (size, goodbye) in [(3, &b""[..]), (4, b"\xe0\x02\x8b\x00")] {
+        let gateway = self::gateway(&pki, &broker, "").await;
+        let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+        client.write(&packet(size, "good")).await;
+        let mut connection = broker.accept().await;
+        connection.expect(&packet(size, "good")).await;
+        connection.write(b"\x20\x03\x00\x00\x00").await;
+        client.expect(b"\x20\x03\x00\x00\x00").await;
+        gateway.gateway.stop().await;
+        assert_eq!(client.read_to_end().await, goodbye, "at most {size} bytes");
+    }
+}
+
+#[tokio::test]
 async fn expressions_see_tls_and_the_connection() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
     let rest = r#"[listener.admit]

@@ -64,6 +64,30 @@ fn sigterm_drains_with_a_deadline_and_tells_mqtt_5_clients() {
 }
 
 #[test]
+fn logrotate_gets_a_new_access_log() {
+    let broker = Mosquitto::start();
+    let mut gateway = Gateway::start(broker.port);
+    let publish = || {
+        finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "t", "-m", "x"]));
+        gateway.lines(1)
+    };
+    let rotate = |name: &str| fs::rename(gateway.dir().join("access.log"), gateway.dir().join(name)).unwrap();
+    publish();
+    rotate("access.log.1");
+    gateway.process.signal("USR1");
+    eventually("the new log", || gateway.dir().join("access.log").exists().then_some(()));
+    publish();
+    // Also by a reload whose configuration has an error.
+    fs::write(gateway.config(), "[[listener]").unwrap();
+    rotate("access.log.2");
+    gateway.process.signal("HUP");
+    eventually("the new log", || gateway.dir().join("access.log").exists().then_some(()));
+    publish();
+    gateway.process.signal("TERM");
+    assert_eq!(gateway.process.exit_code(), Some(0));
+}
+
+#[test]
 fn a_second_signal_stops_at_once() {
     let broker = Mosquitto::start();
     let mut gateway = Gateway::start(broker.port);

@@ -244,6 +244,38 @@ fn limits_and_garbage_are_answered_before_the_packet_is_whole() {
 }
 
 #[test]
+fn mqtt_3_1_does_not_use_the_flags_of_the_fixed_header() {
+    for flags in 1..16 {
+        let packet = |level| Raw { first_byte: 0x10 | flags, ..Raw::new(level) }.bytes();
+        let bytes = packet(3);
+        let (connect, used) = decode(&bytes).unwrap().unwrap();
+        assert_eq!((connect.version, used), (Version::V31, bytes.len()));
+        // What the gateway writes itself has none.
+        let mut encoded = Vec::new();
+        connect.encode(&mut encoded).unwrap();
+        assert_eq!(encoded, Raw::new(3).bytes());
+        for level in [4, 5] {
+            assert_eq!(decode(&packet(level)), Err(Rule::FixedHeaderFlags.into()), "level {level}");
+        }
+        // As soon as it is known that the packet is not of MQTT 3.1.
+        assert_eq!(decode(&bytes[..2]), Ok(None));
+        assert_eq!(decode(&packet(4)[..4]), Err(Rule::FixedHeaderFlags.into()));
+    }
+}
+
+#[test]
+fn the_largest_packet_that_a_client_accepts() {
+    let size = |properties: &[u8]| {
+        let bytes = Raw::new(5).properties(properties).bytes();
+        let (connect, _) = decode(&bytes).unwrap().unwrap();
+        connect.properties.maximum_packet_size()
+    };
+    assert_eq!(size(b""), None);
+    assert_eq!(size(b"\x27\x00\x00\x00\x02"), Some(2));
+    assert_eq!(size(b"\x26\x00\x01a\x00\x01b\x27\x00\x01\x00\x00\x21\x00\x05"), Some(65_536));
+}
+
+#[test]
 fn the_password_is_not_in_the_debug_text() {
     let (_, text) = accepted(&Raw::new(4).flags(0xc2).fields(&[b"c", b"user", b"hunter2"]));
     assert!(text.contains("user") && !text.contains("hunter2") && !text.contains("104, 117"), "{text}");
