@@ -226,7 +226,7 @@ impl Handle {
         let result = self.replace().await;
         if result.is_err() {
             // The signal also means that the log was rotated.
-            self.reopen_access_log();
+            self.open_access_log_again();
         }
         // Also after a failed reload: it may have read new CRLs.
         let shared = Arc::clone(&self.0.shared);
@@ -237,7 +237,13 @@ impl Handle {
     }
 
     /// Opens the access log again, after it was renamed. If that fails, lines still go to the renamed file.
-    pub fn reopen_access_log(&self) {
+    pub async fn reopen_access_log(&self) {
+        // A reload may replace the path meanwhile.
+        let _one_at_a_time = self.0.reloading.lock().await;
+        self.open_access_log_again();
+    }
+
+    fn open_access_log_again(&self) {
         match open_access_log(&self.0.shared.runtime.load()) {
             Ok(log) => self.replace_access_log(log),
             Err(error) => tracing::error!("{}", with_cause(&error)),

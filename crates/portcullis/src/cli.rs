@@ -30,7 +30,7 @@ pub(crate) enum Command {
     /// Run the gateway
     ///
     /// SIGHUP reloads the configuration. Sessions that the new configuration allows stay connected. If the configuration
-    /// has errors, the gateway keeps the current one.
+    /// has errors, the gateway keeps the current one. SIGUSR1 opens the access log again, for logrotate.
     ///
     /// SIGTERM and SIGINT drain: the gateway accepts no more connections and gives sessions `runtime.drain_timeout` to
     /// end. A second signal stops it at once.

@@ -31,21 +31,18 @@ pub(super) const MATCHES: &str = "%matches";
 pub(super) const BUILDERS: &[&str] =
     &[operators::ADD, "split", "lowerAscii", "upperAscii", "trim", "substring", "charAt", "string"];
 
-/// Functions and operators that read their operands as a whole.
-pub(super) const READERS: &[&str] = &[
-    operators::EQUALS,
-    operators::NOT_EQUALS,
-    operators::LESS,
-    operators::LESS_EQUALS,
-    operators::GREATER,
-    operators::GREATER_EQUALS,
-    operators::IN,
-    "contains",
-    "startsWith",
-    "endsWith",
-    "indexOf",
-    "lastIndexOf",
-];
+/// Whether a function or operator may read its operands as a whole: all but those that select one of them, or an element.
+pub(super) fn reads(function: &str) -> bool {
+    !matches!(
+        function,
+        operators::CONDITIONAL
+            | operators::LOGICAL_AND
+            | operators::LOGICAL_OR
+            | operators::LOGICAL_NOT
+            | operators::NOT_STRICTLY_FALSE
+            | operators::INDEX
+    )
+}
 
 thread_local! {
     /// What is left to the evaluation on this thread. An evaluation does not wait, so it does not change threads.
@@ -185,6 +182,12 @@ mod tests {
             format!(r#"{parts}.exists(p, mqtt.client_id == p) ? "a" : "b""#),
             format!(r#"{parts}.exists(p, mqtt.client_id < p) ? "a" : "b""#),
             format!(r#"{parts}.all(p, mqtt.client_id.startsWith(p)) ? "a" : "b""#),
+            format!(r#"{parts}.all(p, mqtt.client_id.size() > 0) ? "a" : "b""#),
+            format!(r#"{parts}.all(p, size(mqtt.client_id) > 0) ? "a" : "b""#),
+            format!(r#"{parts}.all(p, mqtt.client_id.charAt(31000) != "b") ? "a" : "b""#),
+            format!(r#"{parts}.all(p, mqtt.client_id.substring(31000) != "b") ? "a" : "b""#),
+            format!(r#"{parts}.all(p, mqtt.client_id.split("none").size() == 1) ? "a" : "b""#),
+            format!(r#"{parts}.all(p, mqtt.client_id.indexOf("b") < 0) ? "a" : "b""#),
         ] {
             let begin = std::time::Instant::now();
             assert_eq!(evaluate(&source, &long), Err(Reject::ExpressionFailed), "{source}");

@@ -74,8 +74,7 @@ impl Rewriting {
         if let Some(index) = self.pattern_of(&call) {
             return self.matches(id, call, index);
         }
-        let (builds, reads) =
-            (budget::BUILDERS.contains(&&*call.func_name), budget::READERS.contains(&&*call.func_name));
+        let (builds, reads) = (budget::BUILDERS.contains(&&*call.func_name), budget::reads(&call.func_name));
         let mut args = self.all(std::mem::take(&mut call.args));
         let mut target = call.target.map(|target| self.rewrite(*target));
         if reads {

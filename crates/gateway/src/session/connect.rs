@@ -228,10 +228,6 @@ async fn read_connect(client: &mut Stream, buffer: &mut Vec<u8>, listener: &List
             // A TLS handshake record (RFC 8446, 5.1). Read as MQTT, it would be a CONNECT with invalid flags.
             return Err(Reject::TlsOnPlainPort);
         }
-        if listener.tls.is_none() && *buffer == [0x16] {
-            // One byte is not enough to tell the two apart.
-            continue;
-        }
         if decode(buffer, listener)?.is_some() {
             return Ok(());
         }

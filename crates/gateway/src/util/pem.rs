@@ -16,45 +16,63 @@ pub(crate) struct Section {
 const BEGIN: &str = "-----BEGIN ";
 const DASHES: &str = "-----";
 
+/// More sections than any bundle has. The number of sections costs memory beside their bytes.
+const MAX_SECTIONS: usize = 20_000;
+
 /// The sections of a text, in order. Accepts sections that are glued together or indented, a byte order mark, and any text
 /// between sections.
 ///
 /// # Errors
-/// Names the line of a section that cannot be read.
+/// Names the line of a section that cannot be read; or there are too many.
 pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, String> {
     let text = String::from_utf8_lossy(bytes);
-    let line_of = |rest: &str| text[..text.len() - rest.len()].matches('\n').count() + 1;
-    let (mut sections, mut rest) = (Vec::new(), &*text);
+    // `line`: of the first byte of `rest`. Counted on the way, so that the time is linear in the length of the text.
+    let (mut sections, mut rest, mut line) = (Vec::new(), &*text, 1);
     while let Some(at) = rest.find(BEGIN) {
+        if sections.len() == MAX_SECTIONS {
+            return Err(format!("line {line}: more than {MAX_SECTIONS} sections"));
+        }
         let (between, section) = rest.split_at(at);
-        reject_remains(between, line_of(rest))?;
-        let line = line_of(section);
-        let after = &section[BEGIN.len()..];
-        let (label, after) = after
+        reject_remains(between, line)?;
+        line += newlines(between);
+        let (label, after) = section[BEGIN.len()..]
             .split_once(DASHES)
             .filter(|(label, _)| !label.contains('\n'))
             .ok_or_else(|| format!("line {line}: `-----BEGIN` without `-----` at its end"))?;
         let end = format!("-----END {label}-----");
+        // The first dashes have to be those of the end: no search goes beyond the section.
         let (body, after) = after
-            .split_once(&end)
-            .filter(|(body, _)| !body.contains(DASHES))
+            .find(DASHES)
+            .map(|at| after.split_at(at))
+            .and_then(|(body, after)| Some((body, after.strip_prefix(end.as_str())?)))
             .ok_or_else(|| format!("line {line}: the section has no `{end}`"))?;
-        // Headers of a traditional private key [RFC 1421].
-        let lines = body.lines().filter(|line| !line.contains(':'));
-        let encoded: String = lines.flat_map(str::chars).filter(|c| !c.is_whitespace()).collect();
-        let der = STANDARD.decode(encoded).map_err(|_| format!("line {line}: the section `{label}` is not base64"))?;
+        let der = decode(body).ok_or_else(|| format!("line {line}: the section `{label}` is not base64"))?;
         sections.push(Section { label: label.to_owned(), der });
+        line += newlines(body);
         rest = after;
     }
-    reject_remains(rest, line_of(rest))?;
+    reject_remains(rest, line)?;
     Ok(sections)
+}
+
+fn decode(body: &str) -> Option<Vec<u8>> {
+    let mut encoded = Vec::with_capacity(body.len());
+    // Lines with a colon are headers of a traditional private key [RFC 1421].
+    for line in body.lines().filter(|line| !line.contains(':')) {
+        encoded.extend(line.bytes().filter(|byte| !byte.is_ascii_whitespace()));
+    }
+    STANDARD.decode(encoded).ok()
+}
+
+fn newlines(text: &str) -> usize {
+    text.bytes().filter(|byte| *byte == b'\n').count()
 }
 
 /// Rejects text between sections that was probably meant to be one. `line`: of its first byte.
 fn reject_remains(text: &str, line: usize) -> Result<(), String> {
     let is_suspect = |line: &str| {
         let line = line.to_ascii_uppercase();
-        line.contains("-BEGIN") || line.contains("- BEGIN") || line.contains("-END ") || line.contains("- END ")
+        ["--BEGIN", "-- BEGIN", "--END ", "-- END "].iter().any(|mark| line.contains(mark))
     };
     match text.lines().position(is_suspect) {
         Some(at) => Err(format!("line {}: neither text nor a whole section", line + at)),
@@ -80,7 +98,7 @@ mod tests {
             format!("\u{feff}{one}# a comment\n{crl}\n"),
             format!("{one}{crl}").replace('\n', "\r\n"),
             format!("  {}", format!("{one}{crl}").replace('\n', " \n  ")),
-            format!("subject=CN = a\nissuer=CN = b - c\n{one}\n\n{crl}"),
+            format!("subject=CN = a\nissuer=CN = b - Begin of c\n{one}\n\n{crl}"),
             format!("{one}{crl}").replace("AAEC", "AA\n\nEC"),
         ] {
             assert_eq!(labels(&text), Ok(vec!["CERTIFICATE".to_owned(), "X509 CRL".to_owned()]), "{text}");
@@ -106,5 +124,12 @@ mod tests {
             assert!(error.starts_with(&format!("line {line}: ")), "{broken}: {error}");
             assert!(labels(&format!("{broken}{whole}")).is_err(), "{broken}");
         }
+    }
+
+    #[test]
+    fn the_time_is_linear_and_the_number_bounded() {
+        let tiny = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n";
+        assert_eq!(sections(tiny.repeat(MAX_SECTIONS).as_bytes()).map(|found| found.len()), Ok(MAX_SECTIONS));
+        assert!(sections(tiny.repeat(1_000_000).as_bytes()).unwrap_err().contains("more than 20000 sections"));
     }
 }
