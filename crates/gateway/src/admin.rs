@@ -1,6 +1,7 @@
 //! The admin interface: health, readiness, metrics and public keys by HTTP. Enters: GET requests. Leaves: text. It does not
 //! authenticate clients, so it belongs on a loopback address or UNIX socket.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
@@ -19,18 +20,22 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::tables::AdminBind;
 use crate::maintenance;
-use crate::net;
+use crate::net::{self, WriteDeadline};
 use crate::session::Shared;
 
-const MAX_CONNECTIONS: usize = 64;
+/// The limit of open connections. Beyond it, a new one closes the oldest, so that probes are always answered.
+pub(crate) const MAX_CONNECTIONS: usize = 16;
+/// How long a connection may be idle, or a request incomplete.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may take to read a response.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The lifetime of a keep-alive connection. Afterwards, the client has to open another one.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -81,22 +86,24 @@ async fn answer<S>(router: Router, mut accept: impl AsyncFnMut() -> io::Result<S
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut open: VecDeque<AbortHandle> = VecDeque::with_capacity(MAX_CONNECTIONS);
     loop {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let Ok(stream) = accept().await else {
             tokio::time::sleep(ACCEPT_BACKOFF).await;
             continue;
         };
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
         let service = TowerToHyperService::new(router.clone());
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        let stream = WriteDeadline::new(stream, WRITE_TIMEOUT);
         let connection = http.serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-            drop(permit);
-        });
+        open.push_back(tokio::spawn(tokio::time::timeout(CONNECTION_TIMEOUT, connection)).abort_handle());
     }
 }
 
@@ -137,7 +144,7 @@ async fn metrics(State(Served { shared, .. }): State<Served>) -> impl IntoRespon
         shared.state.observer.metrics.set_access_log_dropped(log.dropped());
     }
     if let Some(dropped) = shared.state.observer.log_dropped.get() {
-        shared.state.observer.metrics.set_log_dropped(dropped.dropped_lines() as u64);
+        shared.state.observer.metrics.set_log_dropped(dropped.count());
     }
     ([(header::CONTENT_TYPE, OPEN_METRICS)], shared.state.observer.metrics.render())
 }

@@ -16,12 +16,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin;
 use crate::config::Diagnostics;
 use crate::config::tables::{AdminBind, Process};
 use crate::edge::Acceptor;
 use crate::maintenance::{self, CertificateStatus};
 use crate::observe::AccessLog;
-use crate::outcome::CloseReason;
+use crate::outcome::{CloseReason, Reject};
 use crate::runtime::{Loaded, Runtime, SocketKey};
 use crate::session::{self, Shared};
 use crate::state::ProcessState;
@@ -48,6 +49,8 @@ struct Running {
     /// The listening sockets.
     sockets: Mutex<HashMap<SocketKey, Socket>>,
     admin: Option<SocketAddr>,
+    /// The limit of open files; `None`: unknown.
+    descriptor_limit: Option<u64>,
     /// The settings that only a restart changes.
     started: Started,
     /// Held during a reload, so that reloads run one at a time.
@@ -132,7 +135,8 @@ impl Gateway {
     /// # Errors
     /// A socket or file cannot be opened. Nothing is started then.
     pub async fn start(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Result<Self, StartError> {
-        raise_descriptor_limit();
+        let descriptor_limit = raise_descriptor_limit();
+        divide_descriptors(descriptor_limit, &runtime, &state);
         let access_log = open_access_log(&runtime)?;
         let bound = bind_new(&runtime, &HashMap::new())?;
         runtime.activate(None, &state.observer).await;
@@ -141,7 +145,7 @@ impl Gateway {
         let shared = Arc::new(Shared { runtime: ArcSwap::from_pointee(runtime), state });
         let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
         let admin = match &started.admin {
-            Some(bind) => crate::admin::serve(bind, Arc::clone(&shared), draining.clone()).map_err(|error| {
+            Some(bind) => admin::serve(bind, Arc::clone(&shared), draining.clone()).map_err(|error| {
                 let text = match bind {
                     AdminBind::Tcp(address) => address.to_string(),
                     AdminBind::Unix(path) => path.display().to_string(),
@@ -158,6 +162,7 @@ impl Gateway {
             tasks,
             draining,
             admin,
+            descriptor_limit,
             started,
             reloading: tokio::sync::Mutex::new(()),
         }))))
@@ -272,6 +277,7 @@ impl Handle {
         let previous = self.0.shared.runtime.load_full();
         runtime.activate(Some(&previous), &self.0.shared.state.observer).await;
         self.0.started.warn_of_changes(&runtime);
+        divide_descriptors(self.0.descriptor_limit, &runtime, &self.0.shared.state);
         let wanted: Vec<SocketKey> = runtime.sockets().map(|(key, _)| key).collect();
         // Stop accepting on removed sockets before their listeners are removed.
         let closed: Vec<Socket> =
@@ -352,7 +358,12 @@ async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: Ta
                 is_short = false;
                 let runtime = shared.runtime.load();
                 let Some((_, listener)) = runtime.sockets().find(|(other, _)| *other == key) else { continue };
-                tasks.spawn(session::serve(accepted, Arc::clone(listener), Arc::clone(&shared)));
+                match shared.state.descriptors.take() {
+                    Some(permit) => {
+                        drop(tasks.spawn(session::serve(accepted, permit, Arc::clone(listener), Arc::clone(&shared))));
+                    }
+                    None => session::reject(accepted, Reject::TooFewDescriptors, listener, &shared),
+                }
             }
             // The client closed the connection before it was accepted.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
@@ -383,11 +394,26 @@ impl Started {
     }
 }
 
-/// Raises the limit of open files. A session needs two file descriptors, so the usual soft limit of 1,024 would allow about
-/// 500 sessions.
-fn raise_descriptor_limit() {
-    match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) => tracing::debug!(limit, "limit of open files raised"),
-        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+/// Raises the limit of open files, and returns it; `None`: unknown. A session needs two file descriptors, so the usual soft
+/// limit of 1,024 would allow about 400 sessions.
+fn raise_descriptor_limit() -> Option<u64> {
+    let raised = rlimit::increase_nofile_limit(u64::MAX);
+    let limit = raised.inspect_err(|error| tracing::warn!(%error, "cannot raise the limit of open files"));
+    limit.or_else(|_| rlimit::Resource::NOFILE.get_soft()).ok()
+}
+
+/// Limits the connections of clients to what the limit of open files allows. Warns if the listeners could have more.
+fn divide_descriptors(limit: Option<u64>, runtime: &Runtime, state: &ProcessState) {
+    let Some(limit) = limit else { return };
+    let max = state.descriptors.divide(limit, runtime.descriptors() + admin::MAX_CONNECTIONS as u64);
+    let wanted: u64 = runtime.listeners.iter().map(|listener| u64::from(listener.max_connections)).sum();
+    if wanted > max.into() {
+        tracing::warn!(
+            limit,
+            max_connections = max,
+            configured = wanted,
+            "the limit of open files allows fewer connections than the listeners' `max_connections`; raise it with \
+             `LimitNOFILE=` of systemd or `ulimit -n`, or lower `max_connections`"
+        );
     }
 }

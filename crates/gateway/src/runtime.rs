@@ -22,6 +22,9 @@ use crate::state::ProcessState;
 use crate::tls::{Context, ServerTls};
 use crate::upstream::{self, Upstream};
 
+/// The default limit of a user name in bytes.
+const DEFAULT_MAX_USERNAME: usize = 1 << 10;
+
 /// A configuration in use.
 #[derive(Debug)]
 pub struct Runtime {
@@ -51,6 +54,8 @@ pub struct Listener {
     pub(crate) addresses: AddressRules,
     pub(crate) connect_timeout: Duration,
     pub(crate) max_connect_size: usize,
+    pub(crate) max_client_id: usize,
+    pub(crate) max_username: usize,
     pub(crate) max_connections: u32,
     /// Counts its connections, including those from before a reload.
     pub(crate) permits: Arc<Permits>,
@@ -162,6 +167,13 @@ impl Runtime {
         self.upstreams.iter().for_each(|it| upstream::start(it, observer));
     }
 
+    /// The file descriptors that the configuration itself may need at once, apart from connections of clients.
+    pub(crate) fn descriptors(&self) -> u64 {
+        let upstreams: u64 = self.upstreams.iter().map(|upstream| upstream.descriptors()).sum();
+        let authenticators: u64 = self.authenticators.iter().map(|authenticator| authenticator.descriptors()).sum();
+        upstreams + authenticators + self.sockets().count() as u64
+    }
+
     /// The expiry times of the certificates in use, which may be older than their files.
     pub(crate) fn expiries(&self) -> Vec<Expiry> {
         let listeners = self.listeners.iter().filter_map(|listener| Some((&listener.name, listener.tls.as_ref()?)));
@@ -198,6 +210,9 @@ impl Parts<'_> {
             let named = self.authenticators.iter().find(|authenticator| *authenticator.name == **name);
             named.cloned()
         });
+        let authenticators: Vec<_> = authenticators.collect();
+        let max_username =
+            authenticators.iter().map(|it| it.max_username()).fold(DEFAULT_MAX_USERNAME, std::cmp::Ord::max);
         let admission = Admission::new(settings.require);
         let rewriting = Rewriting::new(settings.connect, self.signer);
         Some(Arc::new(Listener {
@@ -210,12 +225,14 @@ impl Parts<'_> {
             addresses: AddressRules::new(&settings.allow, &settings.deny),
             connect_timeout: settings.connect_timeout,
             max_connect_size: settings.max_connect_size,
+            max_client_id: settings.max_client_id,
+            max_username: settings.max_username.unwrap_or(max_username),
             max_connections: settings.max_connections,
             permits: self.state.permits.get_or_insert_with(name.to_owned(), Permits::default),
             on_reject: settings.on_reject,
             tls,
             bans: Bans::new(&settings.bans, name, &self.state.bans),
-            authenticators: authenticators.collect(),
+            authenticators,
             uses_device: admission.uses("device") || rewriting.uses("device"),
             admission,
             rewriting,

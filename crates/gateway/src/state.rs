@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::auth;
-use crate::limits::{BanCounters, Permits};
+use crate::limits::{BanCounters, Descriptors, Permits};
 use crate::observe::Observer;
 use crate::pki::RevocationStore;
 use crate::sessions::Sessions;
@@ -20,6 +20,7 @@ pub struct ProcessState {
     pub(crate) revocation: Arc<RevocationStore>,
     pub(crate) sources: auth::Sources,
     pub(crate) bans: BanCounters,
+    pub(crate) descriptors: Descriptors,
     /// By the listener's name.
     pub(crate) permits: WeakMap<String, Permits>,
     /// By the listener's name.

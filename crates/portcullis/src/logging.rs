@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 
 use portcullis_gateway::Process;
 use portcullis_gateway::config::tables::LogFormat;
-use portcullis_gateway::observe::{Escaping, Observer};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use portcullis_gateway::observe::{LineQueue, Observer};
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -20,13 +20,13 @@ fn own_level(targets: &Targets) -> Targets {
 
 /// Starts logging. Dropping the guard writes the lines that are still queued.
 pub(crate) fn start(process: &Process, observer: &Observer) -> WorkerGuard {
-    let (writer, guard) = NonBlockingBuilder::default().lossy(true).finish(Escaping(std::io::stderr()));
+    let (queue, guard) = LineQueue::start(std::io::stderr());
     // Set already if logging was started before: the first counter stays.
-    let _ = observer.log_dropped.set(writer.error_counter());
+    let _ = observer.log_dropped.set(queue.lost().clone());
     // Loading the configuration has validated the directives.
     let targets = own_level(&process.log.parse().unwrap_or_default());
     let registry = tracing_subscriber::registry().with(targets);
-    let format = tracing_subscriber::fmt::layer().with_writer(writer);
+    let format = tracing_subscriber::fmt::layer().with_writer(move || queue.clone());
     match process.log_format {
         LogFormat::Text => registry.with(format.with_ansi(std::io::stderr().is_terminal())).init(),
         LogFormat::Json => registry.with(format.json().flatten_event(true).with_ansi(false)).init(),

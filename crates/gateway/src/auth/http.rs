@@ -37,6 +37,7 @@ pub(super) struct Service {
     fetcher: Fetcher,
     timeout: Duration,
     permits: Semaphore,
+    max_concurrency: u32,
     breaker: Breaker,
     responses: Cache<Arc<Response>>,
     cache: Duration,
@@ -113,6 +114,7 @@ impl Service {
             fetcher,
             timeout: settings.timeout,
             permits: Semaphore::new(settings.max_concurrency as usize),
+            max_concurrency: settings.max_concurrency,
             breaker: Breaker::new(settings.break_after, settings.break_time),
             responses: Cache::new(|response| response.heap_len()),
             cache: settings.cache,
@@ -123,6 +125,11 @@ impl Service {
     /// Distinguishes the service's URL from others.
     pub(super) fn tag(&self) -> u64 {
         tag(self.url.as_bytes())
+    }
+
+    /// The connections to the service that may be open at once.
+    pub(super) fn descriptors(&self) -> u64 {
+        self.max_concurrency.into()
     }
 
     pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {

@@ -87,6 +87,14 @@ impl Tokens {
         })
     }
 
+    /// The length of the longest user name that is a token, in bytes; 0 if tokens are passwords.
+    pub(super) const fn max_username(&self) -> usize {
+        match self.field {
+            TokenField::Username => MAX_TOKEN_LEN,
+            TokenField::Password => 0,
+        }
+    }
+
     pub(super) async fn prepare(&self) {
         self.jwks.fetched(self.refresh).await;
     }

@@ -31,6 +31,9 @@ use crate::peer::{AuthAttributes, Facts, Fingerprint, Psk};
 use crate::refresh::Refreshed;
 use crate::util::weak_map::WeakMap;
 
+/// What the connections to a registry's database need, with their temporary files.
+const DATABASE_DESCRIPTORS: u64 = 16;
+
 /// One `[[authenticator]]`.
 #[derive(Debug)]
 pub(crate) struct Authenticator {
@@ -142,6 +145,24 @@ impl Authenticator {
         match &self.method {
             Method::Registry(devices) => Some(devices.replica()),
             _ => None,
+        }
+    }
+
+    /// The length of the longest user name that this authenticator has a use for, in bytes; 0 if it sets no limit.
+    pub(crate) fn max_username(&self) -> usize {
+        match &self.method {
+            Method::Jwt(tokens) => tokens.max_username(),
+            Method::PasswordFile(_) | Method::Http(_) | Method::Registry(_) => 0,
+        }
+    }
+
+    /// The file descriptors that it may need at once.
+    pub(crate) fn descriptors(&self) -> u64 {
+        match &self.method {
+            Method::Http(service) => service.descriptors(),
+            Method::Registry(_) => DATABASE_DESCRIPTORS,
+            // Files and fetches are in the general reserve.
+            Method::PasswordFile(_) | Method::Jwt(_) => 0,
         }
     }
 

@@ -17,6 +17,7 @@ use super::addresses::network_of;
 use super::window::{Slot, Window, slot_at};
 use crate::config::Cidr;
 use crate::config::tables::{BanEvent, BanKey, BanRule};
+use crate::util::clip::clip;
 use crate::util::crypto::keyed_digest;
 use crate::util::weak_map::WeakMap;
 
@@ -128,7 +129,8 @@ impl Bans {
             is_rejected |= is_banned;
             if begins {
                 let duration = humantime::format_duration(rule.limits.duration).to_string();
-                tracing::info!(%address, client_id = ?id, ?event, duration, "client banned");
+                let client_id = id.map(clip);
+                tracing::info!(%address, client_id = client_id.as_deref(), ?event, duration, "client banned");
             }
         }
         is_rejected

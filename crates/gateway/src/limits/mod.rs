@@ -3,6 +3,7 @@
 
 mod addresses;
 mod bans;
+mod descriptors;
 mod permits;
 mod window;
 
@@ -10,4 +11,5 @@ pub(crate) use addresses::AddressRules;
 pub(crate) use addresses::network_of;
 pub(crate) use bans::BanCounters;
 pub(crate) use bans::Bans;
+pub(crate) use descriptors::Descriptors;
 pub(crate) use permits::{Permit, Permits};

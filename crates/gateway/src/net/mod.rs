@@ -1,8 +1,12 @@
 //! Sockets and byte streams. Enters: addresses and connected sockets. Leaves: any transport as one type of stream. Not here:
 //! what the bytes mean.
 
+mod shortage;
 mod stream;
 mod tcp;
+mod write_deadline;
 
+pub(crate) use shortage::is_own_shortage;
 pub(crate) use stream::{Stream, discard_until_closed};
 pub(crate) use tcp::{Socket, bind, tune};
+pub(crate) use write_deadline::WriteDeadline;

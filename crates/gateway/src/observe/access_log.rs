@@ -6,22 +6,17 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::{DateTime, Local};
 use serde::Serialize;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::WorkerGuard;
 
-use super::escape::Escaping;
 use super::info::SessionInfo;
+use super::line_queue::LineQueue;
 use crate::outcome::{Outcome, Stage};
 
 /// The format of a line.
 pub use crate::config::tables::AccessLogFormat as Format;
-
-/// The limit of lines that wait for the disk. Further lines are dropped and counted.
-const BACKLOG: usize = 65_536;
 
 /// A connection that has ended.
 pub(super) struct End<'a> {
@@ -33,9 +28,7 @@ pub(super) struct End<'a> {
 #[derive(Debug)]
 pub struct AccessLog {
     format: Format,
-    writer: NonBlocking,
-    dropped: ErrorCounter,
-    failed: Arc<AtomicU64>,
+    queue: LineQueue,
     /// Dropping it writes the waiting lines.
     _guard: WorkerGuard,
 }
@@ -53,39 +46,35 @@ impl AccessLog {
     }
 
     fn to(writer: impl Write + Send + 'static, format: Format) -> Self {
-        let failed = Arc::new(AtomicU64::new(0));
-        // Escapes on the thread that writes, not in the session.
-        let writer = Counting { writer: Escaping(writer), failed: Arc::clone(&failed) };
-        let (writer, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(BACKLOG).finish(writer);
-        Self { format, dropped: writer.error_counter(), failed, writer, _guard: guard }
+        let (queue, guard) = LineQueue::start(Reporting { writer, has_failed: false });
+        Self { format, queue, _guard: guard }
     }
 
     /// The number of lines lost because the disk was too slow or full.
     pub fn dropped(&self) -> u64 {
-        self.dropped.dropped_lines() as u64 + self.failed.load(Ordering::Relaxed)
+        self.queue.lost().count()
     }
 
     pub(super) fn write(&self, end: &End<'_>) {
         let line = line(self.format, end, Local::now());
-        // Never fails: if the backlog is full, the line is dropped and counted.
-        let _ = self.writer.clone().write_all(line.as_bytes());
+        // Never fails: if the queue is full, the line is dropped and counted.
+        let _ = self.queue.clone().write_all(line.as_bytes());
     }
 }
 
-/// Counts lines that cannot be written: the background writer ignores the errors.
-struct Counting<W> {
+/// Logs the first line that cannot be written.
+struct Reporting<W> {
     writer: W,
-    failed: Arc<AtomicU64>,
+    has_failed: bool,
 }
 
-impl<W: Write> Write for Counting<W> {
+impl<W: Write> Write for Reporting<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Err(error) = self.writer.write_all(bytes)
-            && self.failed.fetch_add(1, Ordering::Relaxed) == 0
-        {
-            tracing::error!(%error, "cannot write the access log; lines are lost");
-        }
-        Ok(bytes.len())
+        self.writer.write(bytes).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted && !std::mem::replace(&mut self.has_failed, true) {
+                tracing::error!(%error, "cannot write the access log; lines are lost");
+            }
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {

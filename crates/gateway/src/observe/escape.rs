@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 /// Escapes what it writes to the inner writer.
 #[derive(Debug)]
-pub struct Escaping<W>(pub W);
+pub(super) struct Escaping<W>(pub(super) W);
 
 impl<W: Write> Write for Escaping<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -11,6 +11,7 @@ use portcullis_wire::Version;
 use crate::config::tables::Protocol;
 use crate::outcome::Stage;
 use crate::peer::{Identity, Peer, TlsSession};
+use crate::util::clip::clip;
 
 /// The record of one session.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ pub struct IdentityInfo {
 /// Set after CONNECT was decoded.
 #[derive(Debug)]
 pub struct ConnectInfo {
-    /// As the client sent it.
+    /// As the client sent it, cut to what logs show.
     pub client_id: Box<str>,
     /// The MQTT version the client speaks.
     pub version: Version,
@@ -113,7 +114,7 @@ impl SessionInfo {
         self.connect.get()
     }
 
-    /// The client ID, as the client sent it.
+    /// The client ID, as the client sent it, cut to what logs show.
     pub fn client_id(&self) -> Option<&str> {
         self.connect().map(|connect| &*connect.client_id)
     }
@@ -161,15 +162,15 @@ impl SessionInfo {
         let identity = match &peer.identity {
             Identity::None => None,
             Identity::Certificate(certificate) => Some(IdentityInfo {
-                cert_subject: certificate.subject.dn.as_deref().map(Into::into),
-                cert_serial: Some(certificate.serial.as_str().into()),
+                cert_subject: certificate.subject.dn.as_deref().map(for_logs),
+                cert_serial: Some(for_logs(&certificate.serial)),
                 key: None,
             }),
             Identity::RawKey(key) => {
-                let name = key.name.clone().unwrap_or_else(|| hex::encode(key.fingerprint).into());
+                let name = key.name.as_deref().map(for_logs).unwrap_or_else(|| hex::encode(key.fingerprint).into());
                 Some(IdentityInfo { key: Some(name), ..IdentityInfo::default() })
             }
-            Identity::Psk(psk) => Some(IdentityInfo { key: Some(psk.identity.clone()), ..IdentityInfo::default() }),
+            Identity::Psk(psk) => Some(IdentityInfo { key: Some(for_logs(&psk.identity)), ..IdentityInfo::default() }),
         };
         let info =
             |tls: &TlsSession| TlsInfo { version: tls.version, resumed: tls.resumed, identity: identity.map(Box::new) };
@@ -178,7 +179,7 @@ impl SessionInfo {
 
     /// Sets the client ID and version after CONNECT was decoded.
     pub(crate) fn set_connect(&self, client_id: &str, version: Version) {
-        let _ = self.connect.set(ConnectInfo { client_id: client_id.into(), version });
+        let _ = self.connect.set(ConnectInfo { client_id: for_logs(client_id), version });
     }
 
     /// Sets the authenticator that authenticated the client.
@@ -197,4 +198,9 @@ impl SessionInfo {
             let _ = upstream.connected_after.set(self.opened.elapsed());
         }
     }
+}
+
+/// Clients choose this text. A record lives as long as its session, so its size is bounded.
+fn for_logs(text: &str) -> Box<str> {
+    clip(text).into()
 }

@@ -4,19 +4,20 @@
 mod access_log;
 mod escape;
 mod info;
+mod line_queue;
 mod metrics;
 mod record;
 
 pub use access_log::{AccessLog, Format};
-pub use escape::Escaping;
 pub use info::{ConnectInfo, IdentityInfo, SessionInfo, TlsInfo, UpstreamInfo};
+pub use line_queue::{LineQueue, LostLines};
+pub(crate) use metrics::RateLimit;
 pub use metrics::{Expiry, ListenerMetrics, Metrics, ServerMetrics};
 pub use record::Record;
 
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
-use tracing_appender::non_blocking::ErrorCounter;
 
 /// The metrics and access log of the process. Survives reloads, so that a long session writes its line to the access log
 /// that is configured when it ends.
@@ -27,7 +28,7 @@ pub struct Observer {
     /// The access log in use.
     pub access_log: ArcSwapOption<AccessLog>,
     /// Counts the dropped lines of the gateway's own log; set when that log starts.
-    pub log_dropped: OnceLock<ErrorCounter>,
+    pub log_dropped: OnceLock<LostLines>,
 }
 
 impl Observer {

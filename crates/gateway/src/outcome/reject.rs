@@ -26,6 +26,11 @@ super::reasons! {
         connack: None, is_failed_proof: false,
         hint: Some("raise `max_connections`, or add a gateway");
 
+    /// The limit of open files leaves no descriptors for another connection.
+    TooFewDescriptors = "too_few_descriptors", Accept, Gateway, 503,
+        connack: None, is_failed_proof: false,
+        hint: Some("raise the limit of open files: `LimitNOFILE=` of systemd, or `ulimit -n`");
+
     /// The TLS handshake did not finish within `handshake_timeout`.
     HandshakeTimeout = "handshake_timeout", Handshake, Client, 500,
         connack: None, is_failed_proof: false,
@@ -154,6 +159,14 @@ super::reasons! {
     ClientIdRejected = "client_id_rejected", Connect, Client, 400,
         connack: Some(Refusal::ClientId), is_failed_proof: false,
         hint: Some("set a client ID; before MQTT 5, only a clean session may omit it");
+    /// The client ID is longer than `max_client_id`.
+    ClientIdTooLong = "client_id_too_long", Connect, Client, 400,
+        connack: Some(Refusal::ClientId), is_failed_proof: false,
+        hint: Some("raise `max_client_id`, or shorten the client ID");
+    /// The user name is longer than `max_username`.
+    UsernameTooLong = "username_too_long", Connect, Client, 400,
+        connack: Some(Refusal::BadCredentials), is_failed_proof: false,
+        hint: Some("raise `max_username`, or shorten the user name");
 
     // All failures to authenticate have the same code: clients must not learn whether a user or device exists.
     /// No authenticator knows the client.
@@ -220,6 +233,10 @@ super::reasons! {
     UpstreamUnreachable = "upstream_unreachable", Upstream, Upstream, 502,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,
         hint: Some("check that the brokers run, and that the gateway can reach the addresses in `servers`");
+    /// The gateway lacks file descriptors, memory or local ports to connect to a broker.
+    GatewayExhausted = "gateway_exhausted", Upstream, Gateway, 503,
+        connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,
+        hint: Some("see the gateway's log; raise the limit of open files, or widen `net.ipv4.ip_local_port_range`");
     /// Every server of the upstream already has its `max_connections`.
     UpstreamFull = "upstream_full", Upstream, Upstream, 503,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,

@@ -87,6 +87,7 @@ pub(super) async fn negotiate(
     let max_packet_size = connect.properties.maximum_packet_size().map_or(usize::MAX, |size| size as usize);
     let rejected = |outcome: Outcome| Rejected { outcome, version: Some(version), max_packet_size };
     record.info.set_connect(connect.client_id, version);
+    check_lengths(&connect, listener).map_err(|reject| rejected(reject.into()))?;
     revocation.map_err(|reject| rejected(reject.into()))?;
 
     let attributes = AuthAttributes::default();
@@ -236,6 +237,17 @@ async fn read_connect(client: &mut Stream, buffer: &mut Vec<u8>, listener: &List
 
 fn decode<'b>(buffer: &'b [u8], listener: &Listener) -> Result<Option<(Connect<'b>, usize)>, Reject> {
     Ok(Connect::decode(buffer, Limits { max_packet_len: listener.max_connect_size })?)
+}
+
+/// Rejects what no expression and no authenticator is to see.
+fn check_lengths(connect: &Connect<'_>, listener: &Listener) -> Result<(), Reject> {
+    if connect.client_id.len() > listener.max_client_id {
+        return Err(Reject::ClientIdTooLong);
+    }
+    if connect.username.is_some_and(|username| username.len() > listener.max_username) {
+        return Err(Reject::UsernameTooLong);
+    }
+    Ok(())
 }
 
 /// Sends CONNECT and the bytes after it to the broker, and waits for the start of the broker's first packet. Returns the

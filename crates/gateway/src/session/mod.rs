@@ -11,7 +11,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub(crate) use evaluate::evaluate;
-pub(crate) use serve::serve;
+pub(crate) use serve::{reject, serve};
 
 use crate::runtime::Runtime;
 use crate::state::ProcessState;

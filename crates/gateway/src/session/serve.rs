@@ -25,13 +25,21 @@ use crate::upstream::Lease;
 /// How long the CONNACK for a rejected client may take to write. A client that does not read it is disconnected without.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves a connection to its end.
-pub(crate) async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: Arc<Shared>) {
+/// Closes a connection for which the gateway has no descriptors to spare.
+pub(crate) fn reject(accepted: Accepted, reject: Reject, listener: &Listener, shared: &Shared) {
+    open_record(&accepted, listener, shared).finish(reject.into());
+}
+
+fn open_record(accepted: &Accepted, listener: &Listener, shared: &Shared) -> Box<Record> {
     let id = shared.state.sessions.next_id();
     let info = SessionInfo::new(id, Arc::clone(&listener.name), listener.protocol, accepted.address);
-    let session = shared.state.sessions.open(Arc::clone(&info));
-    let observer = Arc::clone(&shared.state.observer);
-    let mut record = Record::open(observer, Arc::clone(&listener.metrics), info);
+    Record::open(Arc::clone(&shared.state.observer), Arc::clone(&listener.metrics), info)
+}
+
+/// Serves a connection to its end. `descriptors` is what it may use.
+pub(crate) async fn serve(accepted: Accepted, descriptors: Permit, listener: Arc<Listener>, shared: Arc<Shared>) {
+    let mut record = open_record(&accepted, &listener, &shared);
+    let session = shared.state.sessions.open(Arc::clone(&record.info));
     // In a box of its own, so that an established session does not carry the size of the handshake around.
     let established = tokio::select! {
         established = Box::pin(establish(accepted, &listener, &session, &shared, &mut record)) => established,
@@ -45,11 +53,12 @@ pub(crate) async fn serve(accepted: Accepted, listener: Arc<Listener>, shared: A
             let reason = relay(ends, codec, &record, |cx| session.poll_end(cx)).await;
             drop(lease);
             record.finish(Outcome::Closed(if is_rejected { CloseReason::UpstreamRefused } else { reason }));
-            return drop(permit);
+            return drop((permit, descriptors));
         }
         Err(outcome) => outcome,
     };
     record.finish(outcome);
+    drop(descriptors);
 }
 
 /// A session whose CONNECT the broker has answered.
@@ -173,7 +182,7 @@ mod tests {
     /// An established session costs this much besides its sockets, TLS state and record.
     #[test]
     fn the_future_of_a_session_is_small() {
-        const fn of<A, B, C, F>(_: &impl Fn(A, B, C) -> F) -> usize {
+        const fn of<A, B, C, D, F>(_: &impl Fn(A, B, C, D) -> F) -> usize {
             size_of::<F>()
         }
         let size = of(&super::serve);

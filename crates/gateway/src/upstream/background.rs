@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::endpoint::Endpoint;
 use super::pool::Upstream;
 use crate::config::tables::{HealthMode, ServerAddress};
+use crate::net::is_own_shortage;
 use crate::observe::Observer;
 
 /// The interval between lookups while a name has no address.
@@ -68,7 +69,8 @@ fn check_again(upstream: &Arc<Upstream>) {
 async fn run_check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>) {
     let attempt = tokio::time::timeout(upstream.check.settings.timeout, attempt(&upstream, &endpoint));
     let result = attempt.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    if upstream.is_retired() {
+    // What the gateway itself lacks says nothing about the server.
+    if upstream.is_retired() || result.as_ref().is_err_and(is_own_shortage) {
         return;
     }
     let change = endpoint.state.health.checked(result.is_ok(), &upstream.check, Instant::now());

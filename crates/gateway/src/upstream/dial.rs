@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::balance::Choice;
 use super::endpoint::{Endpoint, Lease};
 use super::pool::Upstream;
-use crate::net::{self, Stream};
+use crate::net::{self, Stream, is_own_shortage};
 use crate::outcome::Reject;
 
 /// A client waits at most this many times `connect_timeout`, however many servers are tried.
@@ -31,10 +31,10 @@ impl Upstream {
     /// Connects to the first server, in the order of the balancing method, that accepts the connection.
     ///
     /// # Errors
-    /// [`Reject::UpstreamUnreachable`] or [`Reject::UpstreamFull`].
+    /// [`Reject::UpstreamUnreachable`], [`Reject::UpstreamFull`] or [`Reject::GatewayExhausted`].
     pub(crate) async fn dial(&self, key: &[u8]) -> Result<Dialed, Reject> {
         let deadline = Instant::now() + self.connect_timeout * MAX_CONNECT_TIMEOUTS;
-        let mut is_full = false;
+        let (mut is_full, mut is_exhausted) = (false, false);
         for endpoint in self.candidates(Choice { key }) {
             let Some(lease) = endpoint.lease() else {
                 is_full = true;
@@ -51,6 +51,15 @@ impl Upstream {
                 Ok(Err(error)) => error,
                 Err(_) => io::ErrorKind::TimedOut.into(),
             };
+            if is_own_shortage(&error) {
+                if let Some(suppressed) = self.shortages.permit() {
+                    let server = &*endpoint.label;
+                    tracing::error!(upstream = self.name(), server, %error, suppressed, "the gateway cannot open connections to brokers");
+                }
+                // A server at another address may have local ports left.
+                is_exhausted = true;
+                continue;
+            }
             let was_up = health.is_up(Instant::now());
             endpoint.state.metrics.failed.inc();
             drop(lease);
@@ -63,7 +72,11 @@ impl Upstream {
                 break;
             }
         }
-        Err(if is_full { Reject::UpstreamFull } else { Reject::UpstreamUnreachable })
+        Err(match (is_exhausted, is_full) {
+            (true, _) => Reject::GatewayExhausted,
+            (_, true) => Reject::UpstreamFull,
+            _ => Reject::UpstreamUnreachable,
+        })
     }
 
     /// Opens a connection to one server; the caller sets the deadline.

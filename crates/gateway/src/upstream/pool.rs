@@ -18,7 +18,7 @@ use super::health::Check;
 use crate::config::tables::{self, Balance, PassiveHealth, Server, ServerAddress as Address};
 use crate::config::{Diagnostics, Reported};
 use crate::expr::Expression;
-use crate::observe::Observer;
+use crate::observe::{Observer, RateLimit};
 use crate::tls::ClientTls;
 
 /// How long the first lookup of all names may take at start and reload. Later lookups run in the background.
@@ -44,6 +44,8 @@ pub(crate) struct Upstream {
     /// Names whose last lookup failed.
     unresolved: Mutex<HashSet<Arc<str>>>,
     is_retired: AtomicBool,
+    /// Limits how often the gateway's own shortage is logged.
+    pub(super) shortages: RateLimit,
 }
 
 impl Upstream {
@@ -66,6 +68,7 @@ impl Upstream {
             states: Mutex::default(),
             unresolved: Mutex::default(),
             is_retired: AtomicBool::new(false),
+            shortages: RateLimit::default(),
             name: settings.name.into(),
         })
     }
@@ -73,6 +76,11 @@ impl Upstream {
     /// The name in the configuration.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The file descriptors that health checks and lookups of names may need at once.
+    pub(crate) const fn descriptors(&self) -> u64 {
+        2 * self.servers.len() as u64
     }
 
     /// The expression whose value is hashed; `None` for the client ID.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, advance, connack, connect, eventually, tls_config};
+use portcullis_testkit::{
+    Broker, Client, Pki, TestGateway, advance, connack, connect, connect_as, connect_v5, eventually, tls_config,
+};
 
 async fn plain(rest: &str) -> (TestGateway, Broker) {
     let broker = Broker::start().await;
@@ -127,6 +129,45 @@ async fn max_connect_size_counts_the_whole_packet() {
     broker.accept().await.expect(&exact).await;
     let (bytes, outcome) = answer(&rest, &connect(&"x".repeat(101))).await;
     assert_eq!((bytes.as_slice(), outcome.as_str()), (&b""[..], "400 connect_too_large"));
+}
+
+#[tokio::test]
+async fn client_ids_and_user_names_have_limits_of_their_own() {
+    const ID: &[u8] = b"\x20\x02\x00\x02";
+    const ID_V5: &[u8] = b"\x20\x03\x00\x85\x00";
+    const NAME: &[u8] = b"\x20\x02\x00\x04";
+    let longer = "max_client_id = \"2KiB\"\nmax_username = \"30\"";
+    let rows: &[(&str, Vec<u8>, &[u8], &str)] = &[
+        ("", connect(&"x".repeat(1025)), ID, "400 client_id_too_long"),
+        ("", connect_v5(&"x".repeat(1025)), ID_V5, "400 client_id_too_long"),
+        ("", connect(&"ä".repeat(513)), ID, "400 client_id_too_long"),
+        ("", connect_as("a", &"x".repeat(1025), b""), NAME, "400 username_too_long"),
+        (longer, connect(&"x".repeat(2049)), ID, "400 client_id_too_long"),
+        (longer, connect_as("a", &"x".repeat(31), b""), NAME, "400 username_too_long"),
+    ];
+    for (rest, packet, expected, reason) in rows {
+        let (found, outcome) = answer(rest, packet).await;
+        assert_eq!((found.as_slice(), outcome.as_str()), (*expected, *reason), "{rest}");
+    }
+    for (rest, packet) in [
+        ("", connect(&"x".repeat(1024))),
+        ("", connect_as("a", &"x".repeat(1024), b"")),
+        (longer, connect(&"x".repeat(2048))),
+        (longer, connect_as("a", &"x".repeat(30), b"")),
+    ] {
+        let (gateway, broker) = plain(rest).await;
+        gateway.session(&broker, &packet).await;
+    }
+}
+
+#[tokio::test]
+async fn the_access_log_cuts_what_clients_choose() {
+    let (gateway, broker) = plain("max_client_id = \"64KiB\"").await;
+    let (client, connection) = gateway.session(&broker, &connect(&"x".repeat(32_700))).await;
+    drop((client, connection));
+    let line = gateway.lines(1).await.remove(0);
+    let cut = "x".repeat(256) + "...[32700\\x20bytes]";
+    assert_eq!(line.split(' ').nth(8), Some(cut.as_str()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

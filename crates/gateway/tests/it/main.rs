@@ -1,6 +1,7 @@
 //! Tests of the gateway as a library. The test is both client and broker, and compares every byte that arrives.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod admin;
 mod admit;
 mod bad_input;
 mod bans;

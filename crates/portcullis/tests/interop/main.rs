@@ -15,4 +15,5 @@ mod processes;
 mod proxies;
 mod registry;
 mod server_keys;
+mod shortage;
 mod trust;

@@ -198,6 +198,7 @@ pub(crate) struct Launch {
     rest: String,
     replaced: Vec<(String, String)>,
     environment: Vec<(&'static str, PathBuf)>,
+    open_files: Option<u32>,
 }
 
 impl Launch {
@@ -212,6 +213,7 @@ impl Launch {
             rest: rest.to_owned(),
             replaced: Vec::new(),
             environment: Vec::new(),
+            open_files: None,
         }
     }
 
@@ -257,8 +259,14 @@ impl Launch {
         self
     }
 
+    /// Sets the limit of open files.
+    pub(crate) fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
+        self
+    }
+
     pub(crate) fn start(self) -> Gateway {
-        let Self { dir, pki, listener, tls_table, tls, rest, replaced, environment } = self;
+        let Self { dir, pki, listener, tls_table, tls, rest, replaced, environment, open_files } = self;
         let mut configuration = format!(
             "[[listener]]\nname = \"devices\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{listener}{}{tls}{rest}\n\
              [access_log]\npath = \"access.log\"\n[admin]\nbind = \"127.0.0.1:0\"\n\
@@ -271,8 +279,9 @@ impl Launch {
         }
         let path = dir.path().join("portcullis.toml");
         fs::write(&path, configuration).unwrap();
-        let mut process = Command::new(env!("CARGO_BIN_EXE_portcullis"))
-            .args(["run", "-c"])
+        let limit = open_files.map(|limit| format!("ulimit -n {limit}; ")).unwrap_or_default();
+        let mut process = Command::new("sh")
+            .args(["-c", &format!("{limit}exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_portcullis"), "run", "-c"])
             .arg(&path)
             .envs(environment)
             .stderr(Stdio::piped())

@@ -19,6 +19,10 @@ use crate::expr::{Expression, Wanted};
 
 /// MQTT itself sets no lower bound on the length of a CONNECT packet [MQTT-2.1.4].
 const MAX_MAX_CONNECT_SIZE: usize = 1 << 20;
+/// A server must accept client IDs of up to 23 bytes [MQTT-3.1.3-5].
+const MIN_MAX_CLIENT_ID: usize = 23;
+/// The longest string that MQTT has is one byte shorter [MQTT-1.5.4].
+const MAX_MAX_TEXT: usize = 64 << 10;
 
 /// An address on which clients connect, and what they must prove there.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -45,6 +49,11 @@ pub(in crate::config) struct ListenerTable {
     connect_timeout: Timeout,
     /// Largest CONNECT packet accepted, fixed header included; at most `1MiB`.
     max_connect_size: Setting<ByteSize>,
+    /// Longest client ID accepted, in bytes of UTF-8; `23` to `64KiB`. Expressions see no longer one.
+    max_client_id: Setting<ByteSize>,
+    /// Longest user name accepted, in bytes of UTF-8; at most `64KiB`. Expressions see no longer one. Default: `1KiB`;
+    /// `16KiB` if an authenticator of the listener reads tokens from the user name.
+    max_username: Option<Setting<ByteSize>>,
     /// Maximum number of concurrent connections, handshakes included. The gateway closes further ones.
     max_connections: NonZeroU32,
     /// Answer to a rejected CONNECT packet: `connack` (a CONNACK in the client's MQTT version) or `close` (none).
@@ -73,6 +82,8 @@ impl Default for ListenerTable {
             deny: Vec::new(),
             connect_timeout: Timeout(Duration::from_secs(10)),
             max_connect_size: Setting::default_of(ByteSize(64 << 10)),
+            max_client_id: Setting::default_of(ByteSize(1 << 10)),
+            max_username: None,
             max_connections: nonzero(100_000),
             on_reject: OnReject::Connack,
             tls: None,
@@ -141,6 +152,10 @@ pub struct Listener {
     pub connect_timeout: Duration,
     /// Largest CONNECT packet in bytes, fixed header included.
     pub max_connect_size: usize,
+    /// Longest client ID in bytes.
+    pub max_client_id: usize,
+    /// Longest user name in bytes; `None`: the default, which depends on the authenticators.
+    pub max_username: Option<usize>,
     /// Maximum number of concurrent connections.
     pub max_connections: u32,
     /// The answer to a rejected CONNECT.
@@ -180,6 +195,12 @@ pub(super) fn validate(
     if table.max_connect_size.value.0 > MAX_MAX_CONNECT_SIZE {
         document.error(&table.max_connect_size, "`max_connect_size` must be at most 1MiB");
     }
+    if !(MIN_MAX_CLIENT_ID..=MAX_MAX_TEXT).contains(&table.max_client_id.value.0) {
+        document.error(&table.max_client_id, "`max_client_id` must be between 23 bytes and 64KiB");
+    }
+    if let Some(size) = table.max_username.as_ref().filter(|size| size.value.0 > MAX_MAX_TEXT) {
+        document.error(size, "`max_username` must be at most 64KiB");
+    }
     Listener {
         name,
         table: table.location.clone().unwrap_or_default(),
@@ -190,6 +211,8 @@ pub(super) fn validate(
         deny: table.deny.clone(),
         connect_timeout: table.connect_timeout.0,
         max_connect_size: table.max_connect_size.value.0,
+        max_client_id: table.max_client_id.value.0,
+        max_username: table.max_username.as_ref().map(|size| size.value.0),
         max_connections: table.max_connections.get(),
         on_reject: table.on_reject,
         tls: tls.ok().flatten(),
