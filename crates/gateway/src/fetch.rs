@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::Complaint;
 use crate::files::read_anchors;
+use crate::net::is_own_shortage;
 use crate::util::crypto::{provider, tag};
 
 /// Time for a request and its whole response.
@@ -49,6 +50,33 @@ static CRL_FETCHES: Semaphore = Semaphore::const_new(4);
 impl fmt::Debug for Fetcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Fetcher")
+    }
+}
+
+/// A request without a usable response.
+#[derive(Debug)]
+pub(crate) struct FetchError {
+    pub problem: FetchProblem,
+    /// Describes it.
+    pub text: String,
+}
+
+/// Why a request has no usable response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FetchProblem {
+    /// No connection.
+    Unreachable,
+    /// No connection, because this machine lacks descriptors or ports.
+    OwnShortage,
+    /// No response in time.
+    Timeout,
+    /// The response is too large or malformed, or ended early.
+    Response,
+}
+
+impl FetchError {
+    fn response(text: impl Into<String>) -> Self {
+        Self { problem: FetchProblem::Response, text: text.into() }
     }
 }
 
@@ -106,7 +134,7 @@ impl Fetcher {
             }
         }
         let request = request.body(Full::default()).map_err(|error| error.to_string())?;
-        let (status, headers, body) = self.exchange(request, max_len, TIMEOUT).await?;
+        let (status, headers, body) = self.exchange(request, max_len, TIMEOUT).await.map_err(|error| error.text)?;
         let value = |name: HeaderName| headers.get(name).cloned();
         match status {
             StatusCode::OK => {
@@ -131,7 +159,7 @@ impl Fetcher {
             .header(header::ACCEPT, "application/ocsp-response")
             .body(Full::from(request))
             .map_err(|error| error.to_string())?;
-        match self.exchange(request, MAX_RESPONSE_LEN, TIMEOUT).await? {
+        match self.exchange(request, MAX_RESPONSE_LEN, TIMEOUT).await.map_err(|error| error.text)? {
             (StatusCode::OK, _, body) => Ok(body),
             (status, ..) => Err(format!("the response has status {status}")),
         }
@@ -140,23 +168,34 @@ impl Fetcher {
     /// Posts a JSON document with these headers. Returns the status and body of the response.
     ///
     /// # Errors
-    /// A description of the failure; also if the exchange exceeds `timeout`.
+    /// The failure; also if the exchange exceeds `timeout`.
     pub(crate) async fn post_json(
         &self,
         url: &str,
         headers: &HeaderMap,
         document: Vec<u8>,
         timeout: Duration,
-    ) -> Result<(StatusCode, Bytes), String> {
+    ) -> Result<(StatusCode, Bytes), FetchError> {
         let mut request = Request::builder().method(Method::POST).uri(url);
         if let Some(all) = request.headers_mut() {
             all.extend(headers.clone());
             all.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             all.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         }
-        let request = request.body(Full::from(document)).map_err(|error| error.to_string())?;
+        let request = request.body(Full::from(document)).map_err(|error| FetchError::response(error.to_string()))?;
         let (status, _, body) = self.exchange(request, MAX_RESPONSE_LEN, timeout).await?;
         Ok((status, body))
+    }
+
+    /// Whether a server responds to a request that asks for nothing, whatever it makes of it. A gateway in front of it that
+    /// cannot reach it does not count.
+    pub(crate) async fn probe(&self, url: &str, headers: &HeaderMap, timeout: Duration) -> bool {
+        let Ok(mut request) = Request::builder().method(Method::HEAD).uri(url).body(Full::default()) else {
+            return false;
+        };
+        request.headers_mut().extend(headers.clone());
+        let response = self.exchange(request, MAX_RESPONSE_LEN, timeout).await;
+        response.is_ok_and(|(status, ..)| !status.is_server_error() || status == StatusCode::NOT_IMPLEMENTED)
     }
 
     async fn exchange(
@@ -164,17 +203,19 @@ impl Fetcher {
         mut request: Request<Full<Bytes>>,
         max_len: usize,
         timeout: Duration,
-    ) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+    ) -> Result<(StatusCode, HeaderMap, Bytes), FetchError> {
         let agent = concat!("portcullis/", env!("CARGO_PKG_VERSION"));
         request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(agent));
         let exchange = async {
             // Redirects are not followed: the configuration or the certificate names the origin.
-            let response = self.client().request(request).await.map_err(|error| explain(&error))?;
+            let response = self.client().request(request).await.map_err(|error| FetchError::of(&error))?;
             let (head, body) = response.into_parts();
-            let body = Limited::new(body, max_len).collect().await.map_err(|error| error.to_string())?;
+            let body = Limited::new(body, max_len).collect().await;
+            let body = body.map_err(|error| FetchError::response(error.to_string()))?;
             Ok((head.status, head.headers, body.to_bytes()))
         };
-        tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err("timed out".to_owned()))
+        let timed_out = || FetchError { problem: FetchProblem::Timeout, text: "timed out".to_owned() };
+        tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err(timed_out()))
     }
 
     fn client(&self) -> &Client<HttpsConnector<HttpConnector>, Full<Bytes>> {
@@ -206,14 +247,18 @@ fn is_strong(last_modified: &HeaderValue, date: Option<&HeaderValue>) -> bool {
     }
 }
 
-fn explain(error: &hyper_util::client::legacy::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
+impl FetchError {
+    fn of(error: &hyper_util::client::legacy::Error) -> Self {
+        let causes = || std::iter::successors(std::error::Error::source(error), |error| error.source());
+        let is_own = |error: &(dyn std::error::Error + 'static)| error.downcast_ref().is_some_and(is_own_shortage);
+        let problem = match error.is_connect() {
+            true if causes().any(is_own) => FetchProblem::OwnShortage,
+            true => FetchProblem::Unreachable,
+            false => FetchProblem::Response,
+        };
+        let text = causes().fold(error.to_string(), |text, error| format!("{text}: {error}"));
+        Self { problem, text }
     }
-    text
 }
 
 #[cfg(test)]

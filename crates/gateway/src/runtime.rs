@@ -112,7 +112,9 @@ impl Runtime {
         }
         let upstreams = opened;
         let signer = identity.and_then(|identity| Signer::open(&identity, diagnostics).ok()).map(Arc::new);
-        let open = |settings| Authenticator::open(settings, &state.sources, diagnostics).ok().map(Arc::new);
+        let open = |settings| {
+            Authenticator::open(settings, &state.sources, &state.observer.metrics, diagnostics).ok().map(Arc::new)
+        };
         let authenticators: Vec<_> = authenticators.into_iter().filter_map(open).collect();
         let parts = Parts { upstreams: &upstreams, authenticators: &authenticators, signer: signer.as_ref(), state };
         let listeners =

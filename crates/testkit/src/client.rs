@@ -7,7 +7,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use crate::{Broker, BrokerConnection, Pki, connack, soon};
@@ -38,6 +38,13 @@ impl Client {
     /// Connects without TLS.
     pub async fn tcp(address: SocketAddr) -> Self {
         Self(Box::new(TcpStream::connect(address).await.unwrap()))
+    }
+
+    /// Connects without TLS, from this loopback address.
+    pub async fn tcp_from(from: [u8; 4], address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        Self(Box::new(socket.connect(address).await.unwrap()))
     }
 
     /// Connects over TLS 1.3 or 1.2 with the certificate of a device.

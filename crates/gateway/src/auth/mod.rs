@@ -26,9 +26,11 @@ use crate::config::{Diagnostics, Reported, Setting, tables};
 use crate::devices::{Registries, Replica};
 use crate::evidence::{Authenticated, Evidence};
 use crate::fetch::Fetcher;
+use crate::observe::Metrics;
 use crate::outcome::{CloseReason, Reject};
 use crate::peer::{AuthAttributes, Facts, Fingerprint, Psk};
 use crate::refresh::Refreshed;
+use crate::util::crypto::tag;
 use crate::util::weak_map::WeakMap;
 
 /// What the connections to a registry's database need, with their temporary files.
@@ -125,6 +127,7 @@ impl Authenticator {
     pub(crate) fn open(
         settings: tables::Authenticator,
         sources: &Sources,
+        metrics: &Metrics,
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
         let method = match settings.method {
@@ -132,7 +135,9 @@ impl Authenticator {
                 Method::PasswordFile(Box::new(password_file::PasswordFile::open(&file, diagnostics)?))
             }
             tables::Method::Jwt(jwt) => Method::Jwt(Box::new(jwt::Tokens::open(&jwt, sources, diagnostics)?)),
-            tables::Method::Http(service) => Method::Http(Box::new(http::Service::open(*service, diagnostics)?)),
+            tables::Method::Http(service) => {
+                Method::Http(Box::new(http::Service::open(&settings.name, *service, metrics, diagnostics)?))
+            }
             tables::Method::Registry(registry) => {
                 Method::Registry(Box::new(registry::Devices::open(*registry, sources, diagnostics)?))
             }
@@ -171,7 +176,8 @@ impl Authenticator {
         match &self.method {
             Method::Jwt(tokens) => tokens.prepare().await,
             Method::Registry(devices) => devices.replica().prepare().await,
-            Method::PasswordFile(_) | Method::Http(_) => {}
+            Method::Http(service) => service.prepare(),
+            Method::PasswordFile(_) => {}
         }
     }
 
@@ -230,12 +236,21 @@ impl Authenticator {
         decision
     }
 
-    /// Takes as long as the verification of a wrong password. Returns whether this authenticator verifies passwords.
-    async fn verify_decoy(&self, candidate: Candidate<'_>) -> Result<bool, Reject> {
+    /// The number of hashes to select decoys from; `None` if this authenticator verifies no passwords.
+    fn decoys(&self) -> Option<usize> {
         match &self.method {
-            Method::PasswordFile(file) => file.verify_decoy(candidate).await.map(|()| true),
-            Method::Registry(devices) => devices.verify_decoy(candidate).await.map(|()| true),
-            Method::Jwt(_) | Method::Http(_) => Ok(false),
+            Method::PasswordFile(file) => Some(file.decoys()),
+            Method::Registry(devices) => Some(devices.decoys()),
+            Method::Jwt(_) | Method::Http(_) => None,
+        }
+    }
+
+    /// Takes as long as the verification of a wrong password.
+    async fn verify_decoy(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
+        match &self.method {
+            Method::PasswordFile(file) => file.verify_decoy(candidate).await,
+            Method::Registry(devices) => devices.verify_decoy(candidate).await,
+            Method::Jwt(_) | Method::Http(_) => Ok(()),
         }
     }
 }
@@ -273,12 +288,24 @@ pub(crate) async fn authenticate(
         }
     }
     // An unknown client waits as long as one with a wrong password, so that the time does not reveal user names.
-    for authenticator in authenticators {
-        if authenticator.verify_decoy(candidate).await? {
-            break;
-        }
+    if let Some(authenticator) = select_decoy(authenticators, candidate.username().unwrap_or_default()) {
+        authenticator.verify_decoy(candidate).await?;
     }
     Err(Reject::UnknownClient)
+}
+
+/// Selects the authenticator that a user would be known to: by the number of users of each, because their hashes may take
+/// different times. The same name always selects the same one.
+fn select_decoy<'a>(authenticators: &'a [Arc<Authenticator>], username: &str) -> Option<&'a Authenticator> {
+    let counts = || authenticators.iter().filter_map(|it| Some((&**it, it.decoys()?)));
+    let all = counts().map(|(_, count)| count as u64).sum::<u64>();
+    let mut index = tag(username.as_bytes()) % all.max(1);
+    let selected = counts().find(|(_, count)| {
+        let is_here = index < *count as u64;
+        index = index.saturating_sub(*count as u64);
+        is_here
+    });
+    selected.or_else(|| counts().next()).map(|(authenticator, _)| authenticator)
 }
 
 /// Opens the HTTP client for a `ca`; `None`: the setting is absent.

@@ -1,12 +1,11 @@
 //! Verifies passwords against hashes. Enters: a hash and a password. Leaves: whether they match. Password hashes are
-//! slow by design, so verification runs on a bounded number of low-priority threads behind a bounded queue. It never
-//! runs on a thread that relays sessions.
+//! slow by design, so verification runs on a bounded number of low-priority threads behind a bounded, fair queue. It
+//! never runs on a thread that relays sessions.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -21,13 +20,12 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::cache::{Cache, CacheKey};
+use crate::limits::{FairPlaces, Place};
 use crate::outcome::Reject;
 use crate::util::crypto::tag;
 
-/// Maximum length of the queue. A verification takes 20 to 100 ms.
+/// Maximum length of the queue, of which one site gets a quarter. A verification takes 20 to 100 ms.
 const MAX_WAITING: usize = 256;
-/// Maximum number of queued passwords from one network, so that an attacker who guesses cannot fill the queue.
-const MAX_WAITING_PER_NETWORK: usize = 64;
 /// How long a client waits for its verification.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 /// `nice` value of the verifying threads.
@@ -226,69 +224,45 @@ struct Job {
     hash: PasswordHash,
     password: Zeroizing<Vec<u8>>,
     result: oneshot::Sender<bool>,
-    /// Held until the job is done: the job of a client that disconnects stays in the queue.
-    slot: QueueSlot,
+    /// Held until the job is done, also if its client has disconnected: it occupies a thread.
+    place: Place,
 }
 
-/// A slot in the queue, counted against the limit of a network.
-struct QueueSlot(IpAddr);
-
-static SLOTS: LazyLock<Mutex<HashMap<IpAddr, usize>>> = LazyLock::new(Mutex::default);
-
-impl QueueSlot {
-    fn take(from: IpAddr) -> Option<Self> {
-        let network = crate::limits::network_of(from);
-        let mut slots = SLOTS.lock();
-        let taken = slots.entry(network).or_default();
-        if *taken >= MAX_WAITING_PER_NETWORK {
-            return None;
-        }
-        *taken += 1;
-        Some(Self(network))
-    }
-}
-
-impl Drop for QueueSlot {
-    fn drop(&mut self) {
-        let mut slots = SLOTS.lock();
-        if let Some(taken) = slots.get_mut(&self.0) {
-            *taken -= 1;
-            if *taken == 0 {
-                slots.remove(&self.0);
-            }
-        }
-    }
+/// The threads that verify passwords.
+struct Threads {
+    /// One for each thread, so that jobs never wait in the channel.
+    places: FairPlaces,
+    jobs: Sender<Job>,
 }
 
 async fn verify_on_thread(hash: PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
-    static QUEUE: LazyLock<SyncSender<Job>> = LazyLock::new(start);
-    let slot = QueueSlot::take(from).ok_or(Reject::AuthenticationBusy)?;
-    let (result, received) = oneshot::channel();
-    let job = Job { hash, password: Zeroizing::new(password.to_vec()), result, slot };
-    match QUEUE.try_send(job) {
-        Ok(()) => {}
-        Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(Reject::AuthenticationBusy),
-    }
-    match tokio::time::timeout(QUEUE_TIMEOUT, received).await {
-        Ok(Ok(is_right)) => Ok(is_right),
-        // The worker skips a job whose client has stopped waiting.
-        Ok(Err(_)) | Err(_) => Err(Reject::AuthenticationBusy),
-    }
+    static THREADS: LazyLock<Threads> = LazyLock::new(Threads::start);
+    let password = Zeroizing::new(password.to_vec());
+    let verified = async {
+        let place = THREADS.places.take(from).await?;
+        let (result, verified) = oneshot::channel();
+        THREADS.jobs.send(Job { hash, password, result, place }).ok()?;
+        verified.await.ok()
+    };
+    let verified = tokio::time::timeout(QUEUE_TIMEOUT, verified).await;
+    verified.ok().flatten().ok_or(Reject::AuthenticationBusy)
 }
 
-/// Starts one thread for every two cores. The other cores stay free for sessions, whatever the load of guesses.
-fn start() -> SyncSender<Job> {
-    let (queue, jobs) = sync_channel::<Job>(MAX_WAITING);
-    let jobs = Arc::new(Mutex::new(jobs));
-    let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
-    for _ in 0..threads {
-        let jobs = Arc::clone(&jobs);
-        let spawned = std::thread::Builder::new().name("passwords".to_owned()).spawn(move || work(&jobs));
-        if let Err(error) = spawned {
-            tracing::error!(%error, "cannot start a thread to verify passwords");
+impl Threads {
+    /// Starts one thread for every two cores. The other cores stay free for sessions, whatever the load of guesses.
+    fn start() -> Self {
+        let (jobs, receiver) = channel::<Job>();
+        let receiver = Arc::new(Mutex::new(receiver));
+        let threads = std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
+        for _ in 0..threads {
+            let jobs = Arc::clone(&receiver);
+            let spawned = std::thread::Builder::new().name("passwords".to_owned()).spawn(move || work(&jobs));
+            if let Err(error) = spawned {
+                tracing::error!(%error, "cannot start a thread to verify passwords");
+            }
         }
+        Self { places: FairPlaces::new(threads, MAX_WAITING), jobs }
     }
-    queue
 }
 
 fn work(jobs: &Mutex<Receiver<Job>>) {
@@ -296,11 +270,9 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
     let _ = rustix::process::setpriority_process(None, NICENESS);
     loop {
         let job = jobs.lock().recv();
-        let Ok(Job { hash, password, result, slot: _slot }) = job else { return };
-        // Skip the job of a client that has disconnected or stopped waiting.
-        if !result.is_closed() {
-            let _ = result.send(hash.is_of(&password));
-        }
+        let Ok(Job { hash, password, result, place }) = job else { return };
+        let _ = result.send(hash.is_of(&password));
+        drop(place);
     }
 }
 

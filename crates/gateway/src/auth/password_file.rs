@@ -57,6 +57,11 @@ impl PasswordFile {
         }
     }
 
+    /// The number of hashes to select decoys from.
+    pub(super) fn decoys(&self) -> usize {
+        self.users.load().hashes.len()
+    }
+
     /// Takes as long as the verification of a known user's wrong password. The same name always selects the same decoy.
     pub(super) async fn verify_decoy(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
         let (Some(user), Some(password)) = (candidate.username(), candidate.password()) else { return Ok(()) };

@@ -128,6 +128,11 @@ impl Devices {
         }
     }
 
+    /// The number of hashes to select decoys from.
+    pub(super) fn decoys(&self) -> usize {
+        self.replica.sample_hashes()
+    }
+
     /// Takes as long as the verification of a known device's wrong password.
     pub(super) async fn verify_decoy(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
         let (Some(name), Some(password)) = (candidate.username(), candidate.password()) else { return Ok(()) };

@@ -111,6 +111,11 @@ impl Replica {
         self.known().by_id.len()
     }
 
+    /// The number of hashes to select decoys from.
+    pub(crate) fn sample_hashes(&self) -> usize {
+        self.known().samples.len()
+    }
+
     /// A device's password hash as a decoy. The same name selects the same hash until the samples change.
     pub(crate) fn sample_hash(&self, name: &str) -> Option<Box<str>> {
         let known = self.known();

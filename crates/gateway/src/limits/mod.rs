@@ -4,12 +4,13 @@
 mod addresses;
 mod bans;
 mod descriptors;
+mod fair;
 mod permits;
 mod window;
 
 pub(crate) use addresses::AddressRules;
-pub(crate) use addresses::network_of;
 pub(crate) use bans::BanCounters;
 pub(crate) use bans::Bans;
 pub(crate) use descriptors::Descriptors;
+pub(crate) use fair::{FairPlaces, Place, Site};
 pub(crate) use permits::{Permit, Permits};

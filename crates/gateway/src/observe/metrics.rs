@@ -99,6 +99,39 @@ struct ByAuthenticator {
     authenticator: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByAuthenticatorResult {
+    authenticator: String,
+    result: &'static str,
+}
+
+/// The metrics of one authentication service.
+#[derive(Debug)]
+pub(crate) struct ServiceMetrics {
+    /// 0 while the circuit breaker is open.
+    pub(crate) up: Gauge,
+    /// Requests that were decided.
+    pub(crate) answered: Counter,
+    requests: Family<ByAuthenticatorResult, Counter>,
+    authenticator: String,
+    /// Limits how often failures are logged.
+    pub(crate) warnings: RateLimit,
+}
+
+impl ServiceMetrics {
+    /// Counts a request without a decision.
+    pub(crate) fn failed(&self, result: &'static str) {
+        let by = ByAuthenticatorResult { authenticator: self.authenticator.clone(), result };
+        self.requests.get_or_create(&by).inc();
+    }
+}
+
+#[derive(Debug, Default)]
+struct ServiceFamilies {
+    up: Family<ByAuthenticator, Gauge>,
+    requests: Family<ByAuthenticatorResult, Counter>,
+}
+
 #[derive(Debug, Default)]
 struct RegistryFamilies {
     devices: Family<ByAuthenticator, Gauge>,
@@ -126,6 +159,7 @@ pub struct Metrics {
     crls: CrlFamilies,
     inventory: InventoryFamilies,
     registries: RegistryFamilies,
+    services: ServiceFamilies,
     reloads: Family<ByResult, Counter>,
     access_lines_dropped: Gauge,
     log_lines_dropped: Gauge,
@@ -181,6 +215,10 @@ impl Default for Metrics {
                     "Whether the registry's database is reachable and all its devices are loaded",
                 ),
             },
+            services: ServiceFamilies {
+                up: add(r, "authentication_service_up", "0 while the circuit breaker of a service is open, else 1"),
+                requests: add(r, "authentication_service_requests", "Requests to a service, by result"),
+            },
             reloads: add(r, "reloads", "Reloads of the configuration, by result"),
             access_lines_dropped: add(
                 r,
@@ -234,6 +272,20 @@ impl Metrics {
             connections: self.connections.clone(),
             handshake_failures: self.handshake_failures.clone(),
         })
+    }
+
+    /// The handles of an authentication service.
+    pub(crate) fn service(&self, authenticator: &str) -> ServiceMetrics {
+        let authenticator = authenticator.to_owned();
+        let up = self.services.up.get_or_create_owned(&ByAuthenticator { authenticator: authenticator.clone() });
+        let by = ByAuthenticatorResult { authenticator: authenticator.clone(), result: "answered" };
+        ServiceMetrics {
+            up,
+            answered: self.services.requests.get_or_create_owned(&by),
+            requests: self.services.requests.clone(),
+            authenticator,
+            warnings: RateLimit::default(),
+        }
     }
 
     /// The handles of a server. Its series are removed when they are dropped.

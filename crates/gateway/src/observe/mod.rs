@@ -11,8 +11,8 @@ mod record;
 pub use access_log::{AccessLog, Format};
 pub use info::{ConnectInfo, IdentityInfo, SessionInfo, TlsInfo, UpstreamInfo};
 pub use line_queue::{LineQueue, LostLines};
-pub(crate) use metrics::RateLimit;
 pub use metrics::{Expiry, ListenerMetrics, Metrics, ServerMetrics};
+pub(crate) use metrics::{RateLimit, ServiceMetrics};
 pub use record::Record;
 
 use std::sync::{Arc, OnceLock};

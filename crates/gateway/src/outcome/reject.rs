@@ -210,7 +210,11 @@ super::reasons! {
     /// The authentication service did not answer, or the keys that verify tokens could not be fetched.
     AuthenticationUnavailable = "authentication_unavailable", Admit, Gateway, 503,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,
-        hint: Some("check that the gateway can reach the authenticator's `url` or `jwks`");
+        hint: Some("check that the gateway can reach the authenticator's `url` or `jwks`, and that the service has capacity");
+    /// The authentication service answered the request about this client with an error.
+    AuthenticationError = "authentication_error", Admit, Gateway, 503,
+        connack: Some(Refusal::ServerUnavailable), is_failed_proof: true,
+        hint: Some("see the service's log for the cause, and `detail` for what is wrong with the response");
     /// Too many passwords wait to be verified, or too many requests wait for the authentication service.
     AuthenticationBusy = "authentication_busy", Admit, Gateway, 503,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,

@@ -3,7 +3,7 @@
 use std::fs;
 
 use portcullis_gateway::{PasswordHash, set_password};
-use portcullis_testkit::{Broker, TestGateway, connect, connect_as, connect_v5, password_file};
+use portcullis_testkit::{Broker, Client, TestGateway, connect, connect_as, connect_v5, password_file};
 
 const REFUSED: &[u8] = b"\x20\x02\x00\x04";
 
@@ -43,6 +43,26 @@ async fn the_right_password_is_let_in_and_everything_else_looks_the_same() {
     // In MQTT 5, with the codes of MQTT 5.
     assert_eq!(gateway.refusal(&connect_v5("a")).await, b"\x20\x03\x00\x86\x00");
     assert!(broker.is_left_alone().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guesses_from_one_address_keep_no_other_waiting() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let users = password_file(dir.path(), "users", &[("alice", "secret")]);
+    let gateway = gateway(&broker, "[\"users\"]", &users).await;
+    let mut guessing = Vec::new();
+    for n in 0..60 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect_as("a", &format!("nobody{n}"), b"guess")).await;
+        guessing.push(client);
+    }
+    let mut alice = Client::tcp_from([127, 0, 0, 2], gateway.address()).await;
+    alice.greet(&broker, &connect_as("alice", "alice", b"secret")).await;
+    drop(alice);
+    // In the order of arrival, all guesses would have been verified before.
+    let lines =
+        std::fs::read_to_string(gateway.path().with_file_name("access.log")).unwrap_or_default().lines().count();
+    assert!(lines < 30, "{lines} guesses were verified first");
 }
 
 #[tokio::test]

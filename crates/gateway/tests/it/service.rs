@@ -114,18 +114,28 @@ async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
     .await;
     let rest = "timeout = \"300ms\"\nbreak_after = 4\nbreak_time = \"30s\"\n";
     let gateway = gateway(&broker, &service, rest).await;
-    for (n, id) in ["html", "redirect", "broken", "silent", "nobody", "nobody"].into_iter().enumerate() {
+    let broken = ["html", "redirect", "broken", "broken", "broken", "broken"];
+    for (n, id) in broken.into_iter().chain(["silent"; 6]).enumerate() {
         let begin = Instant::now();
         assert_eq!(gateway.refusal(&connect(id)).await, LATER, "{id}");
         assert!(begin.elapsed() < Duration::from_secs(2), "{id}: {:?}", begin.elapsed());
-        assert!(gateway.lines(n + 1).await[n].ends_with(" authentication_unavailable"));
+        let reason = if id == "silent" { " authentication_unavailable" } else { " authentication_error" };
+        assert!(gateway.lines(n + 1).await[n].ends_with(reason));
     }
-    assert_eq!(service.asked().len(), 4, "the back-off suppressed further requests");
+    let asked = || service.asked().iter().filter(|(head, _)| head.starts_with("post")).count();
+    assert_eq!(asked(), 10, "errors for one client do not open the breaker, silence does");
+    advance(Duration::from_secs(31));
+    // The gateway's own request, which is not answered either.
+    eventually("a probe", || service.asked().iter().any(|(head, _)| head.starts_with("head /mqtt")).then_some(()))
+        .await;
+    assert_eq!(gateway.refusal(&connect("silent")).await, LATER);
     is_well.store(true, Ordering::SeqCst);
-    advance(Duration::from_secs(29));
-    assert_eq!(gateway.refusal(&connect("nobody")).await, LATER);
-    assert_eq!(service.asked().len(), 4, "not before its time");
-    advance(Duration::from_secs(1));
+    for _ in 0..20 {
+        advance(Duration::from_secs(5));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(service.asked().len(), 12, "a second probe, and no further ones once the breaker is closed");
+    assert_eq!(asked(), 10, "no client's request before the probe has succeeded");
     visit(&gateway, &broker, &connect("a"), &connect("a")).await;
     visit(&gateway, &broker, &connect("b"), &connect("b")).await;
 }
@@ -143,6 +153,38 @@ async fn questions_that_the_service_does_not_like_do_not_close_it_for_others() {
         assert_eq!(gateway.refusal(&connect("bad")).await, LATER);
     }
     visit(&gateway, &broker, &connect("good"), &connect("good")).await;
+}
+
+#[tokio::test]
+async fn a_client_that_the_service_stumbles_on_is_banned_and_harms_no_other() {
+    let broker = Broker::start().await;
+    let service = Service::start(|body| {
+        let response = |text: &str| Some(("200 OK", text.to_owned()));
+        match body {
+            body if body.contains('#') => Some(("500 Internal Server Error", String::new())),
+            body if body.contains("float") => response(r#"{"result":"allow","expires_at":1893456000.5}"#),
+            body if body.contains("misspelt") => response(r#"{"result":"allow","expiresAt":1}"#),
+            _ => response(r#"{"result":"allow"}"#),
+        }
+    })
+    .await;
+    let gateway = gateway(&broker, &service, "break_after = 2\n").await;
+    for id in ["a/#", "a/#", "a/#", "float", "float", "float", "misspelt", "misspelt", "misspelt"] {
+        assert_eq!(gateway.refusal(&connect(id)).await, LATER, "{id}");
+        visit(&gateway, &broker, &connect("good"), &connect("good")).await;
+    }
+    let ban = "[[listener.ban]]\non = [\"failure\"]\ncount = 3\n";
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let banning = TestGateway::start(&format!(
+        "{listener}authenticate = [\"service\"]\n{ban}{}[[authenticator]]\nname = \"service\"\nkind = \"http\"\nurl = {:?}\n",
+        broker.upstream(),
+        service.url("/mqtt")
+    ))
+    .await;
+    for _ in 0..4 {
+        assert_eq!(banning.refusal(&connect("a/#")).await, LATER);
+    }
+    assert_eq!(banning.refusal(&connect("a/#")).await, b"", "banned");
 }
 
 #[tokio::test]
@@ -214,4 +256,23 @@ async fn a_session_ends_when_the_answer_expires_and_questions_are_bounded() {
     for line in &gateway.lines(8).await[3..] {
         assert!(line.ends_with(" authentication_busy") || line.ends_with(" authentication_unavailable"), "{line}");
     }
+}
+
+#[tokio::test]
+async fn a_flood_from_one_address_leaves_places_to_others() {
+    let broker = Broker::start().await;
+    let service = Service::start(|body| (!body.contains("slow")).then(|| ("204 No Content", String::new()))).await;
+    let gateway = gateway(&broker, &service, "max_concurrency = 8\ntimeout = \"5s\"\nbreak_after = 1000\n").await;
+    let mut slow = Vec::new();
+    for n in 0..300 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect(&format!("slow{n}"))).await;
+        slow.push(client);
+    }
+    eventually("requests", || (service.asked().len() == 4).then_some(())).await;
+    for host in 2..6 {
+        let mut other = Client::tcp_from([127, 0, 0, host], gateway.address()).await;
+        other.greet(&broker, &connect("good")).await;
+    }
+    assert_eq!(service.asked().iter().filter(|(_, body)| body.contains("slow")).count(), 4, "half of all places");
 }

@@ -1,0 +1,177 @@
+//! A circuit breaker that no single client can open. Enters: how requests ended. Leaves: whether further ones may be sent.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use parking_lot::Mutex;
+
+use crate::limits::Site;
+
+/// Responses with errors open the breaker only if they concern clients of this many sites: a client may have found a
+/// request on which the service fails.
+const MIN_SITES: usize = 3;
+
+/// How a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The connection was refused.
+    Unreachable,
+    /// The gateway lacks what it needs to connect.
+    OwnShortage,
+    /// There was no response in time.
+    Timeout,
+    /// The service said that it is overloaded: 429 or 503.
+    Overload,
+    /// A 4xx status: the service does not like the request.
+    Rejected,
+    /// Another status, or a response that does not follow the protocol.
+    Error,
+}
+
+impl Failure {
+    /// A response with this status that is no decision.
+    pub(super) fn of_status(status: StatusCode) -> Self {
+        match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Self::Overload,
+            status if status.is_client_error() => Self::Rejected,
+            _ => Self::Error,
+        }
+    }
+
+    /// Whether the client may have brought it about by what it sent. Such failures count towards bans.
+    pub(super) const fn is_of_client(self) -> bool {
+        matches!(self, Self::Rejected | Self::Error)
+    }
+
+    /// The label in metrics.
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::OwnShortage => "exhausted",
+            Self::Timeout => "timeout",
+            Self::Overload => "overload",
+            Self::Rejected => "rejected",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Closed, it lets requests pass. It opens after `after` failures in a row, and stays open until a probe succeeds.
+#[derive(Debug)]
+pub(super) struct Breaker {
+    after: u32,
+    period: Duration,
+    is_open: AtomicBool,
+    failures: Mutex<Failures>,
+}
+
+/// Failures since the last success.
+#[derive(Debug, Default)]
+struct Failures {
+    silent: u32,
+    errors: u32,
+    /// At most [`MIN_SITES`].
+    sites: HashSet<Site>,
+}
+
+impl Breaker {
+    /// `period`: the time between probes.
+    pub(super) fn new(after: u32, period: Duration) -> Self {
+        Self { after, period, is_open: AtomicBool::new(false), failures: Mutex::default() }
+    }
+
+    pub(super) const fn period(&self) -> Duration {
+        self.period
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
+    }
+
+    /// Records a decision of the service.
+    pub(super) fn succeeded(&self) {
+        *self.failures.lock() = Failures::default();
+    }
+
+    /// Records a failed request for the client at `address`. Returns whether the breaker opens: after failures to get any
+    /// response, or after errors for clients of several sites.
+    pub(super) fn failed(&self, failure: Failure, address: IpAddr) -> bool {
+        let mut failures = self.failures.lock();
+        match failure {
+            Failure::OwnShortage => return false,
+            // The service is well.
+            Failure::Rejected => {
+                *failures = Failures::default();
+                return false;
+            }
+            Failure::Unreachable | Failure::Timeout => failures.silent = failures.silent.saturating_add(1),
+            Failure::Overload | Failure::Error => failures.errors = failures.errors.saturating_add(1),
+        }
+        if failures.sites.len() < MIN_SITES {
+            failures.sites.insert(Site::of(address));
+        }
+        let all = failures.silent.saturating_add(failures.errors);
+        let opens = failures.silent >= self.after || (all >= self.after && failures.sites.len() >= MIN_SITES);
+        opens && !self.is_open.swap(true, Ordering::Relaxed)
+    }
+
+    /// Closes it: a probe has succeeded.
+    pub(super) fn close(&self) {
+        self.succeeded();
+        self.is_open.store(false, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn from(host: u8) -> IpAddr {
+        IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, host))
+    }
+
+    fn breaker() -> Breaker {
+        Breaker::new(4, Duration::from_secs(10))
+    }
+
+    #[test]
+    fn no_client_opens_it_by_what_it_sends() {
+        for failure in [Failure::Error, Failure::Overload, Failure::Rejected, Failure::OwnShortage] {
+            let breaker = breaker();
+            for n in 0..100 {
+                let site: IpAddr = format!("2001:db8:7:{n:x}::1").parse().unwrap();
+                assert!(!breaker.failed(failure, from(1)) && !breaker.failed(failure, site), "{failure:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn errors_for_clients_of_several_sites_open_it() {
+        let breaker = breaker();
+        let opened: Vec<bool> = (1..=5).map(|host| breaker.failed(Failure::Error, from(host))).collect();
+        assert_eq!(opened, [false, false, false, true, false], "it says so once");
+        breaker.close();
+        assert!(!breaker.is_open() && !breaker.failed(Failure::Error, from(1)), "and starts anew");
+    }
+
+    #[test]
+    fn silence_opens_it_whoever_asked() {
+        for failure in [Failure::Timeout, Failure::Unreachable] {
+            let breaker = breaker();
+            let opened: Vec<bool> = (1..=4).map(|_| breaker.failed(failure, from(1))).collect();
+            assert_eq!(opened, [false, false, false, true], "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn any_decision_shows_that_the_service_works() {
+        let breaker = breaker();
+        for _ in 0..10 {
+            assert!((1..=3).all(|host| !breaker.failed(Failure::Timeout, from(host))));
+            breaker.succeeded();
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! An HTTP authentication service. Enters: the facts about a client. Leaves: the service's decision. Time and
+//! concurrency are bounded, networks take turns, and a circuit breaker stops requests to a service that fails. A response
+//! about one client never serves another.
+
+mod breaker;
+mod response;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::header::HeaderMap;
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+use tokio::time::{Instant, timeout_at};
+use zeroize::Zeroizing;
+
+use self::breaker::{Breaker, Failure};
+use self::response::{Response, Verdict};
+use super::cache::{Cache, CacheKey};
+use super::{Candidate, Decision, Principal, open_ca};
+use crate::config::{Diagnostics, Reported, tables};
+use crate::evidence::Authenticated;
+use crate::fetch::{FetchError, FetchProblem, Fetcher};
+use crate::limits::FairPlaces;
+use crate::observe::{Metrics, ServiceMetrics};
+use crate::outcome::Reject;
+use crate::peer::{FACTS, FactValue, Facts};
+use crate::util::clock::now;
+use crate::util::crypto::tag;
+use crate::util::url::host_of;
+
+/// The limit of clients that wait for a place. A CONNECT has at most 64 KiB by default, so they hold 64 MiB at most.
+const MAX_WAITING: usize = 1024;
+
+/// An authentication service.
+pub(super) struct Service {
+    url: String,
+    headers: HeaderMap,
+    fetcher: Arc<Fetcher>,
+    timeout: Duration,
+    places: FairPlaces,
+    max_concurrency: u32,
+    breaker: Arc<Breaker>,
+    metrics: ServiceMetrics,
+    responses: Cache<Arc<Response>>,
+    cache: Duration,
+    negative_cache: Duration,
+}
+
+/// Shows only the host: the URL may contain a secret.
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Service({})", host_of(&self.url))
+    }
+}
+
+/// The body of a request.
+#[derive(Serialize)]
+struct Request<'a> {
+    /// The facts that the table of facts sends.
+    #[serde(flatten)]
+    facts: Map<String, Json>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password: Option<&'a str>,
+    /// A password that is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password_base64: Option<String>,
+}
+
+impl Service {
+    /// Reads the trust anchors. Opens no connection.
+    pub(super) fn open(
+        name: &str,
+        settings: tables::HttpService,
+        metrics: &Metrics,
+        diagnostics: &mut Diagnostics,
+    ) -> Result<Self, Reported> {
+        let fetcher = Arc::new(open_ca(settings.ca.as_ref(), diagnostics)?.unwrap_or_default());
+        Ok(Self {
+            url: settings.url.expose().to_owned(),
+            headers: settings.headers,
+            fetcher,
+            timeout: settings.timeout,
+            places: FairPlaces::new(settings.max_concurrency as usize, MAX_WAITING),
+            max_concurrency: settings.max_concurrency,
+            breaker: Arc::new(Breaker::new(settings.break_after, settings.break_time)),
+            metrics: metrics.service(name),
+            responses: Cache::new(|response| response.heap_len()),
+            cache: settings.cache,
+            negative_cache: settings.negative_cache,
+        })
+    }
+
+    /// Distinguishes the service's URL from others.
+    pub(super) fn tag(&self) -> u64 {
+        tag(self.url.as_bytes())
+    }
+
+    /// The connections to the service that may be open at once.
+    pub(super) fn descriptors(&self) -> u64 {
+        self.max_concurrency.into()
+    }
+
+    /// Shows the service as up: the configuration is in use, with a closed circuit breaker.
+    pub(super) fn prepare(&self) {
+        self.metrics.up.set(1);
+    }
+
+    pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
+        let Ok(document) = serde_json::to_vec(&request(candidate)).map(Zeroizing::new) else {
+            return Decision::Deny(Reject::AuthenticationUnavailable);
+        };
+        // The key covers the whole request, so a response about one client never serves another.
+        let key = CacheKey::of(&[&document]);
+        let exchange = async {
+            let response = self.exchange(&document, candidate, name).await?;
+            let period = if response.result == Verdict::Allow { self.cache } else { self.negative_cache };
+            Ok((Arc::new(response), period))
+        };
+        // Without a cache, the service must see every attempt: it may count them, or accept each password only once.
+        let result = if self.cache.is_zero() || self.negative_cache.is_zero() {
+            self.responses.get_or_fetch(key, exchange).await
+        } else {
+            self.responses.get_or_fetch_once(key, exchange).await
+        };
+        let response = match result {
+            Ok(response) => response,
+            Err(reject) => return Decision::Deny(reject),
+        };
+        match response.result {
+            Verdict::Ignore => Decision::Ignore,
+            Verdict::Deny => Decision::Deny(Reject::AuthenticationDenied),
+            Verdict::Allow if response.expires_at.is_some_and(|until| until <= now()) => {
+                Decision::Deny(Reject::AuthenticationDenied)
+            }
+            Verdict::Allow => {
+                let what = Authenticated::Response { service: self.tag(), expires_at: response.expires_at };
+                Decision::Allow(Box::new(Principal {
+                    http: Some(Json::Object(response.attributes.clone())),
+                    client_id: response.client_id.clone(),
+                    username: response.username.clone(),
+                    ..Principal::of(name, what)
+                }))
+            }
+        }
+    }
+
+    async fn exchange(&self, document: &[u8], candidate: Candidate<'_>, name: &Arc<str>) -> Result<Response, Reject> {
+        let place = timeout_at(Instant::now() + self.timeout, self.places.take(candidate.remote())).await;
+        let Ok(Some(_place)) = place else { return Err(Reject::AuthenticationBusy) };
+        if self.breaker.is_open() {
+            return Err(Reject::AuthenticationUnavailable);
+        }
+        // The request has the whole timeout, however long it waited: the queue's length does not count as a failure of
+        // the service. Neither does a client that disconnects during the request: that drops this future.
+        let exchanged = self.fetcher.post_json(&self.url, &self.headers, document.to_vec(), self.timeout).await;
+        let problem = match exchanged.map_err(Problem::from).and_then(|(status, body)| {
+            response::read(status, &body).map_err(|text| Problem { text, failure: Failure::of_status(status) })
+        }) {
+            Ok(response) => {
+                self.metrics.answered.inc();
+                self.breaker.succeeded();
+                return Ok(response);
+            }
+            Err(problem) => problem,
+        };
+        let Problem { text, failure } = problem;
+        self.metrics.failed(failure.label());
+        if self.breaker.failed(failure, candidate.remote()) {
+            self.open_breaker(name);
+        }
+        // Rarely, because clients may cause it and could flood the log.
+        if let Some(suppressed) = self.metrics.warnings.permit() {
+            tracing::warn!(authenticator = &**name, suppressed, "authentication service failed: {text}");
+        }
+        Err(if failure.is_of_client() { Reject::AuthenticationError } else { Reject::AuthenticationUnavailable })
+    }
+
+    /// Waits in the background until the service responds again, and closes the circuit breaker then. The probe is the
+    /// gateway's own request: that of a client may be one that the service fails on.
+    fn open_breaker(&self, name: &Arc<str>) {
+        let pause = humantime::format_duration(self.breaker.period()).to_string();
+        tracing::warn!(
+            authenticator = &**name,
+            pause,
+            "circuit breaker open: the authentication service keeps failing"
+        );
+        self.metrics.up.set(0);
+        let (breaker, fetcher, period) =
+            (Arc::downgrade(&self.breaker), Arc::clone(&self.fetcher), self.breaker.period());
+        let (url, headers, timeout) = (self.url.clone(), self.headers.clone(), self.timeout);
+        let (name, up) = (Arc::clone(name), self.metrics.up.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(period).await;
+                let Some(breaker) = breaker.upgrade() else { return };
+                if fetcher.probe(&url, &headers, timeout).await {
+                    breaker.close();
+                    up.set(1);
+                    tracing::info!(
+                        authenticator = &*name,
+                        "circuit breaker closed: the authentication service responds again"
+                    );
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// A request that led to no decision.
+struct Problem {
+    text: String,
+    failure: Failure,
+}
+
+impl From<FetchError> for Problem {
+    fn from(FetchError { problem, text }: FetchError) -> Self {
+        let failure = match problem {
+            FetchProblem::Unreachable => Failure::Unreachable,
+            FetchProblem::OwnShortage => Failure::OwnShortage,
+            FetchProblem::Timeout => Failure::Timeout,
+            FetchProblem::Response => Failure::Error,
+        };
+        Self { text, failure }
+    }
+}
+
+fn request(candidate: Candidate<'_>) -> Request<'_> {
+    let password = candidate.facts.mqtt.password.map(|bytes| std::str::from_utf8(bytes).map_err(|_| bytes));
+    Request {
+        facts: sent_facts(candidate.facts),
+        password: password.and_then(Result::ok),
+        password_base64: password.and_then(Result::err).map(|bytes| STANDARD.encode(bytes)),
+    }
+}
+
+/// The facts of a request. A field that the client lacks is left out, or `null` within an object; an object of which the
+/// client lacks every field is left out.
+fn sent_facts(facts: &Facts<'_>) -> Map<String, Json> {
+    let mut fields = Map::new();
+    for (fact, path) in FACTS.iter().filter_map(|fact| Some((fact, fact.sent_as?))) {
+        let value = match fact.get(facts) {
+            Some(FactValue::Text(text)) => Json::String(text.into_owned()),
+            Some(FactValue::Int(number)) => number.into(),
+            _ => Json::Null,
+        };
+        match path.split_once('.') {
+            None => drop(fields.insert(path.to_owned(), value)),
+            Some((object, field)) => {
+                let object = fields.entry(object).or_insert_with(|| Json::Object(Map::new()));
+                object[field] = value;
+            }
+        }
+    }
+    fields.retain(|_, value| match value {
+        Json::Null => false,
+        Json::Object(fields) => fields.values().any(|value| !value.is_null()),
+        _ => true,
+    });
+    fields
+}

@@ -1,0 +1,175 @@
+//! The response of an authentication service. Enters: a status and a body. Leaves: a decision, or what is wrong with the
+//! response. A member that the gateway does not know is an error: it may be a misspelt limit.
+
+use hyper::StatusCode;
+use hyper::body::Bytes;
+use serde::Deserialize;
+use serde_json::error::Category;
+use serde_json::{Map, Value as Json};
+
+use crate::util::clip::clip;
+use crate::util::suggest::suggest;
+
+/// Seconds since 1970 from which a time is taken for milliseconds: in the year 5138.
+const MILLISECONDS: i64 = 100_000_000_000;
+
+/// The members of a response.
+const MEMBERS: [&str; 5] = ["result", "client_id", "username", "expires_at", "attributes"];
+
+/// The body of a response.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Response {
+    pub(super) result: Verdict,
+    pub(super) client_id: Option<String>,
+    pub(super) username: Option<String>,
+    /// Seconds since 1970.
+    #[serde(alias = "expire_at")]
+    pub(super) expires_at: Option<i64>,
+    #[serde(default, alias = "client_attrs")]
+    pub(super) attributes: Map<String, Json>,
+    /// EMQX skips topic rules for such a client. The gateway has no use for it.
+    #[serde(default, rename = "is_superuser")]
+    _is_superuser: Option<bool>,
+    /// EMQX's topic rules.
+    #[serde(default)]
+    acl: Option<Vec<Json>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    Allow,
+    #[default]
+    Deny,
+    /// The next authenticator decides.
+    Ignore,
+}
+
+impl Response {
+    /// Bytes that the response owns on the heap.
+    pub(super) fn heap_len(&self) -> usize {
+        fn of(value: &Json) -> usize {
+            match value {
+                Json::String(text) => text.len(),
+                Json::Array(values) => values.iter().map(|value| size_of::<Json>() + of(value)).sum(),
+                Json::Object(fields) => of_fields(fields),
+                Json::Null | Json::Bool(_) | Json::Number(_) => 0,
+            }
+        }
+        fn of_fields(fields: &Map<String, Json>) -> usize {
+            fields.iter().map(|(name, value)| size_of::<(String, Json)>() + name.len() + of(value)).sum()
+        }
+        let texts = [&self.client_id, &self.username];
+        texts.into_iter().flatten().map(String::len).sum::<usize>() + of_fields(&self.attributes)
+    }
+
+    fn check(self) -> Result<Self, String> {
+        match self.expires_at {
+            Some(MILLISECONDS..) => return Err("`expires_at` is in seconds since 1970, not milliseconds".to_owned()),
+            Some(..0) => return Err("`expires_at` is negative".to_owned()),
+            _ => {}
+        }
+        if self.acl.as_ref().is_some_and(|rules| !rules.is_empty()) {
+            return Err("`acl` is not supported: the gateway would not enforce these rules".to_owned());
+        }
+        Ok(self)
+    }
+}
+
+/// Parses a response. The error describes a response that does not follow the protocol, without quoting its values.
+pub(super) fn read(status: StatusCode, body: &Bytes) -> Result<Response, String> {
+    let plain = |result| Response { result, ..Response::default() };
+    match status {
+        StatusCode::OK => {
+            let parsed: Result<Response, _> = serde_json::from_slice(body);
+            parsed.map_err(|error| describe(&error)).and_then(Response::check)
+        }
+        StatusCode::NO_CONTENT => Ok(plain(Verdict::Allow)),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(plain(Verdict::Deny)),
+        status => Err(format!("the response has status {status}")),
+    }
+}
+
+fn describe(error: &serde_json::Error) -> String {
+    if error.classify() != Category::Data {
+        return "the response is not JSON".to_owned();
+    }
+    let text = error.to_string();
+    let named = |prefix: &str| text.strip_prefix(prefix)?.split('`').next().map(|name| clip(name).into_owned());
+    if let Some(name) = named("unknown field `") {
+        let meant = suggest(&name, MEMBERS).map_or_else(
+            || "members of your own belong in `attributes`".to_owned(),
+            |meant| format!("did you mean `{meant}`?"),
+        );
+        return format!("unknown member `{name}`: {meant}");
+    }
+    if let Some(name) = named("duplicate field `") {
+        return format!("the member `{name}` occurs twice");
+    }
+    "a member of the response is missing or has a wrong value: `result` is `allow`, `deny` or `ignore`, `client_id` and \
+     `username` are strings, `expires_at` is a whole number, `attributes` an object"
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(status: u16, body: &str) -> Result<Response, String> {
+        read(StatusCode::from_u16(status).unwrap(), &Bytes::from(body.to_owned()))
+    }
+
+    #[test]
+    fn responses_are_parsed() {
+        let decision = |status: u16, body: &str| parsed(status, body).map(|response| response.result).ok();
+        assert_eq!(decision(200, r#"{"result":"allow","is_superuser":false}"#), Some(Verdict::Allow));
+        assert_eq!(decision(200, r#"{"result":"deny"}"#), Some(Verdict::Deny));
+        assert_eq!(decision(200, r#"{"result":"ignore"}"#), Some(Verdict::Ignore));
+        assert_eq!(decision(204, ""), Some(Verdict::Allow));
+        assert_eq!((decision(401, ""), decision(403, "{}")), (Some(Verdict::Deny), Some(Verdict::Deny)));
+        for (status, body) in [
+            (200, ""),
+            (200, "{}"),
+            (200, "true"),
+            (200, r#"{"result":"Allow"}"#),
+            (200, r#"{"result":true}"#),
+            (200, r#"{"result":"deny","result":"allow"}"#),
+            (201, r#"{"result":"allow"}"#),
+            (302, r#"{"result":"allow"}"#),
+            (500, r#"{"result":"allow"}"#),
+        ] {
+            assert_eq!(decision(status, body), None, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_the_gateway_does_not_understand_admits_nobody() {
+        for (member, problem) in [
+            (r#""expiresAt":1"#, "unknown member `expiresAt`: did you mean `expires_at`?"),
+            (r#""expires":1"#, "unknown member `expires`: did you mean `expires_at`?"),
+            (r#""quota":1"#, "unknown member `quota`: members of your own belong in `attributes`"),
+            (r#""clientid":"a""#, "unknown member `clientid`: did you mean `client_id`?"),
+            (r#""expires_at":1893456000000"#, "`expires_at` is in seconds since 1970, not milliseconds"),
+            (r#""expire_at":1893456000000"#, "`expires_at` is in seconds since 1970, not milliseconds"),
+            (r#""expires_at":-1"#, "`expires_at` is negative"),
+            (r#""expires_at":1893456000.5"#, "a member of the response is missing or has a wrong value"),
+            (r#""expires_at":"1893456000""#, "a member of the response is missing or has a wrong value"),
+            (r#""expires_at":1,"expire_at":2"#, "the member `expires_at` occurs twice"),
+            (r#""acl":[{"permission":"deny"}]"#, "`acl` is not supported"),
+        ] {
+            let error = parsed(200, &format!("{{\"result\":\"allow\",{member}}}")).unwrap_err();
+            assert!(error.starts_with(problem), "{member}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_emqx_understands_is_understood() {
+        let body =
+            r#"{"result":"allow","is_superuser":true,"client_attrs":{"site":"lyon"},"expire_at":1893456000,"acl":[]}"#;
+        let response = parsed(200, body).unwrap();
+        assert_eq!((response.expires_at, &response.attributes["site"]), (Some(1_893_456_000), &Json::from("lyon")));
+        let own = r#"{"result":"allow","attributes":{"expiresAt":1}}"#;
+        assert!(parsed(200, own).is_ok(), "in `attributes`, anything goes");
+    }
+}

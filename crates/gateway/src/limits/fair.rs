@@ -1,0 +1,450 @@
+//! Places that clients of many networks share fairly: for requests to an authentication service, or for verifying a
+//! password. Enters: the address of a client that needs a place. Leaves: a place, in fair order, or none if too many wait.
+//!
+//! Networks take turns, so one that sends a thousand clients delays the others by one client at a time. The networks of a
+//! site share its turns: of an IPv6 site with a /48 first its /56s, then their /64s take turns [RFC 6177, 2].
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// One site gets at most a quarter of what may wait, and a quarter of all places once half of them are taken.
+const SHARE: usize = 4;
+
+/// Places that clients share.
+#[derive(Clone, Debug)]
+pub(crate) struct FairPlaces(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    places: usize,
+    max_waiting: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    taken: usize,
+    taken_by: HashMap<Site, usize>,
+    waiting: Rotation<Site, Rotation<u16, Rotation<u16, Line>>>,
+}
+
+/// A place. Dropping it passes it on.
+#[derive(Debug)]
+#[must_use = "dropping it passes the place on"]
+pub(crate) struct Place {
+    inner: Arc<Inner>,
+    site: Site,
+}
+
+/// An IPv4 address, or the first 48 bits of an IPv6 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Site {
+    V4([u8; 4]),
+    V6([u16; 3]),
+}
+
+impl Site {
+    /// The site of an address.
+    pub(crate) fn of(address: IpAddr) -> Self {
+        path_of(address).0
+    }
+}
+
+/// The site of an address, and its /56 and /64 in there.
+fn path_of(address: IpAddr) -> (Site, (u16, (u16, ()))) {
+    match address.to_canonical() {
+        IpAddr::V4(address) => (Site::V4(address.octets()), (0, (0, ()))),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            (Site::V6([a, b, c]), (d >> 8, (d, ())))
+        }
+    }
+}
+
+impl FairPlaces {
+    /// `places` can be taken at once, and `max_waiting` clients may wait for one; at least one each.
+    pub(crate) fn new(places: usize, max_waiting: usize) -> Self {
+        Self(Arc::new(Inner { places: places.max(1), max_waiting: max_waiting.max(1), state: Mutex::default() }))
+    }
+
+    /// Waits for a place. The caller sets the deadline: a client that stops waiting loses its turn. `None`: too many
+    /// clients wait, or too many of this site.
+    pub(crate) async fn take(&self, address: IpAddr) -> Option<Place> {
+        let path = path_of(address);
+        let turn = {
+            let mut state = self.0.state.lock();
+            if state.has_place(path.0, &self.0) {
+                state.take(path.0);
+                return Some(Place { inner: Arc::clone(&self.0), site: path.0 });
+            }
+            state.wait(path, &self.0)?
+        };
+        turn.await.ok()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut released = Some(self.site);
+        loop {
+            let next = {
+                let mut state = self.inner.state.lock();
+                released.take().into_iter().for_each(|site| state.release(site));
+                state.next(&self.inner)
+            };
+            let Some((site, turn)) = next else { return };
+            // Sent outside the lock: a place that nobody receives is dropped, which takes the lock again.
+            drop(turn.send(Place { inner: Arc::clone(&self.inner), site }));
+        }
+    }
+}
+
+impl State {
+    /// Whether a client of this site may take a place now. No other client waits for it: a place that is released is
+    /// passed on under the same lock.
+    fn has_place(&self, site: Site, inner: &Inner) -> bool {
+        let of_site = self.taken_by.get(&site).copied().unwrap_or(0);
+        self.taken < inner.places && (self.taken < inner.places / 2 || of_site < inner.places.div_ceil(SHARE))
+    }
+
+    fn take(&mut self, site: Site) {
+        self.taken += 1;
+        *self.taken_by.entry(site).or_default() += 1;
+    }
+
+    fn release(&mut self, site: Site) {
+        self.taken -= 1;
+        if let Entry::Occupied(mut taken) = self.taken_by.entry(site) {
+            *taken.get_mut() -= 1;
+            if *taken.get() == 0 {
+                taken.remove();
+            }
+        }
+    }
+
+    fn wait(&mut self, path: (Site, (u16, (u16, ()))), inner: &Inner) -> Option<oneshot::Receiver<Place>> {
+        let (site, max_of_site) = (path.0, inner.max_waiting.div_ceil(SHARE));
+        if self.waiting.len() >= inner.max_waiting || self.waiting.len_of(site) >= max_of_site {
+            self.waiting.remove_gone();
+        }
+        let of_site = self.waiting.len_of(site);
+        if of_site >= max_of_site {
+            return None;
+        }
+        if self.waiting.len() >= inner.max_waiting {
+            // The site with most clients loses one, if it still has no fewer than the newcomer's then.
+            if self.waiting.longest()? < of_site + 2 {
+                return None;
+            }
+            self.waiting.remove_of_longest();
+        }
+        let (turn, receiver) = oneshot::channel();
+        self.waiting.push(path, turn);
+        Some(receiver)
+    }
+
+    /// The client that gets the next place, which is counted as taken.
+    fn next(&mut self, inner: &Inner) -> Option<(Site, Turn)> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let next = waiting.pop_if(|site| self.has_place(*site, inner));
+        self.waiting = waiting;
+        let (site, turn) = next?;
+        self.take(site);
+        Some((site, turn))
+    }
+}
+
+/// Hands a place to a client that waits.
+type Turn = oneshot::Sender<Place>;
+
+/// Clients that wait, some of which may have given up meanwhile.
+trait Queue: Default {
+    type Path;
+
+    fn push(&mut self, path: Self::Path, turn: Turn);
+
+    /// Removes the client whose turn it is.
+    fn pop(&mut self) -> Option<Turn>;
+
+    /// Removes one of those that came last.
+    fn remove_of_longest(&mut self);
+
+    /// Removes those that have given up.
+    fn remove_gone(&mut self);
+
+    fn len(&self) -> usize;
+}
+
+/// First come, first served.
+#[derive(Debug, Default)]
+struct Line(VecDeque<Turn>);
+
+impl Queue for Line {
+    type Path = ();
+
+    fn push(&mut self, (): (), turn: Turn) {
+        self.0.push_back(turn);
+    }
+
+    fn pop(&mut self) -> Option<Turn> {
+        std::iter::from_fn(|| self.0.pop_front()).find(|turn| !turn.is_closed())
+    }
+
+    fn remove_of_longest(&mut self) {
+        self.0.pop_back();
+    }
+
+    fn remove_gone(&mut self) {
+        self.0.retain(|turn| !turn.is_closed());
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Queues that take turns.
+#[derive(Debug)]
+struct Rotation<K, Q> {
+    /// The queues with clients, in the order of their turns.
+    order: VecDeque<K>,
+    queues: HashMap<K, Q>,
+    len: usize,
+}
+
+impl<K, Q> Default for Rotation<K, Q> {
+    fn default() -> Self {
+        Self { order: VecDeque::new(), queues: HashMap::new(), len: 0 }
+    }
+}
+
+impl<K: Copy + Eq + Hash, Q: Queue> Rotation<K, Q> {
+    fn len_of(&self, key: K) -> usize {
+        self.queues.get(&key).map_or(0, Queue::len)
+    }
+
+    /// The length of the longest queue.
+    fn longest(&self) -> Option<usize> {
+        self.queues.values().map(Queue::len).max()
+    }
+
+    /// Removes the client whose turn it is, of a queue that is `eligible`. That queue has its next turn after all others.
+    fn pop_if(&mut self, eligible: impl Fn(&K) -> bool) -> Option<(K, Turn)> {
+        loop {
+            let position = self.order.iter().position(&eligible)?;
+            let key = self.order.remove(position)?;
+            let popped = self.change(key, Queue::pop);
+            if self.queues.contains_key(&key) {
+                self.order.push_back(key);
+            }
+            if let Some(turn) = popped {
+                return Some((key, turn));
+            }
+        }
+    }
+
+    /// Changes one queue, and removes it if it is empty then.
+    fn change<T>(&mut self, key: K, change: impl FnOnce(&mut Q) -> T) -> T {
+        let queue = self.queues.entry(key).or_default();
+        let before = queue.len();
+        let result = change(queue);
+        let after = queue.len();
+        if after == 0 {
+            self.queues.remove(&key);
+        }
+        self.len = self.len - before + after;
+        result
+    }
+}
+
+impl<K: Copy + Eq + Hash, Q: Queue> Queue for Rotation<K, Q> {
+    type Path = (K, Q::Path);
+
+    fn push(&mut self, (key, rest): Self::Path, turn: Turn) {
+        if !self.queues.contains_key(&key) {
+            self.order.push_back(key);
+        }
+        self.change(key, |queue| queue.push(rest, turn));
+    }
+
+    fn pop(&mut self) -> Option<Turn> {
+        self.pop_if(|_| true).map(|(_, turn)| turn)
+    }
+
+    fn remove_of_longest(&mut self) {
+        let longest = self.queues.iter().max_by_key(|(_, queue)| queue.len()).map(|(key, _)| *key);
+        longest.into_iter().for_each(|key| self.change(key, Queue::remove_of_longest));
+        self.order.retain(|key| self.queues.contains_key(key));
+    }
+
+    fn remove_gone(&mut self) {
+        self.queues.values_mut().for_each(Queue::remove_gone);
+        self.queues.retain(|_, queue| queue.len() > 0);
+        self.order.retain(|key| self.queues.contains_key(key));
+        self.len = self.queues.values().map(Queue::len).sum();
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// Clients that wait in a task each. Place by place is given back, and the order of those who got one returned.
+    struct Clients {
+        places: FairPlaces,
+        held: Vec<Place>,
+        order: Arc<Mutex<Vec<(String, Place)>>>,
+        tasks: Vec<JoinHandle<()>>,
+        rejected: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Clients {
+        /// All places are taken by someone else.
+        async fn new(places: usize, max_waiting: usize) -> Self {
+            let shared = FairPlaces::new(places, max_waiting);
+            let mut held = Vec::new();
+            for n in 0..places {
+                let address = IpAddr::from([10, 0, 0, u8::try_from(n).unwrap()]);
+                held.push(shared.take(address).await.unwrap());
+            }
+            Self { places: shared, held, order: Arc::default(), tasks: Vec::new(), rejected: Arc::default() }
+        }
+
+        async fn arrive(&mut self, name: &str) {
+            let (places, order, rejected) = (self.places.clone(), Arc::clone(&self.order), Arc::clone(&self.rejected));
+            let name = name.to_owned();
+            self.tasks.push(tokio::spawn(async move {
+                let address = name.split(' ').next().unwrap().parse().unwrap();
+                match places.take(address).await {
+                    Some(place) => order.lock().push((name, place)),
+                    None => rejected.lock().push(name),
+                }
+            }));
+            tokio::task::yield_now().await;
+        }
+
+        async fn served(mut self) -> Vec<String> {
+            self.held.truncate(1);
+            self.held.clear();
+            let mut names = Vec::new();
+            loop {
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                // The place is given back only now.
+                let Some((name, place)) = self.order.lock().pop() else { return names };
+                names.push(name);
+                drop(place);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn networks_take_turns() {
+        let mut clients = Clients::new(1, 100).await;
+        for n in 0..20 {
+            clients.arrive(&format!("192.0.2.7 {n}")).await;
+        }
+        clients.arrive("192.0.2.8 0").await;
+        clients.arrive("::ffff:192.0.2.9 0").await;
+        clients.arrive("192.0.2.8 1").await;
+        let served = clients.served().await;
+        assert_eq!(
+            served[..6],
+            ["192.0.2.7 0", "192.0.2.8 0", "::ffff:192.0.2.9 0", "192.0.2.7 1", "192.0.2.8 1", "192.0.2.7 2"]
+        );
+        assert_eq!(served.len(), 23);
+    }
+
+    #[tokio::test]
+    async fn the_networks_of_an_ipv6_site_share_its_turns() {
+        let mut clients = Clients::new(1, 100).await;
+        for n in 0..10 {
+            clients.arrive(&format!("2001:db8:1:{n:x}00::1")).await;
+        }
+        clients.arrive("2001:db8:1:101::1").await;
+        for n in 0..3 {
+            clients.arrive(&format!("2001:db8:2::1 {n}")).await;
+        }
+        let served = clients.served().await;
+        assert_eq!(
+            served[..5],
+            ["2001:db8:1:0::1", "2001:db8:2::1 0", "2001:db8:1:100::1", "2001:db8:2::1 1", "2001:db8:1:200::1"]
+                .map(|name| name.replace(":0::", ":000::"))
+        );
+        assert_eq!(served.last().unwrap(), "2001:db8:1:101::1", "a /56 has one turn before the next has its second");
+    }
+
+    #[tokio::test]
+    async fn one_site_takes_at_most_half_and_a_quarter_beside_others() {
+        let places = FairPlaces::new(16, 100);
+        let take = |address: &str| {
+            let (places, address) = (places.clone(), address.parse().unwrap());
+            async move { tokio::time::timeout(std::time::Duration::ZERO, places.take(address)).await.ok().flatten() }
+        };
+        let mut held = Vec::new();
+        for n in 0..100 {
+            held.extend(take(&format!("2001:db8:1:{n:x}::1")).await);
+        }
+        assert_eq!(held.len(), 8);
+        for _ in 0..100 {
+            held.extend(take("192.0.2.7").await);
+        }
+        assert_eq!(held.len(), 12);
+        for _ in 0..100 {
+            held.extend(take("192.0.2.8").await);
+        }
+        assert_eq!(held.len(), 16);
+        drop(held);
+        assert!(take("192.0.2.9").await.is_some());
+        let state = places.0.state.lock();
+        assert_eq!((state.taken, state.taken_by.len(), state.waiting.len()), (0, 0, 0), "nobody is left");
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded_and_the_largest_site_makes_room() {
+        let mut clients = Clients::new(1, 8).await;
+        for site in 0..5 {
+            for n in 0..3 {
+                clients.arrive(&format!("192.0.2.{site} {n}")).await;
+            }
+        }
+        let rejected = clients.rejected.lock().clone();
+        let of = |rejected: &[String], site: u32| {
+            rejected.iter().filter(|name| name.starts_with(&format!("192.0.2.{site} "))).count()
+        };
+        assert!((0..5).all(|site| of(&rejected, site) >= 1), "at most a quarter of all each: {rejected:?}");
+        assert_eq!(rejected.len(), 7, "{rejected:?}");
+        let served = clients.served().await;
+        assert_eq!(served.len(), 8);
+        assert!((0..5).all(|site| of(&served, site) >= 1), "each has one at least: {served:?}");
+    }
+
+    #[tokio::test]
+    async fn clients_that_give_up_leave_nothing_behind() {
+        let mut clients = Clients::new(1, 100).await;
+        for round in 0..1000 {
+            clients.arrive(&format!("192.0.2.7 {round}")).await;
+            clients.tasks.pop().unwrap().abort();
+            tokio::task::yield_now().await;
+        }
+        assert!(clients.places.0.state.lock().waiting.len() <= 25);
+        clients.arrive("192.0.2.7 at last").await;
+        let places = clients.places.clone();
+        assert_eq!(clients.served().await, ["192.0.2.7 at last"]);
+        assert_eq!(places.0.state.lock().waiting.len(), 0);
+        assert!(places.take(IpAddr::from([192, 0, 2, 8])).await.is_some());
+    }
+}
