@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::devices::Changed;
 use crate::observe::Expiry;
 use crate::pki::CrlSummary;
 use crate::session::{Shared, evaluate};
@@ -98,12 +99,17 @@ fn fetch_due(shared: &Shared) {
 
 fn end_sessions(shared: &Shared) {
     let runtime = shared.runtime.load_full();
-    let mut changed = shared.state.revocation.take_revoked();
-    changed.extend(shared.state.sources.registries.values().iter().flat_map(|registry| registry.take_changed()));
-
-    let now = now();
-    let ended = shared.state.sessions.sweep_keys(&changed, |entry| evaluate(entry.client_evidence(), &runtime, now))
-        + shared.state.sessions.sweep_expired(now);
+    let (mut changed, mut is_all) = (shared.state.revocation.take_revoked(), false);
+    for registry in shared.state.sources.registries.values() {
+        match registry.take_changed() {
+            Changed::Keys(keys) => changed.extend(keys),
+            Changed::All => is_all = true,
+        }
+    }
+    let (now, sessions) = (now(), &shared.state.sessions);
+    let evaluate = |entry: &SessionEntry| evaluate(entry.client_evidence(), &runtime, now);
+    let ended = if is_all { sessions.sweep(evaluate) } else { sessions.sweep_keys(&changed, evaluate) }
+        + sessions.sweep_expired(now);
     if ended > 0 {
         tracing::info!(sessions = ended, "sessions ended: their credentials are no longer valid");
     }

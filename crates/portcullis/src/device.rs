@@ -30,11 +30,14 @@ pub(crate) fn device(arguments: DeviceArguments) -> Result<(), Failure> {
     tokio.block_on(async {
         let url = url(database)?;
         let may_create = matches!(command, DeviceCommand::Add { .. } | DeviceCommand::Import { .. });
+        let only_reads = matches!(command, DeviceCommand::List { .. } | DeviceCommand::Show { .. });
         if let Some(path) = url.path().filter(|path| !may_create && !Path::new(path).exists()) {
             let hint = "`portcullis device add` creates it";
             return Err(Failure::hint(anyhow!("there is no registry at `{path}`"), hint));
         }
-        let registry = Registry::open(&url).await.map_err(|error| {
+        let opened =
+            if only_reads || !may_create { open_existing(&url, only_reads).await } else { Registry::open(&url).await };
+        let registry = opened.map_err(|error| {
             let hint = match url.path() {
                 Some(path) => {
                     format!("check that `{path}` is a registry and that its directory exists and is writable")
@@ -45,6 +48,16 @@ pub(crate) fn device(arguments: DeviceArguments) -> Result<(), Failure> {
         })?;
         run(&registry, command).await
     })
+}
+
+/// Opens a registry, but makes none of another database. Its schema is migrated only if something is to be changed.
+async fn open_existing(url: &Url, only_reads: bool) -> Result<Registry, Error> {
+    let registry = Registry::connect_lazy(url)?;
+    registry.check().await?;
+    if !only_reads {
+        registry.migrate().await?;
+    }
+    Ok(registry)
 }
 
 /// Finds the registry: from `-c`, otherwise from `--database` or its environment variable.
@@ -99,13 +112,23 @@ async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure>
         DeviceCommand::Disable { id } => set_state(registry, &id, State::Disabled).await?,
         DeviceCommand::Ban { id, period } => {
             let until = now().saturating_add(i64::try_from(period.as_secs()).unwrap_or(i64::MAX));
-            if registry.get(&id).await?.is_some_and(|device| device.state == State::Disabled) {
-                let hint = format!(
-                    "a ban expires and would re-enable the device; run `portcullis device enable {id}` first if you want that"
-                );
-                return Err(Failure::hint(anyhow!("device `{id}` is disabled and cannot be banned"), hint));
+            let ban = |device: &mut Device| {
+                if device.state == State::Disabled {
+                    return Err(Error::Invalid(format!("device `{}` is disabled and cannot be banned", device.id)));
+                }
+                device.state = State::Banned(until);
+                Ok(())
+            };
+            match registry.try_change(&id, ban).await {
+                Ok(device) => println!("{id}: {}", state_text(device.state)),
+                Err(error @ Error::Invalid(_)) => {
+                    let hint = format!(
+                        "a ban expires and would re-enable the device; run `portcullis device enable {id}` first if you want that"
+                    );
+                    return Err(Failure::hint(error, hint));
+                }
+                Err(error) => return Err(explain(error)),
             }
-            set_state(registry, &id, State::Banned(until)).await?;
         }
         DeviceCommand::Remove { id } => {
             registry.remove(&id).await.map_err(explain)?;

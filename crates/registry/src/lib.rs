@@ -25,7 +25,10 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let migration = |version, description: &'static str, sql: &'static str| {
         Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
     };
-    Migrator::with_migrations(vec![migration(1, "devices", include_str!("../migrations/0001_devices.sql"))])
+    Migrator::with_migrations(vec![
+        migration(1, "devices", include_str!("../migrations/0001_devices.sql")),
+        migration(2, "identity", include_str!("../migrations/0002_identity.sql")),
+    ])
 });
 
 /// The PostgreSQL notification channel: one notification per transaction that changes devices.
@@ -162,6 +165,8 @@ pub enum Error {
     Invalid(String),
     /// The database record of this device cannot be decoded.
     Corrupt(String),
+    /// The database has no tables of a registry.
+    NotARegistry,
 }
 
 impl fmt::Display for Error {
@@ -173,6 +178,7 @@ impl fmt::Display for Error {
             Error::Exists(id) => write!(f, "device `{id}` already exists"),
             Error::Unknown(id) => write!(f, "device `{id}` does not exist"),
             Error::Taken(what) | Error::Invalid(what) => write!(f, "{what}"),
+            Error::NotARegistry => write!(f, "the database is not a device registry"),
             Error::Corrupt(id) => write!(f, "the database record of device `{id}` is corrupt"),
         }
     }
@@ -204,6 +210,15 @@ pub enum Existing {
     Skip,
     /// Replace the existing device.
     Replace,
+}
+
+/// The state of a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The revision of the last change.
+    pub revision: i64,
+    /// A random number; `None` for a registry that an older version has created.
+    pub identity: Option<String>,
 }
 
 /// A changed device.
@@ -271,10 +286,27 @@ impl Registry {
         let latest = MIGRATIONS.iter().map(|migration| migration.version).max();
         let query = sqlx::query("SELECT max(version) AS version FROM _sqlx_migrations WHERE success");
         let present = query.fetch_one(&self.pool).await.and_then(|row| row.try_get::<Option<i64>, _>("version"));
-        if present.is_ok_and(|present| present == latest) {
+        if present.is_err() || present.is_ok_and(|present| present != latest) {
+            MIGRATIONS.run(&self.pool).await.map_err(Error::Schema)?;
+        }
+        if self.head().await?.identity.is_some() {
             return Ok(());
         }
-        MIGRATIONS.run(&self.pool).await.map_err(Error::Schema)
+        let query = "INSERT INTO registry_identity (id, value) VALUES (1, $1) ON CONFLICT (id) DO NOTHING";
+        let identity = format!("{:032x}", rand::random::<u128>());
+        sqlx::query(query).bind(identity).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Checks that the database has the tables of a registry. Changes nothing.
+    ///
+    /// # Errors
+    /// The database cannot be reached, or is no registry.
+    pub async fn check(&self) -> Result<(), Error> {
+        self.head().await.map(drop).map_err(|error| match error {
+            Error::Database(sqlx::Error::Database(_) | sqlx::Error::RowNotFound) => Error::NotARegistry,
+            error => error,
+        })
     }
 
     /// Returns the device with this ID.
@@ -328,12 +360,29 @@ impl Registry {
     /// # Errors
     /// No device has this ID, the changed device is not valid, or a query failed.
     pub async fn change(&self, id: &str, change: impl FnOnce(&mut Device)) -> Result<Device, Error> {
+        let changed = self.try_change(id, |device| {
+            change(device);
+            Ok(())
+        });
+        changed.await
+    }
+
+    /// Changes a device, or leaves it as it is if `change` returns an error: no other change comes between what it sees and
+    /// what it writes. Returns the changed device.
+    ///
+    /// # Errors
+    /// The error of `change`, no device has this ID, the changed device is not valid, or a query failed.
+    pub async fn try_change(
+        &self,
+        id: &str,
+        change: impl FnOnce(&mut Device) -> Result<(), Error>,
+    ) -> Result<Device, Error> {
         let mut connection = self.pool.acquire().await?;
         let mut transaction = connection.begin().await?;
         let revision = take_revisions(&mut transaction, 1).await?;
         let device = read(&mut transaction, id).await?;
         let mut device = device.ok_or_else(|| Error::Unknown(id.to_owned()))?;
-        change(&mut device);
+        change(&mut device)?;
         write(&mut transaction, revision, id, Some(&device)).await?;
         self.notify(&mut transaction).await?;
         transaction.commit().await?;
@@ -387,13 +436,33 @@ impl Registry {
         rows.iter().map(|row| (row, change(row, &mut pins_of))).map(readable).collect()
     }
 
-    /// The revision of the last change.
+    /// The revision of the last change, and what tells the database from others.
     ///
     /// # Errors
-    /// A query failed, or the record is corrupt.
-    pub async fn revision(&self) -> Result<i64, Error> {
-        let row = sqlx::query("SELECT value FROM revision WHERE id = 1").fetch_one(&self.pool).await?;
-        Ok(row.try_get("value")?)
+    /// A query failed.
+    pub async fn head(&self) -> Result<Head, Error> {
+        let row = match sqlx::query("SELECT value FROM revision WHERE id = 1").fetch_one(&self.pool).await {
+            Err(sqlx::Error::PoolTimedOut) => return Err(self.why_unreachable().await.into()),
+            row => row?,
+        };
+        let identity = sqlx::query("SELECT value FROM registry_identity WHERE id = 1").fetch_optional(&self.pool).await;
+        let identity = match identity {
+            Ok(row) => row.map(|row| row.try_get("value")).transpose()?,
+            // A database from before there were identities.
+            Err(sqlx::Error::Database(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Head { revision: row.try_get("value")?, identity })
+    }
+
+    /// Why no connection can be opened: the pool tries until its timeout, and then does not say.
+    async fn why_unreachable(&self) -> sqlx::Error {
+        let Ok(options) = self.url.text.parse::<AnyConnectOptions>() else { return sqlx::Error::PoolTimedOut };
+        match tokio::time::timeout(CONNECT_TIMEOUT, AnyConnection::connect_with(&options)).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(_)) => sqlx::Error::PoolTimedOut,
+            Err(_) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// Subscribes to change notifications. `None` for SQLite, which has none.

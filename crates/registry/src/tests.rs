@@ -46,7 +46,7 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
     registry.add(&[device("one")], Existing::Refuse).await.unwrap();
-    let before = registry.revision().await.unwrap();
+    let before = registry.head().await.unwrap().revision;
     assert!(matches!(
         registry.add(&[Device::new("new"), Device::new("one")], Existing::Refuse).await,
         Err(Error::Exists(_))
@@ -82,7 +82,7 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
             "{wrong:?}"
         );
     }
-    assert_eq!(registry.revision().await.unwrap(), before);
+    assert_eq!(registry.head().await.unwrap().revision, before);
     let again = [Device::new("one"), Device::new("two")];
     assert_eq!(registry.add(&again, Existing::Skip).await.unwrap(), 1);
     assert_eq!(registry.get("one").await.unwrap(), Some(device("one")));
@@ -106,7 +106,7 @@ async fn changes_are_told_since_a_number() {
     let seen: Vec<_> = since.iter().map(|change| (change.id.as_str(), change.device.is_some())).collect();
     assert_eq!(seen, [("b", false), ("a", true)]);
     assert_eq!(registry.changes(5).await.unwrap(), []);
-    assert_eq!(registry.revision().await.unwrap(), 5);
+    assert_eq!(registry.head().await.unwrap().revision, 5);
 }
 
 #[tokio::test]

@@ -41,6 +41,8 @@ const DATABASE_DESCRIPTORS: u64 = 16;
 pub(crate) struct Authenticator {
     /// Unique name.
     pub name: Arc<str>,
+    /// The value of `kind` in its table.
+    kind: &'static str,
     method: Method,
 }
 
@@ -55,8 +57,8 @@ enum Method {
 /// An authenticated client and its attributes.
 #[derive(Debug, Default)]
 pub(crate) struct Principal {
-    /// The authenticator that authenticated it.
-    pub authenticator: Option<Arc<str>>,
+    /// Name and kind of the authenticator that authenticated it.
+    pub authenticator: Option<(Arc<str>, &'static str)>,
     /// The claims of its token.
     pub jwt: Option<Json>,
     /// Its entry in the device registry.
@@ -130,6 +132,7 @@ impl Authenticator {
         metrics: &Metrics,
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
+        let kind = settings.method.kind();
         let method = match settings.method {
             tables::Method::PasswordFile(file) => {
                 Method::PasswordFile(Box::new(password_file::PasswordFile::open(&file, diagnostics)?))
@@ -142,7 +145,7 @@ impl Authenticator {
                 Method::Registry(Box::new(registry::Devices::open(*registry, sources, diagnostics)?))
             }
         };
-        Ok(Self { name: settings.name.into(), method })
+        Ok(Self { name: settings.name.into(), kind, method })
     }
 
     /// The replica of the device registry, if this authenticator is one.
@@ -259,12 +262,17 @@ impl Principal {
     /// A client that the authenticator `by` has authenticated.
     fn of(by: &Arc<str>, what: Authenticated) -> Self {
         let evidence = Some(Evidence::Authenticated { by: Arc::clone(by), what });
-        Self { authenticator: Some(Arc::clone(by)), evidence, ..Self::default() }
+        Self { evidence, ..Self::default() }
     }
 
     /// The attributes that expressions can use.
     pub(crate) fn attributes(&self) -> AuthAttributes<'_> {
-        AuthAttributes { jwt: self.jwt.as_ref(), device: self.device.as_ref(), http: self.http.as_ref() }
+        AuthAttributes {
+            jwt: self.jwt.as_ref(),
+            device: self.device.as_ref(),
+            http: self.http.as_ref(),
+            authenticator: self.authenticator.as_ref().map(|(name, kind)| (&**name, *kind)),
+        }
     }
 }
 
@@ -282,7 +290,10 @@ pub(crate) async fn authenticate(
     let candidate = Candidate { facts };
     for authenticator in authenticators {
         match authenticator.authenticate(candidate).await {
-            Decision::Allow(principal) => return Ok(Some(principal)),
+            Decision::Allow(mut principal) => {
+                principal.authenticator = Some((Arc::clone(&authenticator.name), authenticator.kind));
+                return Ok(Some(principal));
+            }
             Decision::Deny(reject) => return Err(reject),
             Decision::Ignore => {}
         }

@@ -66,17 +66,20 @@ impl Devices {
 
     pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
         let entry = match self.find(candidate) {
-            Ok(Some(entry)) => entry,
-            Ok(None) if self.replica.is_authoritative() => return Decision::Ignore,
-            Ok(None) => {
+            Some(entry) => entry,
+            None if self.replica.is_authoritative() => return Decision::Ignore,
+            None => {
                 let verified = self.verify_decoy(candidate).await;
                 return Decision::Deny(verified.err().unwrap_or(Reject::RegistryUnavailable));
             }
-            Err(reject) => return Decision::Deny(reject),
         };
         // Verify the credential first: only the owner of the device may learn that it is banned.
         let used = match self.prove(&entry, candidate).await {
             Ok(used) => used,
+            // What the gateway knows may be out of date, and an unknown device gets this answer, too.
+            Err(Reject::BadCredentials | Reject::PinMismatch) if !self.replica.is_authoritative() => {
+                return Decision::Deny(Reject::CredentialUnconfirmed);
+            }
             Err(reject) => return Decision::Deny(reject),
         };
         if let Err(reject) = entry.check_state(now()) {
@@ -87,14 +90,15 @@ impl Devices {
     }
 
     /// The device that the client is, or claims to be.
-    fn find(&self, candidate: Candidate<'_>) -> Result<Option<Arc<Entry>>, Reject> {
+    fn find(&self, candidate: Candidate<'_>) -> Option<Arc<Entry>> {
         if let Some(device) = &self.device {
-            return Ok(self.replica.by_id(&device.text(candidate.facts)?));
+            // Without a value, it identifies no device: the client is not one of the registry.
+            return device.text(candidate.facts).ok().and_then(|id| self.replica.by_id(&id));
         }
         let pinned = candidate.fingerprints().iter().find_map(|fingerprint| self.replica.by_pin(fingerprint));
         let by_psk = || candidate.psk().and_then(|psk| self.replica.by_psk(&psk.identity));
         let by_username = || candidate.username().and_then(|username| self.replica.by_id(username));
-        Ok(pinned.or_else(by_psk).or_else(by_username))
+        pinned.or_else(by_psk).or_else(by_username)
     }
 
     /// The credential with which the client proved that it is this device.

@@ -217,6 +217,11 @@ string_value!(Cidr, "Cidr", "a network: \"10.0.0.0/8\", \"2001:db8::/32\", or on
 });
 
 impl Cidr {
+    /// Whether it has only addresses of this machine.
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.0.network().is_loopback() && self.0.broadcast().is_loopback()
+    }
+
     /// Parses a network or an address. Converts an IPv4-mapped network (`::ffff:10.0.0.0/104`) to IPv4, as client addresses
     /// are.
     pub(crate) fn parse(text: &str) -> Option<Self> {

@@ -4,10 +4,9 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use portcullis_registry::{Listening, PAGE, Registry};
+use portcullis_registry::{Head, Listening, PAGE, Registry};
 
-use super::{Entry, Known, Replica, key};
-use crate::pki::Key;
+use super::{Entry, Known, Replica};
 
 /// Interval at which the gateway polls the database for changes.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -31,18 +30,20 @@ impl Replica {
 
     /// Reads changes since the last revision. `anew`: replaces the whole replica.
     async fn pull(self: &Arc<Self>, registry: &Registry, anew: bool) -> Result<(), String> {
-        let (known, has_room) = {
+        let (known, identity, has_room) = {
             let known = self.known();
-            (known.revision, known.is_full && known.by_id.len() < self.max)
+            (known.revision, known.identity.clone(), known.has_room(self.max))
         };
-        let revision = query(registry.revision()).await?;
-        if anew || revision < known {
+        let head = query(registry.head()).await?;
+        let revision = head.revision;
+        let is_other = identity.is_some() && identity != head.identity;
+        if anew || is_other || revision < known {
             tracing::warn!("the device registry was replaced by another one; reloading it");
-            return self.pull_anew(registry).await;
+            return self.pull_anew(registry, head, true).await;
         }
         if has_room {
             // There is room again for devices that did not fit.
-            return self.pull_anew(registry).await;
+            return self.pull_anew(registry, head, false).await;
         }
         let mut since = known;
         // All changes up to this revision are committed.
@@ -53,13 +54,15 @@ impl Replica {
             let this = Arc::clone(self);
             in_background(move || this.apply(&changes)).await?;
         }
-        self.reached(revision);
+        self.reached(head);
         self.answered();
         Ok(())
     }
 
-    async fn pull_anew(self: &Arc<Self>, registry: &Registry) -> Result<(), String> {
-        let (mut fresh, max) = (Known::default(), self.max);
+    /// Replaces the whole replica. `is_other`: by that of another database, so that devices which do not fit cannot be
+    /// compared with what they were.
+    async fn pull_anew(self: &Arc<Self>, registry: &Registry, head: Head, is_other: bool) -> Result<(), String> {
+        let (mut fresh, max) = (Known { identity: head.identity, ..Known::default() }, self.max);
         loop {
             let changes = query(registry.changes(fresh.revision)).await?;
             let is_last = changes.len() < PAGE;
@@ -72,13 +75,17 @@ impl Replica {
                 break;
             }
         }
+        if is_other {
+            fresh.distrust_beyond();
+        }
         let this = Arc::clone(self);
         in_background(move || {
-            let new: Vec<Key> = fresh.by_id.keys().map(|id| key(id)).collect();
             let before = std::mem::replace(&mut *this.known.write(), fresh);
-            this.evaluate_again(before.by_id.keys().map(|id| key(id)).chain(new));
+            this.evaluate_all();
+            drop(before);
         })
         .await?;
+        self.log_full();
         self.answered();
         Ok(())
     }

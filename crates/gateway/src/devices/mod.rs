@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use portcullis_registry::{Change, State, Url};
+use portcullis_registry::{Change, Head, State, Url};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -49,11 +50,13 @@ pub(crate) struct Replica {
     url: Url,
     max: usize,
     known: RwLock<Known>,
-    /// Devices whose sessions must be evaluated again.
-    changed: Mutex<Vec<Key>>,
+    /// The sessions that must be evaluated again.
+    changed: Mutex<Changed>,
     /// Whether the replica has been loaded once.
     complete: watch::Sender<bool>,
     is_followed: std::sync::Once,
+    /// Whether it was logged that there are too many devices.
+    is_full: AtomicBool,
 }
 
 #[derive(Default)]
@@ -65,10 +68,29 @@ struct Known {
     revision: i64,
     /// Time of the last response of the database; `None`: it has failed since.
     answered: Option<Instant>,
-    /// Whether the registry has more devices than the replica may contain.
-    is_full: bool,
+    /// Devices beyond the maximum: they are not admitted, but sessions from when they were continue. By the key of their ID.
+    beyond: HashMap<Key, Beyond>,
+    /// What tells the database from others.
+    identity: Option<String>,
     /// Password hashes of some devices, as decoys for unknown ones.
     samples: Vec<Box<str>>,
+}
+
+/// A device of which the replica has only the state.
+#[derive(Clone, Copy)]
+struct Beyond {
+    state: State,
+    /// Its credentials or facts may be others than when it was admitted.
+    has_changed: bool,
+}
+
+/// Sessions to evaluate again.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Changed {
+    /// Those with these index keys.
+    Keys(Vec<Key>),
+    /// All.
+    All,
 }
 
 impl Replica {
@@ -77,9 +99,10 @@ impl Replica {
             url,
             max,
             known: RwLock::default(),
-            changed: Mutex::default(),
+            changed: Mutex::new(Changed::Keys(Vec::new())),
             complete: watch::Sender::new(false),
             is_followed: std::sync::Once::new(),
+            is_full: AtomicBool::new(false),
         }
     }
 
@@ -101,7 +124,7 @@ impl Replica {
     /// Whether the replica is complete and recent, so that a device that it lacks is not in the registry.
     pub(crate) fn is_authoritative(&self) -> bool {
         let known = self.known();
-        !known.is_full
+        known.beyond.is_empty()
             && *self.complete.borrow()
             && known.answered.is_some_and(|answered| answered.elapsed() < CERTAIN_FOR)
     }
@@ -129,16 +152,8 @@ impl Replica {
     /// # Errors
     /// The reason to end the session.
     pub(crate) fn evaluate(&self, evidence: &DeviceEvidence, uses_facts: bool, now: i64) -> Result<(), CloseReason> {
-        let Some(device) = self.by_id(&evidence.id) else {
-            // The replica may be incomplete, or full.
-            let is_removed = *self.complete.borrow() && !self.known().is_full;
-            return if is_removed { Err(CloseReason::DeviceRemoved) } else { Ok(()) };
-        };
-        match device.state(now) {
-            State::Enabled => {}
-            State::Disabled => return Err(CloseReason::DeviceDisabled),
-            State::Banned(_) => return Err(CloseReason::DeviceBanned),
-        }
+        let Some(device) = self.by_id(&evidence.id) else { return self.evaluate_without_entry(&evidence.id, now) };
+        may_continue(device.state(now))?;
         if !device.is_proved_by(&evidence.used) {
             return Err(CloseReason::CredentialWithdrawn);
         }
@@ -148,9 +163,18 @@ impl Replica {
         Ok(())
     }
 
-    /// Takes the index keys of sessions that must be evaluated again.
-    pub(crate) fn take_changed(&self) -> Vec<Key> {
-        std::mem::take(&mut *self.changed.lock())
+    fn evaluate_without_entry(&self, id: &str, now: i64) -> Result<(), CloseReason> {
+        match self.known().beyond.get(&key(id)) {
+            Some(Beyond { state, has_changed }) => may_continue(state.at(now))
+                .and_then(|()| if *has_changed { Err(CloseReason::DeviceChanged) } else { Ok(()) }),
+            None if *self.complete.borrow() => Err(CloseReason::DeviceRemoved),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the sessions that must be evaluated again.
+    pub(crate) fn take_changed(&self) -> Changed {
+        std::mem::replace(&mut *self.changed.lock(), Changed::Keys(Vec::new()))
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {
@@ -161,39 +185,59 @@ impl Replica {
     fn apply(&self, changes: &[Change]) {
         // Build entries before taking the lock, and apply them in chunks: handshakes wait for the lock.
         let entries: Vec<Option<Arc<Entry>>> = changes.iter().map(Entry::after).collect();
-        let mut was_full = self.known().is_full;
         for chunk in changes.iter().zip(entries).collect::<Vec<_>>().chunks(CHUNK) {
             let mut known = self.known.write();
             chunk.iter().for_each(|(change, entry)| known.apply(change, entry.clone(), self.max));
-            let is_full = known.is_full;
-            drop(known);
-            if is_full && !std::mem::replace(&mut was_full, is_full) {
-                tracing::error!(
-                    max_devices = self.max,
-                    "the device registry has more devices than `max_devices`; the rest are rejected"
-                );
-            }
         }
-        self.evaluate_again(changes.iter().map(|change| key(&change.id)));
+        self.log_full();
+        if let Changed::Keys(keys) = &mut *self.changed.lock() {
+            keys.extend(changes.iter().map(|change| key(&change.id)));
+        }
     }
 
-    fn evaluate_again(&self, keys: impl Iterator<Item = Key>) {
-        self.changed.lock().extend(keys);
+    fn evaluate_all(&self) {
+        *self.changed.lock() = Changed::All;
+    }
+
+    /// Logs, once, that there are more devices than the replica may contain.
+    fn log_full(&self) {
+        let beyond = self.known().beyond.len();
+        if (beyond > 0) != self.is_full.swap(beyond > 0, Ordering::Relaxed) && beyond > 0 {
+            tracing::error!(
+                max_devices = self.max,
+                beyond,
+                "the device registry has more devices than `max_devices`; the rest are rejected"
+            );
+        }
     }
 
     /// Records that all changes up to this revision are applied. Some revisions have no change.
-    fn reached(&self, revision: i64) {
+    fn reached(&self, head: Head) {
         let mut known = self.known.write();
-        known.revision = known.revision.max(revision);
+        known.revision = known.revision.max(head.revision);
+        known.identity = head.identity;
     }
 
     fn answered(&self) {
         self.known.write().answered = Some(Instant::now());
-        self.complete.send_if_modified(|is_complete| !std::mem::replace(is_complete, true));
+        if self.complete.send_if_modified(|is_complete| !std::mem::replace(is_complete, true)) {
+            // Sessions from before, under another registry, may be of devices that are not in this one.
+            self.evaluate_all();
+        }
     }
 }
 
 impl Known {
+    /// Whether a device that did not fit would fit now.
+    fn has_room(&self, max: usize) -> bool {
+        !self.beyond.is_empty() && self.by_id.len() < max
+    }
+
+    /// Records that the devices that did not fit may be others than before.
+    fn distrust_beyond(&mut self) {
+        self.beyond.values_mut().for_each(|device| device.has_changed = true);
+    }
+
     fn apply(&mut self, change: &Change, entry: Option<Arc<Entry>>, max: usize) {
         self.revision = self.revision.max(change.revision);
         if let Some(old) = self.by_id.remove(&*change.id) {
@@ -209,9 +253,11 @@ impl Known {
                 self.by_psk.remove(identity);
             }
         }
-        let Some(entry) = entry else { return };
+        let id = key(&change.id);
+        let was_beyond = self.beyond.remove(&id).is_some();
+        let (Some(entry), Some(device)) = (entry, &change.device) else { return };
         if self.by_id.len() >= max {
-            self.is_full = true;
+            self.beyond.insert(id, Beyond { state: device.state, has_changed: was_beyond });
             return;
         }
         for pin in &entry.pins {
@@ -224,6 +270,15 @@ impl Known {
             self.samples.extend(entry.password_hash.clone());
         }
         self.by_id.insert(Arc::clone(&entry.id), entry);
+    }
+}
+
+/// Whether a session of a device in this state may continue.
+const fn may_continue(state: State) -> Result<(), CloseReason> {
+    match state {
+        State::Enabled => Ok(()),
+        State::Disabled => Err(CloseReason::DeviceDisabled),
+        State::Banned(_) => Err(CloseReason::DeviceBanned),
     }
 }
 

@@ -7,6 +7,7 @@
 //! absorb. And an expression that uses `cert`, `jwt`, `device` or `http` without testing it with `has()` rejects every
 //! client that lacks it, whatever the rest of the expression returns.
 
+mod binding;
 mod budget;
 mod check;
 mod strict;
@@ -20,6 +21,7 @@ use cel::common::ast::IdedExpr;
 use cel::{Env, Value};
 use regex::Regex;
 
+pub(crate) use binding::ClientKind;
 use strict::{Strict, strict};
 
 use crate::outcome::Reject;
@@ -50,6 +52,9 @@ pub enum Wanted {
 pub struct Expression {
     /// Its name in logs: the source, unless that may contain a secret.
     name: Box<str>,
+    /// As it was parsed.
+    source: IdedExpr,
+    /// As it is evaluated.
     tree: IdedExpr,
     /// The patterns of `matches`.
     patterns: Arc<[Regex]>,
@@ -94,7 +99,7 @@ impl Expression {
         })?;
         let names = check::check(source, &program, wanted)?;
         let Strict { tree, patterns } = strict(program.expression().clone());
-        Ok(Self { name: source.into(), tree, patterns: patterns.into(), names })
+        Ok(Self { name: source.into(), source: program.expression().clone(), tree, patterns: patterns.into(), names })
     }
 
     /// Whether it uses this fact, or a fact below this name.

@@ -3,8 +3,8 @@
 //!
 //! Failures are counted by address only. By client ID, an attacker could ban a device by failing under its ID.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,6 +78,8 @@ struct Counts {
 impl Bans {
     /// Compiles the rules of a listener. Rules that exist in `counters` keep their counters.
     pub(crate) fn new(rules: &[BanRule], listener: &str, counters: &BanCounters) -> Self {
+        // Identical rules share their counters, which would count each event twice.
+        let mut seen = HashSet::new();
         let rule = |rule: &BanRule| {
             let limits = Limits {
                 by_address: rule.key == BanKey::Address,
@@ -88,10 +90,13 @@ impl Bans {
                 duration: rule.duration,
             };
             let key = (listener.to_owned(), limits.clone(), format!("{:?}", rule.except));
-            let clients = counters.0.get_or_insert_with(key, Clients::default);
-            Rule { limits, except: rule.except.clone(), clients }
+            seen.insert(key.clone()).then(|| Rule {
+                limits,
+                except: rule.except.clone(),
+                clients: counters.0.get_or_insert_with(key, Clients::default),
+            })
         };
-        Self(rules.iter().map(rule).collect())
+        Self(rules.iter().filter_map(rule).collect())
     }
 
     /// Counts a connection from an address. Returns whether it is rejected.
@@ -257,6 +262,25 @@ mod tests {
         assert!(note(BanEvent::Connect, 302));
         assert!(!note(BanEvent::Connect, 304), "the ban has expired; counting starts again");
         assert!(!note(BanEvent::Connect, 305) && !note(BanEvent::Connect, 306) && note(BanEvent::Connect, 307));
+    }
+
+    #[test]
+    fn a_rule_that_is_there_twice_counts_once() {
+        let location = crate::config::Location::default();
+        let rule = |count| BanRule {
+            table: location.clone(),
+            key: BanKey::Address,
+            connects: true,
+            failures: false,
+            count,
+            window: LIMITS.window,
+            duration: LIMITS.duration,
+            except: Vec::new(),
+        };
+        let bans = Bans::new(&[rule(4), rule(4), rule(100)], "devices", &BanCounters::default());
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let rejected: Vec<bool> = (0..5).map(|_| bans.rejects_connect(address)).collect();
+        assert_eq!(rejected, [false, false, false, false, true]);
     }
 
     #[test]

@@ -203,6 +203,11 @@ super::reasons! {
     PinMismatch = "pin_mismatch", Admit, Client, 403,
         connack: Some(Refusal::BadCredentials), is_failed_proof: true,
         hint: Some("if the device got a new key, pin it with `portcullis device pin`");
+    /// The credential is not the one that the gateway knows of the device, and the registry cannot be read: it may have
+    /// changed.
+    CredentialUnconfirmed = "credential_unconfirmed", Admit, Client, 503,
+        connack: Some(Refusal::ServerUnavailable), is_failed_proof: true,
+        hint: Some("check the registry's database; then compare the device's password or key");
     /// The client is not among the devices that the gateway knows, and the registry cannot be read.
     RegistryUnavailable = "registry_unavailable", Admit, Gateway, 503,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,

@@ -33,6 +33,8 @@ pub struct AuthAttributes<'a> {
     pub device: Option<&'a Json>,
     /// The attributes in the response of the authentication service.
     pub http: Option<&'a Json>,
+    /// Name and kind of the authenticator that admitted the client.
+    pub authenticator: Option<(&'a str, &'static str)>,
 }
 
 /// The type of a fact.
@@ -109,6 +111,7 @@ pub const ROOTS: &[Root] = &[
     Root { name: "jwt", presence: Some(|f| f.attributes.jwt.is_some()) },
     Root { name: "device", presence: Some(|f| f.attributes.device.is_some()) },
     Root { name: "http", presence: Some(|f| f.attributes.http.is_some()) },
+    Root { name: "auth", presence: Some(|f| f.attributes.authenticator.is_some()) },
     Root { name: "tls", presence: None },
     Root { name: "mqtt", presence: None },
     Root { name: "conn", presence: None },
@@ -167,6 +170,8 @@ facts! {
     "device.groups": List = "groups in the device registry", |f| Some(FactValue::Json(f.attributes.device?.get("groups")?));
     "device.attributes": Map = "attributes in the device registry", |f| Some(FactValue::Json(f.attributes.device?.get("attributes")?));
     "http": Map = "attributes in the response of an `http` authenticator", |f| f.attributes.http.map(FactValue::Json);
+    "auth.name": String = "name of the authenticator that knows the client", |f| Some(borrowed(f.attributes.authenticator?.0));
+    "auth.kind": String = "its kind: `password_file`, `jwt`, `http` or `registry`", |f| Some(borrowed(f.attributes.authenticator?.1));
     "tls.version": String optional ["tls.version"] = "`TLSv1.2` or `TLSv1.3`", |f| Some(borrowed(f.peer.tls.as_ref()?.version));
     "tls.cipher": String optional = "cipher suite, by its standard name", |f| Some(borrowed(&f.peer.tls.as_ref()?.cipher));
     "tls.sni": String optional ["tls.sni"] = "server name that the client requested", |f| f.peer.tls.as_ref()?.sni.as_deref().map(borrowed);
@@ -189,6 +194,11 @@ facts! {
 }
 
 impl Fact {
+    /// Whether the client chooses its value: it is in what the client sends, and nothing proves it.
+    pub fn is_chosen(&self) -> bool {
+        root_of(self.path) == "mqtt" || ["tls.sni", "tls.alpn"].contains(&self.path)
+    }
+
     /// Its value for a client; `None`: the client lacks it.
     pub fn get<'a>(&self, facts: &Facts<'a>) -> Option<FactValue<'a>> {
         (self.get)(facts)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use portcullis_wire::Connect;
 
 use super::token::Signer;
+use crate::config::Setting;
 use crate::config::tables::{self, Password};
 use crate::expr::Expression;
 use crate::outcome::Reject;
@@ -48,8 +49,8 @@ pub(crate) struct Replacements {
 
 impl Admission {
     /// Admits clients for which all expressions are true.
-    pub(crate) const fn new(require: Vec<Expression>) -> Self {
-        Self { require }
+    pub(crate) fn new(require: Vec<Setting<Expression>>) -> Self {
+        Self { require: require.into_iter().map(|expression| expression.value).collect() }
     }
 
     /// Checks that the client may be admitted.
@@ -77,10 +78,10 @@ impl Rewriting {
     pub(crate) fn new(settings: tables::Connect, signer: Option<&Arc<Signer>>) -> Self {
         let tables::Connect { client_id, username, password } = settings;
         let password = password.and_then(|password| match password {
-            Password::Expression(expression) => Some(NewPassword::Expression(expression)),
+            Password::Expression(expression) => Some(NewPassword::Expression(expression.value)),
             Password::Token(token) => Some(NewPassword::Token(Token { signer: Arc::clone(signer?), token })),
         });
-        Self { client_id, username, password }
+        Self { client_id: client_id.map(|it| it.value), username: username.map(|it| it.value), password }
     }
 
     /// Whether an expression uses this name.
@@ -114,7 +115,7 @@ impl Rewriting {
 
 impl Token {
     fn make(&self, facts: &Facts<'_>) -> Result<String, Reject> {
-        let claim = |(name, expression): &(String, Expression)| Ok((name.clone(), expression.json(facts)?));
+        let claim = |(name, expression): &(String, Setting<Expression>)| Ok((name.clone(), expression.json(facts)?));
         let claims = self.token.claims.iter().map(claim).collect::<Result<_, Reject>>()?;
         self.signer.sign(claims, self.token.audience.as_deref(), self.token.lifetime).map_err(|_| Reject::RewriteFailed)
     }

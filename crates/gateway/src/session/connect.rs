@@ -207,7 +207,9 @@ async fn identify(
     if principal.device.is_none() {
         principal.device = device.map(Entry::facts);
     }
-    principal.authenticator.iter().cloned().for_each(|name| record.info.set_authenticator(name));
+    if let Some((name, _)) = &principal.authenticator {
+        record.info.set_authenticator(Arc::clone(name));
+    }
     Ok(principal)
 }
 

@@ -94,6 +94,82 @@ fn what_is_legal_but_unsafe_is_a_warning() {
     assert!(embedded.contains("warning: the embedded broker"), "{embedded}");
 }
 
+/// A listener with these keys, tables and `require`.
+fn listener(keys: &str, tables: &str, require: &[&str]) -> String {
+    format!(
+        "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{keys}{tables}[listener.admit]\nrequire = {require:?}\n{REST}"
+    )
+}
+
+#[test]
+fn a_rule_is_not_taken_for_the_right_rule() {
+    let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
+    let users = portcullis_testkit::password_file(dir.path(), "users", &[("alice", "pw")]);
+    let by_users = "authenticate = [\"users\"]\n";
+    let by_certificate = |require: &[&str], keys: &str| problems(&listener(keys, &pki.listener_tls(), require));
+    let by_password =
+        |require: &[&str]| problems(&(listener(by_users, &pki.listener_tls_without_ca(), require) + &users));
+    let unbound = "any device can use any other device's client ID";
+    for require in ["mqtt.version >= 4", "mqtt.client_id != cert.subject.cn", "mqtt.client_id == mqtt.username"] {
+        let found = by_certificate(&[require], "");
+        assert!(found.contains(unbound), "{require}: {found}");
+    }
+    for require in ["mqtt.client_id == cert.subject.cn", "mqtt.client_id in cert.san.dns"] {
+        assert_eq!(by_certificate(&[require], ""), "", "{require}");
+    }
+    // A user name that is bound to the certificate binds a client ID that is compared with it.
+    assert_eq!(by_certificate(&["mqtt.client_id == mqtt.username", "mqtt.username == cert.subject.cn"], ""), "");
+    assert!(by_password(&["mqtt.version >= 4"]).contains(unbound));
+    assert_eq!(by_password(&["mqtt.client_id == mqtt.username"]), "");
+    assert_eq!(by_password(&[r#"auth.name == "users" && mqtt.client_id.startsWith(mqtt.username + "/")"#]), "");
+
+    let open = problems(&listener("", &pki.listener_tls_without_ca(), &["mqtt.version >= 4"]));
+    assert!(open.contains("this listener does not authenticate clients"), "{open}");
+    let optional = pki.listener_tls() + "client_auth = \"optional\"\n";
+    let optional = |require: &str| problems(&listener("", &optional, &[require]));
+    assert!(optional("mqtt.version >= 4").contains("clients without one are not authenticated"));
+    assert_eq!(optional("mqtt.client_id == cert.subject.cn"), "", "which clients without one fail");
+
+    let bans = "[[listener.ban]]\nkey = \"client_id\"\ncount = 5\n";
+    let banning = |require: &str| {
+        by_certificate(&[require], "").is_empty()
+            && problems(&listener("", &(pki.listener_tls() + bans), &[require])).is_empty()
+    };
+    assert!(banning("mqtt.client_id == cert.subject.cn"));
+    let found = problems(&listener("", &(pki.listener_tls() + bans), &["mqtt.version >= 4"]));
+    assert!(found.contains("any client can get another one banned"), "{found}");
+    let twice = problems(&listener("", &(pki.listener_tls() + bans + bans), &["mqtt.client_id == cert.subject.cn"]));
+    assert!(twice.contains("this rule repeats an earlier one"), "{twice}");
+}
+
+#[test]
+fn what_lets_nobody_in_is_an_error() {
+    let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
+    let tls = pki.listener_tls_without_ca();
+    let users = portcullis_testkit::password_file(dir.path(), "users", &[("alice", "pw")]);
+    let http = "[[authenticator]]\nname = \"service\"\nkind = \"http\"\nurl = \"http://127.0.0.1:1/\"\n";
+    let found = |authenticate: &str, require: &str| {
+        problems(&(listener(&format!("authenticate = {authenticate}\n"), &tls, &[require]) + &users + http))
+    };
+    for (authenticate, require, problem) in [
+        ("[\"users\"]", "mqtt.client_id == cert.subject.cn", "error: no client of this listener has `cert`"),
+        ("[\"users\"]", "mqtt.client_id == jwt.sub", "error: no client of this listener has `jwt`"),
+        ("[\"users\"]", "mqtt.client_id == device.id", "error: no client of this listener has `device`"),
+        ("[\"users\"]", "http.site == 'lyon'", "error: no client of this listener has `http`"),
+        ("[]", "auth.name == 'users'", "error: no client of this listener has `auth`"),
+        ("[\"users\"]", "auth.name == 'nobody'", "warning: this expression rejects all clients of the listener"),
+        (
+            "[\"users\", \"service\"]",
+            "has(cert.subject.cn) || http.site == 'lyon'",
+            "warning: clients of the authenticator `users` have no `http`",
+        ),
+    ] {
+        let text = found(authenticate, require);
+        assert!(text.contains(problem), "{require}: {text}");
+        assert!(text.contains(":10:"), "it says where: {text}");
+    }
+}
+
 #[test]
 fn no_error_shows_an_inserted_value() {
     let pki = Pki::new();

@@ -154,7 +154,7 @@ async fn an_outage_keeps_those_who_are_known() {
     let line = gateway.lines(refusals).await.pop().unwrap();
     assert!(line.contains(" 503 ") && line.ends_with(" registry_unavailable"), "{line}");
     let _session = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
-    assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"wrong")).await, REFUSED);
+    assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"wrong")).await, LATER, "the same answer for both");
     // Replaced by another database with fewer changes: the devices of the first one are gone.
     let (mut old, _connection) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
     let fresh = tempfile::tempdir().unwrap();
@@ -403,4 +403,124 @@ async fn more_devices_than_are_kept_are_refused_until_there_is_room() {
     assert_eq!(gateway.refusal(&connect_as("x", "two", b"secret")).await, LATER);
     registry.remove("one").await.unwrap();
     let _two = gateway.session_at_last(&broker, &connect_as("x", "two", b"secret")).await;
+}
+
+#[tokio::test]
+async fn devices_beyond_the_maximum_are_still_judged() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let registry = registry(dir.path()).await;
+    let all = ["kept", "disabled", "removed", "changed", "stays"];
+    for id in all {
+        add(&registry, with_password(id)).await;
+    }
+    let gateway = plain(dir.path(), &broker, "").await;
+    let mut sessions = Vec::new();
+    for id in all {
+        sessions.push(gateway.session(&broker, &connect_as(id, id, b"secret")).await);
+    }
+    let text = fs::read_to_string(gateway.path()).unwrap();
+    let text = text.split("[access_log]").next().unwrap();
+    gateway.write(&text.replace("kind = \"registry\"", "kind = \"registry\"\nmax_devices = 1"));
+    gateway.gateway.reload().await.unwrap();
+    assert_eq!(gateway.refusal(&connect_as("x", "stays", b"secret")).await, LATER);
+    for (client, at_broker) in &mut sessions {
+        client.write(b"\xc0\x00").await;
+        at_broker.expect(b"\xc0\x00").await;
+    }
+    registry.change("disabled", |device| device.state = State::Disabled).await.unwrap();
+    registry.remove("removed").await.unwrap();
+    registry.change("changed", |device| device.password_hash = None).await.unwrap();
+    for (index, reason) in [(1, "device_disabled"), (2, "device_removed"), (3, "device_changed")] {
+        let begin = Instant::now();
+        sessions[index].0.read_to_end().await;
+        assert!(begin.elapsed() < BOUND, "{reason}: {:?}", begin.elapsed());
+    }
+    let lines = gateway.lines(4).await;
+    for (id, reason) in [("disabled", "device_disabled"), ("removed", "device_removed"), ("changed", "device_changed")]
+    {
+        assert!(lines.iter().any(|line| line.ends_with(&format!(" {id} session_{reason}"))), "{lines:#?}");
+    }
+    let (client, at_broker) = &mut sessions[4];
+    client.write(b"\xc0\x00").await;
+    at_broker.expect(b"\xc0\x00").await;
+}
+
+#[tokio::test]
+async fn a_registry_that_answers_late_judges_all_that_stands_on_it() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let database = registry(dir.path()).await;
+    add(&database, with_password("thing001")).await;
+    let gateway = plain(dir.path(), &broker, "").await;
+    let (mut client, mut at_broker) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
+    // Another registry, which cannot be read yet, and does not have the device.
+    let elsewhere = dir.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let other = registry(&elsewhere).await;
+    add(&other, with_password("thing002")).await;
+    other.close().await;
+    let path = elsewhere.join("devices.db");
+    let kept = fs::read(&path).unwrap();
+    fs::write(&path, [&b"SQLite format 3\0"[..], &[b'x'; 4096]].concat()).unwrap();
+    let text = fs::read_to_string(gateway.path()).unwrap();
+    let text = text.split("[access_log]").next().unwrap();
+    gateway.write(&text.replace("/devices.db", "/elsewhere/devices.db"));
+    let passing = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            advance(Duration::from_millis(500));
+        }
+    };
+    tokio::select! {
+        reloaded = gateway.gateway.reload() => drop(reloaded.unwrap()),
+        () = passing => {}
+    }
+    gateway.gateway.run_maintenance().await;
+    client.write(b"\xc0\x00").await;
+    at_broker.expect(b"\xc0\x00").await;
+    fs::write(&path, kept).unwrap();
+    client.read_to_end().await;
+    let lines = gateway.lines(1).await;
+    assert!(lines[0].ends_with(" session_device_removed"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_registry_that_is_replaced_in_place_is_noticed_whatever_its_number() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let database = registry(dir.path()).await;
+    add(&database, with_password("thing001")).await;
+    let gateway = plain(dir.path(), &broker, "").await;
+    let (mut old, _connection) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
+    let fresh = tempfile::tempdir().unwrap();
+    let other = registry(fresh.path()).await;
+    for id in ["thing002", "thing003", "thing004"] {
+        add(&other, with_password(id)).await;
+    }
+    other.close().await;
+    database.close().await;
+    fs::write(dir.path().join("devices.db"), fs::read(fresh.path().join("devices.db")).unwrap()).unwrap();
+    old.read_to_end().await;
+    let _session = gateway.session(&broker, &connect_as("x", "thing002", b"secret")).await;
+    assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"secret")).await, REFUSED);
+}
+
+#[tokio::test]
+async fn who_cannot_be_a_device_is_left_to_the_next_authenticator() {
+    let (dir, broker, pki) = (tempfile::tempdir().unwrap(), Broker::start().await, Pki::new());
+    let registry = registry(dir.path()).await;
+    add(&registry, Device::new("thing001")).await;
+    let users = portcullis_testkit::password_file(dir.path(), "users", &[("alice", "pw")]);
+    let (listener, tls, upstream) = (TestGateway::LISTENER, pki.listener_tls(), broker.upstream());
+    let table = table(dir.path(), "device = 'cert.subject.cn'\n");
+    let gateway = TestGateway::start(&format!(
+        "{listener}authenticate = [\"fleet\", \"users\"]\n{tls}client_auth = \"optional\"\n{upstream}{table}{users}"
+    ))
+    .await;
+    let mut device = Client::tls(gateway.address(), &pki, "thing001").await;
+    let _device = device.greet(&broker, &connect("x")).await;
+    let anonymous = tls_config(&pki, None, rustls::ALL_VERSIONS);
+    let mut alice = Client::try_tls(gateway.address(), anonymous.clone(), "localhost").await.unwrap();
+    let _alice = alice.greet(&broker, &connect_as("y", "alice", b"pw")).await;
+    let mut stranger = Client::try_tls(gateway.address(), anonymous, "localhost").await.unwrap();
+    stranger.write(&connect_as("y", "thing001", b"pw")).await;
+    assert_eq!(stranger.read_to_end().await, REFUSED);
 }

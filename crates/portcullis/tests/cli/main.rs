@@ -49,7 +49,7 @@ name = \"local\"
 bind = \"127.0.0.1:1884\"
 protocol = \"tcp\"
 upstream = \"brokers\"
-admit = { require = ['mqtt.client_id.startsWith(\"local-\")'] }
+allow = [\"127.0.0.0/8\"]
 
 [[upstream]]
 name = \"brokers\"
@@ -76,7 +76,7 @@ fn an_address_in_use_says_what_to_do() {
     let address = taken.local_addr().unwrap().to_string();
     let configuration = format!(
         "[[listener]]\nname = \"local\"\nbind = \"{address}\"\nprotocol = \"tcp\"\nupstream = \"b\"\n\
-         admit = {{ require = ['mqtt.client_id == \"a\"'] }}\n\
+         allow = [\"127.0.0.1\"]\nmax_connections = 100\n\
          [[upstream]]\nname = \"b\"\nservers = [\"127.0.0.1:1883\"]\n"
     );
     std::fs::write(dir.path().join("portcullis.toml"), configuration).unwrap();

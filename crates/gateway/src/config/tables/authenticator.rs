@@ -230,6 +230,19 @@ pub enum Method {
     Registry(Box<Registry>),
 }
 
+impl Method {
+    /// The value of `kind` in the file.
+    pub(crate) const fn kind(&self) -> &'static str {
+        let kind = match self {
+            Self::PasswordFile(_) => Kind::PasswordFile,
+            Self::Jwt(_) => Kind::Jwt,
+            Self::Http(_) => Kind::Http,
+            Self::Registry(_) => Kind::Registry,
+        };
+        kind.label()
+    }
+}
+
 /// A file of users and password hashes.
 #[derive(Debug)]
 pub struct PasswordFile {
@@ -443,13 +456,13 @@ fn validate_registry(table: &Setting<AuthenticatorTable>, document: &mut Documen
 fn validate_device(table: &AuthenticatorTable, document: &mut Document) -> Result<Option<Expression>, Reported> {
     let device = compile(table.device.as_ref(), Wanted::String, document)?;
     match (&device, &table.device) {
-        (Some(expression), Some(source)) if !expression.is_about_proofs() => {
+        (Some(expression), Some(source)) if !expression.value.is_about_proofs() => {
             let complaint =
                 Complaint::new("`device` must use only variables that TLS proves; a client can forge all others");
             let hint = "cert, tls.psk_identity, tls.key_name, tls.key_fingerprint";
             Err(document.error(source, complaint.hint(hint)))
         }
-        _ => Ok(device),
+        _ => Ok(device.map(|device| device.value)),
     }
 }
 

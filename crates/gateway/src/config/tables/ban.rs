@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
-use super::super::values::{Cidr, Setting, Timeout};
+use super::super::values::{Cidr, Location, Setting, Timeout};
 
 /// Bans clients that connect, or fail, too often.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -66,6 +66,8 @@ pub enum BanEvent {
 /// When clients are banned.
 #[derive(Clone, Debug)]
 pub struct BanRule {
+    /// Location of the table.
+    pub(crate) table: Location,
     /// What identifies a client.
     pub key: BanKey,
     /// Whether connections count.
@@ -82,6 +84,14 @@ pub struct BanRule {
     pub except: Vec<Cidr>,
 }
 
+impl BanRule {
+    /// Whether another rule bans the same clients for the same reason.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let of = |rule: &Self| (rule.key, rule.connects, rule.failures, rule.count, rule.window, rule.duration);
+        of(self) == of(other) && self.except == other.except
+    }
+}
+
 pub(super) fn validate(table: &Setting<BanTable>, document: &mut Document) -> Result<BanRule, Reported> {
     let hint = "a client is banned after more than this number of events within `window`";
     let count = document.require(table.count.as_ref(), table, "count", hint)?;
@@ -95,6 +105,7 @@ pub(super) fn validate(table: &Setting<BanTable>, document: &mut Document) -> Re
         return Err(document.error(on, Complaint::new(message).hint("key = \"address\"")));
     }
     Ok(BanRule {
+        table: table.location.clone().unwrap_or_default(),
         key: table.key,
         connects: counts(BanEvent::Connect),
         failures: by_address && counts(BanEvent::Failure),

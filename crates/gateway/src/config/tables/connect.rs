@@ -82,9 +82,9 @@ impl<'de> Deserialize<'de> for PasswordTable {
 #[derive(Debug, Default)]
 pub struct Connect {
     /// Yields the new client ID.
-    pub client_id: Option<Expression>,
+    pub client_id: Option<Setting<Expression>>,
     /// Yields the new user name.
-    pub username: Option<Expression>,
+    pub username: Option<Setting<Expression>>,
     /// What replaces the password.
     pub password: Option<Password>,
 }
@@ -93,7 +93,7 @@ pub struct Connect {
 #[derive(Debug)]
 pub enum Password {
     /// The value of an expression.
-    Expression(Expression),
+    Expression(Setting<Expression>),
     /// A token that the gateway signs.
     Token(Token),
 }
@@ -102,7 +102,7 @@ pub enum Password {
 #[derive(Debug)]
 pub struct Token {
     /// Name and value of each claim.
-    pub claims: Vec<(String, Expression)>,
+    pub claims: Vec<(String, Setting<Expression>)>,
     /// The `aud` claim.
     pub audience: Option<String>,
     /// Time from `iat` to `exp`.
@@ -170,9 +170,9 @@ fn compile_as(
     at: &Setting<PasswordTable>,
     wanted: Wanted,
     document: &mut Document,
-) -> Result<Expression, Reported> {
+) -> Result<Setting<Expression>, Reported> {
     match compile(Some(&at.map(|_| source.to_owned())), wanted, document)? {
-        Some(expression) => Ok(expression.known_as(key)),
+        Some(Setting { value, location }) => Ok(Setting { value: value.known_as(key), location }),
         None => Err(document.error(at, format!("`{key}` is missing"))),
     }
 }

@@ -167,7 +167,7 @@ pub struct Listener {
     /// When clients are banned.
     pub bans: Vec<BanRule>,
     /// Expressions that must all be true.
-    pub require: Vec<Expression>,
+    pub require: Vec<Setting<Expression>>,
     /// How CONNECT is rewritten.
     pub connect: Connect,
     /// Whether a part was rejected, and so is missing here.
@@ -191,6 +191,7 @@ pub(super) fn validate(
     let connect = connect::validate(&table.connect, names, document);
     let required = table.admit.require.iter().map(|source| compile(Some(source), Wanted::Bool, document));
     let required: Vec<_> = required.collect();
+    let bans: Vec<_> = table.ban.iter().filter_map(|rule| ban::validate(rule, document).ok()).collect();
     let is_incomplete = tls.is_err() || connect.is_err() || required.iter().any(Result::is_err);
     if table.max_connect_size.value.0 > MAX_MAX_CONNECT_SIZE {
         document.error(&table.max_connect_size, "`max_connect_size` must be at most 1MiB");
@@ -201,6 +202,7 @@ pub(super) fn validate(
     if let Some(size) = table.max_username.as_ref().filter(|size| size.value.0 > MAX_MAX_TEXT) {
         document.error(size, "`max_username` must be at most 64KiB");
     }
+    warn_of_repeated_bans(&bans, document);
     Listener {
         name,
         table: table.location.clone().unwrap_or_default(),
@@ -217,10 +219,18 @@ pub(super) fn validate(
         on_reject: table.on_reject,
         tls: tls.ok().flatten(),
         authenticate: validate_authenticate(table, names, document),
-        bans: table.ban.iter().filter_map(|rule| ban::validate(rule, document).ok()).collect(),
+        bans,
         require: required.into_iter().filter_map(Result::ok).flatten().collect(),
         connect: connect.unwrap_or_default(),
         is_incomplete,
+    }
+}
+
+fn warn_of_repeated_bans(bans: &[BanRule], document: &mut Document) {
+    for (index, rule) in bans.iter().enumerate() {
+        if bans[..index].iter().any(|earlier| earlier.is_same(rule)) {
+            document.warning(&rule.table, "this rule repeats an earlier one, and has no effect");
+        }
     }
 }
 

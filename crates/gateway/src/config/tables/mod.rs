@@ -164,14 +164,15 @@ fn compile(
     source: Option<&Setting<String>>,
     wanted: Wanted,
     document: &mut Document,
-) -> Result<Option<Expression>, Reported> {
+) -> Result<Option<Setting<Expression>>, Reported> {
     let Some(source) = source else { return Ok(None) };
     if document.is_substituted(source) {
         let complaint = Complaint::new("substitution is not supported in expressions");
         let hint = "`${ENV:...}` and `${FILE:...}` work only in values that are not expressions";
         return Err(document.error(source, complaint.hint(hint)));
     }
-    Expression::compile(source, wanted).map(Some).map_err(|errors| {
+    let compiled = Expression::compile(source, wanted);
+    compiled.map(|expression| Some(source.map(|_| expression))).map_err(|errors| {
         for error in errors {
             let mut complaint = Complaint::new(error.message);
             complaint.hint = error.hint;

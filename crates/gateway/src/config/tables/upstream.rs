@@ -313,7 +313,7 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
         servers: servers?,
         resolve_interval: table.resolve_interval.0,
         balance,
-        hash_key: hash_key?,
+        hash_key: hash_key?.map(|key| key.value),
         connect_timeout: table.connect_timeout.0,
         health: Health {
             mode: table.health.mode,

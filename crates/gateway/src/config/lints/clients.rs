@@ -1,0 +1,322 @@
+//! Looks at a listener by the kinds of clients that it has: those that one authenticator knows, with or without a
+//! certificate or key. Finds kinds that get in without any proof, under a name that they did not prove, or not at all.
+
+use super::super::diagnostics::{Complaint, Diagnostics};
+use super::super::tables::{Authenticator, BanKey, Listener, Method, Password, Settings, TlsMode};
+use super::super::values::{Cidr, Setting};
+use super::uses_registry;
+use crate::expr::{ClientKind, Expression};
+use crate::peer::{FACTS, root_of};
+
+const CLIENT_ID: &str = "mqtt.client_id";
+const USERNAME: &str = "mqtt.username";
+
+/// Runs the lints of one listener.
+pub(super) fn run(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
+    let all = kinds_of(listener, settings);
+    let admitted: Vec<&Clients<'_>> = all.iter().filter(|clients| clients.rejected_by().is_none()).collect();
+    if admitted.is_empty() {
+        return report_closed(&all, diagnostics);
+    }
+    for clients in &all {
+        let others = || admitted.iter().any(|other| other.name() == clients.name());
+        if let (Some((expression, root)), Some(name)) = (clients.rejected_by(), clients.name().filter(|_| !others())) {
+            let complaint = Complaint::new(match root {
+                Some(root) => format!("clients of the authenticator `{name}` have no `{root}`, so this rejects them"),
+                None => format!("this rejects all clients of the authenticator `{name}`"),
+            });
+            diagnostics.warning(expression, complaint.hint("test with has(), or `auth.kind`"));
+        }
+    }
+    report_unauthenticated(listener, &admitted, diagnostics);
+    report_unbound_client_id(listener, settings, &admitted, diagnostics);
+    report_unbound_username(listener, &admitted, diagnostics);
+    report_signed_claims(listener, &admitted, diagnostics);
+}
+
+/// What clients prove in the handshake.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    None,
+    Certificate,
+    RawKey,
+    Psk,
+}
+
+/// A kind of clients.
+struct Clients<'a> {
+    listener: &'a Listener,
+    authenticator: Option<&'a Authenticator>,
+    proof: Proof,
+}
+
+fn kinds_of<'a>(listener: &'a Listener, settings: &'a Settings) -> Vec<Clients<'a>> {
+    let known = |name: &String| settings.authenticators.iter().find(|authenticator| authenticator.name == *name);
+    let mut authenticators: Vec<Option<&Authenticator>> =
+        listener.authenticate.iter().map(known).map(Some).map(Option::flatten).collect();
+    if authenticators.is_empty() {
+        authenticators.push(None);
+    }
+    let proofs = proofs_of(listener);
+    authenticators
+        .into_iter()
+        .flat_map(|authenticator| proofs.iter().map(move |proof| Clients { listener, authenticator, proof: *proof }))
+        .collect()
+}
+
+fn proofs_of(listener: &Listener) -> Vec<Proof> {
+    match listener.tls.as_ref().map(|tls| &tls.mode) {
+        None => vec![Proof::None],
+        Some(TlsMode::Psk(_)) => vec![Proof::Psk],
+        Some(TlsMode::Certificate(tls)) => {
+            let mut proofs = Vec::new();
+            proofs.extend(tls.client.as_ref().map(|_| Proof::Certificate));
+            proofs.extend(tls.raw_keys.as_ref().map(|_| Proof::RawKey));
+            if tls.client.as_ref().map_or(tls.raw_keys.is_none(), |client| !client.required) {
+                proofs.push(Proof::None);
+            }
+            proofs
+        }
+    }
+}
+
+impl<'a> Clients<'a> {
+    /// The name of the authenticator.
+    fn name(&self) -> Option<&'a str> {
+        self.authenticator.map(|authenticator| authenticator.name.as_str())
+    }
+
+    fn method(&self) -> Option<&'a Method> {
+        self.authenticator.map(|authenticator| &authenticator.method)
+    }
+
+    fn has_root(&self, root: &str) -> bool {
+        match root {
+            "cert" => self.proof == Proof::Certificate,
+            "jwt" => matches!(self.method(), Some(Method::Jwt(_))),
+            "http" => matches!(self.method(), Some(Method::Http(_))),
+            "device" => {
+                let by_key = matches!(self.proof, Proof::RawKey | Proof::Psk);
+                matches!(self.method(), Some(Method::Registry(_)))
+                    || (by_key && self.listener.tls.as_ref().is_some_and(uses_registry))
+            }
+            "auth" => self.authenticator.is_some(),
+            _ => true,
+        }
+    }
+
+    fn is_proved(&self, path: &str) -> bool {
+        match root_of(path) {
+            "cert" | "jwt" | "http" | "device" => self.has_root(root_of(path)),
+            "tls" if path == "tls.psk_identity" => self.proof == Proof::Psk,
+            "tls" => self.proof == Proof::RawKey && FACTS.iter().any(|fact| fact.path == path && fact.proved),
+            // Passwords prove user names; a service is given both.
+            "mqtt" => path == USERNAME && matches!(self.method(), Some(Method::PasswordFile(_) | Method::Http(_))),
+            _ => false,
+        }
+    }
+
+    /// Calls `test` with what expressions can know of these clients. `bound`: facts that `require` binds.
+    fn with<T>(&self, bound: &[&str], test: impl FnOnce(&ClientKind<'_>) -> T) -> T {
+        let (has_root, is_proved) =
+            (|root: &str| self.has_root(root), |path: &str| bound.contains(&path) || self.is_proved(path));
+        let kind = |authenticator: &'a Authenticator| (authenticator.name.as_str(), authenticator.method.kind());
+        test(&ClientKind { has_root: &has_root, is_proved: &is_proved, authenticator: self.authenticator.map(kind) })
+    }
+
+    /// The first expression that rejects all these clients, and the root that they lack, if that is the reason.
+    fn rejected_by(&self) -> Option<(&'a Setting<Expression>, Option<&'static str>)> {
+        self.with(&[], |client| {
+            let rejects = |expression: &&Setting<Expression>| expression.value.rejects_all(client);
+            let expression = expressions_of(self.listener).into_iter().find(rejects)?;
+            Some((expression, expression.value.lacks(client)))
+        })
+    }
+
+    /// The facts chosen by the client that `require` binds to something proved.
+    fn bound(&self) -> Vec<&'static str> {
+        let mut bound = Vec::new();
+        // Twice: a client ID may be bound to a user name, and that to a certificate.
+        for field in [USERNAME, CLIENT_ID, USERNAME] {
+            let binds =
+                |expression: &Setting<Expression>| self.with(&bound, |client| expression.value.binds(field, client));
+            if self.listener.require.iter().any(binds) {
+                bound.push(field);
+            }
+        }
+        bound
+    }
+
+    fn is_authenticated(&self) -> bool {
+        self.proof != Proof::None || self.authenticator.is_some()
+    }
+}
+
+/// All expressions that every client has to pass.
+fn expressions_of(listener: &Listener) -> Vec<&Setting<Expression>> {
+    let connect = &listener.connect;
+    let password: Vec<_> = match &connect.password {
+        Some(Password::Expression(expression)) => vec![expression],
+        Some(Password::Token(token)) => token.claims.iter().map(|(_, claim)| claim).collect(),
+        None => Vec::new(),
+    };
+    listener.require.iter().chain(&connect.client_id).chain(&connect.username).chain(password).collect()
+}
+
+/// Reports a listener that lets nobody in.
+fn report_closed(all: &[Clients<'_>], diagnostics: &mut Diagnostics) {
+    let Some((expression, root)) = all.first().and_then(Clients::rejected_by) else { return };
+    match root {
+        Some(root) => {
+            let complaint = Complaint::new(format!("no client of this listener has `{root}`, so all are rejected"));
+            diagnostics.error(
+                expression,
+                complaint.hint(match root {
+                    "cert" => "clients have a certificate if [listener.tls] has `client_ca`",
+                    "jwt" => "clients have a token if `authenticate` names an authenticator of the kind `jwt`",
+                    "http" => "clients have attributes if `authenticate` names an authenticator of the kind `http`",
+                    "device" => "clients are devices if `authenticate` names an authenticator of the kind `registry`",
+                    _ => "set `authenticate`",
+                }),
+            );
+        }
+        None => diagnostics.warning(expression, "this expression rejects all clients of the listener"),
+    }
+}
+
+fn report_unauthenticated(listener: &Listener, admitted: &[&Clients<'_>], diagnostics: &mut Diagnostics) {
+    let open: Vec<_> = admitted.iter().filter(|clients| !clients.is_authenticated()).collect();
+    // Programs on this machine are told apart by nothing anyway.
+    let is_local = !listener.allow.is_empty() && listener.allow.iter().all(Cidr::is_loopback);
+    if open.is_empty() || is_local {
+        return;
+    }
+    if open.len() == admitted.len() {
+        let complaint = Complaint::new("this listener does not authenticate clients");
+        let hint = "set `client_ca` in [listener.tls], or `authenticate`";
+        diagnostics.warning(&listener.table, complaint.hint(hint));
+    } else {
+        let message = "client certificates are optional, and clients without one are not authenticated";
+        let hint = "set `authenticate`, or require a fact that only clients with a certificate have";
+        diagnostics.warning(&listener.table, Complaint::new(message).hint(hint));
+    }
+}
+
+fn report_unbound_client_id(
+    listener: &Listener,
+    settings: &Settings,
+    admitted: &[&Clients<'_>],
+    diagnostics: &mut Diagnostics,
+) {
+    let is_bound = |clients: &Clients<'_>| {
+        let bound = clients.bound();
+        let is_replaced =
+            |expression: &Setting<Expression>| clients.with(&bound, |client| expression.value.is_of_proved(client));
+        bound.contains(&CLIENT_ID) || listener.connect.client_id.as_ref().is_some_and(is_replaced)
+    };
+    let unbound: Vec<_> = admitted.iter().filter(|clients| !is_bound(clients)).collect();
+    if let Some(rule) = listener.bans.iter().find(|rule| rule.key == BanKey::ClientId)
+        && !unbound.is_empty()
+    {
+        let message = "any client can get another one banned: nothing binds the client ID to what the client proved";
+        diagnostics.warning(&rule.table, Complaint::new(message).hint("key = \"address\", or bind the client ID"));
+    }
+    let unbound: Vec<_> = unbound.into_iter().filter(|clients| clients.is_authenticated()).collect();
+    let Some(first) = unbound.first() else { return };
+    let what = match (first.authenticator, first.proof) {
+        (Some(_), _) => "user, token or device",
+        (None, Proof::Certificate) => "certificate",
+        (None, _) => "key",
+    };
+    let mut message =
+        format!("any device can use any other device's client ID: nothing binds the client ID to the {what}");
+    if let Some(name) = first.name().filter(|_| unbound.len() < admitted.len()) {
+        message += &format!(", for clients of `{name}`");
+    }
+    let hint = match authenticated_names(listener, settings).as_slice() {
+        [name] => format!("[listener.admit] require = ['{CLIENT_ID} == {name}']"),
+        names => {
+            format!("[listener.admit] require: compare {CLIENT_ID} with an authenticated name: {}", names.join(", "))
+        }
+    };
+    diagnostics.warning(&listener.table, Complaint::new(message).hint(hint));
+}
+
+/// Warns if clients of an authenticator that proves a name may send another user name.
+fn report_unbound_username(listener: &Listener, admitted: &[&Clients<'_>], diagnostics: &mut Diagnostics) {
+    let proved = |clients: &&&Clients<'_>| match clients.method() {
+        Some(Method::Jwt(_)) => Some("jwt.sub"),
+        Some(Method::Registry(_)) => Some("device.id"),
+        Some(Method::PasswordFile(_) | Method::Http(_)) | None => None,
+    };
+    let is_bound = |clients: &Clients<'_>| {
+        let bound = clients.bound();
+        let is_replaced =
+            |username: &Setting<Expression>| clients.with(&bound, |client| username.value.chosen(client).is_none());
+        listener.connect.username.as_ref().map_or_else(|| bound.contains(&USERNAME), is_replaced)
+    };
+    let mut names: Vec<&str> =
+        admitted.iter().filter(|clients| !is_bound(clients)).collect::<Vec<_>>().iter().filter_map(proved).collect();
+    names.dedup();
+    if names.is_empty() {
+        return;
+    }
+    // Without has(), clients of the other authenticators would be rejected.
+    let is_only = listener.authenticate.len() == 1;
+    let name = |name: &&str| if is_only { (*name).to_owned() } else { format!("has({name}) ? {name} : {USERNAME}") };
+    let message = "a client may send the broker any user name: its token or key does not bind the user name";
+    let hint =
+        format!("[listener.connect] username = '{}'", names.iter().map(name).collect::<Vec<_>>().join("', or '"));
+    diagnostics.warning(&listener.table, Complaint::new(message).hint(hint));
+}
+
+/// Warns of signed claims that a client can choose.
+fn report_signed_claims(listener: &Listener, admitted: &[&Clients<'_>], diagnostics: &mut Diagnostics) {
+    let Some(Password::Token(token)) = &listener.connect.password else { return };
+    for (name, claim) in &token.claims {
+        let chosen =
+            admitted.iter().find_map(|clients| clients.with(&clients.bound(), |client| claim.value.chosen(client)));
+        if let Some(fact) = chosen {
+            let message = format!(
+                "the gateway would sign `{fact}` as `{name}`, and nothing binds that to what the client proved"
+            );
+            let hint = format!("[listener.admit] require: compare {fact} with an authenticated name");
+            diagnostics.warning(claim, Complaint::new(message).hint(hint).hide_line());
+        }
+    }
+}
+
+/// How a listener authenticates clients.
+fn methods_of<'a>(listener: &Listener, settings: &'a Settings) -> Vec<&'a Method> {
+    let is_used = |authenticator: &&Authenticator| listener.authenticate.contains(&authenticator.name);
+    settings.authenticators.iter().filter(is_used).map(|authenticator| &authenticator.method).collect()
+}
+
+/// The authenticated names of a client of this listener that expressions can compare a client ID with.
+fn authenticated_names(listener: &Listener, settings: &Settings) -> Vec<&'static str> {
+    let mut names: Vec<&str> = methods_of(listener, settings)
+        .into_iter()
+        .map(|method| match method {
+            Method::PasswordFile(_) => "mqtt.username",
+            Method::Jwt(_) => "jwt.sub",
+            Method::Http(_) => "http.id (an attribute of your service's response)",
+            Method::Registry(_) => "device.id",
+        })
+        .collect();
+    let key = |registry, name| if registry { "device.id" } else { name };
+    match listener.tls.as_ref().map(|tls| &tls.mode) {
+        Some(TlsMode::Psk(psk)) => names.push(key(psk.registry, "tls.psk_identity")),
+        Some(TlsMode::Certificate(tls)) => {
+            names.extend(tls.client.as_ref().map(|_| "cert.subject.cn"));
+            names.extend(tls.raw_keys.as_ref().map(|keys| key(keys.registry, "tls.key_name")));
+        }
+        None => {}
+    }
+    // A user name that a password proves matters only if nothing else identifies the client.
+    if names.len() > 1 {
+        names.retain(|name| *name != "mqtt.username");
+    }
+    names.sort_unstable();
+    names.dedup();
+    names
+}

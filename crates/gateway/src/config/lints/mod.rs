@@ -1,0 +1,57 @@
+//! Warns of settings that are legal, but probably mistakes, or unsafe. Enters: valid settings. Leaves: warnings, and errors
+//! for what cannot work at all.
+
+mod clients;
+
+use super::diagnostics::{Complaint, Diagnostics};
+use super::tables::{Authenticator, Listener, Method, Password, Settings, Tls, TlsMode};
+
+/// Runs all lints.
+pub(super) fn run(settings: &Settings, diagnostics: &mut Diagnostics) {
+    for authenticator in &settings.authenticators {
+        warn_of_unused_authenticator(authenticator, settings, diagnostics);
+    }
+    warn_of_unused_identity(settings, diagnostics);
+    // A listener with a rejected part would seem to lack that part.
+    for listener in settings.listeners.iter().filter(|listener| !listener.is_incomplete) {
+        clients::run(listener, settings, diagnostics);
+        if !listener.authenticate.is_empty() && listener.tls.is_none() {
+            let complaint = Complaint::new("clients send passwords and tokens to this listener unencrypted");
+            diagnostics.warning(&listener.table, complaint.hint("protocol = \"tls\""));
+        }
+    }
+}
+
+fn warn_of_unused_authenticator(authenticator: &Authenticator, settings: &Settings, diagnostics: &mut Diagnostics) {
+    let is_registry = matches!(authenticator.method, Method::Registry(_));
+    let is_used_by = |listener: &Listener| {
+        let by_keys = is_registry && listener.tls.as_ref().is_some_and(uses_registry);
+        by_keys || listener.authenticate.contains(&authenticator.name)
+    };
+    if !settings.listeners.iter().any(is_used_by) {
+        let complaint = Complaint::new("no listener uses this authenticator");
+        diagnostics.warning(&authenticator.table, complaint.hint("authenticate = [...] in [[listener]]"));
+    }
+}
+
+/// Whether keys of the registry are accepted in handshakes.
+fn uses_registry(tls: &Tls) -> bool {
+    match &tls.mode {
+        TlsMode::Psk(psk) => psk.registry,
+        TlsMode::Certificate(tls) => tls.raw_keys.as_ref().is_some_and(|keys| keys.registry),
+    }
+}
+
+fn warn_of_unused_identity(settings: &Settings, diagnostics: &mut Diagnostics) {
+    let Some(identity) = &settings.identity else { return };
+    let signs = |it: &Listener| it.is_incomplete || matches!(it.connect.password, Some(Password::Token(_)));
+    if !settings.listeners.iter().any(signs) {
+        let complaint = Complaint::new("[identity] has no effect: no `connect.password` is a table");
+        let hint = "password = { claims = { sub = 'cert.subject.cn' }, audience = \"brokers\" }";
+        diagnostics.warning(&identity.table, complaint.hint(hint));
+    }
+    if settings.admin.is_none() {
+        let complaint = Complaint::new("brokers cannot fetch the public keys: [admin] is not configured");
+        diagnostics.warning(&identity.table, complaint.hint("[admin] bind = \"127.0.0.1:9080\""));
+    }
+}
