@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -15,13 +15,12 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::TrustAnchor;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tokio::sync::Semaphore;
 
 use crate::config::Complaint;
-use crate::files::read_anchors;
 use crate::net::is_own_shortage;
+use crate::trust::{ServerVerifier, TrustAnchors};
 use crate::util::crypto::{provider, tag};
 
 /// Time for a request and its whole response.
@@ -39,7 +38,7 @@ const MAX_KEYS_LEN: usize = 256 << 10;
 pub(crate) struct Fetcher {
     client: OnceLock<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>,
     /// `None`: the system's trust anchors.
-    anchors: Option<Vec<TrustAnchor<'static>>>,
+    verifier: Option<Arc<ServerVerifier>>,
     /// Distinguishes the trust anchors from others.
     tag: u64,
 }
@@ -96,9 +95,9 @@ impl Fetcher {
     /// # Errors
     /// The file cannot be read, or contains an invalid trust anchor.
     pub(crate) fn with_anchors(path: &Path) -> Result<Self, Complaint> {
-        let anchors = read_anchors(path)?;
-        let tag = tag(format!("{anchors:?}").as_bytes());
-        Ok(Self { client: OnceLock::new(), anchors: Some(anchors), tag })
+        let anchors = TrustAnchors::read(path)?;
+        let tag = tag(format!("{:?}", anchors.list()).as_bytes());
+        Ok(Self { client: OnceLock::new(), verifier: Some(ServerVerifier::new(anchors)), tag })
     }
 
     /// Distinguishes the trust anchors from others.
@@ -220,16 +219,13 @@ impl Fetcher {
 
     fn client(&self) -> &Client<HttpsConnector<HttpConnector>, Full<Bytes>> {
         self.client.get_or_init(|| {
-            // Load the roots on first use: most gateways fetch nothing.
-            let mut roots = RootCertStore::empty();
-            match &self.anchors {
-                Some(anchors) => roots.extend(anchors.iter().cloned()),
-                None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-            }
+            // Load the system's anchors on first use: most gateways fetch nothing.
+            let verifier = self.verifier.clone().unwrap_or_else(|| ServerVerifier::new(TrustAnchors::of_system()));
             let tls = ClientConfig::builder_with_provider(provider())
                 .with_safe_default_protocol_versions()
                 .expect("aws-lc-rs supports TLS 1.2 and 1.3")
-                .with_root_certificates(roots)
+                .dangerous()
+                .with_custom_certificate_verifier(verifier)
                 .with_no_client_auth();
             let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
             Client::builder(TokioExecutor::new()).pool_idle_timeout(TIMEOUT).build(connector)

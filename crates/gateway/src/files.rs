@@ -1,11 +1,11 @@
-//! Reads PEM files and credential files. Enters: a path. Leaves: certificates, trust anchors or entries, or a complaint
+//! Reads PEM files and credential files. Enters: a path. Leaves: certificates or entries, or a complaint
 //! that names the file. No complaint quotes a secret.
 
 use std::path::Path;
 
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem;
-use rustls::pki_types::{CertificateDer, TrustAnchor};
-use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::{Complaint, Diagnostics, Located};
 use crate::util::file::{MAX_PEM_LEN, read};
@@ -38,47 +38,6 @@ pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint
         return Err(complaint.hint("expected a PEM file with `-----BEGIN CERTIFICATE-----`"));
     }
     Ok(chain)
-}
-
-/// Reads the trust anchors of a PEM bundle.
-///
-/// # Errors
-/// The file cannot be read, or contains a certificate that cannot be a trust anchor.
-pub(crate) fn read_anchors(path: &Path) -> Result<Vec<TrustAnchor<'static>>, Complaint> {
-    let anchor = |der: &CertificateDer<'_>| {
-        check_anchor(path, der)?;
-        webpki::anchor_from_trusted_cert(der)
-            .map(|anchor| anchor.to_owned())
-            .map_err(|error| Complaint::new(format!("{}: not a trust anchor: {error}", path.display())))
-    };
-    read_chain(path)?.iter().map(anchor).collect()
-}
-
-/// Checks that a certificate of `path` is that of a CA, as OpenSSL does. With a device's certificate as trust anchor, that
-/// device could issue certificates for all others [RFC 5280, 4.2.1.3 and 4.2.1.9].
-///
-/// # Errors
-/// It is not a CA.
-pub(crate) fn check_anchor(path: &Path, der: &CertificateDer<'_>) -> Result<(), Complaint> {
-    let complain = |what: &str| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
-    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| complain("it cannot be parsed"))?;
-    let subject = certificate.subject();
-    let constraints = certificate.basic_constraints().map_err(|_| complain("its basicConstraints cannot be parsed"))?;
-    let is_ca = match constraints {
-        Some(constraints) => constraints.value.ca,
-        // Version 1 has no extensions.
-        None => certificate.version() == X509Version::V1 && subject == certificate.issuer(),
-    };
-    if !is_ca {
-        let complaint = complain(&format!("`{subject}` is not a CA (basicConstraints without CA:TRUE)"));
-        let hint = "name the CA that issued it; to accept one certificate alone, pin it: `portcullis device pin`";
-        return Err(complaint.hint(hint));
-    }
-    let usage = certificate.key_usage().map_err(|_| complain("its keyUsage cannot be parsed"))?;
-    if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
-        return Err(complain(&format!("`{subject}` must not sign certificates (keyUsage without keyCertSign)")));
-    }
-    Ok(())
 }
 
 /// The earliest expiry of the certificates of a PEM file, in seconds since 1970.

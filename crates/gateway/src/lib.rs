@@ -29,6 +29,7 @@ mod session;
 pub mod sessions;
 mod state;
 mod tls;
+mod trust;
 mod upstream;
 mod util;
 

@@ -2,6 +2,7 @@
 //! again, sessions closed whose evidence is no longer sufficient, warnings of expiring certificates, and updated gauges.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -107,6 +108,10 @@ fn end_sessions(shared: &Shared) {
         }
     }
     let (now, sessions) = (now(), &shared.state.sessions);
+    let trusts = runtime.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.trust());
+    let expired = trusts.map(|trust| trust.anchors().expired(now)).sum();
+    // Sessions are not indexed by the anchors that their chains end at.
+    is_all |= shared.state.expired_anchors.swap(expired, Ordering::Relaxed) != expired;
     let evaluate = |entry: &SessionEntry| evaluate(entry.client_evidence(), &runtime, now);
     let ended = if is_all { sessions.sweep(evaluate) } else { sessions.sweep_keys(&changed, evaluate) }
         + sessions.sweep_expired(now);

@@ -1,6 +1,7 @@
 //! The state that survives reloads: counters, sessions, revocation data and bans.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use crate::auth;
 use crate::limits::{BanCounters, Descriptors, Permits};
@@ -23,6 +24,8 @@ pub struct ProcessState {
     pub(crate) descriptors: Descriptors,
     /// By the listener's name.
     pub(crate) permits: WeakMap<String, Permits>,
+    /// The number of trust anchors that had expired when sessions were last evaluated.
+    pub(crate) expired_anchors: AtomicUsize,
     /// By the listener's name.
     listeners: WeakMap<String, ListenerState>,
 }

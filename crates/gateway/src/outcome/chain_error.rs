@@ -38,8 +38,12 @@ chain_errors! {
     NotYetValid => CertificateNotYetValid, None;
     /// The certificate is X.509 version 1.
     Version => CertificateVersion, Some(CloseReason::CaRemoved);
-    /// The extended key usage does not include client authentication.
+    /// The extended key usage does not include client authentication, or the key usage no digital signatures.
     Purpose => CertificatePurpose, Some(CloseReason::CaRemoved);
+    /// A certificate that issued another one is not that of a CA.
+    NotACa => CertificateNotCa, Some(CloseReason::CaRemoved);
+    /// A name in the certificate is not among those that its CA may certify.
+    Name => CertificateName, Some(CloseReason::CaRemoved);
     /// A certificate cannot be parsed.
     Malformed => CertificateInvalid, Some(CloseReason::CaRemoved);
     /// A signature is invalid.
@@ -68,11 +72,41 @@ impl From<webpki::Error> for ChainError {
             webpki::Error::UnsupportedCertVersion => ChainError::Version,
             webpki::Error::RequiredEkuNotFoundContext(_) => ChainError::Purpose,
             webpki::Error::BadDer | webpki::Error::BadDerTime | webpki::Error::TrailingData(_) => ChainError::Malformed,
+            webpki::Error::EndEntityUsedAsCa => ChainError::NotACa,
+            webpki::Error::NameConstraintViolation => ChainError::Name,
             webpki::Error::InvalidSignatureForPublicKey => ChainError::BadSignature,
             // webpki's enum is non-exhaustive.
             _ => ChainError::Invalid,
         }
     }
+}
+
+/// Describes why webpki rejects a certificate, in the words of RFC 5280.
+pub fn describe_webpki(error: &webpki::Error) -> String {
+    use webpki::Error as E;
+    let text = match error {
+        E::UnknownIssuer => "no trusted CA issued it, or an intermediate certificate is missing",
+        E::CertExpired { .. } => "a certificate of its chain has expired",
+        E::CertNotValidYet { .. } => "a certificate of its chain is not valid yet",
+        E::MaximumPathDepthExceeded => "its chain has more intermediates than allowed",
+        E::PathLenConstraintViolated => {
+            "its chain has more intermediates than the path length of one of its CAs allows"
+        }
+        E::UnsupportedCertVersion => "it is not X.509 version 3",
+        E::RequiredEkuNotFoundContext(_) => "its extended key usage does not allow this use",
+        E::EndEntityUsedAsCa => "a certificate that issued another one is not that of a CA (basicConstraints)",
+        E::CaUsedAsEndEntity => "it is the certificate of a CA (basicConstraints)",
+        E::NameConstraintViolation => "one of its names is not permitted by the name constraints of its CA",
+        E::InvalidSignatureForPublicKey => "a signature of its chain is invalid",
+        E::UnsupportedCriticalExtension => "it has a critical extension that is not supported",
+        E::UnsupportedSignatureAlgorithmContext(_) | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+            "a signature of its chain has an algorithm that is not supported"
+        }
+        E::InvalidSerialNumber => "its serial number is invalid",
+        E::BadDer | E::BadDerTime | E::TrailingData(_) => "it is malformed",
+        other => return format!("it is not acceptable ({other})"),
+    };
+    text.to_owned()
 }
 
 impl From<ChainError> for Reject {

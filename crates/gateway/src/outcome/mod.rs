@@ -10,7 +10,7 @@ mod reject;
 
 use portcullis_wire::{Disconnect, Refusal};
 
-pub use chain_error::ChainError;
+pub use chain_error::{ChainError, describe_webpki};
 pub use close_reason::CloseReason;
 pub use reject::Reject;
 

@@ -51,6 +51,10 @@ super::reasons! {
     TlsParameters = "tls_parameters", Handshake, Client, 500,
         connack: None, is_failed_proof: false,
         hint: Some("update the client's TLS library; if it offers ALPN protocols, compare `alpn`");
+    /// The client requested a server name (SNI) that is not a host name, such as one with a port or an underscore at its end.
+    InvalidServerName = "invalid_server_name", Handshake, Client, 500,
+        connack: None, is_failed_proof: false,
+        hint: Some("set the client to the gateway's host name alone, without a port or brackets");
     /// The client rejected the gateway's certificate.
     ServerCertificateRefused = "server_certificate_refused", Handshake, Client, 500,
         connack: None, is_failed_proof: false,
@@ -106,6 +110,15 @@ super::reasons! {
     OcspMissing = "ocsp_missing", Handshake, Gateway, 500,
         connack: Some(Refusal::NotAuthorized), is_failed_proof: false,
         hint: Some("see the gateway's log for the responder's error; set `ocsp_responder` if certificates name none");
+    /// A certificate in the client's chain that issued another one is not that of a CA: its basicConstraints or keyUsage does
+    /// not allow it to sign certificates.
+    CertificateNotCa = "certificate_not_ca", Handshake, Client, 500,
+        connack: None, is_failed_proof: true,
+        hint: Some("issue the CA's certificate again with CA:TRUE and keyCertSign");
+    /// The client's certificate has a name that its CA's name constraints do not allow.
+    CertificateName = "certificate_name", Handshake, Client, 500,
+        connack: None, is_failed_proof: true,
+        hint: Some("issue the certificate with names that the CA may certify, or use another CA");
     /// The client's certificate is malformed, has an invalid signature, or violates another rule of X.509.
     CertificateInvalid = "certificate_invalid", Handshake, Client, 500,
         connack: None, is_failed_proof: true,

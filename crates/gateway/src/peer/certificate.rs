@@ -26,8 +26,8 @@ pub struct Certificate {
     pub subject: Name,
     /// Name of the issuer.
     pub issuer: Name,
-    /// Serial number in upper-case hex, an even number of digits, without a sign byte, as `openssl x509 -serial` prints
-    /// it.
+    /// Serial number in upper-case hex, an even number of digits, as `openssl x509 -serial` prints it; with a `-` if it is
+    /// negative.
     pub serial: String,
     /// Start of validity in seconds since 1970.
     pub not_before: i64,
@@ -147,7 +147,38 @@ fn ip(bytes: &[u8]) -> Option<String> {
     <[u8; 16]>::try_from(bytes).ok().map(|bytes| std::net::Ipv6Addr::from(bytes).to_string())
 }
 
+/// `bytes` is the content of a DER INTEGER, in two's complement.
 fn serial(bytes: &[u8]) -> String {
-    let first = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len().saturating_sub(1));
-    hex::encode_upper(&bytes[first..])
+    let is_negative = bytes.first().is_some_and(|first| *first >= 0x80);
+    let mut magnitude = bytes.to_vec();
+    if is_negative {
+        // The two's complement of a negative number is its magnitude.
+        let mut carries = true;
+        for byte in magnitude.iter_mut().rev() {
+            (*byte, carries) = (!*byte).overflowing_add(u8::from(carries));
+        }
+    }
+    let first = magnitude.iter().position(|byte| *byte != 0).unwrap_or(magnitude.len().saturating_sub(1));
+    let sign = if is_negative { "-" } else { "" };
+    sign.to_owned() + &hex::encode_upper(&magnitude[first..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::serial;
+
+    #[test]
+    fn serial_numbers_read_as_openssl_prints_them() {
+        for (bytes, text) in [
+            (&[0x05][..], "05"),
+            (&[0x00, 0xfb], "FB"),
+            (&[0xfb], "-05"),
+            (&[0x80], "-80"),
+            (&[0xff, 0x00], "-0100"),
+            (&[0x00], "00"),
+            (&[0x12, 0x34], "1234"),
+        ] {
+            assert_eq!(serial(bytes), text, "{bytes:02x?}");
+        }
+    }
 }

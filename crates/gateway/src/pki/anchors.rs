@@ -9,38 +9,57 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::chain::IssuerId;
 use super::revocation::RevocationStore;
 use crate::config::Complaint;
-use crate::files::{check_anchor, read_chain};
+use crate::files::read_chain;
+use crate::outcome::ChainError;
+use crate::trust::TrustAnchors;
+
+/// What a CertificateRequest has room for, in bytes: its extensions have a length of two octets [RFC 8446, 4.3.2]. A longer
+/// list would make every handshake fail.
+const MAX_NAMES_LEN: usize = 65_000;
 
 /// The trust anchors of a bundle, in its order.
 #[derive(Debug)]
 pub struct Anchors {
-    list: Vec<TrustAnchor<'static>>,
+    trusted: TrustAnchors,
     ids: Vec<IssuerId>,
     subjects: Vec<DistinguishedName>,
+    names_fit: bool,
     /// Subject and notAfter of each, in seconds since 1970.
     expiries: Vec<(String, i64)>,
 }
 
 impl Anchors {
     pub(super) fn read(path: &Path, revocation: &RevocationStore) -> Result<Self, Complaint> {
-        let not_an_anchor = |what: &str| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
-        let ders = read_chain(path)?;
-        let (mut list, mut ids, mut expiries) = (Vec::new(), Vec::new(), Vec::new());
-        for der in &ders {
-            check_anchor(path, der)?;
-            let anchor = webpki::anchor_from_trusted_cert(der).map_err(|error| not_an_anchor(&error.to_string()))?;
-            let (_, certificate) = X509Certificate::from_der(der).map_err(|_| not_an_anchor("it cannot be parsed"))?;
-            expiries.push((certificate.subject().to_string(), certificate.validity().not_after.timestamp()));
+        let (trusted, ders) = (TrustAnchors::read(path)?, read_chain(path)?);
+        let (mut ids, mut expiries) = (Vec::new(), Vec::new());
+        for (index, der) in ders.iter().enumerate() {
+            let parsed = X509Certificate::from_der(der);
+            let (_, certificate) = parsed.map_err(|_| Complaint::new(format!("{} changes", path.display())))?;
+            expiries.push((certificate.subject().to_string(), trusted.not_after(index)));
             ids.push(IssuerId::of(&certificate));
-            list.push(anchor.to_owned());
+        }
+        if ids.len() != trusted.list().len() {
+            return Err(Complaint::new(format!("{} changes while it is read", path.display())));
         }
         // Only after the whole bundle has been parsed: a rejected bundle must leave no trace.
         ders.iter().for_each(|der| revocation.add_issuer(der));
-        let subjects = list.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
-        Ok(Self { list, ids, subjects, expiries })
+        let mut subjects: Vec<_> =
+            trusted.list().iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
+        // Each name has a length of two octets before it.
+        let len: usize = subjects.iter().map(|name| name.as_ref().len() + 2).sum();
+        let names_fit = len <= MAX_NAMES_LEN;
+        if !names_fit {
+            subjects.clear();
+        }
+        Ok(Self { trusted, ids, subjects, names_fit, expiries })
     }
 
-    /// The subject names, sent to clients as a hint [RFC 8446, 4.2.4].
+    /// Whether the subject names fit into the handshake.
+    pub(super) const fn names_fit(&self) -> bool {
+        self.names_fit
+    }
+
+    /// The subject names, sent to clients as a hint [RFC 8446, 4.2.4]; none if they do not fit into the handshake.
     pub fn subjects(&self) -> &[DistinguishedName] {
         &self.subjects
     }
@@ -50,12 +69,24 @@ impl Anchors {
         &self.expiries
     }
 
-    pub(super) fn list(&self) -> &[TrustAnchor<'static>] {
-        &self.list
+    pub(super) const fn trusted(&self) -> &TrustAnchors {
+        &self.trusted
     }
 
-    pub(super) fn contains(&self, id: &IssuerId) -> bool {
-        self.ids.contains(id)
+    /// Whether this authority is an anchor that is valid now; `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// It is no anchor, or none that is valid.
+    pub(super) fn check(&self, id: &IssuerId, now: i64) -> Result<(), ChainError> {
+        let same = self.ids.iter().enumerate().filter(|(_, other)| *other == id);
+        let mut verdicts = same.map(|(index, _)| self.trusted.check_validity(index, now));
+        let first = verdicts.next().unwrap_or(Err(ChainError::UnknownCa));
+        if verdicts.any(|verdict| verdict.is_ok()) { Ok(()) } else { first }
+    }
+
+    /// The number of anchors that have expired; `now` is in seconds since 1970.
+    pub(crate) fn expired(&self, now: i64) -> usize {
+        self.expiries.iter().filter(|(_, not_after)| *not_after < now).count()
     }
 
     pub(super) fn are_same(&self, other: &Self) -> bool {
@@ -66,6 +97,6 @@ impl Anchors {
         let is_it = |other: &TrustAnchor<'_>| {
             other.subject == anchor.subject && other.subject_public_key_info == anchor.subject_public_key_info
         };
-        self.list.iter().position(is_it).map(|position| self.ids[position])
+        self.trusted.list().iter().position(is_it).map(|position| self.ids[position])
     }
 }

@@ -9,7 +9,9 @@ use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtensio
 use x509_parser::oid_registry::{OID_PKIX_ACCESS_DESCRIPTOR_OCSP, OID_X509_EXT_CRL_DISTRIBUTION_POINTS};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::outcome::ChainError;
 use crate::peer::Certificate;
+use crate::trust::{may_sign_certificates, may_sign_handshakes};
 use crate::util::crypto::sha256;
 
 /// A CA, identified by its name and key. By name alone, a CRL of one CA would cover certificates of another CA with the
@@ -29,24 +31,31 @@ impl IssuerId {
     }
 }
 
-/// A serial number without leading zeros, at most 20 octets [RFC 5280, 4.1.2.2].
+/// A serial number, as the content of a DER INTEGER without redundant octets. Its sign counts: -5 and 251 are `FB` and
+/// `00 FB`. At most 20 octets of value [RFC 5280, 4.1.2.2].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Serial {
     len: u8,
-    octets: [u8; 20],
+    octets: [u8; 21],
 }
 
 impl Serial {
-    /// From the content of a DER INTEGER; `None` if it is too long.
+    /// From the content of a DER INTEGER; `None` if it is empty or too long.
     pub fn new(der: &[u8]) -> Option<Self> {
-        let start = der.iter().position(|octet| *octet != 0).unwrap_or(der.len());
+        let is_redundant = |pair: &&[u8]| {
+            matches!(pair, [0, next, ..] if *next < 0x80) || matches!(pair, [0xff, next, ..] if *next >= 0x80)
+        };
+        let start = (0..der.len()).find(|start| !is_redundant(&&der[*start..]))?;
         let significant = &der[start..];
-        let mut octets = [0; 20];
+        if significant.len() > 20 && significant.first() != Some(&0) {
+            return None;
+        }
+        let mut octets = [0; 21];
         octets.get_mut(..significant.len())?.copy_from_slice(significant);
         Some(Self { len: u8::try_from(significant.len()).ok()?, octets })
     }
 
-    /// The octets without leading zeros; empty for zero.
+    /// The content of the DER INTEGER.
     pub fn octets(&self) -> &[u8] {
         &self.octets[..usize::from(self.len)]
     }
@@ -105,11 +114,20 @@ impl VerifiedChain {
     }
 
     /// Takes the certificates of a verified path, the device's own first, up to the one that `anchor` issued. Returns the
-    /// device's own certificate too, so that it is parsed once. `None` if one cannot be parsed or has a serial number of
-    /// more than 20 octets.
-    pub(super) fn of(path: &[CertificateDer<'_>], anchor: IssuerId) -> Option<(Self, Certificate)> {
+    /// device's own certificate too, so that it is parsed once.
+    ///
+    /// # Errors
+    /// A certificate cannot be parsed, has a serial number of more than 20 octets, or a keyUsage that does not allow what
+    /// it is used for.
+    pub(super) fn of(path: &[CertificateDer<'_>], anchor: IssuerId) -> Result<(Self, Certificate), ChainError> {
         let parsed = path.iter().map(|der| X509Certificate::from_der(der).map(|(_, certificate)| certificate).ok());
-        let certificates: Vec<X509Certificate<'_>> = parsed.collect::<Option<_>>()?;
+        let certificates: Vec<X509Certificate<'_>> = parsed.collect::<Option<_>>().ok_or(ChainError::Malformed)?;
+        if certificates.first().is_some_and(|leaf| !may_sign_handshakes(leaf)) {
+            return Err(ChainError::Purpose);
+        }
+        if !certificates.iter().skip(1).all(may_sign_certificates) {
+            return Err(ChainError::NotACa);
+        }
         let issuers = certificates.iter().skip(1).map(IssuerId::of).chain([anchor]);
         let parsed = |(certificate, issuer): (&X509Certificate<'_>, IssuerId)| {
             Some(ChainCertificate {
@@ -121,9 +139,12 @@ impl VerifiedChain {
                 responder: responder(certificate),
             })
         };
-        let links: Vec<ChainCertificate> = certificates.iter().zip(issuers).map(parsed).collect::<Option<_>>()?;
-        let (der, leaf) = (path.first()?, certificates.first()?);
-        Some((Self::new(sha256(der), links)?, Certificate::of(der, leaf)?))
+        let links: Option<Vec<ChainCertificate>> = certificates.iter().zip(issuers).map(parsed).collect();
+        let chain = || {
+            let (der, leaf) = (path.first()?, certificates.first()?);
+            Some((Self::new(sha256(der), links?)?, Certificate::of(der, leaf)?))
+        };
+        chain().ok_or(ChainError::Malformed)
     }
 
     /// Whether `leaf`, in DER, is the device's own certificate of this chain.
@@ -184,4 +205,22 @@ pub(super) fn urls(point: Option<&DistributionPointName<'_>>) -> Vec<String> {
         _ => None,
     };
     names.iter().filter_map(url).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sign_of_a_serial_number_counts() {
+        let octets = |der: &[u8]| Serial::new(der).map(|serial| serial.octets().to_vec());
+        assert_eq!(octets(&[0xfb]), Some(vec![0xfb]), "-5");
+        assert_eq!(octets(&[0, 0xfb]), Some(vec![0, 0xfb]), "251");
+        assert_eq!(octets(&[0, 0, 0x7b]), Some(vec![0x7b]));
+        assert_eq!(octets(&[0xff, 0xff, 0xfb]), Some(vec![0xfb]));
+        assert_eq!((octets(&[0]), octets(&[])), (Some(vec![0]), None));
+        assert_eq!(octets(&[0x7f; 20]).map(|octets| octets.len()), Some(20));
+        assert_eq!(octets(&[&[0][..], &[0xff; 20]].concat()).map(|octets| octets.len()), Some(21));
+        assert_eq!((octets(&[0x7f; 21]), octets(&[&[0][..], &[0xff; 21]].concat())), (None, None));
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::{join, join_all};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::task::JoinHandle;
-use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use webpki::{EndEntityCert, KeyUsage};
 
 use super::anchors::Anchors;
 use super::chain::{ChainCertificate, VerifiedChain};
@@ -17,13 +17,12 @@ use super::ocsp::OcspStatus;
 use super::revocation::RevocationStore;
 use super::source::{Origin, Source, Status};
 use crate::config::tables::{ClientCertificates, CrlOrigin, OcspScope, OnFailure};
-use crate::config::{Diagnostics, Reported, Setting};
+use crate::config::{Complaint, Diagnostics, Reported, Setting};
 use crate::files::warn_if_expired;
 use crate::outcome::ChainError;
 use crate::peer::Certificate;
 use crate::refresh::FromFiles;
 use crate::util::clock::now;
-use crate::util::crypto::provider;
 use crate::util::url::is_url;
 
 /// The trust anchors and revocation settings of one listener.
@@ -31,6 +30,8 @@ use crate::util::url::is_url;
 pub struct ChainVerifier {
     revocation: Arc<RevocationStore>,
     anchors: FromFiles<Anchors>,
+    /// Whether clients are sent the names of the anchors.
+    sends_names: bool,
     depth: usize,
     /// The CRL files and URLs of the configuration.
     sources: Vec<Arc<Source>>,
@@ -63,15 +64,21 @@ impl ChainVerifier {
         revocation: &Arc<RevocationStore>,
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
-        let ClientCertificates { ca, verify_depth, crl, ocsp, refresh, .. } = settings;
+        let ClientCertificates { ca, send_names, verify_depth, crl, ocsp, refresh, .. } = settings;
         warn_if_expired(ca, ca, diagnostics);
         let learn = Arc::clone(revocation);
         let anchors = FromFiles::open("client_ca", ca.value.clone(), move |path| Anchors::read(path, &learn));
         let sources = open_sources(&crl.origins, *refresh, revocation, diagnostics);
         let anchors = anchors.map_err(|complaint| diagnostics.error(ca, complaint))?;
+        if *send_names && !anchors.load().names_fit() {
+            let message = "the names of these authorities do not fit into the handshake, so none are sent";
+            let hint = "clients that choose a certificate by these names may send none; send_ca_names = false";
+            diagnostics.warning(ca, Complaint::new(message).hint(hint));
+        }
         Ok(Self {
             revocation: Arc::clone(revocation),
             anchors,
+            sends_names: *send_names,
             depth: *verify_depth,
             sources,
             follows_names: crl.distribution_points,
@@ -90,6 +97,11 @@ impl ChainVerifier {
         let fetch = self.sources.iter().cloned().map(Source::fetch_first);
         // Fetches that take longer continue in the background.
         let _ = tokio::time::timeout(self.ocsp_timeout, join_all(fetch)).await;
+    }
+
+    /// Whether clients are sent the names of the anchors.
+    pub(crate) const fn sends_names(&self) -> bool {
+        self.sends_names
     }
 
     /// The trust anchors in use.
@@ -118,26 +130,12 @@ impl ChainVerifier {
         // webpki's error has more detail than the reason in the log.
         let explain = |error: &webpki::Error| tracing::debug!(%error, "client certificate not accepted");
         let leaf = EndEntityCert::try_from(leaf).inspect_err(explain)?;
-        let depth = |path: &VerifiedPath<'_>| {
-            let is_short_enough = path.intermediate_certificates().count() <= self.depth;
-            if is_short_enough { Ok(()) } else { Err(webpki::Error::MaximumPathDepthExceeded) }
-        };
-        let path = leaf
-            .verify_for_usage(
-                provider().signature_verification_algorithms.all,
-                anchors.list(),
-                rest,
-                now,
-                KeyUsage::client_auth(),
-                // Revocation is checked separately: webpki would verify the signature of each CRL in each handshake.
-                None,
-                Some(&depth),
-            )
-            .inspect_err(explain)?;
+        let path = anchors.trusted().verify(&leaf, rest, self.depth, KeyUsage::client_auth(), now);
+        let path = path.inspect_err(explain)?;
         let mut certificates = vec![leaf.der()];
         certificates.extend(path.intermediate_certificates().map(webpki::Cert::der));
         let anchor = anchors.id_of(path.anchor()).ok_or(ChainError::UnknownCa)?;
-        let (chain, leaf) = VerifiedChain::of(&certificates, anchor).ok_or(ChainError::Malformed)?;
+        let (chain, leaf) = VerifiedChain::of(&certificates, anchor)?;
         for (authority, certificate) in certificates.iter().skip(1).zip(chain.certificates()) {
             let known = self.revocation.shared.issuers.get(&certificate.issuer);
             if known.is_none_or(|known| !known.is_certificate(authority)) {
@@ -205,9 +203,7 @@ impl ChainVerifier {
     /// Evaluates without the settings for missing CRLs and OCSP responses: definite failures are errors, missing status
     /// is returned.
     fn evaluate_known(&self, chain: &VerifiedChain, now: i64) -> Result<Unresolved, ChainError> {
-        if !self.anchors.load().contains(&chain.anchor()) {
-            return Err(ChainError::UnknownCa);
-        }
+        self.anchors.load().check(&chain.anchor(), now)?;
         if chain.certificates().len() > self.depth + 1 {
             return Err(ChainError::TooLong);
         }

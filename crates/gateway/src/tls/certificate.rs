@@ -105,6 +105,11 @@ impl CertificateTls {
         self.needs_certificate || (self.trust.is_none() && self.raw_keys.is_some())
     }
 
+    /// Whether a self-signed certificate stands for its key.
+    fn accepts_keys_in_certificates(&self) -> bool {
+        self.raw_keys.as_ref().is_some_and(|keys| keys.in_certificates())
+    }
+
     pub(super) const fn raw_keys(&self) -> Option<&Arc<KnownKeys>> {
         self.raw_keys.as_ref()
     }
@@ -170,11 +175,12 @@ impl CertificateTls {
         let finished = Finished { session, sni: session.server_name(), address };
         let identified = match device_key {
             KeyFormat::Raw => finished.by_raw_key(self.raw_keys.as_deref()),
+            KeyFormat::Certificate if handshake.is_key() => finished.by_key_of_certificate(self.raw_keys.as_deref()),
             KeyFormat::Certificate => finished.by_certificate(&handshake),
         };
         match identified {
             Ok(client) => Ok(Secured { stream: Stream::FromDevice(Box::new(stream)), client }),
-            Err(reject) => Err(Failed::without_connection(reject)),
+            Err(reject) => Err(Failed { reject, connection: Some(FailedConnection::Tls(Box::new(stream))) }),
         }
     }
 
@@ -196,7 +202,8 @@ impl CertificateTls {
         let wants_raw =
             hello.server_cert_types().is_some_and(|types| types.first() == Some(&CertificateType::RawPublicKey));
         // Where only raw keys are accepted, rustls rejects a device with a certificate with the alert for its type.
-        let device_key = if offers_raw || self.trust.is_none() { KeyFormat::Raw } else { KeyFormat::Certificate };
+        let is_raw = offers_raw || (self.trust.is_none() && !self.accepts_keys_in_certificates());
+        let device_key = if is_raw { KeyFormat::Raw } else { KeyFormat::Certificate };
         let server_key = if wants_raw { KeyFormat::Raw } else { KeyFormat::Certificate };
         let config = self.config(device_key, server_key, handshake);
         let accepted = start.into_stream(config).into_fallible().await;
@@ -213,14 +220,18 @@ impl CertificateTls {
         let builder = ServerConfig::builder_with_details(provider(), Arc::new(WallClock))
             .with_protocol_versions(versions)
             .expect("aws-lc-rs speaks TLS 1.2 and 1.3");
-        let builder = match (device_key, &self.trust, self.anchors.load_full()) {
-            (KeyFormat::Raw, ..) => builder.with_client_cert_verifier(Arc::new(KeyVerifier::new())),
-            (KeyFormat::Certificate, Some(trust), Some(anchors)) => {
-                let (trust, handshake) = (Arc::clone(trust), Arc::clone(handshake));
-                let verifier = DeviceVerifier::new(trust, anchors, self.needs_certificate, handshake);
+        let accepts_keys = self.accepts_keys_in_certificates();
+        let builder = match device_key {
+            KeyFormat::Raw => builder.with_client_cert_verifier(Arc::new(KeyVerifier::new())),
+            KeyFormat::Certificate if self.trust.is_some() || accepts_keys => {
+                let trust = self.trust.clone();
+                let sends_names = trust.as_ref().is_some_and(|trust| trust.sends_names());
+                let anchors = self.anchors.load_full().filter(|_| sends_names);
+                let handshake = Arc::clone(handshake);
+                let verifier = DeviceVerifier::new(trust, accepts_keys, anchors, self.requires_proof(), handshake);
                 builder.with_client_cert_verifier(Arc::new(verifier))
             }
-            (KeyFormat::Certificate, ..) => builder.with_no_client_auth(),
+            KeyFormat::Certificate => builder.with_no_client_auth(),
         };
         // Sessions with raw keys are not resumed: the key may have been removed, and their full handshake is cheap.
         let resumption = self.resumption.as_ref().filter(|_| device_key == KeyFormat::Certificate);

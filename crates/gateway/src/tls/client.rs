@@ -4,8 +4,8 @@
 use std::io;
 use std::sync::Arc;
 
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 use super::keys::{KeySource, read_pair};
 use crate::config::tables::UpstreamTls;
 use crate::config::{Complaint, Diagnostics, Reported};
-use crate::files::read_anchors;
+use crate::trust::{ServerVerifier, TrustAnchors};
 use crate::util::crypto::provider;
 
 /// TLS settings of an upstream, compiled.
@@ -48,7 +48,8 @@ impl ClientTls {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("aws-lc-rs speaks TLS 1.2 and 1.3")
-            .with_root_certificates(roots);
+            .dangerous()
+            .with_custom_certificate_verifier(ServerVerifier::new(roots));
         let config = match &settings.certificate {
             None => builder.with_no_client_auth(),
             Some((chain, key)) => {
@@ -75,12 +76,11 @@ impl ClientTls {
     }
 }
 
-fn roots(settings: &UpstreamTls) -> Result<RootCertStore, Complaint> {
+fn roots(settings: &UpstreamTls) -> Result<TrustAnchors, Complaint> {
     if let Some(ca) = &settings.ca {
-        return read_anchors(ca).map(|anchors| anchors.into_iter().collect());
+        return TrustAnchors::read(ca);
     }
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let roots = TrustAnchors::of_system();
     if roots.is_empty() {
         return Err(Complaint::new("the system has no trust anchors").hint("set `ca` to a file with the broker's CA"));
     }

@@ -23,6 +23,8 @@ struct HandshakeState {
     leaf: Option<Certificate>,
     /// From the session that the device wants to resume.
     resumed: Option<FullHandshake>,
+    /// The device presented a certificate that stands for its key alone.
+    is_key: bool,
 }
 
 /// What a device proved in a full handshake, and when.
@@ -51,11 +53,22 @@ impl Handshake {
         self.0.lock().resumed = None;
     }
 
-    /// What the ticket of this session has to contain.
-    pub(super) fn full(&self) -> FullHandshake {
+    /// Records that the device presented a certificate that stands for its key alone.
+    pub(super) fn set_key(&self) {
+        self.0.lock().is_key = true;
+    }
+
+    /// Whether the device presented a certificate that stands for its key alone.
+    pub(super) fn is_key(&self) -> bool {
+        self.0.lock().is_key
+    }
+
+    /// What the ticket of this session has to contain. `None`: sessions with keys are not resumed, because the key may
+    /// have been removed.
+    pub(super) fn full(&self) -> Option<FullHandshake> {
         let state = self.0.lock();
         let full = state.verified.clone().or_else(|| state.resumed.clone());
-        full.unwrap_or_else(|| FullHandshake { chain: None, at: now() })
+        (!state.is_key).then(|| full.unwrap_or_else(|| FullHandshake { chain: None, at: now() }))
     }
 
     /// The chain that the finished handshake rests on; and the device's certificate, if it was parsed in this handshake,

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use rustls::{CommonState, HandshakeKind, ProtocolVersion};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::handshake::Handshake;
 use super::raw_keys::{KnownKeys, Owner};
@@ -52,7 +53,20 @@ impl Finished<'_> {
     /// Identifies a device by its raw public key. `keys`: those that the listener accepts.
     pub(super) fn by_raw_key(&self, keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
         let key = self.session.peer_certificates().and_then(|chain| chain.first());
-        let (Some(keys), Some(key)) = (keys, key) else { return Err(Reject::UnknownKey) };
+        self.by_key(key.ok_or(Reject::UnknownKey)?, keys)
+    }
+
+    /// Identifies a device by the public key in its certificate. Nothing else in that certificate counts: the device may
+    /// have written it.
+    pub(super) fn by_key_of_certificate(&self, keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
+        let leaf = self.session.peer_certificates().and_then(|chain| chain.first()).ok_or(Reject::UnknownKey)?;
+        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| Reject::CertificateInvalid)?;
+        self.by_key(certificate.public_key().raw, keys)
+    }
+
+    /// `key` is a SubjectPublicKeyInfo in DER.
+    fn by_key(&self, key: &[u8], keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
+        let keys = keys.ok_or(Reject::UnknownKey)?;
         let fingerprint = sha256(key);
         // Looked up only after the device has proved to own the key: otherwise anyone who has seen a public key could
         // probe whether it is known.

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use pkcs8::EncryptedPrivateKeyInfo;
 #[cfg(feature = "pkcs11")]
 use portcullis_pkcs11::TokenUri;
+use rustls::SignatureScheme;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -253,7 +254,7 @@ impl ServerKeys {
 
 impl ResolvesServerCert for ServerKeys {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.load().find(hello.server_name()))
+        self.current.load().find(hello.server_name(), hello.signature_schemes())
     }
 }
 
@@ -327,9 +328,9 @@ fn expires(pair: &CertifiedKey) -> Option<i64> {
 /// Selects the certificate by the server name that the client requests [RFC 6066, 3]. The first one is the default.
 #[derive(Debug)]
 struct BySni {
-    first: Arc<Pair>,
-    /// By lower-case name; `*.example.com` has the key `.example.com`.
-    names: HashMap<String, Arc<Pair>>,
+    default: Vec<Arc<Pair>>,
+    /// By lower-case name, in the order of the configuration; `*.example.com` has the key `.example.com`.
+    names: HashMap<String, Vec<Arc<Pair>>>,
     pairs: Vec<Arc<Pair>>,
 }
 
@@ -337,23 +338,31 @@ impl BySni {
     fn read(files: &[Files], store: &KeyStore, staples: Option<&Arc<RevocationStore>>) -> Result<Self, Complaint> {
         let pair = |files: &Files| files.read(store).map(|read| Arc::new(Pair::new(read, store, staples)));
         let pairs: Vec<Arc<Pair>> = files.iter().map(pair).collect::<Result<_, _>>()?;
-        let mut names = HashMap::new();
+        let mut names: HashMap<String, Vec<Arc<Pair>>> = HashMap::new();
         for pair in &pairs {
             for name in dns_names(&pair.certified.load()) {
                 let name = name.to_ascii_lowercase();
                 let name = name.strip_prefix('*').map(str::to_owned).unwrap_or(name);
-                names.entry(name).or_insert_with(|| Arc::clone(pair));
+                names.entry(name).or_default().push(Arc::clone(pair));
             }
         }
-        let first = pairs.first().map(Arc::clone).ok_or_else(|| Complaint::new("no certificate is configured"))?;
-        Ok(Self { first, names, pairs })
+        let first = pairs.first().ok_or_else(|| Complaint::new("no certificate is configured"))?;
+        // The first certificate serves other names, and so do those for the same names with another kind of key.
+        let of_first = dns_names(&first.certified.load());
+        let is_alike = |pair: &&Arc<Pair>| Arc::ptr_eq(pair, first) || dns_names(&pair.certified.load()) == of_first;
+        let default = pairs.iter().filter(is_alike).cloned().collect();
+        Ok(Self { default, names, pairs })
     }
 
-    fn find(&self, name: Option<&str>) -> Arc<CertifiedKey> {
-        name.and_then(|name| self.named(name)).unwrap_or(&self.first).certified.load_full()
+    /// The certificate for a name, of which the client can verify signatures of one of these schemes; the first one for
+    /// the name if there is none, so that the handshake fails for that reason.
+    fn find(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let pairs = name.and_then(|name| self.named(name)).unwrap_or(&self.default);
+        let can = |pair: &&Arc<Pair>| pair.certified.load().key.choose_scheme(schemes).is_some();
+        pairs.iter().find(can).or_else(|| pairs.first()).map(|pair| pair.certified.load_full())
     }
 
-    fn named(&self, name: &str) -> Option<&Arc<Pair>> {
+    fn named(&self, name: &str) -> Option<&Vec<Arc<Pair>>> {
         // rustls has already rejected invalid names.
         let name = DnsName::try_from(name).ok()?.to_lowercase_owned();
         let name = name.as_ref();

@@ -29,6 +29,7 @@ use crate::util::crypto::provider;
 pub(super) struct KnownKeys {
     file: Option<FromFiles<Names>>,
     registry: Option<Arc<Replica>>,
+    in_certificates: bool,
 }
 
 /// The name in the file, by the key's SHA-256 fingerprint.
@@ -54,7 +55,8 @@ impl KnownKeys {
                 .map_err(|complaint| diagnostics.error(file, complaint))
         };
         let file = settings.file.as_ref().map(open).transpose()?;
-        Ok(Self { file, registry: registry.filter(|_| settings.registry).cloned() })
+        let registry = registry.filter(|_| settings.registry).cloned();
+        Ok(Self { file, registry, in_certificates: settings.certificates })
     }
 
     /// The owner of a key; `None` if the key is unknown.
@@ -67,6 +69,11 @@ impl KnownKeys {
     /// Whether the file still lists the key under this name.
     pub(super) fn is_named(&self, fingerprint: &Fingerprint, name: &str) -> bool {
         self.file.as_ref().is_some_and(|names| names.load().get(fingerprint).is_some_and(|found| **found == *name))
+    }
+
+    /// Whether devices may present their key in a self-signed certificate.
+    pub(super) const fn in_certificates(&self) -> bool {
+        self.in_certificates
     }
 
     pub(super) const fn registry(&self) -> Option<&Arc<Replica>> {

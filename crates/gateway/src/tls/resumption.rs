@@ -23,7 +23,7 @@ const EPOCH: i64 = 60 * 60;
 /// The limit of stored sessions per listener, for clients without ticket support. With a device's chain, about 2 KiB each.
 const MAX_STORED: usize = 8192;
 /// The first byte of a ticket: the version of its format.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Version and epoch, authenticated but not encrypted.
 const HEADER_LEN: usize = 9;
 
@@ -58,7 +58,7 @@ impl Default for ResumptionStore {
 impl Resumption {
     /// Prepends the device's proof to the session state.
     fn wrap(session: &[u8], handshake: &Handshake) -> Option<Zeroizing<Vec<u8>>> {
-        let proof = handshake.full();
+        let proof = handshake.full()?;
         postcard::to_extend(&proof, Vec::with_capacity(512 + session.len())).ok().map(|mut wrapped| {
             wrapped.extend_from_slice(session);
             Zeroizing::new(wrapped)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
+use tokio_rustls::server::TlsStream;
 
 use crate::devices::{Entry, Replica};
 use crate::evidence::Evidence;
@@ -40,6 +41,8 @@ pub(crate) struct Failed {
 /// The connection of a failed handshake.
 pub(super) enum FailedConnection {
     Tcp(Socket),
+    /// The handshake was finished, but proved nothing that is accepted.
+    Tls(Box<TlsStream<Socket>>),
     #[cfg(feature = "psk")]
     Psk(Box<portcullis_psk::PskStream<Socket>>),
 }
@@ -53,12 +56,14 @@ impl Failed {
     /// overtake the alert.
     pub(crate) async fn close(self) {
         let Some(mut connection) = self.connection else { return };
-        #[cfg_attr(
-            not(feature = "psk"),
-            expect(clippy::infallible_destructuring_match, reason = "the feature adds a second variant")
-        )]
+        if let FailedConnection::Tls(stream) = &mut connection {
+            // With close_notify.
+            let _ = stream.shutdown().await;
+            return discard_until_closed(stream.get_mut().0).await;
+        }
         let socket = match &mut connection {
             FailedConnection::Tcp(socket) => socket,
+            FailedConnection::Tls(stream) => stream.get_mut().0,
             #[cfg(feature = "psk")]
             FailedConnection::Psk(stream) => stream.get_mut(),
         };

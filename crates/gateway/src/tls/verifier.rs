@@ -11,6 +11,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::handshake::{FullHandshake, Handshake};
 use crate::outcome::{ChainError, Reject};
@@ -23,9 +24,12 @@ const MAX_CHAIN_LEN: usize = 16 << 10;
 
 #[derive(Debug)]
 pub(super) struct DeviceVerifier {
-    trust: Arc<ChainVerifier>,
-    /// The anchors whose names are sent to devices.
-    anchors: Arc<Anchors>,
+    /// `None`: no authority is trusted, and every certificate stands for its key alone.
+    trust: Option<Arc<ChainVerifier>>,
+    /// Whether a self-signed certificate stands for its key alone.
+    accepts_keys: bool,
+    /// The anchors whose names are sent to devices; `None`: no names are sent.
+    anchors: Option<Arc<Anchors>>,
     mandatory: bool,
     provider: Arc<CryptoProvider>,
     handshake: Arc<Handshake>,
@@ -33,12 +37,13 @@ pub(super) struct DeviceVerifier {
 
 impl DeviceVerifier {
     pub(super) fn new(
-        trust: Arc<ChainVerifier>,
-        anchors: Arc<Anchors>,
+        trust: Option<Arc<ChainVerifier>>,
+        accepts_keys: bool,
+        anchors: Option<Arc<Anchors>>,
         mandatory: bool,
         handshake: Arc<Handshake>,
     ) -> Self {
-        Self { trust, anchors, mandatory, provider: provider(), handshake }
+        Self { trust, accepts_keys, anchors, mandatory, provider: provider(), handshake }
     }
 }
 
@@ -54,7 +59,7 @@ impl ClientCertVerifier for DeviceVerifier {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.anchors.subjects()
+        self.anchors.as_ref().map_or(&[], |anchors| anchors.subjects())
     }
 
     fn verify_client_cert(
@@ -68,9 +73,18 @@ impl ClientCertVerifier for DeviceVerifier {
         if len > MAX_CHAIN_LEN || intermediates.len() > MAX_CHAIN {
             return Err(into_rustls(ChainError::TooLong).into());
         }
-        let (chain, leaf) = self.trust.verify(end_entity, intermediates, now).map_err(into_rustls)?;
+        let trust = self.trust.as_ref().filter(|_| !self.accepts_keys || !is_self_issued(end_entity));
+        let Some(trust) = trust else {
+            if !self.accepts_keys {
+                return Err(into_rustls(ChainError::UnknownCa).into());
+            }
+            // Whether the key is known is found out once the device has proved to own it.
+            self.handshake.set_key();
+            return Ok(ClientCertVerified::assertion());
+        };
+        let (chain, leaf) = trust.verify(end_entity, intermediates, now).map_err(into_rustls)?;
         let at = now.as_secs().cast_signed();
-        self.trust.evaluate_provisionally(&chain, at).map_err(into_rustls)?;
+        trust.evaluate_provisionally(&chain, at).map_err(into_rustls)?;
         self.handshake.verified(FullHandshake { chain: Some(chain), at }, leaf);
         Ok(ClientCertVerified::assertion())
     }
@@ -98,6 +112,11 @@ impl ClientCertVerifier for DeviceVerifier {
     }
 }
 
+fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(certificate)
+        .is_ok_and(|(_, certificate)| certificate.subject().as_raw() == certificate.issuer().as_raw())
+}
+
 /// Converts an error for rustls. The variant selects the alert that rustls sends [RFC 8446, 6.2]. The mapping is
 /// one-to-one, so that [`from_rustls`] can reverse it.
 fn into_rustls(error: ChainError) -> CertificateError {
@@ -112,9 +131,12 @@ fn into_rustls(error: ChainError) -> CertificateError {
         ChainError::CrlMissing => CertificateError::UnknownRevocationStatus,
         ChainError::CrlExpired => CertificateError::ExpiredRevocationList,
         // Sent as certificate_unknown, the alert for all other errors.
-        ChainError::TooLong | ChainError::Version | ChainError::Invalid | ChainError::OcspMissing => {
-            CertificateError::Other(OtherError(Arc::new(error)))
-        }
+        ChainError::TooLong
+        | ChainError::Version
+        | ChainError::NotACa
+        | ChainError::Name
+        | ChainError::Invalid
+        | ChainError::OcspMissing => CertificateError::Other(OtherError(Arc::new(error))),
     }
 }
 
@@ -144,6 +166,8 @@ pub(super) fn reject(error: &Error) -> Reject {
             _ => Reject::TlsParameters,
         },
         Error::NoApplicationProtocol => Reject::TlsParameters,
+        Error::PeerMisbehaved(rustls::PeerMisbehaved::ServerNameMustContainOneHostName)
+        | Error::InvalidMessage(rustls::InvalidMessage::InvalidServerName) => Reject::InvalidServerName,
         Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => Reject::NotTls,
         Error::AlertReceived(alert) => match alert {
             rustls::AlertDescription::BadCertificate
@@ -183,9 +207,12 @@ mod tests {
                 ChainError::Expired | ChainError::NotYetValid => Alert::CertificateExpired,
                 ChainError::UnknownCa | ChainError::CrlMissing | ChainError::CrlExpired => Alert::UnknownCA,
                 ChainError::BadSignature => Alert::DecryptError,
-                ChainError::TooLong | ChainError::Version | ChainError::Invalid | ChainError::OcspMissing => {
-                    Alert::CertificateUnknown
-                }
+                ChainError::TooLong
+                | ChainError::Version
+                | ChainError::NotACa
+                | ChainError::Name
+                | ChainError::Invalid
+                | ChainError::OcspMissing => Alert::CertificateUnknown,
             };
             assert_eq!(Alert::from(into_rustls(*error)), expected, "{error:?}");
         }

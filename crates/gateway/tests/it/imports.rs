@@ -13,6 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["observe"],
     &["files", "net"],
+    &["trust"],
     &["fetch"],
     &["refresh"],
     &["limits", "pki"],

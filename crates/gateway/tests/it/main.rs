@@ -11,6 +11,7 @@ mod docs;
 mod imports;
 mod names;
 mod passwords;
+mod paths;
 mod relay;
 mod reload;
 mod resumption;

@@ -213,6 +213,59 @@ async fn an_x509_version_1_certificate_has_its_own_reason() {
     assert_eq!(gateway.outcome().await, "500 certificate_version");
 }
 
+/// A self-signed server certificate and its key, in files.
+fn server_pair(dir: &std::path::Path, name: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> (String, Vec<u8>) {
+    let key = KeyPair::generate_for(algorithm).unwrap();
+    let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let (chain, private) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+    std::fs::write(&chain, certificate.pem()).unwrap();
+    std::fs::write(&private, key.serialize_pem()).unwrap();
+    (format!("{{ certificate = {chain:?}, private_key = {private:?} }}"), certificate.der().to_vec())
+}
+
+#[tokio::test]
+async fn of_two_certificates_for_a_name_the_client_gets_one_that_it_can_verify() {
+    let (broker, dir) = (Broker::start().await, tempfile::tempdir().unwrap());
+    let (rsa, rsa_der) = server_pair(dir.path(), "rsa", &rcgen::PKCS_RSA_SHA256);
+    let (ec, ec_der) = server_pair(dir.path(), "ec", &rcgen::PKCS_ECDSA_P256_SHA256);
+    for (order, preferred) in [(format!("[{ec}, {rsa}]"), &ec_der), (format!("[{rsa}, {ec}]"), &rsa_der)] {
+        let gateway = gateway(&broker, &format!("[listener.tls]\ncertificate = {order}\n")).await;
+        let port = gateway.address().port();
+        let served = async |options: &[&str]| {
+            let mut command = tokio::process::Command::new("openssl");
+            command.args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-showcerts"]).args(options);
+            let output = command.stdin(std::process::Stdio::null()).output().await.unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let pem = text.find("-----BEGIN CERTIFICATE").map(|start| text[start..].to_owned());
+            pem.map(|pem| pem::parse(pem).unwrap().into_contents())
+        };
+        for name in [&["-servername", "localhost"][..], &["-noservername"], &["-servername", "other.example"]] {
+            let with = async |options: &[&str]| served(&[name, options].concat()).await;
+            assert_eq!(with(&[]).await.as_ref(), Some(preferred), "{name:?}");
+            assert_eq!(with(&["-sigalgs", "ECDSA+SHA256"]).await.as_ref(), Some(&ec_der), "{name:?}");
+            assert_eq!(with(&["-sigalgs", "RSA-PSS+SHA256"]).await.as_ref(), Some(&rsa_der), "{name:?}");
+            let old = ["-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256"];
+            assert_eq!(with(&old).await.as_ref(), Some(&rsa_der), "{name:?}");
+            let old = ["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"];
+            assert_eq!(with(&old).await.as_ref(), Some(&ec_der), "{name:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_name_that_is_none_is_named() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    for name in ["localhost:8883", "gw-", "[::1]", "a..b"] {
+        let gateway = gateway(&broker, &pki.listener_tls_without_ca()).await;
+        let mut command = tokio::process::Command::new("openssl");
+        command.args(["s_client", "-connect", &gateway.address().to_string(), "-servername", name]);
+        let output = command.stdin(std::process::Stdio::null()).output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("alert"), "{name}: {text}");
+        assert_eq!(gateway.outcome().await, "500 invalid_server_name", "{name}");
+    }
+}
+
 #[tokio::test]
 async fn sni_chooses_the_certificate() {
     let (pki, broker) = (Pki::new(), Broker::start().await);

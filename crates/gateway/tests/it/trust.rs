@@ -9,12 +9,12 @@ const REST: &str = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject
 /// The documented bound: two seconds until a change is loaded, and five more until the session closes.
 const BOUND: Duration = Duration::from_secs(5);
 
-async fn gateway(broker: &Broker, tls: &str) -> TestGateway {
+pub(crate) async fn gateway(broker: &Broker, tls: &str) -> TestGateway {
     TestGateway::start(&format!("{}{tls}{REST}{}", TestGateway::LISTENER, broker.upstream())).await
 }
 
 /// A connected device that has received CONNACK.
-async fn session(
+pub(crate) async fn session(
     gateway: &TestGateway,
     pki: &Pki,
     broker: &Broker,
@@ -32,7 +32,7 @@ async fn session(
 }
 
 /// The reason for which a connection attempt is rejected.
-async fn refusal(gateway: &TestGateway, pki: &Pki, name: &str) -> String {
+pub(crate) async fn refusal(gateway: &TestGateway, pki: &Pki, name: &str) -> String {
     let mut client = Client::tls(gateway.address(), pki, name).await;
     let _ = client.try_write(&connect(name)).await;
     client.read_to_end().await;
@@ -410,24 +410,6 @@ async fn bundles_and_lists_are_read_to_their_end_however_they_are_glued() {
     gateway.gateway.run_maintenance().await;
     drop(session(&gateway, &pki, &broker, "thing001", 4).await);
     assert!(gateway.gateway.reload().await.is_err());
-}
-
-#[tokio::test]
-async fn a_device_is_no_authority() {
-    let (pki, broker) = (Pki::new(), Broker::start().await);
-    pki.device("thing001");
-    let dir = tempfile::tempdir().unwrap();
-    let bundle = dir.path().join("bundle.pem");
-    let leaf = fs::read_to_string(pki.chain("thing001")).unwrap();
-    let leaf = &leaf[..leaf.find("-----BEGIN").unwrap() + leaf[1..].find("-----BEGIN").map_or(leaf.len(), |at| at + 1)];
-    fs::write(&bundle, fs::read_to_string(pki.root()).unwrap() + leaf).unwrap();
-    let tls = format!("{}client_ca = {bundle:?}\n", pki.listener_tls_without_ca());
-    let path = dir.path().join("p.toml");
-    fs::write(&path, format!("{}{tls}{}", portcullis_testkit::TestGateway::LISTENER, broker.upstream())).unwrap();
-    let loaded = portcullis_gateway::Runtime::load(&path, &portcullis_gateway::ProcessState::new());
-    let problems = loaded.unwrap_err().render(false);
-    assert!(problems.contains("is not a CA (basicConstraints without CA:TRUE)"), "{problems}");
-    assert!(problems.contains("portcullis device pin"), "{problems}");
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ pub struct ClientCertificates {
     pub required: bool,
     /// PEM bundle of trust anchors.
     pub ca: Setting<PathBuf>,
+    /// Whether clients are sent the names of the trust anchors.
+    pub send_names: bool,
     /// Number of intermediates that a chain may have.
     pub verify_depth: usize,
     /// Certificate revocation lists.
@@ -75,6 +77,9 @@ pub(super) fn validate(
             None => document.error(table, message),
         };
     }
+    if table.client_ca.is_none() && table.send_ca_names.is_set() {
+        document.warning(&table.send_ca_names, "`send_ca_names` has no effect without `client_ca`");
+    }
     let auth = table.client_auth.as_ref().map(|auth| auth.value);
     match (auth, &table.client_ca) {
         (None | Some(ClientAuth::None), None) => Ok(None),
@@ -92,6 +97,7 @@ pub(super) fn validate(
             Ok(Some(ClientCertificates {
                 required,
                 ca: ca.map(|ca| document.resolve(ca)),
+                send_names: table.send_ca_names.value,
                 verify_depth: usize::from(table.verify_depth.value),
                 crl: Crl {
                     origins: table.crl.iter().filter_map(|crl| crl_origin(crl, document).ok()).collect(),

@@ -23,6 +23,8 @@ pub struct RawKeys {
     pub file: Option<Setting<PathBuf>>,
     /// Whether keys of devices in the registry are accepted.
     pub registry: bool,
+    /// Whether a device may present its key in a self-signed certificate.
+    pub certificates: bool,
 }
 
 pub(super) fn validate_psk(
@@ -58,7 +60,8 @@ pub(super) fn validate_raw_keys(
     if table.file.is_none() && !registry {
         document.require::<()>(None, table, "file", "a file of `name:fingerprint` lines; or set `registry = true`")?;
     }
-    Ok(RawKeys { file: table.file.as_ref().map(|file| file.map(|file| document.resolve(file))), registry })
+    let file = table.file.as_ref().map(|file| file.map(|file| document.resolve(file)));
+    Ok(RawKeys { file, registry, certificates: table.certificates })
 }
 
 fn validate_registry(wanted: &Setting<bool>, registries: usize, document: &mut Document) -> Result<bool, Reported> {

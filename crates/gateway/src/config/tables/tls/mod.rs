@@ -21,6 +21,8 @@ pub(super) use table::TlsTable;
 pub use table::{OcspScope, OnFailure, PskFormat, TlsVersion};
 
 /// The longest lifetime of a ticket [RFC 8446, 4.6.1].
+/// What the wire has room for: a name has at most 255 bytes, all together 65,535 [RFC 7301, 3.1].
+const MAX_ALPN: usize = 128;
 const MAX_SESSION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Shortest secret that ticket keys may be derived from, in bytes.
 const MIN_TICKET_SECRET: usize = 32;
@@ -82,6 +84,11 @@ pub(super) fn validate(table: &Setting<TlsTable>, registries: usize, document: &
     } else {
         Ok(table.versions.value.clone())
     };
+    if let Some(wrong) = table.alpn.iter().find(|protocol| !(1..=255).contains(&protocol.len())) {
+        document.error(table, format!("`{wrong}` in `alpn` must have 1 to 255 bytes"));
+    } else if table.alpn.len() > MAX_ALPN {
+        document.error(table, format!("`alpn` must have at most {MAX_ALPN} protocols"));
+    }
     let mode = match &table.psk {
         Some(psk) => {
             reject_beside_psk(table, document);
@@ -98,7 +105,8 @@ fn validate_certificate_tls(
     document: &mut Document,
 ) -> Result<CertificateTls, Reported> {
     let raw_keys = table.raw_keys.as_ref().map(|keys| keys::validate_raw_keys(keys, registries, document)).transpose();
-    if table.raw_keys.is_some() && !table.versions.contains(&TlsVersion::V13) {
+    let in_certificates = table.raw_keys.as_ref().is_some_and(|keys| keys.certificates);
+    if table.raw_keys.is_some() && !in_certificates && !table.versions.contains(&TlsVersion::V13) {
         document.error(&table.versions, "raw public keys require TLS 1.3");
     }
     if let (Some(ca), Some(raw_keys)) = (&table.client_ca, &table.raw_keys)
@@ -157,6 +165,7 @@ fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
         private_key_passphrase,
         client_auth,
         client_ca,
+        send_ca_names,
         verify_depth,
         crl,
         crl_distribution_points,
@@ -182,6 +191,7 @@ fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
         ("private_key_passphrase", at(private_key_passphrase.as_ref())),
         ("client_auth", at(client_auth.as_ref())),
         ("client_ca", at(client_ca.as_ref())),
+        ("send_ca_names", send_ca_names.location()),
         ("verify_depth", verify_depth.location()),
         ("crl", crl.first().and_then(Located::location)),
         ("crl_distribution_points", crl_distribution_points.location()),

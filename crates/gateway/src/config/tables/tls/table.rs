@@ -29,6 +29,9 @@ pub(in crate::config::tables) struct TlsTable {
     /// PEM bundle of trust anchors for client certificates. Reloaded when it changes. Default: the gateway requests no
     /// client certificate.
     pub(super) client_ca: Option<Setting<PathBuf>>,
+    /// Whether the gateway sends clients the names of the trust anchors, by which they choose a certificate. Small clients
+    /// fail on long lists. Names that do not fit into the handshake, 64 KiB, are not sent.
+    pub(super) send_ca_names: Setting<bool>,
     /// Number of intermediate certificates that a client's certificate chain may have, 0 to 6.
     pub(super) verify_depth: Setting<u8>,
     /// Certificate revocation lists (CRLs): PEM or DER files, `http` or `https` URLs. If there is one, every
@@ -81,6 +84,7 @@ impl Default for TlsTable {
             private_key_passphrase: None,
             client_auth: None,
             client_ca: None,
+            send_ca_names: Setting::default_of(true),
             verify_depth: Setting::default_of(2),
             crl: Vec::new(),
             crl_distribution_points: Setting::default_of(false),
@@ -231,4 +235,7 @@ pub(super) struct RawKeysTable {
     pub(super) file: Option<Setting<PathBuf>>,
     /// Whether keys that devices of the registry are pinned to are accepted, too.
     pub(super) registry: Setting<bool>,
+    /// Whether a client may present its key in a self-signed X.509 certificate, also with TLS 1.2. Nothing but the key
+    /// counts: the client wrote the rest. Without `client_ca`, any certificate is taken for its key.
+    pub(super) certificates: bool,
 }

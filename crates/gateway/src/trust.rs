@@ -1,0 +1,367 @@
+//! Trust anchors and the paths that end at them. Enters: a PEM bundle or the system's anchors, and a certificate chain.
+//! Leaves: a verified path, or why there is none. webpki verifies signatures, names, validity and extended key usage. It
+//! takes an anchor for a name and a key: what else the anchor's certificate says, and what keyUsage allows, is checked here,
+//! as OpenSSL does.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+
+use crate::config::Complaint;
+use crate::files::read_chain;
+use crate::outcome::{ChainError, describe_webpki};
+use crate::util::crypto::provider;
+
+/// The certificates at which verified paths may end.
+#[derive(Default)]
+pub(crate) struct TrustAnchors {
+    list: Vec<TrustAnchor<'static>>,
+    /// In the same order.
+    limits: Vec<Limits>,
+}
+
+/// What the certificate of an anchor limits.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Seconds since 1970.
+    not_before: i64,
+    /// Seconds since 1970.
+    not_after: i64,
+    /// The number of intermediates that may follow [RFC 5280, 4.2.1.9].
+    path_len: Option<u32>,
+}
+
+impl TrustAnchors {
+    /// Reads a PEM bundle.
+    ///
+    /// # Errors
+    /// The file cannot be read, or contains a certificate that cannot be a trust anchor.
+    pub(crate) fn read(path: &Path) -> Result<Self, Complaint> {
+        let mut anchors = Self::default();
+        for der in read_chain(path)? {
+            let complain = |what: String| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
+            anchors.add(&der).map_err(|NotAnAnchor { what, hint }| match hint {
+                Some(hint) => complain(what).hint(hint),
+                None => complain(what),
+            })?;
+        }
+        Ok(anchors)
+    }
+
+    /// The anchors of the operating system; those that cannot be used are left out.
+    pub(crate) fn of_system() -> Self {
+        let mut anchors = Self::default();
+        for der in rustls_native_certs::load_native_certs().certs {
+            let _ = anchors.add(&der);
+        }
+        anchors
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The anchors, as webpki takes them.
+    pub(crate) fn list(&self) -> &[TrustAnchor<'static>] {
+        &self.list
+    }
+
+    /// Whether an anchor is valid now; `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// It has expired, or is not valid yet.
+    pub(crate) fn check_validity(&self, index: usize, now: i64) -> Result<(), ChainError> {
+        let limits = self.limits.get(index).ok_or(ChainError::UnknownCa)?;
+        if now > limits.not_after {
+            return Err(ChainError::Expired);
+        }
+        if now < limits.not_before { Err(ChainError::NotYetValid) } else { Ok(()) }
+    }
+
+    /// When an anchor expires, in seconds since 1970.
+    pub(crate) fn not_after(&self, index: usize) -> i64 {
+        self.limits.get(index).map_or(i64::MIN, |limits| limits.not_after)
+    }
+
+    /// Verifies a chain up to an anchor. `depth`: the number of intermediates that are allowed.
+    ///
+    /// # Errors
+    /// webpki's reason. The anchor's own limits are reported in its terms, too.
+    pub(crate) fn verify<'p>(
+        &'p self,
+        leaf: &'p EndEntityCert<'p>,
+        rest: &'p [CertificateDer<'p>],
+        depth: usize,
+        usage: KeyUsage,
+        now: UnixTime,
+    ) -> Result<VerifiedPath<'p>, webpki::Error> {
+        let check = |path: &VerifiedPath<'_>| {
+            let intermediates = path.intermediate_certificates().count();
+            let allowed = self.limits_of(path.anchor(), now).map(|limits| limits.path_len)?;
+            if intermediates > depth {
+                return Err(webpki::Error::MaximumPathDepthExceeded);
+            }
+            match allowed {
+                Some(allowed) if intermediates > allowed as usize => Err(webpki::Error::PathLenConstraintViolated),
+                _ => Ok(()),
+            }
+        };
+        // Revocation is checked separately: webpki would verify the signature of each CRL in each handshake.
+        let algorithms = provider().signature_verification_algorithms.all;
+        leaf.verify_for_usage(algorithms, &self.list, rest, now, usage, None, Some(&check))
+    }
+
+    /// The limits of an anchor of a path. Of several certificates with the same name and key, a valid one counts.
+    fn limits_of(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> Result<Limits, webpki::Error> {
+        let at = now.as_secs().cast_signed();
+        let same =
+            || self.list.iter().zip(&self.limits).filter(|(other, _)| *other == anchor).map(|(_, limits)| limits);
+        if let Some(valid) = same().find(|limits| (limits.not_before..=limits.not_after).contains(&at)) {
+            return Ok(*valid);
+        }
+        let time =
+            |seconds: i64| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds.max(0).unsigned_abs()));
+        match same().next() {
+            Some(limits) if at > limits.not_after => {
+                Err(webpki::Error::CertExpired { time: now, not_after: time(limits.not_after) })
+            }
+            Some(limits) => Err(webpki::Error::CertNotValidYet { time: now, not_before: time(limits.not_before) }),
+            None => Err(webpki::Error::UnknownIssuer),
+        }
+    }
+
+    fn add(&mut self, der: &CertificateDer<'_>) -> Result<(), NotAnAnchor> {
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|_| NotAnAnchor::new("it cannot be parsed"))?;
+        check_authority(&certificate)?;
+        let anchor = webpki::anchor_from_trusted_cert(der).map_err(|error| NotAnAnchor::new(&error.to_string()))?;
+        let constraints = certificate.basic_constraints().ok().flatten();
+        self.list.push(anchor.to_owned());
+        self.limits.push(Limits {
+            not_before: certificate.validity().not_before.timestamp(),
+            not_after: certificate.validity().not_after.timestamp(),
+            path_len: constraints.and_then(|constraints| constraints.value.path_len_constraint),
+        });
+        Ok(())
+    }
+}
+
+impl fmt::Debug for TrustAnchors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TrustAnchors({})", self.list.len())
+    }
+}
+
+/// Why a certificate cannot be a trust anchor.
+struct NotAnAnchor {
+    what: String,
+    hint: Option<&'static str>,
+}
+
+impl NotAnAnchor {
+    fn new(what: &str) -> Self {
+        Self { what: what.to_owned(), hint: None }
+    }
+}
+
+/// Checks that a certificate is that of a CA. With a device's certificate as trust anchor, that device could issue
+/// certificates for all others [RFC 5280, 4.2.1.3 and 4.2.1.9].
+fn check_authority(certificate: &X509Certificate<'_>) -> Result<(), NotAnAnchor> {
+    let subject = certificate.subject();
+    let constraints = certificate.basic_constraints();
+    let constraints = constraints.map_err(|_| NotAnAnchor::new("its basicConstraints cannot be parsed"))?;
+    let is_ca = match constraints {
+        Some(constraints) => constraints.value.ca,
+        // Version 1 has no extensions.
+        None => certificate.version() == X509Version::V1 && subject == certificate.issuer(),
+    };
+    if !is_ca {
+        return Err(NotAnAnchor {
+            what: format!("`{subject}` is not a CA (basicConstraints without CA:TRUE)"),
+            hint: Some(
+                "name the CA that issued it; to accept one certificate alone, pin its key: [listener.tls.raw_keys]",
+            ),
+        });
+    }
+    if may_sign_certificates(certificate) {
+        return Ok(());
+    }
+    Err(NotAnAnchor::new(&format!("`{subject}` must not sign certificates (keyUsage without keyCertSign)")))
+}
+
+/// Whether keyUsage, if there is one, allows an authority to sign certificates [RFC 5280, 4.2.1.3]. One that cannot be
+/// parsed allows nothing.
+pub(crate) fn may_sign_certificates(certificate: &X509Certificate<'_>) -> bool {
+    certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()))
+}
+
+/// Whether keyUsage, if there is one, allows the owner to sign handshakes [RFC 8446, 4.4.2.2].
+pub(crate) fn may_sign_handshakes(certificate: &X509Certificate<'_>) -> bool {
+    certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.digital_signature()))
+}
+
+/// Verifies servers that the gateway connects to: brokers, authentication services, sources of keys and CRLs.
+#[derive(Debug)]
+pub(crate) struct ServerVerifier {
+    anchors: TrustAnchors,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerVerifier {
+    pub(crate) fn new(anchors: TrustAnchors) -> Arc<Self> {
+        Arc::new(Self { anchors, provider: provider() })
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let parsed = EndEntityCert::try_from(leaf).map_err(|error| describe(error, name))?;
+        let path = self.anchors.verify(&parsed, rest, rest.len(), KeyUsage::server_auth(), now);
+        let path = path.map_err(|error| describe(error, name))?;
+        parsed.verify_is_valid_for_subject_name(name).map_err(|error| describe(error, name))?;
+        let allows = |der: &[u8], allows: fn(&X509Certificate<'_>) -> bool| {
+            X509Certificate::from_der(der).is_ok_and(|(_, certificate)| allows(&certificate))
+        };
+        let purpose = || Err(CertificateError::InvalidPurpose.into());
+        if !allows(leaf, |it| may_sign_handshakes(it) || has_rsa_key(it)) {
+            return purpose();
+        }
+        if !path.intermediate_certificates().all(|authority| allows(&authority.der(), may_sign_certificates)) {
+            return purpose();
+        }
+        Ok(())
+    }
+}
+
+/// Servers with certificates for the key exchange of old TLS versions are common, and their keys can sign.
+fn has_rsa_key(certificate: &X509Certificate<'_>) -> bool {
+    let usage = certificate.key_usage().ok().flatten();
+    usage.is_some_and(|usage| usage.value.key_encipherment())
+}
+
+/// webpki's reason in rustls' terms, which select the alert and the text in the log.
+fn describe(error: webpki::Error, name: &ServerName<'_>) -> Error {
+    let error = match error {
+        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
+        webpki::Error::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            CertificateError::NotValidYetContext { time, not_before }
+        }
+        webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        webpki::Error::CertNotValidForName(context) => {
+            CertificateError::NotValidForNameContext { expected: name.to_owned(), presented: context.presented }
+        }
+        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        error => return Error::General(format!("the server's certificate: {}", describe_webpki(&error))),
+    };
+    error.into()
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify(leaf, rest, name, now).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+    use super::*;
+
+    fn params(name: &str, ca: bool, usages: &[KeyUsagePurpose]) -> CertificateParams {
+        let mut params = CertificateParams::new(if ca { Vec::new() } else { vec!["localhost".to_owned()] }).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.key_usages = usages.to_vec();
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2040, 1, 1));
+        if ca {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        } else {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        }
+        params
+    }
+
+    /// The verdict on a broker's chain, in which each certificate has its keyUsage.
+    fn verdict(root: CertificateParams, between: CertificateParams, leaf: &CertificateParams) -> Result<(), Error> {
+        let keys: Vec<KeyPair> = (0..3).map(|_| KeyPair::generate().unwrap()).collect();
+        let mut keys = keys.into_iter();
+        let (root_key, between_key, leaf_key) = (keys.next().unwrap(), keys.next().unwrap(), keys.next().unwrap());
+        let mut anchors = TrustAnchors::default();
+        assert!(anchors.add(root.self_signed(&root_key).unwrap().der()).is_ok());
+        let authority = between.signed_by(&between_key, &Issuer::new(root, root_key)).unwrap();
+        let leaf = leaf.signed_by(&leaf_key, &Issuer::new(between, between_key)).unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
+        let name = ServerName::try_from("localhost").unwrap();
+        ServerVerifier::new(anchors).verify(leaf.der(), &[authority.der().clone()], &name, now)
+    }
+
+    #[test]
+    fn the_path_of_a_broker_is_checked_as_a_whole() {
+        use KeyUsagePurpose as Usage;
+        let (root, between, leaf) =
+            (|| params("root", true, &[]), || params("between", true, &[]), || params("broker", false, &[]));
+        verdict(root(), between(), &leaf()).unwrap();
+        let old = params("broker", false, &[Usage::KeyEncipherment]);
+        verdict(root(), params("between", true, &[Usage::KeyCertSign]), &old).unwrap();
+        let mut expired = root();
+        expired.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        let mut short = root();
+        short.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let mut other = leaf();
+        other.subject_alt_names = vec![rcgen::SanType::DnsName("example.com".try_into().unwrap())];
+        for (root, between, leaf, expected) in [
+            (expired, between(), leaf(), "certificate expired"),
+            (short, between(), leaf(), "the path length of one of its CAs"),
+            (root(), params("between", true, &[Usage::CrlSign]), leaf(), "not acceptable for this purpose|purpose"),
+            (root(), between(), params("broker", false, &[Usage::KeyAgreement]), "purpose"),
+            (root(), between(), other, "not valid for name"),
+        ] {
+            let error = verdict(root, between, &leaf).unwrap_err().to_string();
+            let is_said = expected.split('|').any(|part| error.to_lowercase().contains(&part.to_lowercase()));
+            assert!(is_said, "{expected}: {error}");
+        }
+    }
+}
