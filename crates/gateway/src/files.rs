@@ -81,19 +81,27 @@ const MAX_ENTRIES_LEN: u64 = 256 << 20;
 ///
 /// # Errors
 /// The file cannot be read, or a line is invalid. The complaint names the line by number and never quotes its value.
-pub(crate) fn read_entries(
-    path: &Path,
-    mut take: impl FnMut(&str, &[u8]) -> Result<(), String>,
-) -> Result<(), Complaint> {
+pub(crate) fn read_entries(path: &Path, take: impl FnMut(&str, &[u8]) -> Result<(), String>) -> Result<(), Complaint> {
     let bytes = read(path, MAX_ENTRIES_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
+    parse_entries(&bytes, take).map_err(|problem| Complaint::new(format!("{}, {problem}", path.display())))
+}
+
+/// The entries of a credential file with this content, as [`read_entries`].
+///
+/// # Errors
+/// A line is invalid. The error names the line by number and never quotes its value.
+pub(crate) fn parse_entries(
+    bytes: &[u8],
+    mut take: impl FnMut(&str, &[u8]) -> Result<(), String>,
+) -> Result<(), String> {
     // Without it, a byte order mark would be a part of the first name.
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.trim_ascii().is_empty() || line.starts_with(b"#") {
             continue;
         }
-        let complain = |what: &str| Complaint::new(format!("{}, line {}: {what}", path.display(), index + 1));
+        let complain = |what: &str| format!("line {}: {what}", index + 1);
         let colon = line.iter().position(|byte| *byte == b':').ok_or_else(|| complain("missing `:`"))?;
         let name = std::str::from_utf8(&line[..colon]).map_err(|_| complain("the name is not UTF-8"))?;
         if name.is_empty() {

@@ -205,6 +205,11 @@ impl Handle {
         self.0.admin
     }
 
+    /// The levels of the gateway's own log, as the configuration sets them.
+    pub fn log(&self) -> String {
+        self.0.shared.runtime.load().process.log.clone()
+    }
+
     /// The certificates in use and when they expire.
     pub fn certificate_status(&self) -> CertificateStatus {
         maintenance::certificate_status(&self.0.shared)
@@ -384,7 +389,6 @@ impl Started {
         let (old, new) = (&self.process, &next.process);
         let changed = [
             ("worker_threads", old.worker_threads != new.worker_threads),
-            ("log", old.log != new.log),
             ("log_format", old.log_format != new.log_format),
             ("admin.bind", self.admin != next.admin),
         ];

@@ -13,6 +13,9 @@ pub mod evidence;
 mod expr;
 mod fetch;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gateway;
 mod limits;
 mod maintenance;

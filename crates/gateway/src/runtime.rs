@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use portcullis_wire::Connect;
 
 use crate::auth::Authenticator;
 use crate::config::tables::{self, AccessLogFormat, AdminBind, OnReject, Process, Protocol};
@@ -70,6 +71,15 @@ pub struct Listener {
     pub(crate) rewriting: Rewriting,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) metrics: Arc<ListenerMetrics>,
+}
+
+impl Listener {
+    /// The user name that logs may show: not one that may be a token.
+    pub(crate) fn shown_username<'a>(&self, connect: &Connect<'a>) -> Option<&'a str> {
+        let is_token = self.authenticators.iter().any(|authenticator| authenticator.max_username() > 0);
+        // The header of every JWT begins with `{"`.
+        connect.username.filter(|username| !is_token && !username.starts_with("eyJ"))
+    }
 }
 
 /// Identifies a listening socket across reloads. By its address, so that a listener can be renamed, or an address moved to

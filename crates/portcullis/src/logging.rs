@@ -8,6 +8,8 @@ use portcullis_gateway::observe::{LineQueue, Observer};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::Registry;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Applies a level without a target to the gateway's own messages. Those of libraries are logged up to `info` unless a
@@ -18,20 +20,39 @@ fn own_level(targets: &Targets) -> Targets {
     libraries.with_target("portcullis", level).with_targets(targets.iter())
 }
 
-/// Starts logging. Dropping the guard writes the lines that are still queued.
-pub(crate) fn start(process: &Process, observer: &Observer) -> WorkerGuard {
+/// The gateway's log. Dropping it writes the lines that are still queued.
+pub(crate) struct Logging {
+    levels: reload::Handle<Targets, Registry>,
+    _guard: WorkerGuard,
+}
+
+impl Logging {
+    /// Applies the levels of another configuration.
+    pub(crate) fn set_levels(&self, directives: &str) {
+        if let Err(error) = self.levels.reload(targets(directives)) {
+            tracing::error!(%error, "cannot change the log level");
+        }
+    }
+}
+
+fn targets(directives: &str) -> Targets {
+    // Loading the configuration has validated the directives.
+    own_level(&directives.parse().unwrap_or_default())
+}
+
+/// Starts logging.
+pub(crate) fn start(process: &Process, observer: &Observer) -> Logging {
     let (queue, guard) = LineQueue::start(std::io::stderr());
     // Set already if logging was started before: the first counter stays.
     let _ = observer.log_dropped.set(queue.lost().clone());
-    // Loading the configuration has validated the directives.
-    let targets = own_level(&process.log.parse().unwrap_or_default());
-    let registry = tracing_subscriber::registry().with(targets);
+    let (filter, levels) = reload::Layer::new(targets(&process.log));
+    let registry = tracing_subscriber::registry().with(filter);
     let format = tracing_subscriber::fmt::layer().with_writer(move || queue.clone());
     match process.log_format {
         LogFormat::Text => registry.with(format.with_ansi(std::io::stderr().is_terminal())).init(),
         LogFormat::Json => registry.with(format.json().flatten_event(true).with_ansi(false)).init(),
     }
-    guard
+    Logging { levels, _guard: guard }
 }
 
 #[cfg(test)]

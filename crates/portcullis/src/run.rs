@@ -8,6 +8,7 @@ use std::time::Duration;
 use portcullis_gateway::{Gateway, Loaded, ProcessState, Runtime, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::logging::Logging;
 use crate::report::{Failure, print_problems};
 
 /// How long the process waits for its tasks to be dropped when it ends.
@@ -19,9 +20,9 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     let Loaded { runtime, diagnostics } =
         Runtime::load(path, &state).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     print_problems(&diagnostics);
-    let _guard = crate::logging::start(&runtime.process, &observer);
+    let logging = crate::logging::start(&runtime.process, &observer);
     let tokio = tokio_runtime(runtime.process.worker_threads)?;
-    let result = tokio.block_on(serve(path, runtime, state));
+    let result = tokio.block_on(serve(path, runtime, state, &logging));
     // The drain is over. Dropping the remaining tasks still writes their access log lines.
     tokio.shutdown_timeout(SHUTDOWN);
     observer.access_log.store(None);
@@ -45,7 +46,7 @@ pub(crate) fn tokio_runtime(worker_threads: Option<usize>) -> io::Result<tokio::
     builder.enable_all().build()
 }
 
-async fn serve(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Result<(), Failure> {
+async fn serve(path: &Path, runtime: Runtime, state: Arc<ProcessState>, logging: &Logging) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let gateway = Gateway::start(path, runtime, state).await.map_err(start_failure)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
@@ -53,6 +54,7 @@ async fn serve(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Resul
         match signals.next().await {
             Action::Reload => match gateway.reload().await {
                 Ok(problems) => {
+                    logging.set_levels(&gateway.log());
                     problems.lines().for_each(|line| tracing::warn!("{line}"));
                     tracing::info!(warnings = problems.list().len(), "reloaded");
                 }

@@ -188,3 +188,13 @@ fn key(value: serde_json::Value) -> Option<Key> {
     let tag = tag(jwk.thumbprint(ThumbprintHash::SHA256).ok()?.as_bytes());
     (!algorithms.is_empty()).then_some(Key { id: jwk.common.key_id, algorithms, public, tag })
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    if let Ok(keys) = parse(bytes) {
+        assert!((1..=MAX_KEYS).contains(&keys.len()));
+        assert!(
+            keys.iter().all(|key| !key.algorithms.iter().any(|algorithm| format!("{algorithm:?}").starts_with("HS")))
+        );
+    }
+}

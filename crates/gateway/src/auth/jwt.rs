@@ -14,7 +14,7 @@ use crate::config::tables::{JwksOrigin, TokenAlgorithm, TokenField};
 use crate::config::{Diagnostics, Reported, tables};
 use crate::evidence::Authenticated;
 use crate::fetch::Fetcher;
-use crate::outcome::Reject;
+use crate::outcome::{Reject, note_detail};
 use crate::refresh::Refreshed;
 use crate::util::clock::now;
 use crate::util::crypto::tag;
@@ -30,6 +30,7 @@ pub(super) struct Tokens {
     jwks: Jwks,
     field: TokenField,
     issuer: Option<String>,
+    typ: Option<String>,
     /// One for each accepted algorithm: the library requires all algorithms of a `Validation` to use the same key type.
     validations: Vec<(TokenAlgorithm, Validation)>,
     refresh: Duration,
@@ -69,13 +70,16 @@ impl Tokens {
             validation.set_audience(audience);
             validation.required_spec_claims.insert("aud".to_owned());
         }
-        let requirements =
-            format!("{:?} {:?} {:?} {:?}", settings.field, validation.iss, validation.aud, settings.jwks);
+        let requirements = format!(
+            "{:?} {:?} {:?} {:?} {:?}",
+            settings.field, validation.iss, validation.aud, settings.typ, settings.jwks
+        );
         Ok(Self {
             requirements: tag(requirements.as_bytes()),
             jwks,
             field: settings.field,
             issuer: settings.issuer.clone(),
+            typ: settings.typ.clone(),
             validations: settings
                 .algorithms
                 .iter()
@@ -144,10 +148,13 @@ impl Tokens {
     async fn verify(&self, token: &str, header: &Header) -> Result<(Map<String, Json>, TokenAlgorithm, u64), Reject> {
         // Critical extensions are not supported, so the token must be rejected [RFC 7515, 4.1.11].
         if header.crit.is_some() {
-            return Err(Reject::TokenInvalid);
+            return Err(invalid("critical extensions"));
+        }
+        if self.typ.as_deref().is_some_and(|typ| header.typ.as_deref().is_none_or(|found| !is_type(found, typ))) {
+            return Err(invalid("another `typ`, or none"));
         }
         let accepted = self.validations.iter().find(|(_, validation)| validation.algorithms == [header.alg]);
-        let (algorithm, validation) = accepted.ok_or(Reject::TokenInvalid)?;
+        let (algorithm, validation) = accepted.ok_or_else(|| invalid("its algorithm is not in `algorithms`"))?;
         let candidates = || self.jwks.candidates(header.kid.as_deref(), header.alg);
         let mut keys = candidates();
         if keys.as_ref().is_none_or(Vec::is_empty) {
@@ -156,16 +163,33 @@ impl Tokens {
             keys = candidates();
         }
         let keys = keys.ok_or(Reject::AuthenticationUnavailable)?;
+        if keys.is_empty() {
+            return Err(invalid("no key of the issuer has its `kid` and algorithm"));
+        }
         let mut reject = Reject::TokenInvalid;
         for (key, tag) in keys.iter().take(MAX_TRIED) {
             match jsonwebtoken::decode::<Map<String, Json>>(token, key, validation) {
                 Ok(data) => return Ok((data.claims, *algorithm, *tag)),
                 Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => reject = Reject::TokenExpired,
-                Err(error) => tracing::debug!(error = describe(error.kind()), "token rejected"),
+                Err(error) => note_detail(describe(error.kind())),
             }
         }
         Err(reject)
     }
+}
+
+fn invalid(detail: &str) -> Reject {
+    note_detail(detail);
+    Reject::TokenInvalid
+}
+
+/// Whether a type is the wanted one: without regard to case, and with or without `application/` [RFC 7515, 4.1.9].
+fn is_type(found: &str, wanted: &str) -> bool {
+    let short = |typ: &str| {
+        let typ = typ.to_ascii_lowercase();
+        typ.strip_prefix("application/").map(str::to_owned).unwrap_or(typ)
+    };
+    short(found) == short(wanted)
 }
 
 /// Parses seconds since 1970; a token may use fractions [RFC 7519, 2].
@@ -198,5 +222,15 @@ const fn algorithm(algorithm: TokenAlgorithm) -> Algorithm {
         TokenAlgorithm::RS384 => Algorithm::RS384,
         TokenAlgorithm::RS512 => Algorithm::RS512,
         TokenAlgorithm::EdDSA => Algorithm::EdDSA,
+    }
+}
+
+/// Reads a token, and its claims.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Ok(token) = std::str::from_utf8(bytes) else { return };
+    let _ = jsonwebtoken::decode_header(token);
+    if let Ok(claims) = jsonwebtoken::dangerous::insecure_decode_claims::<Map<String, Json>>(token) {
+        let _ = claims.get("exp").and_then(expiry);
     }
 }

@@ -27,7 +27,7 @@ use crate::devices::{Registries, Replica};
 use crate::evidence::{Authenticated, Evidence};
 use crate::fetch::Fetcher;
 use crate::observe::Metrics;
-use crate::outcome::{CloseReason, Reject};
+use crate::outcome::{CloseReason, Reject, note_authenticator};
 use crate::peer::{AuthAttributes, Facts, Fingerprint, Psk};
 use crate::refresh::Refreshed;
 use crate::util::crypto::tag;
@@ -233,8 +233,8 @@ impl Authenticator {
             Method::Http(service) => service.authenticate(candidate, &self.name).await,
             Method::Registry(devices) => devices.authenticate(candidate, &self.name).await,
         };
-        if let Decision::Deny(reject) = &decision {
-            tracing::debug!(authenticator = &*self.name, reason = reject.label(), "authentication rejected");
+        if let Decision::Deny(_) = &decision {
+            note_authenticator(&self.name);
         }
         decision
     }
@@ -323,4 +323,23 @@ fn select_decoy<'a>(authenticators: &'a [Arc<Authenticator>], username: &str) ->
 fn open_ca(ca: Option<&Setting<PathBuf>>, diagnostics: &mut Diagnostics) -> Result<Option<Fetcher>, Reported> {
     let open = |ca: &Setting<PathBuf>| Fetcher::with_anchors(ca).map_err(|complaint| diagnostics.error(ca, complaint));
     ca.map(open).transpose()
+}
+
+/// Reads a JWKS, and a token.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_token(bytes: &[u8]) {
+    jwks::fuzz(bytes);
+    jwt::fuzz(bytes);
+}
+
+/// Reads the response of an authentication service.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_response(bytes: &[u8]) {
+    http::fuzz(bytes);
+}
+
+/// Reads the hash of a password.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_password_hash(bytes: &[u8]) {
+    let _ = std::str::from_utf8(bytes).map(PasswordHash::parse);
 }

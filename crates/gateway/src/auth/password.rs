@@ -39,6 +39,9 @@ const MAX_BCRYPT_COST: u32 = 16;
 /// In bytes.
 const MAX_BCRYPT_PASSWORD: usize = 72;
 const MAX_PBKDF2_ITERATIONS: u32 = 10_000_000;
+// `check` warns below these. mosquitto_passwd makes 101 iterations by default.
+const MIN_BCRYPT_COST: u32 = 10;
+const MIN_PBKDF2_ITERATIONS: u32 = 21_000;
 
 /// Memory in KiB, passes and lanes of new hashes: OWASP's recommendation of 2023.
 const ARGON2: (u32, u32, u32) = (19 << 10, 2, 1);
@@ -95,6 +98,18 @@ impl PasswordHash {
         let salt = SaltString::generate(&mut OsRng);
         let hasher = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         hasher.hash_password(password, &salt).map(|hash| hash.to_string()).map_err(|error| error.to_string())
+    }
+
+    /// Whether an attacker who has the hash can test many passwords a second: PBKDF2 with fewer iterations than OWASP's
+    /// recommendation divided by ten, or bcrypt with a cost below 10.
+    pub(super) fn is_cheap(&self) -> bool {
+        match self.kind {
+            Kind::Argon2 => false,
+            Kind::Bcrypt => {
+                self.text.parse::<bcrypt::HashParts>().is_ok_and(|parts| parts.get_cost() < MIN_BCRYPT_COST)
+            }
+            Kind::Pbkdf2 => Pbkdf2::parse(&self.text).is_some_and(|hash| hash.iterations.get() < MIN_PBKDF2_ITERATIONS),
+        }
     }
 
     /// Distinguishes the hash from others, to detect a change.

@@ -40,6 +40,13 @@ impl PasswordFile {
         warn_if_exposed(file, file, "the password hashes in", diagnostics);
         let users = FromFiles::open("password file", file.value.clone(), Users::read)
             .map_err(|complaint| diagnostics.error(file, complaint))?;
+        let cheap = users.load().hashes.iter().filter(|hash| hash.is_cheap()).count();
+        if cheap > 0 {
+            let (hashes, are) = if cheap == 1 { ("hash", "is") } else { ("hashes", "are") };
+            let message = format!("{cheap} {hashes} in {} {are} fast to guess", file.display());
+            let hint = "set these passwords again with `portcullis passwd`, or with `mosquitto_passwd -I 210000`";
+            diagnostics.warning(file, Complaint::new(message).hint(hint));
+        }
         Ok(Self { users, passwords: Passwords::new(settings.cache), decoys: RandomState::new() })
     }
 

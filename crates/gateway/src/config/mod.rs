@@ -37,7 +37,7 @@ pub fn registry_urls(path: &Path) -> Result<Vec<Url>, Diagnostics> {
 }
 
 /// Like [`load`], for text that stands in for the content of the file `path`.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(path: &Path, source: &str) -> (Settings, Diagnostics) {
     let (model, document) = Document::parse(path, source);
     validate(&model, document)

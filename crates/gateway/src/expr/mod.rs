@@ -24,7 +24,7 @@ use regex::Regex;
 pub(crate) use binding::ClientKind;
 use strict::{Strict, strict};
 
-use crate::outcome::Reject;
+use crate::outcome::{Reject, note_detail};
 use crate::peer::{FACTS, Facts, ROOTS};
 
 /// Maximum length of an expression in bytes.
@@ -162,7 +162,7 @@ impl Expression {
     }
 
     fn failed(&self, why: &str) -> Reject {
-        tracing::debug!(expression = &*self.name, why, "expression failed");
+        note_detail(&format!("`{}`: {why}", self.name));
         Reject::ExpressionFailed
     }
 }

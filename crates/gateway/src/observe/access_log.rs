@@ -137,18 +137,21 @@ impl std::fmt::Display for Escaped<'_> {
 #[derive(Serialize)]
 struct JsonLine<'a> {
     time: String,
+    connection: u64,
     remote_addr: String,
     remote_port: u16,
     listener: &'a str,
     protocol: &'a str,
     status: u16,
     reason: &'a str,
+    detail: Option<&'a str>,
     stage: &'a str,
     blame: &'a str,
     bytes_received: u64,
     bytes_sent: u64,
     upstream_addr: Option<&'a str>,
     client_id: Option<&'a str>,
+    username: Option<&'a str>,
     mqtt_version: Option<u8>,
     tls_version: Option<&'a str>,
     tls_resumed: Option<bool>,
@@ -172,27 +175,30 @@ fn json(end: &End<'_>, now: DateTime<Local>) -> String {
     let milliseconds = |duration: std::time::Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
     let End { info, outcome } = end;
     let (bytes_received, bytes_sent) = info.bytes();
-    let identity = info.tls().and_then(|tls| tls.identity.as_deref());
+    let identity = info.identity();
     let line = JsonLine {
         time: now.to_rfc3339_opts(chrono::SecondsFormat::Millis, false),
+        connection: info.id,
         remote_addr: info.address().ip().to_canonical().to_string(),
         remote_port: info.address().port(),
         listener: &info.listener,
         protocol: info.protocol.label(),
         status: outcome.status(),
         reason: outcome.label(),
+        detail: info.detail(),
         stage: stage(*outcome, info).label(),
         blame: outcome.blame().label(),
         bytes_received,
         bytes_sent,
         upstream_addr: info.upstream().map(|upstream| &*upstream.server),
         client_id: info.client_id(),
+        username: info.username(),
         mqtt_version: info.connect().map(|connect| connect.version as u8),
         tls_version: info.tls().map(|tls| tls.version),
         tls_resumed: info.tls().map(|tls| tls.resumed),
-        cert_subject: identity.and_then(|identity| identity.cert_subject.as_deref()),
-        cert_serial: identity.and_then(|identity| identity.cert_serial.as_deref()),
-        tls_identity: identity.and_then(|identity| identity.key.as_deref()),
+        cert_subject: identity.cert_subject,
+        cert_serial: identity.cert_serial,
+        tls_identity: identity.key,
         authenticator: info.authenticator(),
         connect_ms: info.upstream().and_then(|upstream| upstream.connected_after.get().copied()).map(milliseconds),
         duration_ms: milliseconds(info.opened.elapsed()),
@@ -210,7 +216,7 @@ mod tests {
 
     fn info(client_id: &str) -> std::sync::Arc<SessionInfo> {
         let info = SessionInfo::new(1, "devices".into(), Protocol::Tls, "192.0.2.7:49152".parse().unwrap());
-        info.set_connect(client_id, portcullis_wire::Version::V5);
+        info.set_connect(client_id, None, portcullis_wire::Version::V5);
         info
     }
 
@@ -243,7 +249,7 @@ mod tests {
         assert_eq!(stage(&info, drained), "handshake");
         info.set_peer(&crate::peer::Peer::plain(info.address()));
         assert_eq!(stage(&info, drained), "connect");
-        info.set_connect("a", portcullis_wire::Version::V5);
+        info.set_connect("a", None, portcullis_wire::Version::V5);
         assert_eq!(stage(&info, Outcome::Closed(CloseReason::CertificateRevoked)), "admit");
         assert_eq!(stage(&info, Outcome::Rejected(Reject::UpstreamUnreachable)), "upstream");
         info.set_server("127.0.0.1:1883".into());

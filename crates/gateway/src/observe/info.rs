@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use portcullis_wire::Version;
 
 use crate::config::tables::Protocol;
-use crate::outcome::Stage;
+use crate::outcome::{Stage, Trace};
 use crate::peer::{Identity, Peer, TlsSession};
 use crate::util::clip::clip;
 
@@ -30,6 +30,7 @@ pub struct SessionInfo {
     tls: OnceLock<Option<TlsInfo>>,
     connect: OnceLock<ConnectInfo>,
     authenticator: OnceLock<Arc<str>>,
+    trace: OnceLock<Box<Trace>>,
     upstream: OnceLock<UpstreamInfo>,
     received: AtomicU64,
     sent: AtomicU64,
@@ -57,11 +58,24 @@ pub struct IdentityInfo {
     pub key: Option<Box<str>>,
 }
 
+/// What the access log shows of a client's identity.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ShownIdentity<'a> {
+    /// The subject of its certificate.
+    pub cert_subject: Option<&'a str>,
+    /// The serial number of its certificate.
+    pub cert_serial: Option<&'a str>,
+    /// The identity of its pre-shared key, or the name or fingerprint of its raw public key.
+    pub key: Option<&'a str>,
+}
+
 /// Set after CONNECT was decoded.
 #[derive(Debug)]
 pub struct ConnectInfo {
     /// As the client sent it, cut to what logs show.
     pub client_id: Box<str>,
+    /// As the client sent it, cut to what logs show; `None`: it sent none, or a token in its place.
+    pub username: Option<Box<str>>,
     /// The MQTT version the client speaks.
     pub version: Version,
 }
@@ -88,6 +102,7 @@ impl SessionInfo {
             tls: OnceLock::new(),
             connect: OnceLock::new(),
             authenticator: OnceLock::new(),
+            trace: OnceLock::new(),
             upstream: OnceLock::new(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -119,9 +134,38 @@ impl SessionInfo {
         self.connect().map(|connect| &*connect.client_id)
     }
 
-    /// The authenticator that authenticated the client.
+    /// The user name, as the client sent it, cut to what logs show.
+    pub fn username(&self) -> Option<&str> {
+        self.connect()?.username.as_deref()
+    }
+
+    /// The authenticator that decided about the client.
     pub fn authenticator(&self) -> Option<&str> {
-        self.authenticator.get().map(|name| &**name)
+        let rejected_by = || self.trace.get()?.authenticator.as_deref();
+        self.authenticator.get().map(|name| &**name).or_else(rejected_by)
+    }
+
+    /// What is known of the client's identity from the handshake: what it proved, or else what it presented.
+    pub fn identity(&self) -> ShownIdentity<'_> {
+        let (proved, trace) = (self.tls().and_then(|tls| tls.identity.as_deref()), self.trace.get());
+        match (proved, trace) {
+            (Some(proved), _) => ShownIdentity {
+                cert_subject: proved.cert_subject.as_deref(),
+                cert_serial: proved.cert_serial.as_deref(),
+                key: proved.key.as_deref(),
+            },
+            (None, Some(trace)) => ShownIdentity {
+                cert_subject: trace.cert_subject.as_deref(),
+                cert_serial: trace.cert_serial.as_deref(),
+                key: trace.tls_identity.as_deref(),
+            },
+            (None, None) => ShownIdentity::default(),
+        }
+    }
+
+    /// Why the client was rejected, in more detail than the reason.
+    pub fn detail(&self) -> Option<&str> {
+        self.trace.get()?.detail.as_deref()
     }
 
     /// The broker.
@@ -177,9 +221,15 @@ impl SessionInfo {
         let _ = self.tls.set(peer.tls.as_ref().map(info));
     }
 
-    /// Sets the client ID and version after CONNECT was decoded.
-    pub(crate) fn set_connect(&self, client_id: &str, version: Version) {
-        let _ = self.connect.set(ConnectInfo { client_id: for_logs(client_id), version });
+    /// Sets the client ID, user name and version after CONNECT was decoded.
+    pub(crate) fn set_connect(&self, client_id: &str, username: Option<&str>, version: Version) {
+        let username = username.map(for_logs);
+        let _ = self.connect.set(ConnectInfo { client_id: for_logs(client_id), username, version });
+    }
+
+    /// Sets what was noted about a client that is rejected.
+    pub(crate) fn set_trace(&self, trace: Trace) {
+        let _ = self.trace.set(Box::new(trace));
     }
 
     /// Sets the authenticator that authenticated the client.

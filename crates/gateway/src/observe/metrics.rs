@@ -269,6 +269,7 @@ impl Metrics {
             handshakes_resumed: kind("resumed"),
             handshake_seconds: self.handshake_seconds.get_or_create_owned(&by),
             upstream_warnings: RateLimit::default(),
+            rejections: RateLimit::default(),
             connections: self.connections.clone(),
             handshake_failures: self.handshake_failures.clone(),
         })
@@ -382,6 +383,7 @@ pub struct ListenerMetrics {
     handshakes_resumed: Counter,
     handshake_seconds: Histogram,
     pub(super) upstream_warnings: RateLimit,
+    pub(super) rejections: RateLimit,
     connections: Family<ByReason, Counter>,
     handshake_failures: Family<ByReason, Counter>,
 }

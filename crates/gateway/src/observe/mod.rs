@@ -9,7 +9,7 @@ mod metrics;
 mod record;
 
 pub use access_log::{AccessLog, Format};
-pub use info::{ConnectInfo, IdentityInfo, SessionInfo, TlsInfo, UpstreamInfo};
+pub use info::{ConnectInfo, IdentityInfo, SessionInfo, ShownIdentity, TlsInfo, UpstreamInfo};
 pub use line_queue::{LineQueue, LostLines};
 pub use metrics::{Expiry, ListenerMetrics, Metrics, ServerMetrics};
 pub(crate) use metrics::{RateLimit, ServiceMetrics};

@@ -68,21 +68,42 @@ impl Record {
         &self.info.listener
     }
 
+    /// Without an access log, a rejection would leave no trace at the usual log level.
+    fn log_rejection(&self, outcome: Outcome) {
+        if !matches!(outcome, Outcome::Rejected(_)) || self.observer.access_log.load().is_some() {
+            return;
+        }
+        if let Some(suppressed) = self.listener.rejections.permit() {
+            let (remote, reason, detail, hint) =
+                (self.info.address(), outcome.label(), self.info.detail(), outcome.hint());
+            let (connection, client_id, identity) = (self.info.id, self.info.client_id(), self.info.identity());
+            let (username, cert_subject) = (self.info.username(), identity.cert_subject);
+            tracing::info!(
+                connection, listener = self.listener(), reason, detail, %remote, client_id, username, cert_subject, hint,
+                suppressed, "client rejected; [access_log] would list all"
+            );
+        }
+    }
+
     /// Logs the outcome: `debug` if the client caused it, `warn` if a broker did, `error` if the gateway did.
     fn log(&self, outcome: Outcome) {
         let (listener, reason, remote) = (self.listener(), outcome.label(), self.info.address());
+        let (connection, detail) = (self.info.id, self.info.detail());
         let (client_id, server) = (self.info.client_id(), self.info.upstream().map(|upstream| &*upstream.server));
         let hint = outcome.hint();
         match outcome.blame() {
             Blame::Gateway if outcome.label() == CloseReason::InternalError.label() => {
-                tracing::error!(listener, reason, %remote, client_id, server, "internal error ended a connection");
+                tracing::error!(connection, listener, reason, %remote, client_id, server, "internal error ended a connection");
             }
             Blame::Upstream if outcome.status() >= 500 => {
                 if let Some(suppressed) = self.listener.upstream_warnings.permit() {
-                    tracing::warn!(listener, reason, %remote, client_id, server, suppressed, "broker could not serve a client");
+                    tracing::warn!(connection, listener, reason, %remote, client_id, server, suppressed, "broker could not serve a client");
                 }
             }
-            _ => tracing::debug!(listener, reason, %remote, client_id, server, hint, "connection ended"),
+            _ => {
+                tracing::debug!(connection, listener, reason, detail, %remote, client_id, server, hint, "connection ended");
+                self.log_rejection(outcome);
+            }
         }
     }
 }

@@ -7,12 +7,17 @@
 mod chain_error;
 mod close_reason;
 mod reject;
+mod trace;
 
 use portcullis_wire::{Disconnect, Refusal};
 
 pub use chain_error::{ChainError, describe_webpki};
 pub use close_reason::CloseReason;
 pub use reject::Reject;
+#[cfg(feature = "psk")]
+pub(crate) use trace::note_psk_identity;
+pub use trace::{Trace, traced};
+pub(crate) use trace::{note_authenticator, note_certificate, note_detail};
 
 /// The phase in which a connection ended, in the order of phases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -224,8 +229,12 @@ mod tests {
         // A failed handshake ends before CONNACK.
         let failed = Reject::ALL.iter().filter(|reject| reject.is_failed_proof() && reject.stage() == Stage::Admit);
         for reject in failed {
-            let is_by_policy = matches!(reject, Reject::IdentityMismatch | Reject::ExpressionFailed);
-            let expected = if is_by_policy { Refusal::NotAuthorized } else { Refusal::BadCredentials };
+            let expected = match reject {
+                Reject::IdentityMismatch | Reject::ExpressionFailed => Refusal::NotAuthorized,
+                // As to clients of which the gateway cannot say whether they exist.
+                Reject::CredentialUnconfirmed | Reject::AuthenticationError => Refusal::ServerUnavailable,
+                _ => Refusal::BadCredentials,
+            };
             assert_eq!(reject.connack(), Some(expected), "{reject:?}");
         }
     }

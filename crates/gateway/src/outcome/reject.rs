@@ -62,7 +62,7 @@ super::reasons! {
     /// The TLS handshake failed for another reason.
     HandshakeFailed = "handshake_failed", Handshake, Client, 500,
         connack: None, is_failed_proof: false,
-        hint: Some("set `log = \"debug\"` to log the TLS library's error");
+        hint: Some("see `detail` for the TLS library's error");
     /// The listener requires a client certificate and the client sent none.
     NoCertificate = "no_certificate", Handshake, Client, 500,
         connack: None, is_failed_proof: true,
@@ -122,7 +122,7 @@ super::reasons! {
     /// The client's certificate is malformed, has an invalid signature, or violates another rule of X.509.
     CertificateInvalid = "certificate_invalid", Handshake, Client, 500,
         connack: None, is_failed_proof: true,
-        hint: Some("set `log = \"debug\"` to log what is wrong with it");
+        hint: Some("see `detail` for what is wrong with it");
     /// No pre-shared key has the client's identity. Clients cannot tell this from `wrong_psk`.
     UnknownPsk = "unknown_psk_identity", Handshake, Client, 500,
         connack: None, is_failed_proof: true,

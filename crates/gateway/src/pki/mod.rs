@@ -18,3 +18,15 @@ pub use chain::{ChainCertificate, IssuerId, Key, Serial, VerifiedChain};
 pub use revocation::RevocationStore;
 pub use source::CrlSummary;
 pub use verifier::ChainVerifier;
+
+/// Reads a CRL.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_crl(bytes: &[u8]) {
+    let _ = crl::Crl::read(bytes, 16).map(|crls| format!("{crls:?}"));
+}
+
+/// Reads an OCSP response, also one without a valid signature.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_ocsp(bytes: &[u8]) {
+    ocsp::fuzz(bytes);
+}

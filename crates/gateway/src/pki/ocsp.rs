@@ -167,6 +167,21 @@ fn is_delegated_responder(signer: &[u8], issuer: &[u8], now: i64) -> bool {
         && Signed::from_der(signer).is_some_and(|signed| signed.is_by(issuer))
 }
 
+/// Reads a response as if its signature were valid, and as it is.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(der: &[u8]) {
+    let issuer = include_bytes!("../../tests/data/ocsp-issuer.der");
+    let query = Serial::new(&[5]).and_then(|serial| Query::new(&serial, issuer));
+    let answer = query.map(|query| query.answer(der, issuer, 1_795_325_798));
+    assert!(!answer.is_some_and(|answer| answer.is_ok()), "the nonce is random");
+    let Some(bytes) = OcspResponse::from_der(der).ok().and_then(|response| response.response_bytes) else { return };
+    let basic = bytes.response.as_bytes();
+    if let Some(signed) = Signed::from_der(basic) {
+        let _ = certificates(signed.rest).iter().filter(|signer| is_delegated_responder(signer, issuer, 0)).count();
+    }
+    let _ = BasicOcspResponse::from_der(basic).map(|response| response.tbs_response_data.nonce());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,7 +19,7 @@ use super::source::{Origin, Source, Status};
 use crate::config::tables::{ClientCertificates, CrlOrigin, OcspScope, OnFailure};
 use crate::config::{Complaint, Diagnostics, Reported, Setting};
 use crate::files::warn_if_expired;
-use crate::outcome::ChainError;
+use crate::outcome::{ChainError, describe_webpki, note_detail};
 use crate::peer::Certificate;
 use crate::refresh::FromFiles;
 use crate::util::clock::now;
@@ -127,8 +127,7 @@ impl ChainVerifier {
         now: UnixTime,
     ) -> Result<(VerifiedChain, Certificate), ChainError> {
         let anchors = self.anchors.load();
-        // webpki's error has more detail than the reason in the log.
-        let explain = |error: &webpki::Error| tracing::debug!(%error, "client certificate not accepted");
+        let explain = |error: &webpki::Error| note_detail(&describe_webpki(error));
         let leaf = EndEntityCert::try_from(leaf).inspect_err(explain)?;
         let path = anchors.trusted().verify(&leaf, rest, self.depth, KeyUsage::client_auth(), now);
         let path = path.inspect_err(explain)?;

@@ -9,7 +9,7 @@ use super::token::Signer;
 use crate::config::Setting;
 use crate::config::tables::{self, Password};
 use crate::expr::Expression;
-use crate::outcome::Reject;
+use crate::outcome::{Reject, note_detail};
 use crate::peer::Facts;
 
 /// `admit.require`: expressions that must all be true.
@@ -60,7 +60,7 @@ impl Admission {
     pub(crate) fn check(&self, facts: &Facts<'_>) -> Result<(), Reject> {
         for expression in &self.require {
             if !expression.is_true(facts)? {
-                tracing::debug!(%expression, "client does not meet `require`");
+                note_detail(&format!("`{expression}` is false"));
                 return Err(Reject::IdentityMismatch);
             }
         }

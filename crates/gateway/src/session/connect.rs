@@ -86,7 +86,7 @@ pub(super) async fn negotiate(
     let version = connect.version;
     let max_packet_size = connect.properties.maximum_packet_size().map_or(usize::MAX, |size| size as usize);
     let rejected = |outcome: Outcome| Rejected { outcome, version: Some(version), max_packet_size };
-    record.info.set_connect(connect.client_id, version);
+    record.info.set_connect(connect.client_id, listener.shown_username(&connect), version);
     check_lengths(&connect, listener).map_err(|reject| rejected(reject.into()))?;
     revocation.map_err(|reject| rejected(reject.into()))?;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use portcullis_wire::{Connack, Disconnect, Version};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 use super::Shared;
 use super::connect::{Negotiated, Rejected, negotiate};
@@ -15,7 +16,7 @@ use crate::edge::{Accepted, Arrived};
 use crate::limits::Permit;
 use crate::net::{Stream, discard_until_closed};
 use crate::observe::{Record, SessionInfo};
-use crate::outcome::{CloseReason, Outcome, Reject};
+use crate::outcome::{CloseReason, Outcome, Reject, traced};
 use crate::relay::{Ends, SessionCodec, relay};
 use crate::runtime::Listener;
 use crate::sessions::SessionGuard;
@@ -41,8 +42,15 @@ pub(crate) async fn serve(accepted: Accepted, descriptors: Permit, listener: Arc
     let mut record = open_record(&accepted, &listener, &shared);
     let session = shared.state.sessions.open(Arc::clone(&record.info));
     // In a box of its own, so that an established session does not carry the size of the handshake around.
+    let span = tracing::debug_span!("serve", connection = record.info.id);
     let established = tokio::select! {
-        established = Box::pin(establish(accepted, &listener, &session, &shared, &mut record)) => established,
+        established = Box::pin(traced(establish(accepted, &listener, &session, &shared, &mut record)).instrument(span)) => {
+            let (established, trace) = established;
+            if established.is_err() {
+                record.info.set_trace(trace);
+            }
+            established
+        }
         // If the connection was rejected already, that is the outcome: the client is only being told.
         reason = session.ended() => Err(record.decided().unwrap_or(Outcome::Closed(reason))),
     };

@@ -18,7 +18,7 @@ use super::keys::ServerKeys;
 use super::raw_keys::{KeyVerifier, KnownKeys, RawServerKeys};
 use super::resumption::{HandshakeResumption, Resumption, TicketKeys};
 use super::secured::{Failed, FailedConnection, Secured};
-use super::verifier::{DeviceVerifier, reject};
+use super::verifier::{DeviceVerifier, note_error, reject};
 use crate::config::tables::{self, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
 use crate::net::{Socket, Stream};
@@ -274,7 +274,7 @@ impl CertificateTls {
 fn reason(error: &io::Error) -> Reject {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(error) => {
-            tracing::debug!(%error, "TLS handshake failed");
+            note_error(error);
             reject(error)
         }
         None => Reject::HandshakeClosed,

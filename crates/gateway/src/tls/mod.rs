@@ -20,3 +20,9 @@ pub(crate) use context::Context;
 pub(crate) use context::ListenerState;
 pub(crate) use secured::{Failed, Secured, SecuredClient};
 pub(crate) use server::ServerTls;
+
+/// Decrypts a ticket, and reads the content of one.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_ticket(bytes: &[u8]) {
+    resumption::fuzz(bytes);
+}

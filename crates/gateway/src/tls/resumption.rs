@@ -223,6 +223,26 @@ impl TicketKeys {
     }
 }
 
+/// Decrypts a ticket, and reads the content of one as if it had been encrypted.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let resumption = Resumption {
+        store: Arc::default(),
+        shared: Some(TicketKeys::shared("a secret for the fuzzer", "devices")),
+        trust: None,
+        needs_certificate: false,
+        lifetime: i64::MAX / 4,
+        gives_tickets: true,
+        stores: true,
+    };
+    let handshake = Handshake::default();
+    let _ = resumption.unseal(bytes, &handshake);
+    if let Some(session) = resumption.unwrap(bytes, &handshake) {
+        let sealed = resumption.seal(&session, &handshake).expect("what was read can be written");
+        assert_eq!(resumption.unseal(&sealed, &handshake), Some(session));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,8 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::handshake::{FullHandshake, Handshake};
-use crate::outcome::{ChainError, Reject};
+use crate::outcome::{ChainError, Reject, note_certificate, note_detail};
+use crate::peer::Certificate;
 use crate::pki::{Anchors, ChainVerifier};
 use crate::util::crypto::provider;
 
@@ -45,24 +46,8 @@ impl DeviceVerifier {
     ) -> Self {
         Self { trust, accepts_keys, anchors, mandatory, provider: provider(), handshake }
     }
-}
 
-impl ClientCertVerifier for DeviceVerifier {
-    fn offer_client_auth(&self) -> bool {
-        // rustls calls this in full handshakes only.
-        self.handshake.set_full();
-        true
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        self.mandatory
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.anchors.as_ref().map_or(&[], |anchors| anchors.subjects())
-    }
-
-    fn verify_client_cert(
+    fn verify(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -88,6 +73,31 @@ impl ClientCertVerifier for DeviceVerifier {
         self.handshake.verified(FullHandshake { chain: Some(chain), at }, leaf);
         Ok(ClientCertVerified::assertion())
     }
+}
+
+impl ClientCertVerifier for DeviceVerifier {
+    fn offer_client_auth(&self) -> bool {
+        // rustls calls this in full handshakes only.
+        self.handshake.set_full();
+        true
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.anchors.as_ref().map_or(&[], |anchors| anchors.subjects())
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verify(end_entity, intermediates, now).inspect_err(|_| note_presented(end_entity))
+    }
 
     fn verify_tls12_signature(
         &self,
@@ -109,6 +119,21 @@ impl ClientCertVerifier for DeviceVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Notes whose certificate it is, for the log: it may be rejected.
+fn note_presented(certificate: &CertificateDer<'_>) {
+    if let Some(certificate) = Certificate::from_der(certificate) {
+        note_certificate(certificate.subject.dn.as_deref(), &certificate.serial);
+    }
+}
+
+/// Notes rustls' error for the log, unless the reason says it all.
+pub(super) fn note_error(error: &Error) {
+    match error {
+        Error::InvalidCertificate(_) | Error::NoCertificatesPresented => {}
+        error => note_detail(&error.to_string()),
     }
 }
 

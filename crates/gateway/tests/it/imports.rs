@@ -30,6 +30,7 @@ const LAYERS: &[&[&str]] = &[
     &["maintenance"],
     &["admin"],
     &["gateway"],
+    &["fuzzing"],
     &["lib"],
 ];
 

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, tls_config};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, connect_as, tls_config};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
 async fn gateway(broker: &Broker, tls: &str) -> TestGateway {
@@ -390,6 +390,48 @@ async fn the_json_log_says_who_it_was() {
     assert_eq!(line["cert_serial"].as_str().map(str::len), Some(32), "{line}");
     assert_eq!((&line["status"], &line["mqtt_version"], &line["tls_resumed"]), (&200.into(), &4.into(), &false.into()));
     assert!(line["connect_ms"].as_f64() > Some(0.0) && line["duration_ms"].as_f64() >= line["connect_ms"].as_f64());
+}
+
+#[tokio::test]
+async fn the_json_log_says_who_was_rejected_and_why() {
+    let (pki, other, broker) = (Pki::new(), Pki::named("Other"), Broker::start().await);
+    let dir = tempfile::tempdir().unwrap();
+    let users = portcullis_testkit::password_file(dir.path(), "users", &[("alice", "secret")]);
+    let admit = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n";
+    let rest = format!(
+        "authenticate = [\"users\"]\n{}{admit}{}{users}[access_log]\nformat = \"json\"\n",
+        pki.listener_tls(),
+        broker.upstream()
+    );
+    let gateway = TestGateway::start(&format!("{}{rest}", TestGateway::LISTENER)).await;
+    let subject = r"CN=thing001,O=M\C3\B6bel & S\C3\B6hne\, Inc.";
+    let stranger = tls_config(&other, Some("thing001"), rustls::ALL_VERSIONS);
+    let mut trusting = tls_config(&pki, None, rustls::ALL_VERSIONS);
+    trusting.client_auth_cert_resolver = stranger.client_auth_cert_resolver;
+    if let Ok(mut client) = Client::try_tls(gateway.address(), trusting, "localhost").await {
+        let _ = client.try_write(&connect("thing001")).await;
+        client.read_to_end().await;
+    }
+    for (id, password) in [("thing001", &b"wrong"[..]), ("elsewhere", b"secret")] {
+        let mut client = Client::tls(gateway.address(), &pki, "thing001").await;
+        client.write(&connect_as(id, "alice", password)).await;
+        client.read_to_end().await;
+    }
+    let lines: Vec<serde_json::Value> =
+        gateway.lines(3).await.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |line: usize, key: &str| lines[line][key].as_str().unwrap_or("null").to_owned();
+    let rows = [
+        ("unknown_ca", "null", "null", "no trusted CA issued it, or an intermediate certificate is missing"),
+        ("bad_credentials", "alice", "users", "null"),
+        ("identity_mismatch", "alice", "users", "`mqtt.client_id == cert.subject.cn` is false"),
+    ];
+    for (line, (reason, username, authenticator, detail)) in rows.into_iter().enumerate() {
+        assert_eq!((of(line, "reason"), of(line, "cert_subject")), (reason.to_owned(), subject.to_owned()));
+        assert_eq!(lines[line]["cert_serial"].as_str().map(str::len), Some(32));
+        let found = (of(line, "username"), of(line, "authenticator"), of(line, "detail"));
+        assert_eq!(found, (username.to_owned(), authenticator.to_owned(), detail.to_owned()), "{reason}");
+        assert!(lines[line]["connection"].as_u64().is_some());
+    }
 }
 
 #[tokio::test]

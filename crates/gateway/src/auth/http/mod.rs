@@ -26,7 +26,7 @@ use crate::evidence::Authenticated;
 use crate::fetch::{FetchError, FetchProblem, Fetcher};
 use crate::limits::FairPlaces;
 use crate::observe::{Metrics, ServiceMetrics};
-use crate::outcome::Reject;
+use crate::outcome::{Reject, note_detail};
 use crate::peer::{FACTS, FactValue, Facts};
 use crate::util::clock::now;
 use crate::util::crypto::tag;
@@ -172,6 +172,7 @@ impl Service {
         if self.breaker.failed(failure, candidate.remote()) {
             self.open_breaker(name);
         }
+        note_detail(&text);
         // Rarely, because clients may cause it and could flood the log.
         if let Some(suppressed) = self.metrics.warnings.permit() {
             tracing::warn!(authenticator = &**name, suppressed, "authentication service failed: {text}");
@@ -262,4 +263,20 @@ fn sent_facts(facts: &Facts<'_>) -> Map<String, Json> {
         _ => true,
     });
     fields
+}
+
+/// Reads a response of each status.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let body = hyper::body::Bytes::copy_from_slice(bytes);
+    for status in [200, 204, 401, 404, 500] {
+        let status = hyper::StatusCode::from_u16(status).expect("these are valid");
+        let read = response::read(status, &body);
+        if let Ok(response) = &read
+            && response.result == Verdict::Allow
+        {
+            assert!(status.is_success() && response.expires_at.is_none_or(|at| at >= 0));
+        }
+        let _ = read.map(|response| response.heap_len());
+    }
 }

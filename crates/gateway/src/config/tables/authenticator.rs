@@ -42,6 +42,9 @@ pub(in crate::config) struct AuthenticatorTable {
     /// `jwt`: value that the `aud` claim must have or contain; of a list, one is enough. Default: not checked; `check`
     /// warns.
     audience: Option<Setting<OneOrMany<String>>>,
+    /// `jwt`: type that the token's header must state in `typ`, such as `at+jwt` (RFC 9068), so that a token for another
+    /// purpose is rejected. Default: not checked.
+    typ: Option<Setting<String>>,
     /// `jwt`: accepted signature algorithms: `ES256`, `ES384`, `PS256`, `PS384`, `PS512`, `RS256`, `RS384`, `RS512`,
     /// `EdDSA`. Default: `ES256`, `ES384`, `PS256`, `RS256`, `EdDSA`.
     algorithms: Setting<Vec<TokenAlgorithm>>,
@@ -61,9 +64,9 @@ pub(in crate::config) struct AuthenticatorTable {
     max_concurrency: Setting<NonZeroU32>,
     /// `http`: how long a `deny` or `ignore` response is cached; `0s` disables the cache.
     negative_cache: Setting<Period>,
-    /// `http`: consecutive failures that open the circuit breaker.
+    /// `http`: consecutive failures that open the circuit breaker. No single client can open it.
     break_after: Setting<NonZeroU32>,
-    /// `http`: how long the circuit breaker stays open.
+    /// `http`: time between two probes of the service while the circuit breaker is open.
     break_time: Setting<Timeout>,
     /// `registry`: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`. Required.
     database: Option<Setting<Secret>>,
@@ -88,6 +91,7 @@ impl Default for AuthenticatorTable {
             field: Setting::default_of(TokenField::Password),
             issuer: None,
             audience: None,
+            typ: None,
             algorithms: Setting::default_of(vec![ES256, ES384, PS256, RS256, EdDSA]),
             leeway: Setting::default_of(Period(seconds(30))),
             refresh: Setting::default_of(Timeout(seconds(15 * 60))),
@@ -117,7 +121,7 @@ impl AuthenticatorTable {
     }
 
     /// Each key that does not apply to all kinds: its location, if it is set, and the kinds that it applies to.
-    fn keys(&self) -> [(&'static str, Option<&Location>, &'static [Kind]); 20] {
+    fn keys(&self) -> [(&'static str, Option<&Location>, &'static [Kind]); 21] {
         use Kind::{Http, Jwt, PasswordFile, Registry};
         fn set<T>(setting: Option<&Setting<T>>) -> Option<&Location> {
             setting.and_then(Located::location)
@@ -129,6 +133,7 @@ impl AuthenticatorTable {
             ("field", self.field.location(), &[Jwt]),
             ("issuer", set(self.issuer.as_ref()), &[Jwt]),
             ("audience", set(self.audience.as_ref()), &[Jwt]),
+            ("typ", set(self.typ.as_ref()), &[Jwt]),
             ("algorithms", self.algorithms.location(), &[Jwt]),
             ("leeway", self.leeway.location(), &[Jwt]),
             ("refresh", self.refresh.location(), &[Jwt]),
@@ -265,6 +270,8 @@ pub struct Jwt {
     pub issuer: Option<String>,
     /// The values of which a token's `aud` must be or contain one; `None`: not checked.
     pub audience: Option<Vec<String>>,
+    /// The `typ` that a token's header must have; `None`: not checked.
+    pub typ: Option<String>,
     /// Accepted signature algorithms, at least one.
     pub algorithms: Vec<TokenAlgorithm>,
     /// How far the issuer's clock may be ahead, for `nbf`.
@@ -301,7 +308,7 @@ pub struct HttpService {
     pub negative_cache: Duration,
     /// Consecutive failures that open the circuit breaker.
     pub break_after: u32,
-    /// How long the circuit breaker stays open.
+    /// Time between two probes of the service while the circuit breaker is open.
     pub break_time: Duration,
 }
 
@@ -388,6 +395,7 @@ fn validate_jwt(table: &Setting<AuthenticatorTable>, document: &mut Document) ->
         field: table.field.value,
         issuer: table.issuer.as_ref().map(|issuer| issuer.value.clone()),
         audience: table.audience.as_ref().map(|audience| audience.value.0.clone()),
+        typ: table.typ.as_ref().map(|typ| typ.value.clone()),
         algorithms,
         leeway: table.leeway.value.0,
         refresh: table.refresh.value.0,

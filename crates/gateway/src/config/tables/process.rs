@@ -21,7 +21,7 @@ pub(in crate::config) struct RuntimeTable {
     /// How long open sessions may continue after SIGTERM.
     drain_timeout: Period,
     /// Log level: `error`, `warn`, `info`, `debug`, `trace`, also by target (`info,portcullis_gateway=debug`). Without a
-    /// target it is the level of the gateway's own messages; libraries log up to `info`. Takes effect after a restart.
+    /// target it is the level of the gateway's own messages; libraries log up to `info`.
     log: Setting<String>,
     /// `text` or `json` (one object a line), on standard error. Takes effect after a restart.
     log_format: LogFormat,
