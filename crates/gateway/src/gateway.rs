@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use rand::seq::SliceRandom;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +30,10 @@ use crate::state::ProcessState;
 
 /// The pause after an accept that failed for lack of file descriptors or memory, until other connections release some.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// The time between two attempts to bind the admin interface.
+const ADMIN_RETRY: Duration = Duration::from_millis(500);
+/// The time between two groups of sessions that a drain ends.
+const DRAIN_STEP: Duration = Duration::from_millis(50);
 /// How long sessions may take to send DISCONNECT after the drain timeout.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -145,13 +150,7 @@ impl Gateway {
         let shared = Arc::new(Shared { runtime: ArcSwap::from_pointee(runtime), state });
         let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
         let admin = match &started.admin {
-            Some(bind) => admin::serve(bind, Arc::clone(&shared), draining.clone()).map_err(|error| {
-                let text = match bind {
-                    AdminBind::Tcp(address) => address.to_string(),
-                    AdminBind::Unix(path) => path.display().to_string(),
-                };
-                StartError::Admin(text, error)
-            })?,
+            Some(bind) => start_admin(bind, &shared, &draining)?,
             None => None,
         };
         tokio::spawn(maintenance::run(Arc::downgrade(&shared)));
@@ -298,16 +297,38 @@ impl Handle {
         Ok(diagnostics)
     }
 
-    /// Stops accepting connections, waits up to `drain_timeout` for sessions to end, and closes those that remain.
+    /// Stops accepting connections, and ends sessions one after another within `drain_timeout`: if all ended at once, all
+    /// would connect to the other gateways at once.
     pub async fn drain(&self) {
         self.0.draining.cancel();
         self.0.sockets.lock().clear();
         self.0.tasks.close();
         let limit = self.0.shared.runtime.load().process.drain_timeout;
-        if tokio::time::timeout(limit, self.0.tasks.wait()).await.is_err() {
-            tracing::info!(sessions = self.0.tasks.len(), "`drain_timeout` has passed: ending the remaining sessions");
+        if tokio::time::timeout(limit, self.end_one_after_another(limit)).await.is_err() {
             self.stop().await;
         }
+    }
+
+    /// Ends sessions in random order at a steady pace. Returns once all connections are closed.
+    async fn end_one_after_another(&self, within: Duration) {
+        let mut sessions = self.0.shared.state.sessions.all();
+        sessions.shuffle(&mut rand::rng());
+        let steps = u32::try_from(within.as_millis() / DRAIN_STEP.as_millis()).unwrap_or(u32::MAX).max(1);
+        let each = sessions.len().div_ceil(steps as usize).max(1);
+        let mut pace = tokio::time::interval(within / steps);
+        // The first tick is immediate.
+        pace.tick().await;
+        for some in sessions.chunks(each) {
+            tokio::select! {
+                () = self.0.tasks.wait() => return,
+                _ = pace.tick() => {
+                    for session in some {
+                        session.end(CloseReason::Drained);
+                    }
+                }
+            }
+        }
+        self.0.tasks.wait().await;
     }
 
     /// Closes all sessions immediately. Each still writes its access log line.
@@ -318,6 +339,39 @@ impl Handle {
         self.0.shared.state.sessions.sweep(|_| Err(CloseReason::Drained));
         let _ = tokio::time::timeout(STOP_TIMEOUT, self.0.tasks.wait()).await;
     }
+}
+
+/// Starts the admin interface. If another process has its address, perhaps a gateway that drains, it starts once that has
+/// ended: listeners serve clients meanwhile.
+fn start_admin(
+    bind: &AdminBind,
+    shared: &Arc<Shared>,
+    draining: &CancellationToken,
+) -> Result<Option<SocketAddr>, StartError> {
+    let text = match bind {
+        AdminBind::Tcp(address) => address.to_string(),
+        AdminBind::Unix(path) => path.display().to_string(),
+    };
+    let error = match admin::serve(bind, Arc::clone(shared), draining.clone()) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => error,
+        started => return started.map_err(|error| StartError::Admin(text, error)),
+    };
+    tracing::warn!(
+        address = text,
+        %error,
+        "the admin interface waits for its address: another process has it, perhaps a gateway that drains"
+    );
+    let (bind, shared, draining) = (bind.clone(), Arc::downgrade(shared), draining.clone());
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(ADMIN_RETRY).await;
+            let Some(shared) = shared.upgrade() else { return };
+            if admin::serve(&bind, shared, draining.clone()).is_ok() {
+                return;
+            }
+        }
+    });
+    Ok(None)
 }
 
 fn open_access_log(runtime: &Runtime) -> Result<Option<Arc<AccessLog>>, StartError> {

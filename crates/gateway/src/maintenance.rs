@@ -12,6 +12,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::devices::Changed;
 use crate::observe::Expiry;
+use crate::outcome::CloseReason;
 use crate::pki::CrlSummary;
 use crate::session::{Shared, evaluate};
 use crate::sessions::SessionEntry;
@@ -45,6 +46,7 @@ async fn maintain_sessions(shared: Weak<Shared>) {
         fetch_due(&shared);
         let result = tokio::task::spawn_blocking(move || {
             end_sessions(&shared);
+            drain_servers(&shared);
             warned.warn(&shared, now());
             warned
         });
@@ -117,6 +119,26 @@ fn end_sessions(shared: &Shared) {
         + sessions.sweep_expired(now);
     if ended > 0 {
         tracing::info!(sessions = ended, "sessions ended: their credentials are no longer valid");
+    }
+}
+
+/// Ends some of the sessions on servers that drain. Called once a second.
+fn drain_servers(shared: &Shared) {
+    let runtime = shared.runtime.load_full();
+    for upstream in &runtime.upstreams {
+        let (servers, mut left) = upstream.draining();
+        if servers.is_empty() {
+            continue;
+        }
+        for session in shared.state.sessions.all() {
+            let info = &session.info;
+            let uses_upstream =
+                || runtime.listener(&info.listener).is_some_and(|it| it.upstream.name() == upstream.name());
+            let is_on_it = info.upstream().is_some_and(|upstream| servers.contains(&upstream.server));
+            if left > 0 && is_on_it && uses_upstream() && session.end(CloseReason::ServerDrained) {
+                left -= 1;
+            }
+        }
     }
 }
 

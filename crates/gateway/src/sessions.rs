@@ -129,10 +129,14 @@ impl SessionEntry {
     }
 
     /// Asks the session to close. If it is called twice, the first reason applies.
-    pub fn end(&self, reason: CloseReason) {
-        if self.end.compare_exchange(0, reason as u8 + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+    ///
+    /// Returns whether this is the first reason.
+    pub fn end(&self, reason: CloseReason) -> bool {
+        let is_first = self.end.compare_exchange(0, reason as u8 + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if is_first {
             self.waker.wake();
         }
+        is_first
     }
 
     fn reason(&self) -> Option<CloseReason> {

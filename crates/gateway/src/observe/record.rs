@@ -95,7 +95,8 @@ impl Record {
             Blame::Gateway if outcome.label() == CloseReason::InternalError.label() => {
                 tracing::error!(connection, listener, reason, %remote, client_id, server, "internal error ended a connection");
             }
-            Blame::Upstream if outcome.status() >= 500 => {
+            // What closed the connection may be the client's fault.
+            Blame::Upstream if outcome.status() >= 500 && outcome != CloseReason::UpstreamClosed.into() => {
                 if let Some(suppressed) = self.listener.upstream_warnings.permit() {
                     tracing::warn!(connection, listener, reason, %remote, client_id, server, suppressed, "broker could not serve a client");
                 }

@@ -18,10 +18,15 @@ super::reasons! {
     Ok = "ok", Relay, Client, 200,
         disconnect: None, is_of_listener: false,
         hint: None;
-    /// The broker ended the session.
-    UpstreamClosed = "upstream_closed", Relay, Upstream, 200,
+    /// The broker ended the session with a DISCONNECT, which the client received.
+    UpstreamDisconnected = "upstream_disconnected", Relay, Upstream, 200,
         disconnect: None, is_of_listener: false,
         hint: Some("see the broker's log for the cause");
+    /// The broker closed the connection without a DISCONNECT, before the client had sent one. MQTT 3 brokers do so, too,
+    /// when the client connects again under its ID, or is silent for too long.
+    UpstreamClosed = "upstream_closed", Relay, Upstream, 502,
+        disconnect: None, is_of_listener: false,
+        hint: Some("see the broker's log for the cause; it may have stopped");
     /// The broker rejected CONNECT. The client received the broker's CONNACK.
     UpstreamRefused = "upstream_refused", Upstream, Upstream, 403,
         disconnect: None, is_of_listener: false,
@@ -40,6 +45,10 @@ super::reasons! {
         hint: None;
     /// The gateway shut down.
     Drained = "drained", Relay, Gateway, 200,
+        disconnect: Some(Disconnect::ServerShuttingDown), is_of_listener: false,
+        hint: None;
+    /// The configuration takes the session's broker out of service: `drain = true`.
+    ServerDrained = "server_drained", Relay, Gateway, 200,
         disconnect: Some(Disconnect::ServerShuttingDown), is_of_listener: false,
         hint: None;
     /// A certificate in the client's chain was revoked during the session.

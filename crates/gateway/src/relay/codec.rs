@@ -50,6 +50,10 @@ pub(super) trait Codec {
         injected: &mut Injected,
     ) -> Result<&'c [u8], CloseReason>;
 
+    /// Which side has sent DISCONNECT first, by the direction of the packet: it is the one that ended the session, whoever
+    /// closes the connection first [MQTT-3.14.4].
+    fn disconnected(&self) -> Option<Direction>;
+
     /// Where the stream to the client may end, if `chunk` comes next in that direction. With an empty `chunk`: whether it
     /// may end now.
     fn boundary(&self, chunk: &[u8]) -> Boundary;

@@ -1,9 +1,9 @@
 //! The codec that passes all bytes unchanged.
 //!
-//! It tracks packet boundaries from broker to client, in eight bytes of state, so that the pump knows where it may end the
-//! stream. Not here: the content of packets; no byte is kept, added or removed.
+//! It tracks packet boundaries in both directions, in eight bytes of state each: the pump has to know where it may end the
+//! stream to the client, and who has sent DISCONNECT. Not here: the content of packets; no byte is kept, added or removed.
 
-use portcullis_wire::Scanner;
+use portcullis_wire::{FixedHeader, PacketType, Scanner};
 
 use super::codec::{Boundary, Codec, Direction, Injected};
 use crate::outcome::CloseReason;
@@ -12,31 +12,45 @@ use crate::outcome::CloseReason;
 #[derive(Debug)]
 pub(super) struct Opaque {
     /// The position in the stream to the client; `None` once its bytes turned out not to be MQTT.
-    scanner: Option<Scanner>,
+    to_client: Option<Scanner>,
+    /// The position in the stream to the broker, behind CONNECT; `None` as above.
+    to_broker: Option<Scanner>,
+    disconnected: Option<Direction>,
 }
 
 /// The codec of a session whose broker has not sent any bytes yet.
 impl Default for Opaque {
     fn default() -> Self {
-        Self { scanner: Some(Scanner::new()) }
+        Self { to_client: Some(Scanner::new()), to_broker: Some(Scanner::new()), disconnected: None }
     }
 }
 
 impl Codec for Opaque {
     #[inline]
     fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], _: &mut Injected) -> Result<&'c [u8], CloseReason> {
-        if direction == Direction::ToClient
-            && let Some(scanner) = &mut self.scanner
-            && scanner.scan(chunk, |_| ()).is_err()
-        {
-            self.scanner = None;
+        let scanner = match direction {
+            Direction::ToClient => &mut self.to_client,
+            Direction::ToBroker => &mut self.to_broker,
+        };
+        let disconnected = &mut self.disconnected;
+        let on_packet = |header: FixedHeader| {
+            if header.packet_type == PacketType::Disconnect {
+                disconnected.get_or_insert(direction);
+            }
+        };
+        if scanner.as_mut().is_some_and(|scanner| scanner.scan(chunk, on_packet).is_err()) {
+            *scanner = None;
         }
         Ok(chunk)
     }
 
+    fn disconnected(&self) -> Option<Direction> {
+        self.disconnected
+    }
+
     fn boundary(&self, chunk: &[u8]) -> Boundary {
         // On a copy, because `chunk` is not consumed yet.
-        let Some(mut scanner) = self.scanner else { return Boundary::Never };
+        let Some(mut scanner) = self.to_client else { return Boundary::Never };
         match scanner.scan(chunk, |_| ()) {
             Ok(Some(offset)) => Boundary::At(offset),
             Ok(None) => Boundary::Later,
@@ -75,6 +89,22 @@ mod tests {
         take(&mut codec, Direction::ToBroker, PINGRESP_AND_HALF_A_PUBLISH);
         take(&mut codec, Direction::ToBroker, b"\x00");
         assert_eq!(codec.boundary(&[]), Boundary::At(0));
+    }
+
+    #[test]
+    fn the_first_disconnect_is_seen_however_it_is_split() {
+        for chunks in
+            [&[&b"\xe0\x00"[..]][..], &[b"\xe0", b"\x00"], &[b"\x30\x03\x00\x01a\xe0", b"\x00"], &[b"\xe0\x01\x04"]]
+        {
+            let mut codec = Opaque::default();
+            chunks.iter().for_each(|chunk| take(&mut codec, Direction::ToBroker, chunk));
+            take(&mut codec, Direction::ToClient, b"\xe0\x01\x8e");
+            assert_eq!(codec.disconnected(), Some(Direction::ToBroker), "{chunks:?}");
+        }
+        let mut codec = Opaque::default();
+        // In a payload.
+        take(&mut codec, Direction::ToBroker, b"\x30\x05\x00\x01a\xe0\x00");
+        assert_eq!(codec.disconnected(), None);
     }
 
     #[test]

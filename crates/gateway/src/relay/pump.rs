@@ -108,6 +108,24 @@ impl<C: Codec> Pump<C> {
 
     /// Moves bytes in both directions as far as possible. Ready with the close reason when the session is over.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        self.poll_sides(cx).map(|reason| {
+            let is_of_connection = matches!(
+                reason,
+                CloseReason::UpstreamClosed
+                    | CloseReason::UpstreamLost
+                    | CloseReason::ClientLost
+                    | CloseReason::HalfCloseTimeout
+            );
+            // Behind DISCONNECT, it does not matter who closed the connection, or how.
+            match self.codec.disconnected() {
+                Some(Direction::ToBroker) if is_of_connection => CloseReason::Ok,
+                Some(Direction::ToClient) if is_of_connection => CloseReason::UpstreamDisconnected,
+                _ => reason,
+            }
+        })
+    }
+
+    fn poll_sides(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         // Polled first: a flood of bytes must not starve the deadline.
         let is_late = self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
         self.first = self.first.reverse();

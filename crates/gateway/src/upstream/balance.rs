@@ -12,7 +12,7 @@ use rand::Rng;
 use tokio::time::Instant;
 
 use super::endpoint::Endpoint;
-use crate::config::tables::Balance;
+use crate::config::tables::{Balance, Service};
 
 /// The points on the hash ring per unit of weight, as in NGINX.
 const POINTS_A_WEIGHT: usize = 160;
@@ -70,6 +70,7 @@ impl Balancer {
                 && a.host == b.host
                 && a.weight == b.weight
                 && a.backup == b.backup
+                && a.service == b.service
                 && Arc::ptr_eq(&a.state, &b.state)
         };
         self.balance == balance
@@ -77,11 +78,12 @@ impl Balancer {
             && self.endpoints.iter().zip(endpoints).all(|(a, b)| same(a, b))
     }
 
-    /// All endpoints, best first: those that are up, in the order of the balancing method; then backups that are up; then
+    /// The endpoints that take sessions, best first: those that are up, in the order of the balancing method; then backups that are up; then
     /// those that are down, because trying a server that may be down is better than rejecting the client.
     pub(super) fn candidates(&self, choice: Choice<'_>, now: Instant) -> Vec<Arc<Endpoint>> {
         let mut order = self.order(choice, now);
         order.extend((0..self.endpoints.len()).filter(|position| self.endpoints[*position].backup));
+        order.retain(|position| self.endpoints[*position].service == Service::Active);
         // The sort is stable: it keeps the order within both groups.
         order.sort_by_key(|position| !self.endpoints[*position].state.health.is_up(now));
         order.into_iter().map(|position| Arc::clone(&self.endpoints[position])).collect()

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::health::Health;
-use crate::config::tables::Server;
+use crate::config::tables::{Server, Service};
 use crate::limits::{Permit, Permits};
 use crate::observe::ServerMetrics;
 
@@ -24,6 +26,7 @@ pub(super) struct Endpoint {
     pub(super) weight: u32,
     max_connections: u32,
     pub(super) backup: bool,
+    pub(super) service: Service,
     pub(super) state: Arc<EndpointState>,
 }
 
@@ -66,6 +69,7 @@ impl Endpoint {
             weight: server.weight,
             max_connections: server.max_connections.map_or(u32::MAX, NonZeroU32::get),
             backup: server.backup,
+            service: server.service,
             state,
         })
     }
@@ -74,6 +78,11 @@ impl Endpoint {
     pub(super) fn lease(&self) -> Option<Lease> {
         let permit = self.state.sessions.take(self.max_connections)?;
         Some(Lease { state: Arc::clone(&self.state), _permit: permit })
+    }
+
+    /// Whether it may be given new sessions.
+    pub(super) fn is_up(&self, now: Instant) -> bool {
+        self.service == Service::Active && self.state.health.is_up(now)
     }
 
     /// The number of sessions.
@@ -91,6 +100,7 @@ impl Endpoint {
             weight,
             max_connections: u32::MAX,
             backup,
+            service: Service::Active,
             state: EndpointState::new(crate::observe::Observer::new().metrics.server("test", &address.to_string())),
         })
     }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::balance::{Balancer, Choice};
 use super::endpoint::{Endpoint, EndpointState, Resolved};
 use super::health::Check;
-use crate::config::tables::{self, Balance, PassiveHealth, Server, ServerAddress as Address};
+use crate::config::tables::{self, Balance, PassiveHealth, Server, ServerAddress as Address, Service};
 use crate::config::{Diagnostics, Reported};
 use crate::expr::Expression;
 use crate::observe::{Observer, RateLimit};
@@ -30,6 +30,7 @@ pub(crate) struct Upstream {
     pub(super) name: Arc<str>,
     pub(super) servers: Vec<Server>,
     pub(super) resolve_interval: Duration,
+    drain_pace: u32,
     balance: Balance,
     /// `None`: the client ID that is sent to the broker.
     hash_key: Option<Expression>,
@@ -58,6 +59,7 @@ impl Upstream {
         Ok(Self {
             servers: settings.servers,
             resolve_interval: settings.resolve_interval,
+            drain_pace: settings.drain_pace,
             balance: settings.balance,
             hash_key: settings.hash_key,
             connect_timeout: settings.connect_timeout,
@@ -121,7 +123,14 @@ impl Upstream {
     /// Whether at least one server is up.
     pub(crate) fn is_up(&self) -> bool {
         let now = Instant::now();
-        self.endpoints.load().all().iter().any(|endpoint| endpoint.state.health.is_up(now))
+        self.endpoints.load().all().iter().any(|endpoint| endpoint.is_up(now))
+    }
+
+    /// The labels of the servers whose sessions end, and how many may end in a second.
+    pub(crate) fn draining(&self) -> (Vec<Arc<str>>, u32) {
+        let endpoints = self.endpoints.load();
+        let draining = endpoints.all().iter().filter(|endpoint| endpoint.service == Service::Drain);
+        (draining.map(|endpoint| Arc::clone(&endpoint.label)).collect(), self.drain_pace)
     }
 
     /// Updates the gauges of all endpoints.
@@ -129,7 +138,7 @@ impl Upstream {
         let now = Instant::now();
         for endpoint in self.endpoints.load().all() {
             let state = &endpoint.state;
-            state.metrics.up.set(state.health.is_up(now).into());
+            state.metrics.up.set(endpoint.is_up(now).into());
             state.metrics.active.set(endpoint.active().into());
         }
     }

@@ -71,13 +71,21 @@ fn newlines(text: &str) -> usize {
 /// Rejects text between sections that was probably meant to be one. `line`: of its first byte.
 fn reject_remains(text: &str, line: usize) -> Result<(), String> {
     let is_suspect = |line: &str| {
-        let line = line.to_ascii_uppercase();
-        ["--BEGIN", "-- BEGIN", "--END ", "-- END "].iter().any(|mark| line.contains(mark))
+        // Word processors make one long dash of several.
+        let line = line.to_ascii_uppercase().replace(is_long_dash, "--");
+        let mut words = ["--BEGIN", "-- BEGIN", "--END ", "-- END "].iter();
+        // Its dashes may have been taken for those of the section before.
+        let begins = || line.trim_start().starts_with("BEGIN ") || line.trim_start().starts_with("END ");
+        words.any(|mark| line.contains(mark)) || (line.contains("--") && begins())
     };
     match text.lines().position(is_suspect) {
         Some(at) => Err(format!("line {}: neither text nor a whole section", line + at)),
         None => Ok(()),
     }
+}
+
+const fn is_long_dash(c: char) -> bool {
+    matches!(c, '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{fe58}' | '\u{fe63}' | '\u{ff0d}')
 }
 
 #[cfg(test)]
@@ -119,11 +127,20 @@ mod tests {
             ("----BEGIN CERTIFICATE----\nAAEC\n----END CERTIFICATE----\n", 4),
             ("-----Begin certificate-----\nAAEC\n-----End certificate-----\n", 4),
             ("AAEC\n-----END CERTIFICATE-----\n", 5),
+            ("\u{2014}\u{2013}BEGIN CERTIFICATE\u{2014}-\nAAEC\n\u{2014}END CERTIFICATE\u{2014}\n", 4),
+            ("BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n", 4),
         ] {
             let error = labels(&format!("{whole}{broken}")).unwrap_err();
             assert!(error.starts_with(&format!("line {line}: ")), "{broken}: {error}");
             assert!(labels(&format!("{broken}{whole}")).is_err(), "{broken}");
         }
+    }
+
+    #[test]
+    fn sections_that_share_their_dashes_are_an_error() {
+        let one = "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----";
+        let shared = format!("{one}{}", one.trim_start_matches('-'));
+        assert!(labels(&shared).unwrap_err().starts_with("line 3: "), "{:?}", labels(&shared));
     }
 
     #[test]

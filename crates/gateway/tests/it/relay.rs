@@ -123,7 +123,50 @@ async fn a_broker_that_closes_closes_the_client() {
     drop(connection);
     assert!(client.read_to_end().await.is_empty());
     drop(client);
-    assert_eq!(gateway.outcome().await, "200 upstream_closed");
+    assert_eq!(gateway.outcome().await, "502 upstream_closed");
+}
+
+#[tokio::test]
+async fn behind_a_disconnect_the_client_has_ended_the_session_whoever_closes() {
+    for version in [4, 5] {
+        // The broker closes first; the client closes with a reset; the client never closes.
+        for end in ["broker", "reset", "nobody"] {
+            let (gateway, mut client, mut connection) = session(version).await;
+            // In two parts, behind another packet.
+            client.write(b"\xc0\x00\xe0").await;
+            connection.expect(b"\xc0\x00\xe0").await;
+            client.write(b"\x00").await;
+            connection.expect(b"\x00").await;
+            match end {
+                "reset" => {
+                    // Unread bytes cause a reset.
+                    connection.write(&[0xd0, 0].repeat(100)).await;
+                    drop((client, connection));
+                }
+                _ => {
+                    drop(connection);
+                    if end == "broker" {
+                        client.read_to_end().await;
+                        drop(client);
+                    } else {
+                        client.read_to_end().await;
+                        advance(Duration::from_secs(11));
+                    }
+                }
+            }
+            assert_eq!(gateway.outcome().await, "200 ok", "{version} {end}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_sends_disconnect_has_ended_the_session() {
+    let (gateway, mut client, mut connection) = session(5).await;
+    connection.write(b"\xe0\x01\x8e").await;
+    drop(connection);
+    client.expect(b"\xe0\x01\x8e").await;
+    drop(client);
+    assert_eq!(gateway.outcome().await, "200 upstream_disconnected");
 }
 
 #[tokio::test]
@@ -139,7 +182,7 @@ async fn a_drained_mqtt_5_client_is_told_so_between_packets_only() {
         gateway.gateway.drain().await;
         gateway
     });
-    // Sessions are told all at once: this one, between two packets, is over by then.
+    // One after another. This one is between two packets.
     other.expect(b"\xe0\x02\x8b\x00").await;
     drop(other);
     connection.write(b"llo!\xd0\x00").await;
@@ -163,7 +206,7 @@ async fn what_a_broker_says_before_it_hangs_up_reaches_the_client() {
     client.expect(b"\xe0\x02\x95\x00").await;
     drop(client);
     let outcome = gateway.outcome().await;
-    assert!(outcome.starts_with("200 upstream_closed") || outcome.starts_with("502 upstream_lost"), "{outcome}");
+    assert_eq!(outcome, "200 upstream_disconnected");
 }
 
 #[tokio::test]

@@ -211,3 +211,51 @@ async fn both_wildcards_may_be_bound_and_a_unix_socket_answers() {
     tokio::io::AsyncReadExt::read_to_string(&mut http, &mut answer).await.unwrap();
     assert!(answer.contains("200 OK"), "{answer}");
 }
+
+#[tokio::test]
+async fn a_server_is_taken_out_of_service_step_by_step_or_kept_by_its_sessions() {
+    let brokers = [Broker::start().await, Broker::start().await];
+    let configuration = |option: &str| {
+        let servers = format!(
+            "servers = [{{ address = \"{}\"{option} }}, {{ address = \"{}\", backup = true }}]",
+            brokers[0].address(),
+            brokers[1].address()
+        );
+        format!(
+            "{}[[upstream]]\nname = \"brokers\"\n{servers}\ndrain_pace = 2\n{OFF}",
+            TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"")
+        )
+    };
+    let gateway = TestGateway::start(&configuration("")).await;
+    let mut sessions = Vec::new();
+    for n in 0..5 {
+        let mut client = Client::tcp(gateway.address()).await;
+        let connection = client.greet(&brokers[0], &connect(&format!("thing{n}"))).await;
+        sessions.push((client, connection));
+    }
+    // The sessions stay, and new ones go elsewhere.
+    gateway.write(&configuration(", down = true"));
+    gateway.gateway.reload().await.unwrap();
+    gateway.gateway.run_maintenance().await;
+    let mut elsewhere = Client::tcp(gateway.address()).await;
+    let _elsewhere = elsewhere.greet(&brokers[1], &connect("elsewhere")).await;
+    for (client, connection) in &mut sessions {
+        client.write(b"\xc0\x00").await;
+        connection.expect(b"\xc0\x00").await;
+    }
+    // They end, two a second.
+    gateway.write(&configuration(", drain = true"));
+    gateway.gateway.reload().await.unwrap();
+    for (client, _) in &mut sessions {
+        client.read_to_end().await;
+    }
+    drop(sessions);
+    let lines = gateway.lines(5).await;
+    assert!(lines.iter().all(|line| line.ends_with(" server_drained")), "{lines:#?}");
+    let time = |line: &String| line.split(['[', ']']).nth(1).unwrap().to_owned();
+    let seconds: std::collections::BTreeSet<String> = lines.iter().map(time).collect();
+    assert!(seconds.len() >= 2, "{seconds:?}");
+    elsewhere.write(b"\xc0\x00").await;
+    let mut late = Client::tcp(gateway.address()).await;
+    let _late = late.greet(&brokers[1], &connect("late")).await;
+}

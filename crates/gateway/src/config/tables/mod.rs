@@ -25,7 +25,7 @@ pub use tls::{
     CertificateFiles, CertificateTls, ClientCertificates, Crl, CrlOrigin, Ocsp, OcspScope, OnFailure, PrivateKey, Psk,
     PskFormat, RawKeys, Resumption, Tls, TlsMode, TlsVersion,
 };
-pub use upstream::{Balance, Health, HealthMode, PassiveHealth, Server, ServerAddress, Upstream, UpstreamTls};
+pub use upstream::{Balance, Health, HealthMode, PassiveHealth, Server, ServerAddress, Service, Upstream, UpstreamTls};
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;

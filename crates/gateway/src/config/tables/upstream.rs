@@ -14,7 +14,7 @@ use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
 use super::super::values::{Location, Period, Secret, Setting, Timeout};
 use super::tls::{PrivateKey, private_key};
-use super::{Named, compile};
+use super::{Named, compile, nonzero};
 use crate::expr::{Expression, Wanted};
 
 /// A higher weight would fill a hash ring with a million points for one server.
@@ -34,6 +34,8 @@ pub(in crate::config) struct UpstreamTable {
     servers: Option<Setting<Vec<Setting<ServerTable>>>>,
     /// Time between two lookups of host names.
     resolve_interval: Timeout,
+    /// Sessions that end in a second, on all servers with `drain` together.
+    drain_pace: NonZeroU32,
     /// Load balancing: `hash` (consistent), `least_connections`, `random_two` or `round_robin`.
     balance: Setting<Balance>,
     /// CEL expression that returns the string to hash with `balance = "hash"`. It sees CONNECT as the broker receives
@@ -59,6 +61,7 @@ impl Default for UpstreamTable {
             name: None,
             servers: None,
             resolve_interval: Timeout(Duration::from_secs(30)),
+            drain_pace: nonzero(100),
             balance: Setting::default_of(Balance::Hash),
             hash_key: None,
             connect_timeout: Timeout(Duration::from_secs(5)),
@@ -102,6 +105,12 @@ struct ServerOptions {
     /// Used only when no other server is up.
     #[serde(default)]
     backup: bool,
+    /// Takes no new sessions, and its sessions end at `drain_pace`: clients that connect again reach other servers.
+    #[serde(default)]
+    drain: bool,
+    /// Takes no new sessions; its sessions stay until they end.
+    #[serde(default)]
+    down: bool,
 }
 
 const fn default_weight() -> u32 {
@@ -209,6 +218,8 @@ pub struct Upstream {
     pub servers: Vec<Server>,
     /// Time between two lookups of host names.
     pub resolve_interval: Duration,
+    /// Sessions that end in a second on servers with `drain`.
+    pub drain_pace: u32,
     /// How a server is selected.
     pub balance: Balance,
     /// Yields the string to hash; `None`: the client ID that the broker receives.
@@ -234,6 +245,19 @@ pub struct Server {
     pub max_connections: Option<NonZeroU32>,
     /// Used only when no other server is up.
     pub backup: bool,
+    /// Whether it takes sessions.
+    pub service: Service,
+}
+
+/// Whether a server takes sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// It does.
+    Active,
+    /// It takes no new ones, and those that it has are ended step by step.
+    Drain,
+    /// It takes no new ones, and keeps those that it has.
+    Down,
 }
 
 /// The address of a broker.
@@ -312,6 +336,7 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
         name: table.name.as_ref().map(|name| name.value.clone()).unwrap_or_default(),
         servers: servers?,
         resolve_interval: table.resolve_interval.0,
+        drain_pace: table.drain_pace.get(),
         balance,
         hash_key: hash_key?.map(|key| key.value),
         connect_timeout: table.connect_timeout.0,
@@ -344,6 +369,15 @@ fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> 
             ServerTable::Address(address) => (address, default_weight(), None, false),
             ServerTable::Table(options) => (&options.address, options.weight, options.max_connections, options.backup),
         };
+        let service = match &server.value {
+            ServerTable::Table(ServerOptions { drain: true, down: true, .. }) => {
+                document.error(server, "a server has either `drain` or `down`: with `down`, its sessions stay");
+                Service::Down
+            }
+            ServerTable::Table(ServerOptions { drain: true, .. }) => Service::Drain,
+            ServerTable::Table(ServerOptions { down: true, .. }) => Service::Down,
+            _ => Service::Active,
+        };
         if !(1..=MAX_WEIGHT).contains(&weight) {
             document.error(server, format!("`weight` must be between 1 and {MAX_WEIGHT}"));
         }
@@ -362,8 +396,11 @@ fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> 
             }
         }
         if let (Ok(validated), Ok(address)) = (&mut validated, parse_address(address)) {
-            validated.push(Server { address, weight, max_connections, backup });
+            validated.push(Server { address, weight, max_connections, backup, service });
         }
+    }
+    if validated.as_ref().is_ok_and(|servers| servers.iter().all(|server| server.service != Service::Active)) {
+        document.warning(servers, "no server takes new sessions: all have `drain` or `down`");
     }
     validated
 }
