@@ -3,13 +3,19 @@
 
 use std::path::Path;
 
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 use crate::config::{Complaint, Diagnostics, Located};
 use crate::util::file::{MAX_PEM_LEN, read};
 use crate::util::pem::{Section, sections};
+
+/// Part of the label of every private key in PEM.
+const KEY_MARK: &[u8] = b"PRIVATE KEY-----";
+/// A header of a private key that is encrypted in OpenSSL's traditional format [RFC 1421, 4.6.1.1].
+const ENCRYPTED_MARK: &[u8] = b"Proc-Type: 4,ENCRYPTED";
 
 /// Reads the certificates of a PEM file, in the order of the file; at least one.
 ///
@@ -35,9 +41,55 @@ pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint
     }
     if chain.is_empty() {
         let complaint = Complaint::new(format!("{} contains no certificate", path.display()));
-        return Err(complaint.hint("expected a PEM file with `-----BEGIN CERTIFICATE-----`"));
+        let is_key = bytes.windows(KEY_MARK.len()).any(|window| window == KEY_MARK);
+        return Err(complaint.hint(if is_key {
+            "it has a private key: `certificate` and `private_key` may be the wrong way round"
+        } else {
+            "expected a PEM file with `-----BEGIN CERTIFICATE-----`"
+        }));
     }
     Ok(chain)
+}
+
+/// A private key from a PEM file.
+pub(crate) enum KeyFile {
+    Plain(PrivateKeyDer<'static>),
+    /// PKCS#8, encrypted with a passphrase.
+    Encrypted(Zeroizing<Vec<u8>>),
+}
+
+/// Reads the first private key of a PEM file: PKCS#8, encrypted PKCS#8, SEC1 or PKCS#1. The file may also have parameters
+/// and certificates.
+///
+/// # Errors
+/// The file cannot be read, or has no such key.
+pub(crate) fn read_private_key(path: &Path) -> Result<KeyFile, Complaint> {
+    let bytes = read(path, MAX_PEM_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
+    let all = sections(&bytes).map_err(|what| Complaint::new(format!("{}, {what}", path.display())))?;
+    if bytes.windows(ENCRYPTED_MARK.len()).any(|window| window == ENCRYPTED_MARK) {
+        let complaint = Complaint::new(format!("{} is encrypted in OpenSSL's traditional format", path.display()));
+        return Err(complaint.hint("convert it to PKCS#8: openssl pkcs8 -topk8 -in old.key -out new.key"));
+    }
+    let has_certificate = all.iter().any(|section| section.label.ends_with("CERTIFICATE"));
+    let mut others = Vec::new();
+    for Section { label, der } in all {
+        match label.as_str() {
+            "PRIVATE KEY" => return Ok(KeyFile::Plain(PrivateKeyDer::Pkcs8(der.into()))),
+            "EC PRIVATE KEY" => return Ok(KeyFile::Plain(PrivateKeyDer::Sec1(der.into()))),
+            "RSA PRIVATE KEY" => return Ok(KeyFile::Plain(PrivateKeyDer::Pkcs1(der.into()))),
+            "ENCRYPTED PRIVATE KEY" => return Ok(KeyFile::Encrypted(Zeroizing::new(der))),
+            _ => others.push(label),
+        }
+    }
+    if has_certificate {
+        let complaint = Complaint::new(format!("{} is a certificate, not a private key", path.display()));
+        return Err(complaint.hint("`certificate` and `private_key` may be the wrong way round"));
+    }
+    Err(match others.first() {
+        Some(label) => Complaint::new(format!("{} has a section `{label}`, but no private key", path.display())),
+        None => Complaint::new(format!("{} contains no private key", path.display())),
+    }
+    .hint("use a PEM file with a PKCS#8, SEC1 or PKCS#1 key"))
 }
 
 /// The earliest expiry of the certificates of a PEM file, in seconds since 1970.
@@ -69,7 +121,12 @@ pub(crate) fn unreadable(path: &Path, error: &pem::Error) -> Complaint {
     match error {
         pem::Error::Io(error) => Complaint::new(format!("{} cannot be read: {error}", path.display())),
         pem::Error::NoItemsFound => Complaint::new(format!("{} contains no PEM data", path.display())),
-        error => Complaint::new(format!("{} is not valid PEM: {error}", path.display())),
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let marker = String::from_utf8_lossy(end_marker).into_owned();
+            Complaint::new(format!("{}: a section has no `-----END {marker}-----`", path.display()))
+        }
+        pem::Error::Base64Decode(_) => Complaint::new(format!("{}: a section is not base64", path.display())),
+        _ => Complaint::new(format!("{} is not valid PEM", path.display())),
     }
 }
 

@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::Complaint;
+use super::elsewhere::instead_of;
 use crate::util::suggest::suggest;
 
 /// Rewrites serde's error in the words of the configuration file.
@@ -26,6 +27,8 @@ pub(super) fn explain(error: &toml::de::Error, schema: &Json) -> Complaint {
     let elsewhere = if is_key { tables_with(found, schema) } else { Vec::new() };
     if !elsewhere.is_empty() {
         complaint.hint(format!("it belongs to {}", elsewhere.join(" or ")))
+    } else if let Some(ours) = Some(found).filter(|_| is_key).and_then(instead_of) {
+        complaint.hint(ours)
     } else if let Some(suggestion) = suggest(found, known.iter().copied()).filter(|_| is_key) {
         complaint.hint(format!("did you mean `{suggestion}`?"))
     } else if known.is_empty() {

@@ -4,6 +4,7 @@
 
 mod diagnostics;
 mod document;
+mod elsewhere;
 mod explain;
 mod lints;
 pub mod tables;
@@ -45,7 +46,10 @@ pub(crate) fn parse(path: &Path, source: &str) -> (Settings, Diagnostics) {
 
 fn validate(model: &tables::Model, mut document: Document) -> (Settings, Diagnostics) {
     let settings = tables::validate(model, &mut document);
-    lints::run(&settings, &mut document.diagnostics);
+    // A rejected part would seem to be missing.
+    if !document.diagnostics.has_errors() {
+        lints::run(&settings, &mut document.diagnostics);
+    }
     (settings, document.diagnostics)
 }
 

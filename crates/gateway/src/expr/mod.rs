@@ -11,6 +11,7 @@ mod binding;
 mod budget;
 mod check;
 mod strict;
+mod syntax;
 mod value;
 
 use std::fmt;
@@ -94,8 +95,8 @@ impl Expression {
             return Err(vec![ExpressionError { message, span: 0..source.len(), hint: None }]);
         }
         let program = LANGUAGE.compile(source).map_err(|error| {
-            let message = error.to_string().lines().next().unwrap_or("cannot be parsed").to_owned();
-            vec![ExpressionError { message, span: 0..source.len(), hint: None }]
+            let message = error.to_string();
+            vec![syntax::explain(source, message.lines().next().unwrap_or_default())]
         })?;
         let names = check::check(source, &program, wanted)?;
         let Strict { tree, patterns } = strict(program.expression().clone());

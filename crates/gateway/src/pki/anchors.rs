@@ -73,6 +73,11 @@ impl Anchors {
         &self.trusted
     }
 
+    /// The ID and the subject of each.
+    pub(super) fn names(&self) -> impl Iterator<Item = (&IssuerId, &str)> {
+        self.ids.iter().zip(self.expiries.iter().map(|(subject, _)| subject.as_str()))
+    }
+
     /// Whether this authority is an anchor that is valid now; `now` is in seconds since 1970.
     ///
     /// # Errors

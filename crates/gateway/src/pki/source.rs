@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::chain::{ChainCertificate, Key};
+use super::chain::{ChainCertificate, IssuerId, Key};
 use super::crl::{Coverage, Crl, newly_revoked};
 use super::issuers::{Issuer, Issuers};
 
@@ -229,6 +229,11 @@ impl Source {
             None => {}
         }
         Ok(())
+    }
+
+    /// Whether one of its CRLs is signed by this authority.
+    pub(super) fn is_signed_by(&self, authority: &IssuerId) -> bool {
+        self.load().iter().flat_map(|lists| &lists.signed).any(|crl| crl.signer() == Some(authority))
     }
 
     /// The current problem with the file.

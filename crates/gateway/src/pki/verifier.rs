@@ -2,6 +2,7 @@
 //! Enters: a chain as the device presented it, or one that was verified before. Leaves: `Ok` or a [`ChainError`]. Never
 //! here: a handshake or a session. Only [`ChainVerifier::check_revocation`] and background fetches wait for a network.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +71,11 @@ impl ChainVerifier {
         let anchors = FromFiles::open("client_ca", ca.value.clone(), move |path| Anchors::read(path, &learn));
         let sources = open_sources(&crl.origins, *refresh, revocation, diagnostics);
         let anchors = anchors.map_err(|complaint| diagnostics.error(ca, complaint))?;
+        let fetches =
+            crl.distribution_points || crl.origins.iter().any(|origin| matches!(origin.value, CrlOrigin::Url(_)));
+        if crl.missing == OnFailure::Refuse && !fetches && !diagnostics.has_errors() {
+            warn_of_missing_crls(&anchors.load(), &sources, ca, diagnostics);
+        }
         if *send_names && !anchors.load().names_fit() {
             let message = "the names of these authorities do not fit into the handshake, so none are sent";
             let hint = "clients that choose a certificate by these names may send none; send_ca_names = false";
@@ -295,6 +301,25 @@ impl ChainVerifier {
             }))
         };
         asked.filter_map(ask).collect()
+    }
+}
+
+/// Warns of trust anchors without a CRL: every chain that ends there is rejected.
+fn warn_of_missing_crls(
+    anchors: &Anchors,
+    sources: &[Arc<Source>],
+    ca: &Setting<PathBuf>,
+    diagnostics: &mut Diagnostics,
+) {
+    if sources.is_empty() {
+        return;
+    }
+    for (id, subject) in anchors.names() {
+        if !sources.iter().any(|source| source.is_signed_by(id)) {
+            let message = format!("`crl` has no list of `{subject}`, so every device under it is rejected");
+            let hint = "add the CRL of each authority of the chain, the root included; or crl_missing = \"allow\"";
+            diagnostics.warning(ca, Complaint::new(message).hint(hint));
+        }
     }
 }
 

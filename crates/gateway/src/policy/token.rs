@@ -10,15 +10,13 @@ use aws_lc_rs::rand;
 use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use pkcs8::{ObjectIdentifier, PrivateKeyInfo};
-use rustls::pki_types::PrivatePkcs8KeyDer;
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Map, Value as Json};
 
 use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
-use crate::files::unreadable;
+use crate::files::{KeyFile, read_private_key};
 use crate::refresh::FromFiles;
 use crate::util::clock::now;
-use crate::util::file::{self, MAX_PEM_LEN};
 
 const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
@@ -114,9 +112,12 @@ impl Keys {
 }
 
 fn read(path: &Path) -> Result<(EncodingKey, Algorithm, Jwk), Complaint> {
-    let text = file::read(path, MAX_PEM_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
-    let der = PrivatePkcs8KeyDer::from_pem_slice(&text).map_err(|error| unreadable(path, &error))?;
     let complain = |what: &str| Complaint::new(format!("{}: {what}", path.display()));
+    let KeyFile::Plain(PrivateKeyDer::Pkcs8(der)) = read_private_key(path)? else {
+        return Err(
+            complain("not an unencrypted PKCS#8 key").hint("openssl pkcs8 -topk8 -nocrypt -in old.key -out new.key")
+        );
+    };
     let info = PrivateKeyInfo::try_from(der.secret_pkcs8_der()).map_err(|_| complain("not a PKCS#8 key"))?;
     let unknown = || complain("unsupported key type; expected P-256, P-384, Ed25519 or RSA");
     let (algorithm, key) = match info.algorithm.oid {

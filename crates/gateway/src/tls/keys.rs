@@ -12,21 +12,22 @@ use pkcs8::EncryptedPrivateKeyInfo;
 #[cfg(feature = "pkcs11")]
 use portcullis_pkcs11::TokenUri;
 use rustls::SignatureScheme;
-use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::oid_registry::OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::tables::{CertificateFiles, CertificateTls, PrivateKey};
-use crate::config::{Complaint, Diagnostics, Reported, Secret, Setting, warn_if_exposed};
+use crate::config::{Complaint, Diagnostics, Located, Reported, Secret, Setting, warn_if_exposed};
 use crate::fetch::Validators;
-use crate::files::{read_chain, unreadable, warn_if_expired};
+use crate::files::{KeyFile, read_chain, read_private_key, warn_if_expired};
 use crate::peer::Certificate;
 use crate::pki::RevocationStore;
 use crate::refresh::{FromFiles, Pace, Refreshed, Remote};
 use crate::util::clock::now;
 use crate::util::crypto::provider;
-use crate::util::file::{MAX_PEM_LEN, read};
 use crate::util::weak_map::WeakMap;
 
 /// An OCSP response is no longer stapled this many seconds before its nextUpdate: clients' clocks may be ahead.
@@ -220,6 +221,9 @@ impl ServerKeys {
             }
             diagnostics.already_reported_or(certificates, first)
         })?;
+        for pair in &current.load().pairs {
+            warn_of_unacceptable(&pair.certified.load().cert, certificates, diagnostics);
+        }
         if settings.stapling && current.load().pairs.iter().any(|pair| pair.staple.is_none()) {
             let message = "`ocsp_stapling` needs the issuer's certificate after the server's in the certificate file";
             diagnostics.warning(certificates, message);
@@ -280,39 +284,63 @@ pub(super) fn read_pair(chain: &Path, key: &KeySource) -> Result<Arc<CertifiedKe
             let message = format!("{} is not the key of {}", path.display(), chain.display());
             Err(Complaint::new(message).hint("the server's own certificate must be the first in the certificate file"))
         }
-        Err(error) => Err(Complaint::new(format!("{} cannot be used: {error}", path.display()))),
+        Err(_) => Err(Complaint::new(format!("{} has a key that is not supported", path.display()))
+            .hint("RSA of 2048 to 8192 bits, ECDSA with P-256, P-384 or P-521, or Ed25519")),
+    }
+}
+
+/// Warns of a server certificate that clients will not accept, whatever their trust anchors.
+fn warn_of_unacceptable(chain: &[CertificateDer<'_>], at: &impl Located, diagnostics: &mut Diagnostics) {
+    let parsed: Vec<_> = chain.iter().filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1)).collect();
+    let Some(leaf) = parsed.first() else { return };
+    let mut warn = |message: &str, hint: &str| diagnostics.warning(at, Complaint::new(message).hint(hint));
+    if leaf.subject_alternative_name().ok().flatten().is_none() {
+        let message = "the server's certificate has no subject alternative name: most clients reject it";
+        warn(message, "issue it again with the host name: `openssl req -addext subjectAltName=DNS:gw.example.com`");
+    }
+    let usage = leaf.extended_key_usage().ok().flatten();
+    if usage.is_some_and(|usage| !usage.value.server_auth && !usage.value.any) {
+        let message = "the server's certificate is not for servers: its extended key usage lacks serverAuth";
+        warn(message, "use a certificate that was issued to the gateway, not to a device");
+    }
+    let is_issuer = |pair: &[X509Certificate<'_>]| pair[0].issuer() == pair[1].subject();
+    if !parsed.windows(2).all(is_issuer) {
+        let message =
+            "the certificates are in the wrong order, or do not belong together: each must be issued by the next";
+        warn(message, "the server's own first, then the intermediate that issued it; no other certificates");
+    }
+    let names_issuer = |certificate: &X509Certificate<'_>| {
+        certificate.extensions().iter().any(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityInfoAccess(access) => {
+                access.accessdescs.iter().any(|it| it.access_method == OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS)
+            }
+            _ => false,
+        })
+    };
+    if parsed.len() == 1 && leaf.issuer() != leaf.subject() && names_issuer(leaf) {
+        let message = format!("the file has no certificate of `{}`, which issued the server's", leaf.issuer());
+        warn(&message, "append it: clients that know only the root cannot build the chain");
     }
 }
 
 /// Reads a private key from a PEM file: PKCS#8, encrypted PKCS#8, SEC1 or PKCS#1.
 fn read_key(path: &Path, passphrase: Option<&Secret>) -> Result<PrivateKeyDer<'static>, Complaint> {
-    let text = read(path, MAX_PEM_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
-    let sections = ::pem::parse_many(&*text).unwrap_or_default();
-    if sections.iter().any(|section| section.headers().get("Proc-Type").is_some_and(|kind| kind.contains("ENCRYPTED")))
-    {
-        let complaint = Complaint::new(format!("{} is encrypted in OpenSSL's traditional format", path.display()));
-        return Err(complaint.hint("convert it to PKCS#8: openssl pkcs8 -topk8 -in old.key -out new.key"));
-    }
-    let encrypted = sections.into_iter().find(|section| section.tag() == "ENCRYPTED PRIVATE KEY");
-    match (encrypted, passphrase) {
-        (Some(section), Some(passphrase)) => {
-            let decrypted = EncryptedPrivateKeyInfo::try_from(section.contents())
+    let key = read_private_key(path)?;
+    match (key, passphrase) {
+        (KeyFile::Encrypted(der), Some(passphrase)) => {
+            let decrypted = EncryptedPrivateKeyInfo::try_from(der.as_slice())
                 .and_then(|info| info.decrypt(passphrase.expose()))
-                .map_err(|error| {
-                    let complaint = Complaint::new(format!("{} cannot be decrypted: {error}", path.display()));
+                .map_err(|_| {
+                    let complaint = Complaint::new(format!("{} cannot be decrypted", path.display()));
                     complaint.hint("the passphrase is probably wrong; or use PBES2 with AES: openssl pkcs8 -topk8")
                 })?;
             Ok(PrivateKeyDer::Pkcs8(decrypted.as_bytes().to_vec().into()))
         }
-        (Some(_), None) => Err(Complaint::new(format!("{} is encrypted", path.display()))
+        (KeyFile::Encrypted(_), None) => Err(Complaint::new(format!("{} is encrypted", path.display()))
             .hint("set private_key_passphrase = \"${FILE:passphrase}\"")),
-        (None, Some(_)) => Err(Complaint::new(format!("{} is not encrypted", path.display()))
+        (KeyFile::Plain(_), Some(_)) => Err(Complaint::new(format!("{} is not encrypted", path.display()))
             .hint("remove `private_key_passphrase`, or encrypt the key: openssl pkcs8 -topk8")),
-        (None, None) => PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
-            pem::Error::NoItemsFound => Complaint::new(format!("{} contains no private key", path.display()))
-                .hint("use a PEM file with a PKCS#8, SEC1 or PKCS#1 key"),
-            error => unreadable(path, &error),
-        }),
+        (KeyFile::Plain(der), None) => Ok(der),
     }
 }
 

@@ -171,6 +171,78 @@ fn what_lets_nobody_in_is_an_error() {
 }
 
 #[test]
+fn what_openssl_makes_and_clients_reject_is_explained() {
+    let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
+    pki.device("thing001");
+    let openssl = |arguments: &str| {
+        let status =
+            std::process::Command::new("openssl").current_dir(&dir).args(arguments.split(' ')).output().unwrap();
+        assert!(status.status.success(), "{arguments}: {status:?}");
+    };
+    openssl("genrsa -out small.key 1024");
+    openssl("genpkey -algorithm ed448 -out ed448.key");
+    openssl("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ec.key");
+    for name in ["small", "ed448", "ec"] {
+        openssl(&format!("req -x509 -key {name}.key -subj /CN=gw -out {name}.pem -days 30"));
+    }
+    let (chain, key) = (pki.chain("localhost"), pki.key("localhost"));
+    let text = std::fs::read_to_string(&chain).unwrap();
+    let (leaf, intermediate) = text.split_at(text.rfind("-----BEGIN").unwrap());
+    std::fs::write(dir.path().join("reversed.pem"), format!("{intermediate}{leaf}")).unwrap();
+    std::fs::write(dir.path().join("twice.pem"), format!("{leaf}{leaf}{intermediate}")).unwrap();
+    std::fs::write(dir.path().join("cut.key"), "-----BEGIN PRIVATE KEY-----\nAAAA\n").unwrap();
+    let marked = "\u{feff}".to_owned() + &std::fs::read_to_string(&key).unwrap();
+    std::fs::write(dir.path().join("marked.key"), marked).unwrap();
+    let bound = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n";
+    let found = |chain: &std::path::Path, key: &std::path::Path| {
+        std::process::Command::new("chmod").arg("600").arg(key).status().unwrap();
+        let tls =
+            format!("[listener.tls]\ncertificate = {chain:?}\nprivate_key = {key:?}\nclient_ca = {:?}\n", pki.root());
+        problems(&format!(
+            "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{tls}{bound}{REST}"
+        ))
+    };
+    let file = |name: &str| dir.path().join(name);
+    assert_eq!(found(&chain, &key), "");
+    assert_eq!(found(&chain, &file("marked.key")), "", "with a byte order mark");
+    for (chain, key, problem, line) in [
+        (file("small.pem"), file("small.key"), "error: [small.key] has a key that is not supported", 7),
+        (file("ed448.pem"), file("ed448.key"), "error: [ed448.key] has a key that is not supported", 7),
+        (
+            key.clone(),
+            chain.clone(),
+            "hint: it has a private key: `certificate` and `private_key` may be the wrong way",
+            6,
+        ),
+        (chain.clone(), chain.clone(), "is a certificate, not a private key", 7),
+        (chain.clone(), file("cut.key"), "error: [cut.key], line 1: the section has no `-----END PRIVATE KEY-----`", 7),
+        (file("ec.pem"), file("ec.key"), "warning: the server's certificate has no subject alternative name", 6),
+        (pki.chain("thing001"), pki.key("thing001"), "warning: the server's certificate is not for servers", 6),
+        (file("twice.pem"), key.clone(), "warning: the certificates are in the wrong order", 6),
+        (file("reversed.pem"), key.clone(), "is not the key of", 7),
+    ] {
+        let text = found(&chain, &key);
+        let problem = problem.replace('[', &format!("{}/", dir.path().display())).replace(']', "");
+        assert!(text.contains(&problem), "{problem}: {text}");
+        assert!(text.contains(&format!("p.toml:{line}:")), "{line}: {text}");
+    }
+}
+
+#[test]
+fn an_authority_without_a_crl_is_pointed_out() {
+    let pki = Pki::new();
+    let (root_only, both) = (pki.dir().join("root.crl"), pki.crls());
+    let check = |crls: &std::path::Path, rest: &str| {
+        let tls = format!("{}crl = [{crls:?}]\n{rest}", pki.listener_tls());
+        problems(&listener("", &tls, &["mqtt.client_id == cert.subject.cn"]))
+    };
+    assert_eq!(check(&both, ""), "");
+    assert_eq!(check(&root_only, ""), "", "intermediates are not known yet");
+    let found = check(&pki.dir().join("intermediate.crl"), "");
+    assert!(found.contains("warning: `crl` has no list of `CN=Test root`"), "{found}");
+}
+
+#[test]
 fn no_error_shows_an_inserted_value() {
     let pki = Pki::new();
     let whole = format!(

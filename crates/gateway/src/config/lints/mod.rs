@@ -12,8 +12,7 @@ pub(super) fn run(settings: &Settings, diagnostics: &mut Diagnostics) {
         warn_of_unused_authenticator(authenticator, settings, diagnostics);
     }
     warn_of_unused_identity(settings, diagnostics);
-    // A listener with a rejected part would seem to lack that part.
-    for listener in settings.listeners.iter().filter(|listener| !listener.is_incomplete) {
+    for listener in &settings.listeners {
         clients::run(listener, settings, diagnostics);
         if !listener.authenticate.is_empty() && listener.tls.is_none() {
             let complaint = Complaint::new("clients send passwords and tokens to this listener unencrypted");
@@ -44,7 +43,7 @@ fn uses_registry(tls: &Tls) -> bool {
 
 fn warn_of_unused_identity(settings: &Settings, diagnostics: &mut Diagnostics) {
     let Some(identity) = &settings.identity else { return };
-    let signs = |it: &Listener| it.is_incomplete || matches!(it.connect.password, Some(Password::Token(_)));
+    let signs = |it: &Listener| matches!(it.connect.password, Some(Password::Token(_)));
     if !settings.listeners.iter().any(signs) {
         let complaint = Complaint::new("[identity] has no effect: no `connect.password` is a table");
         let hint = "password = { claims = { sub = 'cert.subject.cn' }, audience = \"brokers\" }";

@@ -170,8 +170,6 @@ pub struct Listener {
     pub require: Vec<Setting<Expression>>,
     /// How CONNECT is rewritten.
     pub connect: Connect,
-    /// Whether a part was rejected, and so is missing here.
-    pub(in crate::config) is_incomplete: bool,
 }
 
 /// `bound`: the addresses of the listeners before this one.
@@ -192,7 +190,6 @@ pub(super) fn validate(
     let required = table.admit.require.iter().map(|source| compile(Some(source), Wanted::Bool, document));
     let required: Vec<_> = required.collect();
     let bans: Vec<_> = table.ban.iter().filter_map(|rule| ban::validate(rule, document).ok()).collect();
-    let is_incomplete = tls.is_err() || connect.is_err() || required.iter().any(Result::is_err);
     if table.max_connect_size.value.0 > MAX_MAX_CONNECT_SIZE {
         document.error(&table.max_connect_size, "`max_connect_size` must be at most 1MiB");
     }
@@ -222,7 +219,6 @@ pub(super) fn validate(
         bans,
         require: required.into_iter().filter_map(Result::ok).flatten().collect(),
         connect: connect.unwrap_or_default(),
-        is_incomplete,
     }
 }
 
