@@ -22,9 +22,12 @@ mod folder;
 mod index;
 mod reading;
 mod template;
+mod types;
+mod verify;
 
 pub use error::Error;
 pub use index::Reason;
+pub use types::{Algorithm, Entry, Init, Issued, Purpose, Request};
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -34,9 +37,8 @@ use pkcs8::der::SecretDocument;
 use pkcs8::{LineEnding, PrivateKeyInfo};
 use rcgen::{
     BasicConstraints, Certificate, CertificateSigningRequestParams, DnType, Issuer, KeyPair, PublicKeyData,
-    SignatureAlgorithm, SubjectPublicKeyInfo,
+    SubjectPublicKeyInfo,
 };
-use serde::{Deserialize, Serialize};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
@@ -46,113 +48,7 @@ use error::file_error;
 use folder::{file_name, write_new, write_secret};
 use index::Index;
 use reading::{extension, first_pem, kind, line_of, names, parse, purpose, serial_of};
-
-/// The parameters of a new authority.
-#[derive(Clone, Debug, Default)]
-pub struct Init {
-    /// The name of the authority, as its certificates show it.
-    pub name: String,
-    /// The algorithm of the CA keys and of the keys it generates.
-    pub algorithm: Algorithm,
-    /// DNS domains it may issue for, subdomains included; empty: any.
-    pub permit_dns: Vec<String>,
-    /// Networks whose addresses it may issue for, in CIDR notation; empty: any.
-    pub permit_ip: Vec<String>,
-    /// The URL under which the CRLs of the directory are published.
-    pub crl_url: Option<String>,
-    /// The URL of the OCSP responder.
-    pub ocsp_url: Option<String>,
-}
-
-/// The algorithm of a key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "the names are the standards'")]
-pub enum Algorithm {
-    #[default]
-    EcP256,
-    EcP384,
-    Ed25519,
-}
-
-impl Algorithm {
-    fn key(self) -> Result<KeyPair, Error> {
-        let algorithm: &'static SignatureAlgorithm = match self {
-            Algorithm::EcP256 => &rcgen::PKCS_ECDSA_P256_SHA256,
-            Algorithm::EcP384 => &rcgen::PKCS_ECDSA_P384_SHA384,
-            Algorithm::Ed25519 => &rcgen::PKCS_ED25519,
-        };
-        Ok(KeyPair::generate_for(algorithm)?)
-    }
-}
-
-/// The settings that all certificates of an authority share: `authority.toml`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Settings {
-    algorithm: Algorithm,
-    crl_url: Option<String>,
-    ocsp_url: Option<String>,
-}
-
-impl Settings {
-    /// The URL of a CRL file of the directory.
-    fn crl(&self, file: &str) -> Option<String> {
-        self.crl_url.as_ref().map(|url| format!("{}/{file}", url.trim_end_matches('/')))
-    }
-}
-
-/// What a certificate is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// A server.
-    Server,
-    /// A device that connects.
-    Device,
-    /// An OCSP responder for certificates of the intermediate.
-    Ocsp,
-}
-
-/// What to issue a certificate for.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// The common name. For a device this is its client ID.
-    pub name: String,
-    /// The organization in the subject.
-    pub organization: Option<String>,
-    /// What the certificate is for.
-    pub purpose: Purpose,
-    /// Subject alternative names: host names, IP addresses, URIs, email addresses. Clients connect to a server by one of them.
-    pub names: Vec<String>,
-    /// How many days the certificate is valid.
-    pub days: u32,
-}
-
-/// The files of an issued certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Issued {
-    /// The chain, leaf first.
-    pub chain: PathBuf,
-    /// The private key, if the directory has it.
-    pub key: Option<PathBuf>,
-}
-
-/// A certificate in the directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The certificate file.
-    pub path: PathBuf,
-    /// The common name.
-    pub name: String,
-    /// The serial number, in upper-case hex.
-    pub serial: String,
-    /// `root`, `intermediate`, `server`, `device` or `ocsp`.
-    pub kind: &'static str,
-    /// When it expires, in seconds since 1970.
-    pub not_after: i64,
-    /// Why it is revoked; `None` if it is not.
-    pub revoked: Option<Reason>,
-}
+use types::Settings;
 
 const ROOT_DAYS: i64 = 20 * 365;
 const INTERMEDIATE_DAYS: i64 = 10 * 365;
@@ -392,6 +288,7 @@ impl Authority {
         template::check_name(&request.name)?;
         let (issuer, pem) = self.issuer("intermediate")?;
         let leaf: Certificate = template::leaf(request, &self.settings()?)?.signed_by(key, &issuer)?;
+        verify::verify(&leaf, &first_pem(&self.dir.join("intermediate.pem"))?, &first_pem(&self.root())?, request)?;
         Ok(leaf.pem() + &pem)
     }
 
@@ -505,6 +402,22 @@ mod tests {
         for name in ["", "a#", "+", "a\nb", &"x".repeat(65)] {
             assert!(matches!(authority.issue(&device(name)), Err(Error::Name(..))), "{name:?}");
         }
+    }
+
+    #[test]
+    fn a_certificate_that_no_verifier_accepts_is_not_issued() {
+        let dir = tempfile::tempdir().unwrap();
+        let permit_dns = vec!["example.com".to_owned()];
+        let init = Init { name: "Test".to_owned(), permit_dns, ..Init::default() };
+        let authority = Authority::init(dir.path(), &init).unwrap();
+        let server = |name: &str, san: &str| {
+            let names = vec![san.to_owned()];
+            authority.issue(&Request { names, purpose: Purpose::Server, ..device(name) })
+        };
+        assert!(server("good", "gw.example.com").is_ok());
+        let error = server("bad", "gw.example.org").unwrap_err().to_string();
+        assert!(error.contains("name constraints"), "{error}");
+        assert!(!authority.chain_of("bad").exists() && !authority.key_of("bad").exists(), "nothing is left behind");
     }
 
     #[test]

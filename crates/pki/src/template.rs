@@ -9,7 +9,8 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
-use crate::{Error, Init, Purpose, Request, Settings};
+use crate::types::Settings;
+use crate::{Error, Init, Purpose, Request};
 
 /// Certificates are backdated so that a device whose clock is slightly slow accepts a new one.
 const BACKDATED: Duration = Duration::hours(1);

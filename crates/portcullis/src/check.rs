@@ -5,6 +5,7 @@ use std::path::Path;
 use portcullis_gateway::config::Severity;
 use portcullis_gateway::{ProcessState, Runtime};
 
+use crate::output::say;
 use crate::report::{Failure, print_problems};
 
 pub(crate) fn check(path: &Path) -> Result<(), Failure> {
@@ -12,6 +13,6 @@ pub(crate) fn check(path: &Path) -> Result<(), Failure> {
         Runtime::load(path, &ProcessState::new()).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     print_problems(&loaded.diagnostics);
     let suffix = if loaded.diagnostics.count(Severity::Warning) == 0 { "" } else { ", with warnings" };
-    println!("{}: valid{suffix}", path.display());
+    say!("{}: valid{suffix}", path.display());
     Ok(())
 }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::cli::{DatabaseArguments, DeviceArguments, DeviceCommand, DeviceProperties, DeviceState, Existing};
+use crate::output::say;
 use crate::passwd;
 use crate::report::Failure;
 
@@ -89,7 +90,7 @@ async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure>
             let mut device = Device::new(id);
             apply(&mut device, properties)?;
             registry.add(std::slice::from_ref(&device), registry::Existing::Refuse).await.map_err(explain)?;
-            println!("added {}", device.id);
+            say!("added {}", device.id);
         }
         DeviceCommand::Set { id, properties, remove_group, remove_attribute } => {
             let mut changed = Device::new("");
@@ -106,7 +107,7 @@ async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure>
         DeviceCommand::List { group, state, json } => list(registry, group.as_deref(), state, json).await?,
         DeviceCommand::Show { id, json } => {
             let device = registry.get(&id).await?.ok_or_else(|| explain(Error::Unknown(id)))?;
-            if json { println!("{}", describe(&device)) } else { show(&device) }
+            if json { say!("{}", describe(&device)) } else { show(&device) }
         }
         DeviceCommand::Enable { id } => set_state(registry, &id, State::Enabled).await?,
         DeviceCommand::Disable { id } => set_state(registry, &id, State::Disabled).await?,
@@ -120,7 +121,7 @@ async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure>
                 Ok(())
             };
             match registry.try_change(&id, ban).await {
-                Ok(device) => println!("{id}: {}", state_text(device.state)),
+                Ok(device) => say!("{id}: {}", state_text(device.state)),
                 Err(error @ Error::Invalid(_)) => {
                     let hint = format!(
                         "a ban expires and would re-enable the device; run `portcullis device enable {id}` first if you want that"
@@ -132,14 +133,14 @@ async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure>
         }
         DeviceCommand::Remove { id } => {
             registry.remove(&id).await.map_err(explain)?;
-            println!("removed {id}");
+            say!("removed {id}");
         }
         DeviceCommand::Psk { id, identity, stdin, remove } => set_psk(registry, &id, identity, stdin, remove).await?,
         DeviceCommand::Password { id, remove } => {
             let hash =
                 if remove { None } else { Some(Hash(passwd::hash(&passwd::ask(&format!("Password for {id}: "))?)?)) };
             registry.change(&id, |device| device.password_hash = hash).await.map_err(explain)?;
-            println!("{id}: password {}", if remove { "removed" } else { "set" });
+            say!("{id}: password {}", if remove { "removed" } else { "set" });
         }
         DeviceCommand::Pin { id, certificate, fingerprint, remove } => {
             let mut pins = fingerprint;
@@ -167,7 +168,7 @@ async fn run(registry: &Registry, command: DeviceCommand) -> Result<(), Failure>
 
 async fn set_state(registry: &Registry, id: &str, state: State) -> Result<(), Failure> {
     registry.change(id, |device| device.state = state).await.map_err(explain)?;
-    println!("{id}: {}", state_text(state));
+    say!("{id}: {}", state_text(state));
     Ok(())
 }
 
@@ -180,7 +181,7 @@ async fn set_psk(
 ) -> Result<(), Failure> {
     if remove {
         registry.change(id, |device| device.psk = None).await.map_err(explain)?;
-        println!("{id}: pre-shared key removed");
+        say!("{id}: pre-shared key removed");
         return Ok(());
     }
     let key = if stdin {
@@ -191,10 +192,10 @@ async fn set_psk(
     let identity = identity.unwrap_or_else(|| id.to_owned());
     let psk = Psk { identity: identity.clone(), key: key.clone() };
     registry.change(id, |device| device.psk = Some(psk)).await.map_err(explain)?;
-    println!("identity: {identity}");
+    say!("identity: {identity}");
     if !stdin {
         // The only time that the key is printed.
-        println!("key: {}", hex::encode(&key));
+        say!("key: {}", hex::encode(&key));
     }
     Ok(())
 }
@@ -215,12 +216,12 @@ async fn list(registry: &Registry, group: Option<&str>, state: Option<DeviceStat
                 continue;
             }
             if json {
-                println!("{}", describe(device));
+                say!("{}", describe(device));
             } else {
                 let credentials = credentials(device);
                 let credentials = if credentials.is_empty() { "-".to_owned() } else { credentials.join(",") };
                 let groups = if device.groups.is_empty() { "-".to_owned() } else { device.groups.join(",") };
-                println!("{}\t{}\t{credentials}\t{groups}", device.id, state_text(device.state));
+                say!("{}\t{}\t{credentials}\t{groups}", device.id, state_text(device.state));
             }
         }
         match page.last() {
@@ -250,20 +251,20 @@ fn describe(device: &Device) -> Value {
 }
 
 fn show(device: &Device) {
-    println!("id:         {}", device.id);
-    println!("state:      {}", state_text(device.state));
-    println!("groups:     {}", device.groups.join(", "));
+    say!("id:         {}", device.id);
+    say!("state:      {}", state_text(device.state));
+    say!("groups:     {}", device.groups.join(", "));
     for (name, value) in &device.attributes {
-        println!("attribute:  {name} = {value}");
+        say!("attribute:  {name} = {value}");
     }
     for pin in &device.pins {
-        println!("pin:        {pin}");
+        say!("pin:        {pin}");
     }
     if let Some(psk) = &device.psk {
-        println!("psk:        {}", psk.identity);
+        say!("psk:        {}", psk.identity);
     }
     if device.password_hash.is_some() {
-        println!("password:   set");
+        say!("password:   set");
     }
 }
 
@@ -331,7 +332,7 @@ async fn import(registry: &Registry, file: &Path, existing: Existing) -> Result<
         }
         error => error.into(),
     })?;
-    println!("imported {written} of {} devices", devices.len());
+    say!("imported {written} of {} devices", devices.len());
     Ok(())
 }
 

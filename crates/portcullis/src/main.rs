@@ -4,6 +4,7 @@ mod check;
 mod cli;
 mod device;
 mod logging;
+mod output;
 mod passwd;
 mod pki;
 #[cfg(feature = "embedded-broker")]
@@ -37,11 +38,16 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Device(arguments) => device::device(arguments),
         Command::Pki(arguments) => pki::pki(arguments),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "portcullis", &mut script);
+            output::bytes(&script);
             Ok(())
         }
         Command::Man { dir: None } => {
-            clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()).map_err(Failure::from)
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Arguments::command()).render(&mut page)?;
+            output::bytes(&page);
+            Ok(())
         }
         Command::Man { dir: Some(dir) } => {
             let written =

@@ -6,6 +6,7 @@ use std::path::Path;
 use portcullis_gateway::{PasswordHash, check_user, set_password};
 use zeroize::Zeroizing;
 
+use crate::output::say;
 use crate::report::Failure;
 
 /// The longest password, in bytes: MQTT's own bound [MQTT-1.5.6].
@@ -16,7 +17,7 @@ pub(crate) fn passwd(file: &Path, user: &str) -> Result<(), Failure> {
     let hash = hash(&ask(&format!("Password for {user}: "))?)?;
     let existed = set_password(file, user, &hash)
         .map_err(|error| anyhow::Error::new(error).context(format!("cannot update `{}`", file.display())))?;
-    println!("{}: {} {user}", file.display(), if existed { "changed" } else { "added" });
+    say!("{}: {} {user}", file.display(), if existed { "changed" } else { "added" });
     Ok(())
 }
 

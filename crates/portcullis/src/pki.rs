@@ -3,6 +3,7 @@
 use portcullis_pki::{Authority, Entry, Error, Init, Issued, Purpose, Request};
 
 use crate::cli::{self, Issue, IssueArguments, PkiArguments, PkiCommand};
+use crate::output::say;
 use crate::report::Failure;
 
 pub(crate) fn pki(arguments: PkiArguments) -> Result<(), Failure> {
@@ -18,8 +19,8 @@ fn run(command: PkiCommand) -> Result<(), Error> {
             let algorithm = algorithm.into();
             let init = Init { name, algorithm, permit_dns, permit_ip, crl_url, ocsp_url };
             let authority = Authority::init(&dir.dir, &init)?;
-            println!("created certificate authority; trust anchor: {}", authority.root().display());
-            println!("move {} to offline storage: issuing does not need it", dir.dir.join("root.key").display());
+            say!("created certificate authority; trust anchor: {}", authority.root().display());
+            say!("move {} to offline storage: issuing does not need it", dir.dir.join("root.key").display());
         }
         PkiCommand::Issue { what } => {
             let (name, purpose, names, IssueArguments { dir, organization, days }) = match what {
@@ -43,17 +44,17 @@ fn run(command: PkiCommand) -> Result<(), Error> {
         PkiCommand::Revoke { name, dir, reason, crl } => {
             let authority = Authority::open(&dir.dir)?;
             for Entry { name, serial, .. } in authority.revoke(&name, reason.into(), crl.days)? {
-                println!("revoked: {} ({serial})", name.escape_debug());
+                say!("revoked: {} ({serial})", name.escape_debug());
             }
-            println!("CRLs: {}", authority.crls().display());
+            say!("CRLs: {}", authority.crls().display());
         }
         PkiCommand::Crl { dir, crl } => {
             for path in Authority::open(&dir.dir)?.crl(crl.days)? {
-                println!("CRL: {}", path.display());
+                say!("CRL: {}", path.display());
             }
         }
         PkiCommand::List { dir } => {
-            println!("{:<12} {:<32} {:<25} {:<32} STATUS", "KIND", "NAME", "EXPIRES", "SERIAL");
+            say!("{:<12} {:<32} {:<25} {:<32} STATUS", "KIND", "NAME", "EXPIRES", "SERIAL");
             let now = chrono::Utc::now();
             for entry in Authority::open(&dir.dir)?.list()? {
                 let time = chrono::DateTime::from_timestamp(entry.not_after, 0).unwrap_or_default();
@@ -63,7 +64,7 @@ fn run(command: PkiCommand) -> Result<(), Error> {
                     None => format!("{} days left", (time - now).num_days()),
                 };
                 let (name, expires) = (entry.name.escape_debug().to_string(), time.to_rfc3339());
-                println!("{:<12} {name:<32} {expires:<25} {:<32} {status}", entry.kind, entry.serial);
+                say!("{:<12} {name:<32} {expires:<25} {:<32} {status}", entry.kind, entry.serial);
             }
         }
     }
@@ -95,8 +96,8 @@ impl From<cli::Reason> for portcullis_pki::Reason {
 }
 
 fn print(issued: &Issued) {
-    println!("certificate: {}", issued.chain.display());
+    say!("certificate: {}", issued.chain.display());
     if let Some(key) = &issued.key {
-        println!("private key: {}", key.display());
+        say!("private key: {}", key.display());
     }
 }

@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::cli::QuickstartArguments;
+use crate::output::say;
 use crate::report::Failure;
 
 const DEVICES: [&str; 2] = ["thing001", "thing002"];
@@ -53,7 +54,7 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
         })?;
         let address =
             gateway.addresses().first().map(|(_, address)| *address).context("the configuration has no listener")?;
-        println!("gateway: {address}, in front of an embedded broker");
+        say!("gateway: {address}, in front of an embedded broker");
         prove(address, &authority).await.map_err(|error| {
             let hint = format!("if you changed `{}`, undo the change or pass another --dir", config.display());
             Failure::hint(error, hint)
@@ -72,10 +73,10 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
 fn prepare(dir: &Path, bind: SocketAddr) -> Result<Authority, Failure> {
     let pki = dir.join("pki");
     let authority = if pki.join("root.pem").exists() {
-        println!("PKI: {} (existing)", pki.display());
+        say!("PKI: {} (existing)", pki.display());
         Authority::open(&pki)?
     } else {
-        println!("PKI: {} (new)", pki.display());
+        say!("PKI: {} (new)", pki.display());
         Authority::init(&pki, &Init { name: "Portcullis quickstart".to_owned(), ..Init::default() })?
     };
     let names = [(SERVER, Purpose::Server), (DEVICES[0], Purpose::Device), (DEVICES[1], Purpose::Device)];
@@ -92,10 +93,10 @@ fn prepare(dir: &Path, bind: SocketAddr) -> Result<Authority, Failure> {
     match fs::OpenOptions::new().write(true).create_new(true).open(&config) {
         Ok(mut file) => {
             io::Write::write_all(&mut file, CONFIGURATION.replace("@BIND@", &bind.to_string()).as_bytes())?;
-            println!("configuration: {} (new)", config.display());
+            say!("configuration: {} (new)", config.display());
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            println!("configuration: {} (existing)", config.display());
+            say!("configuration: {} (existing)", config.display());
         }
         Err(error) => {
             return Err(anyhow::Error::new(error).context(format!("cannot write `{}`", config.display())).into());
@@ -157,7 +158,7 @@ async fn prove(address: SocketAddr, authority: &Authority) -> anyhow::Result<()>
 async fn step(what: &str, proof: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let result = tokio::time::timeout(STEP, proof).await.unwrap_or_else(|_| bail!("no result within {STEP:?}"));
     result.with_context(|| format!("not proved: {what}"))?;
-    println!("proved: {what}");
+    say!("proved: {what}");
     Ok(())
 }
 
@@ -249,10 +250,10 @@ fn print_commands(address: SocketAddr, authority: &Authority) {
         authority.key_of(DEVICES[0]).display(),
         DEVICES[0],
     );
-    println!("\nTry it from another terminal (mosquitto-clients):");
-    println!("  mosquitto_sub {} -t 'test/#' -v", options.replace(DEVICES[0], DEVICES[1]));
-    println!("  mosquitto_pub {options} -t test/1 -m hello");
-    println!("This client ID does not match the certificate, so the gateway rejects it:");
-    println!("  mosquitto_pub {} -t test/1 -m hello", options.replace("-i thing001", "-i BADTHING"));
-    println!("\nPress Ctrl-C to stop.");
+    say!("\nTry it from another terminal (mosquitto-clients):");
+    say!("  mosquitto_sub {} -t 'test/#' -v", options.replace(DEVICES[0], DEVICES[1]));
+    say!("  mosquitto_pub {options} -t test/1 -m hello");
+    say!("This client ID does not match the certificate, so the gateway rejects it:");
+    say!("  mosquitto_pub {} -t test/1 -m hello", options.replace("-i thing001", "-i BADTHING"));
+    say!("\nPress Ctrl-C to stop.");
 }

@@ -16,7 +16,6 @@ const KEYS: &[(&str, &str)] = &[
     ("proxy_ssl_name", "`server_name` of [upstream.tls]"),
     ("proxy_ssl_verify", "nothing: brokers are always verified"),
     ("proxy_protocol", "nothing yet: the PROXY protocol is not supported"),
-    ("server", "an entry of `servers` in [[upstream]]"),
     ("ssl", "`protocol = \"tls\"`, and [listener.tls]"),
     ("ssl_certificate", "`certificate` of [listener.tls]"),
     ("ssl_certificate_key", "`private_key` of [listener.tls]"),

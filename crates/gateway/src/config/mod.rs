@@ -46,10 +46,7 @@ pub(crate) fn parse(path: &Path, source: &str) -> (Settings, Diagnostics) {
 
 fn validate(model: &tables::Model, mut document: Document) -> (Settings, Diagnostics) {
     let settings = tables::validate(model, &mut document);
-    // A rejected part would seem to be missing.
-    if !document.diagnostics.has_errors() {
-        lints::run(&settings, &mut document.diagnostics);
-    }
+    lints::run(&settings, &mut document.diagnostics);
     (settings, document.diagnostics)
 }
 

@@ -8,5 +8,5 @@ mod write_deadline;
 
 pub(crate) use shortage::is_own_shortage;
 pub(crate) use stream::{Stream, discard_until_closed};
-pub(crate) use tcp::{Socket, bind, tune};
+pub(crate) use tcp::{Socket, acknowledge_now, bind, tune};
 pub(crate) use write_deadline::WriteDeadline;

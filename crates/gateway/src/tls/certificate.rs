@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use rustls::server::{Acceptor, CertificateType, NoServerSessionStorage, WantsServerCert};
-use rustls::{ServerConfig, SupportedProtocolVersion};
+use rustls::{ProtocolVersion, ServerConfig, SupportedProtocolVersion};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
@@ -21,7 +21,7 @@ use super::secured::{Failed, FailedConnection, Secured};
 use super::verifier::{DeviceVerifier, note_error, reject};
 use crate::config::tables::{self, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
-use crate::net::{Socket, Stream};
+use crate::net::{Socket, Stream, acknowledge_now};
 use crate::outcome::Reject;
 use crate::pki::{Anchors, ChainVerifier};
 use crate::util::clock::WallClock;
@@ -171,7 +171,11 @@ impl CertificateTls {
             reject: reason(&error),
             connection: socket.map(FailedConnection::Tcp),
         })?;
-        let session = stream.get_ref().1;
+        let (tcp, session) = stream.get_ref();
+        if session.protocol_version() == Some(ProtocolVersion::TLSv1_3) && self.resumption.is_none() {
+            // No ticket carries the acknowledgement.
+            acknowledge_now(tcp);
+        }
         let finished = Finished { session, sni: session.server_name(), address };
         let identified = match device_key {
             KeyFormat::Raw => finished.by_raw_key(self.raw_keys.as_deref()),

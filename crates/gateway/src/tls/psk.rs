@@ -15,7 +15,7 @@ use crate::config::{Complaint, Diagnostics, Reported, Setting, warn_if_exposed};
 use crate::devices::{Entry, Replica, SecretKey, UsedCredential};
 use crate::evidence::Evidence;
 use crate::files::read_entries;
-use crate::net::{Socket, Stream};
+use crate::net::{Socket, Stream, acknowledge_now};
 use crate::outcome::{Reject, note_psk_identity};
 use crate::peer::{self, Identity, Peer, TlsSession};
 use crate::refresh::FromFiles;
@@ -82,10 +82,11 @@ impl PskTls {
 
     /// Performs the handshake with a device. The caller sets the deadline.
     pub(super) async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
-        let accepted = self.0.accept(socket).await.map_err(|rejected| Failed {
+        let mut accepted = self.0.accept(socket).await.map_err(|rejected| Failed {
             reject: self.0.lookup().or_registry_unavailable(reject(rejected.reason)),
             connection: rejected.stream.map(|stream| FailedConnection::Psk(Box::new(stream))),
         })?;
+        acknowledge_now(accepted.stream.get_mut());
         let (tag, device) = accepted.owner;
         let evidence = match &device {
             Some(entry) => {

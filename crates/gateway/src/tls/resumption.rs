@@ -69,7 +69,7 @@ impl Resumption {
     fn unwrap(&self, wrapped: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
         let (proof, session) = postcard::take_from_bytes::<FullHandshake>(wrapped).ok()?;
         let now = now();
-        if !(-CLOCK_SKEW..=self.lifetime).contains(&(now - proof.at)) {
+        if !(-CLOCK_SKEW..=self.lifetime).contains(&now.saturating_sub(proof.at)) {
             return None;
         }
         match (&proof.chain, &self.trust) {

@@ -218,3 +218,21 @@ fn devices_and_what_is_wrong_with_them() {
     insta::assert_snapshot!(call(dir.path(), &["device", "list"]));
     insta::assert_snapshot!(call(dir.path(), &["passwd", "users.txt", "a:b"]));
 }
+
+/// Behind `head`, the reader goes away early.
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    call(dir.path(), &["pki", "init", "--dir", "pki", "--name", "Test"]);
+    let binary = env!("CARGO_BIN_EXE_portcullis");
+    for command in ["pki list --dir pki", "man", "completions bash"] {
+        // The reader is gone before the command starts to write.
+        let script = format!("exec 3>&1; {{ {{ sleep 0.2; {binary} {command}; echo $? >&3; }} | true; }} 2>&1");
+        let output = std::process::Command::new("sh").current_dir(&dir).args(["-c", &script]).output().unwrap();
+        assert_eq!(
+            (output.stdout.as_slice(), output.stderr.as_slice()),
+            (&b"0\n"[..], &b""[..]),
+            "{command}: {output:?}"
+        );
+    }
+}

@@ -12,6 +12,10 @@ pub(super) fn run(settings: &Settings, diagnostics: &mut Diagnostics) {
         warn_of_unused_authenticator(authenticator, settings, diagnostics);
     }
     warn_of_unused_identity(settings, diagnostics);
+    // What was rejected would seem to be missing.
+    if diagnostics.has_errors() {
+        return;
+    }
     for listener in &settings.listeners {
         clients::run(listener, settings, diagnostics);
         if !listener.authenticate.is_empty() && listener.tls.is_none() {
@@ -44,7 +48,7 @@ fn uses_registry(tls: &Tls) -> bool {
 fn warn_of_unused_identity(settings: &Settings, diagnostics: &mut Diagnostics) {
     let Some(identity) = &settings.identity else { return };
     let signs = |it: &Listener| matches!(it.connect.password, Some(Password::Token(_)));
-    if !settings.listeners.iter().any(signs) {
+    if !settings.listeners.iter().any(signs) && !diagnostics.has_errors() {
         let complaint = Complaint::new("[identity] has no effect: no `connect.password` is a table");
         let hint = "password = { claims = { sub = 'cert.subject.cn' }, audience = \"brokers\" }";
         diagnostics.warning(&identity.table, complaint.hint(hint));
