@@ -165,8 +165,10 @@ impl Replica {
 
     fn evaluate_without_entry(&self, id: &str, now: i64) -> Result<(), CloseReason> {
         match self.known().beyond.get(&key(id)) {
-            Some(Beyond { state, has_changed }) => may_continue(state.at(now))
-                .and_then(|()| if *has_changed { Err(CloseReason::DeviceChanged) } else { Ok(()) }),
+            Some(Beyond { state, has_changed }) => {
+                may_continue(state.at(now))?;
+                if *has_changed { Err(CloseReason::DeviceChanged) } else { Ok(()) }
+            }
             None if *self.complete.borrow() => Err(CloseReason::DeviceRemoved),
             None => Ok(()),
         }

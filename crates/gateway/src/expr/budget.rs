@@ -195,6 +195,53 @@ mod tests {
         }
     }
 
+    /// Prints the table of docs/expressions.md. Run it with `--release -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn the_cost_of_each_function_on_64_kib() {
+        let text = "ab-".repeat(21_845);
+        for source in [
+            "mqtt.client_id",
+            "string(size(mqtt.client_id))",
+            r#"string(mqtt.client_id == "a")"#,
+            r#"string(mqtt.client_id.contains("none"))"#,
+            r#"string(mqtt.client_id.startsWith("ab"))"#,
+            r#"string(mqtt.client_id.endsWith("b-"))"#,
+            r#"string(mqtt.client_id.matches("^(ab-)+$"))"#,
+            r#"string(mqtt.client_id.matches("^\\w{1,64}$"))"#,
+            r#"string(mqtt.client_id.indexOf("none"))"#,
+            r#"string(mqtt.client_id.lastIndexOf("none"))"#,
+            "mqtt.client_id.charAt(65000)",
+            "mqtt.client_id.substring(65000)",
+            "mqtt.client_id.lowerAscii()",
+            "mqtt.client_id.upperAscii()",
+            "mqtt.client_id.trim()",
+            r#"mqtt.client_id.replace("-", "+")"#,
+            r#"mqtt.client_id + "x""#,
+            "string(mqtt.client_id)",
+            r#"mqtt.client_id.split("-")[0]"#,
+            r#"mqtt.client_id.split("-").join("+")"#,
+            r#"string("none" in mqtt.client_id.split("-"))"#,
+            r#"string(mqtt.client_id.split("-").exists(part, part == "none"))"#,
+            r#"string(mqtt.client_id.split("-").all(part, mqtt.client_id.contains(part)))"#,
+        ] {
+            let mut times: Vec<_> = (0..21)
+                .map(|_| {
+                    let begin = std::time::Instant::now();
+                    let result = evaluate(source, &text);
+                    (begin.elapsed(), result.is_ok())
+                })
+                .collect();
+            times.sort_unstable();
+            let (median, is_ok) = times[10];
+            println!(
+                "| `{source}` | {:.3} ms | {} |",
+                median.as_secs_f64() * 1e3,
+                if is_ok { "" } else { "over budget" }
+            );
+        }
+    }
+
     #[test]
     fn patterns_are_compiled_once_and_find_what_they_should() {
         let all = r#"mqtt.client_id.matches("^a") && mqtt.client_id.matches("-a") && !mqtt.client_id.matches("c")

@@ -211,7 +211,7 @@ impl SessionInfo {
                 key: None,
             }),
             Identity::RawKey(key) => {
-                let name = key.name.as_deref().map(for_logs).unwrap_or_else(|| hex::encode(key.fingerprint).into());
+                let name = key.name.as_deref().map_or_else(|| hex::encode(key.fingerprint).into(), for_logs);
                 Some(IdentityInfo { key: Some(name), ..IdentityInfo::default() })
             }
             Identity::Psk(psk) => Some(IdentityInfo { key: Some(for_logs(&psk.identity)), ..IdentityInfo::default() }),

@@ -173,7 +173,7 @@ pub(super) fn fuzz(der: &[u8]) {
     let issuer = include_bytes!("../../tests/data/ocsp-issuer.der");
     let query = Serial::new(&[5]).and_then(|serial| Query::new(&serial, issuer));
     let answer = query.map(|query| query.answer(der, issuer, 1_795_325_798));
-    assert!(!answer.is_some_and(|answer| answer.is_ok()), "the nonce is random");
+    assert!(answer.is_none_or(|answer| answer.is_err()), "the nonce is random");
     let Some(bytes) = OcspResponse::from_der(der).ok().and_then(|response| response.response_bytes) else { return };
     let basic = bytes.response.as_bytes();
     if let Some(signed) = Signed::from_der(basic) {

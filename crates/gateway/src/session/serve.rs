@@ -28,19 +28,21 @@ const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Closes a connection for which the gateway has no descriptors to spare.
 pub(crate) fn reject(accepted: Accepted, reject: Reject, listener: &Listener, shared: &Shared) {
-    open_record(&accepted, listener, shared).finish(reject.into());
+    let info = info_of(&accepted, listener, shared);
+    drop(accepted);
+    Record::open(Arc::clone(&shared.state.observer), Arc::clone(&listener.metrics), info).finish(reject.into());
 }
 
-fn open_record(accepted: &Accepted, listener: &Listener, shared: &Shared) -> Box<Record> {
+fn info_of(accepted: &Accepted, listener: &Listener, shared: &Shared) -> Arc<SessionInfo> {
     let id = shared.state.sessions.next_id();
-    let info = SessionInfo::new(id, Arc::clone(&listener.name), listener.protocol, accepted.address);
-    Record::open(Arc::clone(&shared.state.observer), Arc::clone(&listener.metrics), info)
+    SessionInfo::new(id, Arc::clone(&listener.name), listener.protocol, accepted.address)
 }
 
 /// Serves a connection to its end. `descriptors` is what it may use.
 pub(crate) async fn serve(accepted: Accepted, descriptors: Permit, listener: Arc<Listener>, shared: Arc<Shared>) {
-    let mut record = open_record(&accepted, &listener, &shared);
-    let session = shared.state.sessions.open(Arc::clone(&record.info));
+    let info = info_of(&accepted, &listener, &shared);
+    let session = shared.state.sessions.open(Arc::clone(&info));
+    let mut record = Record::open(Arc::clone(&shared.state.observer), Arc::clone(&listener.metrics), info);
     // In a box of its own, so that an established session does not carry the size of the handshake around.
     let span = tracing::debug_span!("serve", connection = record.info.id);
     let established = tokio::select! {

@@ -114,8 +114,8 @@ async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
     .await;
     let rest = "timeout = \"300ms\"\nbreak_after = 4\nbreak_time = \"30s\"\n";
     let gateway = gateway(&broker, &service, rest).await;
-    let broken = ["html", "redirect", "broken", "broken", "broken", "broken"];
-    for (n, id) in broken.into_iter().chain(["silent"; 6]).enumerate() {
+    let faulty = ["html", "redirect", "broken", "broken", "broken", "broken"];
+    for (n, id) in faulty.into_iter().chain(["silent"; 6]).enumerate() {
         let begin = Instant::now();
         assert_eq!(gateway.refusal(&connect(id)).await, LATER, "{id}");
         assert!(begin.elapsed() < Duration::from_secs(2), "{id}: {:?}", begin.elapsed());
