@@ -43,11 +43,12 @@ pub(crate) async fn serve(accepted: Accepted, descriptors: Permit, listener: Arc
     let info = info_of(&accepted, &listener, &shared);
     let session = shared.state.sessions.open(Arc::clone(&info));
     let mut record = Record::open(Arc::clone(&shared.state.observer), Arc::clone(&listener.metrics), info);
-    // In a box of its own, so that an established session does not carry the size of the handshake around.
-    let span = tracing::debug_span!("serve", connection = record.info.id);
+    // In a box of its own, so that an established session does not carry the size of the handshake around, and neither does
+    // each future that wraps it.
+    let establishing = Box::pin(establish(accepted, &listener, &session, &shared, &mut record));
+    let span = tracing::debug_span!("serve", connection = session.entry().info.id);
     let established = tokio::select! {
-        established = Box::pin(traced(establish(accepted, &listener, &session, &shared, &mut record)).instrument(span)) => {
-            let (established, trace) = established;
+        (established, trace) = traced(establishing).instrument(span) => {
             if established.is_err() {
                 record.info.set_trace(trace);
             }
