@@ -43,7 +43,7 @@ pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint
         let complaint = Complaint::new(format!("{} contains no certificate", path.display()));
         let is_key = bytes.windows(KEY_MARK.len()).any(|window| window == KEY_MARK);
         return Err(complaint.hint(if is_key {
-            "it has a private key: `certificate` and `private_key` may be the wrong way round"
+            "it has a private key, where a certificate is expected; were two files swapped?"
         } else {
             "expected a PEM file with `-----BEGIN CERTIFICATE-----`"
         }));

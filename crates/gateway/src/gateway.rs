@@ -249,14 +249,20 @@ impl Handle {
     pub async fn reopen_access_log(&self) {
         // A reload may replace the path meanwhile.
         let _one_at_a_time = self.0.reloading.lock().await;
-        self.open_access_log_again();
+        if self.open_access_log_again() {
+            tracing::info!("access log opened again");
+        }
     }
 
-    fn open_access_log_again(&self) {
-        match open_access_log(&self.0.shared.runtime.load()) {
-            Ok(log) => self.replace_access_log(log),
-            Err(error) => tracing::error!("{}", with_cause(&error)),
-        }
+    fn open_access_log_again(&self) -> bool {
+        let opened = open_access_log(&self.0.shared.runtime.load());
+        let opened = opened.map_err(|error| {
+            tracing::error!("{}; lines still go to the file that was open", with_cause(&error));
+        });
+        opened.is_ok_and(|log| {
+            self.replace_access_log(log);
+            true
+        })
     }
 
     fn replace_access_log(&self, log: Option<Arc<AccessLog>>) {
@@ -421,7 +427,16 @@ async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: Ta
                     Some(permit) => {
                         drop(tasks.spawn(session::serve(accepted, permit, Arc::clone(listener), Arc::clone(&shared))));
                     }
-                    None => session::reject(accepted, Reject::TooFewDescriptors, listener, &shared),
+                    None => {
+                        if let Some(suppressed) = shared.state.too_few_descriptors.permit() {
+                            tracing::error!(
+                                suppressed,
+                                "connections rejected: the limit of open files allows no more; raise it with \
+                                 `LimitNOFILE=` of systemd or `ulimit -n`"
+                            );
+                        }
+                        session::reject(accepted, Reject::TooFewDescriptors, listener, &shared);
+                    }
                 }
             }
             // The client closed the connection before it was accepted.
@@ -463,9 +478,9 @@ fn raise_descriptor_limit() -> Option<u64> {
 /// Limits the connections of clients to what the limit of open files allows. Warns if the listeners could have more.
 fn divide_descriptors(limit: Option<u64>, runtime: &Runtime, state: &ProcessState) {
     let Some(limit) = limit else { return };
-    let max = state.descriptors.divide(limit, runtime.descriptors() + admin::MAX_CONNECTIONS as u64);
+    let (max, is_new) = state.descriptors.divide(limit, runtime.descriptors() + admin::MAX_CONNECTIONS as u64);
     let wanted: u64 = runtime.listeners.iter().map(|listener| u64::from(listener.max_connections)).sum();
-    if wanted > max.into() {
+    if is_new && wanted > max.into() {
         tracing::warn!(
             limit,
             max_connections = max,

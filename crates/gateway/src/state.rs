@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 
 use crate::auth;
 use crate::limits::{BanCounters, Descriptors, Permits};
-use crate::observe::Observer;
+use crate::observe::{Observer, RateLimit};
 use crate::pki::RevocationStore;
 use crate::sessions::Sessions;
 use crate::tls::ListenerState;
@@ -22,6 +22,8 @@ pub struct ProcessState {
     pub(crate) sources: auth::Sources,
     pub(crate) bans: BanCounters,
     pub(crate) descriptors: Descriptors,
+    /// Limits how often it is logged that there are too few.
+    pub(crate) too_few_descriptors: RateLimit,
     /// By the listener's name.
     pub(crate) permits: WeakMap<String, Permits>,
     /// The number of trust anchors that had expired when sessions were last evaluated.

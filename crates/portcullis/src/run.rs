@@ -60,10 +60,7 @@ async fn serve(path: &Path, runtime: Runtime, state: Arc<ProcessState>, logging:
                 }
                 Err(error) => tracing::error!("reload failed, the current configuration stays active: {error}"),
             },
-            Action::ReopenLog => {
-                gateway.reopen_access_log().await;
-                tracing::info!("access log opened again");
-            }
+            Action::ReopenLog => gateway.reopen_access_log().await,
             Action::Drain => break,
         }
     }

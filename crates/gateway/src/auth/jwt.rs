@@ -1,6 +1,7 @@
 //! Authenticates clients by JWTs [RFC 7519] in the password or the user name. Enters: a token. Leaves: its claims, if a
 //! key of the issuer has signed it and its claims meet the requirements. Tokens are never logged.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +17,14 @@ use crate::evidence::Authenticated;
 use crate::fetch::Fetcher;
 use crate::outcome::{Reject, note_detail};
 use crate::refresh::Refreshed;
+use crate::util::clip::clip;
 use crate::util::clock::now;
 use crate::util::crypto::tag;
 
 /// Maximum length of a token in bytes.
 const MAX_TOKEN_LEN: usize = 16 << 10;
+/// Seconds since 1970 from which a time is taken for milliseconds: in the year 5138.
+const MILLISECONDS: i64 = 100_000_000_000;
 /// Maximum number of keys tried for a token.
 const MAX_TRIED: usize = 8;
 
@@ -124,20 +128,33 @@ impl Tokens {
             TokenField::Username => candidate.username(),
         };
         // Text that is not a token may be a password for the next authenticator.
-        let Some(token) = token.filter(|token| token.len() <= MAX_TOKEN_LEN) else { return Decision::Ignore };
-        let Ok(header) = jsonwebtoken::decode_header(token) else { return Decision::Ignore };
+        let Some(token) = token.filter(|token| token.len() <= MAX_TOKEN_LEN) else {
+            return Decision::Ignore(match self.field {
+                TokenField::Password => "no password, or one that is no token",
+                TokenField::Username => "no user name, or one that is no token",
+            });
+        };
+        let Ok(header) = jsonwebtoken::decode_header(token) else {
+            return Decision::Ignore(match self.field {
+                TokenField::Password => "the password is no token",
+                TokenField::Username => "the user name is no token",
+            });
+        };
         // Leave tokens of other issuers to the next authenticator. The unverified claim is enough to ignore the client.
         if let Some(issuer) = &self.issuer
             && let Ok(claims) = jsonwebtoken::dangerous::insecure_decode_claims::<Map<String, Json>>(token)
             && claims.get("iss").and_then(Json::as_str).is_some_and(|found| found != issuer)
         {
-            return Decision::Ignore;
+            return Decision::Ignore("a token of another issuer");
         }
         match self.verify(token, &header).await {
             Ok((claims, algorithm, key)) => {
                 let Some(until) = claims.get("exp").and_then(expiry).filter(|until| *until > now()) else {
                     return Decision::Deny(Reject::TokenExpired);
                 };
+                if until >= MILLISECONDS {
+                    return Decision::Deny(invalid("`exp` is in seconds since 1970, not milliseconds"));
+                }
                 let what = Authenticated::Token { algorithm, requirements: self.requirements, key, expires_at: until };
                 Decision::Allow(Box::new(Principal { jwt: Some(Json::Object(claims)), ..Principal::of(name, what) }))
             }
@@ -151,10 +168,16 @@ impl Tokens {
             return Err(invalid("critical extensions"));
         }
         if self.typ.as_deref().is_some_and(|typ| header.typ.as_deref().is_none_or(|found| !is_type(found, typ))) {
-            return Err(invalid("another `typ`, or none"));
+            let found = header.typ.as_deref().unwrap_or("none");
+            return Err(invalid(&format!("its `typ` is `{}`", clip(found))));
         }
         let accepted = self.validations.iter().find(|(_, validation)| validation.algorithms == [header.alg]);
-        let (algorithm, validation) = accepted.ok_or_else(|| invalid("its algorithm is not in `algorithms`"))?;
+        let (algorithm, validation) = accepted.ok_or_else(|| match header.alg {
+            Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => {
+                invalid("it is signed with a shared secret, which is never accepted: let the issuer use a key pair")
+            }
+            other => invalid(&format!("its algorithm {other:?} is not in `algorithms`")),
+        })?;
         let candidates = || self.jwks.candidates(header.kid.as_deref(), header.alg);
         let mut keys = candidates();
         if keys.as_ref().is_none_or(Vec::is_empty) {
@@ -171,7 +194,7 @@ impl Tokens {
             match jsonwebtoken::decode::<Map<String, Json>>(token, key, validation) {
                 Ok(data) => return Ok((data.claims, *algorithm, *tag)),
                 Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => reject = Reject::TokenExpired,
-                Err(error) => note_detail(describe(error.kind())),
+                Err(error) => note_detail(&describe(error.kind())),
             }
         }
         Err(reject)
@@ -199,16 +222,17 @@ fn expiry(claim: &Json) -> Option<i64> {
 }
 
 /// Describes an error by its kind, because its text may quote the token.
-fn describe(kind: &ErrorKind) -> &'static str {
-    match kind {
+fn describe(kind: &ErrorKind) -> Cow<'static, str> {
+    let text = match kind {
         ErrorKind::InvalidSignature => "invalid signature",
         ErrorKind::ImmatureSignature => "not valid yet",
         ErrorKind::InvalidIssuer => "another issuer",
         ErrorKind::InvalidAudience => "another audience",
-        ErrorKind::MissingRequiredClaim(_) => "missing claim",
+        ErrorKind::MissingRequiredClaim(name) => return format!("it has no claim `{name}`").into(),
         ErrorKind::InvalidAlgorithm => "algorithm not accepted",
         _ => "malformed token",
-    }
+    };
+    text.into()
 }
 
 const fn algorithm(algorithm: TokenAlgorithm) -> Algorithm {

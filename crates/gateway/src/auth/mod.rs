@@ -27,7 +27,7 @@ use crate::devices::{Registries, Replica};
 use crate::evidence::{Authenticated, Evidence};
 use crate::fetch::Fetcher;
 use crate::observe::Metrics;
-use crate::outcome::{CloseReason, Reject, note_authenticator};
+use crate::outcome::{CloseReason, Reject, note_authenticator, note_detail};
 use crate::peer::{AuthAttributes, Facts, Fingerprint, Psk};
 use crate::refresh::Refreshed;
 use crate::util::crypto::tag;
@@ -78,8 +78,8 @@ enum Decision {
     Allow(Box<Principal>),
     /// The authenticator knows the client and rejects it, or cannot tell whether it knows it.
     Deny(Reject),
-    /// The authenticator does not know the client: the next one decides.
-    Ignore,
+    /// The authenticator does not know the client, for this reason: the next one decides.
+    Ignore(&'static str),
 }
 
 /// A client to authenticate.
@@ -288,6 +288,7 @@ pub(crate) async fn authenticate(
         return Ok(None);
     }
     let candidate = Candidate { facts };
+    let mut ignored = Vec::with_capacity(authenticators.len());
     for authenticator in authenticators {
         match authenticator.authenticate(candidate).await {
             Decision::Allow(mut principal) => {
@@ -295,13 +296,14 @@ pub(crate) async fn authenticate(
                 return Ok(Some(principal));
             }
             Decision::Deny(reject) => return Err(reject),
-            Decision::Ignore => {}
+            Decision::Ignore(why) => ignored.push(format!("{}: {why}", authenticator.name)),
         }
     }
     // An unknown client waits as long as one with a wrong password, so that the time does not reveal user names.
     if let Some(authenticator) = select_decoy(authenticators, candidate.username().unwrap_or_default()) {
         authenticator.verify_decoy(candidate).await?;
     }
+    note_detail(&ignored.join("; "));
     Err(Reject::UnknownClient)
 }
 

@@ -51,8 +51,8 @@ impl PasswordFile {
     }
 
     pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
-        let Some(user) = candidate.username() else { return Decision::Ignore };
-        let Some(hash) = self.users.load().by_name.get(user).cloned() else { return Decision::Ignore };
+        let Some(user) = candidate.username() else { return Decision::Ignore("no user name") };
+        let Some(hash) = self.users.load().by_name.get(user).cloned() else { return Decision::Ignore("no such user") };
         let Some(password) = candidate.password() else { return Decision::Deny(Reject::BadCredentials) };
         match self.passwords.verify(&hash, password, candidate.remote()).await {
             Ok(true) => {

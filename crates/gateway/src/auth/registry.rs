@@ -67,7 +67,13 @@ impl Devices {
     pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
         let entry = match self.find(candidate) {
             Some(entry) => entry,
-            None if self.replica.is_authoritative() => return Decision::Ignore,
+            None if self.replica.is_authoritative() => {
+                return Decision::Ignore(if self.device.is_some() {
+                    "`device` names no device"
+                } else {
+                    "no such device"
+                });
+            }
             None => {
                 let verified = self.verify_decoy(candidate).await;
                 return Decision::Deny(verified.err().unwrap_or(Reject::RegistryUnavailable));

@@ -11,6 +11,8 @@ use crate::peer::{FACTS, ROOTS, root_of};
 pub(crate) struct ClientKind<'a> {
     /// Whether these clients have facts below this root.
     pub(crate) has_root: &'a dyn Fn(&str) -> bool,
+    /// Whether these clients may have this fact, if they have its root.
+    pub(crate) has_fact: &'a dyn Fn(&str) -> bool,
     /// Whether these clients proved this fact, or a fact below its root.
     pub(crate) is_proved: &'a dyn Fn(&str) -> bool,
     /// Name and kind of the authenticator.
@@ -20,7 +22,8 @@ pub(crate) struct ClientKind<'a> {
 impl Expression {
     /// Whether no client of this kind gets a value, or only `false`.
     pub(crate) fn rejects_all(&self, client: &ClientKind<'_>) -> bool {
-        self.lacks(client).is_some() || Analysis::of(client, "").truth(&self.source) == Some(false)
+        let analysis = Analysis::of(client, "");
+        self.lacks(client).is_some() || analysis.fails(&self.source) || analysis.truth(&self.source) == Some(false)
     }
 
     /// A root that these clients lack, and the expression requires.
@@ -104,7 +107,7 @@ impl<'a> Analysis<'a> {
             Expr::Select(select) if select.test => {
                 let path = path(&select.operand)? + "." + &select.field;
                 let root = ROOTS.iter().find(|root| root.name == root_of(&path))?;
-                if !(self.client.has_root)(root.name) {
+                if self.is_absent(&path) {
                     return Some(false);
                 }
                 let is_always_there = |fact: &crate::peer::Fact| fact.path == path && !fact.optional;
@@ -134,6 +137,41 @@ impl<'a> Analysis<'a> {
         }
     }
 
+    fn is_absent(&self, path: &str) -> bool {
+        !(self.client.has_root)(root_of(path)) || !(self.client.has_fact)(path)
+    }
+
+    /// Whether the evaluation fails for all these clients, because it reads a fact that they lack.
+    fn fails(&self, node: &IdedExpr) -> bool {
+        if let Some(path) = path(node) {
+            let is_fact = ROOTS.iter().any(|root| root.name == root_of(&path));
+            return is_fact && !self.variables.iter().any(|(name, _)| *name == path) && self.is_absent(&path);
+        }
+        match &node.expr {
+            Expr::Call(call) => match (call.func_name.as_str(), call.args.as_slice()) {
+                (operators::LOGICAL_AND, [left, right]) => {
+                    self.fails(left) || (self.truth(left) == Some(true) && self.fails(right))
+                }
+                (operators::LOGICAL_OR, [left, right]) => {
+                    self.fails(left) || (self.truth(left) == Some(false) && self.fails(right))
+                }
+                (operators::CONDITIONAL, [condition, yes, no]) => {
+                    self.fails(condition)
+                        || match self.truth(condition) {
+                            Some(true) => self.fails(yes),
+                            Some(false) => self.fails(no),
+                            None => self.fails(yes) && self.fails(no),
+                        }
+                }
+                (_, operands) => call.target.as_deref().into_iter().chain(operands).any(|operand| self.fails(operand)),
+            },
+            Expr::Select(select) if !select.test => self.fails(&select.operand),
+            Expr::Comprehension(comprehension) => self.fails(&comprehension.iter_range),
+            Expr::List(list) => list.elements.iter().any(|element| self.fails(element)),
+            _ => false,
+        }
+    }
+
     /// Whether a comparison is one with the authenticator of these clients.
     fn is_authenticator(&self, left: &IdedExpr, right: &IdedExpr) -> Option<bool> {
         let (name, kind) = self.client.authenticator?;
@@ -148,7 +186,7 @@ impl<'a> Analysis<'a> {
 
     /// Whether the field is proved wherever this condition is true.
     fn binds(&self, node: &'a IdedExpr) -> bool {
-        if self.truth(node) == Some(false) {
+        if self.truth(node) == Some(false) || self.fails(node) {
             return true;
         }
         match &node.expr {
@@ -234,6 +272,7 @@ impl<'a> Analysis<'a> {
                     None => [self.branches(&call.args[1]), self.branches(&call.args[2])].concat(),
                 }
             }
+            _ if self.fails(node) => Vec::new(),
             _ => vec![node],
         }
     }
@@ -276,7 +315,13 @@ mod tests {
             "jwt" => true,
             _ => false,
         };
-        test(&ClientKind { has_root: &has_root, is_proved: &is_proved, authenticator: Some(("tokens", "jwt")) })
+        let has_fact = |path: &str| !path.starts_with("tls.key_");
+        test(&ClientKind {
+            has_root: &has_root,
+            has_fact: &has_fact,
+            is_proved: &is_proved,
+            authenticator: Some(("tokens", "jwt")),
+        })
     }
 
     #[test]
@@ -294,6 +339,9 @@ mod tests {
             (r#"auth.name == "tokens" ? mqtt.client_id == jwt.sub : true"#, true),
             ("has(device.id) || mqtt.client_id == jwt.sub", true),
             ("false", true),
+            ("has(tls.key_name) ? true : mqtt.client_id == jwt.sub", true),
+            ("has(jwt.sub) ? mqtt.client_id == jwt.sub : mqtt.client_id == tls.key_name", true),
+            ("has(jwt.sub) ? mqtt.client_id == jwt.sub : mqtt.client_id == tls.sni", false),
             (r#"auth.name == "users""#, true),
             ("mqtt.version >= 4", false),
             ("true", false),

@@ -283,6 +283,7 @@ impl<'a> Checker<'a> {
         let known = || ROOTS.iter().map(|root| root.name);
         self.error(node, format!("unknown name `{name}`")).hint = Some(match suggest(name, known()) {
             Some(suggestion) => format!("did you mean `{suggestion}`?"),
+            None if name == self.source.trim() => format!("a constant text has quotes of its own: '\"{name}\"'"),
             None => format!("available: {}", known().collect::<Vec<_>>().join(", ")),
         });
         Type::Unknown
@@ -324,7 +325,10 @@ impl<'a> Checker<'a> {
                 Type::Bool
             }
             (operators::EQUALS | operators::NOT_EQUALS, [left, right]) => {
-                self.guarded.extend(call.args.iter().find_map(|other| kind_in(&call.args, other)));
+                // Whoever branches on the authenticator knows what its clients have.
+                if call.args.iter().any(|operand| ["auth.kind", "auth.name"].contains(&&*path(&operand.expr))) {
+                    self.guarded.extend(["jwt", "device", "http"]);
+                }
                 if !left.fits(*right) {
                     self.error(node, format!("{} never equals {}", left.name(), right.name()));
                 }
@@ -393,18 +397,6 @@ fn cel_regex_check(pattern: &str) -> Result<(), String> {
     regex::Regex::new(pattern)
         .map(drop)
         .map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
-}
-
-/// The root that a comparison of `auth.kind` with the literal `of` tests, as `has()` would.
-fn kind_in(operands: &[IdedExpr], of: &IdedExpr) -> Option<&'static str> {
-    let Expr::Literal(LiteralValue::String(kind)) = &of.expr else { return None };
-    operands.iter().find(|operand| path(&operand.expr) == "auth.kind")?;
-    match kind.inner() {
-        "jwt" => Some("jwt"),
-        "registry" => Some("device"),
-        "http" => Some("http"),
-        _ => None,
-    }
 }
 
 /// Whether a fact belongs to a group.

@@ -26,7 +26,10 @@ const MAX_CLIENTS: usize = 100_000;
 
 /// The rules of a listener.
 #[derive(Debug, Default)]
-pub(crate) struct Bans(Vec<Rule>);
+pub(crate) struct Bans {
+    listener: Box<str>,
+    rules: Vec<Rule>,
+}
 
 #[derive(Debug)]
 struct Rule {
@@ -96,7 +99,7 @@ impl Bans {
                 clients: counters.0.get_or_insert_with(key, Clients::default),
             })
         };
-        Self(rules.iter().filter_map(rule).collect())
+        Self { listener: listener.into(), rules: rules.iter().filter_map(rule).collect() }
     }
 
     /// Counts a connection from an address. Returns whether it is rejected.
@@ -114,7 +117,7 @@ impl Bans {
     pub(crate) fn is_banned(&self, address: IpAddr) -> bool {
         let now = Instant::now();
         let applies = |rule: &&Rule| rule.limits.by_address && !rule.excepts(address);
-        self.0.iter().filter(applies).any(|rule| rule.clients.is_banned(&of_address(address), now))
+        self.rules.iter().filter(applies).any(|rule| rule.clients.is_banned(&of_address(address), now))
     }
 
     /// Counts a failed authentication from an address.
@@ -125,7 +128,7 @@ impl Bans {
     fn count(&self, event: BanEvent, address: IpAddr, id: Option<&str>) -> bool {
         let now = Instant::now();
         let mut is_rejected = false;
-        for rule in self.0.iter().filter(|rule| rule.limits.by_address == id.is_none()) {
+        for rule in self.rules.iter().filter(|rule| rule.limits.by_address == id.is_none()) {
             if rule.excepts(address) {
                 continue;
             }
@@ -135,7 +138,7 @@ impl Bans {
             if begins {
                 let duration = humantime::format_duration(rule.limits.duration).to_string();
                 let client_id = id.map(clip);
-                tracing::info!(%address, client_id = client_id.as_deref(), ?event, duration, "client banned");
+                tracing::info!(listener = &*self.listener, %address, client_id = client_id.as_deref(), ?event, duration, "client banned");
             }
         }
         is_rejected

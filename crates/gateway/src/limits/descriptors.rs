@@ -28,12 +28,11 @@ impl Default for Descriptors {
 impl Descriptors {
     /// Divides the limit of open files. `needs`: how many descriptors the configuration itself uses at most, for health
     /// checks, authentication services, the registry and the admin interface. Returns how many connections remain. At most
-    /// half of a small limit is reserved.
-    pub(crate) fn divide(&self, limit: u64, needs: u64) -> u32 {
+    /// half of a small limit is reserved. Also returns whether that is another number than before.
+    pub(crate) fn divide(&self, limit: u64, needs: u64) -> (u32, bool) {
         let reserve = (BASE_RESERVE + needs).min(limit / 2);
         let max = u32::try_from((limit - reserve) / PER_CONNECTION).unwrap_or(u32::MAX);
-        self.max.store(max, Ordering::Relaxed);
-        max
+        (max, self.max.swap(max, Ordering::Relaxed) != max)
     }
 
     /// Takes the permit of a connection; `None` if there are too few descriptors for another one.
@@ -49,12 +48,13 @@ mod tests {
     #[test]
     fn clients_get_what_is_not_reserved() {
         let descriptors = Descriptors::default();
-        assert_eq!(descriptors.divide(1_048_576, 200), (1_048_576 - 296) / 2);
-        assert_eq!(descriptors.divide(80, 200), 20, "half of a small limit");
+        assert_eq!(descriptors.divide(1_048_576, 200), ((1_048_576 - 296) / 2, true));
+        assert_eq!(descriptors.divide(80, 200), (20, true), "half of a small limit");
         let held: Vec<_> = (0..30).filter_map(|_| descriptors.take()).collect();
         assert_eq!(held.len(), 20);
         drop(held);
         assert!(descriptors.take().is_some());
-        assert_eq!(descriptors.divide(u64::MAX, 0), u32::MAX);
+        assert_eq!(descriptors.divide(80, 300), (20, false));
+        assert_eq!(descriptors.divide(u64::MAX, 0), (u32::MAX, true));
     }
 }

@@ -102,7 +102,12 @@ impl Record {
                 }
             }
             _ => {
-                tracing::debug!(connection, listener, reason, detail, %remote, client_id, server, hint, "connection ended");
+                let (username, identity) = (self.info.username(), self.info.identity());
+                let (cert_subject, authenticator) = (identity.cert_subject, self.info.authenticator());
+                tracing::debug!(
+                    connection, listener, reason, detail, %remote, client_id, username, cert_subject,
+                    tls_identity = identity.key, authenticator, server, hint, "connection ended"
+                );
                 self.log_rejection(outcome);
             }
         }

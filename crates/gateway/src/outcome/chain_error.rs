@@ -95,7 +95,10 @@ pub fn describe_webpki(error: &webpki::Error) -> String {
         E::UnsupportedCertVersion => "it is not X.509 version 3",
         E::RequiredEkuNotFoundContext(_) => "its extended key usage does not allow this use",
         E::EndEntityUsedAsCa => "a certificate that issued another one is not that of a CA (basicConstraints)",
-        E::CaUsedAsEndEntity => "it is the certificate of a CA (basicConstraints)",
+        E::CaUsedAsEndEntity => {
+            "it is the certificate of a CA (CA:TRUE); issue the device one with CA:FALSE, or accept its key with \
+             [listener.tls.raw_keys] and `certificates = true`"
+        }
         E::NameConstraintViolation => "one of its names is not permitted by the name constraints of its CA",
         E::InvalidSignatureForPublicKey => "a signature of its chain is invalid",
         E::UnsupportedCriticalExtension => "it has a critical extension that is not supported",

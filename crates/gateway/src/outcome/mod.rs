@@ -14,10 +14,8 @@ use portcullis_wire::{Disconnect, Refusal};
 pub use chain_error::{ChainError, describe_webpki};
 pub use close_reason::CloseReason;
 pub use reject::Reject;
-#[cfg(feature = "psk")]
-pub(crate) use trace::note_psk_identity;
 pub use trace::{Trace, traced};
-pub(crate) use trace::{note_authenticator, note_certificate, note_detail};
+pub(crate) use trace::{note_authenticator, note_certificate, note_detail, note_key};
 
 /// The phase in which a connection ended, in the order of phases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -15,7 +15,7 @@ pub struct Trace {
     pub cert_subject: Option<Box<str>>,
     /// Its serial number.
     pub cert_serial: Option<Box<str>>,
-    /// The identity of the pre-shared key that the client presented, right or wrong.
+    /// The identity of the pre-shared key, or the fingerprint of the public key, that the client presented, known or not.
     pub tls_identity: Option<Box<str>>,
     /// The authenticator that rejected the client.
     pub authenticator: Option<Box<str>>,
@@ -47,9 +47,8 @@ pub(crate) fn note_certificate(subject: Option<&str>, serial: &str) {
     });
 }
 
-/// Notes the identity of the pre-shared key that the client presented.
-#[cfg(feature = "psk")]
-pub(crate) fn note_psk_identity(identity: &str) {
+/// Notes the identity of the pre-shared key, or the fingerprint of the public key, that the client presented.
+pub(crate) fn note_key(identity: &str) {
     note(|trace| trace.tls_identity = Some(clip(identity).into()));
 }
 

@@ -10,6 +10,7 @@ use futures_util::future::{join, join_all};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::task::JoinHandle;
 use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::anchors::Anchors;
 use super::chain::{ChainCertificate, VerifiedChain};
@@ -19,7 +20,6 @@ use super::revocation::RevocationStore;
 use super::source::{Origin, Source, Status};
 use crate::config::tables::{ClientCertificates, CrlOrigin, OcspScope, OnFailure};
 use crate::config::{Complaint, Diagnostics, Reported, Setting};
-use crate::files::warn_if_expired;
 use crate::outcome::{ChainError, describe_webpki, note_detail};
 use crate::peer::Certificate;
 use crate::refresh::FromFiles;
@@ -66,7 +66,6 @@ impl ChainVerifier {
         diagnostics: &mut Diagnostics,
     ) -> Result<Self, Reported> {
         let ClientCertificates { ca, send_names, verify_depth, crl, ocsp, refresh, .. } = settings;
-        warn_if_expired(ca, ca, diagnostics);
         let learn = Arc::clone(revocation);
         let anchors = FromFiles::open("client_ca", ca.value.clone(), move |path| Anchors::read(path, &learn));
         let sources = open_sources(&crl.origins, *refresh, revocation, diagnostics);
@@ -75,6 +74,11 @@ impl ChainVerifier {
             crl.distribution_points || crl.origins.iter().any(|origin| matches!(origin.value, CrlOrigin::Url(_)));
         if crl.missing == OnFailure::Refuse && !fetches && !diagnostics.has_errors() {
             warn_of_missing_crls(&anchors.load(), &sources, ca, diagnostics);
+        }
+        for (subject, not_after) in anchors.load().expiries().iter().filter(|(_, not_after)| *not_after < now()) {
+            let message =
+                format!("`{subject}` expired at {}, so every device under it is rejected", text_of(*not_after));
+            diagnostics.warning(ca, message);
         }
         if *send_names && !anchors.load().names_fit() {
             let message = "the names of these authorities do not fit into the handshake, so none are sent";
@@ -133,11 +137,11 @@ impl ChainVerifier {
         now: UnixTime,
     ) -> Result<(VerifiedChain, Certificate), ChainError> {
         let anchors = self.anchors.load();
-        let explain = |error: &webpki::Error| note_detail(&describe_webpki(error));
-        let leaf = EndEntityCert::try_from(leaf).inspect_err(explain)?;
-        let path = anchors.trusted().verify(&leaf, rest, self.depth, KeyUsage::client_auth(), now);
+        let explain = |error: &webpki::Error| note_detail(&self.explain(error, leaf, rest, now));
+        let parsed = EndEntityCert::try_from(leaf).inspect_err(explain)?;
+        let path = anchors.trusted().verify(&parsed, rest, self.depth, KeyUsage::client_auth(), now);
         let path = path.inspect_err(explain)?;
-        let mut certificates = vec![leaf.der()];
+        let mut certificates = vec![parsed.der()];
         certificates.extend(path.intermediate_certificates().map(webpki::Cert::der));
         let anchor = anchors.id_of(path.anchor()).ok_or(ChainError::UnknownCa)?;
         let (chain, leaf) = VerifiedChain::of(&certificates, anchor)?;
@@ -148,6 +152,46 @@ impl ChainVerifier {
             }
         }
         Ok((chain, leaf))
+    }
+
+    /// Why a chain is rejected, for the log.
+    fn explain(
+        &self,
+        error: &webpki::Error,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> String {
+        let parse = |der| X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate);
+        let Some(leaf) = parse(leaf) else { return describe_webpki(error) };
+        let rest: Vec<_> = rest.iter().filter_map(|der| parse(der)).collect();
+        match error {
+            webpki::Error::CertExpired { .. } => {
+                let at = now.as_secs().cast_signed();
+                let has_expired = |it: &&X509Certificate<'_>| it.validity().not_after.timestamp() < at;
+                let presented = std::iter::once(&leaf).chain(&rest).find(has_expired);
+                let anchors = self.anchors.load();
+                let expired = || anchors.expiries().iter().find(|(_, not_after)| *not_after < at);
+                let (subject, not_after) = match presented {
+                    Some(it) => (it.subject().to_string(), it.validity().not_after.timestamp()),
+                    None => expired().cloned().unwrap_or_default(),
+                };
+                format!("`{subject}` expired at {}", text_of(not_after))
+            }
+            webpki::Error::UnknownIssuer => {
+                // The end of the chain as far as it was sent.
+                let mut last = &leaf;
+                for _ in 0..rest.len() {
+                    let Some(next) = rest.iter().find(|it| it.subject() == last.issuer()) else { break };
+                    last = next;
+                }
+                let issuer = last.issuer();
+                format!(
+                    "the client did not send the certificate of the issuer `{issuer}`, and it is not in `client_ca`"
+                )
+            }
+            error => describe_webpki(error),
+        }
     }
 
     /// Evaluates a verified chain by the trust anchors, CRLs and OCSP responses at hand: at a handshake, at resumption,
@@ -223,8 +267,14 @@ impl ChainVerifier {
             match self.crl_status(certificate, position > 0, now) {
                 // Returned at once: revocation takes precedence over a CRL that is missing further up the chain.
                 Some(Status::Revoked) => return Err(ChainError::Revoked),
-                Some(Status::Stale) => unresolved.crl = Some(ChainError::CrlExpired),
-                Some(Status::Unknown) => unresolved.crl = Some(ChainError::CrlMissing),
+                Some(Status::Stale) => {
+                    note_detail(&format!("the CRL of {} is out of date", self.name_of(certificate)));
+                    unresolved.crl = Some(ChainError::CrlExpired);
+                }
+                Some(Status::Unknown) => {
+                    note_detail(&format!("there is no CRL of {}", self.name_of(certificate)));
+                    unresolved.crl = Some(ChainError::CrlMissing);
+                }
                 Some(Status::Good) | None => {}
             }
             if self.checks_ocsp(position) {
@@ -236,6 +286,12 @@ impl ChainVerifier {
             }
         }
         Ok(unresolved)
+    }
+
+    /// The name of a certificate's issuer, for the log.
+    fn name_of(&self, certificate: &ChainCertificate) -> String {
+        let name = self.revocation.name_of(&certificate.issuer);
+        name.map_or_else(|| "an issuer".to_owned(), |name| format!("`{name}`"))
     }
 
     fn checks_crls(&self) -> bool {
@@ -302,6 +358,11 @@ impl ChainVerifier {
         };
         asked.filter_map(ask).collect()
     }
+}
+
+/// A time in seconds since 1970, for people.
+fn text_of(seconds: i64) -> String {
+    chrono::DateTime::from_timestamp(seconds, 0).map(|time| time.to_rfc3339()).unwrap_or_default()
 }
 
 /// Warns of trust anchors without a CRL: every chain that ends there is rejected.

@@ -168,7 +168,11 @@ impl CertificateTls {
             Some(_) => self.choose_and_accept(socket, &handshake).await,
         };
         let stream = accepted.map_err(|(error, socket)| Failed {
-            reject: reason(&error),
+            reject: match reason(&error) {
+                // Where only keys count, a certificate is just one way to present one.
+                Reject::NoCertificate if self.trust.is_none() => Reject::UnknownKey,
+                reject => reject,
+            },
             connection: socket.map(FailedConnection::Tcp),
         })?;
         let (tcp, session) = stream.get_ref();

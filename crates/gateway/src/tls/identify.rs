@@ -11,7 +11,7 @@ use super::raw_keys::{KnownKeys, Owner};
 use super::secured::{SecuredClient, or_registry_unavailable};
 use crate::devices::UsedCredential;
 use crate::evidence::Evidence;
-use crate::outcome::Reject;
+use crate::outcome::{Reject, note_certificate, note_detail, note_key};
 use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
 use crate::util::crypto::sha256;
 
@@ -61,7 +61,11 @@ impl Finished<'_> {
     pub(super) fn by_key_of_certificate(&self, keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
         let leaf = self.session.peer_certificates().and_then(|chain| chain.first()).ok_or(Reject::UnknownKey)?;
         let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| Reject::CertificateInvalid)?;
-        self.by_key(certificate.public_key().raw, keys)
+        self.by_key(certificate.public_key().raw, keys).inspect_err(|_| {
+            if let Some(certificate) = Certificate::of(leaf, &certificate) {
+                note_certificate(certificate.subject.dn.as_deref(), &certificate.serial);
+            }
+        })
     }
 
     /// `key` is a SubjectPublicKeyInfo in DER.
@@ -70,7 +74,11 @@ impl Finished<'_> {
         let fingerprint = sha256(key);
         // Looked up only after the device has proved to own the key: otherwise anyone who has seen a public key could
         // probe whether it is known.
-        let unknown = || or_registry_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry());
+        let unknown = || {
+            note_key(&hex::encode(fingerprint));
+            note_detail("neither the key file nor a device of the registry has the key with this fingerprint");
+            or_registry_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry())
+        };
         let (evidence, device, name) = match keys.owner(&fingerprint).ok_or_else(unknown)? {
             Owner::Named(name) => (Evidence::RawKey { fingerprint, name: name.clone() }, None, Some(name)),
             Owner::Device(entry) => {

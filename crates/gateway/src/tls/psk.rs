@@ -16,7 +16,7 @@ use crate::devices::{Entry, Replica, SecretKey, UsedCredential};
 use crate::evidence::Evidence;
 use crate::files::read_entries;
 use crate::net::{Socket, Stream, acknowledge_now};
-use crate::outcome::{Reject, note_psk_identity};
+use crate::outcome::{Reject, note_key};
 use crate::peer::{self, Identity, Peer, TlsSession};
 use crate::refresh::FromFiles;
 use crate::util::crypto::tag;
@@ -131,7 +131,7 @@ impl PskLookup for KnownPsks {
 
     fn look_up(&self, identity: &str) -> Option<Psk<Self::Owner>> {
         // For the log, if the key is wrong or unknown.
-        note_psk_identity(identity);
+        note_key(identity);
         let in_file = || Some((self.file.as_ref()?.load().get(identity).cloned()?, None));
         let in_registry = || {
             let entry = self.registry.as_ref()?.by_psk(identity)?;

@@ -90,7 +90,9 @@ fn read(path: &Path) -> Result<Names, Complaint> {
     let mut names = Names::new();
     read_entries(path, |name, value| {
         let text = std::str::from_utf8(value).unwrap_or_default().trim();
-        let fingerprint = fingerprint(text).ok_or("expected a SHA-256 fingerprint in hex or base64 after the name")?;
+        let fingerprint = fingerprint(text).ok_or(
+            "expected the SHA-256 fingerprint of a public key (not of a certificate) in hex or base64 after the name",
+        )?;
         match names.insert(fingerprint, name.into()) {
             Some(other) => Err(format!("the key is already listed for `{}`", other.escape_debug())),
             None => Ok(()),
@@ -101,7 +103,7 @@ fn read(path: &Path) -> Result<Names, Complaint> {
 
 /// Parses a SHA-256 in hex, as `openssl dgst` prints it, or in base64, as `curl --pinnedpubkey` takes it.
 fn fingerprint(text: &str) -> Option<Fingerprint> {
-    let bytes = match hex::decode(text) {
+    let bytes = match hex::decode(text.replace(':', "")) {
         Ok(bytes) => bytes,
         Err(_) => STANDARD.decode(text.strip_prefix("sha256//").unwrap_or(text)).ok()?,
     };
@@ -189,7 +191,7 @@ mod tests {
         let hex = "00ff".repeat(16);
         let bytes: Fingerprint = hex::decode(&hex).unwrap().try_into().unwrap();
         let base64 = STANDARD.encode(bytes);
-        for text in [&hex, &hex.to_uppercase(), &base64, &format!("sha256//{base64}")] {
+        for text in [&hex, &hex.to_uppercase(), &base64, &format!("sha256//{base64}"), &"00:FF:".repeat(16)] {
             assert_eq!(fingerprint(text), Some(bytes), "{text}");
         }
         for wrong in ["", "00ff", &hex[1..], &base64[1..], &format!("sha1//{base64}"), &format!("{hex}00")] {

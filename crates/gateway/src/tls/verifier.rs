@@ -10,7 +10,9 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerIncompatible, SignatureScheme,
+};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::handshake::{FullHandshake, Handshake};
@@ -133,6 +135,13 @@ fn note_presented(certificate: &CertificateDer<'_>) {
 pub(super) fn note_error(error: &Error) {
     match error {
         Error::InvalidCertificate(_) | Error::NoCertificatesPresented => {}
+        Error::PeerIncompatible(PeerIncompatible::IncorrectCertificateTypeExtension) => note_detail(
+            "the client has no raw public key; `certificates = true` of [listener.tls.raw_keys] accepts self-signed \
+             certificates in place of it",
+        ),
+        Error::PeerIncompatible(PeerIncompatible::SignatureAlgorithmsExtensionRequired) => {
+            note_detail("the client has no TLS 1.2");
+        }
         error => note_detail(&error.to_string()),
     }
 }
@@ -180,14 +189,14 @@ pub(super) fn reject(error: &Error) -> Reject {
         Error::NoCertificatesPresented => Reject::NoCertificate,
         Error::InvalidCertificate(error) => from_rustls(error).reject(),
         Error::PeerIncompatible(error) => match error {
-            rustls::PeerIncompatible::Tls12NotOffered
-            | rustls::PeerIncompatible::Tls12NotOfferedOrEnabled
-            | rustls::PeerIncompatible::Tls13RequiredForQuic
-            | rustls::PeerIncompatible::SupportedVersionsExtensionRequired
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::Tls13RequiredForQuic
+            | PeerIncompatible::SupportedVersionsExtensionRequired
             // The extension came with TLS 1.2 (RFC 5246, 7.4.1.4.1): without it, the client is older.
-            | rustls::PeerIncompatible::SignatureAlgorithmsExtensionRequired => Reject::TlsVersion,
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired => Reject::TlsVersion,
             // The device presented no raw public key.
-            rustls::PeerIncompatible::IncorrectCertificateTypeExtension => Reject::UnknownKey,
+            PeerIncompatible::IncorrectCertificateTypeExtension => Reject::UnknownKey,
             _ => Reject::TlsParameters,
         },
         Error::NoApplicationProtocol => Reject::TlsParameters,

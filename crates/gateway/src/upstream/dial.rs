@@ -11,7 +11,7 @@ use super::balance::Choice;
 use super::endpoint::{Endpoint, Lease};
 use super::pool::Upstream;
 use crate::net::{self, Stream, is_own_shortage};
-use crate::outcome::Reject;
+use crate::outcome::{Reject, note_detail};
 
 /// A client waits at most this many times `connect_timeout`, however many servers are tried.
 const MAX_CONNECT_TIMEOUTS: u32 = 3;
@@ -35,7 +35,11 @@ impl Upstream {
     pub(crate) async fn dial(&self, key: &[u8]) -> Result<Dialed, Reject> {
         let deadline = Instant::now() + self.connect_timeout * MAX_CONNECT_TIMEOUTS;
         let (mut is_full, mut is_exhausted) = (false, false);
-        for endpoint in self.candidates(Choice { key }) {
+        let candidates = self.candidates(Choice { key });
+        if candidates.is_empty() {
+            note_detail("no server takes sessions: all have `drain` or `down`, or no name has an address");
+        }
+        for endpoint in candidates {
             let Some(lease) = endpoint.lease() else {
                 is_full = true;
                 continue;

@@ -97,6 +97,14 @@ impl Upstream {
             self.states().clone_from(&previous.states());
         }
         self.resolve(known.as_deref(), observer, FIRST_RESOLUTION).await;
+        for endpoint in self.endpoints.load().all() {
+            let (upstream, server, sessions) = (self.name(), &*endpoint.label, endpoint.active());
+            match endpoint.service {
+                Service::Active => {}
+                Service::Drain => tracing::info!(upstream, server, sessions, "server drains: its sessions end"),
+                Service::Down => tracing::info!(upstream, server, sessions, "server takes no new sessions"),
+            }
+        }
     }
 
     /// Records that another configuration is in use: lookups and checks still in flight for this one no longer change the

@@ -143,6 +143,43 @@ fn a_rule_is_not_taken_for_the_right_rule() {
 }
 
 #[test]
+fn each_kind_of_clients_is_followed_through_the_expressions() {
+    let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
+    let keys = dir.path().join("keys.txt");
+    std::fs::write(&keys, format!("thing001:{}\n", "0".repeat(64))).unwrap();
+    let both = format!("{}[listener.tls.raw_keys]\nfile = {keys:?}\n", pki.listener_tls());
+    let found = |require: &str| problems(&listener("", &both, &[require]));
+    assert_eq!(found("has(cert.subject) ? mqtt.client_id == cert.subject.cn : mqtt.client_id == tls.key_name"), "");
+    let reversed = found("has(tls.key_name) ? mqtt.client_id == tls.key_name : mqtt.client_id == cert.subject.cn");
+    assert!(reversed.contains("clients with a raw public key have no `cert`"), "{reversed}");
+    assert!(found("has(cert.subject) || mqtt.client_id == tls.key_name").contains("nothing binds the client ID"));
+
+    let users = portcullis_testkit::password_file(dir.path(), "users", &[("alice", "pw")]);
+    let http = "[[authenticator]]\nname = \"service\"\nkind = \"http\"\nurl = \"http://127.0.0.1:1/\"\n";
+    let tls = pki.listener_tls_without_ca();
+    let found = |require: &str, connect: &str| {
+        let keys = "authenticate = [\"users\", \"service\"]\n";
+        problems(
+            &(listener(keys, &tls, &[require]) + &users + http)
+                .replace("[listener.admit]", &format!("{connect}[listener.admit]")),
+        )
+    };
+    let by_kind = "auth.kind == 'http' ? mqtt.client_id == http.id : mqtt.client_id == mqtt.username";
+    assert_eq!(found(by_kind, ""), "");
+    assert_eq!(found("auth.name == 'service' ? mqtt.client_id == http.id : mqtt.client_id == mqtt.username", ""), "");
+    let neither = found(
+        "mqtt.client_id == http.id",
+        "[listener.connect]\nusername = 'auth.kind == \"http\" ? jwt.sub : \"x\"'\n",
+    );
+    assert!(neither.contains("error: clients of the authenticator `users` have no `http`"), "{neither}");
+    assert!(neither.contains("error: this rejects all clients of the authenticator `service`"), "{neither}");
+    assert!(
+        found("mqtt.client_id == mqtt.username", "[listener.connect]\nusername = 'gateway'\n")
+            .contains("quotes of its own")
+    );
+}
+
+#[test]
 fn what_lets_nobody_in_is_an_error() {
     let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
     let tls = pki.listener_tls_without_ca();
@@ -208,12 +245,7 @@ fn what_openssl_makes_and_clients_reject_is_explained() {
     for (chain, key, problem, line) in [
         (file("small.pem"), file("small.key"), "error: [small.key] has a key that is not supported", 7),
         (file("ed448.pem"), file("ed448.key"), "error: [ed448.key] has a key that is not supported", 7),
-        (
-            key.clone(),
-            chain.clone(),
-            "hint: it has a private key: `certificate` and `private_key` may be the wrong way",
-            6,
-        ),
+        (key.clone(), chain.clone(), "hint: it has a private key, where a certificate is expected", 6),
         (chain.clone(), chain.clone(), "is a certificate, not a private key", 7),
         (chain.clone(), file("cut.key"), "error: [cut.key], line 1: the section has no `-----END PRIVATE KEY-----`", 7),
         (file("ec.pem"), file("ec.key"), "warning: the server's certificate has no subject alternative name", 6),

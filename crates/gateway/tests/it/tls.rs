@@ -421,7 +421,12 @@ async fn the_json_log_says_who_was_rejected_and_why() {
         gateway.lines(3).await.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |line: usize, key: &str| lines[line][key].as_str().unwrap_or("null").to_owned();
     let rows = [
-        ("unknown_ca", "null", "null", "no trusted CA issued it, or an intermediate certificate is missing"),
+        (
+            "unknown_ca",
+            "null",
+            "null",
+            "the client did not send the certificate of the issuer `CN=Other root`, and it is not in `client_ca`",
+        ),
         ("bad_credentials", "alice", "users", "null"),
         ("identity_mismatch", "alice", "users", "`mqtt.client_id == cert.subject.cn` is false"),
     ];

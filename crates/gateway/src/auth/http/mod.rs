@@ -131,9 +131,10 @@ impl Service {
             Err(reject) => return Decision::Deny(reject),
         };
         match response.result {
-            Verdict::Ignore => Decision::Ignore,
+            Verdict::Ignore => Decision::Ignore("the service ignores it"),
             Verdict::Deny => Decision::Deny(Reject::AuthenticationDenied),
             Verdict::Allow if response.expires_at.is_some_and(|until| until <= now()) => {
+                note_detail("the service allows the client, but `expires_at` has passed");
                 Decision::Deny(Reject::AuthenticationDenied)
             }
             Verdict::Allow => {

@@ -4,7 +4,6 @@
 use hyper::StatusCode;
 use hyper::body::Bytes;
 use serde::Deserialize;
-use serde_json::error::Category;
 use serde_json::{Map, Value as Json};
 
 use crate::util::clip::clip;
@@ -83,7 +82,7 @@ pub(super) fn read(status: StatusCode, body: &Bytes) -> Result<Response, String>
     match status {
         StatusCode::OK => {
             let parsed: Result<Response, _> = serde_json::from_slice(body);
-            parsed.map_err(|error| describe(&error)).and_then(Response::check)
+            parsed.map_err(|error| describe(&error, body)).and_then(Response::check)
         }
         StatusCode::NO_CONTENT => Ok(plain(Verdict::Allow)),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(plain(Verdict::Deny)),
@@ -91,10 +90,9 @@ pub(super) fn read(status: StatusCode, body: &Bytes) -> Result<Response, String>
     }
 }
 
-fn describe(error: &serde_json::Error) -> String {
-    if error.classify() != Category::Data {
-        return "the response is not JSON".to_owned();
-    }
+/// Describes an error by the names of members, without their values.
+fn describe(error: &serde_json::Error, body: &[u8]) -> String {
+    let Ok(document) = serde_json::from_slice::<Json>(body) else { return "the response is not JSON".to_owned() };
     let text = error.to_string();
     let named = |prefix: &str| text.strip_prefix(prefix)?.split('`').next().map(|name| clip(name).into_owned());
     if let Some(name) = named("unknown field `") {
@@ -107,10 +105,43 @@ fn describe(error: &serde_json::Error) -> String {
     if let Some(name) = named("duplicate field `") {
         return format!("the member `{name}` occurs twice");
     }
-    "a member of the response is missing or has a wrong value: `result` is `allow`, `deny` or `ignore`, `client_id` and \
-     `username` are strings, `expires_at` is a whole number, `attributes` an object"
-        .to_owned()
+    let wrong = |member: &Member| {
+        let value = document.get(member.name).filter(|value| !value.is_null())?;
+        (!(member.is_right)(value)).then(|| format!("`{}` must be {}", member.name, member.what))
+    };
+    match document.get("result") {
+        _ if !document.is_object() => "the response is not a JSON object".to_owned(),
+        None => "the response has no `result`".to_owned(),
+        Some(_) => {
+            TYPED.iter().find_map(wrong).unwrap_or_else(|| "a member of the response has a wrong value".to_owned())
+        }
+    }
 }
+
+/// A member of a response, and what it must be.
+struct Member {
+    name: &'static str,
+    what: &'static str,
+    is_right: fn(&Json) -> bool,
+}
+
+const fn member(name: &'static str, what: &'static str, is_right: fn(&Json) -> bool) -> Member {
+    Member { name, what, is_right }
+}
+
+const TYPED: &[Member] = &[
+    member("result", "\"allow\", \"deny\" or \"ignore\"", |value| {
+        value.as_str().is_some_and(|result| ["allow", "deny", "ignore"].contains(&result))
+    }),
+    member("client_id", "a string", Json::is_string),
+    member("username", "a string", Json::is_string),
+    member("expires_at", "a whole number of seconds since 1970", Json::is_i64),
+    member("expire_at", "a whole number of seconds since 1970", Json::is_i64),
+    member("attributes", "an object", Json::is_object),
+    member("client_attrs", "an object", Json::is_object),
+    member("is_superuser", "a boolean", Json::is_boolean),
+    member("acl", "a list", Json::is_array),
+];
 
 #[cfg(test)]
 mod tests {
@@ -153,13 +184,27 @@ mod tests {
             (r#""expires_at":1893456000000"#, "`expires_at` is in seconds since 1970, not milliseconds"),
             (r#""expire_at":1893456000000"#, "`expires_at` is in seconds since 1970, not milliseconds"),
             (r#""expires_at":-1"#, "`expires_at` is negative"),
-            (r#""expires_at":1893456000.5"#, "a member of the response is missing or has a wrong value"),
-            (r#""expires_at":"1893456000""#, "a member of the response is missing or has a wrong value"),
+            (r#""expires_at":1893456000.5"#, "`expires_at` must be a whole number of seconds"),
+            (r#""expires_at":"1893456000""#, "`expires_at` must be a whole number of seconds"),
+            (r#""client_id":5"#, "`client_id` must be a string"),
             (r#""expires_at":1,"expire_at":2"#, "the member `expires_at` occurs twice"),
             (r#""acl":[{"permission":"deny"}]"#, "`acl` is not supported"),
         ] {
             let error = parsed(200, &format!("{{\"result\":\"allow\",{member}}}")).unwrap_err();
             assert!(error.starts_with(problem), "{member}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_result_is_named() {
+        for (body, problem) in [
+            ("true", "the response is not a JSON object"),
+            ("{}", "the response has no `result`"),
+            (r#"{"result":true}"#, "`result` must be"),
+            (r#"{"result":"allowed"}"#, "`result` must be"),
+            ("<html>", "the response is not JSON"),
+        ] {
+            assert!(parsed(200, body).unwrap_err().starts_with(problem), "{body}: {:?}", parsed(200, body));
         }
     }
 

@@ -20,12 +20,14 @@ pub(super) fn run(listener: &Listener, settings: &Settings, diagnostics: &mut Di
     }
     for clients in &all {
         let others = || admitted.iter().any(|other| other.name() == clients.name());
-        if let (Some((expression, root)), Some(name)) = (clients.rejected_by(), clients.name().filter(|_| !others())) {
-            let complaint = Complaint::new(match root {
-                Some(root) => format!("clients of the authenticator `{name}` have no `{root}`, so this rejects them"),
-                None => format!("this rejects all clients of the authenticator `{name}`"),
-            });
-            diagnostics.warning(expression, complaint.hint("test with has(), or `auth.kind`"));
+        // Clients without a certificate, where one is optional, may well be rejected.
+        let is_odd = match clients.proof {
+            Proof::RawKey | Proof::Psk => clients.name().is_none() || !others(),
+            Proof::Certificate | Proof::None => clients.name().is_some() && !others(),
+        };
+        if let Some((expression, root)) = clients.rejected_by().filter(|_| is_odd) {
+            let complaint = Complaint::new(clients.rejection(root));
+            diagnostics.warning(expression, complaint.hint("test with has(), or compare `auth.kind`"));
         }
     }
     report_unauthenticated(listener, &admitted, diagnostics);
@@ -120,8 +122,18 @@ impl<'a> Clients<'a> {
     fn with<T>(&self, bound: &[&str], test: impl FnOnce(&ClientKind<'_>) -> T) -> T {
         let (has_root, is_proved) =
             (|root: &str| self.has_root(root), |path: &str| bound.contains(&path) || self.is_proved(path));
+        let has_fact = |path: &str| match path {
+            "tls.psk_identity" => self.proof == Proof::Psk,
+            "tls.key_name" | "tls.key_fingerprint" => self.proof == Proof::RawKey,
+            _ => true,
+        };
         let kind = |authenticator: &'a Authenticator| (authenticator.name.as_str(), authenticator.method.kind());
-        test(&ClientKind { has_root: &has_root, is_proved: &is_proved, authenticator: self.authenticator.map(kind) })
+        test(&ClientKind {
+            has_root: &has_root,
+            has_fact: &has_fact,
+            is_proved: &is_proved,
+            authenticator: self.authenticator.map(kind),
+        })
     }
 
     /// The first expression that rejects all these clients, and the root that they lack, if that is the reason.
@@ -147,6 +159,21 @@ impl<'a> Clients<'a> {
         bound
     }
 
+    /// Describes that an expression rejects these clients, because they lack `root`.
+    fn rejection(&self, root: Option<&str>) -> String {
+        let who = match (self.name(), self.proof) {
+            (Some(name), _) => format!("clients of the authenticator `{name}`"),
+            (None, Proof::RawKey) => "clients with a raw public key".to_owned(),
+            (None, Proof::Psk) => "clients with a pre-shared key".to_owned(),
+            (None, Proof::Certificate) => "clients with a certificate".to_owned(),
+            (None, Proof::None) => "clients without a certificate".to_owned(),
+        };
+        match root {
+            Some(root) => format!("{who} have no `{root}`, so this rejects them"),
+            None => format!("this rejects all {who}"),
+        }
+    }
+
     fn is_authenticated(&self) -> bool {
         self.proof != Proof::None || self.authenticator.is_some()
     }
@@ -165,7 +192,22 @@ fn expressions_of(listener: &Listener) -> Vec<&Setting<Expression>> {
 
 /// Reports a listener that lets nobody in.
 fn report_closed(all: &[Clients<'_>], diagnostics: &mut Diagnostics) {
-    let Some((expression, root)) = all.first().and_then(Clients::rejected_by) else { return };
+    let reasons: Vec<_> = all.iter().filter_map(Clients::rejected_by).collect();
+    let Some((expression, root)) = reasons.first().copied() else { return };
+    if reasons.iter().any(|(_, other)| *other != root) {
+        // Each kind of clients for a reason of its own.
+        let mut seen = Vec::new();
+        for clients in all {
+            let Some((expression, root)) = clients.rejected_by() else { continue };
+            let message = clients.rejection(root);
+            if !seen.contains(&message) {
+                let hint = "so no client can connect; test with has(), or compare `auth.kind`";
+                diagnostics.error(expression, Complaint::new(message.clone()).hint(hint));
+                seen.push(message);
+            }
+        }
+        return;
+    }
     match root {
         Some(root) => {
             let complaint = Complaint::new(format!("no client of this listener has `{root}`, so all are rejected"));
@@ -261,12 +303,13 @@ fn report_unbound_username(listener: &Listener, admitted: &[&Clients<'_>], diagn
     if names.is_empty() {
         return;
     }
-    // Without has(), clients of the other authenticators would be rejected.
-    let is_only = listener.authenticate.len() == 1;
-    let name = |name: &&str| if is_only { (*name).to_owned() } else { format!("has({name}) ? {name} : {USERNAME}") };
     let message = "a client may send the broker any user name: its token or key does not bind the user name";
-    let hint =
-        format!("[listener.connect] username = '{}'", names.iter().map(name).collect::<Vec<_>>().join("', or '"));
+    // With several authenticators, each has its own name.
+    let username = match (names.as_slice(), listener.authenticate.len()) {
+        ([name], 1) => (*name).to_owned(),
+        _ => "auth.kind == \"jwt\" ? jwt.sub : auth.kind == \"registry\" ? device.id : mqtt.username".to_owned(),
+    };
+    let hint = format!("[listener.connect] username = '{username}'");
     diagnostics.warning(&listener.table, Complaint::new(message).hint(hint));
 }
 

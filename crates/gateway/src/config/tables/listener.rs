@@ -222,6 +222,12 @@ pub(super) fn validate(
     }
 }
 
+/// Whether two addresses cannot be bound at the same time. `[::]` has no IPv4 addresses.
+pub(super) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_same_ip = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && one.is_ipv4() == other.is_ipv4() && is_same_ip
+}
+
 fn warn_of_repeated_bans(bans: &[BanRule], document: &mut Document) {
     for (index, rule) in bans.iter().enumerate() {
         if bans[..index].iter().any(|earlier| earlier.is_same(rule)) {
@@ -239,11 +245,19 @@ fn validate_bind(
     let mut addresses = Vec::new();
     for text in &bind.value.0 {
         match text.parse::<SocketAddr>() {
-            Ok(address) if address.port() != 0 && !bound.insert(address) => {
-                let message = format!("`{address}` is already bound by a listener");
-                document.diagnostics.error_in_list(bind, text, message);
-            }
-            Ok(address) => addresses.push(address),
+            Ok(address) => match bound.iter().find(|other| overlap(**other, address)) {
+                Some(other) => {
+                    let message = format!("`{address}` is already bound by a listener");
+                    let hint = format!("`{other}` includes it");
+                    let complaint = Complaint::new(message);
+                    let complaint = if *other == address { complaint } else { complaint.hint(hint) };
+                    document.diagnostics.error_in_list(bind, text, complaint);
+                }
+                None => {
+                    bound.insert(address);
+                    addresses.push(address);
+                }
+            },
             Err(_) => {
                 let complaint = Complaint::new(format!("`{text}` is not an address with a port"));
                 let hint = "for example \"0.0.0.0:8883\" or \"[::]:8883\"; a listener takes no host names";

@@ -97,7 +97,7 @@ pub(super) fn validate(model: &Model, document: &mut Document) -> Settings {
         has_identity: model.identity.is_some(),
     };
     let mut bound = HashSet::new();
-    Settings {
+    let mut settings = Settings {
         upstreams: model.upstream.iter().filter_map(|table| upstream::validate(table, document).ok()).collect(),
         identity: model.identity.as_ref().and_then(|table| identity::validate(table, document).ok()),
         authenticators: model
@@ -109,7 +109,15 @@ pub(super) fn validate(model: &Model, document: &mut Document) -> Settings {
         process: process::validate_runtime(&model.runtime, document),
         admin: model.admin.as_ref().and_then(|table| process::validate_admin(table, document).ok()),
         access_log: model.access_log.as_ref().and_then(|table| process::validate_access_log(table, document).ok()),
+    };
+    let is_taken = |admin: &Setting<AdminBind>| match admin.value {
+        AdminBind::Tcp(address) => bound.iter().any(|other| listener::overlap(*other, address)),
+        AdminBind::Unix(_) => false,
+    };
+    if let Some(admin) = settings.admin.take_if(|admin| is_taken(admin)) {
+        document.error(&admin, "a listener is bound to this address");
     }
+    settings
 }
 
 /// The names that listeners refer to.

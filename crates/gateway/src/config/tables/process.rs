@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
 use super::super::values::{Period, Setting};
+use crate::util::suggest::suggest;
 
 /// Settings of the process.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -116,7 +117,12 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
     if let Some(threads) = table.worker_threads.as_ref().filter(|threads| !(1..=1024).contains(&threads.value)) {
         document.error(threads, "`worker_threads` must be between 1 and 1024");
     }
-    if !is_log_filter(&table.log) {
+    if let Some(target) = misspelt_target(&table.log) {
+        document.error(
+            &table.log,
+            Complaint::new("unknown target of log levels").hint(format!("did you mean `{target}`?")),
+        );
+    } else if !is_log_filter(&table.log) {
         let hint = "error, warn, info, debug or trace; also by target: \"info,portcullis_gateway=debug\"";
         document.error(&table.log, Complaint::new(format!("`{}` is not a log level", table.log.value)).hint(hint));
     }
@@ -128,10 +134,18 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
     }
 }
 
+/// The target that was meant by a misspelt one of the gateway's own. Of other crates, the names are not known.
+fn misspelt_target(text: &str) -> Option<&'static str> {
+    const OWN: [&str; 3] = ["portcullis", "portcullis_gateway", "portcullis_registry"];
+    let targets = text.split(',').filter_map(|directive| directive.split_once('=')?.0.split("::").next());
+    targets.filter(|target| !OWN.contains(target)).find_map(|target| suggest(target, OWN))
+}
+
 /// Whether `text` contains only levels, alone or for a target. The filter itself would take a misspelt level for a
 /// target.
 fn is_log_filter(text: &str) -> bool {
-    let is_level = |level: &str| level.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |level: &str| levels.contains(&level.to_ascii_lowercase().as_str());
     text.split(',').all(|directive| is_level(directive.split_once('=').map_or(directive, |(_, level)| level)))
 }
 
