@@ -186,15 +186,20 @@ impl Fetcher {
         Ok((status, body))
     }
 
-    /// Whether a server responds to a request that asks for nothing, whatever it makes of it. A gateway in front of it that
-    /// cannot reach it does not count.
+    /// Whether a server does something about a request that asks for nothing, whatever it makes of it: any response, or
+    /// closing the connection. A proxy in front of it that cannot reach it does not count.
     pub(crate) async fn probe(&self, url: &str, headers: &HeaderMap, timeout: Duration) -> bool {
         let Ok(mut request) = Request::builder().method(Method::HEAD).uri(url).body(Full::default()) else {
             return false;
         };
         request.headers_mut().extend(headers.clone());
-        let response = self.exchange(request, MAX_RESPONSE_LEN, timeout).await;
-        response.is_ok_and(|(status, ..)| !status.is_server_error() || status == StatusCode::NOT_IMPLEMENTED)
+        match self.exchange(request, MAX_RESPONSE_LEN, timeout).await {
+            Ok((status, ..)) => !matches!(
+                status,
+                StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+            ),
+            Err(error) => error.problem == FetchProblem::Response,
+        }
     }
 
     async fn exchange(

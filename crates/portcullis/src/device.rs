@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::cli::{DatabaseArguments, DeviceArguments, DeviceCommand, DeviceProperties, DeviceState, Existing};
-use crate::output::say;
+use crate::output::{complain, say};
 use crate::passwd;
 use crate::report::Failure;
 
@@ -324,7 +324,7 @@ async fn import(registry: &Registry, file: &Path, existing: Existing) -> Result<
         Existing::Replace => registry::Existing::Replace,
     };
     if devices.len() > BATCH && std::io::stderr().is_terminal() {
-        eprintln!("importing {} devices in one transaction", devices.len());
+        complain!("importing {} devices in one transaction", devices.len());
     }
     let written = registry.add(&devices, existing).await.map_err(|error| match error {
         Error::Exists(_) => {
@@ -355,7 +355,7 @@ fn read_csv(input: impl Read, name: &str) -> Result<Vec<Device>, Failure> {
         }
         devices.push(device);
         if devices.len() % PROGRESS == 0 && columns.iter().any(|column| column == "password") {
-            eprintln!("hashed {} passwords", devices.len());
+            complain!("hashed {} passwords", devices.len());
         }
     }
     Ok(devices)

@@ -1,4 +1,5 @@
 //! `portcullis`: arguments enter, messages and an exit code leave. What the product does is in the libraries.
+#![warn(clippy::print_stdout, clippy::print_stderr, reason = "they panic if nobody reads: see `output`")]
 
 mod check;
 mod cli;

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use portcullis_gateway::config::{Diagnostics, Severity};
 
+use crate::output::complain;
+
 /// The exit code for a configuration with errors: `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIGURATION: u8 = 78;
 
@@ -26,10 +28,10 @@ impl Failure {
     pub(crate) fn report(&self) -> ExitCode {
         match self {
             Failure::Error(error, hint) => {
-                eprintln!("error: {error}");
-                error.chain().skip(1).for_each(|cause| eprintln!("caused by: {cause}"));
+                complain!("error: {error}");
+                error.chain().skip(1).for_each(|cause| complain!("caused by: {cause}"));
                 if let Some(hint) = hint {
-                    eprintln!("hint: {hint}");
+                    complain!("hint: {hint}");
                 }
                 ExitCode::FAILURE
             }
@@ -52,7 +54,7 @@ pub(crate) fn print_problems(problems: &Diagnostics) {
     if problems.list().is_empty() {
         return;
     }
-    eprintln!("{}\n", problems.render(std::io::stderr().is_terminal()));
+    complain!("{}\n", problems.render(std::io::stderr().is_terminal()));
     let count = |severity, one: &str| match problems.count(severity) {
         0 => None,
         1 => Some(format!("1 {one}")),
@@ -60,5 +62,5 @@ pub(crate) fn print_problems(problems: &Diagnostics) {
     };
     let counts: Vec<String> =
         [count(Severity::Error, "error"), count(Severity::Warning, "warning")].into_iter().flatten().collect();
-    eprintln!("{}: {}", problems.path().display(), counts.join(", "));
+    complain!("{}: {}", problems.path().display(), counts.join(", "));
 }

@@ -10,13 +10,15 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::diagnostics::{Complaint, Diagnostics, Reported, overlap, warn_if_exposed};
-use super::explain::{explain, item_of, list_for_table};
+use super::explain::{explain, hint_for_duplicate, item_of, list_for_table};
 use super::values::{Located, Location};
 use crate::util::file::{read, read_any};
+use crate::util::suggest::suggest;
 
 /// A configuration file during the validation of its tables.
 #[derive(Debug)]
@@ -55,6 +57,7 @@ impl Document {
 
     /// Parses text that stands in for the content of the file `path`.
     pub(super) fn parse<M: DeserializeOwned + JsonSchema + Default>(path: &Path, source: &str) -> (M, Self) {
+        let schema = schemars::schema_for!(M).to_value();
         let mut document = Self::new(path, source.to_owned());
         let (mut tree, errors) = DeTable::parse_recoverable(source);
         for (index, error) in errors.iter().enumerate() {
@@ -64,8 +67,9 @@ impl Document {
                 continue;
             }
             let mut complaint = Complaint::new(error.message());
-            complaint.hint = is_duplicate.then(|| "of several tables of a kind, each begins with [[...]]".to_owned());
-            document.diagnostics.error(&Location(error.span().unwrap_or(0..0)), complaint);
+            let span = error.span().unwrap_or(0..0);
+            complaint.hint = is_duplicate.then(|| hint_for_duplicate(source, &span, &schema).to_owned());
+            document.diagnostics.error(&Location(span), complaint);
         }
         // After a syntax error the tree is a guess: reporting keys as missing from it would mislead.
         if !errors.is_empty() {
@@ -73,7 +77,7 @@ impl Document {
         }
         let mut substitution = Substitution { directory: &document.directory, diagnostics: &mut document.diagnostics };
         tree.get_mut().iter_mut().for_each(|(_, value)| substitution.walk(value));
-        let model = document.deserialize(tree);
+        let model = document.deserialize(tree, &schema);
         (model, document)
     }
 
@@ -109,10 +113,12 @@ impl Document {
         })
     }
 
-    /// Whether the value of this key of a table, or a part of it, could not be read. The error was reported.
+    /// Whether the value of this key of a table, or a part of it, could not be read, or the key is misspelt. The error was
+    /// reported.
     pub(super) fn is_unread(&self, key: &str, table: &impl Located) -> bool {
         let is_within = |at: &Range<usize>| table.location().is_none_or(|table| self.diagnostics.is_within(at, table));
-        self.unread.iter().any(|unread| unread.key == key && is_within(&unread.at))
+        let is_key = |unread: &Unread| unread.key == key || suggest(&unread.key, [key]).is_some();
+        self.unread.iter().any(|unread| is_key(unread) && is_within(&unread.at))
     }
 
     /// Whether the value contains a substitution, and so perhaps a secret.
@@ -125,9 +131,8 @@ impl Document {
         self.directory.join(path)
     }
 
-    fn deserialize<M: DeserializeOwned + JsonSchema + Default>(&mut self, mut tree: Spanned<DeTable<'_>>) -> M {
-        let schema = schemars::schema_for!(M).to_value();
-        while let Some((span, path)) = list_for_table(tree.get_ref(), &schema) {
+    fn deserialize<M: DeserializeOwned + Default>(&mut self, mut tree: Spanned<DeTable<'_>>, schema: &Json) -> M {
+        while let Some((span, path)) = list_for_table(tree.get_ref(), schema) {
             let complaint = Complaint::new("expected one table, found a list");
             self.error(&Location(span.clone()), complaint.hint(format!("write the header as [{path}]")));
             if !remove(tree.get_mut(), &span, &mut self.unread) {
@@ -145,7 +150,7 @@ impl Document {
                 // serde's message quotes the value, and this one may be a secret.
                 self.error(&Location(span.clone()), "the substituted value is not valid here");
             } else {
-                let complaint = explain(&error, &schema);
+                let complaint = explain(&error, schema);
                 self.error(&Location(span.clone()), complaint);
             }
             let tree_span = tree.span();

@@ -57,6 +57,19 @@ pub(super) fn list_for_table(table: &DeTable<'_>, schema: &Json) -> Option<(Rang
     find(table, schema, "", schema)
 }
 
+/// The hint for a key or the header of a table that is in the file twice. `span`: that of the second one.
+pub(super) fn hint_for_duplicate(source: &str, span: &Range<usize>, schema: &Json) -> &'static str {
+    let line = source[..span.start].rfind('\n').map_or(0, |end| end + 1);
+    let name = &source[span.clone()];
+    if !source[line..].trim_start().starts_with('[') {
+        "remove one of the two"
+    } else if may_be_list(&schema["properties"][name], schema) {
+        "of several tables of a kind, each begins with [[...]]"
+    } else {
+        "there is one table of this kind: write all its keys under one header"
+    }
+}
+
 fn may_be_list(value: &Json, schema: &Json) -> bool {
     let choices = value["anyOf"].as_array().into_iter().flatten();
     value.get("items").is_some() || choices.chain(named(value, schema)).any(|value| may_be_list(value, schema))

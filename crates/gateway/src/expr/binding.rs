@@ -2,7 +2,7 @@
 //! a kind of clients at load. Leaves: verdicts for `check`. They look at the form of an expression, not at its meaning: a
 //! comparison with something proved is taken for the right one.
 
-use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue, operators};
+use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 
 use super::Expression;
 use crate::peer::{FACTS, ROOTS, root_of};
@@ -33,14 +33,14 @@ impl Expression {
 
     /// Whether clients of this kind for which the expression is true have proved `field`, a fact that they chose.
     pub(crate) fn binds(&self, field: &str, client: &ClientKind<'_>) -> bool {
-        self.rejects_all(client) || Analysis::of(client, field).binds(&self.source)
+        self.rejects_all(client) || Analysis::of(client, field).binds(&self.source, true)
     }
 
     /// Whether the value depends on something that clients of this kind proved.
     pub(crate) fn is_of_proved(&self, client: &ClientKind<'_>) -> bool {
         let analysis = Analysis::of(client, "");
         self.rejects_all(client)
-            || analysis.branches(&self.source).iter().all(|branch| analysis.mentions(branch).proved)
+            || analysis.branches(&self.source).iter().all(|branch| analysis.mentions(branch).identifies)
     }
 
     /// A fact in the value that clients of this kind choose and did not prove.
@@ -54,38 +54,25 @@ impl Expression {
 }
 
 /// Functions whose value contains text of their operands.
-const TRANSPARENT: &[&str] = &[
-    operators::ADD,
-    operators::INDEX,
-    "lowerAscii",
-    "upperAscii",
-    "replace",
-    "split",
-    "join",
-    "string",
-    "substring",
-    "trim",
-];
-
-/// Comparisons that hold only if one operand has something of the other.
-const COMPARISONS: &[&str] = &[operators::EQUALS, operators::IN, "startsWith", "endsWith", "contains"];
+const TRANSPARENT: &[&str] =
+    &[operators::ADD, "lowerAscii", "upperAscii", "replace", "split", "join", "string", "substring", "trim"];
 
 /// What a value contains.
 #[derive(Clone, Copy, Default)]
 struct Mentions {
+    /// The fact that the analysis is about.
     field: bool,
-    proved: bool,
+    /// Something that the client proved, and that is its own.
+    identifies: bool,
+    /// A fact that the client chose.
     chosen: Option<&'static str>,
 }
 
-impl Mentions {
-    fn and(self, other: Self) -> Self {
-        Self {
-            field: self.field || other.field,
-            proved: self.proved || other.proved,
-            chosen: self.chosen.or(other.chosen),
-        }
-    }
+/// Whether many clients prove the same value of this fact.
+fn is_shared(path: &str) -> bool {
+    let own = ["cert.subject.cn", "cert.subject.dn"];
+    let is_name = path.starts_with("cert.subject.") && !own.contains(&path);
+    is_name || ["cert.issuer.", "cert.not_", "device.groups"].iter().any(|shared| path.starts_with(shared))
 }
 
 struct Analysis<'a> {
@@ -184,51 +171,79 @@ impl<'a> Analysis<'a> {
         }
     }
 
-    /// Whether the field is proved wherever this condition is true.
-    fn binds(&self, node: &'a IdedExpr) -> bool {
-        if self.truth(node) == Some(false) || self.fails(node) {
+    /// Whether the field is proved wherever this condition has the value `wanted`.
+    fn binds(&self, node: &'a IdedExpr, wanted: bool) -> bool {
+        if self.truth(node) == Some(!wanted) || self.fails(node) {
             return true;
         }
         match &node.expr {
-            Expr::Call(call) => match (call.func_name.as_str(), call.args.as_slice()) {
-                (operators::LOGICAL_AND, [left, right]) => self.binds(left) || self.binds(right),
-                (operators::LOGICAL_OR, [left, right]) => self.binds(left) && self.binds(right),
-                (operators::CONDITIONAL, [condition, yes, no]) => match self.truth(condition) {
-                    Some(true) => self.binds(yes),
-                    Some(false) => self.binds(no),
-                    None => (self.binds(condition) || self.binds(yes)) && self.binds(no),
-                },
-                (name, _) if COMPARISONS.contains(&name) => self.compares(call),
+            Expr::Call(call) => self.call_binds(call, wanted),
+            Expr::Comprehension(comprehension) => self.macro_binds(comprehension, wanted),
+            _ => false,
+        }
+    }
+
+    fn call_binds(&self, call: &'a CallExpr, wanted: bool) -> bool {
+        match (call.func_name.as_str(), call.args.as_slice()) {
+            (operators::LOGICAL_NOT, [operand]) => self.binds(operand, !wanted),
+            // The two hold together: `&&` if it is true, `||` if it is false.
+            (operators::LOGICAL_AND, [left, right]) if wanted => self.binds(left, true) || self.binds(right, true),
+            (operators::LOGICAL_OR, [left, right]) if !wanted => self.binds(left, false) || self.binds(right, false),
+            (operators::LOGICAL_AND | operators::LOGICAL_OR, [left, right]) => {
+                self.binds(left, wanted) && self.binds(right, wanted)
+            }
+            (operators::CONDITIONAL, [condition, yes, no]) => match self.truth(condition) {
+                Some(value) => self.binds(if value { yes } else { no }, wanted),
+                None => {
+                    (self.binds(condition, true) || self.binds(yes, wanted))
+                        && (self.binds(condition, false) || self.binds(no, wanted))
+                }
+            },
+            (operators::EQUALS | operators::NOT_EQUALS, [left, right]) => {
+                let wanted = wanted == (call.func_name == operators::EQUALS);
+                match (boolean_of(left), boolean_of(right)) {
+                    (_, Some(value)) => self.binds(left, wanted == value),
+                    (Some(value), _) => self.binds(right, wanted == value),
+                    _ => wanted && (self.is_tied(left, right) || self.is_tied(right, left)),
+                }
+            }
+            (operators::IN, [field, list]) => wanted && self.is_tied(field, list),
+            ("startsWith", [prefix]) => wanted && last_of(prefix).is_some_and(is_text) && self.is_part(call, prefix),
+            ("endsWith", [suffix]) => wanted && first_of(suffix).is_some_and(is_text) && self.is_part(call, suffix),
+            _ => false,
+        }
+    }
+
+    /// Whether a function of the field has `part` as its operand, and that is proved.
+    fn is_part(&self, call: &'a CallExpr, part: &'a IdedExpr) -> bool {
+        call.target.as_deref().is_some_and(|target| self.is_tied(target, part))
+    }
+
+    /// `exists` and `exists_one`: one element of the range fulfils the condition. `all` is also true of an empty range.
+    fn macro_binds(&self, comprehension: &'a ComprehensionExpr, wanted: bool) -> bool {
+        let inner = self.inside(comprehension);
+        match &comprehension.loop_step.expr {
+            Expr::Call(step) => match (step.func_name.as_str(), step.args.as_slice()) {
+                (operators::LOGICAL_OR, [_, condition]) | (operators::CONDITIONAL, [condition, ..]) => {
+                    wanted && inner.binds(condition, true)
+                }
                 _ => false,
             },
-            Expr::Comprehension(comprehension) => {
-                let range = self.mentions(&comprehension.iter_range);
-                let mut variables = self.variables.clone();
-                variables.push((&comprehension.iter_var, range));
-                let inner = Analysis { client: self.client, field: self.field, variables };
-                // The step combines the result so far with the condition of the macro.
-                inner.binds_in_step(&comprehension.loop_step)
-            }
             _ => false,
         }
     }
 
-    fn binds_in_step(&self, step: &'a IdedExpr) -> bool {
-        match &step.expr {
-            Expr::Call(call) if COMPARISONS.contains(&&*call.func_name) => self.compares(call),
-            Expr::Call(call) => call.args.iter().any(|part| self.binds_in_step(part)),
-            _ => false,
-        }
+    /// The analysis of what a macro evaluates for each element.
+    fn inside(&self, comprehension: &'a ComprehensionExpr) -> Self {
+        let mut variables = self.variables.clone();
+        variables.push((&comprehension.iter_var, self.mentions(&comprehension.iter_range)));
+        Analysis { client: self.client, field: self.field, variables }
     }
 
-    /// Whether a comparison has the field on one side, and something proved on the other.
-    fn compares(&self, call: &'a CallExpr) -> bool {
-        let operands: Vec<Mentions> =
-            call.target.as_deref().into_iter().chain(&call.args).map(|operand| self.mentions(operand)).collect();
-        match operands.as_slice() {
-            [left, right] => (left.field && right.proved) || (left.proved && right.field),
-            _ => false,
-        }
+    /// Whether `left` is made of the field, and `right` of something that identifies the client, and not of the field.
+    fn is_tied(&self, left: &'a IdedExpr, right: &'a IdedExpr) -> bool {
+        let (left, right) = (self.mentions(left), self.mentions(right));
+        left.field && !left.identifies && right.identifies && !right.field
     }
 
     fn mentions(&self, node: &'a IdedExpr) -> Mentions {
@@ -236,30 +251,64 @@ impl<'a> Analysis<'a> {
             return self.fact(&path);
         }
         match &node.expr {
-            Expr::Call(call) if TRANSPARENT.contains(&&*call.func_name) => {
-                self.all(call.target.as_deref().into_iter().chain(&call.args))
+            Expr::Call(call) => match (call.func_name.as_str(), call.args.as_slice()) {
+                (operators::CONDITIONAL, [_, yes, no]) => self.each_of([yes, no]),
+                // The index selects a part; it is not in the value.
+                (operators::INDEX, [of, _]) => self.mentions(of),
+                _ if TRANSPARENT.contains(&&*call.func_name) => self.all_of(operands(call)),
+                // A function of what the client chose is chosen, too.
+                _ => Mentions { identifies: false, ..self.all_of(operands(call)) },
+            },
+            // `map` and `filter`: the elements that each step appends.
+            Expr::Comprehension(comprehension) => {
+                let inner = self.inside(comprehension);
+                let appended = appended_by(&comprehension.loop_step).map(|element| inner.mentions(element));
+                appended.unwrap_or_else(|| Mentions { identifies: false, ..inner.mentions(&comprehension.loop_step) })
             }
-            Expr::Call(call) if call.func_name == operators::CONDITIONAL => self.all(call.args.iter().skip(1)),
-            Expr::Comprehension(comprehension) => self.mentions(&comprehension.iter_range),
-            Expr::List(list) => self.all(&list.elements),
+            Expr::List(list) => self.each_of(&list.elements),
+            Expr::Map(map) => self.each_of(map.entries.iter().filter_map(|entry| match &entry.expr {
+                EntryExpr::MapEntry(entry) => Some(&entry.value),
+                EntryExpr::StructField(_) => None,
+            })),
             _ => Mentions::default(),
         }
     }
 
-    fn all(&self, nodes: impl IntoIterator<Item = &'a IdedExpr>) -> Mentions {
-        nodes.into_iter().map(|node| self.mentions(node)).fold(Mentions::default(), Mentions::and)
+    /// What a value contains that is made of all these.
+    fn all_of(&self, nodes: impl IntoIterator<Item = &'a IdedExpr>) -> Mentions {
+        let mut all = Mentions::default();
+        for mentions in nodes.into_iter().map(|node| self.mentions(node)) {
+            all.identifies |= mentions.identifies;
+            all.field |= mentions.field;
+            all.chosen = all.chosen.or(mentions.chosen);
+        }
+        all
+    }
+
+    /// What a value contains that is one of these: it identifies the client only if each of them does.
+    fn each_of(&self, nodes: impl IntoIterator<Item = &'a IdedExpr> + Clone) -> Mentions {
+        let is_there = nodes.clone().into_iter().next().is_some();
+        let identifies = nodes.clone().into_iter().all(|node| self.mentions(node).identifies);
+        Mentions { identifies: is_there && identifies, ..self.all_of(nodes) }
     }
 
     fn fact(&self, path: &str) -> Mentions {
         if let Some((_, mentions)) = self.variables.iter().rev().find(|(name, _)| *name == path) {
             return *mentions;
         }
-        let fact = FACTS
-            .iter()
-            .find(|fact| fact.path == path || path.strip_prefix(fact.path).is_some_and(|rest| rest.starts_with('.')));
-        let Some(fact) = fact else { return Mentions::default() };
-        let proved = (self.client.is_proved)(fact.path);
-        Mentions { field: fact.path == self.field, proved, chosen: (fact.is_chosen() && !proved).then_some(fact.path) }
+        let is_below = |path: &str, above: &str| {
+            path == above || path.strip_prefix(above).is_some_and(|rest| rest.starts_with('.'))
+        };
+        // A fact, something in it, or a map of several.
+        let mut facts = FACTS.iter().filter(|fact| is_below(path, fact.path) || is_below(fact.path, path)).peekable();
+        let mut mentions = Mentions { identifies: facts.peek().is_some(), ..Mentions::default() };
+        for fact in facts {
+            let proved = (self.client.is_proved)(fact.path);
+            mentions.identifies &= proved && !is_shared(fact.path);
+            mentions.field |= fact.path == self.field;
+            mentions.chosen = mentions.chosen.or((fact.is_chosen() && !proved).then_some(fact.path));
+        }
+        mentions
     }
 
     /// The values of an expression, by the conditions that may hold for these clients.
@@ -285,122 +334,67 @@ fn literal_of(node: &IdedExpr) -> Option<&str> {
     }
 }
 
+fn boolean_of(node: &IdedExpr) -> Option<bool> {
+    match &node.expr {
+        Expr::Literal(LiteralValue::Boolean(value)) => Some(*value.inner()),
+        _ => None,
+    }
+}
+
+fn operands(call: &CallExpr) -> impl Iterator<Item = &IdedExpr> {
+    call.target.as_deref().into_iter().chain(&call.args)
+}
+
+/// The first operand of a concatenation; `None`: it is none.
+fn first_of(node: &IdedExpr) -> Option<&IdedExpr> {
+    let [left, _] = concatenated(node)?;
+    first_of(left).or(Some(left))
+}
+
+/// The last operand of a concatenation; `None`: it is none.
+fn last_of(node: &IdedExpr) -> Option<&IdedExpr> {
+    let [_, right] = concatenated(node)?;
+    last_of(right).or(Some(right))
+}
+
+fn concatenated(node: &IdedExpr) -> Option<&[IdedExpr; 2]> {
+    match &node.expr {
+        Expr::Call(call) if call.func_name == operators::ADD => call.args.as_slice().try_into().ok(),
+        _ => None,
+    }
+}
+
+/// Whether this is text that separates a name from what follows. Without it, `dev-1` would be a prefix of `dev-10`.
+fn is_text(node: &IdedExpr) -> bool {
+    literal_of(node).is_some_and(|text| !text.is_empty())
+}
+
+/// The element that a step of `map` or `filter` appends to the result.
+fn appended_by(step: &IdedExpr) -> Option<&IdedExpr> {
+    let Expr::Call(call) = &step.expr else { return None };
+    match (call.func_name.as_str(), call.args.as_slice()) {
+        (operators::ADD, [_, appended]) => match &appended.expr {
+            Expr::List(list) => list.elements.first(),
+            _ => None,
+        },
+        (operators::CONDITIONAL, [_, step, _]) => appended_by(step),
+        _ => None,
+    }
+}
+
 /// The path of a fact or variable; `None`: the node is something else.
 fn path(node: &IdedExpr) -> Option<String> {
     match &node.expr {
         Expr::Ident(name) => Some(name.clone()),
         Expr::Select(select) if !select.test => Some(path(&select.operand)? + "." + &select.field),
+        // `cert["subject"]` is `cert.subject`.
+        Expr::Call(call) if call.func_name == operators::INDEX => match call.args.as_slice() {
+            [of, index] => Some(path(of)? + "." + literal_of(index)?),
+            _ => None,
+        },
         _ => None,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::expr::Wanted;
-
-    fn expression(source: &str, wanted: Wanted) -> Expression {
-        Expression::compile(source, wanted).unwrap_or_else(|errors| panic!("{source}: {errors:?}"))
-    }
-
-    /// Clients of a `jwt` authenticator named `tokens`, with or without a certificate.
-    fn with_client<T>(has_certificate: bool, test: impl FnOnce(&ClientKind<'_>) -> T) -> T {
-        let has_root = |root: &str| match root {
-            "cert" => has_certificate,
-            "device" | "http" => false,
-            _ => true,
-        };
-        let is_proved = |path: &str| match root_of(path) {
-            "cert" => has_certificate,
-            "jwt" => true,
-            _ => false,
-        };
-        let has_fact = |path: &str| !path.starts_with("tls.key_");
-        test(&ClientKind {
-            has_root: &has_root,
-            has_fact: &has_fact,
-            is_proved: &is_proved,
-            authenticator: Some(("tokens", "jwt")),
-        })
-    }
-
-    #[test]
-    fn only_a_comparison_with_something_proved_binds() {
-        for (source, expected) in [
-            ("mqtt.client_id == jwt.sub", true),
-            ("jwt.sub == mqtt.client_id", true),
-            (r#"mqtt.client_id == "dev-" + jwt.sub"#, true),
-            (r#"mqtt.client_id.startsWith(jwt.sub + "-")"#, true),
-            ("mqtt.client_id.lowerAscii() == jwt.sub.lowerAscii()", true),
-            ("mqtt.client_id in jwt.devices", true),
-            ("jwt.devices.exists(d, d == mqtt.client_id)", true),
-            ("mqtt.version >= 4 && mqtt.client_id == jwt.sub", true),
-            (r#"auth.kind != "jwt" || mqtt.client_id == jwt.sub"#, true),
-            (r#"auth.name == "tokens" ? mqtt.client_id == jwt.sub : true"#, true),
-            ("has(device.id) || mqtt.client_id == jwt.sub", true),
-            ("false", true),
-            ("has(tls.key_name) ? true : mqtt.client_id == jwt.sub", true),
-            ("has(jwt.sub) ? mqtt.client_id == jwt.sub : mqtt.client_id == tls.key_name", true),
-            ("has(jwt.sub) ? mqtt.client_id == jwt.sub : mqtt.client_id == tls.sni", false),
-            (r#"auth.name == "users""#, true),
-            ("mqtt.version >= 4", false),
-            ("true", false),
-            ("mqtt.client_id == mqtt.username", false),
-            ("mqtt.client_id != jwt.sub", false),
-            ("!(mqtt.client_id == jwt.sub)", false),
-            ("mqtt.client_id.size() == string(jwt.sub).size()", false),
-            ("mqtt.client_id == jwt.sub || mqtt.version == 5", false),
-            ("!has(jwt.sub) || mqtt.client_id == jwt.sub", false),
-            ("has(jwt.sub) ? mqtt.client_id == jwt.sub : true", false),
-            ("mqtt.username == jwt.sub", false),
-            ("jwt.devices.exists(d, d != mqtt.client_id)", false),
-            (r#"mqtt.client_id.matches("^[a-z]+$")"#, false),
-            (r#"mqtt.client_id == "thing001""#, false),
-        ] {
-            let expression = expression(source, Wanted::Bool);
-            assert_eq!(with_client(false, |it| expression.binds("mqtt.client_id", it)), expected, "{source}");
-        }
-    }
-
-    #[test]
-    fn what_lets_nobody_in_is_found() {
-        for (source, expected) in [
-            ("mqtt.client_id == cert.subject.cn", true),
-            ("has(cert.subject.cn) && mqtt.version == 5", true),
-            (r#"has(jwt.sub) || http.site == "lyon""#, true),
-            (r#"auth.name == "users""#, true),
-            ("has(cert.subject.cn) || mqtt.client_id == jwt.sub", false),
-            ("has(jwt.sub)", false),
-        ] {
-            let expression = expression(source, Wanted::Bool);
-            assert_eq!(with_client(false, |it| expression.rejects_all(it)), expected, "{source}");
-            assert!(
-                source.contains("http")
-                    || source.contains("users")
-                    || !with_client(true, |it| expression.rejects_all(it))
-            );
-        }
-    }
-
-    #[test]
-    fn a_value_is_proved_in_each_of_its_branches() {
-        for (source, is_of_proved, chosen) in [
-            ("jwt.sub", true, None),
-            (r#""dev-" + jwt.sub"#, true, None),
-            (r#"jwt.sub + "/" + mqtt.client_id"#, true, Some("mqtt.client_id")),
-            ("has(device.id) ? device.id : jwt.sub", true, None),
-            (r#"auth.kind == "jwt" ? jwt.sub : mqtt.username"#, true, None),
-            ("has(jwt.sub) ? jwt.sub : mqtt.username", false, Some("mqtt.username")),
-            ("mqtt.client_id", false, Some("mqtt.client_id")),
-            ("tls.sni", false, Some("tls.sni")),
-            ("conn.remote_addr", false, None),
-            (r#""verified""#, false, None),
-        ] {
-            let expression = expression(source, Wanted::String);
-            with_client(false, |client| {
-                assert_eq!(expression.is_of_proved(client), is_of_proved, "{source}");
-                assert_eq!(expression.chosen(client), chosen, "{source}");
-            });
-        }
-    }
-}
+mod tests;

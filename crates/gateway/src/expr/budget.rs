@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use cel::common::ast::operators;
 use cel::{Context, ExecutionError, Value};
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
-/// How many bytes one evaluation may build and read together. It bounds the time, too: every operation takes a few
-/// nanoseconds a byte at most.
+/// How many bytes one evaluation may build and read together. It bounds the time, too: every operation takes about a
+/// nanosecond a byte at most.
 const BUDGET: usize = 4 << 20;
 
-/// What an element of a list, or a step of a macro, is charged, in bytes.
-const ELEMENT: usize = 64;
+/// What an element of a list, or a step of a macro, is charged, in bytes: it takes as much time as so many bytes of text.
+const ELEMENT: usize = 512;
 
 /// The names cannot be written in an expression.
 pub(super) const REPLACE: &str = "%replace";
@@ -44,6 +44,41 @@ pub(super) fn reads(function: &str) -> bool {
     )
 }
 
+/// A pattern of `matches`, compiled.
+#[derive(Clone, Debug)]
+pub(super) struct Pattern {
+    regex: Regex,
+    /// Of the compiled pattern, in bytes, rounded up.
+    size: usize,
+}
+
+/// A byte of text is charged one byte for so many bytes of the compiled pattern. In a short text: the bound of client IDs
+/// and user names, for which `\w{1,64}` (4 MiB) has to work.
+const PATTERN_PER_BYTE: usize = 2 << 10;
+const SHORT: usize = 1 << 10;
+/// In a longer text. Some patterns take the time of their size for each byte.
+const PATTERN_PER_BYTE_OF_LONG: usize = 64;
+/// The largest size, in bytes. Also bounds the time to compile a pattern.
+const MAX_PATTERN: usize = 8 << 20;
+
+impl Pattern {
+    /// Compiles a pattern.
+    ///
+    /// # Errors
+    /// It is not a regular expression, or too large.
+    pub(super) fn compile(pattern: &str) -> Result<Self, regex::Error> {
+        let mut size = PATTERN_PER_BYTE;
+        // The library does not say how large a compiled pattern is, but it obeys a limit.
+        loop {
+            match RegexBuilder::new(pattern).size_limit(size).build() {
+                Ok(regex) => return Ok(Self { regex, size }),
+                Err(regex::Error::CompiledTooBig(_)) if size < MAX_PATTERN => size *= 2,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
 thread_local! {
     /// What is left to the evaluation on this thread. An evaluation does not wait, so it does not change threads.
     static LEFT: Cell<usize> = const { Cell::new(BUDGET) };
@@ -52,7 +87,7 @@ thread_local! {
 type Text = Arc<String>;
 
 /// Begins an evaluation, with the whole budget. `patterns`: those of the expression's calls of `matches`.
-pub(super) fn begin(context: &mut Context<'_, '_>, patterns: &Arc<[Regex]>) {
+pub(super) fn begin(context: &mut Context<'_, '_>, patterns: &Arc<[Pattern]>) {
     LEFT.set(BUDGET);
     let patterns = Arc::clone(patterns);
     let mut functions = || {
@@ -76,10 +111,12 @@ fn replace(text: &str, from: &str, to: &str, count: usize) -> Result<Value, Exec
     Ok(Value::String(Arc::new(text.replacen(from, to, matches))))
 }
 
-fn matches(text: &str, index: i64, patterns: &[Regex]) -> Result<Value, ExecutionError> {
-    spend(text.len())?;
+fn matches(text: &str, index: i64, patterns: &[Pattern]) -> Result<Value, ExecutionError> {
     let pattern = usize::try_from(index).ok().and_then(|index| patterns.get(index));
-    pattern.map(|pattern| Value::Bool(pattern.is_match(text))).ok_or_else(|| failed("no such pattern"))
+    let pattern = pattern.ok_or_else(|| failed("no such pattern"))?;
+    let per_byte = if text.len() <= SHORT { PATTERN_PER_BYTE } else { PATTERN_PER_BYTE_OF_LONG };
+    spend(text.len().saturating_mul(pattern.size / per_byte))?;
+    Ok(Value::Bool(pattern.regex.is_match(text)))
 }
 
 fn join(list: &[Value], separator: &str) -> Result<Value, ExecutionError> {
@@ -99,11 +136,16 @@ fn spend_value(value: Value) -> Result<Value, ExecutionError> {
     spend(match &value {
         Value::String(text) => text.len(),
         Value::Bytes(bytes) => bytes.len(),
-        Value::List(list) => list.len().saturating_mul(ELEMENT),
-        Value::Map(map) => map.map.len().saturating_mul(ELEMENT),
+        Value::List(list) => return spend_elements(list.len()).map(|()| value),
+        Value::Map(map) => return spend_elements(map.map.len()).map(|()| value),
         _ => 0,
     })?;
     Ok(value)
+}
+
+/// Charges the elements of a list or map.
+pub(super) fn spend_elements(count: usize) -> Result<(), ExecutionError> {
+    spend(count.saturating_mul(ELEMENT))
 }
 
 fn spend(bytes: usize) -> Result<(), ExecutionError> {
@@ -129,6 +171,14 @@ mod tests {
     use crate::peer::{AuthAttributes, Facts, Peer};
 
     fn evaluate(source: &str, client_id: &str) -> Result<Arc<String>, Reject> {
+        evaluate_compiled(&compiled(source), client_id)
+    }
+
+    fn compiled(source: &str) -> Expression {
+        Expression::compile(source, Wanted::String).unwrap_or_else(|errors| panic!("{source}: {errors:?}"))
+    }
+
+    fn evaluate_compiled(expression: &Expression, client_id: &str) -> Result<Arc<String>, Reject> {
         let peer = Peer::plain(([192, 0, 2, 1], 5).into());
         let mqtt = Connect {
             version: Version::V5,
@@ -142,7 +192,7 @@ mod tests {
         };
         let attributes = AuthAttributes::default();
         let facts = Facts { peer: &peer, listener: "l", mqtt: &mqtt, attributes, now: 7 };
-        Expression::compile(source, Wanted::String).unwrap_or_else(|errors| panic!("{source}: {errors:?}")).text(&facts)
+        expression.text(&facts)
     }
 
     #[test]
@@ -209,6 +259,9 @@ mod tests {
             r#"string(mqtt.client_id.endsWith("b-"))"#,
             r#"string(mqtt.client_id.matches("^(ab-)+$"))"#,
             r#"string(mqtt.client_id.matches("^\\w{1,64}$"))"#,
+            r#"string(mqtt.client_id.matches("(a|b)*a(a|b){20}c"))"#,
+            r#"string(mqtt.client_id.matches("a.{100}x"))"#,
+            r#"string(mqtt.client_id.matches("(.{0,90}a){60}c"))"#,
             r#"string(mqtt.client_id.indexOf("none"))"#,
             r#"string(mqtt.client_id.lastIndexOf("none"))"#,
             "mqtt.client_id.charAt(65000)",
@@ -225,10 +278,11 @@ mod tests {
             r#"string(mqtt.client_id.split("-").exists(part, part == "none"))"#,
             r#"string(mqtt.client_id.split("-").all(part, mqtt.client_id.contains(part)))"#,
         ] {
+            let expression = compiled(source);
             let mut times: Vec<_> = (0..21)
                 .map(|_| {
                     let begin = std::time::Instant::now();
-                    let result = evaluate(source, &text);
+                    let result = evaluate_compiled(&expression, &text);
                     (begin.elapsed(), result.is_ok())
                 })
                 .collect();
@@ -247,10 +301,24 @@ mod tests {
         let all = r#"mqtt.client_id.matches("^a") && mqtt.client_id.matches("-a") && !mqtt.client_id.matches("c")
             && matches(mqtt.client_id, "^aba-aba$") ? "yes" : "no""#;
         assert_eq!(evaluate(all, "aba-aba").as_deref().map(String::as_str), Ok("yes"));
-        let long = "a".repeat(60_000);
-        for _ in 0..100 {
-            assert!(evaluate(r#"mqtt.client_id.matches("^\\w{1,64}$") ? "yes" : "no""#, &long).is_ok());
+        // By default a client ID has 1,024 bytes at most.
+        let long = "a".repeat(1024);
+        for pattern in
+            [r"^\\w{1,64}$", r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", r"^[^@]+@([a-z0-9-]+\\.)+[a-z]{2,}$"]
+        {
+            let expression = compiled(&format!(r#"mqtt.client_id.matches("{pattern}") ? "yes" : "no""#));
+            assert_eq!(evaluate_compiled(&expression, &long).as_deref().map(String::as_str), Ok("no"), "{pattern}");
         }
+    }
+
+    #[test]
+    fn a_pattern_is_charged_by_its_size() {
+        let long = "ab".repeat(32_000);
+        for pattern in ["(.{0,90}a){60}c", "(a|b)*a(a|b){300}c", "a.{200}b.{200}c"] {
+            let source = format!(r#"mqtt.client_id.matches("{pattern}") ? "yes" : "no""#);
+            assert_eq!(evaluate(&source, &long), Err(Reject::ExpressionFailed), "{pattern}");
+        }
+        assert!(Expression::compile(r#"mqtt.client_id.matches("((.{0,90}a){60}){60}c")"#, Wanted::Bool).is_err());
     }
 
     #[test]

@@ -394,7 +394,7 @@ impl<'a> Checker<'a> {
 }
 
 fn cel_regex_check(pattern: &str) -> Result<(), String> {
-    regex::Regex::new(pattern)
+    super::budget::Pattern::compile(pattern)
         .map(drop)
         .map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
 }

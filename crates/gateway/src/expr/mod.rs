@@ -20,7 +20,6 @@ use std::sync::{Arc, LazyLock};
 
 use cel::common::ast::IdedExpr;
 use cel::{Env, Value};
-use regex::Regex;
 
 pub(crate) use binding::ClientKind;
 use strict::{Strict, strict};
@@ -58,7 +57,7 @@ pub struct Expression {
     /// As it is evaluated.
     tree: IdedExpr,
     /// The patterns of `matches`.
-    patterns: Arc<[Regex]>,
+    patterns: Arc<[budget::Pattern]>,
     names: Names,
 }
 
@@ -156,8 +155,9 @@ impl Expression {
         if !self.names.required.iter().all(|root| facts.has_root(&ROOTS[*root])) {
             return Err(self.failed("missing certificate, token, device or response"));
         }
-        let mut context = value::context(facts, &self.names.facts, Arc::clone(&LANGUAGE));
+        let mut context = cel::Context::with_env(Arc::clone(&LANGUAGE));
         budget::begin(&mut context, &self.patterns);
+        value::add_facts(&mut context, facts, &self.names.facts).map_err(|error| self.failed(describe(&error)))?;
         // The text of the error may quote secrets, so only its kind is logged.
         Value::resolve(&self.tree, &context).map_err(|error| self.failed(describe(&error)))
     }

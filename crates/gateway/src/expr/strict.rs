@@ -7,7 +7,6 @@
 //! - Patterns of `matches` are compiled once.
 
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
-use regex::Regex;
 
 use super::budget;
 
@@ -15,7 +14,7 @@ use super::budget;
 pub(super) struct Strict {
     pub(super) tree: IdedExpr,
     /// The patterns of `matches`, by their index in the rewritten calls.
-    pub(super) patterns: Vec<Regex>,
+    pub(super) patterns: Vec<budget::Pattern>,
 }
 
 /// Rewrites an expression, with every `a || b` as `a ? true : b` and every `a && b` as `a ? b : false`.
@@ -26,7 +25,7 @@ pub(super) fn strict(node: IdedExpr) -> Strict {
 }
 
 struct Rewriting {
-    patterns: Vec<Regex>,
+    patterns: Vec<budget::Pattern>,
 }
 
 impl Rewriting {
@@ -105,7 +104,7 @@ impl Rewriting {
         let Some(Expr::Literal(LiteralValue::String(pattern))) = call.args.last().map(|arg| &arg.expr) else {
             return None;
         };
-        self.patterns.push(Regex::new(pattern.inner()).ok()?);
+        self.patterns.push(budget::Pattern::compile(pattern.inner()).ok()?);
         Some(self.patterns.len() - 1)
     }
 

@@ -4,34 +4,41 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cel::objects::{Key, Map, Value};
-use cel::{Context, Env};
+use cel::{Context, ExecutionError};
 use chrono::DateTime;
 use portcullis_wire::Properties;
 use serde_json::Value as Json;
 
+use super::budget;
 use crate::peer::{FACTS, FactValue, Facts, ROOTS, root_of};
 
 /// A group that exists only if one of its facts has a value. Other groups exist whenever their root does.
 const OPTIONAL_GROUP: &str = "mqtt.will";
 
-/// The evaluation context of an expression that uses these facts. A missing value (a certificate, a user name) is a
-/// missing field: using it is an error, and `has()` of it is false.
-pub(super) fn context(facts: &Facts<'_>, used: &[usize], env: Arc<Env>) -> Context<'static, 'static> {
-    let mut context = Context::with_env(env);
+/// Adds the facts that an expression uses to its context. A missing value (a certificate, a user name) is a missing
+/// field: using it is an error, and `has()` of it is false.
+///
+/// # Errors
+/// They exceed the budget of the evaluation.
+pub(super) fn add_facts(
+    context: &mut Context<'_, '_>,
+    facts: &Facts<'_>,
+    used: &[usize],
+) -> Result<(), ExecutionError> {
     let mut used = used.iter().map(|index| &FACTS[*index]).peekable();
     while let Some(first) = used.peek() {
         let root = root_of(first.path);
         let mut tree = Tree::default();
         let has_root = ROOTS.iter().any(|it| it.name == root && facts.has_root(it));
         while let Some(fact) = used.next_if(|fact| root_of(fact.path) == root) {
-            let value = fact.get(facts).and_then(value);
+            let value = fact.get(facts).map(value).transpose()?.flatten();
             if has_root {
                 tree.insert(fact.path, value);
             }
         }
         context.add_variable_from_value(root, tree.into_value());
     }
-    context
+    Ok(())
 }
 
 /// The values below one root.
@@ -68,27 +75,30 @@ impl Tree {
     }
 }
 
-/// A fact as a value; `None`: a timestamp out of range.
-fn value(fact: FactValue<'_>) -> Option<Value> {
-    Some(match fact {
+/// A fact as a value; `None`: a timestamp out of range. Charges what clients may fill with any number of entries.
+fn value(fact: FactValue<'_>) -> Result<Option<Value>, ExecutionError> {
+    Ok(Some(match fact {
         FactValue::Bool(value) => value.into(),
         FactValue::Int(value) => value.into(),
         FactValue::Text(value) => Value::String(Arc::new(value.into_owned())),
-        FactValue::Time(seconds) => Value::Timestamp(DateTime::from_timestamp(seconds, 0)?.fixed_offset()),
+        FactValue::Time(seconds) => {
+            return Ok(DateTime::from_timestamp(seconds, 0).map(|time| Value::Timestamp(time.fixed_offset())));
+        }
         FactValue::List(values) => Value::List(Arc::new(values.iter().map(|value| text(value)).collect())),
-        FactValue::UserProperties(properties) => user_properties(properties),
-        FactValue::Json(document) => json(document),
-    })
+        FactValue::UserProperties(properties) => user_properties(properties)?,
+        FactValue::Json(document) => json(document)?,
+    }))
 }
 
 /// User properties by name. A name may occur more than once, so each has the list of its values.
-fn user_properties(properties: &Properties<'_>) -> Value {
+fn user_properties(properties: &Properties<'_>) -> Result<Value, ExecutionError> {
     let mut by_name: HashMap<Key, Vec<Value>> = HashMap::new();
     for (name, value) in properties.user_properties() {
+        budget::spend_elements(1)?;
         by_name.entry(name.to_owned().into()).or_default().push(text(value));
     }
     let by_name = by_name.into_iter().map(|(name, values)| (name, Value::List(Arc::new(values))));
-    Value::Map(Map { map: Arc::new(by_name.collect()) })
+    Ok(Value::Map(Map { map: Arc::new(by_name.collect()) }))
 }
 
 fn text(text: &str) -> Value {
@@ -96,8 +106,8 @@ fn text(text: &str) -> Value {
 }
 
 /// A JSON document as a value. The JSON parser bounds its depth.
-fn json(document: &Json) -> Value {
-    match document {
+fn json(document: &Json) -> Result<Value, ExecutionError> {
+    Ok(match document {
         Json::Null => Value::Null,
         Json::Bool(value) => (*value).into(),
         Json::Number(number) => match (number.as_i64(), number.as_u64()) {
@@ -106,12 +116,16 @@ fn json(document: &Json) -> Value {
             (None, None) => number.as_f64().unwrap_or(f64::NAN).into(),
         },
         Json::String(value) => text(value),
-        Json::Array(items) => Value::List(Arc::new(items.iter().map(json).collect())),
-        Json::Object(fields) => {
-            let fields = fields.iter().map(|(name, value)| (name.clone().into(), json(value)));
-            Value::Map(Map { map: Arc::new(fields.collect()) })
+        Json::Array(items) => {
+            budget::spend_elements(items.len())?;
+            Value::List(Arc::new(items.iter().map(json).collect::<Result<_, _>>()?))
         }
-    }
+        Json::Object(fields) => {
+            budget::spend_elements(fields.len())?;
+            let fields = fields.iter().map(|(name, value)| Ok((name.clone().into(), json(value)?)));
+            Value::Map(Map { map: Arc::new(fields.collect::<Result<_, ExecutionError>>()?) })
+        }
+    })
 }
 
 /// A value as JSON; `None`: JSON cannot represent it.

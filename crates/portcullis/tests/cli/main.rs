@@ -236,3 +236,23 @@ fn a_reader_that_goes_away_is_no_error() {
         );
     }
 }
+
+#[test]
+fn messages_that_nobody_can_read_are_no_reason_to_fail() {
+    let dir = tempfile::tempdir().unwrap();
+    let warned = "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\nupstream = \"b\"\n\
+        [[upstream]]\nname = \"b\"\nservers = [\"127.0.0.1:1\"]\n";
+    std::fs::write(dir.path().join("warned.toml"), warned).unwrap();
+    std::fs::write(dir.path().join("broken.toml"), "[[listener]]\n").unwrap();
+    for (arguments, code) in [
+        (["check", "-c", "warned.toml"], 0),
+        (["check", "-c", "broken.toml"], 78),
+        (["check", "-c", "missing.toml"], 78),
+        (["run", "-c", "broken.toml"], 78),
+    ] {
+        let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        let status = command.current_dir(dir.path()).args(arguments).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments:?}");
+    }
+}

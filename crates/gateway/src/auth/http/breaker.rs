@@ -1,4 +1,4 @@
-//! A circuit breaker that no single client can open. Enters: how requests ended. Leaves: whether further ones may be sent.
+//! A circuit breaker that no single client can keep open. Enters: how requests ended. Leaves: whether further ones may be sent.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::limits::Site;
 
@@ -59,6 +60,19 @@ impl Failure {
     }
 }
 
+/// Why the breaker opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// Requests for clients of several sites failed, or connections were refused.
+    Failing,
+    /// No response to requests for clients of few sites, who may have found a request that takes the service long: a probe
+    /// has to confirm it at once.
+    Suspected,
+}
+
+/// Failures this old are forgotten.
+const WINDOW: Duration = Duration::from_secs(60);
+
 /// Closed, it lets requests pass. It opens after `after` failures in a row, and stays open until a probe succeeds.
 #[derive(Debug)]
 pub(super) struct Breaker {
@@ -71,6 +85,8 @@ pub(super) struct Breaker {
 /// Failures since the last success.
 #[derive(Debug, Default)]
 struct Failures {
+    last: Option<Instant>,
+    refused: u32,
     silent: u32,
     errors: u32,
     /// At most [`MIN_SITES`].
@@ -96,26 +112,38 @@ impl Breaker {
         *self.failures.lock() = Failures::default();
     }
 
-    /// Records a failed request for the client at `address`. Returns whether the breaker opens: after failures to get any
-    /// response, or after errors for clients of several sites.
-    pub(super) fn failed(&self, failure: Failure, address: IpAddr) -> bool {
+    /// Records a failed request for the client at `address`. Returns why the breaker opens, if it does: after failures to
+    /// get any response, or after errors for clients of several sites.
+    pub(super) fn failed(&self, failure: Failure, address: IpAddr) -> Option<Opening> {
         let mut failures = self.failures.lock();
+        if failures.last.is_some_and(|last| last.elapsed() > WINDOW) {
+            *failures = Failures::default();
+        }
         match failure {
-            Failure::OwnShortage => return false,
+            Failure::OwnShortage => return None,
             // The service is well.
             Failure::Rejected => {
                 *failures = Failures::default();
-                return false;
+                return None;
             }
-            Failure::Unreachable | Failure::Timeout => failures.silent = failures.silent.saturating_add(1),
+            Failure::Unreachable => failures.refused = failures.refused.saturating_add(1),
+            Failure::Timeout => failures.silent = failures.silent.saturating_add(1),
             Failure::Overload | Failure::Error => failures.errors = failures.errors.saturating_add(1),
         }
         if failures.sites.len() < MIN_SITES {
             failures.sites.insert(Site::of(address));
         }
-        let all = failures.silent.saturating_add(failures.errors);
-        let opens = failures.silent >= self.after || (all >= self.after && failures.sites.len() >= MIN_SITES);
-        opens && !self.is_open.swap(true, Ordering::Relaxed)
+        failures.last = Some(Instant::now());
+        let no_response = failures.silent.saturating_add(failures.refused);
+        let all = no_response.saturating_add(failures.errors);
+        let opening = if failures.refused >= self.after || (all >= self.after && failures.sites.len() >= MIN_SITES) {
+            Opening::Failing
+        } else if no_response >= self.after {
+            Opening::Suspected
+        } else {
+            return None;
+        };
+        (!self.is_open.swap(true, Ordering::Relaxed)).then_some(opening)
     }
 
     /// Closes it: a probe has succeeded.
@@ -143,7 +171,8 @@ mod tests {
             let breaker = breaker();
             for n in 0..100 {
                 let site: IpAddr = format!("2001:db8:7:{n:x}::1").parse().unwrap();
-                assert!(!breaker.failed(failure, from(1)) && !breaker.failed(failure, site), "{failure:?}");
+                let opening = (breaker.failed(failure, from(1)), breaker.failed(failure, site));
+                assert_eq!(opening, (None, None), "{failure:?}");
             }
         }
     }
@@ -151,18 +180,34 @@ mod tests {
     #[test]
     fn errors_for_clients_of_several_sites_open_it() {
         let breaker = breaker();
-        let opened: Vec<bool> = (1..=5).map(|host| breaker.failed(Failure::Error, from(host))).collect();
-        assert_eq!(opened, [false, false, false, true, false], "it says so once");
+        let opened: Vec<_> = (1..=5).map(|host| breaker.failed(Failure::Error, from(host))).collect();
+        assert_eq!(opened, [None, None, None, Some(Opening::Failing), None], "it says so once");
         breaker.close();
-        assert!(!breaker.is_open() && !breaker.failed(Failure::Error, from(1)), "and starts anew");
+        assert!(!breaker.is_open() && breaker.failed(Failure::Error, from(1)).is_none(), "and starts anew");
     }
 
     #[test]
-    fn silence_opens_it_whoever_asked() {
-        for failure in [Failure::Timeout, Failure::Unreachable] {
+    fn silence_opens_it_and_is_confirmed_if_few_asked() {
+        let opening = |failures: [Failure; 4], hosts: [u8; 4]| {
             let breaker = breaker();
-            let opened: Vec<bool> = (1..=4).map(|_| breaker.failed(failure, from(1))).collect();
-            assert_eq!(opened, [false, false, false, true], "{failure:?}");
+            let opened: Vec<_> =
+                failures.iter().zip(hosts).map(|(failure, host)| breaker.failed(*failure, from(host))).collect();
+            assert_eq!(opened[..3], [None; 3]);
+            opened[3]
+        };
+        use Failure::{Timeout, Unreachable};
+        assert_eq!(opening([Unreachable; 4], [1; 4]), Some(Opening::Failing));
+        assert_eq!(opening([Timeout; 4], [1, 2, 3, 1]), Some(Opening::Failing));
+        assert_eq!(opening([Timeout; 4], [1, 2, 2, 1]), Some(Opening::Suspected));
+        assert_eq!(opening([Timeout, Timeout, Unreachable, Timeout], [1; 4]), Some(Opening::Suspected));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_expire() {
+        let breaker = breaker();
+        for _ in 0..10 {
+            assert!((1..=3).all(|host| breaker.failed(Failure::Unreachable, from(host)).is_none()));
+            tokio::time::advance(WINDOW + Duration::from_secs(1)).await;
         }
     }
 
@@ -170,7 +215,7 @@ mod tests {
     fn any_decision_shows_that_the_service_works() {
         let breaker = breaker();
         for _ in 0..10 {
-            assert!((1..=3).all(|host| !breaker.failed(Failure::Timeout, from(host))));
+            assert!((1..=3).all(|host| breaker.failed(Failure::Timeout, from(host)).is_none()));
             breaker.succeeded();
         }
     }

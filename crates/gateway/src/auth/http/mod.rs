@@ -17,7 +17,7 @@ use serde_json::{Map, Value as Json};
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
-use self::breaker::{Breaker, Failure};
+use self::breaker::{Breaker, Failure, Opening};
 use self::response::{Response, Verdict};
 use super::cache::{Cache, CacheKey};
 use super::{Candidate, Decision, Principal, open_ca};
@@ -170,8 +170,8 @@ impl Service {
         };
         let Problem { text, failure } = problem;
         self.metrics.failed(failure.label());
-        if self.breaker.failed(failure, candidate.remote()) {
-            self.open_breaker(name);
+        if let Some(opening) = self.breaker.failed(failure, candidate.remote()) {
+            self.opened(opening, name);
         }
         note_detail(&text);
         // Rarely, because clients may cause it and could flood the log.
@@ -181,21 +181,24 @@ impl Service {
         Err(if failure.is_of_client() { Reject::AuthenticationError } else { Reject::AuthenticationUnavailable })
     }
 
-    /// Waits in the background until the service responds again, and closes the circuit breaker then. The probe is the
+    /// The circuit breaker has opened. Waits in the background until the service responds again, and closes the circuit breaker then. The probe is the
     /// gateway's own request: that of a client may be one that the service fails on.
-    fn open_breaker(&self, name: &Arc<str>) {
-        let pause = humantime::format_duration(self.breaker.period()).to_string();
-        tracing::warn!(
-            authenticator = &**name,
-            pause,
-            "circuit breaker open: the authentication service keeps failing"
-        );
-        self.metrics.up.set(0);
+    fn opened(&self, opening: Opening, name: &Arc<str>) {
         let (breaker, fetcher, period) =
             (Arc::downgrade(&self.breaker), Arc::clone(&self.fetcher), self.breaker.period());
         let (url, headers, timeout) = (self.url.clone(), self.headers.clone(), self.timeout);
         let (name, up) = (Arc::clone(name), self.metrics.up.clone());
         tokio::spawn(async move {
+            if opening == Opening::Suspected && fetcher.probe(&url, &headers, timeout).await {
+                return breaker.upgrade().iter().for_each(|breaker| breaker.close());
+            }
+            let pause = humantime::format_duration(period).to_string();
+            tracing::warn!(
+                authenticator = &*name,
+                pause,
+                "circuit breaker open: the authentication service keeps failing"
+            );
+            up.set(0);
             loop {
                 tokio::time::sleep(period).await;
                 let Some(breaker) = breaker.upgrade() else { return };

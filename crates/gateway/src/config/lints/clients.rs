@@ -4,7 +4,6 @@
 use super::super::diagnostics::{Complaint, Diagnostics};
 use super::super::tables::{Authenticator, BanKey, Listener, Method, Password, Settings, TlsMode};
 use super::super::values::{Cidr, Setting};
-use super::uses_registry;
 use crate::expr::{ClientKind, Expression};
 use crate::peer::{FACTS, root_of};
 
@@ -22,7 +21,7 @@ pub(super) fn run(listener: &Listener, settings: &Settings, diagnostics: &mut Di
         let others = || admitted.iter().any(|other| other.name() == clients.name());
         // Clients without a certificate, where one is optional, may well be rejected.
         let is_odd = match clients.proof {
-            Proof::RawKey | Proof::Psk => clients.name().is_none() || !others(),
+            Proof::RawKey(_) | Proof::Psk(_) => clients.name().is_none() || !others(),
             Proof::Certificate | Proof::None => clients.name().is_some() && !others(),
         };
         if let Some((expression, root)) = clients.rejected_by().filter(|_| is_odd) {
@@ -41,8 +40,15 @@ pub(super) fn run(listener: &Listener, settings: &Settings, diagnostics: &mut Di
 enum Proof {
     None,
     Certificate,
-    RawKey,
-    Psk,
+    RawKey(Source),
+    Psk(Source),
+}
+
+/// Where the gateway finds a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    File,
+    Registry,
 }
 
 /// A kind of clients.
@@ -69,17 +75,22 @@ fn kinds_of<'a>(listener: &'a Listener, settings: &'a Settings) -> Vec<Clients<'
 fn proofs_of(listener: &Listener) -> Vec<Proof> {
     match listener.tls.as_ref().map(|tls| &tls.mode) {
         None => vec![Proof::None],
-        Some(TlsMode::Psk(_)) => vec![Proof::Psk],
+        Some(TlsMode::Psk(psk)) => sources(psk.file.is_some(), psk.registry).map(Proof::Psk).collect(),
         Some(TlsMode::Certificate(tls)) => {
             let mut proofs = Vec::new();
             proofs.extend(tls.client.as_ref().map(|_| Proof::Certificate));
-            proofs.extend(tls.raw_keys.as_ref().map(|_| Proof::RawKey));
+            let keys = tls.raw_keys.iter().flat_map(|keys| sources(keys.file.is_some(), keys.registry));
+            proofs.extend(keys.map(Proof::RawKey));
             if tls.client.as_ref().map_or(tls.raw_keys.is_none(), |client| !client.required) {
                 proofs.push(Proof::None);
             }
             proofs
         }
     }
+}
+
+fn sources(file: bool, registry: bool) -> impl Iterator<Item = Source> {
+    file.then_some(Source::File).into_iter().chain(registry.then_some(Source::Registry))
 }
 
 impl<'a> Clients<'a> {
@@ -98,9 +109,8 @@ impl<'a> Clients<'a> {
             "jwt" => matches!(self.method(), Some(Method::Jwt(_))),
             "http" => matches!(self.method(), Some(Method::Http(_))),
             "device" => {
-                let by_key = matches!(self.proof, Proof::RawKey | Proof::Psk);
-                matches!(self.method(), Some(Method::Registry(_)))
-                    || (by_key && self.listener.tls.as_ref().is_some_and(uses_registry))
+                matches!(self.proof, Proof::RawKey(Source::Registry) | Proof::Psk(Source::Registry))
+                    || matches!(self.method(), Some(Method::Registry(_)))
             }
             "auth" => self.authenticator.is_some(),
             _ => true,
@@ -110,8 +120,10 @@ impl<'a> Clients<'a> {
     fn is_proved(&self, path: &str) -> bool {
         match root_of(path) {
             "cert" | "jwt" | "http" | "device" => self.has_root(root_of(path)),
-            "tls" if path == "tls.psk_identity" => self.proof == Proof::Psk,
-            "tls" => self.proof == Proof::RawKey && FACTS.iter().any(|fact| fact.path == path && fact.proved),
+            "tls" if path == "tls.psk_identity" => matches!(self.proof, Proof::Psk(_)),
+            "tls" => {
+                matches!(self.proof, Proof::RawKey(_)) && FACTS.iter().any(|fact| fact.path == path && fact.proved)
+            }
             // Passwords prove user names; a service is given both.
             "mqtt" => path == USERNAME && matches!(self.method(), Some(Method::PasswordFile(_) | Method::Http(_))),
             _ => false,
@@ -123,8 +135,9 @@ impl<'a> Clients<'a> {
         let (has_root, is_proved) =
             (|root: &str| self.has_root(root), |path: &str| bound.contains(&path) || self.is_proved(path));
         let has_fact = |path: &str| match path {
-            "tls.psk_identity" => self.proof == Proof::Psk,
-            "tls.key_name" | "tls.key_fingerprint" => self.proof == Proof::RawKey,
+            "tls.psk_identity" => matches!(self.proof, Proof::Psk(_)),
+            "tls.key_name" => self.proof == Proof::RawKey(Source::File),
+            "tls.key_fingerprint" => matches!(self.proof, Proof::RawKey(_)),
             _ => true,
         };
         let kind = |authenticator: &'a Authenticator| (authenticator.name.as_str(), authenticator.method.kind());
@@ -163,8 +176,8 @@ impl<'a> Clients<'a> {
     fn rejection(&self, root: Option<&str>) -> String {
         let who = match (self.name(), self.proof) {
             (Some(name), _) => format!("clients of the authenticator `{name}`"),
-            (None, Proof::RawKey) => "clients with a raw public key".to_owned(),
-            (None, Proof::Psk) => "clients with a pre-shared key".to_owned(),
+            (None, Proof::RawKey(_)) => "clients with a raw public key".to_owned(),
+            (None, Proof::Psk(_)) => "clients with a pre-shared key".to_owned(),
             (None, Proof::Certificate) => "clients with a certificate".to_owned(),
             (None, Proof::None) => "clients without a certificate".to_owned(),
         };
@@ -252,9 +265,11 @@ fn report_unbound_client_id(
 ) {
     let is_bound = |clients: &Clients<'_>| {
         let bound = clients.bound();
-        let is_replaced =
-            |expression: &Setting<Expression>| clients.with(&bound, |client| expression.value.is_of_proved(client));
-        bound.contains(&CLIENT_ID) || listener.connect.client_id.as_ref().is_some_and(is_replaced)
+        // The broker sees the replacement alone.
+        match &listener.connect.client_id {
+            Some(replacement) => clients.with(&bound, |client| replacement.value.is_of_proved(client)),
+            None => bound.contains(&CLIENT_ID),
+        }
     };
     let unbound: Vec<_> = admitted.iter().filter(|clients| !is_bound(clients)).collect();
     if let Some(rule) = listener.bans.iter().find(|rule| rule.key == BanKey::ClientId)

@@ -64,7 +64,7 @@ pub(in crate::config) struct AuthenticatorTable {
     max_concurrency: Setting<NonZeroU32>,
     /// `http`: how long a `deny` or `ignore` response is cached; `0s` disables the cache.
     negative_cache: Setting<Period>,
-    /// `http`: consecutive failures that open the circuit breaker. No single client can open it.
+    /// `http`: consecutive failures that open the circuit breaker. No single client can keep it open.
     break_after: Setting<NonZeroU32>,
     /// `http`: time between two probes of the service while the circuit breaker is open.
     break_time: Setting<Timeout>,

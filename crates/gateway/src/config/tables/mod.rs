@@ -160,6 +160,10 @@ fn check_known(kind: &str, name: &Setting<String>, known: &[String], document: &
     }
     let hint = match suggest(name, known.iter().map(String::as_str)) {
         Some(suggestion) => format!("did you mean `{suggestion}`?"),
+        // Those of the file could not be read.
+        None if known.is_empty() && document.diagnostics.has_errors() => {
+            return Err(document.diagnostics.already_reported());
+        }
         None if known.is_empty() => format!("no {kind} is defined"),
         None => format!("defined: {}", known.join(", ")),
     };

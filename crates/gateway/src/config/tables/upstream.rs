@@ -1,5 +1,6 @@
 //! `[[upstream]]`.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -8,7 +9,8 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
@@ -94,9 +96,10 @@ enum ServerTable {
 /// One broker with its settings.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("required" = ["address"]))]
 struct ServerOptions {
     /// `host:port`, or `embedded`.
-    address: String,
+    address: Option<String>,
     /// Share of the sessions relative to other servers, 1 to 1000.
     #[serde(default = "default_weight")]
     weight: u32,
@@ -117,16 +120,28 @@ const fn default_weight() -> u32 {
     1
 }
 
-/// Implemented by hand for its messages: serde's untagged enum only reports that no variant matches.
+/// Implemented by hand for its errors: those of serde's untagged enums name neither the key nor its location.
 impl<'de> Deserialize<'de> for ServerTable {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match toml::Value::deserialize(deserializer)? {
-            toml::Value::String(address) => Ok(Self::Address(address)),
-            table => match ServerOptions::deserialize(table) {
-                Ok(options) => Ok(Self::Table(options)),
-                Err(error) => Err(D::Error::custom(error.message())),
-            },
-        }
+        deserializer.deserialize_any(ServerVisitor)
+    }
+}
+
+struct ServerVisitor;
+
+impl<'de> Visitor<'de> for ServerVisitor {
+    type Value = ServerTable;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("`host:port` or a table")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, address: &str) -> Result<ServerTable, E> {
+        Ok(ServerTable::Address(address.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ServerTable, A::Error> {
+        ServerOptions::deserialize(MapAccessDeserializer::new(map)).map(ServerTable::Table)
     }
 }
 
@@ -358,6 +373,8 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
     })
 }
 
+const SERVER_HINT: &str = "write \"host:port\", for example \"10.0.0.113:1883\"";
+
 fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> Result<Vec<Server>, Reported> {
     let servers = document.require(table.servers.as_ref(), table, "servers", "servers = [\"10.0.0.113:1883\"]")?;
     if servers.is_empty() {
@@ -365,44 +382,66 @@ fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> 
     }
     let mut validated = Ok(Vec::new());
     for server in &servers.value {
-        let (address, weight, max_connections, backup) = match &server.value {
-            ServerTable::Address(address) => (address, default_weight(), None, false),
-            ServerTable::Table(options) => (&options.address, options.weight, options.max_connections, options.backup),
-        };
-        let service = match &server.value {
-            ServerTable::Table(ServerOptions { drain: true, down: true, .. }) => {
-                document.error(server, "a server has either `drain` or `down`: with `down`, its sessions stay");
-                Service::Down
-            }
-            ServerTable::Table(ServerOptions { drain: true, .. }) => Service::Drain,
-            ServerTable::Table(ServerOptions { down: true, .. }) => Service::Down,
-            _ => Service::Active,
-        };
-        if !(1..=MAX_WEIGHT).contains(&weight) {
-            document.error(server, format!("`weight` must be between 1 and {MAX_WEIGHT}"));
-        }
-        match parse_address(address) {
-            Ok(ServerAddress::Embedded) => {
-                let message = "the embedded broker keeps all data in memory and does not authenticate clients";
-                document.warning(server, Complaint::new(message).hint("use it only for tests and trials"));
-                if let Some(tls) = &table.tls {
-                    document.error(tls, "the embedded broker runs inside the gateway and does not support TLS");
-                }
-            }
-            Ok(_) => {}
-            Err(message) => {
-                let hint = "write \"host:port\", for example \"10.0.0.113:1883\"";
-                validated = Err(document.error(server, Complaint::new(message).hint(hint)));
-            }
-        }
-        if let (Ok(validated), Ok(address)) = (&mut validated, parse_address(address)) {
-            validated.push(Server { address, weight, max_connections, backup, service });
+        match (validate_server(server, table, document), &mut validated) {
+            (Ok(server), Ok(validated)) => validated.push(server),
+            (Ok(_), Err(_)) => {}
+            (Err(reported), _) => validated = Err(reported),
         }
     }
     if validated.as_ref().is_ok_and(|servers| servers.iter().all(|server| server.service != Service::Active)) {
         document.warning(servers, "no server takes new sessions: all have `drain` or `down`");
     }
     validated
+}
+
+fn validate_server(
+    server: &Setting<ServerTable>,
+    table: &Setting<UpstreamTable>,
+    document: &mut Document,
+) -> Result<Server, Reported> {
+    let validated = match &server.value {
+        ServerTable::Address(address) => validate_address(address, server, document).map(|address| Server {
+            address,
+            weight: default_weight(),
+            max_connections: None,
+            backup: false,
+            service: Service::Active,
+        }),
+        ServerTable::Table(options) => {
+            let address = document.require(options.address.as_ref(), server, "address", SERVER_HINT);
+            let address = address.and_then(|address| validate_address(address, server, document));
+            let service = match (options.drain, options.down) {
+                (true, true) => {
+                    let message = "a server has either `drain` or `down`: with `down`, its sessions stay";
+                    Err(document.error(server, message))
+                }
+                (true, false) => Ok(Service::Drain),
+                (false, true) => Ok(Service::Down),
+                (false, false) => Ok(Service::Active),
+            };
+            if !(1..=MAX_WEIGHT).contains(&options.weight) {
+                return Err(document.error(server, format!("`weight` must be between 1 and {MAX_WEIGHT}")));
+            }
+            let ServerOptions { weight, max_connections, backup, .. } = *options;
+            Ok(Server { address: address?, weight, max_connections, backup, service: service? })
+        }
+    }?;
+    if matches!(validated.address, ServerAddress::Embedded) {
+        let message = "the embedded broker keeps all data in memory and does not authenticate clients";
+        document.warning(server, Complaint::new(message).hint("use it only for tests and trials"));
+        if let Some(tls) = &table.tls {
+            document.error(tls, "the embedded broker runs inside the gateway and does not support TLS");
+        }
+    }
+    Ok(validated)
+}
+
+fn validate_address(
+    address: &str,
+    server: &Setting<ServerTable>,
+    document: &mut Document,
+) -> Result<ServerAddress, Reported> {
+    parse_address(address).map_err(|message| document.error(server, Complaint::new(message).hint(SERVER_HINT)))
 }
 
 fn parse_address(text: &str) -> Result<ServerAddress, String> {
