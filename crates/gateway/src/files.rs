@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{Complaint, Diagnostics, Located};
 use crate::util::file::{MAX_PEM_LEN, read};
+use crate::util::invisible::is_invisible;
 use crate::util::pem::{Section, sections};
 
 /// Part of the label of every private key in PEM.
@@ -35,7 +36,11 @@ pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint
                 chain.push(CertificateDer::from(der[..der.len() - rest.len()].to_vec()));
             }
             // A key, its parameters, or a CRL may be in the same file.
-            other if other.ends_with("KEY") || other.ends_with("PARAMETERS") || other.ends_with("CRL") => {}
+            other if other.ends_with("KEY") || other.ends_with("PARAMETERS") || other.ends_with("CRL") => {
+                if X509Certificate::from_der(&der).is_ok() {
+                    return Err(invalid(format!("a section `{other}` is a certificate")));
+                }
+            }
             other => return Err(Complaint::new(format!("{}: unknown section `{other}`", path.display()))),
         }
     }
@@ -151,10 +156,10 @@ pub(crate) fn parse_entries(
     bytes: &[u8],
     mut take: impl FnMut(&str, &[u8]) -> Result<(), String>,
 ) -> Result<(), String> {
-    // Without it, a byte order mark would be a part of the first name.
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
+        // A byte order mark would be a part of the name. One within the file was at the start of another one.
+        let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
         if line.trim_ascii().is_empty() || line.starts_with(b"#") {
             continue;
         }
@@ -164,7 +169,39 @@ pub(crate) fn parse_entries(
         if name.is_empty() {
             return Err(complain("the name is empty"));
         }
+        // Nobody sees it, so nobody would send it.
+        if name.trim() != name || name.contains(|c: char| c.is_control() || is_invisible(c)) {
+            return Err(complain("the name has a blank at its start or end, or an invisible character"));
+        }
         take(name, &line[colon + 1..]).map_err(|what| complain(&what))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_is_read_or_is_an_error() {
+        let names = |text: &[u8]| {
+            let mut names = Vec::new();
+            parse_entries(text, |name, _| {
+                names.push(name.to_owned());
+                Ok(())
+            })
+            .map(|()| names)
+        };
+        let two = Ok(vec!["a".to_owned(), "b".to_owned()]);
+        for text in ["a:1\nb:2", "\u{feff}a:1\r\n\r\n# c:3\r\nb:2\r\n", "a:1\n\u{feff}b:2\n", "a:1\n\u{feff}# c\nb:2\n"]
+        {
+            assert_eq!(names(text.as_bytes()), two, "{text:?}");
+        }
+        for name in ["", " b", "b ", "\tb", "\u{a0}b", "\x0cb", "\0b", "b\u{200b}", "\u{feff}\u{feff}b", "b\u{202e}c"] {
+            let error = names(format!("a:1\n{name}:2\n").as_bytes()).unwrap_err();
+            assert!(error.starts_with("line 2: the name "), "{name:?}: {error}");
+        }
+        let utf16: Vec<u8> = "a:1\nb:2\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert!(names(&utf16).is_err() && names(b"a b:1").is_ok() && names("\u{e4}:1".as_bytes()).is_ok());
+    }
 }

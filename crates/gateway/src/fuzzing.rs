@@ -38,8 +38,10 @@ fn credentials(bytes: &[u8]) {
         Ok(())
     });
     if read.is_ok() {
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let is_entry = |line: &&[u8]| !line.trim_ascii().is_empty() && !line.starts_with(b"#");
+        let is_entry = |line: &&[u8]| {
+            let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+            !line.trim_ascii().is_empty() && !line.starts_with(b"#")
+        };
         assert_eq!(bytes.split(|byte| *byte == b'\n').filter(is_entry).count(), entries);
     }
     auth::fuzz_password_hash(bytes);

@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 
+use crate::util::invisible::is_invisible;
+
 /// Escapes what it writes to the inner writer.
 #[derive(Debug)]
 pub(super) struct Escaping<W>(pub(super) W);
@@ -35,12 +37,6 @@ fn escape(line: &[u8]) -> Cow<'_, [u8]> {
         }
     }
     Cow::Owned(escaped.into_bytes())
-}
-
-const fn is_invisible(c: char) -> bool {
-    matches!(c,
-        '\u{7f}'..='\u{9f}' | '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 #[cfg(test)]

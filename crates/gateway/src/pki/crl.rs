@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use webpki::BorrowedCertRevocationList;
 use x509_parser::der_parser::asn1_rs::{Any, Class};
 use x509_parser::extensions::{ParsedExtension, X509Extension};
-use x509_parser::prelude::FromDer;
+use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 use super::chain::IssuerId;
@@ -67,7 +67,9 @@ impl Crl {
             match label.as_str() {
                 "X509 CRL" | "CRL" => ders.push(der),
                 // A CA may publish its certificate in the same file.
-                other if other.ends_with("CERTIFICATE") => {}
+                other if other.ends_with("CERTIFICATE") => {
+                    X509Certificate::from_der(&der).map_err(|_| format!("a section `{other}` is no certificate"))?;
+                }
                 other => return Err(format!("unknown section `{other}`")),
             }
         }

@@ -4,6 +4,7 @@ pub(crate) mod clip;
 pub(crate) mod clock;
 pub mod crypto;
 pub(crate) mod file;
+pub(crate) mod invisible;
 pub(crate) mod pem;
 pub(crate) mod suggest;
 pub(crate) mod url;

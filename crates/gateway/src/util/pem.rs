@@ -68,11 +68,19 @@ fn newlines(text: &str) -> usize {
     text.bytes().filter(|byte| *byte == b'\n').count()
 }
 
-/// Rejects text between sections that was probably meant to be one. `line`: of its first byte.
+/// Rejects text between sections that was probably meant to be one: a section with a mistake, one without its first and last
+/// line, DER, or PEM in UTF-16. `line`: of its first byte.
 fn reject_remains(text: &str, line: usize) -> Result<(), String> {
+    let is_binary = |c: char| c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\x0b' | '\x0c' | '\r');
+    if let Some(at) = text.find(is_binary) {
+        return Err(format!("line {}: binary data outside a section", line + newlines(&text[..at])));
+    }
     let is_suspect = |line: &str| {
         // Word processors make one long dash of several.
         let line = line.to_ascii_uppercase().replace(is_long_dash, "--");
+        if is_encoded(&line) {
+            return true;
+        }
         let mut words = ["--BEGIN", "-- BEGIN", "--END ", "-- END "].iter();
         // Its dashes may have been taken for those of the section before.
         let begins = || line.trim_start().starts_with("BEGIN ") || line.trim_start().starts_with("END ");
@@ -82,6 +90,14 @@ fn reject_remains(text: &str, line: usize) -> Result<(), String> {
         Some(at) => Err(format!("line {}: neither text nor a whole section", line + at)),
         None => Ok(()),
     }
+}
+
+/// Whether a line is one of base64. Fingerprints are hexadecimal.
+fn is_encoded(line: &str) -> bool {
+    const MIN_LEN: usize = 40;
+    let line = line.trim().trim_end_matches('=');
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
+    line.len() >= MIN_LEN && line.bytes().all(is_base64) && !line.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 const fn is_long_dash(c: char) -> bool {
@@ -134,6 +150,25 @@ mod tests {
             assert!(error.starts_with(&format!("line {line}: ")), "{broken}: {error}");
             assert!(labels(&format!("{broken}{whole}")).is_err(), "{broken}");
         }
+    }
+
+    #[test]
+    fn what_is_no_text_between_sections_is_an_error() {
+        let whole = "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n";
+        let utf16: Vec<u8> = whole.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let der = [0x30, 0x82, 0x01, 0x02, 0x30, 0x03];
+        let bare = "MIIBtjCCAVugAwIBAgIUDZ0kz3P0mMjzJLWjZ0eVyq3Z0V8wCgYIKoZIzj0EAwIw\nAAEC\n";
+        for part in [&utf16[..], &der, bare.as_bytes(), &[0x1f, 0x8b, 8, 0]] {
+            for text in [[whole.as_bytes(), part].concat(), [part, b"\n", whole.as_bytes()].concat()] {
+                assert!(sections(&text).is_err(), "{part:?}");
+            }
+        }
+        let sha256 = "b4".repeat(32);
+        for comment in [&*sha256, "====================================================", "C\u{f4}te\t\x0c", "# a:b"] {
+            assert_eq!(labels(&format!("{comment}\n{whole}{comment}")).map(|found| found.len()), Ok(1), "{comment}");
+        }
+        let latin_1 = [b"C\xf4te\n", whole.as_bytes()].concat();
+        assert_eq!(sections(&latin_1).map(|found| found.len()), Ok(1));
     }
 
     #[test]

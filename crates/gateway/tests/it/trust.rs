@@ -413,6 +413,42 @@ async fn bundles_and_lists_are_read_to_their_end_however_they_are_glued() {
 }
 
 #[tokio::test]
+async fn what_is_no_pem_in_a_list_is_an_error_and_never_half_a_list() {
+    let (pki, other, broker) = (Pki::new(), Pki::named("Other"), Broker::start().await);
+    let dir = tempfile::tempdir().unwrap();
+    let (crls, bundle) = (dir.path().join("crls.pem"), dir.path().join("bundle.pem"));
+    let whole = fs::read_to_string(pki.crls()).unwrap();
+    let (first, second) = whole.split_at(whole.rfind("-----BEGIN").unwrap());
+    let binary = |text: &str| {
+        use base64::Engine as _;
+        let body: String = text.lines().filter(|line| !line.starts_with('-')).collect();
+        base64::engine::general_purpose::STANDARD.decode(body).unwrap()
+    };
+    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let bare =
+        |text: &str| text.lines().filter(|line| !line.starts_with('-')).collect::<Vec<_>>().join("\n").into_bytes();
+    fs::write(&crls, &whole).unwrap();
+    fs::copy(pki.root(), &bundle).unwrap();
+    let tls =
+        format!("{}client_ca = {bundle:?}\ncrl = [{crls:?}]\ncrl_missing = \"allow\"\n", pki.listener_tls_without_ca());
+    let gateway = gateway(&broker, &tls).await;
+    let mislabelled = second.replace("X509 CRL", "CERTIFICATE").into_bytes();
+    for part in [binary(second), utf16(second), bare(second), mislabelled] {
+        fs::write(&crls, [first.as_bytes(), &part].concat()).unwrap();
+        assert!(gateway.gateway.reload().await.is_err(), "{:?}", String::from_utf8_lossy(&part));
+    }
+    fs::write(&crls, &whole).unwrap();
+    let root = fs::read_to_string(pki.root()).unwrap();
+    let mislabelled = root.replace("CERTIFICATE", "X509 CRL").into_bytes();
+    for part in [binary(&root), utf16(&root), bare(&root), mislabelled] {
+        fs::write(&bundle, [fs::read(other.root()).unwrap(), part].concat()).unwrap();
+        assert!(gateway.gateway.reload().await.is_err());
+    }
+    fs::write(&bundle, root).unwrap();
+    gateway.gateway.reload().await.unwrap();
+}
+
+#[tokio::test]
 async fn the_certificates_that_devices_have_are_counted() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
     let gateway = gateway(&broker, &pki.listener_tls()).await;
