@@ -75,8 +75,8 @@ fn ticks(period: Duration) -> Interval {
     ticks
 }
 
-/// Does at once all that is otherwise done at the next ticks, and returns once it is done; requests that it begins go on in
-/// the background.
+/// Does at once what is otherwise done at the next ticks about files and revocation, and returns once it is done; requests
+/// that it begins go on in the background.
 #[cfg(feature = "test-util")]
 pub(crate) async fn run_once(shared: Arc<Shared>) {
     fetch_due(&shared);
@@ -131,11 +131,11 @@ fn drain_servers(shared: &Shared) {
             continue;
         }
         for session in shared.state.sessions.all() {
-            let info = &session.info;
-            let uses_upstream =
-                || runtime.listener(&info.listener).is_some_and(|it| it.upstream.name() == upstream.name());
-            let is_on_it = info.upstream().is_some_and(|upstream| servers.contains(&upstream.server));
-            if left > 0 && is_on_it && uses_upstream() && session.end(CloseReason::ServerDrained) {
+            let Some(chosen) = session.info.upstream() else { continue };
+            // A reload may have renamed the upstream, or have moved the listener to another one.
+            let is_renamed = || runtime.upstreams.iter().all(|upstream| upstream.name() != &*chosen.name);
+            let is_on_it = servers.contains(&chosen.server) && (&*chosen.name == upstream.name() || is_renamed());
+            if left > 0 && is_on_it && session.end(CloseReason::ServerDrained) {
                 left -= 1;
             }
         }

@@ -102,6 +102,8 @@ enum Action {
 struct Signals {
     hangup: Signal,
     user1: Signal,
+    user2: Signal,
+    quit: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -111,20 +113,31 @@ impl Signals {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+            quit: signal(SignalKind::quit())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
 
     async fn next(&mut self) -> Action {
-        tokio::select! {
-            _ = self.hangup.recv() => Action::Reload,
-            _ = self.user1.recv() => Action::ReopenLog,
-            () = async { tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} } } => Action::Drain,
+        loop {
+            return tokio::select! {
+                _ = self.hangup.recv() => Action::Reload,
+                _ = self.user1.recv() => Action::ReopenLog,
+                _ = self.quit.recv() => Action::Drain,
+                _ = self.terminate.recv() => Action::Drain,
+                _ = self.interrupt.recv() => Action::Drain,
+                // In NGINX, it replaces the program. Its default action would end all sessions.
+                _ = self.user2.recv() => {
+                    tracing::warn!("SIGUSR2 has no effect: to replace the program, start the new one, then stop this one");
+                    continue;
+                }
+            };
         }
     }
 
-    /// Waits for SIGTERM or SIGINT.
+    /// Waits for a signal that stops the gateway.
     async fn stop(&mut self) {
         while self.next().await != Action::Drain {}
     }

@@ -62,8 +62,8 @@ impl Document {
         let (mut tree, errors) = DeTable::parse_recoverable(source);
         for (index, error) in errors.iter().enumerate() {
             let is_duplicate = error.message() == "duplicate key";
-            // After a table that is there twice, each of its keys is.
-            if is_duplicate && errors[..index].iter().any(|error| error.message() == "duplicate key") {
+            // After a table that is there twice, each of its keys is; after a syntax error, some may only seem to be.
+            if is_duplicate && index > 0 {
                 continue;
             }
             let mut complaint = Complaint::new(error.message());

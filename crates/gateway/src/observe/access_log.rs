@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn combined_has_the_nine_columns_of_nginx() {
         let info = info("thing001");
-        info.set_server("127.0.0.1:1883".into());
+        info.set_server("brokers".into(), "127.0.0.1:1883".into());
         info.count_bytes(120, 30);
         let end = End { info: &info, outcome: Outcome::Closed(CloseReason::Ok) };
         let line = line(Format::Combined, &end, at());
@@ -252,7 +252,7 @@ mod tests {
         info.set_connect("a", None, portcullis_wire::Version::V5);
         assert_eq!(stage(&info, Outcome::Closed(CloseReason::CertificateRevoked)), "admit");
         assert_eq!(stage(&info, Outcome::Rejected(Reject::UpstreamUnreachable)), "upstream");
-        info.set_server("127.0.0.1:1883".into());
+        info.set_server("brokers".into(), "127.0.0.1:1883".into());
         assert_eq!(stage(&info, drained), "upstream");
         info.set_connected();
         assert_eq!(stage(&info, drained), "relay");

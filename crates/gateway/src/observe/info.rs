@@ -83,6 +83,8 @@ pub struct ConnectInfo {
 /// Set once a broker was chosen.
 #[derive(Debug)]
 pub struct UpstreamInfo {
+    /// The name of the upstream, at that time.
+    pub name: Arc<str>,
     /// The broker's address, or its name in the configuration.
     pub server: Arc<str>,
     /// The time from accept to the broker's CONNACK.
@@ -237,9 +239,9 @@ impl SessionInfo {
         let _ = self.authenticator.set(name);
     }
 
-    /// Sets the broker that was chosen.
-    pub(crate) fn set_server(&self, server: Arc<str>) {
-        let _ = self.upstream.set(UpstreamInfo { server, connected_after: OnceLock::new() });
+    /// Sets the broker that was chosen: the name of its upstream, and its own.
+    pub(crate) fn set_server(&self, name: Arc<str>, server: Arc<str>) {
+        let _ = self.upstream.set(UpstreamInfo { name, server, connected_after: OnceLock::new() });
     }
 
     /// Sets the time at which the broker answered CONNECT.

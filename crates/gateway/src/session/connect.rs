@@ -173,7 +173,7 @@ async fn forward(
     record: &Record,
 ) -> Result<(Dialed, Vec<u8>, Option<u8>), Reject> {
     let mut dialed = listener.upstream.dial(hash_key.as_bytes()).await?;
-    record.info.set_server(Arc::clone(&dialed.server));
+    record.info.set_server(Arc::clone(&dialed.upstream), Arc::clone(&dialed.server));
     match send_connect(&mut dialed.stream, packets).await {
         Ok((answer, code)) => Ok((dialed, answer, code)),
         Err(reject) => {

@@ -21,6 +21,8 @@ const MAX_CONNECT_TIMEOUTS: u32 = 3;
 pub(crate) struct Dialed {
     /// The connection.
     pub stream: Stream,
+    /// The name of the upstream.
+    pub(crate) upstream: Arc<str>,
     /// The server's label in logs.
     pub server: Arc<str>,
     /// The session's permit on the server.
@@ -50,7 +52,12 @@ impl Upstream {
                 Ok(Ok(stream)) => {
                     health.succeeded(Instant::now());
                     endpoint.state.metrics.connected.inc();
-                    return Ok(Dialed { stream, server: Arc::clone(&endpoint.label), lease });
+                    return Ok(Dialed {
+                        stream,
+                        upstream: Arc::clone(&self.name),
+                        server: Arc::clone(&endpoint.label),
+                        lease,
+                    });
                 }
                 Ok(Err(error)) => error,
                 Err(_) => io::ErrorKind::TimedOut.into(),

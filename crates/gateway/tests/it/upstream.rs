@@ -243,8 +243,10 @@ async fn a_server_is_taken_out_of_service_step_by_step_or_kept_by_its_sessions()
         client.write(b"\xc0\x00").await;
         connection.expect(b"\xc0\x00").await;
     }
-    // They end, two a second.
-    gateway.write(&configuration(", drain = true"));
+    // They end, two a second, although new sessions use another upstream.
+    let moved = format!("\n[[upstream]]\nname = \"new\"\nservers = [\"{}\"]\n{OFF}", brokers[1].address());
+    let listener = configuration(", drain = true").replacen("upstream = \"brokers\"", "upstream = \"new\"", 1);
+    gateway.write(&(listener + &moved));
     gateway.gateway.reload().await.unwrap();
     for (client, _) in &mut sessions {
         client.read_to_end().await;

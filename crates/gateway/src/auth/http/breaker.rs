@@ -188,6 +188,7 @@ mod tests {
 
     #[test]
     fn silence_opens_it_and_is_confirmed_if_few_asked() {
+        use Failure::{Timeout, Unreachable};
         let opening = |failures: [Failure; 4], hosts: [u8; 4]| {
             let breaker = breaker();
             let opened: Vec<_> =
@@ -195,7 +196,6 @@ mod tests {
             assert_eq!(opened[..3], [None; 3]);
             opened[3]
         };
-        use Failure::{Timeout, Unreachable};
         assert_eq!(opening([Unreachable; 4], [1; 4]), Some(Opening::Failing));
         assert_eq!(opening([Timeout; 4], [1, 2, 3, 1]), Some(Opening::Failing));
         assert_eq!(opening([Timeout; 4], [1, 2, 2, 1]), Some(Opening::Suspected));
