@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::Complaint;
 use crate::net::is_own_shortage;
-use crate::trust::{ServerVerifier, TrustAnchors};
+use crate::trust::{Purpose, ServerVerifier, TrustAnchors};
 use crate::util::crypto::{provider, tag};
 
 /// Time for a request and its whole response.
@@ -95,7 +95,7 @@ impl Fetcher {
     /// # Errors
     /// The file cannot be read, or contains an invalid trust anchor.
     pub(crate) fn with_anchors(path: &Path) -> Result<Self, Complaint> {
-        let anchors = TrustAnchors::read(path)?;
+        let anchors = TrustAnchors::read(path, Purpose::Servers)?;
         let tag = tag(format!("{:?}", anchors.list()).as_bytes());
         Ok(Self { client: OnceLock::new(), verifier: Some(ServerVerifier::new(anchors)), tag })
     }

@@ -12,6 +12,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
 use crate::config::Complaint;
@@ -38,16 +39,23 @@ struct Limits {
     path_len: Option<u32>,
 }
 
+/// Whose certificates end at an anchor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Clients,
+    Servers,
+}
+
 impl TrustAnchors {
     /// Reads a PEM bundle.
     ///
     /// # Errors
-    /// The file cannot be read, or contains a certificate that cannot be a trust anchor.
-    pub(crate) fn read(path: &Path) -> Result<Self, Complaint> {
+    /// The file cannot be read, or contains a certificate that cannot be a trust anchor for this purpose.
+    pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Self, Complaint> {
         let mut anchors = Self::default();
         for der in read_chain(path)? {
             let complain = |what: String| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
-            anchors.add(&der).map_err(|NotAnAnchor { what, hint }| match hint {
+            anchors.add(&der, purpose).map_err(|NotAnAnchor { what, hint }| match hint {
                 Some(hint) => complain(what).hint(hint),
                 None => complain(what),
             })?;
@@ -55,11 +63,11 @@ impl TrustAnchors {
         Ok(anchors)
     }
 
-    /// The anchors of the operating system; those that cannot be used are left out.
+    /// The anchors of the operating system for servers; those that cannot be used are left out.
     pub(crate) fn of_system() -> Self {
         let mut anchors = Self::default();
         for der in rustls_native_certs::load_native_certs().certs {
-            let _ = anchors.add(&der);
+            let _ = anchors.add(&der, Purpose::Servers);
         }
         anchors
     }
@@ -137,9 +145,10 @@ impl TrustAnchors {
         }
     }
 
-    fn add(&mut self, der: &CertificateDer<'_>) -> Result<(), NotAnAnchor> {
+    fn add(&mut self, der: &CertificateDer<'_>, purpose: Purpose) -> Result<(), NotAnAnchor> {
         let (_, certificate) = X509Certificate::from_der(der).map_err(|_| NotAnAnchor::new("it cannot be parsed"))?;
         check_authority(&certificate)?;
+        check_extensions(&certificate, purpose)?;
         let anchor = webpki::anchor_from_trusted_cert(der).map_err(|error| NotAnAnchor::new(&error.to_string()))?;
         let constraints = certificate.basic_constraints().ok().flatten();
         self.list.push(anchor.to_owned());
@@ -193,6 +202,32 @@ fn check_authority(certificate: &X509Certificate<'_>) -> Result<(), NotAnAnchor>
         return Ok(());
     }
     Err(NotAnAnchor::new(&format!("`{subject}` must not sign certificates (keyUsage without keyCertSign)")))
+}
+
+/// Checks the extensions of an authority: each critical one has to be known [RFC 5280, 4.2], and extendedKeyUsage, if there
+/// is one, has to allow the certificates that it issues to be used for `purpose`.
+fn check_extensions(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<(), NotAnAnchor> {
+    let subject = certificate.subject();
+    for extension in certificate.extensions().iter().filter(|extension| extension.critical) {
+        if extension.parsed_extension().unsupported() || extension.parsed_extension().error().is_some() {
+            let what = format!("`{subject}` has a critical extension that is not supported: {}", extension.oid);
+            return Err(NotAnAnchor::new(&what));
+        }
+    }
+    let usage = certificate.extended_key_usage();
+    let usage = usage.map_err(|_| NotAnAnchor::new("its extendedKeyUsage cannot be parsed"))?;
+    let allows = |usage: &ExtendedKeyUsage<'_>| match purpose {
+        Purpose::Clients => usage.any || usage.client_auth,
+        Purpose::Servers => usage.any || usage.server_auth,
+    };
+    if usage.is_none_or(|usage| allows(usage.value)) {
+        return Ok(());
+    }
+    let (of, name) = match purpose {
+        Purpose::Clients => ("clients", "clientAuth"),
+        Purpose::Servers => ("servers", "serverAuth"),
+    };
+    Err(NotAnAnchor::new(&format!("`{subject}` must not issue certificates of {of} (extendedKeyUsage without {name})")))
 }
 
 /// Whether keyUsage, if there is one, allows an authority to sign certificates [RFC 5280, 4.2.1.3]. One that cannot be
@@ -330,12 +365,45 @@ mod tests {
         let mut keys = keys.into_iter();
         let (root_key, between_key, leaf_key) = (keys.next().unwrap(), keys.next().unwrap(), keys.next().unwrap());
         let mut anchors = TrustAnchors::default();
-        assert!(anchors.add(root.self_signed(&root_key).unwrap().der()).is_ok());
+        assert!(anchors.add(root.self_signed(&root_key).unwrap().der(), Purpose::Servers).is_ok());
         let authority = between.signed_by(&between_key, &Issuer::new(root, root_key)).unwrap();
         let leaf = leaf.signed_by(&leaf_key, &Issuer::new(between, between_key)).unwrap();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
         let name = ServerName::try_from("localhost").unwrap();
         ServerVerifier::new(anchors).verify(leaf.der(), &[authority.der().clone()], &name, now)
+    }
+
+    #[test]
+    fn an_anchor_is_one_for_its_purpose_and_without_unknown_critical_extensions() {
+        use ExtendedKeyUsagePurpose::{Any, ClientAuth, CodeSigning, ServerAuth};
+        let add = |params: &CertificateParams, purpose| {
+            let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            TrustAnchors::default().add(certificate.der(), purpose).map_err(|error| error.what)
+        };
+        for (usages, clients, servers) in [
+            (vec![], true, true),
+            (vec![Any], true, true),
+            (vec![ClientAuth], true, false),
+            (vec![ServerAuth], false, true),
+            (vec![ClientAuth, ServerAuth], true, true),
+            (vec![CodeSigning], false, false),
+        ] {
+            let mut root = params("root", true, &[]);
+            root.extended_key_usages.clone_from(&usages);
+            let found = (add(&root, Purpose::Clients).is_ok(), add(&root, Purpose::Servers).is_ok());
+            assert_eq!(found, (clients, servers), "{usages:?}");
+        }
+        for (is_critical, expected) in [(false, true), (true, false)] {
+            let mut root = params("root", true, &[]);
+            let mut extension = rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![5, 0]);
+            extension.set_criticality(is_critical);
+            root.custom_extensions = vec![extension];
+            root.name_constraints = Some(rcgen::NameConstraints {
+                permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("example.com".to_owned())],
+                excluded_subtrees: Vec::new(),
+            });
+            assert_eq!(add(&root, Purpose::Clients).is_ok(), expected);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::revocation::RevocationStore;
 use crate::config::Complaint;
 use crate::files::read_chain;
 use crate::outcome::ChainError;
-use crate::trust::TrustAnchors;
+use crate::trust::{Purpose, TrustAnchors};
 
 /// What a CertificateRequest has room for, in bytes: its extensions have a length of two octets [RFC 8446, 4.3.2]. A longer
 /// list would make every handshake fail.
@@ -30,7 +30,7 @@ pub struct Anchors {
 
 impl Anchors {
     pub(super) fn read(path: &Path, revocation: &RevocationStore) -> Result<Self, Complaint> {
-        let (trusted, ders) = (TrustAnchors::read(path)?, read_chain(path)?);
+        let (trusted, ders) = (TrustAnchors::read(path, Purpose::Clients)?, read_chain(path)?);
         let (mut ids, mut expiries) = (Vec::new(), Vec::new());
         for (index, der) in ders.iter().enumerate() {
             let parsed = X509Certificate::from_der(der);

@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 use super::keys::{KeySource, read_pair};
 use crate::config::tables::UpstreamTls;
 use crate::config::{Complaint, Diagnostics, Reported};
-use crate::trust::{ServerVerifier, TrustAnchors};
+use crate::trust::{Purpose, ServerVerifier, TrustAnchors};
 use crate::util::crypto::provider;
 
 /// TLS settings of an upstream, compiled.
@@ -78,7 +78,7 @@ impl ClientTls {
 
 fn roots(settings: &UpstreamTls) -> Result<TrustAnchors, Complaint> {
     if let Some(ca) = &settings.ca {
-        return TrustAnchors::read(ca);
+        return TrustAnchors::read(ca, Purpose::Servers);
     }
     let roots = TrustAnchors::of_system();
     if roots.is_empty() {
