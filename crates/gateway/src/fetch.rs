@@ -198,7 +198,8 @@ impl Fetcher {
                 status,
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
             ),
-            Err(error) => error.problem == FetchProblem::Response,
+            // What the gateway itself lacks says nothing about the server.
+            Err(error) => matches!(error.problem, FetchProblem::Response | FetchProblem::OwnShortage),
         }
     }
 

@@ -143,6 +143,12 @@ fn spend_value(value: Value) -> Result<Value, ExecutionError> {
     Ok(value)
 }
 
+/// Charges a user property of CONNECT, before it is converted. It has a name and a list of its own, so it costs as much as
+/// several elements, and a client may send thousands.
+pub(super) fn spend_user_property() -> Result<(), ExecutionError> {
+    spend(8 * ELEMENT)
+}
+
 /// Charges the elements of a list or map.
 pub(super) fn spend_elements(count: usize) -> Result<(), ExecutionError> {
     spend(count.saturating_mul(ELEMENT))

@@ -94,7 +94,7 @@ fn value(fact: FactValue<'_>) -> Result<Option<Value>, ExecutionError> {
 fn user_properties(properties: &Properties<'_>) -> Result<Value, ExecutionError> {
     let mut by_name: HashMap<Key, Vec<Value>> = HashMap::new();
     for (name, value) in properties.user_properties() {
-        budget::spend_elements(1)?;
+        budget::spend_user_property()?;
         by_name.entry(name.to_owned().into()).or_default().push(text(value));
     }
     let by_name = by_name.into_iter().map(|(name, values)| (name, Value::List(Arc::new(values))));

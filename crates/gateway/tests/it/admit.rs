@@ -237,6 +237,43 @@ require = [
 }
 
 #[tokio::test]
+async fn expressions_do_not_convert_any_number_of_user_properties() {
+    let broker = Broker::start().await;
+    let rest = "[listener.admit]\nrequire = ['size(mqtt.user_properties) >= 0']\n";
+    let gateway = TestGateway::plain(&format!("{rest}{}", broker.upstream())).await;
+    let with = |count: usize| {
+        let properties: Vec<u8> = (0..count)
+            .flat_map(|n| [b"\x26\x00\x05".to_vec(), format!("{n:05}").into(), b"\0\x01v".to_vec()].concat())
+            .collect();
+        let body = [b"\x00\x04MQTT\x05\x02\x00\x3c", &*length(properties.len()), &properties, b"\x00\x00"].concat();
+        [b"\x10", &*length(body.len()), &body].concat()
+    };
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&with(900)).await;
+    broker.accept().await.expect(&with(900)).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&with(5_000)).await;
+    client.read_to_end().await;
+    drop(client);
+    let lines = gateway.lines(1).await;
+    assert!(lines[0].ends_with(" expression_failed"), "{lines:?}");
+}
+
+/// A variable byte integer [MQTT-1.5.5].
+fn length(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = u8::try_from(value % 128).unwrap();
+        value /= 128;
+        if value == 0 {
+            bytes.push(low);
+            return bytes;
+        }
+        bytes.push(low | 0x80);
+    }
+}
+
+#[tokio::test]
 async fn user_properties_given_twice_are_both_seen() {
     let (pki, broker) = (Pki::new(), Broker::start().await);
     let rest = "[listener.admit]\nrequire = ['mqtt.user_properties.site == [\"a\", \"b\"]']\n";

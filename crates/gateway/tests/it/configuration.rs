@@ -18,6 +18,20 @@ fn problems(configuration: &str) -> String {
 const REST: &str = "[[upstream]]\nname = \"brokers\"\nservers = [\"127.0.0.1:1883\"]\n";
 
 #[test]
+fn an_error_hides_no_other_and_brings_about_none() {
+    let listener = "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\nupstream = \"brokers\"\n";
+    let missing = problems(&format!("{listener}connect_timeout = \"soon\"\n"));
+    assert!(missing.contains("unknown upstream `brokers`") && missing.contains("not a duration"), "{missing}");
+    let as_table = problems(&format!("{listener}{}", REST.replace("[[upstream]]", "[upstream]")));
+    assert!(as_table.contains("expected a list of tables") && !as_table.contains("unknown upstream"), "{as_table}");
+    let in_list =
+        REST.replace("[\"127.0.0.1:1883\"]", "[\n{ address = \"a:1\" },\n{ adress = \"b:1\" },\n{ weight = 1 },\n]");
+    let in_list = problems(&format!("{listener}{in_list}"));
+    assert!(in_list.contains("p.toml:10:3") && in_list.contains("did you mean `address`?"), "{in_list}");
+    assert_eq!(in_list.matches("`address` is missing").count(), 1, "{in_list}");
+}
+
+#[test]
 fn expressions_are_judged_at_load() {
     let listener = "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\nupstream = \"brokers\"\n";
     for (expression, message, hint) in [

@@ -161,7 +161,7 @@ fn check_known(kind: &str, name: &Setting<String>, known: &[String], document: &
     let hint = match suggest(name, known.iter().map(String::as_str)) {
         Some(suggestion) => format!("did you mean `{suggestion}`?"),
         // Those of the file could not be read.
-        None if known.is_empty() && document.diagnostics.has_errors() => {
+        None if known.is_empty() && document.is_unread(kind, &Setting::default_of(())) => {
             return Err(document.diagnostics.already_reported());
         }
         None if known.is_empty() => format!("no {kind} is defined"),
