@@ -5,20 +5,23 @@
 //! seen can fetch all later changes.
 
 mod device;
+mod rows;
+mod url;
 
 pub use device::{Device, Hash, Psk, State};
+pub use url::Url;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use serde_json::Map;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::PgListener;
 use sqlx::{AnyConnection, AnyPool, Connection, Row, SqlSafeStr};
-use zeroize::Zeroizing;
+
+use rows::{change, changes, pins_by_device, read, write};
+use url::Kind;
 
 /// The versions of the schema. The `migrate!` macro would build both database drivers a second time, as a build dependency.
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
@@ -28,6 +31,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     Migrator::with_migrations(vec![
         migration(1, "devices", include_str!("../migrations/0001_devices.sql")),
         migration(2, "identity", include_str!("../migrations/0002_identity.sql")),
+        migration(3, "revision tags", include_str!("../migrations/0003_revision_tags.sql")),
     ])
 });
 
@@ -37,113 +41,26 @@ const CHANNEL: &str = "portcullis_device";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The size of the connection pool: one connection reads changes, the others write.
 const MAX_CONNECTIONS: u32 = 4;
+/// The number of transactions that keep their tags. A gateway that is further behind reads everything anew.
+const TAGS: i64 = 4096;
 /// The largest number of devices that [`Registry::changes`] and [`Registry::list`] return.
 pub const PAGE: usize = 1000;
+
+/// Reads [`Head`], in one statement, so that all values are of one database and one moment: with all tables, and from
+/// databases that older versions have created.
+const HEAD_QUERIES: [&str; 3] = [
+    "SELECT value AS revision, (SELECT value FROM registry_identity WHERE id = 1) AS identity, \
+     (SELECT tag FROM revision_tag WHERE revision_tag.revision = revision.value) AS tag FROM revision WHERE id = 1",
+    "SELECT value AS revision, (SELECT value FROM registry_identity WHERE id = 1) AS identity, \
+     CAST(NULL AS TEXT) AS tag FROM revision WHERE id = 1",
+    "SELECT value AS revision, CAST(NULL AS TEXT) AS identity, CAST(NULL AS TEXT) AS tag FROM revision WHERE id = 1",
+];
 
 /// A connection pool to a registry.
 #[derive(Debug)]
 pub struct Registry {
     pool: AnyPool,
     url: Url,
-}
-
-/// The location of a registry. `Debug` masks the password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Url {
-    text: Zeroizing<String>,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Sqlite,
-    Postgres,
-}
-
-impl std::hash::Hash for Url {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.text.as_str().hash(state);
-    }
-}
-
-impl fmt::Debug for Url {
-    /// Shows the kind of database only: the URL may contain a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Url({:?})", self.kind)
-    }
-}
-
-/// The parameters of a PostgreSQL URL that sqlx knows, by their names in libpq.
-const POSTGRES_PARAMETERS: [&str; 11] = [
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-];
-
-fn has_unknown_parameter(url: &str) -> bool {
-    let query = url.split_once('?').map_or("", |(_, query)| query.split('#').next().unwrap_or_default());
-    let mut names = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split('=').next());
-    names.any(|name| name.is_none_or(|name| !POSTGRES_PARAMETERS.contains(&name)))
-}
-
-impl Url {
-    /// Parses `sqlite:PATH`, in which `resolve` makes a relative path absolute, or `postgres://...`.
-    ///
-    /// # Errors
-    /// Describes the problem without quoting the URL, which may contain a password.
-    pub fn parse(text: &str, resolve: impl FnOnce(&str) -> String) -> Result<Self, String> {
-        if let Some(rest) = text.strip_prefix("sqlite:") {
-            let path = rest.strip_prefix("//").unwrap_or(rest);
-            if path.is_empty() || path.contains(['?', '#', '%']) {
-                return Err("`sqlite:` needs a path without `?`, `#` and `%`".to_owned());
-            }
-            if path == ":memory:" {
-                return Err("an in-memory registry cannot be shared with other processes: use a file".to_owned());
-            }
-            let path = resolve(path);
-            if path.contains(['?', '#', '%']) {
-                return Err("the directory of the registry must not have `?`, `#` or `%` in its name".to_owned());
-            }
-            return Ok(Self { text: Zeroizing::new(format!("sqlite://{path}")), kind: Kind::Sqlite });
-        }
-        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            // Before sqlx parses it: sqlx logs unknown parameters with their values.
-            if has_unknown_parameter(text) {
-                let known = POSTGRES_PARAMETERS.join(", ");
-                return Err(format!("the PostgreSQL URL has an unknown parameter; it may have: {known}"));
-            }
-            text.parse::<sqlx::postgres::PgConnectOptions>()
-                .map_err(|_| "the PostgreSQL URL is not valid".to_owned())?;
-            return Ok(Self { text: Zeroizing::new(text.to_owned()), kind: Kind::Postgres });
-        }
-        Err("expected `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/DATABASE`".to_owned())
-    }
-
-    /// The path of the SQLite file; `None` for PostgreSQL.
-    pub fn path(&self) -> Option<&str> {
-        (self.kind == Kind::Sqlite).then(|| self.text.trim_start_matches("sqlite://"))
-    }
-
-    /// Whether the connection goes to another machine without verifying that machine's certificate and name.
-    pub fn is_unverified(&self) -> bool {
-        if self.kind == Kind::Sqlite {
-            return false;
-        }
-        let options = self.text.parse::<sqlx::postgres::PgConnectOptions>();
-        options.is_ok_and(|options| {
-            let host = options.get_host();
-            let is_local = host.starts_with('/') || ["localhost", "127.0.0.1", "::1", "[::1]"].contains(&host);
-            !is_local && !matches!(options.get_ssl_mode(), sqlx::postgres::PgSslMode::VerifyFull)
-        })
-    }
 }
 
 /// Why an operation on the registry failed.
@@ -213,12 +130,14 @@ pub enum Existing {
 }
 
 /// The state of a registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Head {
     /// The revision of the last change.
     pub revision: i64,
-    /// A random number; `None` for a registry that an older version has created.
+    /// A random number that tells this registry from others; `None` if an older version has created it.
     pub identity: Option<String>,
+    /// The tag of the revision, see [`Registry::tag`].
+    pub tag: Option<String>,
 }
 
 /// A changed device.
@@ -289,12 +208,15 @@ impl Registry {
         if present.is_err() || present.is_ok_and(|present| present != latest) {
             MIGRATIONS.run(&self.pool).await.map_err(Error::Schema)?;
         }
-        if self.head().await?.identity.is_some() {
-            return Ok(());
+        let head = self.head().await?;
+        if head.identity.is_none() {
+            let query = "INSERT INTO registry_identity (id, value) VALUES (1, $1) ON CONFLICT (id) DO NOTHING";
+            sqlx::query(query).bind(random()).execute(&self.pool).await?;
         }
-        let query = "INSERT INTO registry_identity (id, value) VALUES (1, $1) ON CONFLICT (id) DO NOTHING";
-        let identity = format!("{:032x}", rand::random::<u128>());
-        sqlx::query(query).bind(identity).execute(&self.pool).await?;
+        if head.tag.is_none() {
+            let query = "INSERT INTO revision_tag (revision, tag) VALUES ($1, $2) ON CONFLICT (revision) DO NOTHING";
+            sqlx::query(query).bind(head.revision).bind(random()).execute(&self.pool).await?;
+        }
         Ok(())
     }
 
@@ -441,18 +363,38 @@ impl Registry {
     /// # Errors
     /// A query failed.
     pub async fn head(&self) -> Result<Head, Error> {
-        let row = match sqlx::query("SELECT value FROM revision WHERE id = 1").fetch_one(&self.pool).await {
-            Err(sqlx::Error::PoolTimedOut) => return Err(self.why_unreachable().await.into()),
-            row => row?,
-        };
-        let identity = sqlx::query("SELECT value FROM registry_identity WHERE id = 1").fetch_optional(&self.pool).await;
-        let identity = match identity {
-            Ok(row) => row.map(|row| row.try_get("value")).transpose()?,
-            // A database from before there were identities.
-            Err(sqlx::Error::Database(_)) => None,
-            Err(error) => return Err(error.into()),
-        };
-        Ok(Head { revision: row.try_get("value")?, identity })
+        let mut result = Err(sqlx::Error::RowNotFound);
+        for query in HEAD_QUERIES {
+            result = sqlx::query(query).fetch_one(&self.pool).await;
+            if !matches!(result, Err(sqlx::Error::Database(_))) {
+                break;
+            }
+        }
+        match result {
+            Ok(row) => Ok(Head {
+                revision: row.try_get("revision")?,
+                identity: row.try_get("identity")?,
+                tag: row.try_get("tag")?,
+            }),
+            Err(sqlx::Error::PoolTimedOut) => Err(self.why_unreachable().await.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The random tag of a revision at which a recent transaction ended. Copies of a database that were changed separately
+    /// have different tags at the same revision. `None`: no transaction ended there, too many have followed, or an older
+    /// version wrote it.
+    ///
+    /// # Errors
+    /// A query failed.
+    pub async fn tag(&self, revision: i64) -> Result<Option<String>, Error> {
+        let query = sqlx::query("SELECT tag FROM revision_tag WHERE revision = $1").bind(revision);
+        match query.fetch_optional(&self.pool).await {
+            Ok(row) => Ok(row.map(|row| row.try_get("tag")).transpose()?),
+            // A database from before there were tags.
+            Err(sqlx::Error::Database(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Why no connection can be opened: the pool tries until its timeout, and then does not say.
@@ -514,115 +456,26 @@ fn page() -> i64 {
     i64::try_from(PAGE).unwrap_or(i64::MAX)
 }
 
-/// Reserves `count` revisions and returns the first. The row lock serializes writers until their transactions end, so
-/// revisions become visible in order.
+/// A random number, in hexadecimal.
+fn random() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// Reserves `count` revisions, tags the last, and returns the first. The row lock serializes writers until their
+/// transactions end, so revisions become visible in order.
 async fn take_revisions(connection: &mut AnyConnection, count: usize) -> Result<i64, Error> {
     let count = i64::try_from(count).unwrap_or(i64::MAX);
     let query = "UPDATE revision SET value = value + $1 WHERE id = 1 RETURNING value";
-    let row = sqlx::query(query).bind(count).fetch_one(connection).await?;
-    Ok(row.try_get::<i64, _>("value")? - count + 1)
-}
-
-async fn read(connection: &mut AnyConnection, id: &str) -> Result<Option<Device>, Error> {
-    let rows = sqlx::query("SELECT * FROM device WHERE id = $1").bind(id).fetch_all(&mut *connection).await?;
-    let query = "SELECT device_id, fingerprint FROM pin WHERE device_id = $1";
-    let pins = sqlx::query(query).bind(id).fetch_all(connection).await?;
-    Ok(changes(&rows, &pins)?.into_iter().find_map(|change| change.device))
-}
-
-async fn write(connection: &mut AnyConnection, revision: i64, id: &str, device: Option<&Device>) -> Result<(), Error> {
-    if let Some(device) = device {
-        device.validate().map_err(|what| Error::Invalid(format!("device `{}`: {what}", id.escape_debug())))?;
+    let row = sqlx::query(query).bind(count).fetch_one(&mut *connection).await?;
+    let last: i64 = row.try_get("value")?;
+    if count > 0 {
+        let query = "INSERT INTO revision_tag (revision, tag) VALUES ($1, $2)";
+        sqlx::query(query).bind(last).bind(random()).execute(&mut *connection).await?;
+        let query = "DELETE FROM revision_tag WHERE revision <= \
+                     (SELECT revision FROM revision_tag ORDER BY revision DESC LIMIT 1 OFFSET $1)";
+        sqlx::query(query).bind(TAGS).execute(connection).await?;
     }
-    let (state, until) = match device.map(|device| device.state) {
-        Some(State::Enabled) => ("enabled", None),
-        Some(State::Disabled) => ("disabled", None),
-        Some(State::Banned(until)) => ("banned", Some(until)),
-        None => ("removed", None),
-    };
-    let psk = device.and_then(|device| device.psk.as_ref());
-    if let Some(psk) = psk {
-        let query = "SELECT id FROM device WHERE psk_identity = $1 AND id <> $2";
-        if let Some(row) = sqlx::query(query).bind(&psk.identity).bind(id).fetch_optional(&mut *connection).await? {
-            let other: String = row.try_get("id")?;
-            return Err(Error::Taken(format!("device `{other}` already has the PSK identity `{}`", psk.identity)));
-        }
-    }
-    let groups = device.map(|device| device.groups.as_slice()).unwrap_or_default();
-    let attributes = device.map(|device| device.attributes.clone()).unwrap_or_default();
-    let json = |value: serde_json::Result<String>| value.map_err(|_| Error::Corrupt(id.to_owned()));
-    let query = "INSERT INTO device (id, revision, state, banned_until, device_groups, attributes, psk_identity, psk_key, \
-                 password_hash, changed_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
-                 ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, state = excluded.state, \
-                 banned_until = excluded.banned_until, device_groups = excluded.device_groups, \
-                 attributes = excluded.attributes, psk_identity = excluded.psk_identity, psk_key = excluded.psk_key, \
-                 password_hash = excluded.password_hash, changed_at = excluded.changed_at";
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
-    sqlx::query(query)
-        .bind(id)
-        .bind(revision)
-        .bind(state)
-        .bind(until)
-        .bind(json(serde_json::to_string(groups))?)
-        .bind(json(serde_json::to_string(&attributes))?)
-        .bind(psk.map(|psk| psk.identity.as_str()))
-        .bind(psk.map(|psk| hex::encode(&psk.key)))
-        .bind(device.and_then(|device| device.password_hash.as_ref()).map(|hash| hash.0.as_str()))
-        .bind(now)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query("DELETE FROM pin WHERE device_id = $1").bind(id).execute(&mut *connection).await?;
-    for pin in device.map(|device| device.pins.as_slice()).unwrap_or_default() {
-        let query = "SELECT device_id FROM pin WHERE fingerprint = $1";
-        if let Some(row) = sqlx::query(query).bind(pin).fetch_optional(&mut *connection).await? {
-            let other: String = row.try_get("device_id")?;
-            return Err(Error::Taken(format!("device `{other}` already has the pin `{pin}`")));
-        }
-        let query = "INSERT INTO pin (fingerprint, device_id) VALUES ($1, $2)";
-        sqlx::query(query).bind(pin).bind(id).execute(&mut *connection).await?;
-    }
-    Ok(())
-}
-
-fn pins_by_device(pins: &[AnyRow]) -> Result<HashMap<String, Vec<String>>, Error> {
-    let mut pins_of: HashMap<String, Vec<String>> = HashMap::new();
-    for row in pins {
-        pins_of.entry(row.try_get("device_id")?).or_default().push(row.try_get("fingerprint")?);
-    }
-    Ok(pins_of)
-}
-
-fn changes(rows: &[AnyRow], pins: &[AnyRow]) -> Result<Vec<Change>, Error> {
-    let mut pins_of = pins_by_device(pins)?;
-    rows.iter().map(|row| change(row, &mut pins_of)).collect()
-}
-
-fn change(row: &AnyRow, pins_of: &mut HashMap<String, Vec<String>>) -> Result<Change, Error> {
-    let id: String = row.try_get("id")?;
-    let revision = row.try_get("revision")?;
-    let corrupt = || Error::Corrupt(id.clone());
-    let text = |column: &str| row.try_get::<Option<String>, _>(column);
-    let state = match text("state")?.as_deref() {
-        Some("enabled") => State::Enabled,
-        Some("disabled") => State::Disabled,
-        Some("banned") => State::Banned(row.try_get::<Option<i64>, _>("banned_until")?.unwrap_or(i64::MAX)),
-        Some("removed") => return Ok(Change { revision, id, device: None }),
-        _ => return Err(corrupt()),
-    };
-    let groups = serde_json::from_str(&text("device_groups")?.unwrap_or_default()).map_err(|_| corrupt())?;
-    let attributes: Map<_, _> =
-        serde_json::from_str(&text("attributes")?.unwrap_or_default()).map_err(|_| corrupt())?;
-    let psk = match (text("psk_identity")?, text("psk_key")?.map(Zeroizing::new)) {
-        (Some(identity), Some(key)) => {
-            Some(Psk { identity, key: Zeroizing::new(hex::decode(key).map_err(|_| corrupt())?) })
-        }
-        _ => None,
-    };
-    let mut pins = pins_of.remove(&id).unwrap_or_default();
-    pins.sort_unstable();
-    let password_hash = text("password_hash")?.map(Hash);
-    let device = Device { id: id.clone(), state, groups, attributes, pins, psk, password_hash };
-    Ok(Change { revision, id, device: Some(device) })
+    Ok(last - count + 1)
 }
 
 #[cfg(test)]

@@ -161,5 +161,67 @@ fn urls() {
 #[test]
 fn a_migration_that_was_released_does_not_change() {
     let checksums: Vec<_> = MIGRATIONS.iter().map(|migration| hex::encode(&migration.checksum[..8])).collect();
-    assert_eq!(checksums, ["10e0d50e7593bc74", "4fe2b96d4b36ed01"], "existing databases would fail to open");
+    assert_eq!(
+        checksums,
+        ["10e0d50e7593bc74", "4fe2b96d4b36ed01", "9b5e959da1d91c67"],
+        "existing databases would fail to open"
+    );
+}
+
+#[tokio::test]
+async fn copies_that_were_changed_separately_have_different_tags() {
+    let dir = tempfile::tempdir().unwrap();
+    let original = registry(&dir).await;
+    let first = original.head().await.unwrap();
+    assert!(first.identity.is_some() && first.tag.is_some(), "{first:?}");
+    original.add(&[Device::new("a"), Device::new("b")], Existing::Refuse).await.unwrap();
+    let shared = original.head().await.unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.path().join("devices.db"), elsewhere.path().join("devices.db")).unwrap();
+    let copy = registry(&elsewhere).await;
+    assert_eq!(copy.head().await.unwrap(), shared);
+    original.remove("a").await.unwrap();
+    copy.remove("b").await.unwrap();
+    let (original_head, copy_head) = (original.head().await.unwrap(), copy.head().await.unwrap());
+    assert_eq!((original_head.revision, &original_head.identity), (copy_head.revision, &copy_head.identity));
+    assert_ne!(original_head.tag, copy_head.tag);
+    for registry in [&original, &copy] {
+        assert_eq!(registry.tag(first.revision).await.unwrap(), first.tag);
+        assert_eq!(registry.tag(1).await.unwrap(), None, "no transaction ended there");
+        assert_eq!(registry.tag(shared.revision).await.unwrap(), shared.tag);
+    }
+}
+
+#[tokio::test]
+async fn a_registry_of_an_older_version_gets_its_identity_and_tag_when_it_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = registry(&dir).await;
+    opened.add(&[Device::new("a")], Existing::Refuse).await.unwrap();
+    let identity = opened.head().await.unwrap().identity;
+    sqlx::raw_sql("DROP TABLE revision_tag; DELETE FROM _sqlx_migrations WHERE version = 3")
+        .execute(&opened.pool)
+        .await
+        .unwrap();
+    assert_eq!(opened.head().await.unwrap(), Head { revision: 1, identity, tag: None });
+    assert_eq!(opened.tag(1).await.unwrap(), None);
+    sqlx::raw_sql("DROP TABLE registry_identity; DELETE FROM _sqlx_migrations WHERE version = 2")
+        .execute(&opened.pool)
+        .await
+        .unwrap();
+    assert_eq!(opened.head().await.unwrap(), Head { revision: 1, ..Head::default() });
+    let head = registry(&dir).await.head().await.unwrap();
+    assert!(head.identity.is_some() && head.tag.is_some(), "{head:?}");
+}
+
+#[tokio::test]
+async fn tags_of_old_transactions_are_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) \
+                INSERT INTO revision_tag SELECT i, 'x' FROM n; UPDATE revision SET value = 5000";
+    sqlx::raw_sql(fill).execute(&registry.pool).await.unwrap();
+    registry.add(&[Device::new("a")], Existing::Refuse).await.unwrap();
+    let oldest = 5001 - TAGS + 1;
+    assert_eq!(registry.tag(oldest - 1).await.unwrap(), None);
+    assert_eq!(registry.tag(oldest).await.unwrap().as_deref(), Some("x"));
 }

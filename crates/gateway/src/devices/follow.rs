@@ -30,24 +30,25 @@ impl Replica {
 
     /// Reads changes since the last revision. `anew`: replaces the whole replica.
     async fn pull(self: &Arc<Self>, registry: &Registry, anew: bool) -> Result<(), String> {
-        let (known, identity, has_room) = {
+        let (known, has_room) = {
             let known = self.known();
-            (known.revision, known.identity.clone(), known.has_room(self.max))
+            (known.head.clone(), known.has_room(self.max))
         };
         let head = query(registry.head()).await?;
-        let revision = head.revision;
-        let is_other = identity.is_some() && identity != head.identity;
-        if anew || is_other || revision < known {
-            tracing::warn!("the device registry was replaced by another one; reloading it");
+        if anew || !continues(registry, &known, &head).await? {
+            tracing::warn!(
+                "the device registry was replaced or restored, or has changed too often since it was last read; \
+                 reloading it"
+            );
             return self.pull_anew(registry, head, true).await;
         }
         if has_room {
             // There is room again for devices that did not fit.
             return self.pull_anew(registry, head, false).await;
         }
-        let mut since = known;
+        let mut since = known.revision;
         // All changes up to this revision are committed.
-        while since < revision {
+        while since < head.revision {
             let changes = query(registry.changes(since)).await?;
             let Some(last) = changes.last() else { break };
             since = last.revision;
@@ -62,9 +63,11 @@ impl Replica {
     /// Replaces the whole replica. `is_other`: by that of another database, so that devices which do not fit cannot be
     /// compared with what they were.
     async fn pull_anew(self: &Arc<Self>, registry: &Registry, head: Head, is_other: bool) -> Result<(), String> {
-        let (mut fresh, max) = (Known { identity: head.identity, ..Known::default() }, self.max);
+        // What is committed while this reads is read again by the next pull.
+        let (mut fresh, max, mut since) = (Known { head, ..Known::default() }, self.max, 0);
         loop {
-            let changes = query(registry.changes(fresh.revision)).await?;
+            let changes = query(registry.changes(since)).await?;
+            since = changes.last().map_or(since, |change| change.revision);
             let is_last = changes.len() < PAGE;
             fresh = in_background(move || {
                 changes.iter().for_each(|change| fresh.apply(change, Entry::after(change), max));
@@ -89,6 +92,15 @@ impl Replica {
         self.answered();
         Ok(())
     }
+}
+
+/// Whether the database has all changes up to `known`, so that the later ones are what is missing. `head` is its state.
+async fn continues(registry: &Registry, known: &Head, head: &Head) -> Result<bool, String> {
+    if head.revision < known.revision || known.identity.is_some() && known.identity != head.identity {
+        return Ok(false);
+    }
+    // Otherwise it is a copy of the database that was changed separately, as after a restore.
+    Ok(known.tag.is_none() || query(registry.tag(known.revision)).await? == known.tag)
 }
 
 /// Follows the database while the replica has an owner. Logs a problem once, and its end once.
@@ -121,8 +133,8 @@ async fn follow(replica: Weak<Replica>) {
 /// The connection to the database.
 #[derive(Default)]
 struct Connection {
-    /// With device and inode of the file, for SQLite.
-    registry: Option<(Registry, Option<(u64, u64)>)>,
+    /// With what the file was when it was opened, for SQLite.
+    registry: Option<(Registry, Option<FileVersion>)>,
     /// Receives notifications of changes.
     listening: Option<Listening>,
     /// Whether the replica was read from another database file.
@@ -131,11 +143,14 @@ struct Connection {
 
 impl Connection {
     async fn pull(&mut self, replica: &Arc<Replica>) -> Result<(), String> {
-        let file = replica.url.path().map(inode).transpose();
-        // The file was renamed or restored: the open one is not the file that others write to.
-        if let Some((registry, _)) = self.registry.take_if(|(_, known)| file.as_ref().ok() != Some(known)) {
+        let file = replica.url.path().map(FileVersion::of).transpose();
+        if let Some((registry, known)) = self.registry.take_if(|(_, known)| file.as_ref().ok() != Some(known)) {
+            // Opened again whenever it was written: SQLite goes on reading from its cache if another database with as many
+            // changes was copied over the open file.
             registry.close().await;
-            self.is_other = true;
+            // The file was renamed or replaced: the open one is not the file that others write to.
+            self.is_other |=
+                known.map(|known| known.inode) != file.as_ref().ok().copied().flatten().map(|file| file.inode);
         }
         let registry = match self.registry.take() {
             Some(connected) => &self.registry.insert(connected).0,
@@ -182,10 +197,21 @@ async fn query<T>(query: impl Future<Output = Result<T, portcullis_registry::Err
     }
 }
 
-/// Device and inode, which detect that another file has replaced a file.
-fn inode(path: &str) -> std::io::Result<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
+/// What tells a file from one that replaces it, and from what it was before it was written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct FileVersion {
+    /// Device and inode.
+    inode: (u64, u64),
+    /// The time of the last change of content or attributes: unlike the time of modification, no program sets it.
+    changed: (i64, i64),
+}
+
+impl FileVersion {
+    fn of(path: &str) -> std::io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let file = std::fs::metadata(path)?;
+        Ok(Self { inode: (file.dev(), file.ino()), changed: (file.ctime(), file.ctime_nsec()) })
+    }
 }
 
 fn explain(error: &portcullis_registry::Error) -> String {

@@ -64,14 +64,12 @@ struct Known {
     by_id: HashMap<Arc<str>, Arc<Entry>>,
     by_pin: HashMap<Fingerprint, Arc<Entry>>,
     by_psk: HashMap<Box<str>, Arc<Entry>>,
-    /// Revision of the last applied change.
-    revision: i64,
+    /// The state of the database up to which all changes are applied.
+    head: Head,
     /// Time of the last response of the database; `None`: it has failed since.
     answered: Option<Instant>,
     /// Devices beyond the maximum: they are not admitted, but sessions from when they were continue. By the key of their ID.
     beyond: HashMap<Key, Beyond>,
-    /// What tells the database from others.
-    identity: Option<String>,
     /// Password hashes of some devices, as decoys for unknown ones.
     samples: Vec<Box<str>>,
 }
@@ -80,6 +78,8 @@ struct Known {
 #[derive(Clone, Copy)]
 struct Beyond {
     state: State,
+    /// Of its last change.
+    revision: i64,
     /// Its credentials or facts may be others than when it was admitted.
     has_changed: bool,
 }
@@ -165,7 +165,7 @@ impl Replica {
 
     fn evaluate_without_entry(&self, id: &str, now: i64) -> Result<(), CloseReason> {
         match self.known().beyond.get(&key(id)) {
-            Some(Beyond { state, has_changed }) => {
+            Some(Beyond { state, has_changed, .. }) => {
                 may_continue(state.at(now))?;
                 if *has_changed { Err(CloseReason::DeviceChanged) } else { Ok(()) }
             }
@@ -216,8 +216,7 @@ impl Replica {
     /// Records that all changes up to this revision are applied. Some revisions have no change.
     fn reached(&self, head: Head) {
         let mut known = self.known.write();
-        known.revision = known.revision.max(head.revision);
-        known.identity = head.identity;
+        known.head = head;
     }
 
     fn answered(&self) {
@@ -241,7 +240,6 @@ impl Known {
     }
 
     fn apply(&mut self, change: &Change, entry: Option<Arc<Entry>>, max: usize) {
-        self.revision = self.revision.max(change.revision);
         if let Some(old) = self.by_id.remove(&*change.id) {
             // Another device may own its pins and its identity by now.
             for pin in &old.pins {
@@ -256,10 +254,13 @@ impl Known {
             }
         }
         let id = key(&change.id);
-        let was_beyond = self.beyond.remove(&id).is_some();
+        let was_beyond = self.beyond.remove(&id);
         let (Some(entry), Some(device)) = (entry, &change.device) else { return };
         if self.by_id.len() >= max {
-            self.beyond.insert(id, Beyond { state: device.state, has_changed: was_beyond });
+            let revision = change.revision;
+            // The same change may come twice.
+            let has_changed = was_beyond.is_some_and(|was| was.has_changed || was.revision < revision);
+            self.beyond.insert(id, Beyond { state: device.state, revision, has_changed });
             return;
         }
         for pin in &entry.pins {

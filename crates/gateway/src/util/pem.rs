@@ -33,7 +33,7 @@ pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, String> {
             return Err(format!("line {line}: more than {MAX_SECTIONS} sections"));
         }
         let (between, section) = rest.split_at(at);
-        reject_remains(between, line)?;
+        reject_remains(between, line, !sections.is_empty())?;
         line += newlines(between);
         let (label, after) = section[BEGIN.len()..]
             .split_once(DASHES)
@@ -51,7 +51,7 @@ pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, String> {
         line += newlines(body);
         rest = after;
     }
-    reject_remains(rest, line)?;
+    reject_remains(rest, line, !sections.is_empty())?;
     Ok(sections)
 }
 
@@ -69,8 +69,9 @@ fn newlines(text: &str) -> usize {
 }
 
 /// Rejects text between sections that was probably meant to be one: a section with a mistake, one without its first and last
-/// line, DER, or PEM in UTF-16. `line`: of its first byte.
-fn reject_remains(text: &str, line: usize) -> Result<(), String> {
+/// line, DER, or PEM in UTF-16. `line`: of its first byte. `is_after_section`: text on the line on which a section ends is
+/// part of a next one whose dashes are missing.
+fn reject_remains(text: &str, line: usize, is_after_section: bool) -> Result<(), String> {
     let is_binary = |c: char| c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\x0b' | '\x0c' | '\r');
     if let Some(at) = text.find(is_binary) {
         return Err(format!("line {}: binary data outside a section", line + newlines(&text[..at])));
@@ -86,6 +87,9 @@ fn reject_remains(text: &str, line: usize) -> Result<(), String> {
         let begins = || line.trim_start().starts_with("BEGIN ") || line.trim_start().starts_with("END ");
         words.any(|mark| line.contains(mark)) || (line.contains("--") && begins())
     };
+    if is_after_section && text.lines().next().is_some_and(|rest| !rest.trim().is_empty()) {
+        return Err(format!("line {line}: text behind the end of a section"));
+    }
     match text.lines().position(is_suspect) {
         Some(at) => Err(format!("line {}: neither text nor a whole section", line + at)),
         None => Ok(()),
@@ -145,6 +149,8 @@ mod tests {
             ("AAEC\n-----END CERTIFICATE-----\n", 5),
             ("\u{2014}\u{2013}BEGIN CERTIFICATE\u{2014}-\nAAEC\n\u{2014}END CERTIFICATE\u{2014}\n", 4),
             ("BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n", 4),
+            ("-----BEGIN K-----\n-----END K-----BEGIN K\n", 5),
+            ("-----BEGIN K-----\n-----END K-----BEGIN K-----\n-----END K-----\n", 5),
         ] {
             let error = labels(&format!("{whole}{broken}")).unwrap_err();
             assert!(error.starts_with(&format!("line {line}: ")), "{broken}: {error}");

@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 use portcullis_gateway::PasswordHash;
 use portcullis_gateway::peer::Certificate;
 use portcullis_registry::{Device, Existing, Hash, Psk, Registry, State, Url};
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, advance, connect, connect_as, soon, tls_config};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connect, connect_as, tls_config};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 
-const REFUSED: &[u8] = b"\x20\x02\x00\x04";
-const LATER: &[u8] = b"\x20\x02\x00\x03";
+pub(crate) const REFUSED: &[u8] = b"\x20\x02\x00\x04";
+pub(crate) const LATER: &[u8] = b"\x20\x02\x00\x03";
 /// The documented bound: five seconds.
-const BOUND: Duration = Duration::from_secs(5);
+pub(crate) const BOUND: Duration = Duration::from_secs(5);
 
-async fn registry(dir: &Path) -> Registry {
+pub(crate) async fn registry(dir: &Path) -> Registry {
     let path = dir.join("devices.db").display().to_string();
     Registry::open(&Url::parse(&format!("sqlite:{path}"), str::to_owned).unwrap()).await.unwrap()
 }
 
-fn table(dir: &Path, rest: &str) -> String {
+pub(crate) fn table(dir: &Path, rest: &str) -> String {
     let path = dir.join("devices.db").display().to_string();
     format!("[[authenticator]]\nname = \"fleet\"\nkind = \"registry\"\ndatabase = \"sqlite:{path}\"\n{rest}")
 }
 
-async fn plain(dir: &Path, broker: &Broker, rest: &str) -> TestGateway {
+pub(crate) async fn plain(dir: &Path, broker: &Broker, rest: &str) -> TestGateway {
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
     let (table, upstream) = (table(dir, ""), broker.upstream());
     TestGateway::start(&format!("{listener}authenticate = [\"fleet\"]\n{rest}{upstream}{table}")).await
@@ -41,13 +41,13 @@ async fn certified(dir: &Path, pki: &Pki, broker: &Broker, admit: &str, rest: &s
     TestGateway::start(&format!("{listener}authenticate = [\"fleet\"]\n{tls}{admit}{upstream}{table}")).await
 }
 
-fn with_password(id: &str) -> Device {
+pub(crate) fn with_password(id: &str) -> Device {
     let hash = Hash(PasswordHash::make(b"secret").unwrap());
     let attributes = json!({ "site": "lyon" }).as_object().unwrap().clone();
     Device { password_hash: Some(hash), groups: vec!["pumps".to_owned()], attributes, ..Device::new(id) }
 }
 
-async fn add(registry: &Registry, device: Device) {
+pub(crate) async fn add(registry: &Registry, device: Device) {
     registry.add(&[device], Existing::Refuse).await.unwrap();
 }
 
@@ -122,49 +122,6 @@ async fn what_changes_in_the_registry_changes_for_sessions() {
     let _again = gateway.session_at_last(&broker, &connect_as("x", "disabled", b"secret")).await;
     stays.write(b"\xc0\x00").await;
     at_broker.expect(b"\xc0\x00").await;
-}
-
-#[tokio::test]
-async fn an_outage_keeps_those_who_are_known() {
-    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let database = registry(dir.path()).await;
-    add(&database, with_password("thing001")).await;
-    let gateway = plain(dir.path(), &broker, "").await;
-    assert_eq!(
-        gateway.refusal(&connect_as("x", "stranger", b"secret")).await,
-        REFUSED,
-        "the replica is complete: the device does not exist"
-    );
-    let (path, away) = (dir.path().join("devices.db"), dir.path().join("away.db"));
-    database.close().await;
-    fs::rename(&path, &away).unwrap();
-    // Until the gateway notices: then perhaps it is known by now.
-    let mut refusals = 1;
-    soon("an uncertain answer", async {
-        loop {
-            advance(Duration::from_secs(1));
-            refusals += 1;
-            match &*gateway.refusal(&connect_as("x", "stranger", b"secret")).await {
-                LATER => break,
-                answer => assert_eq!(answer, REFUSED),
-            }
-        }
-    })
-    .await;
-    let line = gateway.lines(refusals).await.pop().unwrap();
-    assert!(line.contains(" 503 ") && line.ends_with(" registry_unavailable"), "{line}");
-    let _session = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
-    assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"wrong")).await, LATER, "the same answer for both");
-    // Replaced by another database with fewer changes: the devices of the first one are gone.
-    let (mut old, _connection) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
-    let fresh = tempfile::tempdir().unwrap();
-    let other = registry(fresh.path()).await;
-    add(&other, with_password("thing002")).await;
-    other.close().await;
-    fs::rename(fresh.path().join("devices.db"), &path).unwrap();
-    old.read_to_end().await;
-    let _session = gateway.session(&broker, &connect_as("x", "thing002", b"secret")).await;
-    assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"secret")).await, REFUSED);
 }
 
 #[tokio::test]
@@ -351,156 +308,6 @@ async fn a_pin_that_comes_later_counts_for_those_who_are_there() {
     registry.change("thing001", |device| device.pins.push("0".repeat(64))).await.unwrap();
     client.read_to_end().await;
     assert!(gateway.lines(1).await[0].ends_with(" session_credential_withdrawn"));
-}
-
-#[tokio::test]
-async fn a_reload_that_reads_the_registry_anew_drops_nobody() {
-    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let database = registry(dir.path()).await;
-    add(&database, with_password("thing001")).await;
-    let gateway = plain(dir.path(), &broker, "").await;
-    let (mut client, mut at_broker) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
-    // Another replica, whose database cannot be read.
-    database.close().await;
-    let path = dir.path().join("devices.db");
-    let kept = fs::read(&path).unwrap();
-    fs::write(&path, [&b"SQLite format 3\0"[..], &[b'x'; 4096]].concat()).unwrap();
-    let text = fs::read_to_string(gateway.path()).unwrap();
-    let text = text.split("[access_log]").next().unwrap();
-    gateway.write(&text.replace("kind = \"registry\"", "kind = \"registry\"\nmax_devices = 10"));
-    // A reload waits for the registry, but not for ever.
-    let passing = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            advance(Duration::from_millis(500));
-        }
-    };
-    tokio::select! {
-        reloaded = gateway.gateway.reload() => drop(reloaded.unwrap()),
-        () = passing => {}
-    }
-    gateway.gateway.run_maintenance().await;
-    client.write(b"\xc0\x00").await;
-    at_broker.expect(b"\xc0\x00").await;
-    fs::write(&path, kept).unwrap();
-    // Once it has been read.
-    let _other = gateway.session_at_last(&broker, &connect_as("x", "thing001", b"secret")).await;
-    gateway.gateway.run_maintenance().await;
-    client.write(b"\xc0\x00").await;
-    at_broker.expect(b"\xc0\x00").await;
-}
-
-#[tokio::test]
-async fn more_devices_than_are_kept_are_refused_until_there_is_room() {
-    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let registry = registry(dir.path()).await;
-    add(&registry, with_password("one")).await;
-    add(&registry, with_password("two")).await;
-    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
-    let (table, upstream) = (table(dir.path(), "max_devices = 1\n"), broker.upstream());
-    let gateway = TestGateway::start(&format!("{listener}authenticate = [\"fleet\"]\n{upstream}{table}")).await;
-    let _one = gateway.session(&broker, &connect_as("x", "one", b"secret")).await;
-    assert_eq!(gateway.refusal(&connect_as("x", "two", b"secret")).await, LATER);
-    registry.remove("one").await.unwrap();
-    let _two = gateway.session_at_last(&broker, &connect_as("x", "two", b"secret")).await;
-}
-
-#[tokio::test]
-async fn devices_beyond_the_maximum_are_still_judged() {
-    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let registry = registry(dir.path()).await;
-    let all = ["kept", "disabled", "removed", "changed", "stays"];
-    for id in all {
-        add(&registry, with_password(id)).await;
-    }
-    let gateway = plain(dir.path(), &broker, "").await;
-    let mut sessions = Vec::new();
-    for id in all {
-        sessions.push(gateway.session(&broker, &connect_as(id, id, b"secret")).await);
-    }
-    let text = fs::read_to_string(gateway.path()).unwrap();
-    let text = text.split("[access_log]").next().unwrap();
-    gateway.write(&text.replace("kind = \"registry\"", "kind = \"registry\"\nmax_devices = 1"));
-    gateway.gateway.reload().await.unwrap();
-    assert_eq!(gateway.refusal(&connect_as("x", "stays", b"secret")).await, LATER);
-    for (client, at_broker) in &mut sessions {
-        client.write(b"\xc0\x00").await;
-        at_broker.expect(b"\xc0\x00").await;
-    }
-    registry.change("disabled", |device| device.state = State::Disabled).await.unwrap();
-    registry.remove("removed").await.unwrap();
-    registry.change("changed", |device| device.password_hash = None).await.unwrap();
-    for (index, reason) in [(1, "device_disabled"), (2, "device_removed"), (3, "device_changed")] {
-        let begin = Instant::now();
-        sessions[index].0.read_to_end().await;
-        assert!(begin.elapsed() < BOUND, "{reason}: {:?}", begin.elapsed());
-    }
-    let lines = gateway.lines(4).await;
-    for (id, reason) in [("disabled", "device_disabled"), ("removed", "device_removed"), ("changed", "device_changed")]
-    {
-        assert!(lines.iter().any(|line| line.ends_with(&format!(" {id} session_{reason}"))), "{lines:#?}");
-    }
-    let (client, at_broker) = &mut sessions[4];
-    client.write(b"\xc0\x00").await;
-    at_broker.expect(b"\xc0\x00").await;
-}
-
-#[tokio::test]
-async fn a_registry_that_answers_late_judges_all_that_stands_on_it() {
-    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let database = registry(dir.path()).await;
-    add(&database, with_password("thing001")).await;
-    let gateway = plain(dir.path(), &broker, "").await;
-    let (mut client, mut at_broker) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
-    // Another registry, which cannot be read yet, and does not have the device.
-    let elsewhere = dir.path().join("elsewhere");
-    fs::create_dir(&elsewhere).unwrap();
-    let other = registry(&elsewhere).await;
-    add(&other, with_password("thing002")).await;
-    other.close().await;
-    let path = elsewhere.join("devices.db");
-    let kept = fs::read(&path).unwrap();
-    fs::write(&path, [&b"SQLite format 3\0"[..], &[b'x'; 4096]].concat()).unwrap();
-    let text = fs::read_to_string(gateway.path()).unwrap();
-    let text = text.split("[access_log]").next().unwrap();
-    gateway.write(&text.replace("/devices.db", "/elsewhere/devices.db"));
-    let passing = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            advance(Duration::from_millis(500));
-        }
-    };
-    tokio::select! {
-        reloaded = gateway.gateway.reload() => drop(reloaded.unwrap()),
-        () = passing => {}
-    }
-    gateway.gateway.run_maintenance().await;
-    client.write(b"\xc0\x00").await;
-    at_broker.expect(b"\xc0\x00").await;
-    fs::write(&path, kept).unwrap();
-    client.read_to_end().await;
-    let lines = gateway.lines(1).await;
-    assert!(lines[0].ends_with(" session_device_removed"), "{lines:?}");
-}
-
-#[tokio::test]
-async fn a_registry_that_is_replaced_in_place_is_noticed_whatever_its_number() {
-    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
-    let database = registry(dir.path()).await;
-    add(&database, with_password("thing001")).await;
-    let gateway = plain(dir.path(), &broker, "").await;
-    let (mut old, _connection) = gateway.session(&broker, &connect_as("x", "thing001", b"secret")).await;
-    let fresh = tempfile::tempdir().unwrap();
-    let other = registry(fresh.path()).await;
-    for id in ["thing002", "thing003", "thing004"] {
-        add(&other, with_password(id)).await;
-    }
-    other.close().await;
-    database.close().await;
-    fs::write(dir.path().join("devices.db"), fs::read(fresh.path().join("devices.db")).unwrap()).unwrap();
-    old.read_to_end().await;
-    let _session = gateway.session(&broker, &connect_as("x", "thing002", b"secret")).await;
-    assert_eq!(gateway.refusal(&connect_as("x", "thing001", b"secret")).await, REFUSED);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod bad_input;
 mod bans;
 mod configuration;
 mod devices;
+mod devices_database;
 mod docs;
 mod imports;
 mod names;

@@ -125,6 +125,34 @@ fn a_fleet_in_sqlite() {
     a_fleet_by_the_command(&format!("sqlite:{}", dir.path().join("devices.db").display()));
 }
 
+/// Neither the revision nor SQLite's own counter of changes tells the copy from the original.
+#[test]
+fn a_copy_with_as_many_changes_that_cp_puts_in_place_ends_the_sessions_it_does_not_admit() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Mosquitto::start());
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (database, copy) = (format!("sqlite:{}", path("devices.db")), format!("sqlite:{}", path("copy.db")));
+    for id in ["thing001", "thing002", "seen"] {
+        device_ok(&database, &["add", id]);
+    }
+    let (first, second, seen) = (psk(&database, "thing001"), psk(&database, "thing002"), psk(&database, "seen"));
+    fs::copy(path("devices.db"), path("copy.db")).unwrap();
+    let gateway = gateway(&database, broker.port);
+    let _first = live(&gateway, &broker, "thing001", &first);
+    // The gateway has read these changes: SQLite has the pages in its cache.
+    for (change, is_admitted) in [("disable", false), ("enable", true)] {
+        device_ok(&database, &[change, "seen"]);
+        eventually(change, || (publish(&gateway, "seen", &seen) == is_admitted).then_some(()));
+    }
+    for id in ["thing001", "thing002"] {
+        device_ok(&copy, &["disable", id]);
+    }
+    let begin = Instant::now();
+    assert!(Command::new("cp").args([path("copy.db"), path("devices.db")]).status().unwrap().success());
+    ended(&gateway, begin, "thing001", "session_device_disabled");
+    assert!(!publish(&gateway, "thing002", &second));
+    assert!(publish(&gateway, "seen", &seen));
+}
+
 #[test]
 fn devices_are_imported_from_csv_and_prove_themselves_in_each_way() {
     let (dir, broker, pki) = (tempfile::tempdir().unwrap(), Mosquitto::start(), Arc::new(Pki::new()));
