@@ -186,21 +186,18 @@ impl Fetcher {
         Ok((status, body))
     }
 
-    /// Whether a server does something about a request that asks for nothing, whatever it makes of it: any response, or
-    /// closing the connection. A proxy in front of it that cannot reach it does not count.
-    pub(crate) async fn probe(&self, url: &str, headers: &HeaderMap, timeout: Duration) -> bool {
-        let Ok(mut request) = Request::builder().method(Method::HEAD).uri(url).body(Full::default()) else {
-            return false;
-        };
+    /// Sends a request that asks for nothing. Returns the status of the response.
+    pub(crate) async fn probe(
+        &self,
+        url: &str,
+        headers: &HeaderMap,
+        timeout: Duration,
+    ) -> Result<StatusCode, FetchProblem> {
+        let request = Request::builder().method(Method::HEAD).uri(url).body(Full::default());
+        let mut request = request.map_err(|_| FetchProblem::Unreachable)?;
         request.headers_mut().extend(headers.clone());
-        match self.exchange(request, MAX_RESPONSE_LEN, timeout).await {
-            Ok((status, ..)) => !matches!(
-                status,
-                StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-            ),
-            // What the gateway itself lacks says nothing about the server.
-            Err(error) => matches!(error.problem, FetchProblem::Response | FetchProblem::OwnShortage),
-        }
+        let response = self.exchange(request, MAX_RESPONSE_LEN, timeout).await;
+        response.map(|(status, ..)| status).map_err(|error| error.problem)
     }
 
     async fn exchange(

@@ -20,11 +20,11 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::cache::{Cache, CacheKey};
-use crate::limits::{FairPlaces, Place};
+use crate::limits::{FairSlots, Slot};
 use crate::outcome::Reject;
 use crate::util::crypto::tag;
 
-/// Maximum length of the queue, of which one site gets a quarter. A verification takes 20 to 100 ms.
+/// Maximum length of the queue, of which one network gets a quarter. A verification takes 20 to 100 ms.
 const MAX_WAITING: usize = 256;
 /// How long a client waits for its verification.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -241,13 +241,13 @@ struct Job {
     password: Zeroizing<Vec<u8>>,
     result: oneshot::Sender<bool>,
     /// Held until the job is done, also if its client has disconnected: it occupies a thread.
-    place: Place,
+    slot: Slot,
 }
 
 /// The threads that verify passwords.
 struct Threads {
     /// One for each thread, so that jobs never wait in the channel.
-    places: FairPlaces,
+    slots: FairSlots,
     jobs: Sender<Job>,
 }
 
@@ -255,9 +255,9 @@ async fn verify_on_thread(hash: PasswordHash, password: &[u8], from: IpAddr) -> 
     static THREADS: LazyLock<Threads> = LazyLock::new(Threads::start);
     let password = Zeroizing::new(password.to_vec());
     let verified = async {
-        let place = THREADS.places.take(from).await?;
+        let slot = THREADS.slots.take(from).await?;
         let (result, verified) = oneshot::channel();
-        THREADS.jobs.send(Job { hash, password, result, place }).ok()?;
+        THREADS.jobs.send(Job { hash, password, result, slot }).ok()?;
         verified.await.ok()
     };
     let verified = tokio::time::timeout(QUEUE_TIMEOUT, verified).await;
@@ -277,7 +277,7 @@ impl Threads {
                 tracing::error!(%error, "cannot start a thread to verify passwords");
             }
         }
-        Self { places: FairPlaces::new(threads, MAX_WAITING), jobs }
+        Self { slots: FairSlots::new(threads, MAX_WAITING), jobs }
     }
 }
 
@@ -286,9 +286,9 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
     let _ = rustix::process::setpriority_process(None, NICENESS);
     loop {
         let job = jobs.lock().recv();
-        let Ok(Job { hash, password, result, place }) = job else { return };
+        let Ok(Job { hash, password, result, slot }) = job else { return };
         let _ = result.send(hash.is_of(&password));
-        drop(place);
+        drop(slot);
     }
 }
 

@@ -1,8 +1,8 @@
-//! Places that clients of many networks share fairly: for requests to an authentication service, or for verifying a
-//! password. Enters: the address of a client that needs a place. Leaves: a place, in fair order, or none if too many wait.
+//! Slots that clients of many networks share fairly: for requests to an authentication service, or for verifying a
+//! password. Enters: the address of a client that needs a slot. Leaves: a slot, in fair order, or none if too many wait.
 //!
 //! Networks take turns, so one that sends a thousand clients delays the others by one client at a time. The networks of a
-//! site share its turns: of an IPv6 site with a /48 first its /56s, then their /64s take turns [RFC 6177, 2].
+//! network share its turns: of an IPv6 network with a /48 first its /56s, then their /64s take turns [RFC 6177, 2].
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -13,16 +13,16 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// One site gets at most a quarter of what may wait, and a quarter of all places once half of them are taken.
+/// One network gets at most a quarter of what may wait, and a quarter of all slots once half of them are taken.
 const SHARE: usize = 4;
 
-/// Places that clients share.
+/// Slots that clients share.
 #[derive(Clone, Debug)]
-pub(crate) struct FairPlaces(Arc<Inner>);
+pub(crate) struct FairSlots(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    places: usize,
+    slots: usize,
     max_waiting: usize,
     state: Mutex<State>,
 }
@@ -30,58 +30,58 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     taken: usize,
-    taken_by: HashMap<Site, usize>,
-    waiting: Rotation<Site, Rotation<u16, Rotation<u16, Line>>>,
+    taken_by: HashMap<ClientNetwork, usize>,
+    waiting: Rotation<ClientNetwork, Rotation<u16, Rotation<u16, Line>>>,
 }
 
-/// A place. Dropping it passes it on.
+/// A slot. Dropping it passes it on.
 #[derive(Debug)]
-#[must_use = "dropping it passes the place on"]
-pub(crate) struct Place {
+#[must_use = "dropping it passes the slot on"]
+pub(crate) struct Slot {
     inner: Arc<Inner>,
-    site: Site,
+    network: ClientNetwork,
 }
 
 /// An IPv4 address, or the first 48 bits of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Site {
+pub(crate) enum ClientNetwork {
     V4([u8; 4]),
     V6([u16; 3]),
 }
 
-impl Site {
-    /// The site of an address.
+impl ClientNetwork {
+    /// The network of an address.
     pub(crate) fn of(address: IpAddr) -> Self {
         path_of(address).0
     }
 }
 
-/// The site of an address, and its /56 and /64 in there.
-fn path_of(address: IpAddr) -> (Site, (u16, (u16, ()))) {
+/// The network of an address, and its /56 and /64 in there.
+fn path_of(address: IpAddr) -> (ClientNetwork, (u16, (u16, ()))) {
     match address.to_canonical() {
-        IpAddr::V4(address) => (Site::V4(address.octets()), (0, (0, ()))),
+        IpAddr::V4(address) => (ClientNetwork::V4(address.octets()), (0, (0, ()))),
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();
-            (Site::V6([a, b, c]), (d >> 8, (d, ())))
+            (ClientNetwork::V6([a, b, c]), (d >> 8, (d, ())))
         }
     }
 }
 
-impl FairPlaces {
-    /// `places` can be taken at once, and `max_waiting` clients may wait for one; at least one each.
-    pub(crate) fn new(places: usize, max_waiting: usize) -> Self {
-        Self(Arc::new(Inner { places: places.max(1), max_waiting: max_waiting.max(1), state: Mutex::default() }))
+impl FairSlots {
+    /// `slots` can be taken at once, and `max_waiting` clients may wait for one; at least one each.
+    pub(crate) fn new(slots: usize, max_waiting: usize) -> Self {
+        Self(Arc::new(Inner { slots: slots.max(1), max_waiting: max_waiting.max(1), state: Mutex::default() }))
     }
 
-    /// Waits for a place. The caller sets the deadline: a client that stops waiting loses its turn. `None`: too many
-    /// clients wait, or too many of this site.
-    pub(crate) async fn take(&self, address: IpAddr) -> Option<Place> {
+    /// Waits for a slot. The caller sets the deadline: a client that stops waiting loses its turn. `None`: too many
+    /// clients wait, or too many of this network.
+    pub(crate) async fn take(&self, address: IpAddr) -> Option<Slot> {
         let path = path_of(address);
         let turn = {
             let mut state = self.0.state.lock();
             if state.has_place(path.0, &self.0) {
                 state.take(path.0);
-                return Some(Place { inner: Arc::clone(&self.0), site: path.0 });
+                return Some(Slot { inner: Arc::clone(&self.0), network: path.0 });
             }
             state.wait(path, &self.0)?
         };
@@ -89,38 +89,38 @@ impl FairPlaces {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
-        let mut released = Some(self.site);
+        let mut released = Some(self.network);
         loop {
             let next = {
                 let mut state = self.inner.state.lock();
-                released.take().into_iter().for_each(|site| state.release(site));
+                released.take().into_iter().for_each(|network| state.release(network));
                 state.next(&self.inner)
             };
-            let Some((site, turn)) = next else { return };
-            // Sent outside the lock: a place that nobody receives is dropped, which takes the lock again.
-            drop(turn.send(Place { inner: Arc::clone(&self.inner), site }));
+            let Some((network, turn)) = next else { return };
+            // Sent outside the lock: a slot that nobody receives is dropped, which takes the lock again.
+            drop(turn.send(Slot { inner: Arc::clone(&self.inner), network }));
         }
     }
 }
 
 impl State {
-    /// Whether a client of this site may take a place now. No other client waits for it: a place that is released is
+    /// Whether a client of this network may take a slot now. No other client waits for it: a slot that is released is
     /// passed on under the same lock.
-    fn has_place(&self, site: Site, inner: &Inner) -> bool {
-        let of_site = self.taken_by.get(&site).copied().unwrap_or(0);
-        self.taken < inner.places && (self.taken < inner.places / 2 || of_site < inner.places.div_ceil(SHARE))
+    fn has_place(&self, network: ClientNetwork, inner: &Inner) -> bool {
+        let of_network = self.taken_by.get(&network).copied().unwrap_or(0);
+        self.taken < inner.slots && (self.taken < inner.slots / 2 || of_network < inner.slots.div_ceil(SHARE))
     }
 
-    fn take(&mut self, site: Site) {
+    fn take(&mut self, network: ClientNetwork) {
         self.taken += 1;
-        *self.taken_by.entry(site).or_default() += 1;
+        *self.taken_by.entry(network).or_default() += 1;
     }
 
-    fn release(&mut self, site: Site) {
+    fn release(&mut self, network: ClientNetwork) {
         self.taken -= 1;
-        if let Entry::Occupied(mut taken) = self.taken_by.entry(site) {
+        if let Entry::Occupied(mut taken) = self.taken_by.entry(network) {
             *taken.get_mut() -= 1;
             if *taken.get() == 0 {
                 taken.remove();
@@ -128,18 +128,18 @@ impl State {
         }
     }
 
-    fn wait(&mut self, path: (Site, (u16, (u16, ()))), inner: &Inner) -> Option<oneshot::Receiver<Place>> {
-        let (site, max_of_site) = (path.0, inner.max_waiting.div_ceil(SHARE));
-        if self.waiting.len() >= inner.max_waiting || self.waiting.len_of(site) >= max_of_site {
+    fn wait(&mut self, path: (ClientNetwork, (u16, (u16, ()))), inner: &Inner) -> Option<oneshot::Receiver<Slot>> {
+        let (network, max_of_network) = (path.0, inner.max_waiting.div_ceil(SHARE));
+        if self.waiting.len() >= inner.max_waiting || self.waiting.len_of(network) >= max_of_network {
             self.waiting.remove_gone();
         }
-        let of_site = self.waiting.len_of(site);
-        if of_site >= max_of_site {
+        let of_network = self.waiting.len_of(network);
+        if of_network >= max_of_network {
             return None;
         }
         if self.waiting.len() >= inner.max_waiting {
-            // The site with most clients loses one, if it still has no fewer than the newcomer's then.
-            if self.waiting.longest()? < of_site + 2 {
+            // The network with most clients loses one, if it still has no fewer than the newcomer's then.
+            if self.waiting.longest()? < of_network + 2 {
                 return None;
             }
             self.waiting.remove_of_longest();
@@ -149,19 +149,19 @@ impl State {
         Some(receiver)
     }
 
-    /// The client that gets the next place, which is counted as taken.
-    fn next(&mut self, inner: &Inner) -> Option<(Site, Turn)> {
+    /// The client that gets the next slot, which is counted as taken.
+    fn next(&mut self, inner: &Inner) -> Option<(ClientNetwork, Turn)> {
         let mut waiting = std::mem::take(&mut self.waiting);
-        let next = waiting.pop_if(|site| self.has_place(*site, inner));
+        let next = waiting.pop_if(|network| self.has_place(*network, inner));
         self.waiting = waiting;
-        let (site, turn) = next?;
-        self.take(site);
-        Some((site, turn))
+        let (network, turn) = next?;
+        self.take(network);
+        Some((network, turn))
     }
 }
 
-/// Hands a place to a client that waits.
-type Turn = oneshot::Sender<Place>;
+/// Hands a slot to a client that waits.
+type Turn = oneshot::Sender<Slot>;
 
 /// Clients that wait, some of which may have given up meanwhile.
 trait Queue: Default {
@@ -301,34 +301,34 @@ mod tests {
 
     use super::*;
 
-    /// Clients that wait in a task each. Place by place is given back, and the order of those who got one returned.
+    /// Clients that wait in a task each. Slot by slot is given back, and the order of those who got one returned.
     struct Clients {
-        places: FairPlaces,
-        held: Vec<Place>,
-        order: Arc<Mutex<Vec<(String, Place)>>>,
+        slots: FairSlots,
+        held: Vec<Slot>,
+        order: Arc<Mutex<Vec<(String, Slot)>>>,
         tasks: Vec<JoinHandle<()>>,
         rejected: Arc<Mutex<Vec<String>>>,
     }
 
     impl Clients {
-        /// All places are taken by someone else.
-        async fn new(places: usize, max_waiting: usize) -> Self {
-            let shared = FairPlaces::new(places, max_waiting);
+        /// All slots are taken by someone else.
+        async fn new(slots: usize, max_waiting: usize) -> Self {
+            let shared = FairSlots::new(slots, max_waiting);
             let mut held = Vec::new();
-            for n in 0..places {
+            for n in 0..slots {
                 let address = IpAddr::from([10, 0, 0, u8::try_from(n).unwrap()]);
                 held.push(shared.take(address).await.unwrap());
             }
-            Self { places: shared, held, order: Arc::default(), tasks: Vec::new(), rejected: Arc::default() }
+            Self { slots: shared, held, order: Arc::default(), tasks: Vec::new(), rejected: Arc::default() }
         }
 
         async fn arrive(&mut self, name: &str) {
-            let (places, order, rejected) = (self.places.clone(), Arc::clone(&self.order), Arc::clone(&self.rejected));
+            let (slots, order, rejected) = (self.slots.clone(), Arc::clone(&self.order), Arc::clone(&self.rejected));
             let name = name.to_owned();
             self.tasks.push(tokio::spawn(async move {
                 let address = name.split(' ').next().unwrap().parse().unwrap();
-                match places.take(address).await {
-                    Some(place) => order.lock().push((name, place)),
+                match slots.take(address).await {
+                    Some(slot) => order.lock().push((name, slot)),
                     None => rejected.lock().push(name),
                 }
             }));
@@ -343,10 +343,10 @@ mod tests {
                 for _ in 0..10 {
                     tokio::task::yield_now().await;
                 }
-                // The place is given back only now.
-                let Some((name, place)) = self.order.lock().pop() else { return names };
+                // The slot is given back only now.
+                let Some((name, slot)) = self.order.lock().pop() else { return names };
                 names.push(name);
-                drop(place);
+                drop(slot);
             }
         }
     }
@@ -389,10 +389,10 @@ mod tests {
 
     #[tokio::test]
     async fn one_site_takes_at_most_half_and_a_quarter_beside_others() {
-        let places = FairPlaces::new(16, 100);
+        let slots = FairSlots::new(16, 100);
         let take = |address: &str| {
-            let (places, address) = (places.clone(), address.parse().unwrap());
-            async move { tokio::time::timeout(std::time::Duration::ZERO, places.take(address)).await.ok().flatten() }
+            let (slots, address) = (slots.clone(), address.parse().unwrap());
+            async move { tokio::time::timeout(std::time::Duration::ZERO, slots.take(address)).await.ok().flatten() }
         };
         let mut held = Vec::new();
         for n in 0..100 {
@@ -409,27 +409,27 @@ mod tests {
         assert_eq!(held.len(), 16);
         drop(held);
         assert!(take("192.0.2.9").await.is_some());
-        let state = places.0.state.lock();
+        let state = slots.0.state.lock();
         assert_eq!((state.taken, state.taken_by.len(), state.waiting.len()), (0, 0, 0), "nobody is left");
     }
 
     #[tokio::test]
     async fn what_waits_is_bounded_and_the_largest_site_makes_room() {
         let mut clients = Clients::new(1, 8).await;
-        for site in 0..5 {
+        for network in 0..5 {
             for n in 0..3 {
-                clients.arrive(&format!("192.0.2.{site} {n}")).await;
+                clients.arrive(&format!("192.0.2.{network} {n}")).await;
             }
         }
         let rejected = clients.rejected.lock().clone();
-        let of = |rejected: &[String], site: u32| {
-            rejected.iter().filter(|name| name.starts_with(&format!("192.0.2.{site} "))).count()
+        let of = |rejected: &[String], network: u32| {
+            rejected.iter().filter(|name| name.starts_with(&format!("192.0.2.{network} "))).count()
         };
-        assert!((0..5).all(|site| of(&rejected, site) >= 1), "at most a quarter of all each: {rejected:?}");
+        assert!((0..5).all(|network| of(&rejected, network) >= 1), "at most a quarter of all each: {rejected:?}");
         assert_eq!(rejected.len(), 7, "{rejected:?}");
         let served = clients.served().await;
         assert_eq!(served.len(), 8);
-        assert!((0..5).all(|site| of(&served, site) >= 1), "each has one at least: {served:?}");
+        assert!((0..5).all(|network| of(&served, network) >= 1), "each has one at least: {served:?}");
     }
 
     #[tokio::test]
@@ -440,11 +440,11 @@ mod tests {
             clients.tasks.pop().unwrap().abort();
             tokio::task::yield_now().await;
         }
-        assert!(clients.places.0.state.lock().waiting.len() <= 25);
+        assert!(clients.slots.0.state.lock().waiting.len() <= 25);
         clients.arrive("192.0.2.7 at last").await;
-        let places = clients.places.clone();
+        let slots = clients.slots.clone();
         assert_eq!(clients.served().await, ["192.0.2.7 at last"]);
-        assert_eq!(places.0.state.lock().waiting.len(), 0);
-        assert!(places.take(IpAddr::from([192, 0, 2, 8])).await.is_some());
+        assert_eq!(slots.0.state.lock().waiting.len(), 0);
+        assert!(slots.take(IpAddr::from([192, 0, 2, 8])).await.is_some());
     }
 }

@@ -12,5 +12,5 @@ pub(crate) use addresses::AddressRules;
 pub(crate) use bans::BanCounters;
 pub(crate) use bans::Bans;
 pub(crate) use descriptors::Descriptors;
-pub(crate) use fair::{FairPlaces, Place, Site};
+pub(crate) use fair::{ClientNetwork, FairSlots, Slot};
 pub(crate) use permits::{Permit, Permits};

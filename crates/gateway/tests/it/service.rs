@@ -124,9 +124,9 @@ async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
     }
     let asked = || service.asked().iter().filter(|(head, _)| head.starts_with("post")).count();
     assert_eq!(asked(), 10, "errors for one client do not open the breaker, silence does");
-    // The gateway's own request, at once, which is not answered either.
-    eventually("a probe", || service.asked().iter().any(|(head, _)| head.starts_with("head /mqtt")).then_some(()))
-        .await;
+    // The gateway's own requests, which are not answered either: after the first errors, and at once when the breaker opens.
+    let probes = || service.asked().iter().filter(|(head, _)| head.starts_with("head /mqtt")).count();
+    eventually("probes", || (probes() == 2).then_some(())).await;
     advance(Duration::from_secs(31));
     assert_eq!(gateway.refusal(&connect("silent")).await, LATER);
     is_well.store(true, Ordering::SeqCst);
@@ -134,7 +134,7 @@ async fn an_answer_that_is_none_lets_nobody_in_and_the_service_is_left_alone() {
         advance(Duration::from_secs(5));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(service.asked().len(), 12, "a second probe, and no further ones once the breaker is closed");
+    assert_eq!(probes(), 3, "a further probe, and none once the breaker is closed");
     assert_eq!(asked(), 10, "no client's request before the probe has succeeded");
     visit(&gateway, &broker, &connect("a"), &connect("a")).await;
     visit(&gateway, &broker, &connect("b"), &connect("b")).await;
@@ -185,6 +185,60 @@ async fn a_client_that_the_service_stumbles_on_is_banned_and_harms_no_other() {
         assert_eq!(banning.refusal(&connect("a/#")).await, LATER);
     }
     assert_eq!(banning.refusal(&connect("a/#")).await, b"", "banned");
+}
+
+#[tokio::test]
+async fn a_service_that_fails_for_all_gets_nobody_banned() {
+    let broker = Broker::start().await;
+    let is_broken = Arc::new(AtomicBool::new(false));
+    let state = Arc::clone(&is_broken);
+    // It accepts HEAD even while it is broken.
+    let service = Service::start(move |body| {
+        let is_probe = body.is_empty();
+        Some((if is_probe || !state.load(Ordering::SeqCst) { "204 No Content" } else { "500 Oh" }, String::new()))
+    })
+    .await;
+    let ban = "[[listener.ban]]\non = [\"failure\"]\ncount = 5\n";
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let gateway = TestGateway::start(&format!(
+        "{listener}authenticate = [\"service\"]\n{ban}{}[[authenticator]]\nname = \"service\"\nkind = \"http\"\nurl = {:?}\n\
+         break_after = 1000\n",
+        broker.upstream(),
+        service.url("/mqtt")
+    ))
+    .await;
+    let from = async |host: u8| Client::tcp_from([127, 0, 0, host], gateway.address()).await;
+    is_broken.store(true, Ordering::SeqCst);
+    // Many devices behind 127.0.0.2, and one elsewhere.
+    for device in 0..10 {
+        for (host, id) in [(2, format!("device{device}")), (3, "single".to_owned())] {
+            let mut client = from(host).await;
+            client.write(&connect(&id)).await;
+            assert_eq!(client.read_to_end().await, LATER, "{id}");
+        }
+    }
+    is_broken.store(false, Ordering::SeqCst);
+    for host in [2, 3] {
+        from(host).await.greet(&broker, &connect("device")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_fails_for_itself_gets_a_single_network_not_banned() {
+    let broker = Broker::start().await;
+    let service = Service::start(|_| Some(("500 Oh", String::new()))).await;
+    let ban = "[[listener.ban]]\non = [\"failure\"]\ncount = 3\n";
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let gateway = TestGateway::start(&format!(
+        "{listener}authenticate = [\"service\"]\n{ban}{}[[authenticator]]\nname = \"service\"\nkind = \"http\"\nurl = {:?}\n",
+        broker.upstream(),
+        service.url("/mqtt")
+    ))
+    .await;
+    for n in 0..10 {
+        assert_eq!(gateway.refusal(&connect("a")).await, LATER);
+        assert!(gateway.lines(n + 1).await[n].ends_with(" authentication_unavailable"));
+    }
 }
 
 #[tokio::test]

@@ -9,11 +9,11 @@ use hyper::StatusCode;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::limits::Site;
+use crate::limits::ClientNetwork;
 
-/// Responses with errors open the breaker only if they concern clients of this many sites: a client may have found a
+/// Responses with errors open the breaker only if they concern clients of this many networks: a client may have found a
 /// request on which the service fails.
-const MIN_SITES: usize = 3;
+const MIN_NETWORKS: usize = 3;
 
 /// How a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +42,8 @@ impl Failure {
         }
     }
 
-    /// Whether the client may have brought it about by what it sent. Such failures count towards bans.
-    pub(super) const fn is_of_client(self) -> bool {
+    /// Whether the client may have caused it by what it sent. Such failures may count towards bans.
+    pub(super) const fn may_be_of_client(self) -> bool {
         matches!(self, Self::Rejected | Self::Error)
     }
 
@@ -63,9 +63,9 @@ impl Failure {
 /// Why the breaker opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opening {
-    /// Requests for clients of several sites failed, or connections were refused.
+    /// Requests for clients of several networks failed, or connections were refused.
     Failing,
-    /// No response to requests for clients of few sites, who may have found a request that takes the service long: a probe
+    /// No response to requests for clients of few networks, who may have found a request that takes the service long: a probe
     /// has to confirm it at once.
     Suspected,
 }
@@ -89,8 +89,8 @@ struct Failures {
     refused: u32,
     silent: u32,
     errors: u32,
-    /// At most [`MIN_SITES`].
-    sites: HashSet<Site>,
+    /// At most [`MIN_NETWORKS`].
+    networks: HashSet<ClientNetwork>,
 }
 
 impl Breaker {
@@ -113,7 +113,7 @@ impl Breaker {
     }
 
     /// Records a failed request for the client at `address`. Returns why the breaker opens, if it does: after failures to
-    /// get any response, or after errors for clients of several sites.
+    /// get any response, or after errors for clients of several networks.
     pub(super) fn failed(&self, failure: Failure, address: IpAddr) -> Option<Opening> {
         let mut failures = self.failures.lock();
         if failures.last.is_some_and(|last| last.elapsed() > WINDOW) {
@@ -130,19 +130,20 @@ impl Breaker {
             Failure::Timeout => failures.silent = failures.silent.saturating_add(1),
             Failure::Overload | Failure::Error => failures.errors = failures.errors.saturating_add(1),
         }
-        if failures.sites.len() < MIN_SITES {
-            failures.sites.insert(Site::of(address));
+        if failures.networks.len() < MIN_NETWORKS {
+            failures.networks.insert(ClientNetwork::of(address));
         }
         failures.last = Some(Instant::now());
         let no_response = failures.silent.saturating_add(failures.refused);
         let all = no_response.saturating_add(failures.errors);
-        let opening = if failures.refused >= self.after || (all >= self.after && failures.sites.len() >= MIN_SITES) {
-            Opening::Failing
-        } else if no_response >= self.after {
-            Opening::Suspected
-        } else {
-            return None;
-        };
+        let opening =
+            if failures.refused >= self.after || (all >= self.after && failures.networks.len() >= MIN_NETWORKS) {
+                Opening::Failing
+            } else if no_response >= self.after {
+                Opening::Suspected
+            } else {
+                return None;
+            };
         (!self.is_open.swap(true, Ordering::Relaxed)).then_some(opening)
     }
 
@@ -170,8 +171,8 @@ mod tests {
         for failure in [Failure::Error, Failure::Overload, Failure::Rejected, Failure::OwnShortage] {
             let breaker = breaker();
             for n in 0..100 {
-                let site: IpAddr = format!("2001:db8:7:{n:x}::1").parse().unwrap();
-                let opening = (breaker.failed(failure, from(1)), breaker.failed(failure, site));
+                let network: IpAddr = format!("2001:db8:7:{n:x}::1").parse().unwrap();
+                let opening = (breaker.failed(failure, from(1)), breaker.failed(failure, network));
                 assert_eq!(opening, (None, None), "{failure:?}");
             }
         }

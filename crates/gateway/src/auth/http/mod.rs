@@ -3,6 +3,7 @@
 //! about one client never serves another.
 
 mod breaker;
+mod cause;
 mod response;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
@@ -18,13 +20,14 @@ use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use self::breaker::{Breaker, Failure, Opening};
+use self::cause::{Cause, Causes};
 use self::response::{Response, Verdict};
 use super::cache::{Cache, CacheKey};
 use super::{Candidate, Decision, Principal, open_ca};
 use crate::config::{Diagnostics, Reported, tables};
 use crate::evidence::Authenticated;
 use crate::fetch::{FetchError, FetchProblem, Fetcher};
-use crate::limits::FairPlaces;
+use crate::limits::FairSlots;
 use crate::observe::{Metrics, ServiceMetrics};
 use crate::outcome::{Reject, note_detail};
 use crate::peer::{FACTS, FactValue, Facts};
@@ -32,8 +35,11 @@ use crate::util::clock::now;
 use crate::util::crypto::tag;
 use crate::util::url::host_of;
 
-/// The limit of clients that wait for a place. A CONNECT has at most 64 KiB by default, so they hold 64 MiB at most.
+/// The limit of clients that wait for a slot. A CONNECT has at most 64 KiB by default, so they hold 64 MiB at most.
 const MAX_WAITING: usize = 1024;
+
+/// How long an error waits for the probe that shows whether the client caused it.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An authentication service.
 pub(super) struct Service {
@@ -41,9 +47,10 @@ pub(super) struct Service {
     headers: HeaderMap,
     fetcher: Arc<Fetcher>,
     timeout: Duration,
-    places: FairPlaces,
+    slots: FairSlots,
     max_concurrency: u32,
     breaker: Arc<Breaker>,
+    causes: Causes,
     metrics: ServiceMetrics,
     responses: Cache<Arc<Response>>,
     cache: Duration,
@@ -84,9 +91,10 @@ impl Service {
             headers: settings.headers,
             fetcher,
             timeout: settings.timeout,
-            places: FairPlaces::new(settings.max_concurrency as usize, MAX_WAITING),
+            slots: FairSlots::new(settings.max_concurrency as usize, MAX_WAITING),
             max_concurrency: settings.max_concurrency,
             breaker: Arc::new(Breaker::new(settings.break_after, settings.break_time)),
+            causes: Causes::default(),
             metrics: metrics.service(name),
             responses: Cache::new(|response| response.heap_len()),
             cache: settings.cache,
@@ -150,8 +158,8 @@ impl Service {
     }
 
     async fn exchange(&self, document: &[u8], candidate: Candidate<'_>, name: &Arc<str>) -> Result<Response, Reject> {
-        let place = timeout_at(Instant::now() + self.timeout, self.places.take(candidate.remote())).await;
-        let Ok(Some(_place)) = place else { return Err(Reject::AuthenticationBusy) };
+        let slot = timeout_at(Instant::now() + self.timeout, self.slots.take(candidate.remote())).await;
+        let Ok(Some(_slot)) = slot else { return Err(Reject::AuthenticationBusy) };
         if self.breaker.is_open() {
             return Err(Reject::AuthenticationUnavailable);
         }
@@ -164,6 +172,7 @@ impl Service {
             Ok(response) => {
                 self.metrics.answered.inc();
                 self.breaker.succeeded();
+                self.causes.decided(candidate.remote());
                 return Ok(response);
             }
             Err(problem) => problem,
@@ -178,7 +187,22 @@ impl Service {
         if let Some(suppressed) = self.metrics.warnings.permit() {
             tracing::warn!(authenticator = &**name, suppressed, "authentication service failed: {text}");
         }
-        Err(if failure.is_of_client() { Reject::AuthenticationError } else { Reject::AuthenticationUnavailable })
+        let cause = self.causes.failed(candidate.remote());
+        Err(if failure.may_be_of_client() && self.is_of_client(cause).await {
+            Reject::AuthenticationError
+        } else {
+            Reject::AuthenticationUnavailable
+        })
+    }
+
+    /// Whether the client caused an error. Asks the service if only requests for this client's network show its state.
+    async fn is_of_client(&self, cause: Cause) -> bool {
+        let probe = self.fetcher.probe(&self.url, &self.headers, self.timeout.min(PROBE_TIMEOUT));
+        match cause {
+            Cause::Client => true,
+            Cause::Service => false,
+            Cause::Unknown => !self.causes.probe(async { is_failing(probe.await) }).await,
+        }
     }
 
     /// The circuit breaker has opened. Waits in the background until the service responds again, and closes the circuit breaker then. The probe is the
@@ -189,7 +213,7 @@ impl Service {
         let (url, headers, timeout) = (self.url.clone(), self.headers.clone(), self.timeout);
         let (name, up) = (Arc::clone(name), self.metrics.up.clone());
         tokio::spawn(async move {
-            if opening == Opening::Suspected && fetcher.probe(&url, &headers, timeout).await {
+            if opening == Opening::Suspected && responds(fetcher.probe(&url, &headers, timeout).await) {
                 return breaker.upgrade().iter().for_each(|breaker| breaker.close());
             }
             let pause = humantime::format_duration(period).to_string();
@@ -202,7 +226,7 @@ impl Service {
             loop {
                 tokio::time::sleep(period).await;
                 let Some(breaker) = breaker.upgrade() else { return };
-                if fetcher.probe(&url, &headers, timeout).await {
+                if responds(fetcher.probe(&url, &headers, timeout).await) {
                     breaker.close();
                     up.set(1);
                     tracing::info!(
@@ -214,6 +238,27 @@ impl Service {
             }
         });
     }
+}
+
+/// Whether a probe shows that the service responds, whatever it makes of it: any status, or closing the connection. A proxy
+/// in front of it that cannot reach it does not count. What the gateway itself lacks says nothing about the service.
+const fn responds(probe: Result<StatusCode, FetchProblem>) -> bool {
+    match probe {
+        Ok(status) => !is_of_proxy(status),
+        Err(problem) => matches!(problem, FetchProblem::Response | FetchProblem::OwnShortage),
+    }
+}
+
+/// Whether a probe shows that the service fails for the gateway as for its clients.
+fn is_failing(probe: Result<StatusCode, FetchProblem>) -> bool {
+    match probe {
+        Ok(status) => status == StatusCode::INTERNAL_SERVER_ERROR || is_of_proxy(status),
+        Err(problem) => problem == FetchProblem::Unreachable,
+    }
+}
+
+const fn is_of_proxy(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }
 
 /// A request that led to no decision.
