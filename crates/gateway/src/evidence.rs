@@ -14,12 +14,14 @@ use crate::pki::{Key, VerifiedChain};
 pub enum Evidence {
     /// A verified certificate chain.
     Chain(VerifiedChain),
-    /// A raw public key that a file lists.
+    /// A public key that a file lists.
     RawKey {
         /// The key.
         fingerprint: Fingerprint,
         /// Its name in the file.
         name: Box<str>,
+        /// How the device presented it.
+        format: KeyFormat,
     },
     /// A pre-shared key that a file lists.
     Psk {
@@ -37,6 +39,15 @@ pub enum Evidence {
         /// What it verified.
         what: Authenticated,
     },
+}
+
+/// How a public key is presented in a handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyFormat {
+    /// As a raw public key [RFC 7250].
+    Raw,
+    /// In a certificate. Where the key counts by itself, nothing else in the certificate does.
+    Certificate,
 }
 
 /// What an authenticator verified.

@@ -7,6 +7,7 @@ use portcullis_registry::{Change, Device, State};
 use serde_json::{Value as Json, json};
 use zeroize::Zeroizing;
 
+use crate::evidence::KeyFormat;
 use crate::outcome::Reject;
 use crate::peer::Fingerprint;
 use crate::util::crypto::tag;
@@ -44,6 +45,8 @@ pub struct DeviceEvidence {
 pub enum UsedCredential {
     /// A certificate or key that it is pinned to.
     Pin(Fingerprint),
+    /// A key that it is pinned to, which alone counted in the handshake, and how the device presented it.
+    Key(Fingerprint, KeyFormat),
     /// Its pre-shared key: the identity, and a tag of the key.
     Psk { identity: Box<str>, tag: u64 },
     /// Its password, identified by a tag of the hash.
@@ -105,7 +108,7 @@ impl Entry {
     /// match a pin if the device has pins, and the device's own key if it has the same PSK identity.
     pub(crate) fn is_proved_by(&self, used: &UsedCredential) -> bool {
         match used {
-            UsedCredential::Pin(fingerprint) => self.is_pinned_to(fingerprint),
+            UsedCredential::Pin(fingerprint) | UsedCredential::Key(fingerprint, _) => self.is_pinned_to(fingerprint),
             UsedCredential::Psk { identity, tag: of } => {
                 self.psk().is_some_and(|(own, key)| own == &**identity && tag(key) == *of)
             }

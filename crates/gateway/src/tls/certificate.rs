@@ -21,6 +21,7 @@ use super::secured::{Failed, FailedConnection, Secured};
 use super::verifier::{DeviceVerifier, note_error, reject};
 use crate::config::tables::{self, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
+use crate::evidence::KeyFormat;
 use crate::net::{Socket, Stream, acknowledge_now};
 use crate::outcome::Reject;
 use crate::pki::{Anchors, ChainVerifier};
@@ -42,15 +43,6 @@ pub(super) struct CertificateTls {
     raw_keys: Option<Arc<KnownKeys>>,
     /// Keeps the state alive, so that the configuration after a reload finds it.
     _state: Arc<ListenerState>,
-}
-
-/// How one side of a handshake presents its key.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum KeyFormat {
-    /// In a certificate; a device perhaps not at all.
-    Certificate,
-    /// As a raw public key [RFC 7250].
-    Raw,
 }
 
 impl CertificateTls {
@@ -103,6 +95,14 @@ impl CertificateTls {
     /// Whether every device has to authenticate itself in the handshake.
     pub(super) const fn requires_proof(&self) -> bool {
         self.needs_certificate || (self.trust.is_none() && self.raw_keys.is_some())
+    }
+
+    /// Whether a key counts by itself in this form.
+    pub(super) fn accepts(&self, format: KeyFormat) -> bool {
+        match format {
+            KeyFormat::Raw => self.raw_keys.is_some(),
+            KeyFormat::Certificate => self.accepts_keys_in_certificates(),
+        }
     }
 
     /// Whether a self-signed certificate stands for its key.

@@ -10,7 +10,7 @@ use super::handshake::Handshake;
 use super::raw_keys::{KnownKeys, Owner};
 use super::secured::{SecuredClient, or_registry_unavailable};
 use crate::devices::UsedCredential;
-use crate::evidence::Evidence;
+use crate::evidence::{Evidence, KeyFormat};
 use crate::outcome::{Reject, note_certificate, note_detail, note_key};
 use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
 use crate::util::crypto::sha256;
@@ -53,7 +53,7 @@ impl Finished<'_> {
     /// Identifies a device by its raw public key. `keys`: those that the listener accepts.
     pub(super) fn by_raw_key(&self, keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
         let key = self.session.peer_certificates().and_then(|chain| chain.first());
-        self.by_key(key.ok_or(Reject::UnknownKey)?, keys)
+        self.by_key(key.ok_or(Reject::UnknownKey)?, KeyFormat::Raw, keys)
     }
 
     /// Identifies a device by the public key in its certificate. Nothing else in that certificate counts: the device may
@@ -61,7 +61,7 @@ impl Finished<'_> {
     pub(super) fn by_key_of_certificate(&self, keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
         let leaf = self.session.peer_certificates().and_then(|chain| chain.first()).ok_or(Reject::UnknownKey)?;
         let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| Reject::CertificateInvalid)?;
-        self.by_key(certificate.public_key().raw, keys).inspect_err(|_| {
+        self.by_key(certificate.public_key().raw, KeyFormat::Certificate, keys).inspect_err(|_| {
             if let Some(certificate) = Certificate::of(leaf, &certificate) {
                 note_certificate(certificate.subject.dn.as_deref(), &certificate.serial);
             }
@@ -69,7 +69,7 @@ impl Finished<'_> {
     }
 
     /// `key` is a SubjectPublicKeyInfo in DER.
-    fn by_key(&self, key: &[u8], keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
+    fn by_key(&self, key: &[u8], format: KeyFormat, keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
         let keys = keys.ok_or(Reject::UnknownKey)?;
         let fingerprint = sha256(key);
         // Looked up only after the device has proved to own the key: otherwise anyone who has seen a public key could
@@ -80,10 +80,12 @@ impl Finished<'_> {
             or_registry_unavailable(Reject::UnknownKey, Reject::UnknownKey, keys.registry())
         };
         let (evidence, device, name) = match keys.owner(&fingerprint).ok_or_else(unknown)? {
-            Owner::Named(name) => (Evidence::RawKey { fingerprint, name: name.clone() }, None, Some(name)),
-            Owner::Device(entry) => {
-                (Evidence::DeviceKey(Box::new(entry.evidence(UsedCredential::Pin(fingerprint)))), Some(entry), None)
-            }
+            Owner::Named(name) => (Evidence::RawKey { fingerprint, name: name.clone(), format }, None, Some(name)),
+            Owner::Device(entry) => (
+                Evidence::DeviceKey(Box::new(entry.evidence(UsedCredential::Key(fingerprint, format)))),
+                Some(entry),
+                None,
+            ),
         };
         let identity = Identity::RawKey(RawKey { fingerprint, name });
         Ok(SecuredClient { peer: self.peer(identity, false), evidence: Some(evidence), device })

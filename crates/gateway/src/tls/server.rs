@@ -95,8 +95,8 @@ impl ServerTls {
             }
             #[cfg(feature = "psk")]
             (Engine::Psk(_), Some(Evidence::Chain(_))) => Err(CloseReason::CaRemoved),
-            (Engine::Certificates(tls), Some(Evidence::RawKey { fingerprint, name })) => {
-                still(tls.raw_keys().is_some_and(|keys| keys.is_named(fingerprint, name)))
+            (Engine::Certificates(tls), Some(Evidence::RawKey { fingerprint, name, format })) => {
+                still(tls.accepts(*format) && tls.raw_keys().is_some_and(|keys| keys.is_named(fingerprint, name)))
             }
             (Engine::Certificates(tls), None) => still(!tls.requires_proof()),
             #[cfg(feature = "psk")]
@@ -106,9 +106,9 @@ impl ServerTls {
     }
 
     /// Whether handshakes use credentials of this kind.
-    const fn accepts(&self, used: &UsedCredential) -> bool {
+    fn accepts(&self, used: &UsedCredential) -> bool {
         match &self.engine {
-            Engine::Certificates(_) => matches!(used, UsedCredential::Pin(_)),
+            Engine::Certificates(tls) => matches!(used, UsedCredential::Key(_, format) if tls.accepts(*format)),
             #[cfg(feature = "psk")]
             Engine::Psk(_) => matches!(used, UsedCredential::Psk { .. }),
         }

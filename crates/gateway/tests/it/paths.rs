@@ -231,6 +231,15 @@ async fn a_self_signed_certificate_stands_for_its_key_and_nothing_else() {
         let reasons: Vec<String> =
             gateway.lines(4).await.iter().map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect();
         assert_eq!(reasons[2..], ["unknown_key", "identity_mismatch"]);
+        // A session that would not be admitted any more ends.
+        let mut client = Client::try_tls(gateway.address(), (*config).clone(), "localhost").await.unwrap();
+        let _at_broker = client.greet(&broker, &connect("thing001")).await;
+        let text = fs::read_to_string(gateway.path()).unwrap();
+        let text = text.split("[access_log]").next().unwrap();
+        gateway.write(&text.replace("certificates = true\n", ""));
+        gateway.gateway.reload().await.unwrap();
+        client.read_to_end().await;
+        assert!(gateway.lines(5).await[4].ends_with(" session_credential_withdrawn"));
     }
 }
 

@@ -11,7 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
 use crate::ProcessState;
-use crate::evidence::Authenticated;
+use crate::evidence::{Authenticated, KeyFormat};
 use crate::pki::{ChainCertificate, IssuerId, Serial, VerifiedChain};
 use crate::util::clock::now;
 use crate::util::crypto::{sha256, tag};
@@ -142,8 +142,10 @@ fn what_tls_proved_is_compared_with_what_the_listener_requires_now() {
     let (chain, optional) = (fixture.chain(), format!("{}client_auth = \"optional\"\n", pki.listener_tls()));
     let (before, after) = (chain.certificates()[0].not_before, chain.not_after());
     let chain = || Some(Evidence::Chain(chain.clone()));
-    let named = |octet, name: &str| Some(Evidence::RawKey { fingerprint: [octet; 32], name: name.into() });
-    let raw = |octet| named(octet, "thing001");
+    let key =
+        |octet, name: &str, format| Some(Evidence::RawKey { fingerprint: [octet; 32], name: name.into(), format });
+    let raw = |octet| key(octet, "thing001", KeyFormat::Raw);
+    let in_certificate = || key(0, "thing001", KeyFormat::Certificate);
     let of = |tls: &str| fixture.runtime("", Some(tls), "");
     let required = of(&pki.listener_tls());
     let optional = of(&optional);
@@ -156,6 +158,7 @@ fn what_tls_proved_is_compared_with_what_the_listener_requires_now() {
     let missing = of(&format!("{}crl = [{:?}]\n", pki.listener_tls(), other.crls()));
     let allowed = of(&format!("{}crl = [{:?}]\ncrl_missing = \"allow\"\n", pki.listener_tls(), other.crls()));
     let raw_keys = of(&fixture.raw_keys());
+    let in_certificates = of(&format!("{}certificates = true\n", fixture.raw_keys()));
     let clear = fixture.runtime("", None, "");
     let denied = fixture.runtime("deny = [\"192.0.2.0/24\"]", Some(&pki.listener_tls()), "");
     let case = |name, runtime, from_tls, at, verdict| Case {
@@ -188,7 +191,22 @@ fn what_tls_proved_is_compared_with_what_the_listener_requires_now() {
         case("nothing, in the clear", &clear, None, now, Ok(())),
         case("a raw key that is listed", &raw_keys, raw(0), now, Ok(())),
         case("a raw key that is not listed any more", &raw_keys, raw(1), now, Err(CredentialWithdrawn)),
-        case("a raw key that has another name now", &raw_keys, named(0, "thing002"), now, Err(CredentialWithdrawn)),
+        case(
+            "a raw key that has another name now",
+            &raw_keys,
+            key(0, "thing002", KeyFormat::Raw),
+            now,
+            Err(CredentialWithdrawn),
+        ),
+        case("a key in a certificate, where it may be", &in_certificates, in_certificate(), now, Ok(())),
+        case(
+            "a key in a certificate, where it no longer may",
+            &raw_keys,
+            in_certificate(),
+            now,
+            Err(CredentialWithdrawn),
+        ),
+        case("a raw key, where it may be in a certificate", &in_certificates, raw(0), now, Ok(())),
         case("a raw key, where certificates are required", &required, raw(0), now, Err(CredentialWithdrawn)),
         case("a raw key, in the clear", &clear, raw(0), now, Err(CredentialWithdrawn)),
         case("an address that is denied now", &denied, chain(), now, Err(AddressDenied)),
