@@ -147,10 +147,16 @@ fn check_argon2(text: &str) -> Result<(), String> {
     let wrong = |_| "not a valid Argon2 hash".to_owned();
     let hash = Phc::new(text).map_err(wrong)?;
     Algorithm::try_from(hash.algorithm).map_err(wrong)?;
-    // Before the library reads them: it multiplies them without a check.
-    let costs_more = [("m", MAX_ARGON2_MEMORY_KIB), ("t", MAX_ARGON2_PASSES), ("p", MAX_ARGON2_LANES)]
-        .iter()
-        .any(|(name, max)| hash.params.get_decimal(*name).is_some_and(|value| value > *max));
+    // Before the library reads them: it multiplies them without a check. All of them, since the last of one name counts.
+    let costs_more = hash.params.iter().any(|(name, value)| {
+        let max = match name.as_str() {
+            "m" => MAX_ARGON2_MEMORY_KIB,
+            "t" => MAX_ARGON2_PASSES,
+            "p" => MAX_ARGON2_LANES,
+            _ => return false,
+        };
+        value.decimal().is_ok_and(|value| value > max)
+    });
     if costs_more {
         let max = format!("{} MiB, {MAX_ARGON2_PASSES} passes, {MAX_ARGON2_LANES} lanes", MAX_ARGON2_MEMORY_KIB >> 10);
         return Err(format!("the Argon2 hash costs more than the maximum of {max}"));
@@ -326,6 +332,8 @@ mod tests {
             "$argon2id$",
             "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHQ",
             "$argon2id$v=19$m=4194304,t=2,p=1$c29tZXNhbHQ$RdescudvJCsgt3ub+b5dWRWJTmaaJObG",
+            "$argon2id$v=19$m=50,p=2,t=2,p=389194561$c29tZXNhbHQ$RdescudvJCsgt3ub+b5dWRWJTmaaJObG",
+            "$argon2id$v=19$m=19456,t=2,p=1,m=4194304$c29tZXNhbHQ$RdescudvJCsgt3ub+b5dWRWJTmaaJObG",
             "$2y$31$......................0123456789012345678901234567890",
             "$2y$10$short",
         ] {

@@ -57,11 +57,18 @@ pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, String> {
 
 fn decode(body: &str) -> Option<Vec<u8>> {
     let mut encoded = Vec::with_capacity(body.len());
-    // Lines with a colon are headers of a traditional private key [RFC 1421].
-    for line in body.lines().filter(|line| !line.contains(':')) {
+    for line in body.lines().skip_while(|line| line.trim().is_empty() || is_header(line)) {
         encoded.extend(line.bytes().filter(|byte| !byte.is_ascii_whitespace()));
     }
     STANDARD.decode(encoded).ok()
+}
+
+/// Whether a line is a header of a traditional private key [RFC 1421, 4.6], such as `DEK-Info: AES-128-CBC,00FF`. It contains
+/// no other section.
+fn is_header(line: &str) -> bool {
+    let is_name =
+        |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    line.split_once(':').is_some_and(|(name, _)| is_name(name.trim())) && !line.contains("--")
 }
 
 fn newlines(text: &str) -> usize {
@@ -144,6 +151,8 @@ mod tests {
             ("-----BEGIN CERTIFICATE-----\nAAEC\n-----END X509 CRL-----\n", 4),
             ("-----BEGIN CERTIFICATE-----\nAAEC\n-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n", 4),
             ("-----BEGIN CERTIFICATE\nAAEC\n-----END CERTIFICATE-----\n", 4),
+            ("-----BEGIN K-----\nA: ----BEGIN B----\n-----END K-----\n", 4),
+            ("-----BEGIN K-----\nAAEC\nA: AAEC\n-----END K-----\n", 4),
             ("----BEGIN CERTIFICATE----\nAAEC\n----END CERTIFICATE----\n", 4),
             ("-----Begin certificate-----\nAAEC\n-----End certificate-----\n", 4),
             ("AAEC\n-----END CERTIFICATE-----\n", 5),
