@@ -21,15 +21,19 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::tables::AdminBind;
 use crate::maintenance;
 use crate::net::{self, WriteDeadline};
+use crate::observe::RateLimit;
 use crate::session::Shared;
 
 /// The limit of open connections. Beyond it, a new one closes the oldest, so that probes are always answered.
 pub(crate) const MAX_CONNECTIONS: usize = 16;
+/// How long a connection stays open at least: its request may have arrived with it.
+const MIN_LIFETIME: Duration = Duration::from_millis(50);
 /// How long a connection may be idle, or a request incomplete.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take to read a response.
@@ -86,16 +90,24 @@ async fn answer<S>(router: Router, mut accept: impl AsyncFnMut() -> io::Result<S
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut open: VecDeque<AbortHandle> = VecDeque::with_capacity(MAX_CONNECTIONS);
+    let mut open: VecDeque<(Instant, AbortHandle)> = VecDeque::with_capacity(MAX_CONNECTIONS);
+    let warnings = RateLimit::default();
     loop {
-        let Ok(stream) = accept().await else {
-            tokio::time::sleep(ACCEPT_BACKOFF).await;
-            continue;
+        let stream = match accept().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                if let Some(suppressed) = warnings.permit() {
+                    tracing::error!(%error, suppressed, "admin interface cannot accept connections");
+                }
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+                continue;
+            }
         };
-        open.retain(|connection| !connection.is_finished());
+        open.retain(|(_, connection)| !connection.is_finished());
         if open.len() >= MAX_CONNECTIONS
-            && let Some(oldest) = open.pop_front()
+            && let Some((opened, oldest)) = open.pop_front()
         {
+            tokio::time::sleep_until(opened + MIN_LIFETIME).await;
             oldest.abort();
         }
         let service = TowerToHyperService::new(router.clone());
@@ -103,7 +115,8 @@ where
         http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
         let stream = WriteDeadline::new(stream, WRITE_TIMEOUT);
         let connection = http.serve_connection(TokioIo::new(stream), service);
-        open.push_back(tokio::spawn(tokio::time::timeout(CONNECTION_TIMEOUT, connection)).abort_handle());
+        let connection = tokio::spawn(tokio::time::timeout(CONNECTION_TIMEOUT, connection));
+        open.push_back((Instant::now(), connection.abort_handle()));
     }
 }
 

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::pending::Fill;
 use super::permits::{Permit, Permits};
 
 /// A session has a socket to the client and one to the broker.
@@ -33,6 +34,11 @@ impl Descriptors {
         let reserve = (BASE_RESERVE + needs).min(limit / 2);
         let max = u32::try_from((limit - reserve) / PER_CONNECTION).unwrap_or(u32::MAX);
         (max, self.max.swap(max, Ordering::Relaxed) != max)
+    }
+
+    /// How many of the connections that the descriptors allow are open.
+    pub(crate) fn fill(&self) -> Fill {
+        Fill { taken: self.connections.taken(), max: self.max.load(Ordering::Relaxed) }
     }
 
     /// Takes the permit of a connection; `None` if there are too few descriptors for another one.

@@ -5,6 +5,7 @@ mod addresses;
 mod bans;
 mod descriptors;
 mod fair;
+mod pending;
 mod permits;
 mod window;
 
@@ -13,4 +14,5 @@ pub(crate) use bans::BanCounters;
 pub(crate) use bans::Bans;
 pub(crate) use descriptors::Descriptors;
 pub(crate) use fair::{ClientNetwork, FairSlots, Slot};
+pub(crate) use pending::{Fill, Pending, PendingPermit};
 pub(crate) use permits::{Permit, Permits};

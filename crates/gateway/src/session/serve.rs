@@ -13,7 +13,7 @@ use super::Shared;
 use super::connect::{Negotiated, Rejected, negotiate};
 use crate::config::tables::OnReject;
 use crate::edge::{Accepted, Arrived};
-use crate::limits::Permit;
+use crate::limits::{Fill, PendingPermit, Permit};
 use crate::net::{Stream, discard_until_closed};
 use crate::observe::{Record, SessionInfo};
 use crate::outcome::{CloseReason, Outcome, Reject, traced};
@@ -89,7 +89,7 @@ async fn establish(
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Established, Outcome> {
-    let (arrived, permit) = arrive(accepted, listener, record)?;
+    let (arrived, permit, _pending) = arrive(accepted, listener, shared, record)?;
     let mut secured = secure(arrived, listener, session, record).await?;
     match negotiate(&mut secured, listener, session, shared, record).await {
         Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec }) => {
@@ -120,7 +120,12 @@ async fn establish(
 
 /// Finds out the client's address and applies what is known by it: what costs nothing is decided before any cryptography is
 /// paid for.
-fn arrive(accepted: Accepted, listener: &Listener, record: &Record) -> Result<(Arrived, Permit), Reject> {
+fn arrive(
+    accepted: Accepted,
+    listener: &Listener,
+    shared: &Shared,
+    record: &Record,
+) -> Result<(Arrived, Permit, PendingPermit), Reject> {
     let arrived = accepted.arrive();
     let address = arrived.address.ip();
     record.info.set_address(arrived.address);
@@ -131,7 +136,9 @@ fn arrive(accepted: Accepted, listener: &Listener, record: &Record) -> Result<(A
         return Err(Reject::Banned);
     }
     let permit = listener.permits.take(listener.max_connections).ok_or(Reject::TooManyConnections)?;
-    Ok((arrived, permit))
+    let of_listener = Fill { taken: listener.permits.taken(), max: listener.max_connections };
+    let pending = shared.state.pending.take(address, [of_listener, shared.state.descriptors.fill()]);
+    Ok((arrived, permit, pending.ok_or(Reject::TooManyPending)?))
 }
 
 async fn secure(

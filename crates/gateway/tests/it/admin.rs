@@ -54,3 +54,21 @@ async fn idle_slow_and_deaf_clients_are_disconnected() {
     let (idle, half, kept) = tokio::join!(ends(idle), ends(half), ends(kept));
     assert!(idle && half && kept, "{idle} {half} {kept}");
 }
+
+#[tokio::test]
+async fn requests_that_arrive_at_once_are_all_answered() {
+    let (_gateway, admin) = start().await;
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        // Connected and written without a pause, so that the interface accepts them all before it serves one.
+        let mut http = std::net::TcpStream::connect(admin).unwrap();
+        std::io::Write::write_all(&mut http, b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        http.set_nonblocking(true).unwrap();
+        clients.push(TcpStream::from_std(http).unwrap());
+    }
+    for mut http in clients {
+        let mut response = Vec::new();
+        tokio::time::timeout(PATIENCE, http.read_to_end(&mut response)).await.unwrap().unwrap();
+        assert!(response.starts_with(b"HTTP/1.1 200 OK"), "{response:?}");
+    }
+}

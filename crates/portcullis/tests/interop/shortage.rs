@@ -37,3 +37,15 @@ fn silent_connections_take_no_descriptors_from_brokers_admin_and_files() {
     let log = gateway.own_log();
     assert!(!log.contains("server is down") && !log.contains("cannot connect"), "{log}");
 }
+
+#[test]
+fn silent_connections_of_one_network_leave_room_for_others() {
+    let broker = Mosquitto::start();
+    let gateway = Launch::new(Arc::default(), &format!("{ADMIT}{}", upstream(broker.port))).open_files(500).start();
+    let silent: Vec<_> = (0..250).map(|_| TcpStream::connect(gateway.address).unwrap()).collect();
+    gateway.wait_for_reason("too_many_pending");
+    let mut client = gateway.mosquitto("mosquitto_pub", "thing001", "thing001");
+    let published = finish(client.args(["-A", "127.0.0.2", "-t", "t", "-m", "x"]));
+    assert!(published.status.success(), "{published:?}");
+    drop(silent);
+}
