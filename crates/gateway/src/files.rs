@@ -23,17 +23,26 @@ const ENCRYPTED_MARK: &[u8] = b"Proc-Type: 4,ENCRYPTED";
 /// # Errors
 /// The file cannot be read, or contains no certificate.
 pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint> {
+    Ok(read_certificates(path)?.into_iter().map(|(certificate, _)| certificate).collect())
+}
+
+/// Reads the certificates of a PEM file as [`read_chain`] does, each with the settings that OpenSSL appends in a section
+/// `TRUSTED CERTIFICATE`; empty for others.
+///
+/// # Errors
+/// The file cannot be read, or contains no certificate.
+pub(crate) fn read_certificates(path: &Path) -> Result<Vec<(CertificateDer<'static>, Vec<u8>)>, Complaint> {
     let bytes = read(path, MAX_PEM_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
     let invalid = |what: String| Complaint::new(format!("{}, {what}", path.display()));
     let mut chain = Vec::new();
     for Section { label, der } in sections(&bytes).map_err(invalid)? {
         match label.as_str() {
-            "CERTIFICATE" | "X509 CERTIFICATE" => chain.push(CertificateDer::from(der)),
-            // OpenSSL appends its settings for the certificate.
+            "CERTIFICATE" | "X509 CERTIFICATE" => chain.push((CertificateDer::from(der), Vec::new())),
             "TRUSTED CERTIFICATE" => {
                 let (rest, _) = X509Certificate::from_der(&der)
                     .map_err(|_| Complaint::new(format!("{} contains an invalid certificate", path.display())))?;
-                chain.push(CertificateDer::from(der[..der.len() - rest.len()].to_vec()));
+                let (certificate, settings) = der.split_at(der.len() - rest.len());
+                chain.push((CertificateDer::from(certificate.to_vec()), settings.to_vec()));
             }
             // A key, its parameters, or a CRL may be in the same file.
             other if other.ends_with("KEY") || other.ends_with("PARAMETERS") || other.ends_with("CRL") => {

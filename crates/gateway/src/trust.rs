@@ -3,6 +3,9 @@
 //! takes an anchor for a name and a key: what else the anchor's certificate says, and what keyUsage allows, is checked here,
 //! as OpenSSL does.
 
+mod openssl;
+mod subject_names;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,8 +18,9 @@ use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
+use self::subject_names::SubjectConstraints;
 use crate::config::Complaint;
-use crate::files::read_chain;
+use crate::files::read_certificates;
 use crate::outcome::{ChainError, describe_webpki};
 use crate::util::crypto::provider;
 
@@ -29,7 +33,6 @@ pub(crate) struct TrustAnchors {
 }
 
 /// What the certificate of an anchor limits.
-#[derive(Clone, Copy)]
 struct Limits {
     /// Seconds since 1970.
     not_before: i64,
@@ -37,6 +40,8 @@ struct Limits {
     not_after: i64,
     /// The number of intermediates that may follow [RFC 5280, 4.2.1.9].
     path_len: Option<u32>,
+    /// On the subjects of certificates that it issues.
+    subjects: Option<SubjectConstraints>,
 }
 
 /// Whose certificates end at an anchor.
@@ -53,9 +58,9 @@ impl TrustAnchors {
     /// The file cannot be read, or contains a certificate that cannot be a trust anchor for this purpose.
     pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Self, Complaint> {
         let mut anchors = Self::default();
-        for der in read_chain(path)? {
+        for (der, settings) in read_certificates(path)? {
             let complain = |what: String| Complaint::new(format!("{}: not a trust anchor: {what}", path.display()));
-            anchors.add(&der, purpose).map_err(|NotAnAnchor { what, hint }| match hint {
+            anchors.add(&der, &settings, purpose).map_err(|NotAnAnchor { what, hint }| match hint {
                 Some(hint) => complain(what).hint(hint),
                 None => complain(what),
             })?;
@@ -67,7 +72,7 @@ impl TrustAnchors {
     pub(crate) fn of_system() -> Self {
         let mut anchors = Self::default();
         for der in rustls_native_certs::load_native_certs().certs {
-            let _ = anchors.add(&der, Purpose::Servers);
+            let _ = anchors.add(&der, &[], Purpose::Servers);
         }
         anchors
     }
@@ -112,14 +117,14 @@ impl TrustAnchors {
     ) -> Result<VerifiedPath<'p>, webpki::Error> {
         let check = |path: &VerifiedPath<'_>| {
             let intermediates = path.intermediate_certificates().count();
-            let allowed = self.limits_of(path.anchor(), now).map(|limits| limits.path_len)?;
+            let limits = self.limits_of(path.anchor(), now)?;
             if intermediates > depth {
                 return Err(webpki::Error::MaximumPathDepthExceeded);
             }
-            match allowed {
-                Some(allowed) if intermediates > allowed as usize => Err(webpki::Error::PathLenConstraintViolated),
-                _ => Ok(()),
+            if limits.path_len.is_some_and(|allowed| intermediates > allowed as usize) {
+                return Err(webpki::Error::PathLenConstraintViolated);
             }
+            check_subject(leaf, path, limits.subjects.as_ref())
         };
         // Revocation is checked separately: webpki would verify the signature of each CRL in each handshake.
         let algorithms = provider().signature_verification_algorithms.all;
@@ -127,12 +132,12 @@ impl TrustAnchors {
     }
 
     /// The limits of an anchor of a path. Of several certificates with the same name and key, a valid one counts.
-    fn limits_of(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> Result<Limits, webpki::Error> {
+    fn limits_of(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> Result<&Limits, webpki::Error> {
         let at = now.as_secs().cast_signed();
         let same =
             || self.list.iter().zip(&self.limits).filter(|(other, _)| *other == anchor).map(|(_, limits)| limits);
         if let Some(valid) = same().find(|limits| (limits.not_before..=limits.not_after).contains(&at)) {
-            return Ok(*valid);
+            return Ok(valid);
         }
         let time =
             |seconds: i64| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds.max(0).unsigned_abs()));
@@ -145,10 +150,12 @@ impl TrustAnchors {
         }
     }
 
-    fn add(&mut self, der: &CertificateDer<'_>, purpose: Purpose) -> Result<(), NotAnAnchor> {
+    /// `settings`: OpenSSL's for the certificate, perhaps none.
+    fn add(&mut self, der: &CertificateDer<'_>, settings: &[u8], purpose: Purpose) -> Result<(), NotAnAnchor> {
         let (_, certificate) = X509Certificate::from_der(der).map_err(|_| NotAnAnchor::new("it cannot be parsed"))?;
         check_authority(&certificate)?;
         check_extensions(&certificate, purpose)?;
+        check_settings(&certificate, settings, purpose)?;
         let anchor = webpki::anchor_from_trusted_cert(der).map_err(|error| NotAnAnchor::new(&error.to_string()))?;
         let constraints = certificate.basic_constraints().ok().flatten();
         self.list.push(anchor.to_owned());
@@ -156,6 +163,7 @@ impl TrustAnchors {
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
             path_len: constraints.and_then(|constraints| constraints.value.path_len_constraint),
+            subjects: SubjectConstraints::of(&certificate),
         });
         Ok(())
     }
@@ -228,6 +236,41 @@ fn check_extensions(certificate: &X509Certificate<'_>, purpose: Purpose) -> Resu
         Purpose::Servers => ("servers", "serverAuth"),
     };
     Err(NotAnAnchor::new(&format!("`{subject}` must not issue certificates of {of} (extendedKeyUsage without {name})")))
+}
+
+/// Checks that OpenSSL's settings for an authority allow it to be trusted for `purpose`.
+fn check_settings(certificate: &X509Certificate<'_>, settings: &[u8], purpose: Purpose) -> Result<(), NotAnAnchor> {
+    let subject = certificate.subject();
+    match openssl::allows(settings, purpose) {
+        Some(true) => Ok(()),
+        Some(false) => Err(NotAnAnchor {
+            what: format!("OpenSSL's settings in its section `TRUSTED CERTIFICATE` do not trust `{subject}` for this"),
+            hint: Some("if it is to be trusted: openssl x509 -in FILE -out FILE writes it without such settings"),
+        }),
+        None => Err(NotAnAnchor::new(&format!("OpenSSL's settings for `{subject}` cannot be parsed"))),
+    }
+}
+
+/// Checks the subject of a certificate against the name constraints of the authorities of its path.
+fn check_subject(
+    leaf: &EndEntityCert<'_>,
+    path: &VerifiedPath<'_>,
+    of_anchor: Option<&SubjectConstraints>,
+) -> Result<(), webpki::Error> {
+    let mut constraints = Vec::new();
+    for authority in path.intermediate_certificates().map(|authority| authority.der()) {
+        if SubjectConstraints::may_be_in(&authority) {
+            let (_, authority) = X509Certificate::from_der(&authority).map_err(|_| webpki::Error::BadDer)?;
+            constraints.extend(SubjectConstraints::of(&authority));
+        }
+    }
+    if constraints.is_empty() && of_anchor.is_none() {
+        return Ok(());
+    }
+    let leaf = leaf.der();
+    let (_, leaf) = X509Certificate::from_der(&leaf).map_err(|_| webpki::Error::BadDer)?;
+    let is_allowed = constraints.iter().chain(of_anchor).all(|constraints| constraints.allow(&leaf));
+    if is_allowed { Ok(()) } else { Err(webpki::Error::NameConstraintViolation) }
 }
 
 /// Whether keyUsage, if there is one, allows an authority to sign certificates [RFC 5280, 4.2.1.3]. One that cannot be
@@ -365,7 +408,7 @@ mod tests {
         let mut keys = keys.into_iter();
         let (root_key, between_key, leaf_key) = (keys.next().unwrap(), keys.next().unwrap(), keys.next().unwrap());
         let mut anchors = TrustAnchors::default();
-        assert!(anchors.add(root.self_signed(&root_key).unwrap().der(), Purpose::Servers).is_ok());
+        assert!(anchors.add(root.self_signed(&root_key).unwrap().der(), &[], Purpose::Servers).is_ok());
         let authority = between.signed_by(&between_key, &Issuer::new(root, root_key)).unwrap();
         let leaf = leaf.signed_by(&leaf_key, &Issuer::new(between, between_key)).unwrap();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
@@ -378,7 +421,7 @@ mod tests {
         use ExtendedKeyUsagePurpose::{Any, ClientAuth, CodeSigning, ServerAuth};
         let add = |params: &CertificateParams, purpose| {
             let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
-            TrustAnchors::default().add(certificate.der(), purpose).map_err(|error| error.what)
+            TrustAnchors::default().add(certificate.der(), &[], purpose).map_err(|error| error.what)
         };
         for (usages, clients, servers) in [
             (vec![], true, true),

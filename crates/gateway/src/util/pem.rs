@@ -39,6 +39,9 @@ pub(crate) fn sections(bytes: &[u8]) -> Result<Vec<Section>, String> {
             .split_once(DASHES)
             .filter(|(label, _)| !label.contains('\n'))
             .ok_or_else(|| format!("line {line}: `-----BEGIN` without `-----` at its end"))?;
+        if after.lines().next().is_some_and(|rest| !rest.trim().is_empty()) {
+            return Err(format!("line {line}: text behind `-----BEGIN {label}-----`"));
+        }
         let end = format!("-----END {label}-----");
         // The first dashes have to be those of the end: no search goes beyond the section.
         let (body, after) = after
@@ -151,6 +154,7 @@ mod tests {
             ("-----BEGIN CERTIFICATE-----\nAAEC\n-----END X509 CRL-----\n", 4),
             ("-----BEGIN CERTIFICATE-----\nAAEC\n-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n", 4),
             ("-----BEGIN CERTIFICATE\nAAEC\n-----END CERTIFICATE-----\n", 4),
+            ("-----BEGIN K-----BEGIN K\nAAEC\n-----END K-----\n", 4),
             ("-----BEGIN K-----\nA: ----BEGIN B----\n-----END K-----\n", 4),
             ("-----BEGIN K-----\nAAEC\nA: AAEC\n-----END K-----\n", 4),
             ("----BEGIN CERTIFICATE----\nAAEC\n----END CERTIFICATE----\n", 4),

@@ -58,22 +58,30 @@ async fn every_certificate_of_a_path_may_do_what_it_does() {
             excluded_subtrees: Vec::new(),
         });
     });
-    let elsewhere = with(params("a"), |params| {
-        params.subject_alt_names = vec![rcgen::SanType::DnsName("example.org".try_into().unwrap())];
-    });
-    for (leaf, between, outcome) in [
-        (params("a"), authority("between"), None),
-        (usage(params("a"), &[Usage::DigitalSignature]), usage(authority("between"), &[Usage::KeyCertSign]), None),
-        (usage(params("a"), &[Usage::KeyAgreement]), authority("between"), Some("500 certificate_purpose")),
-        (params("a"), usage(authority("between"), &[Usage::CrlSign]), Some("500 certificate_not_ca")),
-        (params("a"), no_ca, Some("500 certificate_not_ca")),
-        (elsewhere, constrained, Some("500 certificate_name")),
+    let named = |common_name, dns_name: &str| {
+        with(params(common_name), |params| {
+            params.subject_alt_names = vec![rcgen::SanType::DnsName(dns_name.try_into().unwrap())];
+        })
+    };
+    for (name, leaf, between, outcome) in [
+        ("a", params("a"), authority("between"), None),
+        ("a", usage(params("a"), &[Usage::DigitalSignature]), usage(authority("between"), &[Usage::KeyCertSign]), None),
+        ("a", usage(params("a"), &[Usage::KeyAgreement]), authority("between"), Some("500 certificate_purpose")),
+        ("a", params("a"), usage(authority("between"), &[Usage::CrlSign]), Some("500 certificate_not_ca")),
+        ("a", params("a"), no_ca, Some("500 certificate_not_ca")),
+        ("a", named("a", "example.org"), constrained.clone(), Some("500 certificate_name")),
+        ("a", named("a", "a.example.com"), constrained.clone(), None),
+        // A common name that looks like a DNS name is one, unless there are others.
+        ("a.example.org", params("a.example.org"), constrained.clone(), Some("500 certificate_name")),
+        ("A.Example.COM", params("A.Example.COM"), constrained.clone(), None),
+        ("thing001", params("thing001"), constrained.clone(), None),
+        ("a.example.org", named("a.example.org", "a.example.com"), constrained, None),
     ] {
         let gateway = gateway(&broker, &pki.listener_tls()).await;
-        put_chain(&pki, "a", &leaf, between);
+        put_chain(&pki, name, &leaf, between);
         match outcome {
-            None => drop(session(&gateway, &pki, &broker, "a", 4).await),
-            Some(outcome) => assert_eq!(refusal(&gateway, &pki, "a").await, outcome),
+            None => drop(session(&gateway, &pki, &broker, name, 4).await),
+            Some(outcome) => assert_eq!(refusal(&gateway, &pki, name).await, outcome),
         }
     }
 }
@@ -115,6 +123,32 @@ async fn an_anchor_that_has_expired_admits_nobody_and_keeps_no_session() {
     fs::write(&ca, both).unwrap();
     gateway.gateway.run_maintenance().await;
     drop(session(&gateway, &pki, &broker, "a", 4).await);
+}
+
+#[tokio::test]
+async fn an_anchor_limits_the_names_of_devices() {
+    let (pki, broker, dir) = (Pki::new(), Broker::start().await, tempfile::tempdir().unwrap());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let root = with(authority("root"), |params| {
+        params.name_constraints = Some(rcgen::NameConstraints {
+            permitted_subtrees: Vec::new(),
+            excluded_subtrees: vec![rcgen::GeneralSubtree::DnsName("example.org".to_owned())],
+        });
+    });
+    let ca = dir.path().join("ca.pem");
+    fs::write(&ca, root.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = rcgen::Issuer::new(root, key);
+    for (name, outcome) in [("a.example.com", None), ("a.example.org", Some("500 certificate_name"))] {
+        let gateway = gateway(&broker, &format!("{}client_ca = {ca:?}\n", pki.listener_tls_without_ca())).await;
+        pki.device(name);
+        let device_key = rcgen::KeyPair::generate().unwrap();
+        fs::write(pki.chain(name), params(name).signed_by(&device_key, &issuer).unwrap().pem()).unwrap();
+        fs::write(pki.key(name), device_key.serialize_pem()).unwrap();
+        match outcome {
+            None => drop(session(&gateway, &pki, &broker, name, 4).await),
+            Some(outcome) => assert_eq!(refusal(&gateway, &pki, name).await, outcome),
+        }
+    }
 }
 
 #[tokio::test]
