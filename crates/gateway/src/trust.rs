@@ -51,6 +51,16 @@ pub(crate) enum Purpose {
     Servers,
 }
 
+impl Purpose {
+    /// Whose certificates, and the name of their extended key usage.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Clients => ("clients", "clientAuth"),
+            Self::Servers => ("servers", "serverAuth"),
+        }
+    }
+}
+
 impl TrustAnchors {
     /// Reads a PEM bundle.
     ///
@@ -66,6 +76,12 @@ impl TrustAnchors {
             })?;
         }
         Ok(anchors)
+    }
+
+    /// One anchor; `None`: the certificate cannot be one.
+    pub(crate) fn of(der: &CertificateDer<'_>, purpose: Purpose) -> Option<Self> {
+        let mut anchors = Self::default();
+        anchors.add(der, &[], purpose).ok().map(|()| anchors)
     }
 
     /// The anchors of the operating system for servers; those that cannot be used are left out.
@@ -231,10 +247,7 @@ fn check_extensions(certificate: &X509Certificate<'_>, purpose: Purpose) -> Resu
     if usage.is_none_or(|usage| allows(usage.value)) {
         return Ok(());
     }
-    let (of, name) = match purpose {
-        Purpose::Clients => ("clients", "clientAuth"),
-        Purpose::Servers => ("servers", "serverAuth"),
-    };
+    let (of, name) = purpose.names();
     Err(NotAnAnchor::new(&format!("`{subject}` must not issue certificates of {of} (extendedKeyUsage without {name})")))
 }
 
@@ -244,7 +257,10 @@ fn check_settings(certificate: &X509Certificate<'_>, settings: &[u8], purpose: P
     match openssl::allows(settings, purpose) {
         Some(true) => Ok(()),
         Some(false) => Err(NotAnAnchor {
-            what: format!("OpenSSL's settings in its section `TRUSTED CERTIFICATE` do not trust `{subject}` for this"),
+            what: format!(
+                "OpenSSL's settings in its section `TRUSTED CERTIFICATE` do not trust `{subject}` for {}",
+                purpose.names().0
+            ),
             hint: Some("if it is to be trusted: openssl x509 -in FILE -out FILE writes it without such settings"),
         }),
         None => Err(NotAnAnchor::new(&format!("OpenSSL's settings for `{subject}` cannot be parsed"))),
@@ -258,7 +274,7 @@ fn check_subject(
     of_anchor: Option<&SubjectConstraints>,
 ) -> Result<(), webpki::Error> {
     let mut constraints = Vec::new();
-    for authority in path.intermediate_certificates().map(|authority| authority.der()) {
+    for authority in path.intermediate_certificates().map(webpki::Cert::der) {
         if SubjectConstraints::may_be_in(&authority) {
             let (_, authority) = X509Certificate::from_der(&authority).map_err(|_| webpki::Error::BadDer)?;
             constraints.extend(SubjectConstraints::of(&authority));
@@ -321,8 +337,8 @@ impl ServerVerifier {
     }
 }
 
-/// Servers with certificates for the key exchange of old TLS versions are common, and their keys can sign.
-fn has_rsa_key(certificate: &X509Certificate<'_>) -> bool {
+/// Whether a certificate is for the key exchange of old TLS versions. They are common, and their keys can sign.
+pub(crate) fn has_rsa_key(certificate: &X509Certificate<'_>) -> bool {
     let usage = certificate.key_usage().ok().flatten();
     usage.is_some_and(|usage| usage.value.key_encipherment())
 }

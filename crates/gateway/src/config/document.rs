@@ -333,6 +333,7 @@ balance = "ketama"
         for (source, at, hint) in [
             ("[[listener]]\nrequire = []", "require", "it belongs to [listener.admit]"),
             ("[[listener]]\ncrl = []", "crl", "it belongs to [listener.tls]"),
+            ("[[listener]]\n[listener.tls]\ncertificates = []", "certificates", "did you mean `certificate`?"),
             ("[[upstream]]\nweight = 2", "weight", "it belongs to [[upstream.servers]]"),
             ("[[listener]]\nserver = []", "server", "expected one of: name, bind, protocol"),
         ] {

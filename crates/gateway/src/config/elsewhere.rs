@@ -80,6 +80,9 @@ const KEYS: &[(&str, &str)] = &[
     ("authorization", "`require` of [listener.admit]; topic rules stay with the broker"),
     ("flapping_detect", "[[listener.ban]]"),
     ("max_conn_rate", "[[listener.ban]] with `on = [\"connect\"]`"),
+    ("acceptors", "nothing: `worker_threads` of [runtime] sets the number of threads"),
+    ("enable_authn", "`authenticate` of [[listener]]"),
+    ("mountpoint", "nothing: topics are not rewritten"),
     ("hibernate_after", "nothing: idle sessions hold no buffers"),
     // mosquitto
     ("listener", "[[listener]] with `bind = \"0.0.0.0:8883\"`"),

@@ -25,7 +25,11 @@ pub(super) fn explain(error: &toml::de::Error, schema: &Json) -> Complaint {
     // A similar value may mean something else: `1.3` is no better `1.1`.
     let is_key = kind == "unknown field";
     let elsewhere = if is_key { tables_with(found, schema) } else { Vec::new() };
-    if !elsewhere.is_empty() {
+    let plural = |one: &str, other: &str| other.strip_suffix('s') == Some(one);
+    let same_word = known.iter().find(|known| is_key && (plural(known, found) || plural(found, known)));
+    if let Some(key) = same_word {
+        complaint.hint(format!("did you mean `{key}`?"))
+    } else if !elsewhere.is_empty() {
         complaint.hint(format!("it belongs to {}", elsewhere.join(" or ")))
     } else if let Some(ours) = Some(found).filter(|_| is_key).and_then(instead_of) {
         complaint.hint(ours)

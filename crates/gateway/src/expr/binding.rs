@@ -26,9 +26,26 @@ impl Expression {
         self.lacks(client).is_some() || analysis.fails(&self.source) || analysis.truth(&self.source) == Some(false)
     }
 
-    /// A root that these clients lack, and the expression requires.
+    /// A root or fact that these clients lack, and the expression requires.
     pub(crate) fn lacks(&self, client: &ClientKind<'_>) -> Option<&'static str> {
-        self.names.required.iter().map(|root| ROOTS[*root].name).find(|root| !(client.has_root)(root))
+        let root = self.names.required.iter().map(|root| ROOTS[*root].name).find(|root| !(client.has_root)(root));
+        root.or_else(|| {
+            let analysis = Analysis::of(client, "");
+            let tested =
+                || (analysis.truth(&self.source) == Some(false)).then(|| analysis.tested(&self.source)).flatten();
+            let path = analysis.missing(&self.source).or_else(tested)?;
+            let root = ROOTS.iter().map(|root| root.name).find(|root| *root == root_of(&path))?;
+            if !(client.has_root)(root) {
+                return Some(root);
+            }
+            FACTS.iter().find(|fact| fact.path == path).map(|fact| fact.path)
+        })
+    }
+
+    /// Whether no client fulfils both expressions, because a condition of one is the opposite of a condition of the other.
+    pub(crate) fn contradicts(&self, other: &Self) -> bool {
+        let others = conjuncts(&other.source);
+        conjuncts(&self.source).iter().any(|one| others.iter().any(|other| are_opposite(one, other)))
     }
 
     /// Whether clients of this kind for which the expression is true have proved `field`, a fact that they chose.
@@ -130,32 +147,52 @@ impl<'a> Analysis<'a> {
 
     /// Whether the evaluation fails for all these clients, because it reads a fact that they lack.
     fn fails(&self, node: &IdedExpr) -> bool {
+        self.missing(node).is_some()
+    }
+
+    /// The path of a fact that the evaluation reads for all these clients, and that they lack.
+    fn missing(&self, node: &IdedExpr) -> Option<String> {
         if let Some(path) = path(node) {
             let is_fact = ROOTS.iter().any(|root| root.name == root_of(&path));
-            return is_fact && !self.variables.iter().any(|(name, _)| *name == path) && self.is_absent(&path);
+            let is_variable = self.variables.iter().any(|(name, _)| *name == path);
+            return (is_fact && !is_variable && self.is_absent(&path)).then_some(path);
         }
         match &node.expr {
             Expr::Call(call) => match (call.func_name.as_str(), call.args.as_slice()) {
                 (operators::LOGICAL_AND, [left, right]) => {
-                    self.fails(left) || (self.truth(left) == Some(true) && self.fails(right))
+                    self.missing(left).or_else(|| self.missing(right).filter(|_| self.truth(left) == Some(true)))
                 }
                 (operators::LOGICAL_OR, [left, right]) => {
-                    self.fails(left) || (self.truth(left) == Some(false) && self.fails(right))
+                    self.missing(left).or_else(|| self.missing(right).filter(|_| self.truth(left) == Some(false)))
                 }
                 (operators::CONDITIONAL, [condition, yes, no]) => {
-                    self.fails(condition)
-                        || match self.truth(condition) {
-                            Some(true) => self.fails(yes),
-                            Some(false) => self.fails(no),
-                            None => self.fails(yes) && self.fails(no),
-                        }
+                    self.missing(condition).or_else(|| match self.truth(condition) {
+                        Some(true) => self.missing(yes),
+                        Some(false) => self.missing(no),
+                        None => self.missing(yes).filter(|_| self.fails(no)),
+                    })
                 }
-                (_, operands) => call.target.as_deref().into_iter().chain(operands).any(|operand| self.fails(operand)),
+                (_, operands) => {
+                    call.target.as_deref().into_iter().chain(operands).find_map(|operand| self.missing(operand))
+                }
             },
-            Expr::Select(select) if !select.test => self.fails(&select.operand),
-            Expr::Comprehension(comprehension) => self.fails(&comprehension.iter_range),
-            Expr::List(list) => list.elements.iter().any(|element| self.fails(element)),
-            _ => false,
+            Expr::Select(select) if !select.test => self.missing(&select.operand),
+            Expr::Comprehension(comprehension) => self.missing(&comprehension.iter_range),
+            Expr::List(list) => list.elements.iter().find_map(|element| self.missing(element)),
+            _ => None,
+        }
+    }
+
+    /// The path of a fact that a condition tests with `has()`, and that these clients lack.
+    fn tested(&self, node: &IdedExpr) -> Option<String> {
+        match &node.expr {
+            Expr::Select(select) if select.test => {
+                Some(path(&select.operand)? + "." + &select.field).filter(|path| self.is_absent(path))
+            }
+            Expr::Call(call) if call.func_name != operators::LOGICAL_NOT => {
+                call.args.iter().find_map(|operand| self.tested(operand))
+            }
+            _ => None,
         }
     }
 
@@ -339,6 +376,45 @@ fn boolean_of(node: &IdedExpr) -> Option<bool> {
         Expr::Literal(LiteralValue::Boolean(value)) => Some(*value.inner()),
         _ => None,
     }
+}
+
+/// The conditions that all have to be true.
+fn conjuncts(node: &IdedExpr) -> Vec<&IdedExpr> {
+    match &node.expr {
+        Expr::Call(call) if call.func_name == operators::LOGICAL_AND => call.args.iter().flat_map(conjuncts).collect(),
+        _ => vec![node],
+    }
+}
+
+/// Whether two conditions are never true at once: `a == b` and `a != b`, or `a == "x"` and `a == "y"`.
+fn are_opposite(one: &IdedExpr, other: &IdedExpr) -> bool {
+    let comparison = |node: &IdedExpr| match &node.expr {
+        Expr::Call(call) => match (call.func_name.as_str(), call.args.as_slice()) {
+            (operators::EQUALS, [left, right]) => Some((true, term(left)?, term(right)?)),
+            (operators::NOT_EQUALS, [left, right]) => Some((false, term(left)?, term(right)?)),
+            _ => None,
+        },
+        _ => None,
+    };
+    let (Some((equal, a, b)), Some((other_equal, c, d))) = (comparison(one), comparison(other)) else { return false };
+    let is_same = (a == c && b == d) || (a == d && b == c);
+    let are_two_values = |fact: &Term, value: &Term, fact2: &Term, value2: &Term| {
+        fact == fact2 && matches!((value, value2), (Term::Text(one), Term::Text(other)) if one != other)
+    };
+    let pairs = [(&a, &b), (&b, &a)];
+    let differ = || pairs.iter().any(|(a, b)| are_two_values(a, b, &c, &d) || are_two_values(a, b, &d, &c));
+    (equal != other_equal && is_same) || (equal && other_equal && differ())
+}
+
+/// An operand that can be compared by its form.
+#[derive(PartialEq, Eq)]
+enum Term {
+    Fact(String),
+    Text(String),
+}
+
+fn term(node: &IdedExpr) -> Option<Term> {
+    path(node).map(Term::Fact).or_else(|| literal_of(node).map(|text| Term::Text(text.to_owned())))
 }
 
 fn operands(call: &CallExpr) -> impl Iterator<Item = &IdedExpr> {

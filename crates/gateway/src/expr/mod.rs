@@ -152,31 +152,35 @@ impl Expression {
     }
 
     fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Reject> {
-        if !self.names.required.iter().all(|root| facts.has_root(&ROOTS[*root])) {
-            return Err(self.failed("missing certificate, token, device or response"));
+        if let Some(root) = self.names.required.iter().map(|root| &ROOTS[*root]).find(|root| !facts.has_root(root)) {
+            return Err(self.failed(&format!("the client has no {}", root.meaning)));
         }
         let mut context = cel::Context::with_env(Arc::clone(&LANGUAGE));
         budget::begin(&mut context, &self.patterns);
-        value::add_facts(&mut context, facts, &self.names.facts).map_err(|error| self.failed(describe(&error)))?;
-        // The text of the error may quote secrets, so only its kind is logged.
-        Value::resolve(&self.tree, &context).map_err(|error| self.failed(describe(&error)))
+        value::add_facts(&mut context, facts, &self.names.facts)
+            .map_err(|error| self.failed(&self.describe(&error)))?;
+        Value::resolve(&self.tree, &context).map_err(|error| self.failed(&self.describe(&error)))
+    }
+
+    /// Describes an error. Its own text may quote values that clients chose, so it is not used.
+    fn describe(&self, error: &cel::ExecutionError) -> String {
+        use cel::ExecutionError as E;
+        let text = match error {
+            // The name of a field is shown if the expression has it.
+            E::NoSuchKey(field) if self.name.contains(field.as_str()) => return format!("missing field `{field}`"),
+            E::NoSuchKey(_) => "missing field",
+            E::UndeclaredReference(_) => "unknown name",
+            E::NoSuchOverload(_) | E::UnexpectedType { .. } | E::ValuesNotComparable(..) => "type mismatch",
+            E::IndexOutOfBounds(_) => "index out of bounds",
+            E::FunctionError { function, .. } if function == budget::BY => "it exceeds its budget of 4 MiB",
+            _ => "evaluation failed",
+        };
+        text.to_owned()
     }
 
     fn failed(&self, why: &str) -> Reject {
         note_detail(&format!("`{}`: {why}", self.name));
         Reject::ExpressionFailed
-    }
-}
-
-fn describe(error: &cel::ExecutionError) -> &'static str {
-    use cel::ExecutionError as E;
-    match error {
-        E::NoSuchKey(_) => "missing field",
-        E::UndeclaredReference(_) => "unknown name",
-        E::NoSuchOverload(_) | E::UnexpectedType { .. } | E::ValuesNotComparable(..) => "type mismatch",
-        E::IndexOutOfBounds(_) => "index out of bounds",
-        E::FunctionError { function, .. } if function == budget::BY => "it exceeds its budget of 4 MiB",
-        _ => "evaluation failed",
     }
 }
 

@@ -94,6 +94,8 @@ pub struct Fact {
 pub struct Root {
     /// The name.
     pub name: &'static str,
+    /// What a client has that has it.
+    pub meaning: &'static str,
     /// Whether a client has it. `None`: every client does.
     presence: Option<fn(&Facts<'_>) -> bool>,
 }
@@ -107,15 +109,31 @@ impl Root {
 
 /// The top-level names, in the order of the reference.
 pub const ROOTS: &[Root] = &[
-    Root { name: "cert", presence: Some(|f| f.peer.certificate().is_some()) },
-    Root { name: "jwt", presence: Some(|f| f.attributes.jwt.is_some()) },
-    Root { name: "device", presence: Some(|f| f.attributes.device.is_some()) },
-    Root { name: "http", presence: Some(|f| f.attributes.http.is_some()) },
-    Root { name: "auth", presence: Some(|f| f.attributes.authenticator.is_some()) },
-    Root { name: "tls", presence: None },
-    Root { name: "mqtt", presence: None },
-    Root { name: "conn", presence: None },
-    Root { name: "now", presence: None },
+    Root { name: "cert", meaning: "certificate (`cert`)", presence: Some(|f| f.peer.certificate().is_some()) },
+    Root {
+        name: "jwt",
+        meaning: "token that an authenticator verified (`jwt`)",
+        presence: Some(|f| f.attributes.jwt.is_some()),
+    },
+    Root {
+        name: "device",
+        meaning: "entry in a device registry (`device`)",
+        presence: Some(|f| f.attributes.device.is_some()),
+    },
+    Root {
+        name: "http",
+        meaning: "response of an authentication service (`http`)",
+        presence: Some(|f| f.attributes.http.is_some()),
+    },
+    Root {
+        name: "auth",
+        meaning: "authenticator that knows it (`auth`)",
+        presence: Some(|f| f.attributes.authenticator.is_some()),
+    },
+    Root { name: "tls", meaning: "`tls`", presence: None },
+    Root { name: "mqtt", meaning: "`mqtt`", presence: None },
+    Root { name: "conn", meaning: "`conn`", presence: None },
+    Root { name: "now", meaning: "`now`", presence: None },
 ];
 
 /// Defines the table: `path: type flags [field] = meaning, getter;`. Flags: `optional` if the value may be missing, `proved`

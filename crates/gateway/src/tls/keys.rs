@@ -15,14 +15,14 @@ use rustls::SignatureScheme;
 use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use x509_parser::extensions::ParsedExtension;
-use x509_parser::oid_registry::OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use webpki::EndEntityCert;
 
+use super::server_chain::warn_of_unacceptable;
 use crate::config::tables::{CertificateFiles, CertificateTls, PrivateKey};
-use crate::config::{Complaint, Diagnostics, Located, Reported, Secret, Setting, warn_if_exposed};
+use crate::config::{Complaint, Diagnostics, Reported, Secret, Setting, warn_if_exposed};
 use crate::fetch::Validators;
 use crate::files::{KeyFile, read_chain, read_private_key, warn_if_expired};
+use crate::outcome::describe_webpki;
 use crate::peer::Certificate;
 use crate::pki::RevocationStore;
 use crate::refresh::{FromFiles, Pace, Refreshed, Remote};
@@ -265,6 +265,9 @@ impl ResolvesServerCert for ServerKeys {
 /// Reads a certificate chain and its key, and checks that they match.
 pub(super) fn read_pair(chain: &Path, key: &KeySource) -> Result<Arc<CertifiedKey>, Complaint> {
     let certificates = read_chain(chain)?;
+    EndEntityCert::try_from(&certificates[0]).map_err(|error| {
+        Complaint::new(format!("{}: the certificate cannot be used: {}", chain.display(), describe_webpki(&error)))
+    })?;
     let (path, passphrase) = match key {
         KeySource::File(path, passphrase) => (path, passphrase),
         #[cfg(feature = "pkcs11")]
@@ -286,40 +289,6 @@ pub(super) fn read_pair(chain: &Path, key: &KeySource) -> Result<Arc<CertifiedKe
         }
         Err(_) => Err(Complaint::new(format!("{} has a key that is not supported", path.display()))
             .hint("RSA of 2048 to 8192 bits, ECDSA with P-256, P-384 or P-521, or Ed25519")),
-    }
-}
-
-/// Warns of a server certificate that clients will not accept, whatever their trust anchors.
-fn warn_of_unacceptable(chain: &[CertificateDer<'_>], at: &impl Located, diagnostics: &mut Diagnostics) {
-    let parsed: Vec<_> = chain.iter().filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1)).collect();
-    let Some(leaf) = parsed.first() else { return };
-    let mut warn = |message: &str, hint: &str| diagnostics.warning(at, Complaint::new(message).hint(hint));
-    if leaf.subject_alternative_name().ok().flatten().is_none() {
-        let message = "the server's certificate has no subject alternative name: most clients reject it";
-        warn(message, "issue it again with the host name: `openssl req -addext subjectAltName=DNS:gw.example.com`");
-    }
-    let usage = leaf.extended_key_usage().ok().flatten();
-    if usage.is_some_and(|usage| !usage.value.server_auth && !usage.value.any) {
-        let message = "the server's certificate is not for servers: its extended key usage lacks serverAuth";
-        warn(message, "use a certificate that was issued to the gateway, not to a device");
-    }
-    let is_issuer = |pair: &[X509Certificate<'_>]| pair[0].issuer() == pair[1].subject();
-    if !parsed.windows(2).all(is_issuer) {
-        let message =
-            "the certificates are in the wrong order, or do not belong together: each must be issued by the next";
-        warn(message, "the server's own first, then the intermediate that issued it; no other certificates");
-    }
-    let names_issuer = |certificate: &X509Certificate<'_>| {
-        certificate.extensions().iter().any(|extension| match extension.parsed_extension() {
-            ParsedExtension::AuthorityInfoAccess(access) => {
-                access.accessdescs.iter().any(|it| it.access_method == OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS)
-            }
-            _ => false,
-        })
-    };
-    if parsed.len() == 1 && leaf.issuer() != leaf.subject() && names_issuer(leaf) {
-        let message = format!("the file has no certificate of `{}`, which issued the server's", leaf.issuer());
-        warn(&message, "append it: clients that know only the root cannot build the chain");
     }
 }
 

@@ -13,6 +13,7 @@ mod raw_keys;
 mod resumption;
 mod secured;
 mod server;
+mod server_chain;
 mod verifier;
 
 pub(crate) use client::ClientTls;

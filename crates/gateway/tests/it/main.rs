@@ -10,6 +10,7 @@ mod devices;
 mod devices_database;
 mod docs;
 mod imports;
+mod mistakes;
 mod names;
 mod passwords;
 mod paths;

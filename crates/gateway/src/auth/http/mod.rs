@@ -197,7 +197,8 @@ impl Service {
 
     /// Whether the client caused an error. Asks the service if only requests for this client's network show its state.
     async fn is_of_client(&self, cause: Cause) -> bool {
-        let probe = self.fetcher.probe(&self.url, &self.headers, self.timeout.min(PROBE_TIMEOUT));
+        // In a box, because it is rare and large.
+        let probe = Box::pin(self.fetcher.probe(&self.url, &self.headers, self.timeout.min(PROBE_TIMEOUT)));
         match cause {
             Cause::Client => true,
             Cause::Service => false,

@@ -1,7 +1,7 @@
 //! Looks at a listener by the kinds of clients that it has: those that one authenticator knows, with or without a
 //! certificate or key. Finds kinds that get in without any proof, under a name that they did not prove, or not at all.
 
-use super::super::diagnostics::{Complaint, Diagnostics};
+use super::super::diagnostics::{Complaint, Diagnostics, Reported};
 use super::super::tables::{Authenticator, BanKey, Listener, Method, Password, Settings, TlsMode};
 use super::super::values::{Cidr, Setting};
 use crate::expr::{ClientKind, Expression};
@@ -12,6 +12,9 @@ const USERNAME: &str = "mqtt.username";
 
 /// Runs the lints of one listener.
 pub(super) fn run(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
+    if report_contradictions(listener, diagnostics).is_err() {
+        return;
+    }
     let all = kinds_of(listener, settings);
     let admitted: Vec<&Clients<'_>> = all.iter().filter(|clients| clients.rejected_by().is_none()).collect();
     if admitted.is_empty() {
@@ -138,7 +141,7 @@ impl<'a> Clients<'a> {
             "tls.psk_identity" => matches!(self.proof, Proof::Psk(_)),
             "tls.key_name" => self.proof == Proof::RawKey(Source::File),
             "tls.key_fingerprint" => matches!(self.proof, Proof::RawKey(_)),
-            _ => true,
+            _ => root_of(path) != "tls" || self.listener.tls.is_some(),
         };
         let kind = |authenticator: &'a Authenticator| (authenticator.name.as_str(), authenticator.method.kind());
         test(&ClientKind {
@@ -203,6 +206,19 @@ fn expressions_of(listener: &Listener) -> Vec<&Setting<Expression>> {
     listener.require.iter().chain(&connect.client_id).chain(&connect.username).chain(password).collect()
 }
 
+/// Reports conditions of `require` that no client fulfils together.
+fn report_contradictions(listener: &Listener, diagnostics: &mut Diagnostics) -> Result<(), Reported> {
+    for (index, one) in listener.require.iter().enumerate() {
+        if let Some(other) = listener.require[..=index].iter().find(|other| other.value.contradicts(&one.value)) {
+            let what = if std::ptr::eq(other, one) { "itself".to_owned() } else { format!("`{}`", other.value) };
+            let complaint = Complaint::new(format!("this contradicts {what}, so all clients are rejected"));
+            let hint = "all conditions of `require` have to be true; write alternatives with ||";
+            return Err(diagnostics.error(one, complaint.hint(hint)));
+        }
+    }
+    Ok(())
+}
+
 /// Reports a listener that lets nobody in.
 fn report_closed(all: &[Clients<'_>], diagnostics: &mut Diagnostics) {
     let reasons: Vec<_> = all.iter().filter_map(Clients::rejected_by).collect();
@@ -231,6 +247,11 @@ fn report_closed(all: &[Clients<'_>], diagnostics: &mut Diagnostics) {
                     "jwt" => "clients have a token if `authenticate` names an authenticator of the kind `jwt`",
                     "http" => "clients have attributes if `authenticate` names an authenticator of the kind `http`",
                     "device" => "clients are devices if `authenticate` names an authenticator of the kind `registry`",
+                    "tls.psk_identity" => "clients have a pre-shared key if there is [listener.tls.psk]",
+                    "tls.key_name" | "tls.key_fingerprint" => {
+                        "clients have raw public keys if there is [listener.tls.raw_keys]"
+                    }
+                    fact if root_of(fact) == "tls" => "protocol = \"tls\"",
                     _ => "set `authenticate`",
                 }),
             );

@@ -1,6 +1,7 @@
 //! Warns of settings that are legal, but probably mistakes, or unsafe. Enters: valid settings. Leaves: warnings, and errors
 //! for what cannot work at all.
 
+mod addresses;
 mod clients;
 
 use super::diagnostics::{Complaint, Diagnostics};
@@ -17,6 +18,7 @@ pub(super) fn run(settings: &Settings, diagnostics: &mut Diagnostics) {
         return;
     }
     for listener in &settings.listeners {
+        addresses::run(listener, diagnostics);
         clients::run(listener, settings, diagnostics);
         if !listener.authenticate.is_empty() && listener.tls.is_none() {
             let complaint = Complaint::new("clients send passwords and tokens to this listener unencrypted");

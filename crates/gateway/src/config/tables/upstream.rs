@@ -176,7 +176,7 @@ pub(in crate::config) struct HealthTable {
     /// Consecutive passed checks that mark it as up again.
     passes: u32,
     /// User name in the check's CONNECT. Default: none.
-    username: Option<String>,
+    username: Option<Setting<String>>,
     /// Password in the check's CONNECT; requires `username`. Default: none.
     pub(in crate::config) password: Option<Setting<Secret>>,
 }
@@ -343,6 +343,7 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
     if let (Some(password), None) = (&table.health.password, &table.health.username) {
         document.error(password, "`password` requires `username`: MQTT 3.1.1 allows no password alone");
     }
+    validate_credentials(&table.health, document);
     let tls = table.tls.as_ref().map(|tls| validate_tls(tls, document)).transpose();
     let servers = validate_servers(table, document);
     let hash_key = compile(table.hash_key.as_ref(), Wanted::String, document);
@@ -361,7 +362,7 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
             timeout: table.health.timeout.0,
             fails: table.health.fails.max(1),
             passes: table.health.passes.max(1),
-            username: table.health.username.clone(),
+            username: table.health.username.as_ref().map(|username| username.value.clone()),
             password: table.health.password.as_ref().map(|password| password.value.clone()),
         },
         passive: PassiveHealth {
@@ -371,6 +372,22 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
         },
         tls: tls?,
     })
+}
+
+/// Checks that the check's CONNECT can carry its user name and password.
+fn validate_credentials(health: &HealthTable, document: &mut Document) {
+    const MAX_LEN: usize = u16::MAX as usize;
+    let too_long = |len: usize| format!("longer than MQTT allows: {len} bytes, at most {MAX_LEN}");
+    if let Some(username) = health.username.as_ref().filter(|username| username.len() > MAX_LEN) {
+        document.error(username, too_long(username.len()));
+    }
+    // [MQTT-1.5.3-2]
+    if let Some(username) = health.username.as_ref().filter(|username| username.contains('\0')) {
+        document.error(username, "a user name must not contain U+0000");
+    }
+    if let Some(password) = health.password.as_ref().filter(|password| password.expose().len() > MAX_LEN) {
+        document.error(password, too_long(password.expose().len()));
+    }
 }
 
 const SERVER_HINT: &str = "write \"host:port\", for example \"10.0.0.113:1883\"";

@@ -1,0 +1,122 @@
+//! Warns of a server certificate that clients will reject, whatever their trust anchors. Enters: the chain that the gateway
+//! will send. Leaves: warnings.
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::config::{Complaint, Diagnostics, Located};
+use crate::outcome::describe_webpki;
+use crate::trust::{Purpose, TrustAnchors, has_rsa_key, may_sign_certificates, may_sign_handshakes};
+
+/// Warns of what is wrong with a chain.
+pub(super) fn warn_of_unacceptable(chain: &[CertificateDer<'_>], at: &impl Located, diagnostics: &mut Diagnostics) {
+    let parsed: Vec<_> = chain.iter().filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1)).collect();
+    let Some((leaf, authorities)) = parsed.split_first() else { return };
+    let mut warn = |message: &str, hint: &str| diagnostics.warning(at, Complaint::new(message).hint(hint));
+    warn_of_names(leaf, &mut warn);
+    let usage = leaf.extended_key_usage().ok().flatten();
+    if usage.is_some_and(|usage| !usage.value.server_auth && !usage.value.any) {
+        let message = "the server's certificate is not for servers: its extended key usage lacks serverAuth";
+        return warn(message, "use a certificate that was issued to the gateway, not to a device");
+    }
+    if !may_sign_handshakes(leaf) && !has_rsa_key(leaf) {
+        let message = "the server's certificate must not sign handshakes: its key usage lacks digitalSignature";
+        return warn(message, "issue it again with keyUsage = digitalSignature");
+    }
+    if leaf.is_ca() && leaf.issuer() != leaf.subject() {
+        return warn(
+            "the server's certificate is that of a CA: many clients reject it",
+            "issue it again with CA:FALSE",
+        );
+    }
+    let is_issuer = |pair: &[X509Certificate<'_>]| pair[0].issuer() == pair[1].subject();
+    if !parsed.windows(2).all(is_issuer) {
+        let message =
+            "the certificates are in the wrong order, or do not belong together: each must be issued by the next";
+        return warn(message, "the server's own first, then the intermediate that issued it; no other certificates");
+    }
+    for authority in authorities {
+        if let Some(message) = unfit(authority) {
+            return warn(&message, "use the intermediate that the CA has for servers");
+        }
+    }
+    if let Some(message) = reason_to_reject(chain) {
+        return warn(&message, "compare: openssl verify -purpose sslserver -untrusted FILE -CAfile ROOT FILE");
+    }
+    if authorities.is_empty() && leaf.issuer() != leaf.subject() && names_issuer(leaf) {
+        let message = format!("the file has no certificate of `{}`, which issued the server's", leaf.issuer());
+        warn(&message, "append it: clients that know only the root cannot build the chain");
+    }
+}
+
+/// Warns if clients cannot find the name of the gateway in its certificate.
+fn warn_of_names(leaf: &X509Certificate<'_>, warn: &mut impl FnMut(&str, &str)) {
+    let hint = "issue it again with the host name: `openssl req -addext subjectAltName=DNS:gw.example.com`";
+    let Some(names) = leaf.subject_alternative_name().ok().flatten() else {
+        return warn("the server's certificate has no subject alternative name: most clients reject it", hint);
+    };
+    let names = &names.value.general_names;
+    if !names.iter().any(|name| matches!(name, GeneralName::DNSName(_) | GeneralName::IPAddress(_))) {
+        return warn(
+            "the server's certificate is for no host: its subject alternative names have neither a DNS name nor an address",
+            hint,
+        );
+    }
+    for name in names {
+        if let GeneralName::DNSName(name) = name
+            && !is_host(name)
+        {
+            warn(&format!("the server's certificate is for `{}`, which is no host name", name.escape_debug()), hint);
+        }
+    }
+}
+
+/// Whether this is a DNS name that clients can connect to, perhaps with a wildcard: no URL, port or address.
+fn is_host(name: &str) -> bool {
+    let name = name.strip_prefix("*.").unwrap_or(name);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    name.len() <= 253 && name.split('.').all(is_label) && name.parse::<std::net::Ipv4Addr>().is_err()
+}
+
+/// Why an authority must not issue certificates of servers.
+fn unfit(authority: &X509Certificate<'_>) -> Option<String> {
+    let usage = authority.extended_key_usage().ok().flatten();
+    let why = if !authority.is_ca() {
+        "is not a CA (basicConstraints without CA:TRUE)"
+    } else if !may_sign_certificates(authority) {
+        "must not sign certificates (keyUsage without keyCertSign)"
+    } else if usage.is_some_and(|usage| !usage.value.server_auth && !usage.value.any) {
+        "must not issue certificates of servers (extendedKeyUsage without serverAuth)"
+    } else {
+        return None;
+    };
+    Some(format!("clients will reject the server's certificate: `{}`, which issued it, {why}", authority.subject()))
+}
+
+/// Why a client that trusts the last authority of the chain would reject it. Expiry has a warning of its own.
+fn reason_to_reject(chain: &[CertificateDer<'_>]) -> Option<String> {
+    let (leaf, rest) = chain.split_first()?;
+    let (last, between) = rest.split_last()?;
+    let anchors = TrustAnchors::of(last, Purpose::Servers)?;
+    let leaf = EndEntityCert::try_from(leaf).ok()?;
+    match anchors.verify(&leaf, between, between.len(), KeyUsage::server_auth(), UnixTime::now()) {
+        Ok(_) | Err(webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. }) => None,
+        Err(error) => Some(format!("clients will reject the server's certificate: {}", describe_webpki(&error))),
+    }
+}
+
+/// Whether a certificate says where its issuer's can be fetched: that one is probably an intermediate.
+fn names_issuer(certificate: &X509Certificate<'_>) -> bool {
+    certificate.extensions().iter().any(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityInfoAccess(access) => {
+            access.accessdescs.iter().any(|it| it.access_method == OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS)
+        }
+        _ => false,
+    })
+}

@@ -1,0 +1,207 @@
+//! Configurations that let nobody in, and server certificates that clients reject: `check` says so.
+
+use std::path::Path;
+
+use portcullis_testkit::Pki;
+
+use crate::configuration::{REST, listener, problems};
+
+#[test]
+fn what_lets_nobody_in_is_an_error() {
+    let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
+    let tls = pki.listener_tls_without_ca();
+    let users = portcullis_testkit::password_file(dir.path(), "users", &[("alice", "pw")]);
+    let http = "[[authenticator]]\nname = \"service\"\nkind = \"http\"\nurl = \"http://127.0.0.1:1/\"\n";
+    let found = |authenticate: &str, require: &str| {
+        problems(&(listener(&format!("authenticate = {authenticate}\n"), &tls, &[require]) + &users + http))
+    };
+    for (authenticate, require, problem) in [
+        ("[\"users\"]", "mqtt.client_id == cert.subject.cn", "error: no client of this listener has `cert`"),
+        ("[\"users\"]", "mqtt.client_id == jwt.sub", "error: no client of this listener has `jwt`"),
+        ("[\"users\"]", "mqtt.client_id == device.id", "error: no client of this listener has `device`"),
+        ("[\"users\"]", "http.site == 'lyon'", "error: no client of this listener has `http`"),
+        ("[]", "auth.name == 'users'", "error: no client of this listener has `auth`"),
+        ("[]", "tls.psk_identity == mqtt.client_id", "error: no client of this listener has `tls.psk_identity`"),
+        ("[]", "tls.key_name == mqtt.client_id", "error: no client of this listener has `tls.key_name`"),
+        ("[]", "has(cert.subject) && mqtt.version == 4", "error: no client of this listener has `cert`"),
+        ("[]", "mqtt.username == 'a' && mqtt.username == 'b'", "error: this contradicts itself"),
+        ("[\"users\"]", "auth.name == 'nobody'", "warning: this expression rejects all clients of the listener"),
+        (
+            "[\"users\", \"service\"]",
+            "has(cert.subject.cn) || http.site == 'lyon'",
+            "warning: clients of the authenticator `users` have no `http`",
+        ),
+    ] {
+        let text = found(authenticate, require);
+        assert!(text.contains(problem), "{require}: {text}");
+        assert!(text.contains(":10:"), "it says where: {text}");
+    }
+}
+
+#[test]
+fn what_openssl_makes_and_clients_reject_is_explained() {
+    let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
+    pki.device("thing001");
+    let openssl = |arguments: &str| {
+        let status =
+            std::process::Command::new("openssl").current_dir(&dir).args(arguments.split(' ')).output().unwrap();
+        assert!(status.status.success(), "{arguments}: {status:?}");
+    };
+    openssl("genrsa -out small.key 1024");
+    openssl("genpkey -algorithm ed448 -out ed448.key");
+    openssl("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ec.key");
+    for name in ["small", "ed448", "ec"] {
+        openssl(&format!("req -x509 -key {name}.key -subj /CN=gw -out {name}.pem -days 30"));
+    }
+    let (chain, key) = (pki.chain("localhost"), pki.key("localhost"));
+    let text = std::fs::read_to_string(&chain).unwrap();
+    let (leaf, intermediate) = text.split_at(text.rfind("-----BEGIN").unwrap());
+    std::fs::write(dir.path().join("reversed.pem"), format!("{intermediate}{leaf}")).unwrap();
+    std::fs::write(dir.path().join("twice.pem"), format!("{leaf}{leaf}{intermediate}")).unwrap();
+    std::fs::write(dir.path().join("cut.key"), "-----BEGIN PRIVATE KEY-----\nAAAA\n").unwrap();
+    let marked = "\u{feff}".to_owned() + &std::fs::read_to_string(&key).unwrap();
+    std::fs::write(dir.path().join("marked.key"), marked).unwrap();
+    let bound = "[listener.admit]\nrequire = ['mqtt.client_id == cert.subject.cn']\n";
+    let found = |chain: &std::path::Path, key: &std::path::Path| {
+        std::process::Command::new("chmod").arg("600").arg(key).status().unwrap();
+        let tls =
+            format!("[listener.tls]\ncertificate = {chain:?}\nprivate_key = {key:?}\nclient_ca = {:?}\n", pki.root());
+        problems(&format!(
+            "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{tls}{bound}{REST}"
+        ))
+    };
+    let file = |name: &str| dir.path().join(name);
+    assert_eq!(found(&chain, &key), "");
+    assert_eq!(found(&chain, &file("marked.key")), "", "with a byte order mark");
+    for (chain, key, problem, line) in [
+        (file("small.pem"), file("small.key"), "error: [small.key] has a key that is not supported", 7),
+        (file("ed448.pem"), file("ed448.key"), "error: [ed448.key] has a key that is not supported", 7),
+        (key.clone(), chain.clone(), "hint: it has a private key, where a certificate is expected", 6),
+        (chain.clone(), chain.clone(), "is a certificate, not a private key", 7),
+        (chain.clone(), file("cut.key"), "error: [cut.key], line 1: the section has no `-----END PRIVATE KEY-----`", 7),
+        (file("ec.pem"), file("ec.key"), "warning: the server's certificate has no subject alternative name", 6),
+        (pki.chain("thing001"), pki.key("thing001"), "warning: the server's certificate is not for servers", 6),
+        (file("twice.pem"), key.clone(), "warning: the certificates are in the wrong order", 6),
+        (file("reversed.pem"), key.clone(), "is not the key of", 7),
+    ] {
+        let text = found(&chain, &key);
+        let problem = problem.replace('[', &format!("{}/", dir.path().display())).replace(']', "");
+        assert!(text.contains(&problem), "{problem}: {text}");
+        assert!(text.contains(&format!("p.toml:{line}:")), "{line}: {text}");
+    }
+}
+
+#[test]
+fn rules_that_leave_nobody_are_errors() {
+    let pki = Pki::new();
+    let tls = pki.listener_tls();
+    let found = |keys: &str, require: &[&str]| problems(&listener(keys, &tls, require));
+    let bound = "mqtt.client_id == cert.subject.cn";
+    let opposite = "error: this contradicts `mqtt.client_id == cert.subject.cn`";
+    for (keys, require, problem) in [
+        ("deny = [\"0.0.0.0/1\", \"128.0.0.0/1\"]\n", &[bound][..], "error: `allow` and `deny` leave no address"),
+        ("allow = [\"10.0.0.0/8\"]\ndeny = [\"10.0.0.0/8\"]\n", &[bound], "error: `allow` and `deny` leave no address"),
+        ("", &[bound, "cert.subject.cn != mqtt.client_id"], opposite),
+        ("", &[bound, "cert.subject.o == 'a' && mqtt.client_id != cert.subject.cn"], opposite),
+        (
+            "",
+            &[bound, "cert.subject.o == 'a'", "'b' == cert.subject.o"],
+            "error: this contradicts `cert.subject.o == 'a'`",
+        ),
+    ] {
+        let text = found(keys, require);
+        assert!(text.contains(problem) && !text.contains("warning: "), "{keys}{require:?}: {text}");
+    }
+    for (keys, require) in [
+        ("allow = [\"10.0.0.0/8\"]\ndeny = [\"10.0.0.0/7\"]\n", &[bound][..]),
+        ("", &[bound, "cert.subject.o == 'a' || cert.subject.o == 'b'"]),
+        ("", &[bound, "cert.subject.o != 'a'", "cert.subject.o != 'b'"]),
+    ] {
+        assert_eq!(found(keys, require), "", "{keys}{require:?}");
+    }
+    let clear = problems(&listener("protocol = \"tcp\"\n", "", &["tls.version == 'TLSv1.3'"]));
+    assert!(clear.contains("error: no client of this listener has `tls.version`"), "{clear}");
+    assert!(clear.contains("hint: protocol = \"tls\""), "{clear}");
+}
+
+#[test]
+fn credentials_of_health_checks_fit_into_connect() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = dir.path().join("long");
+    std::fs::write(&long, "a".repeat(70_000)).unwrap();
+    std::process::Command::new("chmod").arg("600").arg(&long).status().unwrap();
+    let long = format!("${{FILE:{}}}", long.display());
+    for (health, problem) in [
+        (format!("username = {long:?}"), "error: longer than MQTT allows: 70000 bytes, at most 65535"),
+        (format!("username = \"a\", password = {long:?}"), "error: longer than MQTT allows"),
+        ("username = \"a\\u0000b\"".to_owned(), "error: a user name must not contain U+0000"),
+    ] {
+        let text = problems(&(listener("protocol = \"tcp\"\n", "", &[]) + &format!("health = {{ {health} }}\n")));
+        assert!(text.contains(problem), "{health}: {text}");
+    }
+}
+
+/// A server certificate, and the intermediate that issued it, with these extensions in OpenSSL's notation. Writes the chain
+/// and the key.
+fn issue(dir: &Path, leaf: &str, intermediate: &str) {
+    const CA: &str = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n";
+    let openssl = |arguments: &str| {
+        let output =
+            std::process::Command::new("openssl").current_dir(dir).args(arguments.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{arguments}: {output:?}");
+    };
+    let signed = |name: &str, issuer: &str, extensions: &str| {
+        std::fs::write(dir.join(format!("{name}.ext")), extensions).unwrap();
+        openssl(&format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"
+        ));
+        let by =
+            if issuer == name { format!("-key {name}.key") } else { format!("-CA {issuer}.pem -CAkey {issuer}.key") };
+        openssl(&format!("x509 -req -in {name}.csr {by} -set_serial 7 -days 30 -extfile {name}.ext -out {name}.pem"));
+    };
+    signed("root", "root", CA);
+    signed("between", "root", intermediate);
+    signed("leaf", "between", leaf);
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    std::fs::write(dir.join("chain.pem"), read("leaf.pem") + &read("between.pem")).unwrap();
+}
+
+#[test]
+fn a_server_certificate_that_clients_reject_is_a_warning() {
+    const LEAF: &str = "basicConstraints=CA:FALSE\nsubjectAltName=DNS:gw.example.com\n";
+    const CA: &str = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n";
+    let constrained = CA.to_owned() + "nameConstraints=critical,permitted;DNS:example.org\n";
+    let named = |names: &str| LEAF.replace("DNS:gw.example.com", names);
+    for (leaf, intermediate, problem) in [
+        (LEAF.to_owned(), CA, ""),
+        (named("IP:192.0.2.1"), CA, ""),
+        (named("DNS:*.example.com"), CA, ""),
+        (named("email:a@example.com"), CA, "warning: the server's certificate is for no host"),
+        (named("DNS:gw.example.com:8883"), CA, "is for `gw.example.com:8883`, which is no host name"),
+        (LEAF.to_owned() + "keyUsage=keyAgreement\n", CA, "its key usage lacks digitalSignature"),
+        (LEAF.replace("CA:FALSE", "CA:TRUE"), CA, "the server's certificate is that of a CA"),
+        (
+            LEAF.to_owned() + "1.2.3.4=critical,DER:0500\n",
+            CA,
+            "error: [chain.pem]: the certificate cannot be used: it has a critical extension",
+        ),
+        (LEAF.to_owned(), "basicConstraints=critical,CA:FALSE\n", "`CN=between`, which issued it, is not a CA"),
+        (
+            LEAF.to_owned(),
+            "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,cRLSign\n",
+            "must not sign certificates",
+        ),
+        (LEAF.to_owned(), &format!("{CA}extendedKeyUsage=clientAuth\n"), "must not issue certificates of servers"),
+        (LEAF.to_owned(), &constrained, "is not permitted by the name constraints of its CA"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        issue(dir.path(), &leaf, intermediate);
+        let (chain, key) = (dir.path().join("chain.pem"), dir.path().join("leaf.key"));
+        let ca = Pki::new();
+        let tls =
+            format!("[listener.tls]\ncertificate = {chain:?}\nprivate_key = {key:?}\nclient_ca = {:?}\n", ca.root());
+        let text = problems(&listener("", &tls, &["mqtt.client_id == cert.subject.cn"]));
+        let problem = problem.replace('[', &format!("{}/", dir.path().display())).replace(']', "");
+        assert!(text.contains(&problem) && (problem.is_empty() == text.is_empty()), "{leaf}{intermediate}: {text}");
+    }
+}
