@@ -22,6 +22,7 @@ use crate::policy::{Admission, Rewriting};
 use crate::state::ProcessState;
 use crate::tls::{Context, ServerTls};
 use crate::upstream::{self, Upstream};
+use crate::util::clip::may_hold_token;
 
 /// The default limit of a user name in bytes.
 const DEFAULT_MAX_USERNAME: usize = 1 << 10;
@@ -77,8 +78,7 @@ impl Listener {
     /// The user name that logs may show: not one that may be a token.
     pub(crate) fn shown_username<'a>(&self, connect: &Connect<'a>) -> Option<&'a str> {
         let is_token = self.authenticators.iter().any(|authenticator| authenticator.max_username() > 0);
-        // The header of every JWT begins with `{"`.
-        connect.username.filter(|username| !is_token && !username.starts_with("eyJ"))
+        connect.username.filter(|username| !is_token && !may_hold_token(username))
     }
 }
 

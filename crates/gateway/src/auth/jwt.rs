@@ -148,6 +148,10 @@ impl Tokens {
             return Decision::Ignore("a token of another issuer");
         }
         match self.verify(token, &header).await {
+            // [RFC 7519, 4.1.1]; the library also accepts a list that contains the issuer.
+            Ok((claims, ..)) if claims.get("iss").is_some_and(|issuer| !issuer.is_string()) => {
+                Decision::Deny(invalid("its `iss` is not a string"))
+            }
             Ok((claims, algorithm, key)) => {
                 let Some(until) = claims.get("exp").and_then(expiry).filter(|until| *until > now()) else {
                     return Decision::Deny(Reject::TokenExpired);

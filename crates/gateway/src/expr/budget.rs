@@ -22,6 +22,8 @@ pub(super) const REPLACE: &str = "%replace";
 pub(super) const REPLACE_N: &str = "%replace_n";
 pub(super) const JOIN: &str = "%join";
 pub(super) const JOIN_WITH: &str = "%join_with";
+pub(super) const SPLIT: &str = "%split";
+pub(super) const SPLIT_N: &str = "%split_n";
 pub(super) const SPEND: &str = "%spend";
 pub(super) const STEP: &str = "%step";
 pub(super) const MATCHES: &str = "%matches";
@@ -29,7 +31,7 @@ pub(super) const MATCHES: &str = "%matches";
 /// Functions and operators whose result is a new text or list, of about the size of their operands. Their results are
 /// charged: in a `map`, each element may be as large as what the client sent.
 pub(super) const BUILDERS: &[&str] =
-    &[operators::ADD, "split", "lowerAscii", "upperAscii", "trim", "substring", "charAt", "string"];
+    &[operators::ADD, "lowerAscii", "upperAscii", "trim", "substring", "charAt", "string"];
 
 /// Whether a function or operator may read its operands as a whole: all but those that select one of them, or an element.
 pub(super) fn reads(function: &str) -> bool {
@@ -97,6 +99,8 @@ pub(super) fn begin(context: &mut Context<'_, '_>, patterns: &Arc<[Pattern]>) {
         })?;
         context.add_function(JOIN, |list: Arc<Vec<Value>>| join(&list, ""))?;
         context.add_function(JOIN_WITH, |list: Arc<Vec<Value>>, separator: Text| join(&list, &separator))?;
+        context.add_function(SPLIT, |text: Text, separator: Text| split(&text, &separator, -1))?;
+        context.add_function(SPLIT_N, |text: Text, separator: Text, max: i64| split(&text, &separator, max))?;
         context.add_function(SPEND, spend_value)?;
         context.add_function(STEP, |value: Value| spend(ELEMENT).map(|()| value))?;
         let patterns = Arc::clone(&patterns);
@@ -129,6 +133,26 @@ fn join(list: &[Value], separator: &str) -> Result<Value, ExecutionError> {
     }
     spend(len)?;
     Ok(Value::String(Arc::new(parts.join(separator))))
+}
+
+/// Splits a text into at most `max` parts, of which the last has the rest; into all if `max` is negative. An empty separator
+/// splits between characters. The parts are charged before they are built: they take a hundred times as long as the text.
+fn split(text: &str, separator: &str, max: i64) -> Result<Value, ExecutionError> {
+    let max = usize::try_from(max).unwrap_or(usize::MAX);
+    // The empty text matches at both ends, too.
+    let between = if separator.is_empty() { text.chars().count() } else { text.matches(separator).count() + 1 };
+    spend_elements(between.min(max))?;
+    let part = |part: &str| Value::String(Arc::new(part.to_owned()));
+    let parts: Vec<Value> = match (max, separator.is_empty()) {
+        (0, _) => Vec::new(),
+        (_, false) => text.splitn(max, separator).map(part).collect(),
+        (_, true) => {
+            let ends = text.char_indices().map(|(at, _)| at).skip(1).take(max - 1).chain([text.len()]);
+            let ranges = ends.scan(0, |begin, end| Some(std::mem::replace(begin, end)..end));
+            ranges.filter(|range| !range.is_empty()).map(|range| part(&text[range])).collect()
+        }
+    };
+    Ok(Value::List(Arc::new(parts)))
 }
 
 /// Charges what an operator has built: at most as much as its operands together.
@@ -337,6 +361,15 @@ mod tests {
             (r#"mqtt.client_id.replace("b", "", -1)"#, "aa-aa"),
             (r#"mqtt.client_id.split("-").join("/")"#, "aba/aba"),
             (r#"mqtt.client_id.split("-").join()"#, "abaaba"),
+            (r#"mqtt.client_id.split("").join("/")"#, "a/b/a/-/a/b/a"),
+            (r#"mqtt.client_id.split("", 3).join("/")"#, "a/b/a-aba"),
+            (r#"mqtt.client_id.split("", 1).join("/")"#, "aba-aba"),
+            (r#"mqtt.client_id.split("", 99).join("/")"#, "a/b/a/-/a/b/a"),
+            (r#"mqtt.client_id.split("a", 2).join("/")"#, "/ba-aba"),
+            (r#"mqtt.client_id.split("a", -1).join("/")"#, "/b/-/b/"),
+            (r#"string(mqtt.client_id.split("a", 0).size())"#, "0"),
+            (r#"string("".split("").size()) + string("".split(",").size())"#, "01"),
+            (r#""äöü".split("", 2).join("/")"#, "ä/öü"),
             (r#"mqtt.client_id.split("-").map(x, x + "!").join(",")"#, "aba!,aba!"),
             (r#"mqtt.client_id.split("-").filter(x, x in ["aba"]).join(",")"#, "aba,aba"),
             (r#""devices/" + mqtt.client_id + "/" + string(1 + 1)"#, "devices/aba-aba/2"),

@@ -11,7 +11,7 @@ use portcullis_wire::Version;
 use crate::config::tables::Protocol;
 use crate::outcome::{Stage, Trace};
 use crate::peer::{Identity, Peer, TlsSession};
-use crate::util::clip::clip;
+use crate::util::clip::{clip, may_hold_token};
 
 /// The record of one session.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ pub struct ShownIdentity<'a> {
 /// Set after CONNECT was decoded.
 #[derive(Debug)]
 pub struct ConnectInfo {
-    /// As the client sent it, cut to what logs show.
+    /// As the client sent it, cut to what logs show; `***` if it may be a token.
     pub client_id: Box<str>,
     /// As the client sent it, cut to what logs show; `None`: it sent none, or a token in its place.
     pub username: Option<Box<str>>,
@@ -226,7 +226,8 @@ impl SessionInfo {
     /// Sets the client ID, user name and version after CONNECT was decoded.
     pub(crate) fn set_connect(&self, client_id: &str, username: Option<&str>, version: Version) {
         let username = username.map(for_logs);
-        let _ = self.connect.set(ConnectInfo { client_id: for_logs(client_id), username, version });
+        let client_id = if may_hold_token(client_id) { "***".into() } else { for_logs(client_id) };
+        let _ = self.connect.set(ConnectInfo { client_id, username, version });
     }
 
     /// Sets what was noted about a client that is rejected.

@@ -34,7 +34,8 @@ impl Codec for Opaque {
         };
         let disconnected = &mut self.disconnected;
         let on_packet = |header: FixedHeader| {
-            if header.packet_type == PacketType::Disconnect {
+            // Other flags make the packet malformed [MQTT-3.14.1-1]: the receiver closes the connection because of that.
+            if header.packet_type == PacketType::Disconnect && header.flags == 0 {
                 disconnected.get_or_insert(direction);
             }
         };
@@ -104,6 +105,9 @@ mod tests {
         let mut codec = Opaque::default();
         // In a payload.
         take(&mut codec, Direction::ToBroker, b"\x30\x05\x00\x01a\xe0\x00");
+        assert_eq!(codec.disconnected(), None);
+        // Malformed.
+        take(&mut codec, Direction::ToBroker, b"\xe1\x00");
         assert_eq!(codec.disconnected(), None);
     }
 

@@ -1,4 +1,4 @@
-//! Cuts text that a client chose to the length that logs show.
+//! What logs show of text that a client chose: it is cut, and may be a token, which they do not show.
 
 use std::borrow::Cow;
 
@@ -15,9 +15,34 @@ pub(crate) fn clip(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{}...[{} bytes]", &text[..end], text.len()))
 }
 
+/// Whether text may be or contain a JSON Web Token: three parts in base64, of which the first begins with `{"`. Clients that
+/// are set up wrongly send it as user name or client ID.
+pub(crate) fn may_hold_token(text: &str) -> bool {
+    let is_token = |from: &str| {
+        let parts = from.split('.').map(|part| part.bytes().take_while(|byte| is_base64(*byte)).count());
+        parts.take(3).filter(|len| *len >= 8).count() >= 2
+    };
+    text.match_indices("eyJ").any(|(at, _)| at == 0 || is_token(&text[at..]))
+}
+
+const fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_are_recognised_wherever_they_are() {
+        let token = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl";
+        for text in [token, &format!(" {token}"), &format!("Bearer {token}"), &format!("dev-1:{token}"), "eyJ"] {
+            assert!(may_hold_token(text), "{text}");
+        }
+        for text in ["", "alice", "HeyJude.v1.final", "dev.eyJ.1", "sensor.lyon.7"] {
+            assert!(!may_hold_token(text), "{text}");
+        }
+    }
 
     #[test]
     fn long_text_is_cut_at_a_character_and_says_so() {

@@ -23,7 +23,7 @@ pub(super) struct Response {
     pub(super) client_id: Option<String>,
     pub(super) username: Option<String>,
     /// Seconds since 1970.
-    #[serde(alias = "expire_at")]
+    #[serde(default, alias = "expire_at", deserialize_with = "limit")]
     pub(super) expires_at: Option<i64>,
     #[serde(default, alias = "client_attrs")]
     pub(super) attributes: Map<String, Json>,
@@ -33,6 +33,11 @@ pub(super) struct Response {
     /// EMQX's topic rules.
     #[serde(default)]
     acl: Option<Vec<Json>>,
+}
+
+/// A limit that is present has a value: `null` may be one that the service failed to compute.
+fn limit<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    i64::deserialize(deserializer).map(Some)
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -64,6 +69,12 @@ impl Response {
     }
 
     fn check(self) -> Result<Self, String> {
+        // A broker would take the empty one for a client without a name.
+        let is_empty = |text: &Option<String>| text.as_ref().is_some_and(String::is_empty);
+        if is_empty(&self.client_id) || is_empty(&self.username) {
+            let name = if is_empty(&self.client_id) { "client_id" } else { "username" };
+            return Err(format!("`{name}` is empty: leave it out if it is not to be replaced"));
+        }
         match self.expires_at {
             Some(MILLISECONDS..) => return Err("`expires_at` is in seconds since 1970, not milliseconds".to_owned()),
             Some(..0) => return Err("`expires_at` is negative".to_owned()),
@@ -106,7 +117,7 @@ fn describe(error: &serde_json::Error, body: &[u8]) -> String {
         return format!("the member `{name}` occurs twice");
     }
     let wrong = |member: &Member| {
-        let value = document.get(member.name).filter(|value| !value.is_null())?;
+        let value = document.get(member.name).filter(|value| !value.is_null() || member.what == SECONDS)?;
         (!(member.is_right)(value)).then(|| format!("`{}` must be {}", member.name, member.what))
     };
     match document.get("result") {
@@ -117,6 +128,8 @@ fn describe(error: &serde_json::Error, body: &[u8]) -> String {
         }
     }
 }
+
+const SECONDS: &str = "a whole number of seconds since 1970";
 
 /// A member of a response, and what it must be.
 struct Member {
@@ -135,8 +148,8 @@ const TYPED: &[Member] = &[
     }),
     member("client_id", "a string", Json::is_string),
     member("username", "a string", Json::is_string),
-    member("expires_at", "a whole number of seconds since 1970", Json::is_i64),
-    member("expire_at", "a whole number of seconds since 1970", Json::is_i64),
+    member("expires_at", SECONDS, Json::is_i64),
+    member("expire_at", SECONDS, Json::is_i64),
     member("attributes", "an object", Json::is_object),
     member("client_attrs", "an object", Json::is_object),
     member("is_superuser", "a boolean", Json::is_boolean),
@@ -186,7 +199,11 @@ mod tests {
             (r#""expires_at":-1"#, "`expires_at` is negative"),
             (r#""expires_at":1893456000.5"#, "`expires_at` must be a whole number of seconds"),
             (r#""expires_at":"1893456000""#, "`expires_at` must be a whole number of seconds"),
+            (r#""expires_at":null"#, "`expires_at` must be a whole number of seconds"),
+            (r#""expire_at":null"#, "`expire_at` must be a whole number of seconds"),
             (r#""client_id":5"#, "`client_id` must be a string"),
+            (r#""client_id":"""#, "`client_id` is empty"),
+            (r#""username":"""#, "`username` is empty"),
             (r#""expires_at":1,"expire_at":2"#, "the member `expires_at` occurs twice"),
             (r#""acl":[{"permission":"deny"}]"#, "`acl` is not supported"),
         ] {
