@@ -1,5 +1,5 @@
-//! The admin interface: health, readiness, metrics and public keys by HTTP. Enters: GET requests. Leaves: text. It does not
-//! authenticate clients, so it belongs on a loopback address or UNIX socket.
+//! The admin interface: health, readiness, metrics and public keys by HTTP. Enters: GET requests. Leaves: text. It does
+//! not authenticate clients, so it belongs on a loopback address or UNIX socket.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -25,10 +25,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::tables::AdminBind;
-use crate::maintenance;
 use crate::net::{self, WriteDeadline};
 use crate::observe::RateLimit;
 use crate::session::Shared;
+use crate::status;
 
 /// The limit of open connections. Beyond it, a new one closes the oldest, so that probes are always answered.
 pub(crate) const MAX_CONNECTIONS: usize = 16;
@@ -149,7 +149,7 @@ async fn jwks(State(Served { shared, .. }): State<Served>) -> impl IntoResponse 
 }
 
 async fn metrics(State(Served { shared, .. }): State<Served>) -> impl IntoResponse {
-    maintenance::refresh_metrics(&shared);
+    status::refresh_metrics(&shared);
     for upstream in &shared.runtime.load().upstreams {
         upstream.refresh_metrics();
     }

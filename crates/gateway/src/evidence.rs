@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::config::tables::TokenAlgorithm;
 use crate::devices::DeviceEvidence;
-use crate::peer::Fingerprint;
+use crate::peer::{Fingerprint, KeyFormat};
 use crate::pki::{Key, VerifiedChain};
 
 /// Evidence of a client's identity. A session has at most one from TLS and one from an authenticator.
@@ -39,15 +39,6 @@ pub enum Evidence {
         /// What it verified.
         what: Authenticated,
     },
-}
-
-/// How a public key is presented in a handshake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyFormat {
-    /// As a raw public key [RFC 7250].
-    Raw,
-    /// In a certificate. Where the key counts by itself, nothing else in the certificate does.
-    Certificate,
 }
 
 /// What an authenticator verified.

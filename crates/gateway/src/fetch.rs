@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use crate::config::Complaint;
 use crate::net::is_own_shortage;
 use crate::trust::{Purpose, ServerVerifier, TrustAnchors};
+use crate::util::causes::{causes, with_causes};
 use crate::util::crypto::{provider, tag};
 
 /// Time for a request and its whole response.
@@ -248,15 +249,13 @@ fn is_strong(last_modified: &HeaderValue, date: Option<&HeaderValue>) -> bool {
 
 impl FetchError {
     fn of(error: &hyper_util::client::legacy::Error) -> Self {
-        let causes = || std::iter::successors(std::error::Error::source(error), |error| error.source());
         let is_own = |error: &(dyn std::error::Error + 'static)| error.downcast_ref().is_some_and(is_own_shortage);
         let problem = match error.is_connect() {
-            true if causes().any(is_own) => FetchProblem::OwnShortage,
+            true if causes(error).any(is_own) => FetchProblem::OwnShortage,
             true => FetchProblem::Unreachable,
             false => FetchProblem::Response,
         };
-        let text = causes().fold(error.to_string(), |text, error| format!("{text}: {error}"));
-        Self { problem, text }
+        Self { problem, text: with_causes(error) }
     }
 }
 

@@ -9,6 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::config::{Complaint, Diagnostics, Located};
+use crate::util::clock::{now, rfc3339};
 use crate::util::file::{MAX_PEM_LEN, read};
 use crate::util::invisible::is_invisible;
 use crate::util::pem::{Section, sections};
@@ -26,8 +27,8 @@ pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint
     Ok(read_certificates(path)?.into_iter().map(|(certificate, _)| certificate).collect())
 }
 
-/// Reads the certificates of a PEM file as [`read_chain`] does, each with the settings that OpenSSL appends in a section
-/// `TRUSTED CERTIFICATE`; empty for others.
+/// Reads the certificates of a PEM file as [`read_chain`] does, each with the settings that OpenSSL appends in a
+/// section `TRUSTED CERTIFICATE`; empty for others.
 ///
 /// # Errors
 /// The file cannot be read, or contains no certificate.
@@ -72,8 +73,8 @@ pub(crate) enum KeyFile {
     Encrypted(Zeroizing<Vec<u8>>),
 }
 
-/// Reads the first private key of a PEM file: PKCS#8, encrypted PKCS#8, SEC1 or PKCS#1. The file may also have parameters
-/// and certificates.
+/// Reads the first private key of a PEM file: PKCS#8, encrypted PKCS#8, SEC1 or PKCS#1. The file may also have
+/// parameters and certificates.
 ///
 /// # Errors
 /// The file cannot be read, or has no such key.
@@ -123,9 +124,8 @@ pub(crate) fn expiry(path: &Path) -> Result<i64, Complaint> {
 /// file cannot be used, which its user reports.
 pub(crate) fn warn_if_expired(at: &impl Located, path: &Path, diagnostics: &mut Diagnostics) -> Option<i64> {
     let expires = expiry(path).ok()?;
-    if expires <= crate::util::clock::now() {
-        let when = chrono::DateTime::from_timestamp(expires, 0).map(|when| when.to_rfc3339()).unwrap_or_default();
-        diagnostics.warning(at, format!("a certificate in {} expired at {when}", path.display()));
+    if expires <= now() {
+        diagnostics.warning(at, format!("a certificate in {} expired at {}", path.display(), rfc3339(expires)));
     }
     Some(expires)
 }

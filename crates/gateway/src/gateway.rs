@@ -21,12 +21,14 @@ use crate::admin;
 use crate::config::Diagnostics;
 use crate::config::tables::{AdminBind, Process};
 use crate::edge::Acceptor;
-use crate::maintenance::{self, CertificateStatus};
+use crate::maintenance;
 use crate::observe::AccessLog;
-use crate::outcome::{CloseReason, Reject};
+use crate::outcome::{CloseReason, RAISE_OPEN_FILES, Reject};
 use crate::runtime::{Loaded, Runtime, SocketKey};
 use crate::session::{self, Shared};
 use crate::state::ProcessState;
+use crate::status::{self, CertificateStatus};
+use crate::util::causes::with_causes;
 
 /// The pause after an accept that failed for lack of file descriptors or memory, until other connections release some.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
@@ -120,19 +122,12 @@ impl fmt::Display for ReloadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ReloadError::Configuration(problems) => problems.fmt(f),
-            ReloadError::Start(error) => f.write_str(&with_cause(error)),
+            ReloadError::Start(error) => f.write_str(&with_causes(error)),
         }
     }
 }
 
 impl std::error::Error for ReloadError {}
-
-fn with_cause(error: &StartError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
-}
 
 impl Gateway {
     /// Starts to serve with the configuration `runtime`. A reload reads it again from `path`.
@@ -211,7 +206,7 @@ impl Handle {
 
     /// The certificates in use and when they expire.
     pub fn certificate_status(&self) -> CertificateStatus {
-        maintenance::certificate_status(&self.0.shared)
+        status::certificate_status(&self.0.shared)
     }
 
     /// Does the maintenance now that is otherwise done every second, and returns once it is done.
@@ -225,8 +220,8 @@ impl Handle {
         self.0.tasks.len()
     }
 
-    /// Reads the configuration again and serves new connections with it. Sessions stay connected if the new configuration
-    /// accepts them. Returns the warnings.
+    /// Reads the configuration again and serves new connections with it. Sessions stay connected if the new
+    /// configuration accepts them. Returns the warnings.
     ///
     /// # Errors
     /// Why the configuration cannot be used. The old one stays in use then.
@@ -257,7 +252,7 @@ impl Handle {
     fn open_access_log_again(&self) -> bool {
         let opened = open_access_log(&self.0.shared.runtime.load());
         let opened = opened.map_err(|error| {
-            tracing::error!("{}; lines still go to the file that was open", with_cause(&error));
+            tracing::error!("{}; lines still go to the file that was open", with_causes(&error));
         });
         opened.is_ok_and(|log| {
             self.replace_access_log(log);
@@ -303,8 +298,8 @@ impl Handle {
         Ok(diagnostics)
     }
 
-    /// Stops accepting connections, and ends sessions one after another within `drain_timeout`: if all ended at once, all
-    /// would connect to the other gateways at once.
+    /// Stops accepting connections, and ends sessions one after another within `drain_timeout`: if all ended at once,
+    /// all would connect to the other gateways at once.
     pub async fn drain(&self) {
         self.0.draining.cancel();
         self.0.sockets.lock().clear();
@@ -347,8 +342,8 @@ impl Handle {
     }
 }
 
-/// Starts the admin interface. If another process has its address, perhaps a gateway that drains, it starts once that has
-/// ended: listeners serve clients meanwhile.
+/// Starts the admin interface. If another process has its address, perhaps a gateway that drains, it starts once that
+/// has ended: listeners serve clients meanwhile.
 fn start_admin(
     bind: &AdminBind,
     shared: &Arc<Shared>,
@@ -413,8 +408,8 @@ fn start_accepting(
     bound.into_iter().map(start).collect()
 }
 
-/// Accepts on one socket until aborted. One loop per socket, with no state but `shared`, so that several sockets can share
-/// a port.
+/// Accepts on one socket until aborted. One loop per socket, with no state but `shared`, so that several sockets can
+/// share a port.
 async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: TaskTracker) {
     let mut is_short = false;
     loop {
@@ -431,8 +426,7 @@ async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: Ta
                         if let Some(suppressed) = shared.state.too_few_descriptors.permit() {
                             tracing::error!(
                                 suppressed,
-                                "connections rejected: the limit of open files allows no more; raise it with \
-                                 `LimitNOFILE=` of systemd or `ulimit -n`"
+                                "connections rejected: the limit of open files allows no more; {RAISE_OPEN_FILES}"
                             );
                         }
                         session::reject(accepted, Reject::TooFewDescriptors, listener, &shared);
@@ -467,8 +461,8 @@ impl Started {
     }
 }
 
-/// Raises the limit of open files, and returns it; `None`: unknown. A session needs two file descriptors, so the usual soft
-/// limit of 1,024 would allow about 400 sessions.
+/// Raises the limit of open files, and returns it; `None`: unknown. A session needs two file descriptors, so the usual
+/// soft limit of 1,024 would allow about 400 sessions.
 fn raise_descriptor_limit() -> Option<u64> {
     let raised = rlimit::increase_nofile_limit(u64::MAX);
     let limit = raised.inspect_err(|error| tracing::warn!(%error, "cannot raise the limit of open files"));
@@ -485,8 +479,8 @@ fn divide_descriptors(limit: Option<u64>, runtime: &Runtime, state: &ProcessStat
             limit,
             max_connections = max,
             configured = wanted,
-            "the limit of open files allows fewer connections than the listeners' `max_connections`; raise it with \
-             `LimitNOFILE=` of systemd or `ulimit -n`, or lower `max_connections`"
+            "the limit of open files allows fewer connections than the listeners' `max_connections`; \
+             {RAISE_OPEN_FILES}, or lower `max_connections`"
         );
     }
 }

@@ -1,8 +1,8 @@
 //! The MQTT security gateway as a library: everything between an accepted socket and a closed session.
 //!
 //! [`Runtime::load`] compiles a configuration file to an immutable snapshot, or reports all of its problems.
-//! [`Gateway::start`] serves it, [`Handle::reload`] replaces it, [`Handle::drain`] stops. The path of one connection is in
-//! `session`, from top to bottom.
+//! [`Gateway::start`] serves it, [`Handle::reload`] replaces it, [`Handle::drain`] stops. The path of one connection is
+//! in `session`, from top to bottom.
 
 mod admin;
 mod auth;
@@ -31,6 +31,7 @@ mod runtime;
 mod session;
 pub mod sessions;
 mod state;
+mod status;
 mod tls;
 mod trust;
 mod upstream;
@@ -40,7 +41,7 @@ pub use auth::{PasswordHash, check_user, set_password};
 pub use config::tables::{AdminBind, Process};
 pub use files::read_chain;
 pub use gateway::{Gateway, Handle, ReloadError, StartError};
-pub use maintenance::CertificateStatus;
 pub use runtime::{Listener, Loaded, Runtime};
 pub use state::ProcessState;
+pub use status::CertificateStatus;
 pub use util::crypto;

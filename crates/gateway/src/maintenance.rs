@@ -1,5 +1,5 @@
-//! Periodic maintenance of a running gateway. Enters: time and changed files. Leaves: CRLs, OCSP responses and keys fetched
-//! again, sessions closed whose evidence is no longer sufficient, warnings of expiring certificates, and updated gauges.
+//! Periodic maintenance of a running gateway. Enters: time and changed files. Leaves: CRLs, OCSP responses and keys
+//! fetched again, sessions closed whose evidence is no longer sufficient, warnings of expiring certificates.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -7,17 +7,15 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use serde::Serialize;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::devices::Changed;
 use crate::observe::Expiry;
 use crate::outcome::CloseReason;
-use crate::pki::CrlSummary;
 use crate::session::{Shared, evaluate};
 use crate::sessions::SessionEntry;
 use crate::tls::ServerTls;
-use crate::util::clock::now;
+use crate::util::clock::{now, rfc3339};
 
 /// The longest delay until an expired or revoked certificate closes its session.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -28,11 +26,9 @@ const WARN_AT: [i64; 4] = [30, 7, 1, 0];
 const DAY: i64 = 24 * 60 * 60;
 /// The limit of concurrent revocation checks after a reload.
 const MAX_CHECKS: usize = 16;
-/// The limit of issuers in metrics; further ones are counted as `other`.
-const MAX_ISSUERS: usize = 64;
 
-/// Runs until the gateway is dropped. Files have their own loop: a file system or PKCS#11 token that hangs must not keep
-/// sessions from being closed.
+/// Runs until the gateway is dropped. Files have their own loop: a file system or PKCS#11 token that hangs must not
+/// keep sessions from being closed.
 pub(crate) async fn run(shared: Weak<Shared>) {
     tokio::join!(maintain_sessions(shared.clone()), follow_files(shared));
 }
@@ -75,8 +71,8 @@ fn ticks(period: Duration) -> Interval {
     ticks
 }
 
-/// Does at once what is otherwise done at the next ticks about files and revocation, and returns once it is done; requests
-/// that it begins go on in the background.
+/// Does at once what is otherwise done at the next ticks about files and revocation, and returns once it is done;
+/// requests that it begins go on in the background.
 #[cfg(feature = "test-util")]
 pub(crate) async fn run_once(shared: Arc<Shared>) {
     fetch_due(&shared);
@@ -171,8 +167,8 @@ pub(crate) fn sweep(shared: &Shared) -> usize {
     shared.state.sessions.sweep(|entry| evaluate(entry.client_evidence(), &runtime, now))
 }
 
-/// Checks the revocation of all connected devices as if they connected now: a new configuration may require CRLs or OCSP
-/// where the old one did not. A result of "revoked" closes the session in the next maintenance run.
+/// Checks the revocation of all connected devices as if they connected now: a new configuration may require CRLs or
+/// OCSP where the old one did not. A result of "revoked" closes the session in the next maintenance run.
 pub(crate) async fn check_revocation_of_all(shared: Arc<Shared>) {
     let shared = &shared;
     let check_revocation = async |entry: Arc<SessionEntry>| {
@@ -184,52 +180,6 @@ pub(crate) async fn check_revocation_of_all(shared: Arc<Shared>) {
         }
     };
     futures_util::stream::iter(shared.state.sessions.all()).for_each_concurrent(MAX_CHECKS, check_revocation).await;
-}
-
-/// The certificates of the gateway and of connected devices, and the CRLs in use.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct CertificateStatus {
-    /// The gateway's own certificates and trust anchors.
-    pub certificates: Vec<Expiry>,
-    /// The CRLs in use.
-    pub crls: Vec<CrlSummary>,
-    /// The number of connected devices by the subject of their certificates' issuer. Issuers beyond the limit are `other`.
-    pub devices_by_issuer: Vec<(String, usize)>,
-    /// The number of connected devices whose certificate expires within a number of days, cumulative.
-    pub devices_expiring: Vec<(u32, usize)>,
-}
-
-/// The current status.
-pub(crate) fn certificate_status(shared: &Shared) -> CertificateStatus {
-    let inventory = shared.state.sessions.inventory(now());
-    let mut devices_by_issuer: Vec<(String, usize)> = Vec::new();
-    for (issuer, count) in inventory.by_issuer {
-        let name = shared.state.revocation.name_of(&issuer).filter(|_| devices_by_issuer.len() < MAX_ISSUERS);
-        let name = name.unwrap_or_else(|| "other".to_owned());
-        // Two CAs may have the same name.
-        match devices_by_issuer.iter_mut().find(|(other, _)| *other == name) {
-            Some((_, sum)) => *sum += count,
-            None => devices_by_issuer.push((name, count)),
-        }
-    }
-    CertificateStatus {
-        certificates: shared.runtime.load().expiries(),
-        crls: shared.state.revocation.crls(),
-        devices_by_issuer,
-        devices_expiring: inventory.expiring,
-    }
-}
-
-/// Updates the gauges.
-pub(crate) fn refresh_metrics(shared: &Shared) {
-    let (metrics, status) = (&shared.state.observer.metrics, certificate_status(shared));
-    metrics.set_certificate_expiry(&status.certificates);
-    let crls = status.crls.into_iter();
-    metrics.set_crls(crls.map(|crl| (crl.origin, crl.this_update, crl.next_update, crl.revoked)));
-    metrics.set_inventory(&status.devices_by_issuer, &status.devices_expiring);
-    let runtime = shared.runtime.load();
-    let registries = runtime.authenticators.iter().filter_map(|it| Some((&*it.name, it.registry()?)));
-    metrics.set_registries(registries.map(|(name, registry)| (name, registry.len(), registry.is_authoritative())));
 }
 
 /// The warnings already logged, so that each is logged once.
@@ -253,7 +203,7 @@ impl Warned {
                 continue;
             }
             let Expiry { owner, role, subject, not_after } = expiry;
-            let end = chrono::DateTime::from_timestamp(not_after, 0).map(|at| at.to_rfc3339()).unwrap_or_default();
+            let end = rfc3339(not_after);
             if left <= 0 {
                 tracing::error!(owner, role, subject, expires = end, "certificate has expired");
             } else {

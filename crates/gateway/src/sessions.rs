@@ -1,6 +1,10 @@
 //! The session index: all live sessions, by their evidence and by expiry time, so that a change finds the sessions it
-//! affects without a scan of all. Enters: sessions as they open, and the index keys that changed. Leaves: to each affected
-//! session, the reason why it is closed. Not here: the evaluation itself.
+//! affects without a scan of all. Enters: sessions as they open, and the index keys that changed. Leaves: to each
+//! affected session, the reason why it is closed. Not here: the evaluation itself.
+
+mod inventory;
+
+pub use inventory::Inventory;
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,10 +16,11 @@ use std::task::{Context, Poll};
 use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 
+use self::inventory::Certificates;
 use crate::evidence::Evidence;
 use crate::observe::SessionInfo;
 use crate::outcome::CloseReason;
-use crate::pki::{IssuerId, Key, VerifiedChain};
+use crate::pki::{Key, VerifiedChain};
 
 /// The number of locks that sessions are spread over, so that opening one rarely waits for another.
 const SHARDS: usize = 64;
@@ -32,22 +37,8 @@ pub struct Sessions {
     by_key: Sharded<BTreeSet<(Key, Id)>>,
     /// Seconds since 1970.
     by_expiry: Sharded<BTreeSet<(i64, Id)>>,
-    /// The number of sessions by issuer and by the day their certificate expires, in days since 1970.
-    by_day: Mutex<BTreeMap<(IssuerId, i64), usize>>,
+    certificates: Certificates,
 }
-
-/// The certificates of connected devices.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Inventory {
-    /// The number of sessions by the issuer of their certificates.
-    pub by_issuer: Vec<(IssuerId, usize)>,
-    /// The number of sessions whose certificate expires within a number of days, cumulative.
-    pub expiring: Vec<(u32, usize)>,
-}
-
-/// The numbers of days of [`Inventory::expiring`].
-const EXPIRING_WITHIN: [u32; 6] = [1, 7, 30, 90, 365, 3650];
-const DAY: i64 = 24 * 60 * 60;
 
 /// A live session, as the tasks that may close it see it.
 #[derive(Debug)]
@@ -154,14 +145,14 @@ pub struct SessionGuard {
 }
 
 impl SessionGuard {
-    /// Indexes what the handshake proved, or `None` if it proved nothing. Call it once, before evaluating: a change after this call finds the session in the
-    /// index, and a change before it is seen by the evaluation.
+    /// Indexes what the handshake proved, or `None` if it proved nothing. Call it once, before evaluating: a change
+    /// after this call finds the session in the index, and a change before it is seen by the evaluation.
     pub fn proved(&self, evidence: Option<Evidence>) {
         if let Some(evidence) = &evidence {
             self.sessions.insert(self.entry.info.id, evidence);
         }
         if let Some(chain) = evidence.as_ref().and_then(Evidence::chain) {
-            *self.sessions.by_day.lock().entry(day_of(chain)).or_default() += 1;
+            self.sessions.certificates.add(chain);
         }
         let _ = self.entry.from_tls.set(evidence);
     }
@@ -208,13 +199,7 @@ impl Drop for SessionGuard {
             }
         }
         if let Some(chain) = self.entry.chain() {
-            let mut by_day = self.sessions.by_day.lock();
-            if let Some(count) = by_day.get_mut(&day_of(chain)) {
-                *count -= 1;
-                if *count == 0 {
-                    by_day.remove(&day_of(chain));
-                }
-            }
+            self.sessions.certificates.remove(chain);
         }
         self.sessions.by_id.of(id).remove(&id);
     }
@@ -281,8 +266,8 @@ impl Sessions {
         }
     }
 
-    /// As [`Sessions::sweep`], but only for sessions with one of these index keys: of certificates in their chain, or of
-    /// their device.
+    /// As [`Sessions::sweep`], but only for sessions with one of these index keys: of certificates in their chain, or
+    /// of their device.
     pub fn sweep_keys(&self, keys: &[Key], evaluate: impl Fn(&SessionEntry) -> Result<(), CloseReason>) -> usize {
         let mut ended = 0;
         for key in keys {
@@ -306,8 +291,8 @@ impl Sessions {
         self.by_key.of(key).range((key, 0)..=(key, Id::MAX)).next().is_some()
     }
 
-    /// Closes the sessions whose certificates or tokens have expired, and returns their number. `now` is in seconds since
-    /// 1970.
+    /// Closes the sessions whose certificates or tokens have expired, and returns their number. `now` is in seconds
+    /// since 1970.
     pub fn sweep_expired(&self, now: i64) -> usize {
         let mut ended = 0;
         for shard in &self.by_expiry.0 {
@@ -325,26 +310,12 @@ impl Sessions {
 
     /// Counts the certificates of connected devices. `now` is in seconds since 1970.
     pub fn inventory(&self, now: i64) -> Inventory {
-        // The size depends on the number of issuers and days, not on the number of sessions.
-        let by_day = self.by_day.lock().clone();
-        let mut by_issuer: BTreeMap<IssuerId, usize> = BTreeMap::new();
-        for ((issuer, _), count) in &by_day {
-            *by_issuer.entry(*issuer).or_default() += count;
-        }
-        let within = |days: u32| {
-            let due = by_day.iter().filter(|((_, day), _)| *day <= now / DAY + i64::from(days));
-            (days, due.map(|(_, count)| count).sum())
-        };
-        Inventory { by_issuer: by_issuer.into_iter().collect(), expiring: EXPIRING_WITHIN.map(within).to_vec() }
+        self.certificates.inventory(now)
     }
 
     fn get(&self, id: Id) -> Option<Arc<SessionEntry>> {
         self.by_id.of(id).get(&id).cloned()
     }
-}
-
-fn day_of(chain: &VerifiedChain) -> (IssuerId, i64) {
-    (chain.issuer(), chain.not_after() / DAY)
 }
 
 fn sweep(sessions: &[Arc<SessionEntry>], evaluate: &impl Fn(&SessionEntry) -> Result<(), CloseReason>) -> usize {

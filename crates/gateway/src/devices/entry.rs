@@ -7,9 +7,8 @@ use portcullis_registry::{Change, Device, State};
 use serde_json::{Value as Json, json};
 use zeroize::Zeroizing;
 
-use crate::evidence::KeyFormat;
 use crate::outcome::Reject;
-use crate::peer::Fingerprint;
+use crate::peer::{Fingerprint, KeyFormat};
 use crate::util::crypto::tag;
 
 /// A pre-shared key.

@@ -1,5 +1,5 @@
-//! Keeps the replica up to date. Enters: the database of the registry. Leaves: its changes, applied in the order of their
-//! revisions. Not here: a lookup.
+//! Keeps the replica up to date. Enters: the database of the registry. Leaves: its changes, applied in the order of
+//! their revisions. Not here: a lookup.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use portcullis_registry::{Head, Listening, PAGE, Registry};
 
 use super::{Entry, Known, Replica};
+use crate::util::causes::with_causes;
 
 /// Interval at which the gateway polls the database for changes.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -145,8 +146,8 @@ impl Connection {
     async fn pull(&mut self, replica: &Arc<Replica>) -> Result<(), String> {
         let file = replica.url.path().map(FileVersion::of).transpose();
         if let Some((registry, known)) = self.registry.take_if(|(_, known)| file.as_ref().ok() != Some(known)) {
-            // Opened again whenever it was written: SQLite goes on reading from its cache if another database with as many
-            // changes was copied over the open file.
+            // Opened again whenever it was written: SQLite goes on reading from its cache if another database with as
+            // many changes was copied over the open file.
             registry.close().await;
             // The file was renamed or replaced: the open one is not the file that others write to.
             self.is_other |=
@@ -156,7 +157,7 @@ impl Connection {
             Some(connected) => &self.registry.insert(connected).0,
             None => {
                 let file = file.map_err(|error| format!("the file cannot be opened: {error}"))?;
-                let registry = Registry::connect_lazy(&replica.url).map_err(|error| explain(&error))?;
+                let registry = Registry::connect_lazy(&replica.url).map_err(|error| with_causes(&error))?;
                 &self.registry.insert((registry, file)).0
             }
         };
@@ -192,7 +193,7 @@ impl Connection {
 /// Waits for a response of the database, with a timeout.
 async fn query<T>(query: impl Future<Output = Result<T, portcullis_registry::Error>>) -> Result<T, String> {
     match tokio::time::timeout(QUERY_TIMEOUT, query).await {
-        Ok(response) => response.map_err(|error| explain(&error)),
+        Ok(response) => response.map_err(|error| with_causes(&error)),
         Err(_) => Err("timed out".to_owned()),
     }
 }
@@ -211,13 +212,6 @@ impl FileVersion {
         use std::os::unix::fs::MetadataExt;
         let file = std::fs::metadata(path)?;
         Ok(Self { inode: (file.dev(), file.ino()), changed: (file.ctime(), file.ctime_nsec()) })
-    }
-}
-
-fn explain(error: &portcullis_registry::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Why a connection ended. Two tables hold every reason: [`Reject`] for connections that did not become sessions, and
-//! [`CloseReason`] for sessions. Each row has all properties of a reason: its label in logs and metrics, stage, blame and
-//! status, the client's response, its meaning and a hint. Code elsewhere reads columns and never lists reasons.
+//! [`CloseReason`] for sessions. Each row has all properties of a reason: its label in logs and metrics, stage, blame
+//! and status, the client's response, its meaning and a hint. Code elsewhere reads columns and never lists reasons.
 //!
 //! A row without all columns does not compile. The tables of `docs/access-log.md` are generated from these.
 
@@ -16,6 +16,9 @@ pub use close_reason::CloseReason;
 pub use reject::Reject;
 pub use trace::{Trace, traced};
 pub(crate) use trace::{note_authenticator, note_certificate, note_detail, note_key};
+
+/// What to do when the limit of open files is too low.
+pub(crate) const RAISE_OPEN_FILES: &str = "raise the limit of open files: `LimitNOFILE=` of systemd, or `ulimit -n`";
 
 /// The phase in which a connection ended, in the order of phases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,8 +100,8 @@ impl Outcome {
     }
 }
 
-/// Defines a table of reasons. The header names the columns that only this table has. Each row starts with the columns that
-/// both tables have. The doc comment of a row is its meaning.
+/// Defines a table of reasons. The header names the columns that only this table has. Each row starts with the columns
+/// that both tables have. The doc comment of a row is its meaning.
 macro_rules! reasons {
     (
         $(#[$doc:meta])*

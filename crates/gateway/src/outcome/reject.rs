@@ -34,7 +34,7 @@ super::reasons! {
     /// The limit of open files leaves no descriptors for another connection.
     TooFewDescriptors = "too_few_descriptors", Accept, Gateway, 503,
         connack: None, is_failed_proof: false,
-        hint: Some("raise the limit of open files: `LimitNOFILE=` of systemd, or `ulimit -n`");
+        hint: Some(crate::outcome::RAISE_OPEN_FILES);
 
     /// The TLS handshake did not finish within `handshake_timeout`.
     HandshakeTimeout = "handshake_timeout", Handshake, Client, 500,
@@ -56,7 +56,8 @@ super::reasons! {
     TlsParameters = "tls_parameters", Handshake, Client, 500,
         connack: None, is_failed_proof: false,
         hint: Some("update the client's TLS library; if it offers ALPN protocols, compare `alpn`");
-    /// The client requested a server name (SNI) that is not a host name, such as one with a port or an underscore at its end.
+    /// The client requested a server name (SNI) that is not a host name, such as one with a port or an underscore at
+    /// its end.
     InvalidServerName = "invalid_server_name", Handshake, Client, 500,
         connack: None, is_failed_proof: false,
         hint: Some("set the client to the gateway's host name alone, without a port or brackets");
@@ -115,8 +116,8 @@ super::reasons! {
     OcspMissing = "ocsp_missing", Handshake, Gateway, 500,
         connack: Some(Refusal::NotAuthorized), is_failed_proof: false,
         hint: Some("see the gateway's log for the responder's error; set `ocsp_responder` if certificates name none");
-    /// A certificate in the client's chain that issued another one is not that of a CA: its basicConstraints or keyUsage does
-    /// not allow it to sign certificates.
+    /// A certificate in the client's chain that issued another one is not that of a CA: its basicConstraints or
+    /// keyUsage does not allow it to sign certificates.
     CertificateNotCa = "certificate_not_ca", Handshake, Client, 500,
         connack: None, is_failed_proof: true,
         hint: Some("issue the CA's certificate again with CA:TRUE and keyCertSign");
@@ -196,8 +197,8 @@ super::reasons! {
     BadCredentials = "bad_credentials", Admit, Client, 403,
         connack: Some(Refusal::BadCredentials), is_failed_proof: true,
         hint: Some("check the password in the client");
-    /// The token's signature or audience is invalid, or the token is not valid yet. A password that does not look like a
-    /// token is `unknown_client`.
+    /// The token's signature or audience is invalid, or the token is not valid yet. A password that does not look like
+    /// a token is `unknown_client`.
     TokenInvalid = "token_invalid", Admit, Client, 403,
         connack: Some(Refusal::BadCredentials), is_failed_proof: true,
         hint: Some("compare the token's alg, kid, aud and nbf with `algorithms`, `jwks`, `audience` and the clock");

@@ -13,6 +13,15 @@ pub use facts::{AuthAttributes, FACTS, Fact, FactType, FactValue, Facts, ROOTS, 
 /// SHA-256 of a certificate or of a public key.
 pub type Fingerprint = [u8; 32];
 
+/// How a public key is presented in a handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyFormat {
+    /// As a raw public key [RFC 7250].
+    Raw,
+    /// In a certificate. Where the key counts by itself, nothing else in the certificate does.
+    Certificate,
+}
+
 /// The peer of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {

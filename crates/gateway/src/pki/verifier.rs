@@ -23,7 +23,7 @@ use crate::config::{Complaint, Diagnostics, Reported, Setting};
 use crate::outcome::{ChainError, describe_webpki, note_detail};
 use crate::peer::Certificate;
 use crate::refresh::FromFiles;
-use crate::util::clock::now;
+use crate::util::clock::{now, rfc3339};
 use crate::util::url::is_url;
 
 /// The trust anchors and revocation settings of one listener.
@@ -77,7 +77,7 @@ impl ChainVerifier {
         }
         for (subject, not_after) in anchors.load().expiries().iter().filter(|(_, not_after)| *not_after < now()) {
             let message =
-                format!("`{subject}` expired at {}, so every device under it is rejected", text_of(*not_after));
+                format!("`{subject}` expired at {}, so every device under it is rejected", rfc3339(*not_after));
             diagnostics.warning(ca, message);
         }
         if *send_names && !anchors.load().names_fit() {
@@ -119,14 +119,16 @@ impl ChainVerifier {
         Arc::clone(&self.anchors.load())
     }
 
-    /// Reads the trust anchors again if their file has changed, and logs the result. Returns whether the anchors differ.
+    /// Reads the trust anchors again if their file has changed, and logs the result. Returns whether the anchors
+    /// differ.
     pub(crate) fn read_if_changed(&self, listener: &str) -> bool {
         let before = self.anchors();
         self.anchors.read_if_changed(listener) && !self.anchors.load().are_same(&before)
     }
 
-    /// Verifies a chain as the device presented it: signatures up to a trust anchor, validity, purpose, depth [RFC 5280,
-    /// 6.1]. Revocation remains for [`ChainVerifier::evaluate`]. Returns the chain and the device's own certificate.
+    /// Verifies a chain as the device presented it: signatures up to a trust anchor, validity, purpose, depth [RFC
+    /// 5280, 6.1]. Revocation remains for [`ChainVerifier::evaluate`]. Returns the chain and the device's own
+    /// certificate.
     ///
     /// # Errors
     /// Why the chain is rejected.
@@ -176,7 +178,7 @@ impl ChainVerifier {
                     Some(it) => (it.subject().to_string(), it.validity().not_after.timestamp()),
                     None => expired().cloned().unwrap_or_default(),
                 };
-                format!("`{subject}` expired at {}", text_of(not_after))
+                format!("`{subject}` expired at {}", rfc3339(not_after))
             }
             webpki::Error::UnknownIssuer => {
                 // The end of the chain as far as it was sent.
@@ -223,8 +225,8 @@ impl ChainVerifier {
         }
     }
 
-    /// Fetches the missing CRLs and OCSP responses for a chain, then evaluates it. Call it after the handshake and before
-    /// the device is served. Returns within `ocsp_timeout`.
+    /// Fetches the missing CRLs and OCSP responses for a chain, then evaluates it. Call it after the handshake and
+    /// before the device is served. Returns within `ocsp_timeout`.
     ///
     /// # Errors
     /// Why the chain is rejected.
@@ -238,8 +240,8 @@ impl ChainVerifier {
         self.evaluate(chain, now())
     }
 
-    /// Whether this process has the issuer certificates of the chain, so that it can verify the signatures on their CRLs
-    /// and OCSP responses. A resumed session carries no certificates.
+    /// Whether this process has the issuer certificates of the chain, so that it can verify the signatures on their
+    /// CRLs and OCSP responses. A resumed session carries no certificates.
     pub(crate) fn knows_issuers_of(&self, chain: &VerifiedChain) -> bool {
         let checks_nothing = !self.checks_crls() && self.ocsp == OcspScope::Off;
         checks_nothing
@@ -358,11 +360,6 @@ impl ChainVerifier {
         };
         asked.filter_map(ask).collect()
     }
-}
-
-/// A time in seconds since 1970, for people.
-fn text_of(seconds: i64) -> String {
-    chrono::DateTime::from_timestamp(seconds, 0).map(|time| time.to_rfc3339()).unwrap_or_default()
 }
 
 /// Warns of trust anchors without a CRL: every chain that ends there is rejected.

@@ -10,9 +10,9 @@ use super::handshake::Handshake;
 use super::raw_keys::{KnownKeys, Owner};
 use super::secured::{SecuredClient, or_registry_unavailable};
 use crate::devices::UsedCredential;
-use crate::evidence::{Evidence, KeyFormat};
+use crate::evidence::Evidence;
 use crate::outcome::{Reject, note_certificate, note_detail, note_key};
-use crate::peer::{Certificate, Identity, Peer, RawKey, TlsSession};
+use crate::peer::{Certificate, Identity, KeyFormat, Peer, RawKey, TlsSession};
 use crate::util::crypto::sha256;
 
 /// A finished handshake.

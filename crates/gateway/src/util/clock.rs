@@ -1,5 +1,5 @@
-//! The wall clock. In tests it follows the clock of the tokio runtime, so that a test that advances that clock moves both,
-//! for its own runtime only. Whatever expires, is retried or is counted within a window therefore uses tokio's
+//! The wall clock. In tests it follows the clock of the tokio runtime, so that a test that advances that clock moves
+//! both, for its own runtime only. Whatever expires, is retried or is counted within a window therefore uses tokio's
 //! [`Instant`](tokio::time::Instant).
 //!
 //! Without the feature `test-util` this is the system's clock, and nothing in the process can move it.
@@ -15,6 +15,11 @@ pub(crate) const CLOCK_SKEW: i64 = 300;
 /// Seconds since 1970; 0 before.
 pub(crate) fn now() -> i64 {
     since_epoch().as_secs().cast_signed()
+}
+
+/// A time in seconds since 1970, as RFC 3339 writes it.
+pub(crate) fn rfc3339(seconds: i64) -> String {
+    chrono::DateTime::from_timestamp(seconds, 0).map(|time| time.to_rfc3339()).unwrap_or_default()
 }
 
 fn since_epoch() -> Duration {

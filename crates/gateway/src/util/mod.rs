@@ -1,5 +1,6 @@
 //! Helpers for all modules: the clock, the cryptography provider, text, and a map of shared values.
 
+pub(crate) mod causes;
 pub(crate) mod clip;
 pub(crate) mod clock;
 pub mod crypto;

@@ -27,7 +27,7 @@ const LAYERS: &[&[&str]] = &[
     &["runtime"],
     &["relay"],
     &["session"],
-    &["maintenance"],
+    &["maintenance", "status"],
     &["admin"],
     &["gateway"],
     &["fuzzing"],

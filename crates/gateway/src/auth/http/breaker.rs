@@ -1,72 +1,28 @@
-//! A circuit breaker that no single client can keep open. Enters: how requests ended. Leaves: whether further ones may be sent.
+//! A circuit breaker that no single client can keep open. Enters: how requests ended. Leaves: whether further ones may
+//! be sent.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper::StatusCode;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::failure::Failure;
 use crate::limits::ClientNetwork;
 
 /// Responses with errors open the breaker only if they concern clients of this many networks: a client may have found a
 /// request on which the service fails.
 const MIN_NETWORKS: usize = 3;
 
-/// How a request failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// The connection was refused.
-    Unreachable,
-    /// The gateway lacks what it needs to connect.
-    OwnShortage,
-    /// There was no response in time.
-    Timeout,
-    /// The service said that it is overloaded: 429 or 503.
-    Overload,
-    /// A 4xx status: the service does not like the request.
-    Rejected,
-    /// Another status, or a response that does not follow the protocol.
-    Error,
-}
-
-impl Failure {
-    /// A response with this status that is no decision.
-    pub(super) fn of_status(status: StatusCode) -> Self {
-        match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Self::Overload,
-            status if status.is_client_error() => Self::Rejected,
-            _ => Self::Error,
-        }
-    }
-
-    /// Whether the client may have caused it by what it sent. Such failures may count towards bans.
-    pub(super) const fn may_be_of_client(self) -> bool {
-        matches!(self, Self::Rejected | Self::Error)
-    }
-
-    /// The label in metrics.
-    pub(super) const fn label(self) -> &'static str {
-        match self {
-            Self::Unreachable => "unreachable",
-            Self::OwnShortage => "exhausted",
-            Self::Timeout => "timeout",
-            Self::Overload => "overload",
-            Self::Rejected => "rejected",
-            Self::Error => "error",
-        }
-    }
-}
-
 /// Why the breaker opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opening {
     /// Requests for clients of several networks failed, or connections were refused.
     Failing,
-    /// No response to requests for clients of few networks, who may have found a request that takes the service long: a probe
-    /// has to confirm it at once.
+    /// No response to requests for clients of few networks, who may have found a request that takes the service long: a
+    /// probe has to confirm it at once.
     Suspected,
 }
 
@@ -112,8 +68,8 @@ impl Breaker {
         *self.failures.lock() = Failures::default();
     }
 
-    /// Records a failed request for the client at `address`. Returns why the breaker opens, if it does: after failures to
-    /// get any response, or after errors for clients of several networks.
+    /// Records a failed request for the client at `address`. Returns why the breaker opens, if it does: after failures
+    /// to get any response, or after errors for clients of several networks.
     pub(super) fn failed(&self, failure: Failure, address: IpAddr) -> Option<Opening> {
         let mut failures = self.failures.lock();
         if failures.last.is_some_and(|last| last.elapsed() > WINDOW) {

@@ -1,9 +1,10 @@
 //! An HTTP authentication service. Enters: the facts about a client. Leaves: the service's decision. Time and
-//! concurrency are bounded, networks take turns, and a circuit breaker stops requests to a service that fails. A response
-//! about one client never serves another.
+//! concurrency are bounded, networks take turns, and a circuit breaker stops requests to a service that fails. A
+//! response about one client never serves another.
 
 mod breaker;
 mod cause;
+mod failure;
 mod response;
 
 use std::fmt;
@@ -19,8 +20,9 @@ use serde_json::{Map, Value as Json};
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
-use self::breaker::{Breaker, Failure, Opening};
+use self::breaker::{Breaker, Opening};
 use self::cause::{Cause, Causes};
+use self::failure::Failure;
 use self::response::{Response, Verdict};
 use super::cache::{Cache, CacheKey};
 use super::{Candidate, Decision, Principal, open_ca};
@@ -206,8 +208,8 @@ impl Service {
         }
     }
 
-    /// The circuit breaker has opened. Waits in the background until the service responds again, and closes the circuit breaker then. The probe is the
-    /// gateway's own request: that of a client may be one that the service fails on.
+    /// The circuit breaker has opened. Waits in the background until the service responds again, and closes the circuit
+    /// breaker then. The probe is the gateway's own request: that of a client may be one that the service fails on.
     fn opened(&self, opening: Opening, name: &Arc<str>) {
         let (breaker, fetcher, period) =
             (Arc::downgrade(&self.breaker), Arc::clone(&self.fetcher), self.breaker.period());
@@ -241,8 +243,9 @@ impl Service {
     }
 }
 
-/// Whether a probe shows that the service responds, whatever it makes of it: any status, or closing the connection. A proxy
-/// in front of it that cannot reach it does not count. What the gateway itself lacks says nothing about the service.
+/// Whether a probe shows that the service responds, whatever it makes of it: any status, or closing the connection. A
+/// proxy in front of it that cannot reach it does not count. What the gateway itself lacks says nothing about the
+/// service.
 const fn responds(probe: Result<StatusCode, FetchProblem>) -> bool {
     match probe {
         Ok(status) => !is_of_proxy(status),
@@ -270,13 +273,7 @@ struct Problem {
 
 impl From<FetchError> for Problem {
     fn from(FetchError { problem, text }: FetchError) -> Self {
-        let failure = match problem {
-            FetchProblem::Unreachable => Failure::Unreachable,
-            FetchProblem::OwnShortage => Failure::OwnShortage,
-            FetchProblem::Timeout => Failure::Timeout,
-            FetchProblem::Response => Failure::Error,
-        };
-        Self { text, failure }
+        Self { text, failure: problem.into() }
     }
 }
 
@@ -289,8 +286,8 @@ fn request(candidate: Candidate<'_>) -> Request<'_> {
     }
 }
 
-/// The facts of a request. A field that the client lacks is left out, or `null` within an object; an object of which the
-/// client lacks every field is left out.
+/// The facts of a request. A field that the client lacks is left out, or `null` within an object; an object of which
+/// the client lacks every field is left out.
 fn sent_facts(facts: &Facts<'_>) -> Map<String, Json> {
     let mut fields = Map::new();
     for (fact, path) in FACTS.iter().filter_map(|fact| Some((fact, fact.sent_as?))) {

@@ -11,7 +11,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
 use crate::ProcessState;
-use crate::evidence::{Authenticated, KeyFormat};
+use crate::evidence::Authenticated;
+use crate::peer::KeyFormat;
 use crate::pki::{ChainCertificate, IssuerId, Serial, VerifiedChain};
 use crate::util::clock::now;
 use crate::util::crypto::{sha256, tag};
