@@ -401,7 +401,9 @@ fn start_accepting(
     tasks: &TaskTracker,
 ) -> HashMap<SocketKey, Socket> {
     let start = |(key, address, socket): (SocketKey, SocketAddr, Acceptor)| {
-        tracing::info!(%address, "listening");
+        let runtime = shared.runtime.load();
+        let listener = runtime.sockets().find(|(other, _)| *other == key).map(|(_, listener)| &*listener.name);
+        tracing::info!(listener, %address, "listening");
         let accepting = tokio::spawn(accept(socket, key.clone(), Arc::clone(shared), tasks.clone()));
         (key, Socket { address, accepting })
     };

@@ -10,7 +10,7 @@ use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
 use crate::devices::{Entry, Replica, UsedCredential};
 use crate::evidence::Authenticated;
 use crate::expr::Expression;
-use crate::outcome::Reject;
+use crate::outcome::{Reject, note_detail};
 use crate::util::clock::now;
 use crate::util::crypto::tag;
 
@@ -75,6 +75,7 @@ impl Devices {
                 });
             }
             None => {
+                note_detail(self.replica.uncertainty());
                 let verified = self.verify_decoy(candidate).await;
                 return Decision::Deny(verified.err().unwrap_or(Reject::RegistryUnavailable));
             }
@@ -84,6 +85,7 @@ impl Devices {
             Ok(used) => used,
             // What the gateway knows may be out of date, and an unknown device gets this answer, too.
             Err(Reject::BadCredentials | Reject::PinMismatch) if !self.replica.is_authoritative() => {
+                note_detail(self.replica.uncertainty());
                 return Decision::Deny(Reject::CredentialUnconfirmed);
             }
             Err(reject) => return Decision::Deny(reject),

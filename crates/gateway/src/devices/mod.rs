@@ -129,6 +129,18 @@ impl Replica {
             && known.answered.is_some_and(|answered| answered.elapsed() < CERTAIN_FOR)
     }
 
+    /// Why the replica is not authoritative, for the log.
+    pub(crate) fn uncertainty(&self) -> &'static str {
+        let known = self.known();
+        if !*self.complete.borrow() {
+            "the registry has not been read yet: its database does not answer"
+        } else if known.beyond.is_empty() {
+            "the registry does not answer: what the gateway knows of it may be out of date"
+        } else {
+            "the registry has more devices than `max_devices`, and the device may be one of the rest"
+        }
+    }
+
     /// Number of devices in the replica.
     pub(crate) fn len(&self) -> usize {
         self.known().by_id.len()

@@ -8,7 +8,7 @@ use tokio_rustls::server::TlsStream;
 use crate::devices::{Entry, Replica};
 use crate::evidence::Evidence;
 use crate::net::{Socket, Stream, discard_until_closed};
-use crate::outcome::Reject;
+use crate::outcome::{Reject, note_detail};
 use crate::peer::Peer;
 
 /// A finished handshake.
@@ -75,6 +75,11 @@ impl Failed {
 /// Returns [`Reject::RegistryUnavailable`] in place of `unknown` while the registry is out of reach, as it may have the
 /// key. Only the log shows the difference: the client sees the same alert.
 pub(super) fn or_registry_unavailable(reject: Reject, unknown: Reject, registry: Option<&Arc<Replica>>) -> Reject {
-    let is_uncertain = reject == unknown && registry.is_some_and(|registry| !registry.is_authoritative());
-    if is_uncertain { Reject::RegistryUnavailable } else { reject }
+    match registry {
+        Some(registry) if reject == unknown && !registry.is_authoritative() => {
+            note_detail(registry.uncertainty());
+            Reject::RegistryUnavailable
+        }
+        _ => reject,
+    }
 }

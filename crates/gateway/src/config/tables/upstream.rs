@@ -31,7 +31,7 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 pub(in crate::config) struct UpstreamTable {
     /// Name of the upstream. Appears in logs and metrics; must be unique.
     name: Option<Setting<String>>,
-    /// Brokers: `host:port`, or tables `{ address, weight, max_connections, backup }`. Each address that a host name
+    /// Brokers: `host:port`, or tables `{ address, weight, max_connections, backup, drain, down }`. Each address that a host name
     /// resolves to is a server. `embedded` is the built-in broker: in memory only, for tests.
     servers: Option<Setting<Vec<Setting<ServerTable>>>>,
     /// Time between two lookups of host names.
