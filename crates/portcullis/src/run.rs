@@ -15,6 +15,7 @@ use crate::report::{Failure, print_problems};
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(path: &Path) -> Result<(), Failure> {
+    let early = EarlySignals::new()?;
     let state = ProcessState::new();
     let observer = Arc::clone(&state.observer);
     let Loaded { runtime, diagnostics } =
@@ -22,7 +23,7 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     print_problems(&diagnostics);
     let logging = crate::logging::start(&runtime.process, &observer);
     let tokio = tokio_runtime(runtime.process.worker_threads)?;
-    let result = tokio.block_on(serve(path, runtime, state, &logging));
+    let result = tokio.block_on(serve(path, runtime, state, &logging, early.hangup()));
     // The drain is over. Dropping the remaining tasks still writes their access log lines.
     tokio.shutdown_timeout(SHUTDOWN);
     observer.access_log.store(None);
@@ -46,12 +47,20 @@ pub(crate) fn tokio_runtime(worker_threads: Option<usize>) -> io::Result<tokio::
     builder.enable_all().build()
 }
 
-async fn serve(path: &Path, runtime: Runtime, state: Arc<ProcessState>, logging: &Logging) -> Result<(), Failure> {
+/// `reload`: whether to reload at once.
+async fn serve(
+    path: &Path,
+    runtime: Runtime,
+    state: Arc<ProcessState>,
+    logging: &Logging,
+    mut reload: bool,
+) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let gateway = Gateway::start(path, runtime, state).await.map_err(start_failure)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     loop {
-        match signals.next().await {
+        let action = if std::mem::take(&mut reload) { Action::Reload } else { signals.next().await };
+        match action {
             Action::Reload => match gateway.reload().await {
                 Ok(problems) => {
                     logging.set_levels(&gateway.log());
@@ -97,6 +106,32 @@ enum Action {
     /// As in NGINX, for logrotate.
     ReopenLog,
     Drain,
+}
+
+/// Signals while the configuration is loaded, which may take long: those that would not end a gateway must not end one that
+/// starts. SIGTERM and SIGINT do.
+struct EarlySignals {
+    tokio: tokio::runtime::Runtime,
+    hangup: Signal,
+}
+
+impl EarlySignals {
+    fn new() -> io::Result<Self> {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let hangup = {
+            let _context = tokio.enter();
+            // Nobody receives these; what counts is that their default action is replaced.
+            let _ = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+            signal(SignalKind::hangup())?
+        };
+        Ok(Self { tokio, hangup })
+    }
+
+    /// Whether there was a SIGHUP: the configuration may have changed after it was read.
+    fn hangup(mut self) -> bool {
+        let received = async { tokio::time::timeout(Duration::from_millis(1), self.hangup.recv()).await.is_ok() };
+        self.tokio.block_on(received)
+    }
 }
 
 struct Signals {

@@ -93,6 +93,37 @@ fn logrotate_gets_a_new_access_log() {
 }
 
 #[test]
+fn signals_for_a_gateway_that_runs_do_not_end_one_that_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("portcullis.toml");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let log = dir.path().join("log");
+    let child = std::process::Command::new(env!("CARGO_BIN_EXE_portcullis"))
+        .args(["run", "-c"])
+        .arg(&pipe)
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(&log).unwrap())
+        .spawn();
+    let mut gateway = Process(child.unwrap());
+    let configuration = "[runtime]\nworker_threads = 1\n[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\n\
+                         upstream = \"b\"\n[[upstream]]\nname = \"b\"\nservers = [\"127.0.0.1:1\"]\nhealth = { mode = \"off\" }\n";
+    // Opened once the gateway reads it.
+    let mut writer = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    for name in ["USR1", "USR2", "HUP"] {
+        gateway.signal(name);
+    }
+    std::io::Write::write_all(&mut writer, configuration.as_bytes()).unwrap();
+    drop(writer);
+    let has_logged = |text: &str| fs::read_to_string(&log).unwrap().contains(text).then_some(());
+    eventually("the start", || has_logged("ready"));
+    // The reload reads it again.
+    fs::write(&pipe, configuration).unwrap();
+    eventually("the reload", || has_logged("reloaded"));
+    gateway.signal("TERM");
+    assert_eq!(gateway.exit_code(), Some(0));
+}
+
+#[test]
 fn a_second_signal_stops_at_once() {
     let broker = Mosquitto::start();
     let mut gateway = Gateway::start(broker.port);
