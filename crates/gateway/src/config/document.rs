@@ -335,7 +335,7 @@ balance = "ketama"
             ("[[listener]]\ncrl = []", "crl", "it belongs to [listener.tls]"),
             ("[[listener]]\n[listener.tls]\ncertificates = []", "certificates", "did you mean `certificate`?"),
             ("[[upstream]]\nweight = 2", "weight", "it belongs to [[upstream.servers]]"),
-            ("[[listener]]\nserver = []", "server", "expected one of: name, bind, protocol"),
+            ("[[listener]]\nfoo = []", "foo", "expected one of: name, bind, protocol"),
         ] {
             let found = messages(source);
             assert!(found[0].1.as_ref().is_some_and(|it| it.starts_with(hint)) && found[0].2 == at, "{found:#?}");

@@ -1,12 +1,13 @@
 //! Keys of NGINX, HAProxy, EMQX and mosquitto, and what has their place here. For the hint about an unknown key.
 
-use crate::util::suggest::suggest;
+/// A key, and what to write. Dashes are underscores, letters are small.
+type Row = (&'static str, &'static str);
 
-/// Key, and what to write. Dashes are underscores, letters are small.
-const KEYS: &[(&str, &str)] = &[
+/// Keys that mean the same in every table.
+const KEYS: &[Row] = &[
     // NGINX
     ("listen", "`bind = \"0.0.0.0:8883\"` of [[listener]]"),
-    ("proxy_pass", "`upstream` of [[listener]] names an [[upstream]], whose `servers` are the brokers"),
+    ("proxy_pass", "`upstream` of [[listener]], with the name of an [[upstream]], whose `servers` are the brokers"),
     ("proxy_timeout", "nothing: sessions end by MQTT's keep-alive, which the broker enforces"),
     ("proxy_connect_timeout", "`connect_timeout` of [[upstream]]"),
     ("proxy_ssl", "[upstream.tls]"),
@@ -49,12 +50,47 @@ const KEYS: &[(&str, &str)] = &[
     ("least_conn", "`balance = \"least_connections\"` of [[upstream]]"),
     ("hash", "`balance = \"hash\"` and `hash_key` of [[upstream]]"),
     ("zone", "nothing: upstreams need no shared memory"),
+    ("max_conns", "`max_connections` of a server"),
+    ("ssl_password_file", "`private_key_passphrase` of [listener.tls]"),
+    ("ssl_early_data", "nothing: early data is never accepted"),
+    ("ssl_conf_command", "nothing: `versions` of [listener.tls] is all there is to choose"),
+    ("ssl_dhparam", "nothing: all key exchanges on offer are on elliptic curves"),
+    ("ssl_ecdh_curve", "nothing: the curves are fixed"),
+    ("ssl_reject_handshake", "nothing: `deny` of [[listener]] rejects addresses"),
+    ("proxy_next_upstream", "nothing: the next server is always tried"),
+    ("proxy_bind", "nothing: the system chooses the source address"),
+    ("proxy_download_rate", "nothing: rates are not limited"),
+    ("proxy_upload_rate", "nothing: rates are not limited"),
+    ("proxy_buffer_size", "nothing: buffers need no tuning"),
+    ("proxy_socket_keepalive", "nothing: MQTT's keep-alive finds dead connections"),
+    (
+        "worker_rlimit_nofile",
+        "nothing: the gateway raises its limit itself; `LimitNOFILE=` of systemd sets the maximum",
+    ),
+    ("pid", "nothing: the process stays in the foreground, for systemd"),
+    ("pid_file", "nothing: the process stays in the foreground, for systemd"),
+    ("daemon", "nothing: the process stays in the foreground, for systemd"),
+    ("user", "nothing: `User=` of systemd sets it"),
+    ("js_preread", "`require` of [listener.admit]"),
+    ("js_access", "`require` of [listener.admit]"),
+    ("js_filter", "[listener.connect]"),
+    ("stream", "nothing: [[listener]] and [[upstream]] stand at the top"),
+    ("server", "[[listener]], or `servers` of [[upstream]]"),
+    ("limit_conn_zone", "`max_connections` of [[listener]]"),
+    ("reuseport", "nothing: it is always on"),
+    ("set_real_ip_from", "nothing yet: the PROXY protocol is not supported"),
+    ("status_zone", "nothing: every listener and upstream has metrics; [admin] serves them"),
+    ("stub_status", "[admin], which serves `/metrics`"),
+    ("api", "[admin]"),
+    ("random", "`balance = \"random_two\"` of [[upstream]]"),
+    ("round_robin", "`balance = \"round_robin\"` of [[upstream]]"),
+    ("health_check", "`health` of [[upstream]]"),
+    ("match", "nothing: a health check is a CONNECT; `health` of [[upstream]] sets its user"),
     // HAProxy
     ("crt", "`certificate` of [listener.tls]; the key is in `private_key`"),
     ("ca_file", "`client_ca` of [listener.tls], or `ca` of [upstream.tls]"),
     ("crl_file", "`crl` of [listener.tls]"),
     ("verify", "`client_auth` of [listener.tls]"),
-    ("mode", "nothing: every listener speaks MQTT"),
     ("default_backend", "`upstream` of [[listener]]"),
     ("use_backend", "`upstream` of [[listener]]"),
     ("frontend", "[[listener]]"),
@@ -68,6 +104,17 @@ const KEYS: &[(&str, &str)] = &[
     ("timeout_connect", "`connect_timeout` of [[upstream]]"),
     ("stick_table", "`balance = \"hash\"` of [[upstream]]: a client keeps its broker"),
     ("option", "nothing: health checks are on; `health` of [[upstream]] changes them"),
+    ("defaults", "nothing: each [[listener]] and [[upstream]] has its own keys"),
+    ("global", "[runtime]"),
+    ("retries", "nothing: every server is tried once"),
+    ("nbthread", "`worker_threads` of [runtime]"),
+    ("tcp_request", "`allow` and `deny` of [[listener]], or `require` of [listener.admit]"),
+    ("ssl_min_ver", "`versions = [\"1.2\", \"1.3\"]` of [listener.tls]"),
+    ("ssl_max_ver", "`versions = [\"1.2\", \"1.3\"]` of [listener.tls]"),
+    ("ssl_default_bind_ciphers", "nothing: all suites on offer are secure"),
+    ("ssl_default_bind_options", "`versions` of [listener.tls]"),
+    ("ca_ignore_err", "nothing: a certificate that is not valid is rejected"),
+    ("crt_ignore_err", "nothing: a certificate that is not valid is rejected"),
     // EMQX
     ("cacertfile", "`client_ca` of [listener.tls]"),
     ("certfile", "`certificate` of [listener.tls]"),
@@ -76,13 +123,22 @@ const KEYS: &[(&str, &str)] = &[
     ("depth", "`verify_depth` of [listener.tls]"),
     ("peer_cert_as_username", "`username = 'cert.subject.cn'` of [listener.connect]"),
     ("peer_cert_as_clientid", "`client_id = 'cert.subject.cn'` of [listener.connect]"),
-    ("authentication", "`authenticate` of [[listener]] names [[authenticator]] tables"),
+    ("authentication", "`authenticate` of [[listener]], with the names of [[authenticator]] tables"),
     ("authorization", "`require` of [listener.admit]; topic rules stay with the broker"),
     ("flapping_detect", "[[listener.ban]]"),
     ("max_conn_rate", "[[listener.ban]] with `on = [\"connect\"]`"),
     ("acceptors", "nothing: `worker_threads` of [runtime] sets the number of threads"),
     ("enable_authn", "`authenticate` of [[listener]]"),
     ("mountpoint", "nothing: topics are not rewritten"),
+    ("ssl_options", "[listener.tls]"),
+    ("enable", "nothing: a table that is there is in use"),
+    ("enabled", "nothing: a table that is there is in use"),
+    ("enable_crl_check", "`crl` of [listener.tls]"),
+    ("psk_authentication", "[listener.tls.psk]"),
+    ("client_attrs_init", "nothing: expressions use `http`, `jwt` and `device`"),
+    ("banned", "[[listener.ban]], `deny` of [[listener]], or `portcullis device ban`"),
+    ("idle_timeout", "`connect_timeout` of [[listener]]"),
+    ("cacerts", "`client_ca` of [listener.tls]"),
     ("hibernate_after", "nothing: idle sessions hold no buffers"),
     // mosquitto
     ("listener", "[[listener]] with `bind = \"0.0.0.0:8883\"`"),
@@ -100,6 +156,13 @@ const KEYS: &[(&str, &str)] = &[
     ("psk_hint", "nothing: no hint is sent"),
     ("tls_version", "`versions = [\"1.2\", \"1.3\"]` of [listener.tls]"),
     ("tls_engine", "`private_key = \"pkcs11:...\"` of [listener.tls]"),
+    ("tls_keyform", "`private_key = \"pkcs11:...\"` of [listener.tls]"),
+    ("use_username_as_clientid", "`client_id = 'mqtt.username'` of [listener.connect]"),
+    ("max_keepalive", "nothing: `require` of [listener.admit] can compare `mqtt.keep_alive`"),
+    ("max_qos", "nothing: packets after CONNECT are not changed"),
+    ("persistence", "nothing: the gateway stores no messages"),
+    ("bridge", "nothing: the gateway forwards sessions, not messages"),
+    ("connection_messages", "[access_log]"),
     ("ciphers", "nothing: all suites on offer are secure"),
     ("acl_file", "nothing: topic rules stay with the broker"),
     ("clientid_prefixes", "`require` of [listener.admit], as 'mqtt.client_id.startsWith(\"thing\")'"),
@@ -108,16 +171,75 @@ const KEYS: &[(&str, &str)] = &[
     ("max_packet_size", "`max_connect_size` of [[listener]], for CONNECT"),
 ];
 
-/// What to write in place of a key that is another product's, also if it is misspelt.
-pub(super) fn instead_of(key: &str) -> Option<String> {
+/// Keys that mean something else in some tables. A table is recognised by a key of ours that no other has.
+const BY_TABLE: &[(&str, &[Row])] = &[
+    // [[listener]]
+    ("upstream", &[("mode", "nothing: every listener speaks MQTT"), ("disabled", "nothing: remove the table")]),
+    // [listener.connect]
+    ("password", &[("clientid", "`client_id`"), ("user_name", "`username`"), ("user", "`username`")]),
+    // [upstream.tls]
+    (
+        "server_name",
+        &[
+            ("verify", "nothing: brokers are always verified"),
+            ("ssl", "nothing: the table turns TLS on"),
+            ("certfile", "`certificate`"),
+            ("crt", "`certificate`"),
+            ("ssl_certificate", "`certificate`"),
+            ("keyfile", "`private_key`"),
+            ("ssl_certificate_key", "`private_key`"),
+            ("cafile", "`ca`"),
+            ("ca_file", "`ca`"),
+            ("cacertfile", "`ca`"),
+            ("client_ca", "`ca`"),
+            ("ssl_trusted_certificate", "`ca`"),
+            ("sni", "`server_name`"),
+        ],
+    ),
+    // A server of [[upstream]]
+    (
+        "weight",
+        &[
+            ("port", "a part of `address`: \"10.0.0.113:1883\""),
+            ("host", "`address`: \"10.0.0.113:1883\""),
+            ("server", "`address`: \"10.0.0.113:1883\""),
+            ("ssl", "[upstream.tls]"),
+            ("check", "nothing: health checks are on; `health` of [[upstream]] changes them"),
+            ("inter", "`interval` in `health` of [[upstream]]"),
+            ("fall", "`fails` in `health` of [[upstream]]"),
+            ("rise", "`passes` in `health` of [[upstream]]"),
+            ("disabled", "`down = true`"),
+        ],
+    ),
+    // [[upstream]]
+    ("balance", &[("ssl", "[upstream.tls]"), ("server", "`servers`")]),
+    // [[authenticator]]
+    (
+        "kind",
+        &[
+            ("backend", "`kind`"),
+            ("mechanism", "`kind`"),
+            ("request_timeout", "`timeout`"),
+            ("connect_timeout", "`timeout`"),
+            ("pool_size", "`max_concurrency`"),
+            ("enable_pipelining", "nothing: each request has a connection while it lasts"),
+            ("endpoint", "`jwks`"),
+            ("verify_claims", "`issuer` and `audience`; `require` of [listener.admit] for others"),
+            ("password_file", "`file`"),
+        ],
+    ),
+];
+
+/// What to write in place of a key that is another product's, also if it is misspelt. `known`: the keys of the table.
+pub(super) fn instead_of(key: &str, known: &[&str]) -> Option<String> {
     let key = key.to_ascii_lowercase().replace('-', "_");
-    let exact = KEYS.iter().find(|(name, _)| *name == key);
-    // A short word is similar to too many others.
-    let similar = || {
-        let meant = suggest(&key, KEYS.iter().map(|(name, _)| *name).filter(|name| name.len() > 7))?;
-        KEYS.iter().find(|(name, _)| *name == meant)
-    };
-    exact.or_else(similar).map(|(_, ours)| match ours.strip_prefix("nothing") {
+    let of_table = BY_TABLE.iter().filter(|(mark, _)| known.contains(mark)).flat_map(|(_, rows)| rows.iter());
+    let exact = of_table.chain(KEYS).find(|(name, _)| *name == key);
+    // With the same beginning: a key that is merely similar means something else.
+    let is_typo =
+        |name: &str| name.len() >= 8 && name.get(..4) == key.get(..4) && strsim::osa_distance(name, &key) <= 2;
+    let (_, ours) = exact.or_else(|| KEYS.iter().find(|(name, _)| is_typo(name)))?;
+    Some(match ours.strip_prefix("nothing") {
         Some(rest) => format!("it has no counterpart here{rest}"),
         None => format!("here it is {ours}"),
     })
@@ -129,15 +251,31 @@ mod tests {
 
     #[test]
     fn keys_of_other_products_are_answered_with_ours() {
-        for (key, ours) in [
-            ("ssl_client_certificate", "here it is `client_ca` of [listener.tls]"),
-            ("ssl_verify_clienet", "here it is `client_auth = \"required\"`"),
-            ("cacertfile", "here it is `client_ca`"),
-            ("send-proxy", "it has no counterpart here yet: the PROXY protocol"),
-            ("LISTEN", "here it is `bind"),
+        const LISTENER: &[&str] = &["name", "bind", "upstream"];
+        const CONNECT: &[&str] = &["client_id", "username", "password"];
+        const BROKER_TLS: &[&str] = &["ca", "certificate", "private_key", "server_name"];
+        const SERVER: &[&str] = &["address", "weight", "backup"];
+        for (known, key, ours) in [
+            (LISTENER, "ssl_client_certificate", "here it is `client_ca` of [listener.tls]"),
+            (LISTENER, "ssl_verify_clienet", "here it is `client_auth = \"required\"`"),
+            (LISTENER, "cacertfile", "here it is `client_ca`"),
+            (LISTENER, "send-proxy", "it has no counterpart here yet: the PROXY protocol"),
+            (LISTENER, "LISTEN", "here it is `bind"),
+            (LISTENER, "mode", "it has no counterpart here: every listener speaks MQTT"),
+            (LISTENER, "enable", "it has no counterpart here: a table that is there is in use"),
+            (LISTENER, "pid_file", "it has no counterpart here: the process stays"),
+            (LISTENER, "ssl_password_file", "here it is `private_key_passphrase`"),
+            (CONNECT, "clientid", "here it is `client_id`"),
+            (BROKER_TLS, "cafile", "here it is `ca`"),
+            (BROKER_TLS, "verify", "it has no counterpart here: brokers are always verified"),
+            (SERVER, "max_conns", "here it is `max_connections` of a server"),
+            (SERVER, "port", "here it is a part of `address`"),
         ] {
-            assert!(instead_of(key).is_some_and(|hint| hint.starts_with(ours)), "{key}: {:?}", instead_of(key));
+            let hint = instead_of(key, known);
+            assert!(hint.as_ref().is_some_and(|hint| hint.starts_with(ours)), "{key}: {hint:?}");
         }
-        assert_eq!(instead_of("completely_other"), None);
+        for other in ["completely_other", "ssl_optional", "worker_rlimit"] {
+            assert_eq!(instead_of(other, LISTENER), None, "{other}");
+        }
     }
 }

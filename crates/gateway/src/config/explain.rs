@@ -25,14 +25,15 @@ pub(super) fn explain(error: &toml::de::Error, schema: &Json) -> Complaint {
     // A similar value may mean something else: `1.3` is no better `1.1`.
     let is_key = kind == "unknown field";
     let elsewhere = if is_key { tables_with(found, schema) } else { Vec::new() };
-    let plural = |one: &str, other: &str| other.strip_suffix('s') == Some(one);
-    let same_word = known.iter().find(|known| is_key && (plural(known, found) || plural(found, known)));
+    // Written otherwise, or in the plural.
+    let letters = |key: &str| key.to_ascii_lowercase().replace(['-', '_'], "").trim_end_matches('s').to_owned();
+    let same_word = known.iter().find(|known| is_key && letters(known) == letters(found));
     if let Some(key) = same_word {
         complaint.hint(format!("did you mean `{key}`?"))
+    } else if let Some(ours) = Some(found).filter(|_| is_key).and_then(|found| instead_of(found, &known)) {
+        complaint.hint(ours)
     } else if !elsewhere.is_empty() {
         complaint.hint(format!("it belongs to {}", elsewhere.join(" or ")))
-    } else if let Some(ours) = Some(found).filter(|_| is_key).and_then(instead_of) {
-        complaint.hint(ours)
     } else if let Some(suggestion) = suggest(found, known.iter().copied()).filter(|_| is_key) {
         complaint.hint(format!("did you mean `{suggestion}`?"))
     } else if known.is_empty() {
