@@ -4,24 +4,23 @@
 //! as OpenSSL does.
 
 mod openssl;
+mod servers;
 mod subject_names;
+
+pub(crate) use servers::ServerVerifier;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::extensions::ExtendedKeyUsage;
-use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Name, X509Version};
 
 use self::subject_names::SubjectConstraints;
 use crate::config::Complaint;
 use crate::files::read_certificates;
-use crate::outcome::{ChainError, describe_webpki};
+use crate::outcome::ChainError;
 use crate::util::crypto::provider;
 
 /// The certificates at which verified paths may end.
@@ -91,6 +90,16 @@ impl TrustAnchors {
             let _ = anchors.add(&der, &[], Purpose::Servers);
         }
         anchors
+    }
+
+    /// Whether one of the anchors has this name.
+    pub(crate) fn has(&self, name: &X509Name<'_>) -> bool {
+        // webpki keeps names without the header of their sequence.
+        let is_it = |anchor: &TrustAnchor<'_>| {
+            let headed = name.as_raw().len().checked_sub(anchor.subject.len());
+            headed.is_some_and(|header| (2..=4).contains(&header)) && name.as_raw().ends_with(&anchor.subject)
+        };
+        self.list.iter().any(is_it)
     }
 
     pub(crate) const fn is_empty(&self) -> bool {
@@ -300,100 +309,10 @@ pub(crate) fn may_sign_handshakes(certificate: &X509Certificate<'_>) -> bool {
     certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.digital_signature()))
 }
 
-/// Verifies servers that the gateway connects to: brokers, authentication services, sources of keys and CRLs.
-#[derive(Debug)]
-pub(crate) struct ServerVerifier {
-    anchors: TrustAnchors,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerVerifier {
-    pub(crate) fn new(anchors: TrustAnchors) -> Arc<Self> {
-        Arc::new(Self { anchors, provider: provider() })
-    }
-
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        let parsed = EndEntityCert::try_from(leaf).map_err(|error| describe(error, name))?;
-        let path = self.anchors.verify(&parsed, rest, rest.len(), KeyUsage::server_auth(), now);
-        let path = path.map_err(|error| describe(error, name))?;
-        parsed.verify_is_valid_for_subject_name(name).map_err(|error| describe(error, name))?;
-        let allows = |der: &[u8], allows: fn(&X509Certificate<'_>) -> bool| {
-            X509Certificate::from_der(der).is_ok_and(|(_, certificate)| allows(&certificate))
-        };
-        let purpose = || Err(CertificateError::InvalidPurpose.into());
-        if !allows(leaf, |it| may_sign_handshakes(it) || has_rsa_key(it)) {
-            return purpose();
-        }
-        if !path.intermediate_certificates().all(|authority| allows(&authority.der(), may_sign_certificates)) {
-            return purpose();
-        }
-        Ok(())
-    }
-}
-
 /// Whether a certificate is for the key exchange of old TLS versions. They are common, and their keys can sign.
 pub(crate) fn has_rsa_key(certificate: &X509Certificate<'_>) -> bool {
     let usage = certificate.key_usage().ok().flatten();
     usage.is_some_and(|usage| usage.value.key_encipherment())
-}
-
-/// webpki's reason in rustls' terms, which select the alert and the text in the log.
-fn describe(error: webpki::Error, name: &ServerName<'_>) -> Error {
-    let error = match error {
-        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
-        webpki::Error::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
-        webpki::Error::CertNotValidYet { time, not_before } => {
-            CertificateError::NotValidYetContext { time, not_before }
-        }
-        webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
-        webpki::Error::CertNotValidForName(context) => {
-            CertificateError::NotValidForNameContext { expected: name.to_owned(), presented: context.presented }
-        }
-        webpki::Error::InvalidSignatureForPublicKey => CertificateError::BadSignature,
-        error => return Error::General(format!("the server's certificate: {}", describe_webpki(&error))),
-    };
-    error.into()
-}
-
-impl ServerCertVerifier for ServerVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.verify(leaf, rest, name, now).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]
@@ -401,6 +320,9 @@ mod tests {
     use std::time::Duration;
 
     use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+    use rustls::Error;
+    use rustls::pki_types::ServerName;
 
     use super::*;
 

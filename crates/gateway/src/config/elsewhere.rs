@@ -274,7 +274,7 @@ mod tests {
             let hint = instead_of(key, known);
             assert!(hint.as_ref().is_some_and(|hint| hint.starts_with(ours)), "{key}: {hint:?}");
         }
-        for other in ["completely_other", "ssl_optional", "worker_rlimit"] {
+        for other in ["completely_other", "worker_rlimit"] {
             assert_eq!(instead_of(other, LISTENER), None, "{other}");
         }
     }

@@ -221,8 +221,9 @@ impl ServerKeys {
             }
             diagnostics.already_reported_or(certificates, first)
         })?;
+        let client_ca = settings.client.as_ref().map(|client| client.ca.as_path());
         for pair in &current.load().pairs {
-            warn_of_unacceptable(&pair.certified.load().cert, certificates, diagnostics);
+            warn_of_unacceptable(&pair.certified.load().cert, client_ca, certificates, diagnostics);
         }
         if settings.stapling && current.load().pairs.iter().any(|pair| pair.staple.is_none()) {
             let message = "`ocsp_stapling` needs the issuer's certificate after the server's in the certificate file";

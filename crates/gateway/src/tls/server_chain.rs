@@ -1,18 +1,26 @@
 //! Warns of a server certificate that clients will reject, whatever their trust anchors. Enters: the chain that the gateway
 //! will send. Leaves: warnings.
 
+use std::path::Path;
+
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::oid_registry::OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::config::{Complaint, Diagnostics, Located};
+use crate::files::read_chain;
 use crate::outcome::describe_webpki;
 use crate::trust::{Purpose, TrustAnchors, has_rsa_key, may_sign_certificates, may_sign_handshakes};
 
-/// Warns of what is wrong with a chain.
-pub(super) fn warn_of_unacceptable(chain: &[CertificateDer<'_>], at: &impl Located, diagnostics: &mut Diagnostics) {
+/// Warns of what is wrong with a chain. `client_ca`: the anchors for devices, of which one may be the root of the chain.
+pub(super) fn warn_of_unacceptable(
+    chain: &[CertificateDer<'_>],
+    client_ca: Option<&Path>,
+    at: &impl Located,
+    diagnostics: &mut Diagnostics,
+) {
     let parsed: Vec<_> = chain.iter().filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1)).collect();
     let Some((leaf, authorities)) = parsed.split_first() else { return };
     let mut warn = |message: &str, hint: &str| diagnostics.warning(at, Complaint::new(message).hint(hint));
@@ -46,10 +54,20 @@ pub(super) fn warn_of_unacceptable(chain: &[CertificateDer<'_>], at: &impl Locat
     if let Some(message) = reason_to_reject(chain) {
         return warn(&message, "compare: openssl verify -purpose sslserver -untrusted FILE -CAfile ROOT FILE");
     }
-    if authorities.is_empty() && leaf.issuer() != leaf.subject() && names_issuer(leaf) {
+    let is_self_issued = leaf.issuer() == leaf.subject();
+    if authorities.is_empty() && !is_self_issued && (names_issuer(leaf) || !is_root(leaf.issuer(), client_ca)) {
         let message = format!("the file has no certificate of `{}`, which issued the server's", leaf.issuer());
-        warn(&message, "append it: clients that know only the root cannot build the chain");
+        warn(&message, "append it, unless it is the root: clients that know only the root cannot build the chain");
     }
+}
+
+/// Whether an authority is a root: it is in `client_ca` and has issued itself, or the system trusts it.
+fn is_root(authority: &X509Name<'_>, client_ca: Option<&Path>) -> bool {
+    let devices = client_ca.and_then(|path| read_chain(path).ok()).unwrap_or_default();
+    let is_it = |der: &CertificateDer<'_>| {
+        X509Certificate::from_der(der).is_ok_and(|(_, it)| it.subject() == authority && it.issuer() == authority)
+    };
+    devices.iter().any(is_it) || TrustAnchors::of_system().has(authority)
 }
 
 /// Warns if clients cannot find the name of the gateway in its certificate.

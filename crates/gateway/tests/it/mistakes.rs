@@ -141,6 +141,9 @@ fn credentials_of_health_checks_fit_into_connect() {
     }
 }
 
+const SERVER: &str = "basicConstraints=CA:FALSE\nsubjectAltName=DNS:gw.example.com\n";
+const INTERMEDIATE: &str = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n";
+
 /// A server certificate, and the intermediate that issued it, with these extensions in OpenSSL's notation. Writes the chain
 /// and the key.
 fn issue(dir: &Path, leaf: &str, intermediate: &str) {
@@ -164,12 +167,39 @@ fn issue(dir: &Path, leaf: &str, intermediate: &str) {
     signed("leaf", "between", leaf);
     let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
     std::fs::write(dir.join("chain.pem"), read("leaf.pem") + &read("between.pem")).unwrap();
+    signed("direct", "root", leaf);
+}
+
+#[test]
+fn a_server_certificate_without_its_intermediate_is_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    issue(dir.path(), SERVER, INTERMEDIATE);
+    let both =
+        std::fs::read_to_string(path("root.pem")).unwrap() + &std::fs::read_to_string(path("between.pem")).unwrap();
+    std::fs::write(path("both.pem"), both).unwrap();
+    for (chain, client_ca, is_complete) in [
+        ("chain", Some("root"), true),
+        ("leaf", Some("root"), false),
+        // That devices' certificates may end there does not send it to clients.
+        ("leaf", Some("both"), false),
+        ("leaf", None, false),
+        ("direct", Some("root"), true),
+        ("direct", None, false),
+    ] {
+        let key = if chain == "direct" { path("direct.key") } else { path("leaf.key") };
+        let chain_path = path(&format!("{chain}.pem"));
+        let tls = format!("[listener.tls]\ncertificate = {chain_path:?}\nprivate_key = {key:?}\n");
+        let client_ca = client_ca.map(|name| format!("client_ca = {:?}\n", path(&format!("{name}.pem"))));
+        let text = problems(&listener("", &(tls + &client_ca.unwrap_or_default()), &[]));
+        assert_eq!(text.contains("which issued the server's"), !is_complete, "{chain}: {text}");
+    }
 }
 
 #[test]
 fn a_server_certificate_that_clients_reject_is_a_warning() {
-    const LEAF: &str = "basicConstraints=CA:FALSE\nsubjectAltName=DNS:gw.example.com\n";
-    const CA: &str = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n";
+    const LEAF: &str = SERVER;
+    const CA: &str = INTERMEDIATE;
     let constrained = CA.to_owned() + "nameConstraints=critical,permitted;DNS:example.org\n";
     let named = |names: &str| LEAF.replace("DNS:gw.example.com", names);
     for (leaf, intermediate, problem) in [
