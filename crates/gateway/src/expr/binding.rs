@@ -42,12 +42,6 @@ impl Expression {
         })
     }
 
-    /// Whether no client fulfils both expressions, because a condition of one is the opposite of a condition of the other.
-    pub(crate) fn contradicts(&self, other: &Self) -> bool {
-        let others = conjuncts(&other.source);
-        conjuncts(&self.source).iter().any(|one| others.iter().any(|other| are_opposite(one, other)))
-    }
-
     /// Whether clients of this kind for which the expression is true have proved `field`, a fact that they chose.
     pub(crate) fn binds(&self, field: &str, client: &ClientKind<'_>) -> bool {
         self.rejects_all(client) || Analysis::of(client, field).binds(&self.source, true)
@@ -134,6 +128,12 @@ impl<'a> Analysis<'a> {
                     None => self.truth(yes).filter(|value| self.truth(no) == Some(*value)),
                 },
                 (operators::EQUALS, [left, right]) => self.is_authenticator(left, right),
+                (operators::GREATER, [left, right]) => is_version(left, right, |version, limit| version > limit),
+                (operators::GREATER_EQUALS, [left, right]) => {
+                    is_version(left, right, |version, limit| version >= limit)
+                }
+                (operators::LESS, [left, right]) => is_version(left, right, |version, limit| version < limit),
+                (operators::LESS_EQUALS, [left, right]) => is_version(left, right, |version, limit| version <= limit),
                 (operators::NOT_EQUALS, [left, right]) => self.is_authenticator(left, right).map(|value| !value),
                 _ => None,
             },
@@ -364,7 +364,7 @@ impl<'a> Analysis<'a> {
     }
 }
 
-fn literal_of(node: &IdedExpr) -> Option<&str> {
+pub(super) fn literal_of(node: &IdedExpr) -> Option<&str> {
     match &node.expr {
         Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
         _ => None,
@@ -378,43 +378,14 @@ fn boolean_of(node: &IdedExpr) -> Option<bool> {
     }
 }
 
-/// The conditions that all have to be true.
-fn conjuncts(node: &IdedExpr) -> Vec<&IdedExpr> {
-    match &node.expr {
-        Expr::Call(call) if call.func_name == operators::LOGICAL_AND => call.args.iter().flat_map(conjuncts).collect(),
-        _ => vec![node],
+/// The value of a comparison of `mqtt.version` that is the same for all versions.
+fn is_version(fact: &IdedExpr, limit: &IdedExpr, compare: fn(i64, i64) -> bool) -> Option<bool> {
+    let Expr::Literal(LiteralValue::Int(limit)) = &limit.expr else { return None };
+    if path(fact)? != "mqtt.version" {
+        return None;
     }
-}
-
-/// Whether two conditions are never true at once: `a == b` and `a != b`, or `a == "x"` and `a == "y"`.
-fn are_opposite(one: &IdedExpr, other: &IdedExpr) -> bool {
-    let comparison = |node: &IdedExpr| match &node.expr {
-        Expr::Call(call) => match (call.func_name.as_str(), call.args.as_slice()) {
-            (operators::EQUALS, [left, right]) => Some((true, term(left)?, term(right)?)),
-            (operators::NOT_EQUALS, [left, right]) => Some((false, term(left)?, term(right)?)),
-            _ => None,
-        },
-        _ => None,
-    };
-    let (Some((equal, a, b)), Some((other_equal, c, d))) = (comparison(one), comparison(other)) else { return false };
-    let is_same = (a == c && b == d) || (a == d && b == c);
-    let are_two_values = |fact: &Term, value: &Term, fact2: &Term, value2: &Term| {
-        fact == fact2 && matches!((value, value2), (Term::Text(one), Term::Text(other)) if one != other)
-    };
-    let pairs = [(&a, &b), (&b, &a)];
-    let differ = || pairs.iter().any(|(a, b)| are_two_values(a, b, &c, &d) || are_two_values(a, b, &d, &c));
-    (equal != other_equal && is_same) || (equal && other_equal && differ())
-}
-
-/// An operand that can be compared by its form.
-#[derive(PartialEq, Eq)]
-enum Term {
-    Fact(String),
-    Text(String),
-}
-
-fn term(node: &IdedExpr) -> Option<Term> {
-    path(node).map(Term::Fact).or_else(|| literal_of(node).map(|text| Term::Text(text.to_owned())))
+    let all = [3, 4, 5].map(|version| compare(version, *limit.inner()));
+    all.iter().all(|value| *value == all[0]).then_some(all[0])
 }
 
 fn operands(call: &CallExpr) -> impl Iterator<Item = &IdedExpr> {
@@ -459,7 +430,7 @@ fn appended_by(step: &IdedExpr) -> Option<&IdedExpr> {
 }
 
 /// The path of a fact or variable; `None`: the node is something else.
-fn path(node: &IdedExpr) -> Option<String> {
+pub(super) fn path(node: &IdedExpr) -> Option<String> {
     match &node.expr {
         Expr::Ident(name) => Some(name.clone()),
         Expr::Select(select) if !select.test => Some(path(&select.operand)? + "." + &select.field),

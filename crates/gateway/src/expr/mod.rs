@@ -10,9 +10,11 @@
 mod binding;
 mod budget;
 mod check;
+mod contradiction;
 mod strict;
 mod syntax;
 mod value;
+mod values;
 
 use std::fmt;
 use std::ops::Range;

@@ -6,13 +6,17 @@ use super::super::tables::{Authenticator, BanKey, Listener, Method, Password, Se
 use super::super::values::{Cidr, Setting};
 use crate::expr::{ClientKind, Expression};
 use crate::peer::{FACTS, root_of};
+use crate::util::suggest::suggest;
 
 const CLIENT_ID: &str = "mqtt.client_id";
 const USERNAME: &str = "mqtt.username";
 
 /// Runs the lints of one listener.
 pub(super) fn run(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
-    if report_contradictions(listener, diagnostics).is_err() {
+    if report_unknown_names(listener, settings, diagnostics)
+        .and_then(|()| report_contradictions(listener, diagnostics))
+        .is_err()
+    {
         return;
     }
     let all = kinds_of(listener, settings);
@@ -204,6 +208,33 @@ fn expressions_of(listener: &Listener) -> Vec<&Setting<Expression>> {
         None => Vec::new(),
     };
     listener.require.iter().chain(&connect.client_id).chain(&connect.username).chain(password).collect()
+}
+
+/// Reports comparisons with the name of an authenticator or listener that does not exist. One that another listener has may
+/// be meant: listeners may share their rules.
+fn report_unknown_names(
+    listener: &Listener,
+    settings: &Settings,
+    diagnostics: &mut Diagnostics,
+) -> Result<(), Reported> {
+    let authenticators: Vec<&str> = settings.authenticators.iter().map(|it| it.name.as_str()).collect();
+    let listeners: Vec<&str> = settings.listeners.iter().map(|it| it.name.as_str()).collect();
+    for expression in expressions_of(listener) {
+        for (fact, kind, known) in
+            [("auth.name", "authenticator", &authenticators), ("conn.listener", "listener", &listeners)]
+        {
+            let names = expression.value.compared_with(fact);
+            if let Some(name) = names.iter().find(|name| !known.contains(&name.as_str())) {
+                let complaint = Complaint::new(format!("there is no {kind} `{}`", name.escape_debug()));
+                let hint = match suggest(name, known.iter().copied()) {
+                    Some(meant) => format!("did you mean `{meant}`?"),
+                    None => format!("`{fact}` is the `name` of an [[{kind}]]"),
+                };
+                return Err(diagnostics.error(expression, complaint.hint(hint)));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Reports conditions of `require` that no client fulfils together.
