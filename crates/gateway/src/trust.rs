@@ -151,6 +151,9 @@ impl TrustAnchors {
             }
             check_subject(leaf, path, limits.subjects.as_ref())
         };
+        if is_ambiguous(rest) {
+            return Err(webpki::Error::MaximumPathBuildCallsExceeded);
+        }
         // Revocation is checked separately: webpki would verify the signature of each CRL in each handshake.
         let algorithms = provider().signature_verification_algorithms.all;
         leaf.verify_for_usage(algorithms, &self.list, rest, now, usage, None, Some(&check))
@@ -274,6 +277,19 @@ fn check_settings(certificate: &X509Certificate<'_>, settings: &[u8], purpose: P
         }),
         None => Err(NotAnAnchor::new(&format!("OpenSSL's settings for `{subject}` cannot be parsed"))),
     }
+}
+
+/// Whether many of the presented authorities have one name. webpki tries every path that their names allow, before any signature
+/// is verified: ten with one name keep it busy for a quarter of a second.
+fn is_ambiguous(authorities: &[CertificateDer<'_>]) -> bool {
+    /// So few cost nothing, and authorities that are cross-signed have two certificates or three.
+    const MAX_OF_ONE_NAME: usize = 3;
+    if authorities.len() <= MAX_OF_ONE_NAME {
+        return false;
+    }
+    let parsed: Vec<_> = authorities.iter().filter_map(|der| X509Certificate::from_der(der).ok()).collect();
+    let of_name = |name: &X509Name<'_>| parsed.iter().filter(|(_, other)| other.subject() == name).count();
+    parsed.iter().any(|(_, authority)| of_name(authority.subject()) > MAX_OF_ONE_NAME)
 }
 
 /// Checks the subject of a certificate against the name constraints of the authorities of its path.

@@ -10,6 +10,8 @@ use cel::common::ast::operators;
 use cel::{Context, ExecutionError, Value};
 use regex::{Regex, RegexBuilder};
 
+use super::search::{index_of, last_index_of};
+
 /// How many bytes one evaluation may build and read together. It bounds the time, too: every operation takes about a
 /// nanosecond a byte at most.
 const BUDGET: usize = 4 << 20;
@@ -24,6 +26,10 @@ pub(super) const JOIN: &str = "%join";
 pub(super) const JOIN_WITH: &str = "%join_with";
 pub(super) const SPLIT: &str = "%split";
 pub(super) const SPLIT_N: &str = "%split_n";
+pub(super) const INDEX_OF: &str = "%index_of";
+pub(super) const INDEX_OF_FROM: &str = "%index_of_from";
+pub(super) const LAST_INDEX_OF: &str = "%last_index_of";
+pub(super) const LAST_INDEX_OF_FROM: &str = "%last_index_of_from";
 pub(super) const SPEND: &str = "%spend";
 pub(super) const STEP: &str = "%step";
 pub(super) const MATCHES: &str = "%matches";
@@ -101,6 +107,12 @@ pub(super) fn begin(context: &mut Context<'_, '_>, patterns: &Arc<[Pattern]>) {
         context.add_function(JOIN_WITH, |list: Arc<Vec<Value>>, separator: Text| join(&list, &separator))?;
         context.add_function(SPLIT, |text: Text, separator: Text| split(&text, &separator, -1))?;
         context.add_function(SPLIT_N, |text: Text, separator: Text, max: i64| split(&text, &separator, max))?;
+        context.add_function(INDEX_OF, |text: Text, part: Text| index_of(&text, &part, None))?;
+        context.add_function(INDEX_OF_FROM, |text: Text, part: Text, from: i64| index_of(&text, &part, Some(from)))?;
+        context.add_function(LAST_INDEX_OF, |text: Text, part: Text| last_index_of(&text, &part, None))?;
+        context.add_function(LAST_INDEX_OF_FROM, |text: Text, part: Text, from: i64| {
+            last_index_of(&text, &part, Some(from))
+        })?;
         context.add_function(SPEND, spend_value)?;
         context.add_function(STEP, |value: Value| spend(ELEMENT).map(|()| value))?;
         let patterns = Arc::clone(&patterns);
@@ -187,7 +199,7 @@ fn spend(bytes: usize) -> Result<(), ExecutionError> {
 /// The function that errors of this module name.
 pub(super) const BY: &str = "%budget";
 
-fn failed(why: &str) -> ExecutionError {
+pub(super) fn failed(why: &str) -> ExecutionError {
     ExecutionError::function_error(BY, why)
 }
 
@@ -268,6 +280,7 @@ mod tests {
             format!(r#"{parts}.all(p, mqtt.client_id.substring(31000) != "b") ? "a" : "b""#),
             format!(r#"{parts}.all(p, mqtt.client_id.split("none").size() == 1) ? "a" : "b""#),
             format!(r#"{parts}.all(p, mqtt.client_id.indexOf("b") < 0) ? "a" : "b""#),
+            format!(r#"{parts}.all(p, mqtt.client_id.lastIndexOf("b") < 0) ? "a" : "b""#),
         ] {
             let begin = std::time::Instant::now();
             assert_eq!(evaluate(&source, &long), Err(Reject::ExpressionFailed), "{source}");
@@ -294,6 +307,8 @@ mod tests {
             r#"string(mqtt.client_id.matches("(.{0,90}a){60}c"))"#,
             r#"string(mqtt.client_id.indexOf("none"))"#,
             r#"string(mqtt.client_id.lastIndexOf("none"))"#,
+            r#"string(mqtt.client_id.indexOf(mqtt.client_id.substring(32000) + "x"))"#,
+            r#"string(mqtt.client_id.lastIndexOf(mqtt.client_id.substring(32000) + "x"))"#,
             "mqtt.client_id.charAt(65000)",
             "mqtt.client_id.substring(65000)",
             "mqtt.client_id.lowerAscii()",
@@ -368,6 +383,16 @@ mod tests {
             (r#"mqtt.client_id.split("a", 2).join("/")"#, "/ba-aba"),
             (r#"mqtt.client_id.split("a", -1).join("/")"#, "/b/-/b/"),
             (r#"string(mqtt.client_id.split("a", 0).size())"#, "0"),
+            (r#"string(mqtt.client_id.indexOf("a-"))"#, "2"),
+            (r#"string(mqtt.client_id.indexOf("none"))"#, "-1"),
+            (r#"string(mqtt.client_id.indexOf("")) + string("".indexOf("a"))"#, "0-1"),
+            (r#"string(mqtt.client_id.indexOf("a", 3))"#, "4"),
+            (r#"string(mqtt.client_id.indexOf("", 99))"#, "7"),
+            (r#"string("ta©o©αT".indexOf("©", 3)) + string("ta©o©αT".indexOf("©α", 5))"#, "4-1"),
+            (r#"string(mqtt.client_id.lastIndexOf("ab"))"#, "4"),
+            (r#"string(mqtt.client_id.lastIndexOf("ab", 3)) + string(mqtt.client_id.lastIndexOf("ab", 4))"#, "04"),
+            (r#"string("ta©o©αT".lastIndexOf("©", 3)) + string("ta©o©αT".lastIndexOf("©"))"#, "24"),
+            (r#"string(mqtt.client_id.lastIndexOf("")) + string(mqtt.client_id.lastIndexOf("", 2))"#, "72"),
             (r#"string("".split("").size()) + string("".split(",").size())"#, "01"),
             (r#""äöü".split("", 2).join("/")"#, "ä/öü"),
             (r#"mqtt.client_id.split("-").map(x, x + "!").join(",")"#, "aba!,aba!"),
@@ -378,6 +403,15 @@ mod tests {
             (r#"(["x"] + mqtt.client_id.split("-")).join("")"#, "xabaaba"),
         ] {
             assert_eq!(evaluate(source, "aba-aba").as_deref().map(String::as_str), Ok(expected), "{source}");
+        }
+    }
+
+    #[test]
+    fn a_search_for_a_long_text_is_within_the_budget() {
+        let long = "a".repeat(60_000);
+        for (function, result) in [("indexOf", "-1"), ("lastIndexOf", "-1"), ("contains", "false")] {
+            let source = format!(r#"string(mqtt.client_id.{function}(mqtt.client_id.substring(30000) + "b"))"#);
+            assert_eq!(evaluate(&source, &long).as_deref().map(String::as_str), Ok(result), "{function}");
         }
     }
 

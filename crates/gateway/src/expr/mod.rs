@@ -11,6 +11,7 @@ mod binding;
 mod budget;
 mod check;
 mod contradiction;
+mod search;
 mod strict;
 mod syntax;
 mod value;

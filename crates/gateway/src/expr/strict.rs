@@ -84,7 +84,7 @@ impl Rewriting {
         let call = match (call.func_name.as_str(), <[IdedExpr; 2]>::try_from(args)) {
             (operators::LOGICAL_OR, Ok([left, right])) => conditional([left, constant(true), right]),
             (operators::LOGICAL_AND, Ok([left, right])) => conditional([left, right, constant(false)]),
-            (name @ ("replace" | "join" | "split"), args) if target.is_some() => {
+            (name @ ("replace" | "join" | "split" | "indexOf" | "lastIndexOf"), args) if target.is_some() => {
                 bounded(name, target, args.map_or_else(|args| args, Vec::from))
             }
             (_, args) => {
@@ -141,6 +141,10 @@ fn bounded(name: &str, target: Option<IdedExpr>, args: Vec<IdedExpr>) -> Expr {
     let func_name = match (name, all.len()) {
         ("replace", 3) => budget::REPLACE,
         ("replace", _) => budget::REPLACE_N,
+        ("indexOf", 2) => budget::INDEX_OF,
+        ("indexOf", _) => budget::INDEX_OF_FROM,
+        ("lastIndexOf", 2) => budget::LAST_INDEX_OF,
+        ("lastIndexOf", _) => budget::LAST_INDEX_OF_FROM,
         ("split", 2) => budget::SPLIT,
         ("split", _) => budget::SPLIT_N,
         (_, 1) => budget::JOIN,

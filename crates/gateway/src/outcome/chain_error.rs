@@ -66,7 +66,10 @@ impl From<webpki::Error> for ChainError {
     fn from(error: webpki::Error) -> Self {
         match error {
             webpki::Error::UnknownIssuer => ChainError::UnknownCa,
-            webpki::Error::MaximumPathDepthExceeded | webpki::Error::PathLenConstraintViolated => ChainError::TooLong,
+            webpki::Error::MaximumPathDepthExceeded
+            | webpki::Error::PathLenConstraintViolated
+            | webpki::Error::MaximumPathBuildCallsExceeded
+            | webpki::Error::MaximumSignatureChecksExceeded => ChainError::TooLong,
             webpki::Error::CertExpired { .. } => ChainError::Expired,
             webpki::Error::CertNotValidYet { .. } => ChainError::NotYetValid,
             webpki::Error::UnsupportedCertVersion => ChainError::Version,
@@ -88,6 +91,9 @@ pub fn describe_webpki(error: &webpki::Error) -> String {
         E::UnknownIssuer => "no trusted CA issued it, or an intermediate certificate is missing",
         E::CertExpired { .. } => "a certificate of its chain has expired",
         E::CertNotValidYet { .. } => "a certificate of its chain is not valid yet",
+        E::MaximumPathBuildCallsExceeded | E::MaximumSignatureChecksExceeded => {
+            "it comes with several certificates that could have issued each other; send only its own chain"
+        }
         E::MaximumPathDepthExceeded => "its chain has more intermediates than allowed",
         E::PathLenConstraintViolated => {
             "its chain has more intermediates than the path length of one of its CAs allows"

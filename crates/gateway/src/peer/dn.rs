@@ -166,6 +166,14 @@ pub(super) enum Value {
     Broken,
 }
 
+/// The text of an attribute; `None`: it is not text.
+pub(crate) fn text_of(value: &Any<'_>) -> Option<String> {
+    match text(value) {
+        Value::Text(text) => Some(text),
+        Value::Other | Value::Broken => None,
+    }
+}
+
 /// Decodes a string type. T61 and similar types are read as Latin-1, as other implementations do.
 pub(super) fn text(value: &Any<'_>) -> Value {
     let wide = |size: usize, character: fn(&[u8]) -> u32| {

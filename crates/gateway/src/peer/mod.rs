@@ -8,6 +8,7 @@ mod facts;
 use std::net::SocketAddr;
 
 pub use certificate::{AlternativeNames, Certificate, Name};
+pub(crate) use dn::text_of;
 pub use facts::{AuthAttributes, FACTS, Fact, FactType, FactValue, Facts, ROOTS, Root, root_of};
 
 /// SHA-256 of a certificate or of a public key.

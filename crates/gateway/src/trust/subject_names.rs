@@ -1,9 +1,13 @@
 //! Name constraints on what a subject contains. webpki applies the constraints of a CA to subjectAltName only. Devices are
-//! identified by the common name, so a CA that may only issue for `lyon.example.com` must not issue `CN=paris.example.com`,
-//! as OpenSSL has it: a common name counts as a DNS name if it looks like one and subjectAltName has none.
+//! identified by the common name, so a CA that may only issue for `lyon.example.com` must not issue `CN=paris.example.com`: a
+//! common name that looks like a DNS name counts as one. OpenSSL has the same rule, but not if subjectAltName has DNS names:
+//! with one that is permitted, a CA could give its devices any common name.
 
 use x509_parser::extensions::{GeneralName, GeneralSubtree};
 use x509_parser::prelude::X509Certificate;
+use x509_parser::x509::AttributeTypeAndValue;
+
+use crate::peer::text_of;
 
 /// The constraints of a CA on DNS names and email addresses [RFC 5280, 4.2.1.10].
 #[derive(Debug, Default)]
@@ -48,14 +52,12 @@ impl SubjectConstraints {
     /// Whether the subject of a certificate satisfies them.
     pub(super) fn allow(&self, certificate: &X509Certificate<'_>) -> bool {
         let subject = certificate.subject();
-        let names = certificate.subject_alternative_name();
-        let names = names.ok().flatten().map(|names| &names.value.general_names);
-        let has_dns = names.is_some_and(|names| names.iter().any(|name| matches!(name, GeneralName::DNSName(_))));
-        // A value that is no text of ASCII is no name of these kinds.
-        let mut common_names = subject.iter_common_name().filter_map(|name| name.as_str().ok());
-        let mut emails = subject.iter_email().filter_map(|email| email.as_str().ok());
-        (has_dns || common_names.all(|name| !is_dns_name(name) || self.dns.allow(name, is_in_domain)))
-            && emails.all(|email| self.email.allow(email, is_in_mailboxes))
+        // Decoded as expressions see them. What is no text cannot be compared, and is rejected.
+        let allows_name = |name: &str| !is_dns_name(name) || self.dns.allow(name, is_in_domain);
+        let allows_email = |email: &str| self.email.allow(email, is_in_mailboxes);
+        let text = |attribute: &AttributeTypeAndValue<'_>| text_of(attribute.attr_value());
+        (self.dns.is_empty() || subject.iter_common_name().all(|it| text(it).is_some_and(|name| allows_name(&name))))
+            && (self.email.is_empty() || subject.iter_email().all(|it| text(it).is_some_and(|it| allows_email(&it))))
     }
 }
 

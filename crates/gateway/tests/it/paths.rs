@@ -48,7 +48,7 @@ fn put_chain(pki: &Pki, name: &str, leaf: &rcgen::CertificateParams, intermediat
 
 #[tokio::test]
 async fn every_certificate_of_a_path_may_do_what_it_does() {
-    use rcgen::KeyUsagePurpose as Usage;
+    use rcgen::{DnValue, KeyUsagePurpose as Usage};
     let (pki, broker) = (Pki::new(), Broker::start().await);
     let usage = |params, usages: &[Usage]| with(params, |params| params.key_usages = usages.to_vec());
     let no_ca = with(authority("between"), |params| params.is_ca = rcgen::IsCa::ExplicitNoCa);
@@ -63,6 +63,12 @@ async fn every_certificate_of_a_path_may_do_what_it_does() {
             params.subject_alt_names = vec![rcgen::SanType::DnsName(dns_name.try_into().unwrap())];
         })
     };
+    let of_type = |name: DnValue| {
+        with(params("a"), |params| {
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        })
+    };
     for (name, leaf, between, outcome) in [
         ("a", params("a"), authority("between"), None),
         ("a", usage(params("a"), &[Usage::DigitalSignature]), usage(authority("between"), &[Usage::KeyCertSign]), None),
@@ -71,11 +77,30 @@ async fn every_certificate_of_a_path_may_do_what_it_does() {
         ("a", params("a"), no_ca, Some("500 certificate_not_ca")),
         ("a", named("a", "example.org"), constrained.clone(), Some("500 certificate_name")),
         ("a", named("a", "a.example.com"), constrained.clone(), None),
-        // A common name that looks like a DNS name is one, unless there are others.
+        // A common name that looks like a DNS name is one, whatever its type and whatever other names there are.
         ("a.example.org", params("a.example.org"), constrained.clone(), Some("500 certificate_name")),
         ("A.Example.COM", params("A.Example.COM"), constrained.clone(), None),
         ("thing001", params("thing001"), constrained.clone(), None),
-        ("a.example.org", named("a.example.org", "a.example.com"), constrained, None),
+        ("a.example.org", named("a.example.org", "a.example.com"), constrained.clone(), Some("500 certificate_name")),
+        (
+            "a.example.org",
+            of_type(DnValue::BmpString("a.example.org".try_into().unwrap())),
+            constrained.clone(),
+            Some("500 certificate_name"),
+        ),
+        (
+            "a.example.org",
+            of_type(DnValue::TeletexString("a.example.org".try_into().unwrap())),
+            constrained.clone(),
+            Some("500 certificate_name"),
+        ),
+        (
+            "a.example.org",
+            of_type(DnValue::UniversalString("a.example.org".try_into().unwrap())),
+            constrained.clone(),
+            Some("500 certificate_name"),
+        ),
+        ("a.example.com", of_type(DnValue::BmpString("a.example.com".try_into().unwrap())), constrained, None),
     ] {
         let gateway = gateway(&broker, &pki.listener_tls()).await;
         put_chain(&pki, name, &leaf, between);
@@ -84,6 +109,22 @@ async fn every_certificate_of_a_path_may_do_what_it_does() {
             Some(outcome) => assert_eq!(refusal(&gateway, &pki, name).await, outcome),
         }
     }
+}
+
+#[tokio::test]
+async fn authorities_that_could_all_have_issued_each_other_are_not_tried_in_turn() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let (key, device_key) = (rcgen::KeyPair::generate().unwrap(), rcgen::KeyPair::generate().unwrap());
+    let issuer = rcgen::Issuer::new(authority("attacker"), &key);
+    let mut chain = params("a").signed_by(&device_key, &issuer).unwrap().pem();
+    for _ in 0..9 {
+        chain += &authority("attacker").signed_by(&rcgen::KeyPair::generate().unwrap(), &issuer).unwrap().pem();
+    }
+    pki.device("a");
+    fs::write(pki.chain("a"), chain).unwrap();
+    fs::write(pki.key("a"), device_key.serialize_pem()).unwrap();
+    let gateway = gateway(&broker, &pki.listener_tls()).await;
+    assert_eq!(refusal(&gateway, &pki, "a").await, "500 certificate_chain_too_long");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use crate::limits::ClientNetwork;
 
 /// Responses with errors open the breaker only if they concern clients of this many networks: a client may have found a
 /// request on which the service fails.
-const MIN_NETWORKS: usize = 3;
+pub(super) const MIN_NETWORKS: usize = 3;
 
 /// Why the breaker opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,9 +9,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::breaker::MIN_NETWORKS;
 use crate::limits::ClientNetwork;
 
-/// Failures of other networks this old say nothing about the service.
+/// What happened this long ago says nothing about the service.
 const WINDOW: Duration = Duration::from_secs(60);
 /// Networks whose last failure is remembered.
 const MAX_NETWORKS: usize = 1024;
@@ -39,8 +40,8 @@ pub(super) struct Causes {
 #[derive(Debug, Default)]
 struct State {
     decided: LastOfTwo,
-    failed: LastOfTwo,
-    last_failures: HashMap<ClientNetwork, Instant>,
+    /// The last failure of each network, within [`WINDOW`].
+    failures: HashMap<ClientNetwork, Instant>,
 }
 
 /// The last events of the last two networks, so that there is one of another network for each.
@@ -73,17 +74,25 @@ impl Causes {
     /// Records a failed request for the client at `address`. Returns who caused it.
     pub(super) fn failed(&self, address: IpAddr) -> Cause {
         let (network, now) = (ClientNetwork::of(address), Instant::now());
-        let mut state = self.state.lock();
-        if state.last_failures.len() >= MAX_NETWORKS {
-            state.last_failures.clear();
+        let is_recent = |at: &Instant| now.duration_since(*at) < WINDOW;
+        let State { decided, failures } = &mut *self.state.lock();
+        let decided = decided.of_others(network).filter(is_recent);
+        if failures.len() >= MAX_NETWORKS {
+            failures.retain(|_, at| is_recent(at));
         }
-        let previous = state.last_failures.insert(network, now);
-        let decided = state.decided.of_others(network);
-        let failed = state.failed.of_others(network).filter(|at| now.duration_since(*at) < WINDOW);
-        state.failed.record(network, now);
-        match (decided, failed) {
+        let previous = failures.get(&network).copied();
+        // If there is no room, many networks have failed, and that is the answer for this one, too.
+        if failures.len() < MAX_NETWORKS || previous.is_some() {
+            failures.insert(network, now);
+        }
+        let others = failures.iter().filter(|(other, at)| **other != network && is_recent(at)).map(|(_, at)| *at);
+        let others: Vec<Instant> = others.take(MIN_NETWORKS - 1).collect();
+        if others.len() == MIN_NETWORKS - 1 {
+            return Cause::Service;
+        }
+        match (decided, others.first()) {
             (Some(decided), _) if previous.is_none_or(|previous| decided > previous) => Cause::Client,
-            (Some(decided), Some(failed)) if failed > decided => Cause::Service,
+            (Some(decided), Some(failed)) if *failed > decided => Cause::Service,
             (None, Some(_)) => Cause::Service,
             _ => Cause::Unknown,
         }
@@ -146,6 +155,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn some_replicas_or_tenants_that_fail_are_the_services_fault() {
+        let causes = Causes::default();
+        let tick = || tokio::time::advance(Duration::from_millis(10));
+        let mut counted = 0;
+        for _ in 0..20 {
+            for host in 1..=4 {
+                causes.decided(from(host));
+                tick().await;
+                counted += usize::from(causes.failed(from(host)) == Cause::Client);
+                tick().await;
+            }
+        }
+        assert!(counted <= 2, "{counted}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_more_networks_than_are_remembered_none_is_to_blame() {
+        let causes = Causes::default();
+        causes.decided(IpAddr::from([10, 0, 0, 1]));
+        causes.decided(IpAddr::from([10, 0, 0, 2]));
+        let mut counted = 0;
+        for _ in 0..5 {
+            for network in 0..2000u32 {
+                tokio::time::advance(Duration::from_micros(10)).await;
+                counted += usize::from(causes.failed(IpAddr::V4(network.into())) == Cause::Client);
+            }
+        }
+        assert!(counted <= 2, "{counted}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_single_network_cannot_tell() {
         let causes = Causes::default();
         for _ in 0..3 {
@@ -160,6 +200,6 @@ mod tests {
         for n in 0..5000u32 {
             causes.failed(IpAddr::V4(n.into()));
         }
-        assert!(causes.state.lock().last_failures.len() <= MAX_NETWORKS);
+        assert!(causes.state.lock().failures.len() <= MAX_NETWORKS);
     }
 }
