@@ -14,14 +14,15 @@ use std::path::Path;
 
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
-use x509_parser::extensions::ExtendedKeyUsage;
-use x509_parser::prelude::{FromDer, X509Certificate, X509Name, X509Version};
+use x509_parser::extensions::{ExtendedKeyUsage, GeneralName, NameConstraints};
+use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
+use x509_parser::prelude::{FromDer, X509Certificate, X509Extension, X509Name, X509Version};
 
 use self::subject_names::SubjectConstraints;
 use crate::config::Complaint;
 use crate::files::read_certificates;
 use crate::outcome::ChainError;
-use crate::util::crypto::provider;
+use crate::util::crypto::{provider, sha256};
 
 /// The certificates at which verified paths may end.
 #[derive(Default)]
@@ -41,6 +42,8 @@ struct Limits {
     path_len: Option<u32>,
     /// On the subjects of certificates that it issues.
     subjects: Option<SubjectConstraints>,
+    /// Tells path length and name constraints from others; 0: it has none.
+    tag: u64,
 }
 
 /// Whose certificates end at an anchor.
@@ -123,6 +126,17 @@ impl TrustAnchors {
         if now < limits.not_before { Err(ChainError::NotYetValid) } else { Ok(()) }
     }
 
+    /// Tells the path length and the name constraints of an anchor from those of another certificate with the same name and
+    /// key; 0: it has none.
+    pub(crate) fn constraints(&self, index: usize) -> u64 {
+        self.limits.get(index).map_or(0, |limits| limits.tag)
+    }
+
+    /// As [`Self::constraints`], of the anchor of a verified path.
+    pub(crate) fn constraints_of(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> u64 {
+        self.limits_of(anchor, now).map_or(0, |limits| limits.tag)
+    }
+
     /// When an anchor expires, in seconds since 1970.
     pub(crate) fn not_after(&self, index: usize) -> i64 {
         self.limits.get(index).map_or(i64::MIN, |limits| limits.not_after)
@@ -192,6 +206,7 @@ impl TrustAnchors {
             not_after: certificate.validity().not_after.timestamp(),
             path_len: constraints.and_then(|constraints| constraints.value.path_len_constraint),
             subjects: SubjectConstraints::of(&certificate),
+            tag: constraints_tag(&certificate),
         });
         Ok(())
     }
@@ -250,6 +265,15 @@ fn check_extensions(certificate: &X509Certificate<'_>, purpose: Purpose) -> Resu
             return Err(NotAnAnchor::new(&what));
         }
     }
+    if let Some(constraints) = certificate.name_constraints().ok().flatten() {
+        let NameConstraints { permitted_subtrees, excluded_subtrees } = constraints.value;
+        let mut all = permitted_subtrees.iter().chain(excluded_subtrees).flatten();
+        if all.any(|subtree| matches!(subtree.base, GeneralName::DirectoryName(_))) {
+            // webpki rejects all certificates below it.
+            let what = format!("`{subject}` has name constraints on directory names, which are not supported");
+            return Err(NotAnAnchor::new(&what));
+        }
+    }
     let usage = certificate.extended_key_usage();
     let usage = usage.map_err(|_| NotAnAnchor::new("its extendedKeyUsage cannot be parsed"))?;
     let allows = |usage: &ExtendedKeyUsage<'_>| match purpose {
@@ -277,6 +301,18 @@ fn check_settings(certificate: &X509Certificate<'_>, settings: &[u8], purpose: P
         }),
         None => Err(NotAnAnchor::new(&format!("OpenSSL's settings for `{subject}` cannot be parsed"))),
     }
+}
+
+/// A tag of what an authority limits beyond time.
+fn constraints_tag(certificate: &X509Certificate<'_>) -> u64 {
+    let path_len = certificate.basic_constraints().ok().flatten().and_then(|it| it.value.path_len_constraint);
+    let is_names = |extension: &&X509Extension<'_>| extension.oid == OID_X509_EXT_NAME_CONSTRAINTS;
+    let names = certificate.extensions().iter().find(is_names).map_or(&[][..], |extension| extension.value);
+    if path_len.is_none() && names.is_empty() {
+        return 0;
+    }
+    let digest = sha256(&[&path_len.unwrap_or(u32::MAX).to_be_bytes()[..], names].concat());
+    digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 /// Whether many of the presented authorities have one name. webpki tries every path that their names allow, before any signature

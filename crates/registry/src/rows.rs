@@ -93,11 +93,15 @@ pub(crate) fn change(row: &AnyRow, pins_of: &mut HashMap<String, Vec<String>>) -
     let id: String = row.try_get("id")?;
     let revision = row.try_get("revision")?;
     let corrupt = || Error::Corrupt(id.clone());
-    let text = |column: &str| row.try_get::<Option<String>, _>(column);
+    // A value of another type, which something else has written, concerns this device alone.
+    let text = |column: &str| row.try_get::<Option<String>, _>(column).map_err(|_| corrupt());
     let state = match text("state")?.as_deref() {
         Some("enabled") => State::Enabled,
         Some("disabled") => State::Disabled,
-        Some("banned") => State::Banned(row.try_get::<Option<i64>, _>("banned_until")?.unwrap_or(i64::MAX)),
+        Some("banned") => {
+            let until = row.try_get::<Option<i64>, _>("banned_until").map_err(|_| corrupt())?;
+            State::Banned(until.unwrap_or(i64::MAX))
+        }
         Some("removed") => return Ok(Change { revision, id, device: None }),
         _ => return Err(corrupt()),
     };

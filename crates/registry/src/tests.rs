@@ -114,10 +114,15 @@ async fn a_device_that_cannot_be_read_keeps_nobody_from_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
     registry.add(&[Device::new("a"), Device::new("b"), Device::new("c")], Existing::Refuse).await.unwrap();
-    sqlx::query("UPDATE device SET attributes = '{' WHERE id = 'b'").execute(&registry.pool).await.unwrap();
-    let all = registry.changes(0).await.unwrap();
-    let seen: Vec<_> = all.iter().map(|change| (change.id.as_str(), change.device.is_some())).collect();
-    assert_eq!(seen, [("a", true), ("b", false), ("c", true)]);
+    for broken in
+        ["attributes = '{'", "attributes = '{}', password_hash = x'00ff'", "password_hash = NULL, device_groups = 5"]
+    {
+        let query = sqlx::AssertSqlSafe(format!("UPDATE device SET {broken} WHERE id = 'b'"));
+        sqlx::raw_sql(query).execute(&registry.pool).await.unwrap();
+        let all = registry.changes(0).await.unwrap();
+        let seen: Vec<_> = all.iter().map(|change| (change.id.as_str(), change.device.is_some())).collect();
+        assert_eq!(seen, [("a", true), ("b", false), ("c", true)], "{broken}");
+    }
     assert!(matches!(registry.get("b").await, Err(Error::Corrupt(_))));
     registry.remove("b").await.unwrap();
     registry.add(&[Device::new("b")], Existing::Replace).await.unwrap();

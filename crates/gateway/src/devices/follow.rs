@@ -81,6 +81,8 @@ impl Replica {
         }
         if is_other {
             fresh.distrust_beyond();
+        } else {
+            fresh.compare_beyond(&self.known());
         }
         let this = Arc::clone(self);
         in_background(move || {

@@ -251,6 +251,14 @@ impl Known {
         self.beyond.values_mut().for_each(|device| device.has_changed = true);
     }
 
+    /// Records which of the devices that did not fit have changed since `before` was read.
+    fn compare_beyond(&mut self, before: &Self) {
+        for (key, device) in &mut self.beyond {
+            let had_changed = before.beyond.get(key).is_some_and(|before| before.has_changed);
+            device.has_changed |= had_changed || device.revision > before.head.revision;
+        }
+    }
+
     fn apply(&mut self, change: &Change, entry: Option<Arc<Entry>>, max: usize) {
         if let Some(old) = self.by_id.remove(&*change.id) {
             // Another device may own its pins and its identity by now.

@@ -11,10 +11,8 @@ use parking_lot::Mutex;
 
 use super::ClientNetwork;
 
-/// One network gets at most a quarter of the connections once half of them are taken.
-const SHARE: u32 = 4;
 /// A network may always have this many.
-const MIN_SHARE: u32 = 32;
+const MIN_SHARE: u32 = 16;
 
 /// Counts the connections between accept and the broker's CONNACK.
 #[derive(Debug, Default)]
@@ -42,7 +40,8 @@ impl Pending {
         let network = ClientNetwork::of(address);
         let mut counts = self.0.lock();
         let count = counts.entry(network).or_default();
-        let has_room = |fill: &Fill| fill.taken <= fill.max / 2 || *count < (fill.max / SHARE).max(MIN_SHARE);
+        // At most half of what is free: alone, it gets a third, and each further network less, but some are left.
+        let has_room = |fill: &Fill| *count < (fill.max.saturating_sub(fill.taken) / 2).max(MIN_SHARE);
         if !fills.iter().all(has_room) {
             return None;
         }
@@ -67,18 +66,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_network_gets_a_quarter_once_half_are_taken() {
+    fn a_network_gets_half_of_what_is_free() {
         let pending = Arc::<Pending>::default();
         let roomy = Fill { taken: 0, max: u32::MAX };
-        let fill = |taken| [roomy, Fill { taken, max: 1000 }];
-        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
-        let mut held: Vec<_> = (1..=500).map(|taken| pending.take(one, fill(taken)).unwrap()).collect();
-        assert!(pending.take(one, fill(501)).is_none());
-        assert!(pending.take(other, fill(501)).is_some());
-        held.truncate(249);
-        assert!(pending.take(one, fill(900)).is_some(), "the rest have become sessions");
-        held.extend(pending.take(one, fill(900)));
-        assert!(pending.take(one, fill(900)).is_none());
+        let (mut held, max) = (Vec::new(), 1000);
+        let mut shares = Vec::new();
+        for host in 1..=4 {
+            let before = held.len();
+            for _ in 0..max {
+                let taken = u32::try_from(held.len()).unwrap();
+                held.extend(pending.take(IpAddr::from([192, 0, 2, host]), [roomy, Fill { taken, max }]));
+            }
+            shares.push(held.len() - before);
+        }
+        assert_eq!(shares, [333, 222, 148, 99], "and some are left for a fifth");
         drop(held);
         assert!(pending.0.lock().is_empty());
     }

@@ -26,7 +26,7 @@ super::reasons! {
         connack: None, is_failed_proof: false,
         hint: Some("raise `max_connections`, or add a gateway");
 
-    /// More than half of all connections are open, and the client's network holds many that are not sessions yet.
+    /// The client's network has as many connections that are not sessions yet as it leaves free, a third of all at most.
     TooManyPending = "too_many_pending", Accept, Client, 503,
         connack: None, is_failed_proof: false,
         hint: Some("behind a load balancer all clients are of one network: raise `max_connections` and the limit of open files");

@@ -6,7 +6,7 @@ use rustls::DistinguishedName;
 use rustls::pki_types::TrustAnchor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::chain::IssuerId;
+use super::chain::{IssuerId, VerifiedChain};
 use super::revocation::RevocationStore;
 use crate::config::Complaint;
 use crate::files::read_chain;
@@ -78,13 +78,17 @@ impl Anchors {
         self.ids.iter().zip(self.expiries.iter().map(|(subject, _)| subject.as_str()))
     }
 
-    /// Whether this authority is an anchor that is valid now; `now` is in seconds since 1970.
+    /// Whether the authority at which a chain ends is an anchor that is valid now, with the constraints by which the chain was
+    /// verified; `now` is in seconds since 1970.
     ///
     /// # Errors
     /// It is no anchor, or none that is valid.
-    pub(super) fn check(&self, id: &IssuerId, now: i64) -> Result<(), ChainError> {
-        let same = self.ids.iter().enumerate().filter(|(_, other)| *other == id);
-        let mut verdicts = same.map(|(index, _)| self.trusted.check_validity(index, now));
+    pub(super) fn check(&self, chain: &VerifiedChain, now: i64) -> Result<(), ChainError> {
+        let is_it = |index: usize| {
+            self.ids[index] == chain.anchor() && self.trusted.constraints(index) == chain.anchor_constraints()
+        };
+        let same = (0..self.ids.len()).filter(|index| is_it(*index));
+        let mut verdicts = same.map(|index| self.trusted.check_validity(index, now));
         let first = verdicts.next().unwrap_or(Err(ChainError::UnknownCa));
         if verdicts.any(|verdict| verdict.is_ok()) { Ok(()) } else { first }
     }
@@ -95,7 +99,8 @@ impl Anchors {
     }
 
     pub(super) fn are_same(&self, other: &Self) -> bool {
-        self.ids == other.ids
+        let constraints = |it: &Self| (0..it.ids.len()).map(|index| it.trusted.constraints(index)).collect::<Vec<_>>();
+        self.ids == other.ids && constraints(self) == constraints(other)
     }
 
     pub(super) fn id_of(&self, anchor: &TrustAnchor<'_>) -> Option<IssuerId> {

@@ -104,13 +104,20 @@ pub struct VerifiedChain {
     /// SHA-256 of the device's own certificate.
     leaf: [u8; 32],
     certificates: Vec<ChainCertificate>,
+    /// Tells the constraints of the anchor's certificate from others; 0: it has none.
+    anchor_constraints: u64,
 }
 
 impl VerifiedChain {
     /// Takes the SHA-256 of the device's own certificate, and the certificates from it up to the one that a trust anchor
     /// issued. `None` if `certificates` is empty.
     pub fn new(leaf: [u8; 32], certificates: Vec<ChainCertificate>) -> Option<Self> {
-        (!certificates.is_empty()).then_some(Self { leaf, certificates })
+        (!certificates.is_empty()).then_some(Self { leaf, certificates, anchor_constraints: 0 })
+    }
+
+    /// The chain, verified with these constraints of its anchor.
+    pub(super) fn constrained(self, anchor_constraints: u64) -> Self {
+        Self { anchor_constraints, ..self }
     }
 
     /// Takes the certificates of a verified path, the device's own first, up to the one that `anchor` issued. Returns the
@@ -165,6 +172,11 @@ impl VerifiedChain {
     /// The trust anchor at which the chain ends.
     pub fn anchor(&self) -> IssuerId {
         self.certificates[self.certificates.len() - 1].issuer
+    }
+
+    /// Tells the constraints of the anchor's certificate from others.
+    pub(super) const fn anchor_constraints(&self) -> u64 {
+        self.anchor_constraints
     }
 
     /// When the first certificate of the chain expires, in seconds since 1970.

@@ -147,6 +147,7 @@ impl ChainVerifier {
         certificates.extend(path.intermediate_certificates().map(webpki::Cert::der));
         let anchor = anchors.id_of(path.anchor()).ok_or(ChainError::UnknownCa)?;
         let (chain, leaf) = VerifiedChain::of(&certificates, anchor)?;
+        let chain = chain.constrained(anchors.trusted().constraints_of(path.anchor(), now));
         for (authority, certificate) in certificates.iter().skip(1).zip(chain.certificates()) {
             let known = self.revocation.shared.issuers.get(&certificate.issuer);
             if known.is_none_or(|known| !known.is_certificate(authority)) {
@@ -254,7 +255,7 @@ impl ChainVerifier {
     /// Evaluates without the settings for missing CRLs and OCSP responses: definite failures are errors, missing status
     /// is returned.
     fn evaluate_known(&self, chain: &VerifiedChain, now: i64) -> Result<Unresolved, ChainError> {
-        self.anchors.load().check(&chain.anchor(), now)?;
+        self.anchors.load().check(chain, now)?;
         if chain.certificates().len() > self.depth + 1 {
             return Err(ChainError::TooLong);
         }

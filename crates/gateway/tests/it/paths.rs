@@ -193,6 +193,46 @@ async fn an_anchor_limits_the_names_of_devices() {
 }
 
 #[tokio::test]
+async fn an_anchor_that_is_narrowed_ends_sessions_and_their_resumption() {
+    let (pki, broker, dir) = (Pki::new(), Broker::start().await, tempfile::tempdir().unwrap());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let ca = dir.path().join("ca.pem");
+    let write = |params: &rcgen::CertificateParams| fs::write(&ca, params.self_signed(&key).unwrap().pem()).unwrap();
+    write(&authority("root"));
+    pki.device("a.example.org");
+    let device_key = rcgen::KeyPair::generate().unwrap();
+    let leaf = params("a.example.org").signed_by(&device_key, &rcgen::Issuer::new(authority("root"), &key)).unwrap();
+    fs::write(pki.chain("a.example.org"), leaf.pem()).unwrap();
+    fs::write(pki.key("a.example.org"), device_key.serialize_pem()).unwrap();
+    let gateway = gateway(&broker, &format!("{}client_ca = {ca:?}\n", pki.listener_tls_without_ca())).await;
+    let config = tls_config(&pki, Some("a.example.org"), rustls::ALL_VERSIONS);
+    let mut client = Client::try_tls(gateway.address(), config.clone(), "localhost").await.unwrap();
+    let _at_broker = client.greet(&broker, &connect("a.example.org")).await;
+    // The same with other dates changes nothing.
+    write(&with(authority("root"), |params| params.not_after = in_seconds(7200)));
+    gateway.gateway.run_maintenance().await;
+    let mut resumed = Client::try_tls(gateway.address(), config.clone(), "localhost").await.unwrap();
+    let _second = resumed.greet(&broker, &connect("a.example.org")).await;
+    write(&with(authority("root"), |params| {
+        params.name_constraints = Some(rcgen::NameConstraints {
+            permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("example.com".to_owned())],
+            excluded_subtrees: Vec::new(),
+        });
+    }));
+    gateway.gateway.run_maintenance().await;
+    client.read_to_end().await;
+    resumed.read_to_end().await;
+    let late = Client::try_tls(gateway.address(), config, "localhost").await;
+    if let Ok(mut late) = late {
+        let _ = late.try_write(&connect("a.example.org")).await;
+        late.read_to_end().await;
+    }
+    let lines = gateway.lines(3).await;
+    let count = |reason: &str| lines.iter().filter(|line| line.ends_with(reason)).count();
+    assert_eq!((count(" session_ca_removed"), count(" certificate_name")), (2, 1), "{lines:#?}");
+}
+
+#[tokio::test]
 async fn an_anchor_limits_the_length_of_paths() {
     let (pki, broker, dir) = (Pki::new(), Broker::start().await, tempfile::tempdir().unwrap());
     let key = rcgen::KeyPair::generate().unwrap();

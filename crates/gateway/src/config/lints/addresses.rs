@@ -1,5 +1,7 @@
 //! Whether `allow` and `deny` leave any address that may connect.
 
+use std::net::SocketAddr;
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::super::diagnostics::{Complaint, Diagnostics};
@@ -10,10 +12,12 @@ pub(super) fn run(listener: &Listener, diagnostics: &mut Diagnostics) {
     let rules: Vec<_> = (listener.deny.iter().map(|cidr| (cidr.0, false)))
         .chain(listener.allow.iter().map(|cidr| (cidr.0, true)))
         .collect();
-    let mut all = vec![IpNet::from(Ipv4Net::default())];
-    if listener.bind.iter().any(std::net::SocketAddr::is_ipv6) {
-        all.push(Ipv6Net::default().into());
-    }
+    // A socket of IPv6 accepts no IPv4.
+    let all = listener.bind.iter().map(|bind| match bind {
+        SocketAddr::V4(_) => IpNet::from(Ipv4Net::default()),
+        SocketAddr::V6(_) => Ipv6Net::default().into(),
+    });
+    let all: Vec<_> = all.collect();
     if !all.into_iter().any(|net| admits(net, &rules, listener.allow.is_empty())) {
         let complaint = Complaint::new("`allow` and `deny` leave no address that may connect to this listener");
         diagnostics
