@@ -17,7 +17,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 fn own_level(targets: &Targets) -> Targets {
     let level = targets.default_level().unwrap_or(LevelFilter::OFF);
     let libraries = Targets::new().with_default(level.min(LevelFilter::INFO));
-    libraries.with_target("portcullis", level).with_targets(targets.iter())
+    // The registry's errors are reported by the gateway.
+    libraries.with_target("sqlx", LevelFilter::OFF).with_target("portcullis", level).with_targets(targets.iter())
 }
 
 /// The gateway's log. Dropping it writes the lines that are still queued.

@@ -84,6 +84,8 @@ pub enum Error {
     Corrupt(String),
     /// The database has no tables of a registry.
     NotARegistry,
+    /// The file is not an SQLite database.
+    NotADatabase,
 }
 
 impl fmt::Display for Error {
@@ -96,6 +98,7 @@ impl fmt::Display for Error {
             Error::Unknown(id) => write!(f, "device `{id}` does not exist"),
             Error::Taken(what) | Error::Invalid(what) => write!(f, "{what}"),
             Error::NotARegistry => write!(f, "the database is not a device registry"),
+            Error::NotADatabase => write!(f, "the file is not an SQLite database, or it is damaged"),
             Error::Corrupt(id) => write!(f, "the database record of device `{id}` is corrupt"),
         }
     }
@@ -114,8 +117,16 @@ impl std::error::Error for Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        Error::Database(error)
+        if is_not_a_database(&error) { Error::NotADatabase } else { Error::Database(error) }
     }
+}
+
+/// Whether SQLite says that the file is not its own, or damaged: SQLITE_NOTADB and SQLITE_CORRUPT.
+fn is_not_a_database(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| {
+        let text = error.message();
+        text.contains("file is not a database") || text.contains("malformed")
+    })
 }
 
 /// What [`Registry::add`] does with a device that already exists.
@@ -165,11 +176,12 @@ impl Registry {
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     if kind == Kind::Sqlite {
+                        let pragmas = "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;";
+                        sqlx::raw_sql(pragmas).execute(&mut *connection).await?;
                         // No write-ahead log: one that is left behind would be applied to a file that an operator
-                        // restores from a backup.
-                        let pragmas =
-                            "PRAGMA journal_mode = DELETE; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON;";
-                        sqlx::raw_sql(pragmas).execute(connection).await?;
+                        // restores from a backup. If the file is no database, the first query says so: an error
+                        // here would make the pool try again until its timeout, and hide the reason.
+                        let _ = sqlx::raw_sql("PRAGMA journal_mode = DELETE").execute(connection).await;
                     }
                     Ok(())
                 })
@@ -205,6 +217,11 @@ impl Registry {
         let latest = MIGRATIONS.iter().map(|migration| migration.version).max();
         let query = sqlx::query("SELECT max(version) AS version FROM _sqlx_migrations WHERE success");
         let present = query.fetch_one(&self.pool).await.and_then(|row| row.try_get::<Option<i64>, _>("version"));
+        if let Err(error) = &present
+            && is_not_a_database(error)
+        {
+            return Err(Error::NotADatabase);
+        }
         if present.is_err() || present.is_ok_and(|present| present != latest) {
             MIGRATIONS.run(&self.pool).await.map_err(Error::Schema)?;
         }

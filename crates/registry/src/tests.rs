@@ -130,6 +130,22 @@ async fn a_device_that_cannot_be_read_keeps_nobody_from_the_others() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_no_database_is_named_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("devices.db");
+    for content in
+        [&b"id,group\nthing001,pumps\n".repeat(100)[..], &[&b"SQLite format 3\0"[..], &[b'x'; 4096]].concat()]
+    {
+        std::fs::write(&path, content).unwrap();
+        let url = Url::parse(&format!("sqlite:{}", path.display()), str::to_owned).unwrap();
+        let opened = Registry::open(&url).await.map(drop);
+        assert!(matches!(opened, Err(Error::NotADatabase)), "{opened:?}");
+        let head = Registry::connect_lazy(&url).unwrap().head().await;
+        assert!(matches!(head, Err(Error::NotADatabase)), "{head:?}");
+    }
+}
+
+#[tokio::test]
 async fn writers_take_turns() {
     let dir = tempfile::tempdir().unwrap();
     let (one, other) = (registry(&dir).await, registry(&dir).await);

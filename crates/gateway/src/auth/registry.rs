@@ -25,12 +25,28 @@ pub(super) struct Devices {
     passwords: Passwords,
 }
 
-/// Whether the path is a readable SQLite database.
-fn is_sqlite(path: &Path) -> bool {
+/// Checks that a file is an SQLite database. The registry in it is read later.
+fn check_sqlite(path: &str) -> Result<(), Complaint> {
     use std::io::Read as _;
-    let mut head = [0; 16];
-    let mut open = || std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head));
-    path.is_file() && open().is_ok() && head == *b"SQLite format 3\0"
+    let create = || format!("create one with `portcullis device add DEVICE --database sqlite:{path}`");
+    let read = || {
+        let mut head = [0; 16];
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::other("it is not a regular file"));
+        }
+        std::fs::File::open(path)?.read_exact(&mut head).map(|()| head)
+    };
+    match read() {
+        Ok(head) if head == *b"SQLite format 3\0" => Ok(()),
+        Ok(_) => Err(Complaint::new(format!("`{path}` is not an SQLite database"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(Complaint::new(format!("there is no registry at `{path}`")).hint(create()))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Err(Complaint::new(format!("`{path}` is not an SQLite database")).hint(create()))
+        }
+        Err(error) => Err(Complaint::new(format!("the registry `{path}` cannot be read: {error}"))),
+    }
 }
 
 impl Devices {
@@ -42,10 +58,8 @@ impl Devices {
     ) -> Result<Self, Reported> {
         let tables::Registry { database, device, cache, max_devices } = settings;
         if let Some(path) = database.path() {
-            if !is_sqlite(Path::new(path)) {
-                let complaint = Complaint::new(format!("no readable registry at `{path}`"));
-                let hint = format!("create one with `portcullis device add DEVICE --database sqlite:{path}`");
-                return Err(diagnostics.error(&database, complaint.hint(hint)));
+            if let Err(complaint) = check_sqlite(path) {
+                return Err(diagnostics.error(&database, complaint));
             }
             warn_if_exposed(&database, Path::new(path), "the keys in", diagnostics);
         }
