@@ -336,12 +336,26 @@ async fn import(registry: &Registry, file: &Path, existing: Existing) -> Result<
     Ok(())
 }
 
+/// The columns of a CSV file that are not attributes.
+const COLUMNS: [&str; 8] = ["id", "state", "groups", "pins", "psk_identity", "psk", "password_hash", "password"];
+
 fn read_csv(input: impl Read, name: &str) -> Result<Vec<Device>, Failure> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(input);
     let columns = reader.headers().with_context(|| format!("`{name}` is not valid CSV"))?.clone();
     if !columns.iter().any(|column| column == "id") {
         let hint = "the first line must name the columns, for example: id,groups,psk,site";
         return Err(Failure::hint(anyhow!("`{name}` has no column `id`"), hint));
+    }
+    for column in &columns {
+        // A misspelt `state` would enable devices that are to be disabled.
+        let is_meant = |known: &&&str| {
+            let distance = strsim::osa_distance(&column.to_ascii_lowercase(), known);
+            distance == 0 || (distance == 1 && known.len() > 3)
+        };
+        if let Some(known) = COLUMNS.iter().find(is_meant).filter(|_| !COLUMNS.contains(&column)) {
+            let hint = "columns of other names become attributes";
+            return Err(Failure::hint(anyhow!("`{name}` has a column `{column}`: did you mean `{known}`?"), hint));
+        }
     }
     let (mut devices, mut seen) = (Vec::new(), HashSet::new());
     for record in reader.records() {

@@ -61,7 +61,7 @@ impl Upstream {
             resolve_interval: settings.resolve_interval,
             drain_pace: settings.drain_pace,
             balance: settings.balance,
-            hash_key: settings.hash_key,
+            hash_key: settings.hash_key.map(|key| key.value),
             connect_timeout: settings.connect_timeout,
             check: Check::new(settings.health),
             limits: settings.passive,

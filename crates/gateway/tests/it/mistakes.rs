@@ -134,6 +134,12 @@ fn rules_that_leave_nobody_are_errors() {
     ] {
         assert_eq!(found(keys, require), "", "{keys}{require:?}");
     }
+    let by_token = listener("", &tls, &[bound]) + "hash_key = 'jwt.sub'\n";
+    let by_token = problems(&by_token);
+    assert!(by_token.contains("error: no client of this listener has `jwt`"), "{by_token}");
+    let ipv6 = listener("allow = [\"10.0.0.0/8\"]\n", &tls, &[bound]).replace("127.0.0.1:0", "[::1]:0");
+    let ipv6 = problems(&ipv6);
+    assert!(ipv6.contains("leave no address"), "{ipv6}");
     let clear = problems(&listener("protocol = \"tcp\"\n", "", &["tls.version == 'TLSv1.3'"]));
     assert!(clear.contains("error: no client of this listener has `tls.version`"), "{clear}");
     assert!(clear.contains("hint: protocol = \"tls\""), "{clear}");

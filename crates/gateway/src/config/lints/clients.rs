@@ -61,6 +61,7 @@ enum Source {
 /// A kind of clients.
 struct Clients<'a> {
     listener: &'a Listener,
+    hash_key: Option<&'a Setting<Expression>>,
     authenticator: Option<&'a Authenticator>,
     proof: Proof,
 }
@@ -72,11 +73,10 @@ fn kinds_of<'a>(listener: &'a Listener, settings: &'a Settings) -> Vec<Clients<'
     if authenticators.is_empty() {
         authenticators.push(None);
     }
-    let proofs = proofs_of(listener);
-    authenticators
-        .into_iter()
-        .flat_map(|authenticator| proofs.iter().map(move |proof| Clients { listener, authenticator, proof: *proof }))
-        .collect()
+    let (proofs, hash_key) = (proofs_of(listener), hash_key_of(listener, settings));
+    let clients =
+        |authenticator| proofs.iter().map(move |proof| Clients { listener, hash_key, authenticator, proof: *proof });
+    authenticators.into_iter().flat_map(clients).collect()
 }
 
 fn proofs_of(listener: &Listener) -> Vec<Proof> {
@@ -160,7 +160,7 @@ impl<'a> Clients<'a> {
     fn rejected_by(&self) -> Option<(&'a Setting<Expression>, Option<&'static str>)> {
         self.with(&[], |client| {
             let rejects = |expression: &&Setting<Expression>| expression.value.rejects_all(client);
-            let expression = expressions_of(self.listener).into_iter().find(rejects)?;
+            let expression = expressions_of(self.listener, self.hash_key).into_iter().find(rejects)?;
             Some((expression, expression.value.lacks(client)))
         })
     }
@@ -199,15 +199,22 @@ impl<'a> Clients<'a> {
     }
 }
 
-/// All expressions that every client has to pass.
-fn expressions_of(listener: &Listener) -> Vec<&Setting<Expression>> {
+/// All expressions that every client has to pass. `hash_key`: that of the upstream.
+fn expressions_of<'a>(
+    listener: &'a Listener,
+    hash_key: Option<&'a Setting<Expression>>,
+) -> Vec<&'a Setting<Expression>> {
     let connect = &listener.connect;
     let password: Vec<_> = match &connect.password {
         Some(Password::Expression(expression)) => vec![expression],
         Some(Password::Token(token)) => token.claims.iter().map(|(_, claim)| claim).collect(),
         None => Vec::new(),
     };
-    listener.require.iter().chain(&connect.client_id).chain(&connect.username).chain(password).collect()
+    listener.require.iter().chain(&connect.client_id).chain(&connect.username).chain(password).chain(hash_key).collect()
+}
+
+fn hash_key_of<'a>(listener: &Listener, settings: &'a Settings) -> Option<&'a Setting<Expression>> {
+    settings.upstreams.iter().find(|upstream| upstream.name == listener.upstream)?.hash_key.as_ref()
 }
 
 /// Reports comparisons with the name of an authenticator or listener that does not exist. One that another listener has may
@@ -219,7 +226,7 @@ fn report_unknown_names(
 ) -> Result<(), Reported> {
     let authenticators: Vec<&str> = settings.authenticators.iter().map(|it| it.name.as_str()).collect();
     let listeners: Vec<&str> = settings.listeners.iter().map(|it| it.name.as_str()).collect();
-    for expression in expressions_of(listener) {
+    for expression in expressions_of(listener, hash_key_of(listener, settings)) {
         for (fact, kind, known) in
             [("auth.name", "authenticator", &authenticators), ("conn.listener", "listener", &listeners)]
         {

@@ -238,7 +238,7 @@ pub struct Upstream {
     /// How a server is selected.
     pub balance: Balance,
     /// Yields the string to hash; `None`: the client ID that the broker receives.
-    pub hash_key: Option<Expression>,
+    pub hash_key: Option<Setting<Expression>>,
     /// Time for a connection to one server, TLS included.
     pub connect_timeout: Duration,
     /// Active health checks.
@@ -354,7 +354,7 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
         resolve_interval: table.resolve_interval.0,
         drain_pace: table.drain_pace.get(),
         balance,
-        hash_key: hash_key?.map(|key| key.value),
+        hash_key: hash_key?,
         connect_timeout: table.connect_timeout.0,
         health: Health {
             mode: table.health.mode,
