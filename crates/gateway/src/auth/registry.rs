@@ -141,7 +141,10 @@ impl Devices {
             let used = UsedCredential::Tls { keys: fingerprints.into(), psk };
             return if entry.is_proved_by(&used) { Ok(used) } else { Err(Reject::PinMismatch) };
         }
-        let Some(password) = candidate.password() else { return Err(Reject::BadCredentials) };
+        let Some(password) = candidate.password() else {
+            note_detail("the client sent no password, and the device is not pinned to its certificate or key");
+            return Err(Reject::BadCredentials);
+        };
         let Some(hash) = &entry.password_hash else {
             self.verify_decoy(candidate).await?;
             return Err(Reject::BadCredentials);

@@ -99,7 +99,10 @@ pub fn describe_webpki(error: &webpki::Error) -> String {
             "its chain has more intermediates than the path length of one of its CAs allows"
         }
         E::UnsupportedCertVersion => "it is not X.509 version 3",
-        E::RequiredEkuNotFoundContext(_) => "its extended key usage does not allow this use",
+        E::RequiredEkuNotFoundContext(context) if context.required == webpki::KeyUsage::client_auth() => {
+            "its extended key usage, or that of a CA above it, lacks clientAuth"
+        }
+        E::RequiredEkuNotFoundContext(_) => "its extended key usage, or that of a CA above it, lacks serverAuth",
         E::EndEntityUsedAsCa => "a certificate that issued another one is not that of a CA (basicConstraints)",
         E::CaUsedAsEndEntity => {
             "it is the certificate of a CA (CA:TRUE); issue the device one with CA:FALSE, or accept its key with \
@@ -113,6 +116,7 @@ pub fn describe_webpki(error: &webpki::Error) -> String {
         }
         E::InvalidSerialNumber => "its serial number is invalid",
         E::BadDer | E::BadDerTime | E::TrailingData(_) => "it is malformed",
+        E::InvalidCertValidity => "its validity ends before it begins",
         other => return format!("it is not acceptable ({other})"),
     };
     text.to_owned()

@@ -97,7 +97,7 @@ super::reasons! {
     /// The client's certificate is not for client authentication.
     CertificatePurpose = "certificate_purpose", Handshake, Client, 500,
         connack: None, is_failed_proof: true,
-        hint: Some("issue the certificate with the extended key usage clientAuth");
+        hint: Some("issue the certificate with the extended key usage clientAuth and the key usage digitalSignature");
     /// A certificate in the client's chain is revoked.
     CertificateRevoked = "certificate_revoked", Handshake, Client, 500,
         // Revocation has a CONNACK code, because OCSP and named CRLs are checked after the handshake.

@@ -9,7 +9,7 @@ use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtensio
 use x509_parser::oid_registry::{OID_PKIX_ACCESS_DESCRIPTOR_OCSP, OID_X509_EXT_CRL_DISTRIBUTION_POINTS};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::outcome::ChainError;
+use crate::outcome::{ChainError, note_detail};
 use crate::peer::Certificate;
 use crate::trust::{may_sign_certificates, may_sign_handshakes};
 use crate::util::crypto::sha256;
@@ -130,9 +130,11 @@ impl VerifiedChain {
         let parsed = path.iter().map(|der| X509Certificate::from_der(der).map(|(_, certificate)| certificate).ok());
         let certificates: Vec<X509Certificate<'_>> = parsed.collect::<Option<_>>().ok_or(ChainError::Malformed)?;
         if certificates.first().is_some_and(|leaf| !may_sign_handshakes(leaf)) {
+            note_detail("its key usage lacks digitalSignature");
             return Err(ChainError::Purpose);
         }
-        if !certificates.iter().skip(1).all(may_sign_certificates) {
+        if let Some(authority) = certificates.iter().skip(1).find(|authority| !may_sign_certificates(authority)) {
+            note_detail(&format!("`{}`, which issued it, has a key usage without keyCertSign", authority.subject()));
             return Err(ChainError::NotACa);
         }
         let issuers = certificates.iter().skip(1).map(IssuerId::of).chain([anchor]);

@@ -181,6 +181,21 @@ impl ChainVerifier {
                 };
                 format!("`{subject}` expired at {}", rfc3339(not_after))
             }
+            webpki::Error::CertNotValidYet { .. } => {
+                let at = now.as_secs().cast_signed();
+                let is_early = |it: &&X509Certificate<'_>| it.validity().not_before.timestamp() > at;
+                match std::iter::once(&leaf).chain(&rest).find(is_early) {
+                    Some(it) => {
+                        let from = rfc3339(it.validity().not_before.timestamp());
+                        format!("`{}` is valid from {from} on; check the clocks", it.subject())
+                    }
+                    None => describe_webpki(error),
+                }
+            }
+            webpki::Error::UnknownIssuer if leaf.issuer() == leaf.subject() => {
+                "it is self-signed; to accept it, pin its key: [listener.tls.raw_keys] with `certificates = true`"
+                    .to_owned()
+            }
             webpki::Error::UnknownIssuer => {
                 // The end of the chain as far as it was sent.
                 let mut last = &leaf;
@@ -269,7 +284,7 @@ impl ChainVerifier {
             }
             match self.crl_status(certificate, position > 0, now) {
                 // Returned at once: revocation takes precedence over a CRL that is missing further up the chain.
-                Some(Status::Revoked) => return Err(ChainError::Revoked),
+                Some(Status::Revoked) => return Err(self.revoked(certificate, position, "the CRL")),
                 Some(Status::Stale) => {
                     note_detail(&format!("the CRL of {} is out of date", self.name_of(certificate)));
                     unresolved.crl = Some(ChainError::CrlExpired);
@@ -282,13 +297,23 @@ impl ChainVerifier {
             }
             if self.checks_ocsp(position) {
                 match self.revocation.statuses.get(certificate.issuer, certificate.serial, now) {
-                    Some((OcspStatus::Revoked, _)) => return Err(ChainError::Revoked),
+                    Some((OcspStatus::Revoked, _)) => {
+                        return Err(self.revoked(certificate, position, "the OCSP responder"));
+                    }
                     Some((OcspStatus::Good, age)) => unresolved.is_old |= age >= self.refresh,
                     Some((OcspStatus::Unknown, _)) | None => unresolved.ocsp = Some(ChainError::OcspMissing),
                 }
             }
         }
         Ok(unresolved)
+    }
+
+    /// Notes which certificate of a chain is revoked.
+    fn revoked(&self, certificate: &ChainCertificate, position: usize, source: &str) -> ChainError {
+        let which = if position == 0 { "its certificate" } else { "an intermediate" };
+        let (serial, issuer) = (hex::encode_upper(certificate.serial.octets()), self.name_of(certificate));
+        note_detail(&format!("{source} of {issuer} lists {which}, serial number {serial}"));
+        ChainError::Revoked
     }
 
     /// The name of a certificate's issuer, for the log.

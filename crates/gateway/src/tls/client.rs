@@ -4,8 +4,8 @@
 use std::io;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -72,8 +72,33 @@ impl ClientTls {
             Some(name) => name.clone(),
             None => ServerName::try_from(host.to_owned()).map_err(io::Error::other)?,
         };
-        self.connector.connect(name, socket).await
+        self.connector.connect(name, socket).await.map_err(explain)
     }
+}
+
+/// Says what is wrong with a broker's certificate, and which setting concerns it.
+fn explain(error: io::Error) -> io::Error {
+    let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(problem)) = of_tls else { return error };
+    let text = match problem {
+        CertificateError::UnknownIssuer => {
+            "the server's certificate is not issued by a CA of `ca` in [upstream.tls], or it came without its intermediate"
+                .to_owned()
+        }
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let presented = presented.join(", ");
+            format!(
+                "the server's certificate is not valid for `{}` (`server_name` in [upstream.tls]), but for {presented}",
+                expected.to_str()
+            )
+        }
+        CertificateError::ExpiredContext { .. } | CertificateError::Expired => {
+            "the server's certificate, or one of its CAs, has expired".to_owned()
+        }
+        CertificateError::InvalidPurpose => "the server's certificate is not for servers".to_owned(),
+        _ => return error,
+    };
+    io::Error::new(error.kind(), text)
 }
 
 fn roots(settings: &UpstreamTls) -> Result<TrustAnchors, Complaint> {

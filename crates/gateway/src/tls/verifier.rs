@@ -11,7 +11,8 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerIncompatible, SignatureScheme,
+    AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, Error, InvalidMessage, OtherError,
+    PeerIncompatible, PeerMisbehaved, SignatureScheme,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -142,6 +143,21 @@ pub(super) fn note_error(error: &Error) {
         Error::PeerIncompatible(PeerIncompatible::SignatureAlgorithmsExtensionRequired) => {
             note_detail("the client has no TLS 1.2");
         }
+        Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon | PeerIncompatible::NoCipherSuitesInCommon) => {
+            note_detail("the client offers no ECDHE with AES-GCM or ChaCha20-Poly1305 on a curve that the gateway has");
+        }
+        Error::PeerMisbehaved(PeerMisbehaved::ServerNameMustContainOneHostName) => {
+            note_detail("the server name that the client requests is no host name");
+        }
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            note_detail("the first bytes are not TLS: perhaps MQTT without TLS, or HTTP");
+        }
+        Error::NoApplicationProtocol => note_detail("the client offers other protocols than `alpn`"),
+        Error::AlertReceived(AlertDescription::UnknownCA) => note_detail(
+            "the client does not know who issued the server's certificate: it needs the root, and `certificate` the \
+             intermediates",
+        ),
+        Error::AlertReceived(alert) => note_detail(&format!("the client ended the handshake: {alert:?}")),
         error => note_detail(&error.to_string()),
     }
 }

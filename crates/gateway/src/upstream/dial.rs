@@ -69,8 +69,10 @@ impl Upstream {
                 }
                 // A server at another address may have local ports left.
                 is_exhausted = true;
+                note_detail(&format!("{}: {error}", endpoint.label));
                 continue;
             }
+            note_detail(&format!("{}: {error}", endpoint.label));
             let was_up = health.is_up(Instant::now());
             endpoint.state.metrics.failed.inc();
             drop(lease);

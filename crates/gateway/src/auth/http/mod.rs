@@ -163,6 +163,7 @@ impl Service {
         let slot = timeout_at(Instant::now() + self.timeout, self.slots.take(candidate.remote())).await;
         let Ok(Some(_slot)) = slot else { return Err(Reject::AuthenticationBusy) };
         if self.breaker.is_open() {
+            note_detail("the circuit breaker is open: the service keeps failing");
             return Err(Reject::AuthenticationUnavailable);
         }
         // The request has the whole timeout, however long it waited: the queue's length does not count as a failure of
