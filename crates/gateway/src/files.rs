@@ -34,6 +34,13 @@ pub fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Complaint
 /// The file cannot be read, or contains no certificate.
 pub(crate) fn read_certificates(path: &Path) -> Result<Vec<(CertificateDer<'static>, Vec<u8>)>, Complaint> {
     let bytes = read(path, MAX_PEM_LEN).map_err(|error| unreadable(path, &pem::Error::Io(error)))?;
+    // A sequence, as DER and PKCS#12 begin.
+    if bytes.first() == Some(&0x30) && bytes.get(1).is_some_and(|byte| *byte >= 0x80) {
+        let complaint = Complaint::new(format!("{} is DER or PKCS#12, not PEM", path.display()));
+        return Err(
+            complaint.hint("openssl x509 -inform DER -in FILE -out FILE.pem, or openssl pkcs12 -in FILE -out FILE.pem")
+        );
+    }
     let invalid = |what: String| Complaint::new(format!("{}, {what}", path.display()));
     let mut chain = Vec::new();
     for Section { label, der } in sections(&bytes).map_err(invalid)? {
@@ -50,6 +57,14 @@ pub(crate) fn read_certificates(path: &Path) -> Result<Vec<(CertificateDer<'stat
                 if X509Certificate::from_der(&der).is_ok() {
                     return Err(invalid(format!("a section `{other}` is a certificate")));
                 }
+            }
+            "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST" => {
+                let complaint = Complaint::new(format!("{} is a certificate request", path.display()));
+                return Err(complaint.hint("let the CA sign it, and use the certificate that it returns"));
+            }
+            "PKCS7" | "CMS" => {
+                let complaint = Complaint::new(format!("{} is a PKCS#7 bundle", path.display()));
+                return Err(complaint.hint("openssl pkcs7 -print_certs -in FILE -out FILE.pem"));
             }
             other => return Err(Complaint::new(format!("{}: unknown section `{other}`", path.display()))),
         }

@@ -16,6 +16,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 use super::diagnostics::{Complaint, Diagnostics, Reported, overlap, warn_if_exposed};
 use super::explain::{explain, hint_for_duplicate, item_of, list_for_table};
+use super::syntax::explain_syntax;
 use super::values::{Located, Location};
 use crate::util::file::{read, read_any};
 use crate::util::suggest::suggest;
@@ -60,16 +61,23 @@ impl Document {
         let schema = schemars::schema_for!(M).to_value();
         let mut document = Self::new(path, source.to_owned());
         let (mut tree, errors) = DeTable::parse_recoverable(source);
+        let mut last_line = None;
         for (index, error) in errors.iter().enumerate() {
             let is_duplicate = error.message() == "duplicate key";
             // After a table that is there twice, each of its keys is; after a syntax error, some may only seem to be.
             if is_duplicate && index > 0 {
                 continue;
             }
-            let mut complaint = Complaint::new(error.message());
             let span = error.span().unwrap_or(0..0);
-            complaint.hint = is_duplicate.then(|| hint_for_duplicate(source, &span, &schema).to_owned());
-            document.diagnostics.error(&Location(span), complaint);
+            let complaint = match is_duplicate {
+                true => Complaint::new(error.message()).hint(hint_for_duplicate(source, &span, &schema)),
+                false => explain_syntax(error.message(), source, &span),
+            };
+            // Several errors of one line are one mistake.
+            let line = source[..span.start.min(source.len())].matches('\n').count();
+            if std::mem::replace(&mut last_line, Some(line)) != Some(line) {
+                document.diagnostics.error(&Location(span), complaint);
+            }
         }
         // After a syntax error the tree is a guess: reporting keys as missing from it would mislead.
         if !errors.is_empty() {

@@ -139,6 +139,9 @@ fn explain_type(message: &str) -> Option<Complaint> {
         "a map" => ("a table", "write it as { key = \"value\" }, or under a header of its own"),
         "a boolean" => ("a boolean", "write `true` or `false` without quotes"),
         "u8" | "u16" | "u32" | "u64" | "usize" => ("a number", "write a whole number, 0 or greater, without quotes"),
+        "a nonzero u32" if found.trim_start_matches("the number ").parse::<u64>().is_ok_and(|it| it > 0) => {
+            ("a number of 4294967295 at most", "write a smaller number")
+        }
         "a nonzero u32" => ("a number greater than 0", "write a whole number without quotes"),
         other if other.starts_with("struct ") => {
             ("a table", "write it as { key = \"value\" }, or under a header of its own")

@@ -195,7 +195,7 @@ fn parse_period(text: &str) -> Result<Duration, String> {
         return Err(format!("`{text}` is in months: write \"m\" for minutes, or count in days"));
     }
     let period = humantime::parse_duration(text)
-        .map_err(|error| format!("`{text}` is not a duration like \"5s\" or \"10m\": {error}"))?;
+        .map_err(|_| format!("`{text}` is not a duration like \"500ms\", \"5s\", \"10m\", \"12h\" or \"7d\""))?;
     if period > MAX_PERIOD { Err("must be at most ten years".to_owned()) } else { Ok(period) }
 }
 
@@ -213,7 +213,11 @@ string_value!(ByteSize, "ByteSize", "a size: \"512\", \"64KiB\", \"1MiB\"", |tex
 pub struct Cidr(pub IpNet);
 
 string_value!(Cidr, "Cidr", "a network: \"10.0.0.0/8\", \"2001:db8::/32\", or one address", |text: &str| {
-    Cidr::parse(text).ok_or_else(|| format!("`{text}` is neither a network like \"10.0.0.0/8\" nor an address"))
+    Cidr::parse(text).ok_or_else(|| match text.to_ascii_lowercase().as_str() {
+        // As NGINX and HAProxy write it.
+        "all" | "any" | "*" => format!("`{text}` is no network: all are \"0.0.0.0/0\" and \"::/0\""),
+        _ => format!("`{text}` is neither a network like \"10.0.0.0/8\" nor an address"),
+    })
 });
 
 impl Cidr {

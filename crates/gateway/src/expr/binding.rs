@@ -51,7 +51,10 @@ impl Expression {
     pub(crate) fn is_of_proved(&self, client: &ClientKind<'_>) -> bool {
         let analysis = Analysis::of(client, "");
         self.rejects_all(client)
-            || analysis.branches(&self.source).iter().all(|branch| analysis.mentions(branch).identifies)
+            || analysis
+                .branches(&self.source)
+                .iter()
+                .all(|branch| analysis.mentions(branch).identifies && analysis.separates(branch))
     }
 
     /// A fact in the value that clients of this kind choose and did not prove.
@@ -83,7 +86,9 @@ struct Mentions {
 fn is_shared(path: &str) -> bool {
     let own = ["cert.subject.cn", "cert.subject.dn"];
     let is_name = path.starts_with("cert.subject.") && !own.contains(&path);
-    is_name || ["cert.issuer.", "cert.not_", "device.groups"].iter().any(|shared| path.starts_with(shared))
+    is_name
+        || ["jwt.iss", "jwt.aud"].contains(&path)
+        || ["cert.issuer.", "cert.not_", "device.groups"].iter().any(|shared| path.starts_with(shared))
 }
 
 struct Analysis<'a> {
@@ -206,6 +211,17 @@ impl<'a> Analysis<'a> {
             "auth.kind" => Some(text == kind),
             _ => None,
         }
+    }
+
+    /// Whether a text stands between what the client chose and what it proved: without, `dev-1` and `2` are `dev-12`.
+    fn separates(&self, node: &'a IdedExpr) -> bool {
+        let mut parts = Vec::new();
+        flatten(node, &mut parts);
+        parts.windows(2).all(|pair| {
+            let [left, right] = [pair[0], pair[1]].map(|part| self.mentions(part));
+            let meet = (left.chosen.is_some() && right.identifies) || (left.identifies && right.chosen.is_some());
+            !meet || is_text(pair[0]) || is_text(pair[1])
+        })
     }
 
     /// Whether the field is proved wherever this condition has the value `wanted`.
@@ -341,7 +357,7 @@ impl<'a> Analysis<'a> {
         let mut mentions = Mentions { identifies: facts.peek().is_some(), ..Mentions::default() };
         for fact in facts {
             let proved = (self.client.is_proved)(fact.path);
-            mentions.identifies &= proved && !is_shared(fact.path);
+            mentions.identifies &= proved && !is_shared(fact.path) && !is_shared(path);
             mentions.field |= fact.path == self.field;
             mentions.chosen = mentions.chosen.or((fact.is_chosen() && !proved).then_some(fact.path));
         }
@@ -408,6 +424,14 @@ fn concatenated(node: &IdedExpr) -> Option<&[IdedExpr; 2]> {
     match &node.expr {
         Expr::Call(call) if call.func_name == operators::ADD => call.args.as_slice().try_into().ok(),
         _ => None,
+    }
+}
+
+/// The operands of a concatenation, in order.
+fn flatten<'a>(node: &'a IdedExpr, parts: &mut Vec<&'a IdedExpr>) {
+    match concatenated(node) {
+        Some(operands) => operands.iter().for_each(|operand| flatten(operand, parts)),
+        None => parts.push(node),
     }
 }
 

@@ -14,6 +14,10 @@ use crate::files::read_chain;
 use crate::outcome::describe_webpki;
 use crate::trust::{Purpose, TrustAnchors, has_rsa_key, may_sign_certificates, may_sign_handshakes};
 
+/// Clients limit what a server may send: some to ten certificates, small ones to 16 KiB.
+const MAX_CERTIFICATES: usize = 10;
+const MAX_LEN: usize = 16 << 10;
+
 /// Warns of what is wrong with a chain. `client_ca`: the anchors for devices, of which one may be the root of the chain.
 pub(super) fn warn_of_unacceptable(
     chain: &[CertificateDer<'_>],
@@ -50,6 +54,11 @@ pub(super) fn warn_of_unacceptable(
         if let Some(message) = unfit(authority) {
             return warn(&message, "use the intermediate that the CA has for servers");
         }
+    }
+    let len: usize = chain.iter().map(|der| der.len()).sum();
+    if len > MAX_LEN || chain.len() > MAX_CERTIFICATES {
+        let message = format!("the chain has {} certificates and {len} bytes: many clients reject it", chain.len());
+        return warn(&message, "it needs the server's own and the intermediates, not the root and not a bundle of CAs");
     }
     if let Some(message) = reason_to_reject(chain) {
         return warn(&message, "compare: openssl verify -purpose sslserver -untrusted FILE -CAfile ROOT FILE");

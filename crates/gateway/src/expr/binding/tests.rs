@@ -121,6 +121,10 @@ fn a_value_is_proved_in_each_of_its_branches() {
         ("jwt.sub", true, None),
         (r#""dev-" + jwt.sub"#, true, None),
         (r#"jwt.sub + "/" + mqtt.client_id"#, true, Some("mqtt.client_id")),
+        // Nothing says where one ends and the other begins.
+        ("jwt.sub + mqtt.client_id", false, Some("mqtt.client_id")),
+        (r#"mqtt.client_id + jwt.sub + "-x""#, false, Some("mqtt.client_id")),
+        ("jwt.iss", false, None),
         ("has(device.id) ? device.id : jwt.sub", true, None),
         (r#"auth.kind == "jwt" ? jwt.sub : mqtt.username"#, true, None),
         ("has(jwt.sub) ? jwt.sub : mqtt.username", false, Some("mqtt.username")),
