@@ -14,7 +14,7 @@ use super::{Candidate, Decision, Principal};
 use crate::config::{Complaint, Diagnostics, Reported, tables, warn_if_exposed};
 use crate::evidence::Authenticated;
 use crate::files::read_entries;
-use crate::outcome::Reject;
+use crate::outcome::{Reject, note_detail};
 use crate::refresh::FromFiles;
 
 /// The users of a file.
@@ -53,7 +53,10 @@ impl PasswordFile {
     pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
         let Some(user) = candidate.username() else { return Decision::Ignore("no user name") };
         let Some(hash) = self.users.load().by_name.get(user).cloned() else { return Decision::Ignore("no such user") };
-        let Some(password) = candidate.password() else { return Decision::Deny(Reject::BadCredentials) };
+        let Some(password) = candidate.password() else {
+            note_detail("the client sent no password");
+            return Decision::Deny(Reject::BadCredentials);
+        };
         match self.passwords.verify(&hash, password, candidate.remote()).await {
             Ok(true) => {
                 let what = Authenticated::Password { user: user.into(), tag: hash.tag() };

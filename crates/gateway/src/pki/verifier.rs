@@ -426,6 +426,12 @@ fn open_sources(
             if let Some(problem) = source.problem() {
                 diagnostics.error(origin, problem);
             }
+            if let Some(summary) = source.summary().filter(|summary| summary.next_update <= now()) {
+                let message = format!("this CRL is out of date since {}", rfc3339(summary.next_update));
+                let hint =
+                    "let the CA issue a new one: until then, `crl_missing` decides about the devices of its issuer";
+                diagnostics.warning(origin, Complaint::new(message).hint(hint));
+            }
             source
         }
     };

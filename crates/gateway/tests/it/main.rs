@@ -6,6 +6,7 @@ mod admit;
 mod bad_input;
 mod bans;
 mod configuration;
+mod details;
 mod devices;
 mod devices_database;
 mod docs;
