@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use cel::Program;
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 
-use super::{ExpressionError, Names, Wanted, values};
+use super::{ExpressionError, Names, Wanted};
 use crate::peer::{FACTS, FactType, ROOTS, root_of};
-use crate::util::clip::clip;
 use crate::util::suggest::suggest;
 
 /// A type as far as it is known at load.
@@ -68,9 +67,6 @@ const OPERATORS: &[&str] = &[
     operators::NEGATE,
     operators::INDEX,
 ];
-
-const VERSION: &str = "mqtt.version";
-const VERSIONS: &str = "3 (MQTT 3.1), 4 (MQTT 3.1.1) or 5";
 
 /// Functions that are called on a string.
 const STRING_FUNCTIONS: &[&str] = &[
@@ -336,10 +332,6 @@ impl<'a> Checker<'a> {
                 if !left.fits(*right) {
                     self.error(node, format!("{} never equals {}", left.name(), right.name()));
                 }
-                if let [left, right] = call.args.as_slice() {
-                    self.compare(left, right);
-                    self.compare(right, left);
-                }
                 Type::Bool
             }
             (
@@ -351,15 +343,7 @@ impl<'a> Checker<'a> {
                 }
                 Type::Bool
             }
-            (operators::IN, _) => {
-                if let [fact, list] = call.args.as_slice()
-                    && let Expr::List(list) = &list.expr
-                {
-                    list.elements.iter().for_each(|element| self.compare(fact, element));
-                }
-                Type::Bool
-            }
-            (operators::NOT_STRICTLY_FALSE, _) => Type::Bool,
+            (operators::IN | operators::NOT_STRICTLY_FALSE, _) => Type::Bool,
             (operators::CONDITIONAL, [condition, left, right]) => {
                 if !condition.fits(Type::Bool) {
                     self.error(node, format!("expected a boolean, found {}", condition.name()));
@@ -375,23 +359,6 @@ impl<'a> Checker<'a> {
             }
             (name, _) if OPERATORS.contains(&name) => Type::Unknown,
             (name, types) => self.function(node, call, name, types.first().copied()),
-        }
-    }
-
-    /// Checks that a fact may have the value that it is compared with.
-    fn compare(&mut self, fact: &IdedExpr, value: &IdedExpr) {
-        let Expr::Literal(value_of) = &value.expr else { return };
-        let path = path(&fact.expr);
-        let (shown, expected) = match value_of {
-            LiteralValue::String(text) => (text.inner().to_owned(), values::expected(&path, text.inner())),
-            LiteralValue::Int(number) if path == VERSION && !(3..=5).contains(number.inner()) => {
-                (number.inner().to_string(), Some(VERSIONS))
-            }
-            LiteralValue::Double(number) if path == VERSION => (number.inner().to_string(), Some(VERSIONS)),
-            _ => return,
-        };
-        if let Some(expected) = expected {
-            self.error(value, format!("`{path}` is never `{}`", clip(&shown))).hint = Some(format!("it is {expected}"));
         }
     }
 

@@ -5,12 +5,39 @@ use cel::common::ast::{Expr, IdedExpr, LiteralValue, operators};
 
 use super::Expression;
 use super::binding::{literal_of, path};
+use super::values;
 
 impl Expression {
     /// Whether no client fulfils both expressions, because a condition of one is the opposite of a condition of the other.
     pub(crate) fn contradicts(&self, other: &Self) -> bool {
         let others = conjuncts(&other.source);
         conjuncts(&self.source).iter().any(|one| others.iter().any(|other| are_opposite(one, other)))
+    }
+
+    /// A comparison of a fact with a value that it never has: the fact, the value, and what it has.
+    pub(crate) fn impossible(&self) -> Option<(String, String, &'static str)> {
+        let mut found = None;
+        visit(&self.source, &mut |node| {
+            if let Expr::Call(call) = &node.expr
+                && let [left, right] = call.args.as_slice()
+            {
+                let compared = match call.func_name.as_str() {
+                    operators::EQUALS | operators::NOT_EQUALS => vec![(left, right), (right, left)],
+                    operators::IN => match &right.expr {
+                        Expr::List(list) => list.elements.iter().map(|element| (left, element)).collect(),
+                        _ => Vec::new(),
+                    },
+                    _ => Vec::new(),
+                };
+                let impossible = compared.into_iter().find_map(|(fact, value)| {
+                    let (fact, value) = (path(fact)?, value_of(value)?);
+                    let expected = values::expected(&fact, &value)?;
+                    Some((fact, value, expected))
+                });
+                found = found.take().or(impossible);
+            }
+        });
+        found
     }
 
     /// The texts that a fact is compared with by `==`, anywhere in the expression.
@@ -27,6 +54,16 @@ impl Expression {
             }
         });
         found
+    }
+}
+
+/// The value of a literal.
+fn value_of(node: &IdedExpr) -> Option<String> {
+    match &node.expr {
+        Expr::Literal(LiteralValue::String(text)) => Some(text.inner().to_owned()),
+        Expr::Literal(LiteralValue::Int(number)) => Some(number.inner().to_string()),
+        Expr::Literal(LiteralValue::Double(number)) => Some(number.inner().to_string()),
+        _ => None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 /// Describes the values of a fact if this is none of them; `None`: it may be one, or anything is.
 pub(super) fn expected(path: &str, value: &str) -> Option<&'static str> {
     let (is_possible, expected) = match path {
+        "mqtt.version" => (["3", "4", "5"].contains(&value), "3 (MQTT 3.1), 4 (MQTT 3.1.1) or 5"),
         "tls.version" => (["TLSv1.2", "TLSv1.3"].contains(&value), "`TLSv1.2` or `TLSv1.3`"),
         "auth.kind" => (
             ["password_file", "jwt", "http", "registry"].contains(&value),
@@ -52,6 +53,8 @@ mod tests {
     #[test]
     fn what_a_fact_never_is_is_recognised() {
         for (path, value, is_possible) in [
+            ("mqtt.version", "4", true),
+            ("mqtt.version", "3.1", false),
             ("tls.version", "TLSv1.3", true),
             ("tls.version", "1.3", false),
             ("auth.kind", "password", false),

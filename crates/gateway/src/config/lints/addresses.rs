@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::super::diagnostics::{Complaint, Diagnostics};
 use super::super::tables::Listener;
 
-/// Reports a listener whose address rules reject everybody.
+/// Warns of a listener whose address rules reject everybody.
 pub(super) fn run(listener: &Listener, diagnostics: &mut Diagnostics) {
     let rules: Vec<_> = (listener.deny.iter().map(|cidr| (cidr.0, false)))
         .chain(listener.allow.iter().map(|cidr| (cidr.0, true)))
@@ -21,7 +21,7 @@ pub(super) fn run(listener: &Listener, diagnostics: &mut Diagnostics) {
     if !all.into_iter().any(|net| admits(net, &rules, listener.allow.is_empty())) {
         let complaint = Complaint::new("`allow` and `deny` leave no address that may connect to this listener");
         diagnostics
-            .error(&listener.table, complaint.hint("of two networks with the same address, the smaller one decides"));
+            .warning(&listener.table, complaint.hint("of two networks with the same address, the smaller one decides"));
     }
 }
 

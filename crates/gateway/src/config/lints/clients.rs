@@ -19,6 +19,7 @@ pub(super) fn run(listener: &Listener, settings: &Settings, diagnostics: &mut Di
     {
         return;
     }
+    report_impossible_values(listener, settings, diagnostics);
     let all = kinds_of(listener, settings);
     let admitted: Vec<&Clients<'_>> = all.iter().filter(|clients| clients.rejected_by().is_none()).collect();
     if admitted.is_empty() {
@@ -242,6 +243,16 @@ fn report_unknown_names(
         }
     }
     Ok(())
+}
+
+/// Reports comparisons with a value that a fact never has.
+fn report_impossible_values(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
+    for expression in expressions_of(listener, hash_key_of(listener, settings)) {
+        if let Some((fact, value, expected)) = expression.value.impossible() {
+            let complaint = Complaint::new(format!("`{fact}` is never `{}`", value.escape_debug()));
+            diagnostics.warning(expression, complaint.hint(format!("it is {expected}")));
+        }
+    }
 }
 
 /// Reports conditions of `require` that no client fulfils together.
