@@ -38,8 +38,8 @@ pub(crate) enum Command {
     /// SIGHUP reloads the configuration. Sessions that the new configuration allows stay connected. If the configuration
     /// has errors, the gateway keeps the current one. SIGUSR1 opens the access log again, for logrotate.
     ///
-    /// SIGTERM and SIGINT drain: the gateway accepts no more connections and gives sessions `runtime.drain_timeout` to
-    /// end. A second signal stops it at once.
+    /// SIGTERM and SIGINT drain: the gateway accepts no more connections, and ends the sessions one after another within
+    /// `runtime.drain_timeout`. A second signal stops it at once.
     #[command(after_help = "Examples:\n  portcullis run -c /etc/portcullis/portcullis.toml\n  \
                             kill -HUP $(pidof portcullis)    # reload the configuration")]
     Run(ConfigArguments),

@@ -19,7 +19,7 @@ use crate::util::suggest::suggest;
 pub(in crate::config) struct RuntimeTable {
     /// Threads that serve connections, 1 to 1024. Takes effect after a restart. Default: the number of cores.
     worker_threads: Option<Setting<usize>>,
-    /// How long open sessions may continue after SIGTERM.
+    /// The time within which the gateway ends all sessions after SIGTERM, one after another.
     drain_timeout: Period,
     /// Log level: `error`, `warn`, `info`, `debug`, `trace`, also by target (`info,portcullis_gateway=debug`). Without a
     /// target it is the level of the gateway's own messages; libraries log up to `info`.
