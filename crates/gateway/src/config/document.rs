@@ -69,13 +69,14 @@ impl Document {
                 continue;
             }
             let span = error.span().unwrap_or(0..0);
-            let complaint = match is_duplicate {
-                true => Complaint::new(error.message()).hint(hint_for_duplicate(source, &span, &schema)),
-                false => explain_syntax(error.message(), source, &span),
+            let complaint = if is_duplicate {
+                Complaint::new(error.message()).hint(hint_for_duplicate(source, &span, &schema))
+            } else {
+                explain_syntax(error.message(), source, &span)
             };
             // Several errors of one line are one mistake.
             let line = source[..span.start.min(source.len())].matches('\n').count();
-            if std::mem::replace(&mut last_line, Some(line)) != Some(line) {
+            if last_line.replace(line) != Some(line) {
                 document.diagnostics.error(&Location(span), complaint);
             }
         }

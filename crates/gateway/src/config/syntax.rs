@@ -11,7 +11,7 @@ pub(super) fn explain_syntax(message: &str, source: &str, span: &Range<usize>) -
     let begin = source[..at].rfind('\n').map_or(0, |end| end + 1);
     let line = source[begin..].lines().next().unwrap_or_default().trim();
     let (key, value) = line.split_once('=').map_or((line, ""), |(key, value)| (key.trim(), value.trim()));
-    if line.ends_with(['{', ';']) || line == "}" || line.starts_with("<") {
+    if line.ends_with(['{', ';']) || line == "}" || line.starts_with('<') {
         let complaint = Complaint::new("this is not TOML");
         return complaint.hint("docs/migrate-from-nginx.md and migrate-from-others.md translate the files of others");
     }
