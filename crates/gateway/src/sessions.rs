@@ -45,7 +45,7 @@ pub struct Sessions {
 pub struct SessionEntry {
     /// The session's record for logs and metrics.
     pub info: Arc<SessionInfo>,
-    /// Set after the handshake, if the device proved something in it.
+    /// Set after the handshake, to `None` if the device proved nothing in it.
     from_tls: OnceLock<Option<Evidence>>,
     /// Set after authentication. Boxed, because most sessions have none.
     from_authenticator: OnceLock<Option<Box<Evidence>>>,

@@ -362,7 +362,7 @@ pub(crate) fn may_sign_handshakes(certificate: &X509Certificate<'_>) -> bool {
 }
 
 /// Whether a certificate is for the key exchange of old TLS versions. They are common, and their keys can sign.
-pub(crate) fn has_rsa_key(certificate: &X509Certificate<'_>) -> bool {
+pub(crate) fn allows_key_encipherment(certificate: &X509Certificate<'_>) -> bool {
     let usage = certificate.key_usage().ok().flatten();
     usage.is_some_and(|usage| usage.value.key_encipherment())
 }

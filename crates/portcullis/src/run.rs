@@ -109,7 +109,7 @@ enum Action {
 }
 
 /// Signals while the configuration is loaded, which may take long: those that would not end a gateway must not end one that
-/// starts. SIGTERM and SIGINT do.
+/// starts. SIGTERM, SIGINT and SIGQUIT do.
 struct EarlySignals {
     tokio: tokio::runtime::Runtime,
     hangup: Signal,

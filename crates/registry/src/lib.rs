@@ -84,7 +84,7 @@ pub enum Error {
     Corrupt(String),
     /// The database has no tables of a registry.
     NotARegistry,
-    /// The file is not an SQLite database.
+    /// The file is not an SQLite database, or it is damaged.
     NotADatabase,
 }
 
@@ -121,12 +121,12 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// Whether SQLite says that the file is not its own, or damaged: SQLITE_NOTADB and SQLITE_CORRUPT.
+/// Whether SQLite says that the file is not its own, or damaged. The codes of PostgreSQL have five characters.
 fn is_not_a_database(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|error| {
-        let text = error.message();
-        text.contains("file is not a database") || text.contains("malformed")
-    })
+    const SQLITE_CORRUPT: &str = "11";
+    const SQLITE_NOTADB: &str = "26";
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| [SQLITE_CORRUPT, SQLITE_NOTADB].contains(&&*code))
 }
 
 /// What [`Registry::add`] does with a device that already exists.
@@ -208,7 +208,7 @@ impl Registry {
         self.pool.close().await;
     }
 
-    /// Migrates the schema to the latest version.
+    /// Migrates the schema to the latest version, and gives the database an identity and its revision a tag if they lack.
     ///
     /// # Errors
     /// The database cannot be reached or migrated.
@@ -350,7 +350,7 @@ impl Registry {
     /// counts as removed.
     ///
     /// # Errors
-    /// A query failed, or the record is corrupt.
+    /// A query failed.
     pub async fn changes(&self, since: i64) -> Result<Vec<Change>, Error> {
         let mut connection = self.pool.acquire().await?;
         // One snapshot for both queries: otherwise pins of a later change could end up in an earlier one.

@@ -75,7 +75,7 @@ impl Document {
                 explain_syntax(error.message(), source, &span)
             };
             // Several errors of one line are one mistake.
-            let line = source[..span.start.min(source.len())].matches('\n').count();
+            let line = source.bytes().take(span.start).filter(|byte| *byte == b'\n').count();
             if last_line.replace(line) != Some(line) {
                 document.diagnostics.error(&Location(span), complaint);
             }

@@ -11,9 +11,14 @@ pub(super) fn explain_syntax(message: &str, source: &str, span: &Range<usize>) -
     let begin = source[..at].rfind('\n').map_or(0, |end| end + 1);
     let line = source[begin..].lines().next().unwrap_or_default().trim();
     let (key, value) = line.split_once('=').map_or((line, ""), |(key, value)| (key.trim(), value.trim()));
+    if line.ends_with('{') && line.contains('=') {
+        let complaint = Complaint::new("an inline table ends on its line");
+        return complaint.hint("write it as { a = 1, b = 2 } on one line, or give it a header of its own");
+    }
     if line.ends_with(['{', ';']) || line == "}" || line.starts_with('<') {
         let complaint = Complaint::new("this is not TOML");
-        return complaint.hint("docs/migrate-from-nginx.md and migrate-from-others.md translate the files of others");
+        return complaint
+            .hint("docs/migrate-from-nginx.md and migrate-from-others.md show how to convert other configurations");
     }
     if message.starts_with("key with no value") {
         let word = line.split_whitespace().next().unwrap_or_default();
@@ -21,7 +26,7 @@ pub(super) fn explain_syntax(message: &str, source: &str, span: &Range<usize>) -
         return complaint.hint(instead_of(word, &[]).unwrap_or_else(|| "a line is `key = value`".to_owned()));
     }
     if line.contains("[\"") && line.matches('"').count() > 2 && message.starts_with("missing") {
-        let complaint = Complaint::new("the text ends at its second quote");
+        let complaint = Complaint::new("the string ends at its second quote");
         return complaint.hint("write expressions in single quotes: require = ['mqtt.client_id == \"thing001\"']");
     }
     if message.starts_with("missing escaped value") {
@@ -30,7 +35,7 @@ pub(super) fn explain_syntax(message: &str, source: &str, span: &Range<usize>) -
     }
     let is_bare = value.chars().next().is_some_and(|first| first.is_alphanumeric() || "./:*".contains(first));
     if message.starts_with("invalid") && is_bare && !value.contains(['"', '\'']) {
-        return Complaint::new("a text needs quotes").hint(format!("{key} = \"{value}\""));
+        return Complaint::new("a string needs quotes").hint(format!("{key} = \"{value}\""));
     }
     Complaint::new(message)
 }
@@ -49,14 +54,15 @@ mod tests {
     #[test]
     fn mistakes_are_explained_by_their_line() {
         for (source, message, hint) in [
-            ("bind = 127.0.0.1:8883\n", "a text needs quotes", "bind = \"127.0.0.1:8883\""),
-            ("bind = 0.0.0.0:8883\n", "a text needs quotes", "bind = \"0.0.0.0:8883\""),
+            ("bind = 127.0.0.1:8883\n", "a string needs quotes", "bind = \"127.0.0.1:8883\""),
+            ("bind = 0.0.0.0:8883\n", "a string needs quotes", "bind = \"0.0.0.0:8883\""),
             ("stream {\n  listen 8883;\n}\n", "this is not TOML", "docs/migrate"),
+            ("health = {\n  mode = \"tcp\"\n}\n", "an inline table ends on its line", "write it as { a = 1"),
             ("cafile /etc/ca.pem\n", "`cafile` has no value", "here it is `client_ca`"),
             ("nonsense here\n", "`nonsense` has no value", "a line is `key = value`"),
             (
                 "require = [\"mqtt.client_id == \"x\"\"]\n",
-                "the text ends at its second quote",
+                "the string ends at its second quote",
                 "write expressions in single",
             ),
             ("ca = \"certs\\server.pem\"\n", "`\\` begins an escape", "write the text in single quotes"),

@@ -107,11 +107,14 @@ pub(super) fn begin(context: &mut Context<'_, '_>, patterns: &Arc<[Pattern]>) {
         context.add_function(JOIN_WITH, |list: Arc<Vec<Value>>, separator: Text| join(&list, &separator))?;
         context.add_function(SPLIT, |text: Text, separator: Text| split(&text, &separator, -1))?;
         context.add_function(SPLIT_N, |text: Text, separator: Text, max: i64| split(&text, &separator, max))?;
-        context.add_function(INDEX_OF, |text: Text, part: Text| index_of(&text, &part, None))?;
-        context.add_function(INDEX_OF_FROM, |text: Text, part: Text, from: i64| index_of(&text, &part, Some(from)))?;
-        context.add_function(LAST_INDEX_OF, |text: Text, part: Text| last_index_of(&text, &part, None))?;
-        context.add_function(LAST_INDEX_OF_FROM, |text: Text, part: Text, from: i64| {
-            last_index_of(&text, &part, Some(from))
+        let found = |index: Option<i64>| index.map(Value::Int).ok_or_else(|| failed("index out of range"));
+        context.add_function(INDEX_OF, move |text: Text, part: Text| found(index_of(&text, &part, None)))?;
+        context.add_function(INDEX_OF_FROM, move |text: Text, part: Text, from: i64| {
+            found(index_of(&text, &part, Some(from)))
+        })?;
+        context.add_function(LAST_INDEX_OF, move |text: Text, part: Text| found(last_index_of(&text, &part, None)))?;
+        context.add_function(LAST_INDEX_OF_FROM, move |text: Text, part: Text, from: i64| {
+            found(last_index_of(&text, &part, Some(from)))
         })?;
         context.add_function(SPEND, spend_value)?;
         context.add_function(STEP, |value: Value| spend(ELEMENT).map(|()| value))?;
@@ -191,7 +194,7 @@ pub(super) fn spend_elements(count: usize) -> Result<(), ExecutionError> {
 }
 
 fn spend(bytes: usize) -> Result<(), ExecutionError> {
-    let left = LEFT.get().checked_sub(bytes).ok_or_else(|| failed("the result is too large"))?;
+    let left = LEFT.get().checked_sub(bytes).ok_or_else(|| failed("it exceeds its budget of 4 MiB"))?;
     LEFT.set(left);
     Ok(())
 }
@@ -199,7 +202,7 @@ fn spend(bytes: usize) -> Result<(), ExecutionError> {
 /// The function that errors of this module name.
 pub(super) const BY: &str = "%budget";
 
-pub(super) fn failed(why: &str) -> ExecutionError {
+fn failed(why: &str) -> ExecutionError {
     ExecutionError::function_error(BY, why)
 }
 

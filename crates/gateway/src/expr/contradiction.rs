@@ -1,5 +1,5 @@
-//! Conditions that no client fulfils together, whatever it sends. Enters: two expressions. Leaves: a verdict for `check`, by
-//! their form.
+//! Conditions that no client fulfils, alone or together, whatever it sends. Enters: expressions. Leaves: verdicts for
+//! `check`, by their form.
 
 use cel::common::ast::{Expr, IdedExpr, LiteralValue, operators};
 
@@ -40,7 +40,7 @@ impl Expression {
         found
     }
 
-    /// The texts that a fact is compared with by `==`, anywhere in the expression.
+    /// The texts that a fact is compared with by `==`, except inside macros.
     pub(crate) fn compared_with(&self, fact: &str) -> Vec<String> {
         let mut found = Vec::new();
         visit(&self.source, &mut |node| {

@@ -175,7 +175,8 @@ impl Expression {
             E::UndeclaredReference(_) => "unknown name",
             E::NoSuchOverload(_) | E::UnexpectedType { .. } | E::ValuesNotComparable(..) => "type mismatch",
             E::IndexOutOfBounds(_) => "index out of bounds",
-            E::FunctionError { function, .. } if function == budget::BY => "it exceeds its budget of 4 MiB",
+            // These texts are ours.
+            E::FunctionError { function, message } if function == budget::BY => message,
             _ => "evaluation failed",
         };
         text.to_owned()

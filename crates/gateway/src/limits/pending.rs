@@ -1,4 +1,4 @@
-//! Connections that are not sessions yet, by client network. Enters: a client's address, and how full the gateway is. Leaves:
+//! Connections that are not established yet, by client network. Enters: a client's address, and how full the gateway is. Leaves:
 //! a permit, or none if one network holds too many of the connections that are left. Otherwise one client that opens
 //! connections and stays silent could take them all.
 
@@ -12,13 +12,13 @@ use parking_lot::Mutex;
 use super::ClientNetwork;
 
 /// A network may always have this many.
-const MIN_SHARE: u32 = 16;
+const MIN_SHARE: u32 = 32;
 
-/// Counts the connections between accept and the broker's CONNACK.
+/// Counts the connections between accept and the broker's CONNACK, or their rejection.
 #[derive(Debug, Default)]
 pub(crate) struct Pending(Mutex<HashMap<ClientNetwork, u32>>);
 
-/// The permit of a connection that is not a session yet.
+/// The permit of a connection that is not established yet.
 #[derive(Debug)]
 #[must_use = "dropping it releases the permit"]
 pub(crate) struct PendingPermit {

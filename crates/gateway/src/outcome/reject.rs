@@ -26,7 +26,8 @@ super::reasons! {
         connack: None, is_failed_proof: false,
         hint: Some("raise `max_connections`, or add a gateway");
 
-    /// The client's network has as many connections that are not sessions yet as it leaves free, a third of all at most.
+    /// The client's network has 32 connections or more that are not established yet, and they are more than half of those
+    /// that are free.
     TooManyPending = "too_many_pending", Accept, Client, 503,
         connack: None, is_failed_proof: false,
         hint: Some("behind a load balancer all clients are of one network: raise `max_connections` and the limit of open files");

@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 use crate::config::{Complaint, Diagnostics, Located};
 use crate::files::read_chain;
 use crate::outcome::describe_webpki;
-use crate::trust::{Purpose, TrustAnchors, has_rsa_key, may_sign_certificates, may_sign_handshakes};
+use crate::trust::{Purpose, TrustAnchors, allows_key_encipherment, may_sign_certificates, may_sign_handshakes};
 
 /// Clients limit what a server may send: some to ten certificates, small ones to 16 KiB.
 const MAX_CERTIFICATES: usize = 10;
@@ -34,7 +34,7 @@ pub(super) fn warn_of_unacceptable(
         let message = "the server's certificate is not for servers: its extended key usage lacks serverAuth";
         return warn(message, "use a certificate that was issued to the gateway, not to a device");
     }
-    if !may_sign_handshakes(leaf) && !has_rsa_key(leaf) {
+    if !may_sign_handshakes(leaf) && !allows_key_encipherment(leaf) {
         let message = "the server's certificate must not sign handshakes: its key usage lacks digitalSignature";
         return warn(message, "issue it again with keyUsage = digitalSignature");
     }

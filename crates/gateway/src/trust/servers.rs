@@ -9,7 +9,7 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{TrustAnchors, has_rsa_key, may_sign_certificates, may_sign_handshakes};
+use super::{TrustAnchors, allows_key_encipherment, may_sign_certificates, may_sign_handshakes};
 use crate::outcome::describe_webpki;
 use crate::util::crypto::provider;
 
@@ -40,7 +40,7 @@ impl ServerVerifier {
             X509Certificate::from_der(der).is_ok_and(|(_, certificate)| allows(&certificate))
         };
         let purpose = || Err(CertificateError::InvalidPurpose.into());
-        if !allows(leaf, |it| may_sign_handshakes(it) || has_rsa_key(it)) {
+        if !allows(leaf, |it| may_sign_handshakes(it) || allows_key_encipherment(it)) {
             return purpose();
         }
         if !path.intermediate_certificates().all(|authority| allows(&authority.der(), may_sign_certificates)) {

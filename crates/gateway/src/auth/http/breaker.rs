@@ -21,15 +21,16 @@ pub(super) const MIN_NETWORKS: usize = 3;
 pub(super) enum Opening {
     /// Requests for clients of several networks failed, or connections were refused.
     Failing,
-    /// No response to requests for clients of few networks, who may have found a request that takes the service long: a
+    /// No response to requests for clients of few networks: one of them may have found a request that takes the service long. A
     /// probe has to confirm it at once.
     Suspected,
 }
 
-/// Failures this old are forgotten.
+/// If the last failure is this old, all are forgotten.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Closed, it lets requests pass. It opens after `after` failures in a row, and stays open until a probe succeeds.
+/// Closed, it lets requests pass. It opens after `after` failures in a row, of which those that a client may have caused need
+/// three networks, and stays open until a probe succeeds.
 #[derive(Debug)]
 pub(super) struct Breaker {
     after: u32,

@@ -190,6 +190,9 @@ impl Service {
         if let Some(suppressed) = self.metrics.warnings.permit() {
             tracing::warn!(authenticator = &**name, suppressed, "authentication service failed: {text}");
         }
+        if failure == Failure::OwnShortage {
+            return Err(Reject::AuthenticationUnavailable);
+        }
         let cause = self.causes.failed(candidate.remote());
         Err(if failure.may_be_of_client() && self.is_of_client(cause).await {
             Reject::AuthenticationError
@@ -249,20 +252,22 @@ impl Service {
 /// service.
 const fn responds(probe: Result<StatusCode, FetchProblem>) -> bool {
     match probe {
-        Ok(status) => !is_of_proxy(status),
+        Ok(status) => !is_gateway_error(status),
         Err(problem) => matches!(problem, FetchProblem::Response | FetchProblem::OwnShortage),
     }
 }
 
-/// Whether a probe shows that the service fails for the gateway as for its clients.
+/// Whether a probe shows that the service fails for the gateway as for its clients. Silence does not show it: some services
+/// do not answer HEAD.
 fn is_failing(probe: Result<StatusCode, FetchProblem>) -> bool {
     match probe {
-        Ok(status) => status == StatusCode::INTERNAL_SERVER_ERROR || is_of_proxy(status),
-        Err(problem) => problem == FetchProblem::Unreachable,
+        Ok(status) => status == StatusCode::INTERNAL_SERVER_ERROR || is_gateway_error(status),
+        // What the gateway lacks is not the client's fault either.
+        Err(problem) => matches!(problem, FetchProblem::Unreachable | FetchProblem::OwnShortage),
     }
 }
 
-const fn is_of_proxy(status: StatusCode) -> bool {
+const fn is_gateway_error(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }
 
