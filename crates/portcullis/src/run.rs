@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_gateway::config::tables::LogFormat;
 use portcullis_gateway::{Gateway, Loaded, ProcessState, Runtime, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -20,8 +21,15 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     let observer = Arc::clone(&state.observer);
     let Loaded { runtime, diagnostics } =
         Runtime::load(path, &state).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
-    print_problems(&diagnostics);
+    let is_json = runtime.process.log_format == LogFormat::Json;
+    if !is_json {
+        print_problems(&diagnostics);
+    }
     let logging = crate::logging::start(&runtime.process, &observer);
+    if is_json {
+        // What collects JSON does not understand anything else.
+        diagnostics.lines().for_each(|line| tracing::warn!("{line}"));
+    }
     let tokio = tokio_runtime(runtime.process.worker_threads)?;
     let result = tokio.block_on(serve(path, runtime, state, &logging, early.hangup()));
     // The drain is over. Dropping the remaining tasks still writes their access log lines.

@@ -89,6 +89,11 @@ impl Url {
         (self.kind == Kind::Sqlite).then(|| self.text.trim_start_matches("sqlite://"))
     }
 
+    /// The database, for logs: the path of the SQLite file, or its kind.
+    pub fn shown(&self) -> &str {
+        self.path().unwrap_or("PostgreSQL")
+    }
+
     /// Whether the connection goes to another machine without verifying that machine's certificate and name.
     pub fn is_unverified(&self) -> bool {
         if self.kind == Kind::Sqlite {

@@ -25,7 +25,8 @@ impl Replica {
         let mut complete = self.complete.subscribe();
         let waited = tokio::time::timeout(LOAD_TIMEOUT, complete.wait_for(|is_complete| *is_complete)).await;
         if waited.is_err() {
-            tracing::warn!("device registry not loaded yet; devices are rejected until it is");
+            let database = self.url.shown();
+            tracing::warn!(database, "device registry not loaded yet; devices are rejected until it is");
         }
     }
 
@@ -38,6 +39,7 @@ impl Replica {
         let head = query(registry.head()).await?;
         if anew || !continues(registry, &known, &head).await? {
             tracing::warn!(
+                database = self.url.shown(),
                 "the device registry was replaced or restored, or has changed too often since it was last read; \
                  reloading it"
             );
@@ -114,13 +116,18 @@ async fn follow(replica: Weak<Replica>) {
         match connection.pull(&this).await {
             Ok(()) => {
                 if logged.take().is_some() {
-                    tracing::info!(devices = this.len(), "device registry available again");
+                    tracing::info!(
+                        database = this.url.shown(),
+                        devices = this.len(),
+                        "device registry available again"
+                    );
                 }
             }
             Err(problem) => {
                 this.known.write().answered = None;
                 if logged.as_ref() != Some(&problem) {
                     tracing::error!(
+                        database = this.url.shown(),
                         devices = this.len(),
                         "device registry unavailable, serving known devices: {problem}"
                     );

@@ -138,7 +138,7 @@ impl Bans {
             if begins {
                 let duration = humantime::format_duration(rule.limits.duration).to_string();
                 let client_id = id.map(clip);
-                tracing::info!(listener = &*self.listener, %address, client_id = client_id.as_deref(), ?event, duration, "client banned");
+                tracing::info!(listener = &*self.listener, %address, client_id = client_id.as_deref(), event = event.label(), duration, "client banned");
             }
         }
         is_rejected

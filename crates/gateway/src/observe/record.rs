@@ -98,7 +98,10 @@ impl Record {
             // What closed the connection may be the client's fault.
             Blame::Upstream if outcome.status() >= 500 && outcome != CloseReason::UpstreamClosed.into() => {
                 if let Some(suppressed) = self.listener.upstream_warnings.permit() {
-                    tracing::warn!(connection, listener, reason, %remote, client_id, server, suppressed, "broker could not serve a client");
+                    tracing::warn!(
+                        connection, listener, reason, detail, %remote, client_id, server, suppressed,
+                        "broker could not serve a client"
+                    );
                 }
             }
             _ => {

@@ -105,7 +105,7 @@ fn signals_for_a_gateway_that_runs_do_not_end_one_that_starts() {
         .stderr(fs::File::create(&log).unwrap())
         .spawn();
     let mut gateway = Process(child.unwrap());
-    let configuration = "[runtime]\nworker_threads = 1\n[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\n\
+    let configuration = "[runtime]\nworker_threads = 1\nlog_format = \"json\"\n[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\n\
                          upstream = \"b\"\n[[upstream]]\nname = \"b\"\nservers = [\"127.0.0.1:1\"]\nhealth = { mode = \"off\" }\n";
     // Opened once the gateway reads it.
     let mut writer = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
@@ -121,6 +121,12 @@ fn signals_for_a_gateway_that_runs_do_not_end_one_that_starts() {
     eventually("the reload", || has_logged("reloaded"));
     gateway.signal("TERM");
     assert_eq!(gateway.exit_code(), Some(0));
+    // The warnings of the start are JSON, too.
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(text.contains("does not authenticate clients"), "{text}");
+    for line in text.lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    }
 }
 
 #[test]

@@ -63,6 +63,16 @@ pub enum BanEvent {
     Failure,
 }
 
+impl BanEvent {
+    /// As the configuration has it.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Failure => "failure",
+        }
+    }
+}
+
 /// When clients are banned.
 #[derive(Clone, Debug)]
 pub struct BanRule {
