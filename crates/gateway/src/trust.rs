@@ -323,7 +323,9 @@ fn is_ambiguous(authorities: &[CertificateDer<'_>]) -> bool {
     if authorities.len() <= MAX_OF_ONE_NAME {
         return false;
     }
-    let parsed: Vec<_> = authorities.iter().filter_map(|der| X509Certificate::from_der(der).ok()).collect();
+    let parsed: Option<Vec<_>> = authorities.iter().map(|der| X509Certificate::from_der(der).ok()).collect();
+    // webpki may be able to parse what is not counted here.
+    let Some(parsed) = parsed else { return true };
     let of_name = |name: &X509Name<'_>| parsed.iter().filter(|(_, other)| other.subject() == name).count();
     parsed.iter().any(|(_, authority)| of_name(authority.subject()) > MAX_OF_ONE_NAME)
 }

@@ -8,6 +8,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 use zeroize::Zeroizing;
 
+use crate::device::is_fingerprint;
 use crate::{Change, Device, Error, Hash, Psk, State};
 
 pub(crate) async fn read(connection: &mut AnyConnection, id: &str) -> Result<Option<Device>, Error> {
@@ -79,7 +80,9 @@ pub(crate) async fn write(
 pub(crate) fn pins_by_device(pins: &[AnyRow]) -> Result<HashMap<String, Vec<String>>, Error> {
     let mut pins_of: HashMap<String, Vec<String>> = HashMap::new();
     for row in pins {
-        pins_of.entry(row.try_get("device_id")?).or_default().push(row.try_get("fingerprint")?);
+        // A pin that cannot be decoded must not leave the device without one: it is kept, as one that is not valid.
+        let pin = row.try_get("fingerprint").unwrap_or_default();
+        pins_of.entry(row.try_get("device_id")?).or_default().push(pin);
     }
     Ok(pins_of)
 }
@@ -90,7 +93,7 @@ pub(crate) fn changes(rows: &[AnyRow], pins: &[AnyRow]) -> Result<Vec<Change>, E
 }
 
 pub(crate) fn change(row: &AnyRow, pins_of: &mut HashMap<String, Vec<String>>) -> Result<Change, Error> {
-    let id: String = row.try_get("id")?;
+    let id: String = row.try_get("id").map_err(|_| Error::Corrupt(String::new()))?;
     let revision = row.try_get("revision")?;
     let corrupt = || Error::Corrupt(id.clone());
     // A value of another type, which something else has written, concerns this device alone.
@@ -116,6 +119,9 @@ pub(crate) fn change(row: &AnyRow, pins_of: &mut HashMap<String, Vec<String>>) -
     };
     let mut pins = pins_of.remove(&id).unwrap_or_default();
     pins.sort_unstable();
+    if !pins.iter().all(|pin| is_fingerprint(pin)) {
+        return Err(corrupt());
+    }
     let password_hash = text("password_hash")?.map(Hash);
     let device = Device { id: id.clone(), state, groups, attributes, pins, psk, password_hash };
     Ok(Change { revision, id, device: Some(device) })

@@ -124,6 +124,15 @@ async fn a_device_that_cannot_be_read_keeps_nobody_from_the_others() {
         assert_eq!(seen, [("a", true), ("b", false), ("c", true)], "{broken}");
     }
     assert!(matches!(registry.get("b").await, Err(Error::Corrupt(_))));
+    // Without its pin, any certificate would be that of the device.
+    for pin in ["'zz'", "x'00ff'"] {
+        let query = format!("DELETE FROM pin; INSERT INTO pin (fingerprint, device_id) VALUES ({pin}, 'c')");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(query)).execute(&registry.pool).await.unwrap();
+        let all = registry.changes(0).await.unwrap();
+        let seen: Vec<_> = all.iter().map(|change| (change.id.as_str(), change.device.is_some())).collect();
+        assert_eq!(seen, [("a", true), ("b", false), ("c", false)], "{pin}");
+    }
+    sqlx::raw_sql("DELETE FROM pin").execute(&registry.pool).await.unwrap();
     registry.remove("b").await.unwrap();
     registry.add(&[Device::new("b")], Existing::Replace).await.unwrap();
     assert_eq!(registry.get("b").await.unwrap(), Some(Device::new("b")), "it can be added again");

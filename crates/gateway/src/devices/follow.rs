@@ -81,13 +81,13 @@ impl Replica {
                 break;
             }
         }
-        if is_other {
-            fresh.distrust_beyond();
-        } else {
-            fresh.compare_beyond(&self.known());
-        }
         let this = Arc::clone(self);
         in_background(move || {
+            if is_other {
+                fresh.distrust_beyond();
+            } else {
+                fresh.compare_beyond(&this.known());
+            }
             let before = std::mem::replace(&mut *this.known.write(), fresh);
             this.evaluate_all();
             drop(before);

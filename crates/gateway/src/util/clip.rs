@@ -18,15 +18,18 @@ pub(crate) fn clip(text: &str) -> Cow<'_, str> {
 /// Whether text may be or contain a JSON Web Token: three parts in base64, of which the first begins with `{"`. Clients that
 /// are set up wrongly send it as user name or client ID.
 pub(crate) fn may_hold_token(text: &str) -> bool {
-    let is_token = |from: &str| {
-        let parts = from.split('.').map(|part| part.bytes().take_while(|byte| is_base64(*byte)).count());
-        parts.take(3).filter(|len| *len >= 8).count() >= 2
+    const MIN_PART: usize = 8;
+    // In one pass over the parts: what looks like many beginnings must not be searched again from each of them.
+    let is_base64 = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let is_header = |part: &str| {
+        let end = &part[part.trim_end_matches(is_base64).len()..];
+        end.find("eyJ").is_some_and(|at| end.len() - at >= MIN_PART)
     };
-    text.match_indices("eyJ").any(|(at, _)| at == 0 || is_token(&text[at..]))
-}
-
-const fn is_base64(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
+    let is_payload = |part: &str| part.len() - part.trim_start_matches(is_base64).len() >= MIN_PART;
+    let mut parts = text.split('.').peekable();
+    let has_token = std::iter::from_fn(|| parts.next().map(|part| (part, parts.peek().copied())))
+        .any(|(part, next)| next.is_some_and(is_payload) && is_header(part));
+    text.starts_with("eyJ") || has_token
 }
 
 #[cfg(test)]
@@ -39,6 +42,8 @@ mod tests {
         for text in [token, &format!(" {token}"), &format!("Bearer {token}"), &format!("dev-1:{token}"), "eyJ"] {
             assert!(may_hold_token(text), "{text}");
         }
+        assert!(!may_hold_token(&format!(" {}", "eyJ".repeat(20_000))));
+        assert!(may_hold_token(&format!(" {}.eyJzdWIiOiJhIn0", "eyJ".repeat(20_000))));
         for text in ["", "alice", "HeyJude.v1.final", "dev.eyJ.1", "sensor.lyon.7"] {
             assert!(!may_hold_token(text), "{text}");
         }

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_for_clients_of_several_sites_open_it() {
+    fn errors_for_clients_of_several_networks_open_it() {
         let breaker = breaker();
         let opened: Vec<_> = (1..=5).map(|host| breaker.failed(Failure::Error, from(host))).collect();
         assert_eq!(opened, [None, None, None, Some(Opening::Failing), None], "it says so once");
