@@ -27,6 +27,16 @@ pub enum Refusal {
     ServerUnavailable,
     /// The packet is larger than the gateway accepts.
     PacketTooLarge,
+    /// A limit of the gateway is exceeded.
+    QuotaExceeded,
+    /// The will's topic is not accepted.
+    TopicNameInvalid,
+    /// The will's payload is not of the expected form.
+    PayloadFormatInvalid,
+    /// The will may not be retained.
+    RetainNotSupported,
+    /// The will's QoS is not accepted.
+    QosNotSupported,
 }
 
 impl Refusal {
@@ -41,13 +51,26 @@ impl Refusal {
             (Version::V5, Refusal::BadCredentials) => 0x86,
             (Version::V5, Refusal::NotAuthorized) => 0x87,
             (Version::V5, Refusal::ServerUnavailable) => 0x88,
+            (Version::V5, Refusal::TopicNameInvalid) => 0x90,
             (Version::V5, Refusal::PacketTooLarge) => 0x95,
+            (Version::V5, Refusal::QuotaExceeded) => 0x97,
+            (Version::V5, Refusal::PayloadFormatInvalid) => 0x99,
+            (Version::V5, Refusal::RetainNotSupported) => 0x9a,
+            (Version::V5, Refusal::QosNotSupported) => 0x9b,
             (_, Refusal::Malformed | Refusal::ProtocolError | Refusal::PacketTooLarge) => return None,
             (_, Refusal::UnsupportedVersion) => 1,
             (_, Refusal::ClientId) => 2,
-            (_, Refusal::ServerUnavailable) => 3,
+            (_, Refusal::ServerUnavailable | Refusal::QuotaExceeded) => 3,
             (_, Refusal::BadCredentials) => 4,
-            (_, Refusal::NotAuthorized) => 5,
+            // The others are about wills.
+            (
+                _,
+                Refusal::NotAuthorized
+                | Refusal::TopicNameInvalid
+                | Refusal::PayloadFormatInvalid
+                | Refusal::RetainNotSupported
+                | Refusal::QosNotSupported,
+            ) => 5,
         })
     }
 }
@@ -115,18 +138,45 @@ impl<'a> Connack<'a> {
     }
 }
 
-/// The reason of a DISCONNECT [MQTT-3.14]; a server may send one only in MQTT 5.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The reason of a DISCONNECT [MQTT-3.14.2.1]; a server may send one only in MQTT 5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Disconnect {
-    /// 0x00: normal disconnection; the broker does not publish the will.
+    /// Normal disconnection; the broker does not publish the will.
     Normal = 0x00,
-    /// 0x87: the client is no longer authorized.
+    /// A packet cannot be decoded.
+    Malformed = 0x81,
+    /// A packet violates the protocol.
+    ProtocolError = 0x82,
+    /// The client is no longer authorized, or not for what it does.
     NotAuthorized = 0x87,
-    /// 0x8B: the server is shutting down.
+    /// The server is shutting down.
     ServerShuttingDown = 0x8b,
-    /// 0x98: an operator ended the session.
+    /// The client was silent for one and a half times its keep-alive interval.
+    KeepAliveTimeout = 0x8d,
+    /// A topic filter is not valid.
+    TopicFilterInvalid = 0x8f,
+    /// A topic name is not valid, or not accepted.
+    TopicNameInvalid = 0x90,
+    /// More messages of QoS 1 and 2 at once than the receiver accepts.
+    ReceiveMaximumExceeded = 0x93,
+    /// A topic alias above the receiver's maximum.
+    TopicAliasInvalid = 0x94,
+    /// A packet above the receiver's maximum.
+    PacketTooLarge = 0x95,
+    /// The client sends too much.
+    MessageRateTooHigh = 0x96,
+    /// A limit of the receiver is exceeded.
+    QuotaExceeded = 0x97,
+    /// An operator ended the session.
     AdministrativeAction = 0x98,
-    /// 0xA0: the client's authorization has expired.
+    /// The payload is not of the expected form.
+    PayloadFormatInvalid = 0x99,
+    /// Retained messages are not accepted.
+    RetainNotSupported = 0x9a,
+    /// The QoS is not accepted.
+    QosNotSupported = 0x9b,
+    /// The client's authorization has expired.
     MaximumConnectTime = 0xa0,
 }
 
@@ -140,6 +190,11 @@ impl Disconnect {
     /// The packet of MQTT 5: the reason code and an empty property block.
     pub const fn packet(self) -> [u8; Self::PACKET_LEN] {
         [(PacketType::Disconnect as u8) << 4, 2, self as u8, 0]
+    }
+
+    /// The reason code.
+    pub const fn code(self) -> u8 {
+        self as u8
     }
 }
 

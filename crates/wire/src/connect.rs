@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::frame::{FixedHeader, MAX_REMAINING_LENGTH, PacketType};
 use crate::property::{Owner, Properties};
-use crate::reader::{Reader, put_varint};
+use crate::reader::{Reader, put_field, put_varint};
 use crate::{Error, Rule};
 
 /// The protocol version of a client, from the name and level in CONNECT [MQTT-3.1.2.2].
@@ -222,16 +222,16 @@ impl<'a> Connect<'a> {
         if self.version == Version::V5 {
             self.properties.encode(out);
         }
-        put_field(self.client_id.as_bytes(), out);
+        put_field([self.client_id.as_bytes()], out);
         if let Some(will) = self.will {
             if self.version == Version::V5 {
                 will.properties.encode(out);
             }
-            put_field(will.topic.as_bytes(), out);
-            put_field(will.payload, out);
+            put_field([will.topic.as_bytes()], out);
+            put_field([will.payload], out);
         }
         for field in [self.username.map(str::as_bytes), self.password].into_iter().flatten() {
-            put_field(field, out);
+            put_field([field], out);
         }
     }
 
@@ -317,10 +317,4 @@ fn check_flags(version: Version, flags: u8) -> Result<(), Error> {
         return Err(Rule::PasswordWithoutUsername.into());
     }
     Ok(())
-}
-
-fn put_field(field: &[u8], out: &mut Vec<u8>) {
-    // `encode` checks the length of every field before it writes the first.
-    out.extend_from_slice(&u16::try_from(field.len()).unwrap_or(u16::MAX).to_be_bytes());
-    out.extend_from_slice(field);
 }

@@ -1,5 +1,4 @@
-//! The part of MQTT 3.1, 3.1.1 and 5 that a gateway reads and writes: CONNECT in full, the responses to it, and the
-//! framing of all other packets.
+//! MQTT 3.1, 3.1.1 and 5 as a gateway reads and writes them: all packets, topic names and topic filters.
 //!
 //! Enters: untrusted bytes. Leaves: borrowed views of them, packets to send, or an [`Error`] that names the broken rule.
 //! It has no I/O and no clock, allocates nothing while decoding, and panics on no input.
@@ -21,11 +20,17 @@ mod answer;
 mod connect;
 mod error;
 mod frame;
+mod packet;
 mod property;
 mod reader;
+mod subscription;
+mod topic;
 
 pub use answer::{Connack, Disconnect, PINGREQ, Refusal};
 pub use connect::{Connect, Limits, Version, Will};
 pub use error::{Error, Rule};
 pub use frame::{FixedHeader, MAX_REMAINING_LENGTH, PacketType, Scanner};
-pub use property::{Properties, UserProperties};
+pub use packet::{Ack, Packet, Publish, Reasoned, Sender, head_len};
+pub use property::{Properties, PropertiesBuf, Property, PropertyIter};
+pub use subscription::{Suback, Subscribe, Subscription, Unsubscribe, encode_with_id, put_filter};
+pub use topic::{TopicFilter, check_topic_name, topic_levels};

@@ -1,10 +1,20 @@
 //! Reads fields from the front of a packet's body, and never past its end.
 
+use std::fmt;
+use std::num::NonZeroU16;
+
+use crate::topic::check_topic_name;
 use crate::{Error, Rule};
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
+}
+
+impl fmt::Debug for Reader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reader({} bytes)", self.rest.len())
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -20,6 +30,16 @@ impl<'a> Reader<'a> {
         let (taken, rest) = self.rest.split_at_checked(len).ok_or(Rule::PacketLength)?;
         self.rest = rest;
         Ok(taken)
+    }
+
+    /// The bytes that are not read.
+    pub(crate) const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// The bytes between this position and a later one.
+    pub(crate) fn before(&self, later: Reader<'a>) -> &'a [u8] {
+        self.rest.get(..self.rest.len() - later.rest.len().min(self.rest.len())).unwrap_or_default()
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
@@ -67,11 +87,19 @@ impl<'a> Reader<'a> {
 
     /// A topic name: a string without wildcards [MQTT-4.7.1-1] and with at least one character [MQTT-4.7.3-1].
     pub(crate) fn topic_name(&mut self) -> Result<&'a str, Error> {
-        let topic = self.string()?;
-        if topic.is_empty() || topic.contains(['+', '#']) {
-            return Err(Rule::TopicName.into());
-        }
+        let topic = std::str::from_utf8(self.binary()?).map_err(|_| Rule::Utf8)?;
+        check_topic_name(topic)?;
         Ok(topic)
+    }
+
+    /// Whether the next field has the length 0.
+    pub(crate) fn starts_with_empty_field(&self) -> bool {
+        self.rest.starts_with(&[0, 0])
+    }
+
+    /// A packet identifier, which is never 0 [MQTT-2.2.1-3].
+    pub(crate) fn packet_id(&mut self) -> Result<NonZeroU16, Error> {
+        NonZeroU16::new(self.u16()?).ok_or_else(|| Rule::PacketIdZero.into())
     }
 }
 
@@ -108,4 +136,11 @@ pub(crate) fn put_varint(mut value: u32, out: &mut Vec<u8>) {
         }
         out.push(byte | 0x80);
     }
+}
+
+/// Appends a field with a two-byte length, given in parts. The caller ensures that it has at most 65,535 bytes.
+pub(crate) fn put_field<const N: usize>(parts: [&[u8]; N], out: &mut Vec<u8>) {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    out.extend_from_slice(&u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes());
+    parts.into_iter().for_each(|part| out.extend_from_slice(part));
 }
