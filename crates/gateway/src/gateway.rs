@@ -234,7 +234,12 @@ impl Handle {
         }
         // Also after a failed reload: it may have read new CRLs.
         let shared = Arc::clone(&self.0.shared);
-        let swept = tokio::task::spawn_blocking(move || maintenance::sweep(&shared)).await;
+        let swept = tokio::task::spawn_blocking(move || {
+            let ended = maintenance::sweep(&shared);
+            maintenance::follow_rules(&shared);
+            ended
+        })
+        .await;
         tracing::debug!(sessions_ended = swept.unwrap_or(0), "sessions evaluated");
         self.0.shared.state.observer.metrics.count_reload(result.is_ok());
         result

@@ -12,7 +12,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use crate::devices::Changed;
 use crate::observe::Expiry;
 use crate::outcome::CloseReason;
-use crate::session::{Shared, evaluate};
+use crate::session::{self, Shared, evaluate};
 use crate::sessions::SessionEntry;
 use crate::tls::ServerTls;
 use crate::util::clock::{now, rfc3339};
@@ -165,6 +165,14 @@ pub(crate) fn sweep(shared: &Shared) -> usize {
     let runtime = shared.runtime.load_full();
     let now = now();
     shared.state.sessions.sweep(|entry| evaluate(entry.client_evidence(), &runtime, now))
+}
+
+/// Evaluates the rules of all sessions' packets by the current configuration.
+pub(crate) fn follow_rules(shared: &Shared) {
+    let runtime = shared.runtime.load_full();
+    for session in shared.state.sessions.all() {
+        session::follow_rules(&session, &runtime);
+    }
 }
 
 /// Checks the revocation of all connected devices as if they connected now: a new configuration may require CRLs or

@@ -15,10 +15,9 @@ use crate::config::{self, Diagnostics, Reported, Settings};
 use crate::devices::Replica;
 use crate::edge::{Endpoint, Transport};
 use crate::files::warn_if_expired;
-use crate::limits::{AddressRules, Bans, Permits};
+use crate::limits::{AddressRules, Bans, ConnectionLimits, Permits};
 use crate::observe::{Expiry, ListenerMetrics, Observer};
-use crate::policy::Signer;
-use crate::policy::{Admission, Rewriting};
+use crate::policy::{Admission, PacketPolicy, Rewriting, Signer, TopicPolicy};
 use crate::state::ProcessState;
 use crate::tls::{Context, ServerTls};
 use crate::upstream::{self, Upstream};
@@ -70,6 +69,9 @@ pub struct Listener {
     pub(crate) uses_device: bool,
     pub(crate) admission: Admission,
     pub(crate) rewriting: Rewriting,
+    pub(crate) packets: PacketPolicy,
+    pub(crate) rates: ConnectionLimits,
+    pub(crate) max_session_lifetime: Option<Duration>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) metrics: Arc<ListenerMetrics>,
 }
@@ -113,7 +115,8 @@ impl Runtime {
     /// Opens the files that the settings name. Parts whose files cannot be used are left out, so that all problems are
     /// reported; the result must be used only if there are no errors.
     fn open(settings: Settings, state: &ProcessState, diagnostics: &mut Diagnostics) -> Self {
-        let Settings { listeners, authenticators, upstreams, access_log, process, identity, admin } = settings;
+        let Settings { listeners, authenticators, upstreams, topic_policies, access_log, process, identity, admin } =
+            settings;
         let mut upstream_expiries = Vec::new();
         let mut opened = Vec::new();
         for upstream in upstreams {
@@ -126,7 +129,15 @@ impl Runtime {
             Authenticator::open(settings, &state.sources, &state.observer.metrics, diagnostics).ok().map(Arc::new)
         };
         let authenticators: Vec<_> = authenticators.into_iter().filter_map(open).collect();
-        let parts = Parts { upstreams: &upstreams, authenticators: &authenticators, signer: signer.as_ref(), state };
+        let open = |policy| TopicPolicy::open(policy, diagnostics).ok().map(Arc::new);
+        let topics: Vec<_> = topic_policies.into_iter().filter_map(open).collect();
+        let parts = Parts {
+            upstreams: &upstreams,
+            authenticators: &authenticators,
+            topics: &topics,
+            signer: signer.as_ref(),
+            state,
+        };
         let listeners =
             listeners.into_iter().filter_map(|listener| parts.open_listener(listener, diagnostics)).collect();
         Self {
@@ -204,6 +215,7 @@ impl Runtime {
 struct Parts<'a> {
     upstreams: &'a [Arc<Upstream>],
     authenticators: &'a [Arc<Authenticator>],
+    topics: &'a [Arc<TopicPolicy>],
     signer: Option<&'a Arc<Signer>>,
     state: &'a ProcessState,
 }
@@ -227,6 +239,12 @@ impl Parts<'_> {
             authenticators.iter().map(|it| it.max_username()).fold(DEFAULT_MAX_USERNAME, std::cmp::Ord::max);
         let admission = Admission::new(settings.require);
         let rewriting = Rewriting::new(settings.connect, self.signer);
+        let policy = settings.topics.and_then(|name| self.topics.iter().find(|policy| *policy.name() == *name));
+        let metrics = &self.state.observer.metrics;
+        let topics = policy
+            .map(|policy| (Arc::clone(policy), Arc::new(metrics.topic_decisions(name, policy.name(), policy.rules()))));
+        let stamps = settings.stamps.into_iter().map(|(name, expression)| (name, expression.value)).collect();
+        let packets = PacketPolicy::new(topics, settings.mountpoint, stamps, settings.limits.clone());
         Some(Arc::new(Listener {
             protocol: settings.protocol,
             endpoints: settings
@@ -245,9 +263,12 @@ impl Parts<'_> {
             tls,
             bans: Bans::new(&settings.bans, name, &self.state.bans),
             authenticators,
-            uses_device: admission.uses("device") || rewriting.uses("device"),
+            uses_device: admission.uses("device") || rewriting.uses("device") || packets.uses("device"),
             admission,
             rewriting,
+            rates: ConnectionLimits::new(&settings.limits, name, &self.state.connections),
+            max_session_lifetime: settings.limits.max_session_lifetime,
+            packets,
             upstream: self.upstreams.iter().find(|upstream| upstream.name() == settings.upstream).cloned()?,
             metrics: self.state.observer.metrics.listener(name),
             name: name.into(),

@@ -2,14 +2,16 @@
 //! affects without a scan of all. Enters: sessions as they open, and the index keys that changed. Leaves: to each
 //! affected session, the reason why it is closed. Not here: the evaluation itself.
 
+mod facts;
 mod inventory;
 
+pub(crate) use facts::ClientFacts;
 pub use inventory::Inventory;
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
@@ -21,6 +23,7 @@ use crate::evidence::Evidence;
 use crate::observe::SessionInfo;
 use crate::outcome::CloseReason;
 use crate::pki::{Key, VerifiedChain};
+use crate::policy::PacketRules;
 
 /// The number of locks that sessions are spread over, so that opening one rarely waits for another.
 const SHARDS: usize = 64;
@@ -49,9 +52,26 @@ pub struct SessionEntry {
     from_tls: OnceLock<Option<Evidence>>,
     /// Set after authentication. Boxed, because most sessions have none.
     from_authenticator: OnceLock<Option<Box<Evidence>>>,
+    /// What packet rules are evaluated by again. Set when the client is admitted; `None`: its packets are not inspected, or no
+    /// rule depends on who it is.
+    client: OnceLock<Option<Box<ClientFacts>>>,
+    /// Rules that replace those of the session.
+    new_rules: Mutex<Option<Arc<PacketRules>>>,
+    has_new_rules: AtomicBool,
+    /// When the session ends in any case, in seconds since 1970.
+    lifetime_ends: OnceLock<i64>,
     /// 0 while the session may continue, else the index of the close reason in [`CloseReason::ALL`] plus one.
     end: AtomicU8,
     waker: AtomicWaker,
+}
+
+/// What happens to a session from outside, while it lasts.
+#[derive(Debug)]
+pub(crate) enum SessionEvent {
+    /// It has to close.
+    End(CloseReason),
+    /// Other rules apply to its packets.
+    Rules(Arc<PacketRules>),
 }
 
 /// What a client is evaluated by.
@@ -113,8 +133,28 @@ impl SessionEntry {
             .chain(self.from_authenticator.get().and_then(Option::as_deref))
     }
 
-    /// The close reason, if the session's evidence has expired.
+    /// Whether the client is admitted.
+    pub(crate) fn is_admitted(&self) -> bool {
+        self.client.get().is_some()
+    }
+
+    /// What packet rules are evaluated by. `None`: the client is not admitted, or no rules depend on it.
+    pub(crate) fn client(&self) -> Option<&ClientFacts> {
+        self.client.get()?.as_deref()
+    }
+
+    /// Replaces the rules of the session's packets.
+    pub(crate) fn set_rules(&self, rules: Arc<PacketRules>) {
+        *self.new_rules.lock() = Some(rules);
+        self.has_new_rules.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// The close reason, if the session's evidence has expired, or its time is over.
     fn expired(&self, now: i64) -> Option<CloseReason> {
+        if self.lifetime_ends.get().is_some_and(|ends| *ends < now) {
+            return Some(CloseReason::SessionLifetime);
+        }
         let expired = self.evidence().find(|evidence| evidence.expires().is_some_and(|expires| expires < now))?;
         Some(if expired.chain().is_some() { CloseReason::CertificateExpired } else { CloseReason::TokenExpired })
     }
@@ -166,6 +206,20 @@ impl SessionGuard {
         let _ = self.entry.from_authenticator.set(evidence.map(Box::new));
     }
 
+    /// The client is admitted. `client`: what its packet rules were evaluated by. Call it before the configuration in use is
+    /// compared with the one that admitted it: a change after this call finds the session.
+    pub(crate) fn admitted(&self, client: Option<ClientFacts>) {
+        let _ = self.entry.client.set(client.map(Box::new));
+    }
+
+    /// Sets when the session ends in any case, in seconds since 1970.
+    pub(crate) fn ends_at(&self, ends: i64) {
+        let id = self.entry.info.id;
+        if self.entry.lifetime_ends.set(ends).is_ok() {
+            self.sessions.by_expiry.of(id).insert((ends, id));
+        }
+    }
+
     /// The index entry.
     pub fn entry(&self) -> &SessionEntry {
         &self.entry
@@ -179,6 +233,18 @@ impl SessionGuard {
         self.entry.waker.register(cx.waker());
         // It may have been set in between.
         self.entry.reason().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Ready when something happens to the session.
+    pub(crate) fn poll_event(&self, cx: &Context<'_>) -> Poll<SessionEvent> {
+        if let Poll::Ready(reason) = self.poll_end(cx) {
+            return Poll::Ready(SessionEvent::End(reason));
+        }
+        if self.entry.has_new_rules.load(Ordering::Acquire) && self.entry.has_new_rules.swap(false, Ordering::AcqRel) {
+            let rules = self.entry.new_rules.lock().take();
+            return rules.map_or(Poll::Pending, |rules| Poll::Ready(SessionEvent::Rules(rules)));
+        }
+        Poll::Pending
     }
 
     /// Waits until the session has to close.
@@ -197,6 +263,9 @@ impl Drop for SessionGuard {
             if let Some(expires) = evidence.expires() {
                 self.sessions.by_expiry.of(id).remove(&(expires, id));
             }
+        }
+        if let Some(ends) = self.entry.lifetime_ends.get() {
+            self.sessions.by_expiry.of(id).remove(&(*ends, id));
         }
         if let Some(chain) = self.entry.chain() {
             self.sessions.certificates.remove(chain);
@@ -223,6 +292,10 @@ impl Sessions {
             info,
             from_tls: OnceLock::new(),
             from_authenticator: OnceLock::new(),
+            client: OnceLock::new(),
+            new_rules: Mutex::default(),
+            has_new_rules: AtomicBool::new(false),
+            lifetime_ends: OnceLock::new(),
             end: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::auth;
-use crate::limits::{BanCounters, Descriptors, Pending, Permits};
+use crate::limits::{AllConnectionCounts, BanCounters, Descriptors, Pending, Permits};
 use crate::observe::{Observer, RateLimit};
 use crate::pki::RevocationStore;
 use crate::sessions::Sessions;
@@ -21,6 +21,7 @@ pub struct ProcessState {
     pub(crate) revocation: Arc<RevocationStore>,
     pub(crate) sources: auth::Sources,
     pub(crate) bans: BanCounters,
+    pub(crate) connections: AllConnectionCounts,
     pub(crate) descriptors: Descriptors,
     pub(crate) pending: Arc<Pending>,
     /// Limits how often it is logged that there are too few.

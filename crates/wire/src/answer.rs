@@ -40,6 +40,26 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// What CONNACK can say in place of a DISCONNECT with this reason. `None`: nothing that fits.
+    pub const fn of(reason: Disconnect) -> Option<Self> {
+        Some(match reason {
+            Disconnect::Malformed => Refusal::Malformed,
+            Disconnect::NotAuthorized => Refusal::NotAuthorized,
+            Disconnect::ServerShuttingDown => Refusal::ServerUnavailable,
+            Disconnect::TopicNameInvalid => Refusal::TopicNameInvalid,
+            Disconnect::PacketTooLarge => Refusal::PacketTooLarge,
+            Disconnect::MessageRateTooHigh | Disconnect::QuotaExceeded => Refusal::QuotaExceeded,
+            Disconnect::PayloadFormatInvalid => Refusal::PayloadFormatInvalid,
+            Disconnect::RetainNotSupported => Refusal::RetainNotSupported,
+            Disconnect::QosNotSupported => Refusal::QosNotSupported,
+            Disconnect::ProtocolError
+            | Disconnect::TopicFilterInvalid
+            | Disconnect::ReceiveMaximumExceeded
+            | Disconnect::TopicAliasInvalid => Refusal::ProtocolError,
+            _ => return None,
+        })
+    }
+
     /// The CONNACK code in `version`: a reason code in MQTT 5 [MQTT-3.2.2.2], a return code before [MQTT-3.2.2.3 (3.1.1)].
     /// `None` where the version requires closing the connection without a CONNACK [MQTT-3.1.4-1 (3.1.1)].
     pub const fn code(self, version: Version) -> Option<u8> {
@@ -148,6 +168,8 @@ pub enum Disconnect {
     Malformed = 0x81,
     /// A packet violates the protocol.
     ProtocolError = 0x82,
+    /// The packet is valid, but the receiver cannot process it.
+    ImplementationSpecific = 0x83,
     /// The client is no longer authorized, or not for what it does.
     NotAuthorized = 0x87,
     /// The server is shutting down.

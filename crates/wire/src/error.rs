@@ -82,6 +82,7 @@ rules! {
     PropertyTwice = "MQTT-3.1.2.11", ProtocolError, "a property is given twice";
     PropertyValue = "MQTT-3.1.2.11", ProtocolError, "a property has a value it may not have";
     AuthDataWithoutMethod = "MQTT-3.1.2.11.10", ProtocolError, "authentication data without an authentication method";
+    AuthMethodMissing = "MQTT-3.15.2.2.2", ProtocolError, "AUTH has no authentication method";
     AuthWithoutMethod = "MQTT-4.12.0-7", ProtocolError, "AUTH, although CONNECT has no authentication method";
     SessionExpiry = "MQTT-3.14.2.2.2", ProtocolError, "DISCONNECT sets a session expiry interval that it may not set";
     AcknowledgeFlags = "MQTT-3.2.2-1", Malformed, "reserved bits of the connect acknowledge flags are set";

@@ -301,6 +301,9 @@ impl<'a> Reasoned<'a> {
             };
         }
         let (code, properties) = code_and_properties(reader, Version::V5, Owner::Auth)?;
+        if properties.authentication_method().is_none() {
+            return Err(Rule::AuthMethodMissing.into());
+        }
         if !matches!(code, 0x18 | 0x19) && sender == Sender::Client {
             return Err(Rule::ReasonCode.into());
         }

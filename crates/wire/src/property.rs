@@ -281,36 +281,28 @@ impl PropertiesBuf {
 }
 
 impl Property<'_> {
-    /// Whether it is one of these, by the name of its getter in [`Properties`].
-    pub fn is_response_topic(&self) -> bool {
-        self.id == RESPONSE_TOPIC
-    }
-
-    /// Whether it is the session expiry interval.
-    pub fn is_session_expiry_interval(&self) -> bool {
-        self.id == SESSION_EXPIRY_INTERVAL
-    }
-
-    /// Whether it is the server keep-alive.
-    pub fn is_server_keep_alive(&self) -> bool {
-        self.id == SERVER_KEEP_ALIVE
-    }
-
-    /// Whether it is the topic alias maximum.
-    pub fn is_topic_alias_maximum(&self) -> bool {
-        self.id == TOPIC_ALIAS_MAXIMUM
-    }
-
-    /// Whether it is the maximum packet size.
-    pub fn is_maximum_packet_size(&self) -> bool {
-        self.id == MAXIMUM_PACKET_SIZE
-    }
-
     /// Whether it is only informative: a sender leaves out reason string and user properties of a packet that would exceed
     /// the receiver's maximum [MQTT-3.2.2-19, MQTT-3.2.2-20].
     pub fn is_informative(&self) -> bool {
         matches!(self.id, REASON_STRING | USER_PROPERTY)
     }
+
+    /// Whether it is this one.
+    pub fn is(&self, id: PropertyId) -> bool {
+        self.id == id as usize
+    }
+}
+
+/// Properties that a gateway changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+#[expect(missing_docs, reason = "the names are the specification's")]
+pub enum PropertyId {
+    ResponseTopic = RESPONSE_TOPIC,
+    SessionExpiryInterval = SESSION_EXPIRY_INTERVAL,
+    ServerKeepAlive = SERVER_KEEP_ALIVE,
+    TopicAliasMaximum = TOPIC_ALIAS_MAXIMUM,
+    MaximumPacketSize = MAXIMUM_PACKET_SIZE,
 }
 
 /// As [`Properties`].

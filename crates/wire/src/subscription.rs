@@ -17,6 +17,7 @@ pub struct Subscribe<'a> {
     pub properties: Properties<'a>,
     /// Valid filters, each with its options.
     payload: Reader<'a>,
+    version: Version,
 }
 
 /// One filter of a SUBSCRIBE.
@@ -69,16 +70,18 @@ impl<'a> Subscribe<'a> {
             let filter = filter(reader, version)?;
             check_options(filter, reader.u8()?, version)?;
         }
-        Ok(Self { packet_id, properties, payload })
+        Ok(Self { packet_id, properties, payload, version })
     }
 
     /// The filters in their order.
     pub fn subscriptions(&self) -> impl Iterator<Item = Subscription<'a>> + Clone {
         let mut rest = self.payload;
+        // MQTT 3.1 does not use the upper bits.
+        let used = if self.version == Version::V31 { option::QOS } else { u8::MAX };
         // The payload was validated when it was decoded, so no error can occur here.
         std::iter::from_fn(move || {
             let filter = TopicFilter::new(rest.string().ok()?).ok()?;
-            Some(Subscription { filter, options: rest.u8().ok()? })
+            Some(Subscription { filter, options: rest.u8().ok()? & used })
         })
     }
 }

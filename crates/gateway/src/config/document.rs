@@ -85,7 +85,7 @@ impl Document {
             return (M::default(), document);
         }
         let mut substitution = Substitution { directory: &document.directory, diagnostics: &mut document.diagnostics };
-        tree.get_mut().iter_mut().for_each(|(_, value)| substitution.walk(value));
+        tree.get_mut().iter_mut().for_each(|(key, value)| substitution.walk(key.get_ref(), value));
         let model = document.deserialize(tree, &schema);
         (model, document)
     }
@@ -216,6 +216,11 @@ fn remove_value(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>, unread: &
     }
 }
 
+/// Keys whose values are templates, in which `${...}` is an expression.
+const TEMPLATES: &[&str] = &["publish", "subscribe", "mountpoint"];
+/// What substitutions begin with.
+const SOURCES: &[&str] = &["ENV:", "FILE:"];
+
 /// Replaces `${ENV:NAME}` and `${FILE:path}` in strings.
 struct Substitution<'a> {
     directory: &'a Path,
@@ -223,12 +228,12 @@ struct Substitution<'a> {
 }
 
 impl Substitution<'_> {
-    fn walk(&mut self, value: &mut Spanned<DeValue<'_>>) {
+    fn walk(&mut self, key: &str, value: &mut Spanned<DeValue<'_>>) {
         let span = value.span();
         match value.get_mut() {
-            DeValue::Table(table) => table.iter_mut().for_each(|(_, value)| self.walk(value)),
-            DeValue::Array(items) => items.iter_mut().for_each(|value| self.walk(value)),
-            DeValue::String(text) if text.contains("${") => match self.expand(&span, text) {
+            DeValue::Table(table) => table.iter_mut().for_each(|(key, value)| self.walk(key.get_ref(), value)),
+            DeValue::Array(items) => items.iter_mut().for_each(|value| self.walk(key, value)),
+            DeValue::String(text) if text.contains("${") => match self.expand(key, &span, text) {
                 Ok(expanded) => {
                     self.diagnostics.substituted(Location(span), &expanded);
                     *text = Cow::Owned(expanded);
@@ -241,11 +246,18 @@ impl Substitution<'_> {
         }
     }
 
-    fn expand(&mut self, span: &Range<usize>, text: &str) -> Result<String, Complaint> {
+    /// In the values of some keys, `${...}` is an expression unless it names a source.
+    fn expand(&mut self, key: &str, span: &Range<usize>, text: &str) -> Result<String, Complaint> {
+        let is_template = TEMPLATES.contains(&key);
         let (mut out, mut rest) = (String::new(), text);
         while let Some((before, reference)) = rest.split_once("${") {
-            let (reference, after) = reference.split_once('}').ok_or("`${` has no closing `}`")?;
             out.push_str(before);
+            if is_template && !SOURCES.iter().any(|source| reference.starts_with(source)) {
+                out.push_str("${");
+                rest = reference;
+                continue;
+            }
+            let (reference, after) = reference.split_once('}').ok_or("`${` has no closing `}`")?;
             let inserted = match reference.split_once(':') {
                 Some(("ENV", name)) => std::env::var(name).map_err(|_| {
                     let complaint =
@@ -265,6 +277,9 @@ impl Substitution<'_> {
                     return Err(complaint.hint("use ${ENV:NAME} or ${FILE:path}"));
                 }
             };
+            if is_template && inserted.contains("${") {
+                return Err(Complaint::new("the inserted text contains `${`: expressions cannot be inserted"));
+            }
             self.diagnostics.substituted(Location(span.clone()), &inserted);
             out.push_str(&inserted);
             rest = after;

@@ -14,6 +14,7 @@ mod contradiction;
 mod search;
 mod strict;
 mod syntax;
+mod template;
 mod value;
 mod values;
 
@@ -26,6 +27,7 @@ use cel::{Env, Value};
 
 pub(crate) use binding::ClientKind;
 use strict::{Strict, strict};
+pub(crate) use template::Template;
 
 use crate::outcome::{Reject, note_detail};
 use crate::peer::{FACTS, Facts, ROOTS};
@@ -129,9 +131,17 @@ impl Expression {
     /// # Errors
     /// [`Reject::ExpressionFailed`]: the evaluation failed, or yielded another type.
     pub fn is_true(&self, facts: &Facts<'_>) -> Result<bool, Reject> {
+        self.try_bool(facts).map_err(|why| failed(&why))
+    }
+
+    /// The same for expressions whose failure does not reject the client.
+    ///
+    /// # Errors
+    /// Why there is no value.
+    pub fn try_bool(&self, facts: &Facts<'_>) -> Result<bool, String> {
         match self.evaluate(facts)? {
             Value::Bool(value) => Ok(value),
-            _ => Err(self.failed("not a boolean")),
+            _ => Err(self.because("not a boolean")),
         }
     }
 
@@ -140,9 +150,17 @@ impl Expression {
     /// # Errors
     /// [`Reject::ExpressionFailed`]: the evaluation failed, or yielded another type.
     pub fn text(&self, facts: &Facts<'_>) -> Result<Arc<String>, Reject> {
+        self.try_text(facts).map_err(|why| failed(&why))
+    }
+
+    /// The same for expressions whose failure does not reject the client.
+    ///
+    /// # Errors
+    /// Why there is no value.
+    pub fn try_text(&self, facts: &Facts<'_>) -> Result<Arc<String>, String> {
         match self.evaluate(facts)? {
             Value::String(value) => Ok(value),
-            _ => Err(self.failed("not a string")),
+            _ => Err(self.because("not a string")),
         }
     }
 
@@ -151,18 +169,26 @@ impl Expression {
     /// # Errors
     /// [`Reject::ExpressionFailed`]: the evaluation failed, or yielded another type.
     pub fn json(&self, facts: &Facts<'_>) -> Result<serde_json::Value, Reject> {
-        value::to_json(&self.evaluate(facts)?).ok_or_else(|| self.failed("not representable in JSON"))
+        self.try_json(facts).map_err(|why| failed(&why))
     }
 
-    fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, Reject> {
+    /// The same for expressions whose failure does not reject the client.
+    ///
+    /// # Errors
+    /// Why there is no value.
+    pub fn try_json(&self, facts: &Facts<'_>) -> Result<serde_json::Value, String> {
+        value::to_json(&self.evaluate(facts)?).ok_or_else(|| self.because("not representable in JSON"))
+    }
+
+    fn evaluate(&self, facts: &Facts<'_>) -> Result<Value, String> {
         if let Some(root) = self.names.required.iter().map(|root| &ROOTS[*root]).find(|root| !facts.has_root(root)) {
-            return Err(self.failed(&format!("the client has no {}", root.meaning)));
+            return Err(self.because(&format!("the client has no {}", root.meaning)));
         }
         let mut context = cel::Context::with_env(Arc::clone(&LANGUAGE));
         budget::begin(&mut context, &self.patterns);
         value::add_facts(&mut context, facts, &self.names.facts)
-            .map_err(|error| self.failed(&self.describe(&error)))?;
-        Value::resolve(&self.tree, &context).map_err(|error| self.failed(&self.describe(&error)))
+            .map_err(|error| self.because(&self.describe(&error)))?;
+        Value::resolve(&self.tree, &context).map_err(|error| self.because(&self.describe(&error)))
     }
 
     /// Describes an error. Its own text may quote values that clients chose, so it is not used.
@@ -182,10 +208,14 @@ impl Expression {
         text.to_owned()
     }
 
-    fn failed(&self, why: &str) -> Reject {
-        note_detail(&format!("`{}`: {why}", self.name));
-        Reject::ExpressionFailed
+    fn because(&self, why: &str) -> String {
+        format!("`{}`: {why}", self.name)
     }
+}
+
+fn failed(why: &str) -> Reject {
+    note_detail(why);
+    Reject::ExpressionFailed
 }
 
 impl fmt::Debug for Expression {

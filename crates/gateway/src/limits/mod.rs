@@ -3,6 +3,8 @@
 
 mod addresses;
 mod bans;
+mod bucket;
+mod connections;
 mod descriptors;
 mod fair;
 mod pending;
@@ -12,6 +14,8 @@ mod window;
 pub(crate) use addresses::AddressRules;
 pub(crate) use bans::BanCounters;
 pub(crate) use bans::Bans;
+pub(crate) use bucket::Bucket;
+pub(crate) use connections::{AddressPermit, AllConnectionCounts, ConnectionLimits};
 pub(crate) use descriptors::Descriptors;
 pub(crate) use fair::{ClientNetwork, FairSlots, Slot};
 pub(crate) use pending::{Fill, Pending, PendingPermit};

@@ -3,7 +3,7 @@
 //! and server, so that counting takes no lock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
+use super::decisions::{ByDecision, Decisions};
+use super::rate_limit::RateLimit;
 use crate::outcome::{Outcome, Reject};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -160,6 +162,7 @@ pub struct Metrics {
     inventory: InventoryFamilies,
     registries: RegistryFamilies,
     services: ServiceFamilies,
+    topic_decisions: Family<ByDecision, Counter>,
     reloads: Family<ByResult, Counter>,
     access_lines_dropped: Gauge,
     log_lines_dropped: Gauge,
@@ -219,6 +222,7 @@ impl Default for Metrics {
                 up: add(r, "authentication_service_up", "0 while the circuit breaker of a service is open, else 1"),
                 requests: add(r, "authentication_service_requests", "Requests to a service, by result"),
             },
+            topic_decisions: add(r, "topic_decisions", "Decisions of topic policies, by rule, action and verdict"),
             reloads: add(r, "reloads", "Reloads of the configuration, by result"),
             access_lines_dropped: add(
                 r,
@@ -273,6 +277,11 @@ impl Metrics {
             connections: self.connections.clone(),
             handshake_failures: self.handshake_failures.clone(),
         })
+    }
+
+    /// The counters of a topic policy with this number of rules, at a listener.
+    pub fn topic_decisions(&self, listener: &str, policy: &str, rules: usize) -> Decisions {
+        Decisions::new(self.topic_decisions.clone(), listener, policy, rules)
     }
 
     /// The handles of an authentication service.
@@ -449,24 +458,5 @@ struct ServerFamilies {
 impl ByServer {
     fn with(&self, result: &'static str) -> ByServerResult {
         ByServerResult { upstream: self.upstream.clone(), server: self.server.clone(), result }
-    }
-}
-
-/// Permits one message per second and counts the suppressed ones.
-#[derive(Debug, Default)]
-pub(crate) struct RateLimit {
-    last_second: AtomicU64,
-    suppressed: AtomicU64,
-}
-
-impl RateLimit {
-    /// `Some` if the message may be logged, with the number of messages suppressed before it.
-    pub(crate) fn permit(&self) -> Option<u64> {
-        let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        if self.last_second.swap(second, Ordering::Relaxed) == second {
-            self.suppressed.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        Some(self.suppressed.swap(0, Ordering::Relaxed))
     }
 }

@@ -2,17 +2,21 @@
 //! connection ends, and gauges while it is open.
 
 mod access_log;
+mod decisions;
 mod escape;
 mod info;
 mod line_queue;
 mod metrics;
+mod rate_limit;
 mod record;
 
 pub use access_log::{AccessLog, Format};
+pub use decisions::{Action, Decisions};
 pub use info::{ConnectInfo, IdentityInfo, SessionInfo, ShownIdentity, TlsInfo, UpstreamInfo};
 pub use line_queue::{LineQueue, LostLines};
+pub(crate) use metrics::ServiceMetrics;
 pub use metrics::{Expiry, ListenerMetrics, Metrics, ServerMetrics};
-pub(crate) use metrics::{RateLimit, ServiceMetrics};
+pub(crate) use rate_limit::RateLimit;
 pub use record::Record;
 
 use std::sync::{Arc, OnceLock};

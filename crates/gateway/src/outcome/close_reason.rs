@@ -92,6 +92,40 @@ super::reasons! {
     AddressDenied = "session_address_denied", Relay, Gateway, 403,
         disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
         hint: None;
+    /// A packet of the client violates the protocol, or a limit that the broker's CONNACK sets. `detail` has the clause of the
+    /// standard. The broker receives nothing of the packet.
+    ProtocolViolation = "protocol_violation", Relay, Client, 400,
+        disconnect: Some(Disconnect::ProtocolError), is_of_listener: false,
+        hint: Some("update the client's MQTT library; `detail` says what it did");
+    /// A topic policy denies what the client publishes, or its will.
+    TopicDenied = "topic_denied", Relay, Client, 403,
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
+        hint: Some("compare the topic in `detail` with the rules of the listener's `topics`");
+    /// A reload changed what the client may do: it has a subscription that is no longer allowed, another topic space, or its
+    /// packets were not inspected before.
+    SessionPolicyChanged = "session_policy_changed", Relay, Gateway, 403,
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
+        hint: Some("the client may reconnect at once, and subscribe to what is allowed");
+    /// A packet of the client is larger than `max_packet_size` or the broker's maximum, or its head than 256 KiB.
+    PacketTooLarge = "packet_too_large", Relay, Client, 400,
+        disconnect: Some(Disconnect::PacketTooLarge), is_of_listener: false,
+        hint: Some("let the client send smaller packets, or raise `max_packet_size`");
+    /// The client exceeds a rate with `on_exceed = "disconnect"`, or another limit of the gateway.
+    QuotaExceeded = "quota_exceeded", Relay, Client, 503,
+        disconnect: Some(Disconnect::QuotaExceeded), is_of_listener: false,
+        hint: Some("compare `detail` with [listener.limits]");
+    /// The client was silent for one and a half times its keep-alive interval.
+    KeepAliveTimeout = "keep_alive_timeout", Relay, Client, 200,
+        disconnect: Some(Disconnect::KeepAliveTimeout), is_of_listener: false,
+        hint: Some("the client has lost its network, or hangs");
+    /// The session has lasted for `max_session_lifetime`.
+    SessionLifetime = "session_lifetime", Relay, Gateway, 200,
+        disconnect: Some(Disconnect::MaximumConnectTime), is_of_listener: true,
+        hint: None;
+    /// The broker violated the protocol in a way that the gateway cannot pass on.
+    UpstreamViolation = "upstream_violation", Relay, Upstream, 502,
+        disconnect: Some(Disconnect::ImplementationSpecific), is_of_listener: false,
+        hint: Some("update the broker; `detail` says what it sent");
     /// A fault in the gateway ended the session.
     InternalError = "internal_error", Relay, Gateway, 500,
         disconnect: None, is_of_listener: false,

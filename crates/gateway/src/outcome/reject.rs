@@ -32,6 +32,12 @@ super::reasons! {
         connack: None, is_failed_proof: false,
         hint: Some("behind a load balancer all clients are of one network: raise `max_connections` and the limit of open files");
 
+    /// The client's address has as many connections as `connections_per_address` allows, or connects more often than
+    /// `connect_rate_per_address` does; or more clients connect than `connect_rate` allows within `handshake_timeout`.
+    QuotaExceeded = "quota_exceeded", Accept, Client, 503,
+        connack: Some(Refusal::QuotaExceeded), is_failed_proof: false,
+        hint: Some("compare `detail` with [listener.limits]; behind a load balancer all clients have one address");
+
     /// The limit of open files leaves no descriptors for another connection.
     TooFewDescriptors = "too_few_descriptors", Accept, Gateway, 503,
         connack: None, is_failed_proof: false,
@@ -257,6 +263,11 @@ super::reasons! {
     RewriteFailed = "rewrite_failed", Admit, Client, 403,
         connack: Some(Refusal::NotAuthorized), is_failed_proof: false,
         hint: Some("it may exceed 65,535 bytes or contain U+0000; before MQTT 5, a password needs a user name");
+
+    /// The topic policy denies the client's will. The client is told why with 0x87, 0x90, 0x95, 0x99, 0x9A or 0x9B.
+    TopicDenied = "topic_denied", Admit, Client, 403,
+        connack: Some(Refusal::NotAuthorized), is_failed_proof: false,
+        hint: Some("compare the will in `detail` with the rules of the listener's `topics`");
 
     /// No server of the upstream accepted the connection.
     UpstreamUnreachable = "upstream_unreachable", Upstream, Upstream, 502,

@@ -6,7 +6,13 @@
 //! A session has one codec for both directions, because packets of one direction respond to those of the other. The pump is
 //! generic over the codec, so that one that changes nothing costs nothing.
 
+use std::sync::Arc;
+
+use portcullis_wire::Disconnect;
+use tokio::time::Instant;
+
 use crate::outcome::CloseReason;
+use crate::policy::PacketRules;
 
 /// Which way bytes move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +36,7 @@ impl Direction {
 /// Decides what to do with the bytes of a session.
 ///
 /// A codec keeps no buffer while both directions are at a packet boundary. It may withhold a bounded number of bytes that it
-/// cannot decide on yet, such as half a packet header.
+/// cannot decide on yet, such as half a packet header, and may delay the client.
 pub(super) trait Codec {
     /// Takes the `chunk` that was read in `direction`. Returns the part of it that is written unchanged, directly from the
     /// pump's buffer. The bytes that it adds to `injected` are written as well. A packet is
@@ -43,12 +49,7 @@ pub(super) trait Codec {
     /// # Errors
     /// The session closes for this reason, and nothing more is read in this direction. The bytes in `injected`, which are
     /// packets before the offending one, are still written if the receiver accepts them at once.
-    fn take<'c>(
-        &mut self,
-        direction: Direction,
-        chunk: &'c [u8],
-        injected: &mut Injected,
-    ) -> Result<&'c [u8], CloseReason>;
+    fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending>;
 
     /// Which side has sent DISCONNECT first, by the direction of the packet: it is the one that ended the session, whoever
     /// closes the connection first [MQTT-3.14.4].
@@ -57,9 +58,62 @@ pub(super) trait Codec {
     /// Where the stream to the client may end, if `chunk` comes next in that direction. With an empty `chunk`: whether it
     /// may end now.
     fn boundary(&self, chunk: &[u8]) -> Boundary;
+
+    /// Applies other rules from now on.
+    ///
+    /// # Errors
+    /// The session closes, because they cannot be applied to it.
+    fn set_rules(&mut self, rules: Arc<PacketRules>) -> Result<(), Ending>;
+
+    /// Whether bytes may be read in this direction now.
+    fn may_read(&self, _direction: Direction) -> bool {
+        true
+    }
+
+    /// Whether the codec has bytes of this direction that it can take now: call [`take`](Self::take) with an empty chunk.
+    fn has_held(&self, _direction: Direction) -> bool {
+        false
+    }
+
+    /// When to call [`wake`](Self::wake) next.
+    fn wake_at(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Tells the codec the time.
+    ///
+    /// # Errors
+    /// The session closes for this reason.
+    fn wake(&mut self, _now: Instant) -> Result<(), Ending> {
+        Ok(())
+    }
 }
 
-/// The bytes that a codec adds to a stream. Allocates only if there are some.
+/// Why a codec closes the session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    /// The reason in the log.
+    pub(crate) reason: CloseReason,
+    /// The reason for the client; by default, that of `reason`.
+    pub(crate) disconnect: Option<Disconnect>,
+    /// What happened, for the log. Never a secret.
+    pub(crate) detail: Option<Box<str>>,
+}
+
+impl From<CloseReason> for Ending {
+    fn from(reason: CloseReason) -> Self {
+        Self { reason, disconnect: reason.disconnect(), detail: None }
+    }
+}
+
+impl Ending {
+    /// With what happened.
+    pub(super) fn new(reason: CloseReason, disconnect: Disconnect, detail: impl Into<Box<str>>) -> Self {
+        Self { reason, disconnect: Some(disconnect), detail: Some(detail.into()) }
+    }
+}
+
+/// The bytes that a codec adds to a stream.
 #[derive(Debug, Default)]
 pub(super) struct Injected {
     /// Written after the part of the chunk that is passed on.
@@ -78,4 +132,38 @@ pub(super) enum Boundary {
     Later,
     /// Nowhere: the broker's bytes are not MQTT.
     Never,
+}
+
+impl<C: Codec> Codec for Box<C> {
+    fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
+        (**self).take(direction, chunk, injected)
+    }
+
+    fn disconnected(&self) -> Option<Direction> {
+        (**self).disconnected()
+    }
+
+    fn boundary(&self, chunk: &[u8]) -> Boundary {
+        (**self).boundary(chunk)
+    }
+
+    fn set_rules(&mut self, rules: Arc<PacketRules>) -> Result<(), Ending> {
+        (**self).set_rules(rules)
+    }
+
+    fn may_read(&self, direction: Direction) -> bool {
+        (**self).may_read(direction)
+    }
+
+    fn has_held(&self, direction: Direction) -> bool {
+        (**self).has_held(direction)
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        (**self).wake_at()
+    }
+
+    fn wake(&mut self, now: Instant) -> Result<(), Ending> {
+        (**self).wake(now)
+    }
 }

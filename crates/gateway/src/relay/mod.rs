@@ -4,75 +4,120 @@
 //! parts:
 //!
 //! - the pump (`pump.rs`) moves bytes: back-pressure, half-close, deadlines, the DISCONNECT at the end;
-//! - a codec (`codec.rs`) decides what to do with them. `opaque.rs` passes all of them unchanged.
+//! - a codec (`codec.rs`) decides what to do with them. `opaque.rs` passes all of them unchanged; `inspect/` looks at
+//!   packets, where a listener has rules or limits for them.
 //!
 //! Not here: the decision whether the client may stay connected, which the caller reports. An idle session holds no
 //! buffer.
 
 mod codec;
+mod inspect;
 mod opaque;
 mod pump;
 mod side;
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures_util::future::Either;
+use portcullis_wire::Connect;
+
+pub(crate) use codec::Ending;
 use codec::{Codec, Direction, Injected};
+use inspect::Inspect;
 use opaque::Opaque;
 pub(crate) use pump::Ends;
 
-use crate::observe::Record;
+use crate::observe::{Record, SessionInfo};
 use crate::outcome::CloseReason;
+use crate::policy::PacketRules;
+use crate::sessions::SessionEvent;
 
 /// What becomes of a session's bytes, from the first one behind CONNECT on. Made at admission, where it is known what the
 /// client may do.
-#[derive(Debug, Default)]
-pub(crate) struct SessionCodec {
-    codec: Opaque,
-    /// For the client, behind the broker's CONNACK.
-    replies: Vec<u8>,
+#[derive(Debug)]
+pub(crate) enum SessionCodec {
+    /// Packets are not looked at.
+    Opaque(Opaque),
+    /// They are.
+    Inspect(Box<Inspect>),
+}
+
+impl Default for SessionCodec {
+    fn default() -> Self {
+        Self::Opaque(Opaque::default())
+    }
 }
 
 impl SessionCodec {
+    /// The codec of a client whose packets are looked at. `received` is its CONNECT, `sent` the one that the broker gets.
+    pub(crate) fn inspect(
+        rules: Arc<PacketRules>,
+        received: &Connect<'_>,
+        sent: &Connect<'_>,
+        info: Arc<SessionInfo>,
+    ) -> Self {
+        Self::Inspect(Box::new(Inspect::new(rules, received, sent, info)))
+    }
+
     /// Takes what the client has sent behind CONNECT, and appends to `packets` what the broker is to get of it.
     ///
     /// # Errors
     /// The session ends for this reason.
-    pub(crate) fn take_early(&mut self, bytes: &[u8], packets: &mut Vec<u8>) -> Result<(), CloseReason> {
-        take_early(&mut self.codec, bytes, packets, &mut self.replies)
+    pub(crate) fn take_early(&mut self, bytes: &[u8], packets: &mut Vec<u8>) -> Result<(), Ending> {
+        match self {
+            Self::Opaque(codec) => take_early(codec, bytes, packets),
+            Self::Inspect(codec) => take_early(&mut **codec, bytes, packets),
+        }
     }
 }
 
-fn take_early(
-    codec: &mut impl Codec,
-    bytes: &[u8],
-    packets: &mut Vec<u8>,
-    replies: &mut Vec<u8>,
-) -> Result<(), CloseReason> {
+/// Answers of the codec wait in it until the broker has answered CONNECT.
+fn take_early(codec: &mut impl Codec, bytes: &[u8], packets: &mut Vec<u8>) -> Result<(), Ending> {
     let mut injected = Injected::default();
     packets.extend_from_slice(codec.take(Direction::ToBroker, bytes, &mut injected)?);
     packets.extend(injected.forward);
-    replies.extend(injected.reply);
     Ok(())
 }
 
-/// Moves bytes until both sides have closed, one is lost, or the session has to close. Returns the close reason.
+/// Moves bytes until both sides have closed, one is lost, or the session has to close. Returns why, and what happened.
 ///
 /// Bytes are counted in `record` as they move, so that the record of an aborted session is correct, too.
 ///
-/// `poll_end` is ready with the reason once the session has to close.
-pub(crate) async fn relay(
+/// `poll_event` is ready with what happens to the session from outside.
+pub(crate) fn relay(
     ends: Ends,
     codec: SessionCodec,
     record: &Record,
-    mut poll_end: impl FnMut(&Context<'_>) -> Poll<CloseReason>,
-) -> CloseReason {
-    let mut pump = pump::Pump::new(ends, codec.codec, codec.replies);
+    poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
+) -> impl Future<Output = (CloseReason, Option<Box<str>>)> {
+    // No `async fn`, whose future would hold its parameters twice.
+    match codec {
+        SessionCodec::Opaque(codec) => Either::Left(run(ends, codec, record, poll_event)),
+        SessionCodec::Inspect(codec) => Either::Right(run(ends, codec, record, poll_event)),
+    }
+}
+
+async fn run<C: Codec>(
+    ends: Ends,
+    codec: C,
+    record: &Record,
+    mut poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
+) -> (CloseReason, Option<Box<str>>) {
+    let mut pump = pump::Pump::new(ends, codec);
     let reason = poll_fn(|cx| {
-        if !pump.is_stopping()
-            && let Poll::Ready(reason) = poll_end(cx)
+        while !pump.is_stopping()
+            && let Poll::Ready(event) = poll_event(cx)
         {
-            pump.stop(reason);
+            match event {
+                SessionEvent::End(reason) => pump.stop(reason),
+                SessionEvent::Rules(rules) => {
+                    if let Err(ending) = pump.codec().set_rules(rules) {
+                        pump.stop(ending);
+                    }
+                }
+            }
         }
         let poll = pump.poll(cx);
         let (received, sent) = pump.take_counts();
@@ -81,5 +126,5 @@ pub(crate) async fn relay(
     })
     .await;
     pump.close().await;
-    reason
+    (reason, pump.take_detail())
 }

@@ -3,14 +3,17 @@
 //! It tracks packet boundaries in both directions, in eight bytes of state each: the pump has to know where it may end the
 //! stream to the client, and who has sent DISCONNECT. Not here: the content of packets; no byte is kept, added or removed.
 
+use std::sync::Arc;
+
 use portcullis_wire::{FixedHeader, PacketType, Scanner};
 
-use super::codec::{Boundary, Codec, Direction, Injected};
+use super::codec::{Boundary, Codec, Direction, Ending, Injected};
 use crate::outcome::CloseReason;
+use crate::policy::PacketRules;
 
 /// Passes all bytes unchanged.
 #[derive(Debug)]
-pub(super) struct Opaque {
+pub(crate) struct Opaque {
     /// The position in the stream to the client; `None` once its bytes turned out not to be MQTT.
     to_client: Option<Scanner>,
     /// The position in the stream to the broker, behind CONNECT; `None` as above.
@@ -27,7 +30,7 @@ impl Default for Opaque {
 
 impl Codec for Opaque {
     #[inline]
-    fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], _: &mut Injected) -> Result<&'c [u8], CloseReason> {
+    fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], _: &mut Injected) -> Result<&'c [u8], Ending> {
         let scanner = match direction {
             Direction::ToClient => &mut self.to_client,
             Direction::ToBroker => &mut self.to_broker,
@@ -47,6 +50,14 @@ impl Codec for Opaque {
 
     fn disconnected(&self) -> Option<Direction> {
         self.disconnected
+    }
+
+    /// Packets that were not looked at cannot be judged: what the client subscribes to is not known.
+    fn set_rules(&mut self, _: Arc<PacketRules>) -> Result<(), Ending> {
+        Err(Ending {
+            detail: Some("the packets of this session were not inspected so far".into()),
+            ..CloseReason::SessionPolicyChanged.into()
+        })
     }
 
     fn boundary(&self, chunk: &[u8]) -> Boundary {

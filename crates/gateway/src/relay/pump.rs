@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use portcullis_wire::Disconnect;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::codec::{Boundary, Codec, Direction, Injected};
+use super::codec::{Boundary, Codec, Direction, Ending, Injected};
 use super::side::{Input, Output, Side};
 use crate::net::{Stream, discard_until_closed};
 use crate::outcome::CloseReason;
@@ -35,9 +35,17 @@ const CHUNK: usize = 16 << 10;
 const HALF_CLOSE: Duration = Duration::from_secs(10);
 /// How long the current packet and the DISCONNECT may take to write when the gateway closes the session.
 const STOP: Duration = Duration::from_secs(2);
+/// What a thread keeps of the memory for injected bytes.
+const MAX_KEPT: usize = 4 * CHUNK;
 
 thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
+    static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers { read: vec![0; CHUNK].into(), injected: Injected::default() });
+}
+
+/// The buffers of a thread, which every session uses while it is polled.
+struct Buffers {
+    read: Box<[u8]>,
+    injected: Injected,
 }
 
 /// The two connections of a session, once the broker has answered CONNECT.
@@ -62,6 +70,8 @@ pub(super) struct Pump<C> {
     may_send_disconnect: bool,
     /// The first close reason. Later ones are consequences of it.
     reason: Option<CloseReason>,
+    /// What happened, if the codec closed the session.
+    detail: Option<Box<str>>,
     is_stopping: bool,
     /// The broker accepts no more bytes, but may still send some.
     is_broker_lost: bool,
@@ -69,6 +79,8 @@ pub(super) struct Pump<C> {
     first: Direction,
     /// Set once one side has closed.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Set if the codec has to be woken.
+    alarm: Option<Pin<Box<Sleep>>>,
 }
 
 /// What interrupts a direction.
@@ -78,32 +90,41 @@ enum Interrupt {
     /// The receiver was lost.
     Writing,
     /// The codec closes the session.
-    Codec(CloseReason),
+    Codec(Ending),
 }
 
 impl<C: Codec> Pump<C> {
-    /// Begins with what the broker has sent already, and then with `replies` of the codec to what the client sent before.
-    pub(super) fn new(ends: Ends, codec: C, replies: Vec<u8>) -> Self {
+    /// Begins with what the broker has sent already.
+    pub(super) fn new(ends: Ends, codec: C) -> Self {
         let mut pump = Self {
             client: Side::new(ends.client),
             broker: Side::new(ends.broker),
             codec,
             may_send_disconnect: ends.may_send_disconnect,
             reason: None,
+            detail: None,
             is_stopping: false,
             is_broker_lost: false,
             first: Direction::ToBroker,
             deadline: None,
+            alarm: None,
         };
-        let (broker, client) = (&mut pump.broker, &mut pump.client);
-        match pass(&mut pump.codec, Direction::ToClient, &ends.broker_first, broker, client) {
+        let (broker, client, mut injected) = (&mut pump.broker, &mut pump.client, Injected::default());
+        match pass(&mut pump.codec, Direction::ToClient, &ends.broker_first, broker, client, &mut injected) {
             Ok(passed) => client.keep(passed),
-            Err(reason) => pump.close_because(Direction::ToClient, reason),
-        }
-        if !replies.is_empty() {
-            pump.client.answer(replies);
+            Err(ending) => pump.close_because(Direction::ToClient, ending),
         }
         pump
+    }
+
+    /// The codec.
+    pub(super) fn codec(&mut self) -> &mut C {
+        &mut self.codec
+    }
+
+    /// What happened, if the codec closed the session.
+    pub(super) fn take_detail(&mut self) -> Option<Box<str>> {
+        self.detail.take()
     }
 
     /// Moves bytes in both directions as far as possible. Ready with the close reason when the session is over.
@@ -128,11 +149,17 @@ impl<C: Codec> Pump<C> {
     fn poll_sides(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         // Polled first: a flood of bytes must not starve the deadline.
         let is_late = self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+        self.poll_alarm(cx);
         self.first = self.first.reverse();
+        let may_read = [Direction::ToBroker, Direction::ToClient].map(|direction| self.codec.may_read(direction));
         for direction in [self.first, self.first.reverse()] {
             if let Some(lost) = self.poll_direction(cx, direction) {
                 return Poll::Ready(self.end_because(lost));
             }
+        }
+        if may_read != [Direction::ToBroker, Direction::ToClient].map(|direction| self.codec.may_read(direction)) {
+            // One direction waited for the other, or was delayed meanwhile.
+            cx.waker().wake_by_ref();
         }
         if !self.broker.output.takes_more() && !self.is_broker_lost {
             self.end_because(CloseReason::Ok);
@@ -144,6 +171,22 @@ impl<C: Codec> Pump<C> {
             return Poll::Pending;
         }
         self.poll_over(cx, is_late)
+    }
+
+    /// Wakes the codec, if it is time.
+    fn poll_alarm(&mut self, cx: &mut Context<'_>) {
+        while let Some(at) = self.codec.wake_at().filter(|_| !self.is_stopping) {
+            let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(at)));
+            if alarm.deadline() != at {
+                alarm.as_mut().reset(at);
+            }
+            if alarm.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            if let Err(ending) = self.codec.wake(Instant::now()) {
+                self.close_because(Direction::ToBroker, ending);
+            }
+        }
     }
 
     /// Ready when a session that has begun to close is over: all is written, or the deadline has passed.
@@ -188,8 +231,8 @@ impl<C: Codec> Pump<C> {
                 self.broker.abandon();
                 None
             }
-            (Interrupt::Codec(reason), direction) => {
-                self.close_because(direction, reason);
+            (Interrupt::Codec(ending), direction) => {
+                self.close_because(direction, ending);
                 // The other direction may already have been polled, and now has bytes to write.
                 cx.waker().wake_by_ref();
                 None
@@ -198,21 +241,24 @@ impl<C: Codec> Pump<C> {
     }
 
     /// Closes the session because of the bytes received in `direction`.
-    fn close_because(&mut self, direction: Direction, reason: CloseReason) {
+    fn close_because(&mut self, direction: Direction, ending: Ending) {
         let from = if direction == Direction::ToBroker { &mut self.client } else { &mut self.broker };
         from.input = Input::Stopped;
         if !self.is_stopping {
-            self.stop(reason);
+            self.stop(ending);
         }
     }
 
     /// Closes the session on behalf of the gateway, at the next packet boundary to the client; in MQTT 5 with a DISCONNECT.
-    pub(super) fn stop(&mut self, reason: CloseReason) {
+    pub(super) fn stop(&mut self, ending: impl Into<Ending>) {
+        let Ending { reason, disconnect, detail } = ending.into();
         self.is_stopping = true;
-        self.end_because(reason);
+        if self.end_because(reason) == reason {
+            self.detail = detail;
+        }
         self.deadline = None;
         if self.client.output == Output::Open {
-            let disconnect = reason.disconnect().filter(|_| self.may_send_disconnect).map(Disconnect::packet);
+            let disconnect = disconnect.filter(|_| self.may_send_disconnect).map(Disconnect::packet);
             self.client.end_at(self.codec.boundary(&[]), disconnect);
         }
     }
@@ -251,17 +297,18 @@ fn poll_direction<C: Codec>(
     to: &mut Side,
 ) -> Poll<Result<(), Interrupt>> {
     loop {
-        let may_read = match from.input {
+        let is_open = match from.input {
             Input::Open => true,
             Input::AwaitsReply => from.poll_reply_taken(cx).is_ready(),
             Input::Stopped | Input::Ended => false,
         };
+        let may_move = is_open && codec.may_read(direction);
         ready!(to.poll_drain(cx)).map_err(|_| Interrupt::Writing)?;
         match to.output {
             Output::Closed => return Poll::Ready(Ok(())),
             Output::Ending => ready!(to.poll_shutdown(cx)),
             Output::Open | Output::UntilBoundary(_) => {
-                if !may_read || poll_chunk(cx, codec, direction, from, to)?.is_pending() {
+                if !may_move || poll_chunk(cx, codec, direction, from, to)?.is_pending() {
                     // The sender has no bytes now: flush what was written.
                     ready!(to.poll_flush(cx)).map_err(|_| Interrupt::Writing)?;
                     return Poll::Pending;
@@ -279,17 +326,22 @@ fn poll_chunk<C: Codec>(
     from: &mut Side,
     to: &mut Side,
 ) -> Poll<Result<(), Interrupt>> {
-    BUFFER.with_borrow_mut(|buffer| {
-        let mut buffer = ReadBuf::new(buffer);
-        match ready!(Pin::new(&mut from.stream).poll_read(cx, &mut buffer)) {
-            Ok(()) if !buffer.filled().is_empty() => {
+    BUFFERS.with_borrow_mut(|Buffers { read, injected }| {
+        let mut buffer = ReadBuf::new(read);
+        let has_held = codec.has_held(direction);
+        let read = if has_held { Ok(()) } else { ready!(Pin::new(&mut from.stream).poll_read(cx, &mut buffer)) };
+        match read {
+            Ok(()) if !buffer.filled().is_empty() || has_held => {
                 from.received += buffer.filled().len() as u64;
-                match pass(codec, direction, buffer.filled(), from, to) {
-                    Ok(passed) => to.write(cx, passed).map_err(|_| Interrupt::Writing)?,
-                    Err(reason) => {
+                let passed = pass(codec, direction, buffer.filled(), from, to, injected);
+                let written = passed.map(|passed| to.write(cx, passed));
+                injected.reset();
+                match written {
+                    Ok(written) => written.map_err(|_| Interrupt::Writing)?,
+                    Err(ending) => {
                         // The session may be over before this direction has another turn.
                         let _ = to.poll_drain(cx);
-                        return Poll::Ready(Err(Interrupt::Codec(reason)));
+                        return Poll::Ready(Err(Interrupt::Codec(ending)));
                     }
                 }
             }
@@ -303,14 +355,15 @@ fn poll_chunk<C: Codec>(
     })
 }
 
-/// Passes a chunk to the codec. Returns the part to write before the pending bytes of the receiver.
+/// Passes a chunk to the codec. Returns what to write before the pending bytes of the receiver.
 fn pass<'c, C: Codec>(
     codec: &mut C,
     direction: Direction,
     mut chunk: &'c [u8],
     from: &mut Side,
     to: &mut Side,
-) -> Result<&'c [u8], CloseReason> {
+    injected: &'c mut Injected,
+) -> Result<&'c [u8], Ending> {
     let mut end = None;
     if let Output::UntilBoundary(disconnect) = to.output {
         let boundary = codec.boundary(chunk);
@@ -319,18 +372,35 @@ fn pass<'c, C: Codec>(
         }
         end = Some((boundary, disconnect));
     }
-    let mut injected = Injected::default();
-    let passed = codec.take(direction, chunk, &mut injected);
-    if !injected.forward.is_empty() {
-        to.push(injected.forward);
-    }
+    let passed = codec.take(direction, chunk, injected);
     if !injected.reply.is_empty() {
-        from.answer(injected.reply);
+        from.answer(&injected.reply);
     }
     if let Some((boundary, disconnect)) = end {
         to.end_at(boundary, disconnect);
     }
-    passed
+    match passed {
+        Ok(passed) if injected.forward.is_empty() => Ok(passed),
+        Ok(passed) => {
+            // One write for both.
+            injected.forward.splice(0..0, passed.iter().copied());
+            Ok(&injected.forward)
+        }
+        Err(ending) => {
+            to.keep(&injected.forward);
+            Err(ending)
+        }
+    }
+}
+
+impl Injected {
+    /// Forgets the bytes. The memory for them is kept, unless it is large.
+    fn reset(&mut self) {
+        for bytes in [&mut self.forward, &mut self.reply] {
+            bytes.clear();
+            bytes.shrink_to(MAX_KEPT);
+        }
+    }
 }
 
 #[cfg(test)]

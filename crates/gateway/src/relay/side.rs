@@ -96,12 +96,12 @@ impl Side {
     }
 
     /// Puts `bytes` after the pending bytes.
-    pub(super) fn push(&mut self, bytes: Vec<u8>) {
-        if self.pending.is_empty() { self.pending = bytes } else { self.pending.extend(bytes) }
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.pending.extend_from_slice(bytes);
     }
 
     /// Queues the codec's response to this side, unless its stream is being closed.
-    pub(super) fn answer(&mut self, bytes: Vec<u8>) {
+    pub(super) fn answer(&mut self, bytes: &[u8]) {
         if self.output.takes_more() {
             self.push(bytes);
             self.input = Input::AwaitsReply;

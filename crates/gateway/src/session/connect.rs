@@ -6,20 +6,21 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_wire::{Connect, FixedHeader, Limits, PacketType, Version};
+use portcullis_wire::{Connect, FixedHeader, Limits, PacketType, Refusal, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Shared, evaluate};
+use super::{Shared, evaluate, follow_rules};
 use crate::auth::{self, Principal};
 use crate::devices::Entry;
 use crate::net::Stream;
 use crate::observe::Record;
-use crate::outcome::{Outcome, Reject};
+use crate::outcome::{Outcome, Reject, note_detail};
 use crate::peer::{AuthAttributes, Facts};
-use crate::relay::SessionCodec;
+use crate::policy::{ConnectScratch, WillDenied};
+use crate::relay::{Ending, SessionCodec};
 use crate::runtime::{Listener, Runtime};
-use crate::sessions::SessionGuard;
+use crate::sessions::{ClientFacts, SessionGuard};
 use crate::tls::{Secured, SecuredClient};
 use crate::upstream::Dialed;
 use crate::util::clock::now;
@@ -28,6 +29,8 @@ use crate::util::clock::now;
 const CONNACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// The initial buffer for CONNECT, in bytes. Most are smaller.
 const CONNECT_BUFFER: usize = 1024;
+/// How long a client that exceeds a limit may take for CONNECT: it only has to be told.
+const OVER_LIMIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A CONNECT that a broker has answered.
 pub(super) struct Negotiated {
@@ -50,6 +53,8 @@ pub(super) struct Rejected {
     pub(super) version: Option<Version>,
     /// The largest packet that the client accepts, in bytes.
     pub(super) max_packet_size: usize,
+    /// What the client is told in CONNACK, if it is not what `outcome` says.
+    pub(super) refusal: Option<Refusal>,
 }
 
 /// A client that is admitted.
@@ -61,9 +66,39 @@ struct Admitted<'b> {
     codec: SessionCodec,
 }
 
-/// Reads CONNECT, admits the client, and presents it to a broker.
+/// Why an authenticated client is not admitted.
+struct Denied {
+    outcome: Outcome,
+    /// What it is told in CONNACK, if it is not what `outcome` says.
+    refusal: Option<Refusal>,
+}
+
+impl From<Reject> for Denied {
+    fn from(reject: Reject) -> Self {
+        Self { outcome: reject.into(), refusal: None }
+    }
+}
+
+impl From<WillDenied> for Denied {
+    fn from(denied: WillDenied) -> Self {
+        note_detail(&format!("will: {}", denied.denial().label()));
+        Self { outcome: Reject::TopicDenied.into(), refusal: Some(denied.refusal()) }
+    }
+}
+
+/// Of packets that the client sent right behind CONNECT.
+impl From<Ending> for Denied {
+    fn from(ending: Ending) -> Self {
+        ending.detail.iter().for_each(|detail| note_detail(detail));
+        Self { outcome: ending.reason.into(), refusal: ending.disconnect.and_then(Refusal::of) }
+    }
+}
+
+/// Reads CONNECT, admits the client, and presents it to a broker. `over_limit`: it exceeds a limit of its address, and is only
+/// read to be told so.
 pub(super) async fn negotiate(
     secured: &mut Secured,
+    over_limit: Option<Reject>,
     listener: &Arc<Listener>,
     session: &SessionGuard,
     shared: &Shared,
@@ -71,7 +106,8 @@ pub(super) async fn negotiate(
 ) -> Result<Negotiated, Rejected> {
     let Secured { stream, client: SecuredClient { peer, device, .. } } = secured;
     let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
-    let read = timeout(listener.connect_timeout, read_connect(stream, &mut buffer, listener));
+    let patience = if over_limit.is_some() { OVER_LIMIT_TIMEOUT } else { listener.connect_timeout };
+    let read = timeout(patience, read_connect(stream, &mut buffer, listener));
     // CRLs and OCSP responses about the certificate are fetched meanwhile.
     let (read, revocation) = tokio::join!(read, check_revocation(listener, session));
     record.count_bytes(buffer.len() as u64, 0);
@@ -82,11 +118,15 @@ pub(super) async fn negotiate(
             outcome: reject.into(),
             version: Connect::version_to_answer_in(&buffer),
             max_packet_size: usize::MAX,
+            refusal: None,
         })?;
     let version = connect.version;
     let max_packet_size = connect.properties.maximum_packet_size().map_or(usize::MAX, |size| size as usize);
-    let rejected = |outcome: Outcome| Rejected { outcome, version: Some(version), max_packet_size };
+    let rejected = |outcome: Outcome| Rejected { outcome, version: Some(version), max_packet_size, refusal: None };
     record.info.set_connect(connect.client_id, listener.shown_username(&connect), version);
+    if let Some(reject) = over_limit {
+        return Err(rejected(reject.into()));
+    }
     check_lengths(&connect, listener).map_err(|reject| rejected(reject.into()))?;
     revocation.map_err(|reject| rejected(reject.into()))?;
 
@@ -102,8 +142,19 @@ pub(super) async fn negotiate(
     evaluate(session.entry().client_evidence(), &runtime, now()).map_err(|reason| rejected(reason.into()))?;
     let facts = Facts { attributes: principal.attributes(), ..facts };
     let (received, early) = buffer.split_at(used);
+    let admitted = admit(&facts, &principal, received, early, listener, record);
     let Admitted { packets, hash_key, codec } =
-        admit(&facts, &principal, received, early, listener, record).map_err(rejected)?;
+        admitted.map_err(|Denied { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
+    let kept = matches!(codec, SessionCodec::Inspect(_)) && listener.packets.binds_sessions();
+    session.admitted(if kept { ClientFacts::new(peer, &connect, principal) } else { None });
+    if let Some(lifetime) = listener.max_session_lifetime {
+        session.ends_at(now().saturating_add(i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX)));
+    }
+    let latest = shared.runtime.load();
+    if !Arc::ptr_eq(&latest, &runtime) {
+        follow_rules(session.entry(), &latest);
+    }
+    drop(latest);
 
     let forwarded = forward(&hash_key, &packets, listener, record).await;
     let (dialed, answer, code) = forwarded.map_err(|reject| rejected(reject.into()))?;
@@ -138,7 +189,7 @@ fn admit<'b>(
     early: &[u8],
     listener: &Listener,
     record: &Record,
-) -> Result<Admitted<'b>, Outcome> {
+) -> Result<Admitted<'b>, Denied> {
     listener.admission.check(facts)?;
     let replacements = listener.rewriting.evaluate(facts)?;
     let replacements = replacements.or_else(principal.client_id.clone(), principal.username.clone());
@@ -151,13 +202,22 @@ fn admit<'b>(
         Some(key) => key.text(&Facts { mqtt: &rewritten, ..*facts })?,
         None => Arc::new(rewritten.client_id.to_owned()),
     };
+    let rules = listener.packets.for_client(facts)?;
+    let mut scratch = ConnectScratch::default();
+    let sent = match &rules {
+        Some(rules) => rules.apply(&rewritten, &mut scratch, &record.info).map_err(Denied::from)?,
+        None => rewritten,
+    };
     let mut packets = Cow::Borrowed(received);
-    if !replacements.is_empty() {
+    if !replacements.is_empty() || sent != rewritten {
         let mut packet = Vec::with_capacity(received.len() + early.len() + 128);
-        rewritten.encode(&mut packet).map_err(|_| Reject::RewriteFailed)?;
+        sent.encode(&mut packet).map_err(|_| Reject::RewriteFailed)?;
         packets = Cow::Owned(packet);
     }
-    let mut codec = SessionCodec::default();
+    let mut codec = match rules {
+        Some(rules) => SessionCodec::inspect(rules, facts.mqtt, &sent, Arc::clone(&record.info)),
+        None => SessionCodec::default(),
+    };
     if !early.is_empty() {
         codec.take_early(early, packets.to_mut())?;
     }

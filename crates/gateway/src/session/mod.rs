@@ -4,6 +4,7 @@
 
 mod connect;
 mod evaluate;
+mod rules;
 mod serve;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub(crate) use evaluate::evaluate;
+pub(crate) use rules::follow_rules;
 pub(crate) use serve::{reject, serve};
 
 use crate::runtime::Runtime;

@@ -13,14 +13,14 @@ use super::Shared;
 use super::connect::{Negotiated, Rejected, negotiate};
 use crate::config::tables::OnReject;
 use crate::edge::{Accepted, Arrived};
-use crate::limits::{Fill, PendingPermit, Permit};
+use crate::limits::{AddressPermit, Fill, PendingPermit, Permit};
 use crate::net::{Stream, discard_until_closed};
 use crate::observe::{Record, SessionInfo};
-use crate::outcome::{CloseReason, Outcome, Reject, traced};
+use crate::outcome::{CloseReason, Outcome, Reject, Trace, note_detail, traced};
 use crate::relay::{Ends, SessionCodec, relay};
 use crate::runtime::Listener;
 use crate::sessions::SessionGuard;
-use crate::tls::Secured;
+use crate::tls::{Secured, ServerTls};
 use crate::upstream::Lease;
 
 /// How long the CONNACK for a rejected client may take to write. A client that does not read it is disconnected without.
@@ -60,11 +60,14 @@ pub(crate) async fn serve(accepted: Accepted, descriptors: Permit, listener: Arc
     // Release the configuration: sessions outlive reloads.
     drop((listener, shared));
     let outcome = match established {
-        Ok(Established { ends, codec, is_rejected, permit, lease }) => {
-            let reason = relay(ends, codec, &record, |cx| session.poll_end(cx)).await;
+        Ok(Established { ends, codec, is_rejected, permits, lease }) => {
+            let (reason, detail) = relay(ends, codec, &record, |cx| session.poll_event(cx)).await;
             drop(lease);
+            if detail.is_some() {
+                record.info.set_trace(Trace { detail, ..Trace::default() });
+            }
             record.finish(Outcome::Closed(if is_rejected { CloseReason::UpstreamRefused } else { reason }));
-            return drop((permit, descriptors));
+            return drop((permits, descriptors));
         }
         Err(outcome) => outcome,
     };
@@ -78,7 +81,7 @@ struct Established {
     codec: SessionCodec,
     /// The broker rejected it.
     is_rejected: bool,
-    permit: Permit,
+    permits: (Permit, AddressPermit),
     lease: Lease,
 }
 
@@ -89,9 +92,25 @@ async fn establish(
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Established, Outcome> {
-    let (arrived, permit, _pending) = arrive(accepted, listener, shared, record)?;
+    let Admission { arrived, permit, of_address, _pending } = arrive(accepted, listener, shared, record)?;
+    let (of_address, over_limit) = match of_address {
+        Ok(permit) => (Some(permit), None),
+        Err(limit) => {
+            note_detail(limit);
+            // Before TLS there is no way to tell the client, and the handshake would cost what the limit is to save.
+            if listener.tls.is_some() {
+                return Err(Reject::QuotaExceeded.into());
+            }
+            (None, Some(Reject::QuotaExceeded))
+        }
+    };
+    let patience = listener.tls.as_ref().map_or(listener.connect_timeout, ServerTls::handshake_timeout);
+    if let Err(limit) = listener.rates.wait(arrived.address.ip(), patience).await {
+        note_detail(limit);
+        return Err(Reject::QuotaExceeded.into());
+    }
     let mut secured = secure(arrived, listener, session, record).await?;
-    match negotiate(&mut secured, listener, session, shared, record).await {
+    match negotiate(&mut secured, over_limit, listener, session, shared, record).await {
         Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec }) => {
             record.info.set_connected();
             let ends = Ends {
@@ -106,7 +125,7 @@ async fn establish(
                 ends,
                 codec,
                 is_rejected: code.is_some_and(|code| code != 0),
-                permit,
+                permits: (permit, of_address.unwrap_or_default()),
                 lease: dialed.lease,
             })
         }
@@ -118,14 +137,18 @@ async fn establish(
     }
 }
 
+/// A connection that may be served.
+struct Admission {
+    arrived: Arrived,
+    permit: Permit,
+    /// Or the name of the limit that its address exceeds.
+    of_address: Result<AddressPermit, &'static str>,
+    _pending: PendingPermit,
+}
+
 /// Finds out the client's address and applies what is known by it: what costs nothing is decided before any cryptography is
 /// paid for.
-fn arrive(
-    accepted: Accepted,
-    listener: &Listener,
-    shared: &Shared,
-    record: &Record,
-) -> Result<(Arrived, Permit, PendingPermit), Reject> {
+fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Record) -> Result<Admission, Reject> {
     let arrived = accepted.arrive();
     let address = arrived.address.ip();
     record.info.set_address(arrived.address);
@@ -138,7 +161,8 @@ fn arrive(
     let permit = listener.permits.take(listener.max_connections).ok_or(Reject::TooManyConnections)?;
     let of_listener = Fill { taken: listener.permits.taken(), max: listener.max_connections };
     let pending = shared.state.pending.take(address, [of_listener, shared.state.descriptors.fill()]);
-    Ok((arrived, permit, pending.ok_or(Reject::TooManyPending)?))
+    let of_address = listener.rates.take(address);
+    Ok(Admission { arrived, permit, of_address, _pending: pending.ok_or(Reject::TooManyPending)? })
 }
 
 async fn secure(
@@ -171,12 +195,13 @@ fn count_failure(reject: Reject, listener: &Listener, record: &Record) {
 
 /// Sends the client a CONNACK with the rejection in its own MQTT version, and closes the connection.
 async fn send_reject(mut client: Stream, rejected: Rejected, listener: &Listener, record: &mut Record) {
-    let Rejected { outcome, version, max_packet_size } = rejected;
+    let Rejected { outcome, version, max_packet_size, refusal } = rejected;
     record.decide(outcome);
     if let Outcome::Rejected(reject) = outcome {
         count_failure(reject, listener, record);
     }
-    let code = version.and_then(|version| Some((version, outcome.connack()?.code(version)?)));
+    let refusal = refusal.or_else(|| outcome.connack());
+    let code = version.and_then(|version| Some((version, refusal?.code(version)?)));
     let send = async {
         if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {
             let mut packet = Vec::with_capacity(8);

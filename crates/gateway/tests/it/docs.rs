@@ -32,8 +32,11 @@ fn the_reasons_are_documented() {
 }
 
 /// Sub-tables, which are documented in their own sections.
-const SUB_TABLES: &[(&str, &[&str])] =
-    &[("Listener", &["tls", "ban", "admit", "connect"]), ("Upstream", &["health", "tls"])];
+const SUB_TABLES: &[(&str, &[&str])] = &[
+    ("Listener", &["tls", "ban", "admit", "connect", "publish", "limits"]),
+    ("Upstream", &["health", "tls"]),
+    ("TopicPolicy", &["rule"]),
+];
 
 #[test]
 fn the_keys_of_the_configuration_are_documented() {

@@ -1,4 +1,6 @@
-//! Builds CONNECT packets byte by byte, without the code under test, so that invalid ones can be built, too.
+//! Builds packets byte by byte, without the code under test, so that invalid ones can be built, too.
+
+use portcullis_wire::Version;
 
 /// The parts of a CONNECT; tests change public fields to break it.
 #[derive(Clone, Debug)]
@@ -57,11 +59,24 @@ impl Raw {
             body.extend(properties);
         }
         body.extend(&self.payload);
-        let mut bytes = vec![self.first_byte];
-        bytes.extend(varint(body.len()));
-        bytes.extend(body);
-        bytes
+        packet(self.first_byte, &body)
     }
+}
+
+/// A packet with this body.
+pub(crate) fn packet(first_byte: u8, body: &[u8]) -> Vec<u8> {
+    [&[first_byte], &varint(body.len())[..], body].concat()
+}
+
+/// A packet of a packet identifier, properties, which are left out before MQTT 5, and a payload.
+pub(crate) fn packet_with_id(first_byte: u8, id: u16, version: Version, properties: &[u8], payload: &[u8]) -> Vec<u8> {
+    let properties = if version == Version::V5 { block(properties) } else { Vec::new() };
+    packet(first_byte, &[&id.to_be_bytes(), &properties[..], payload].concat())
+}
+
+/// Encodes MQTT 5 properties with their length in front.
+pub(crate) fn block(properties: &[u8]) -> Vec<u8> {
+    [&varint(properties.len()), properties].concat()
 }
 
 /// Encodes bytes with a two-byte length in front.

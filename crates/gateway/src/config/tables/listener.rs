@@ -13,9 +13,11 @@ use super::super::document::Document;
 use super::super::values::{ByteSize, Cidr, Location, OneOrMany, Setting, Timeout};
 use super::ban::{BanRule, BanTable};
 use super::connect::{AdmitTable, Connect, ConnectTable};
+use super::limits::{Limits, LimitsTable};
 use super::tls::{Tls, TlsTable};
-use super::{Named, Names, ban, check_known, compile, connect, nonzero, tls};
-use crate::expr::{Expression, Wanted};
+use super::topics::PublishTable;
+use super::{Named, Names, ban, check_known, compile, connect, limits, nonzero, tls, topics};
+use crate::expr::{Expression, Template, Wanted};
 
 /// MQTT itself sets no lower bound on the length of a CONNECT packet [MQTT-2.1.4].
 const MAX_MAX_CONNECT_SIZE: usize = 1 << 20;
@@ -69,6 +71,15 @@ pub(in crate::config) struct ListenerTable {
     admit: AdmitTable,
     /// Fields of CONNECT that the gateway replaces before it forwards the packet.
     connect: ConnectTable,
+    /// Name of the `[[topic_policy]]` that says what clients may publish and subscribe to. Default: everything is allowed.
+    topics: Option<Setting<String>>,
+    /// Prefix of all topics at the broker, which clients do not see: a topic space of its own for each tenant. `${...}` is an
+    /// expression that yields one topic level: `tenants/${cert.subject.o}/`. Default: none.
+    mountpoint: Option<Setting<String>>,
+    /// What the gateway adds to messages of MQTT 5 clients.
+    publish: PublishTable,
+    /// Limits on what clients connect, send and subscribe to.
+    limits: LimitsTable,
 }
 
 impl Default for ListenerTable {
@@ -91,6 +102,10 @@ impl Default for ListenerTable {
             ban: Vec::new(),
             admit: AdmitTable::default(),
             connect: ConnectTable::default(),
+            topics: None,
+            mountpoint: None,
+            publish: PublishTable::default(),
+            limits: LimitsTable::default(),
         }
     }
 }
@@ -170,6 +185,14 @@ pub struct Listener {
     pub require: Vec<Setting<Expression>>,
     /// How CONNECT is rewritten.
     pub connect: Connect,
+    /// The name of a topic policy.
+    pub topics: Option<String>,
+    /// The prefix of all topics at the broker.
+    pub mountpoint: Option<Template>,
+    /// User properties that are added to messages.
+    pub stamps: Vec<(String, Setting<Expression>)>,
+    /// Limits on what clients connect, send and subscribe to.
+    pub limits: Limits,
 }
 
 /// `bound`: the addresses of the listeners before this one.
@@ -200,6 +223,9 @@ pub(super) fn validate(
         document.error(size, "`max_username` must be at most 64KiB");
     }
     warn_of_repeated_bans(&bans, document);
+    let is_known = |name: &&Setting<String>| check_known("topic_policy", name, &names.topic_policies, document).is_ok();
+    let policy = table.topics.as_ref().filter(is_known);
+    let mountpoint = table.mountpoint.as_ref().map(|source| topics::validate_mountpoint(source, document));
     Listener {
         name,
         table: table.location.clone().unwrap_or_default(),
@@ -219,6 +245,10 @@ pub(super) fn validate(
         bans,
         require: required.into_iter().filter_map(Result::ok).flatten().collect(),
         connect: connect.unwrap_or_default(),
+        topics: policy.map(|name| name.value.clone()),
+        mountpoint: mountpoint.and_then(Result::ok),
+        stamps: topics::validate_publish(&table.publish, document),
+        limits: limits::validate(&table.limits, document),
     }
 }
 

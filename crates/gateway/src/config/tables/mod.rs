@@ -8,9 +8,11 @@ mod authenticator;
 mod ban;
 mod connect;
 mod identity;
+mod limits;
 mod listener;
 mod process;
 mod tls;
+mod topics;
 mod upstream;
 
 pub(super) use authenticator::registry_urls;
@@ -19,12 +21,15 @@ pub use authenticator::{TokenAlgorithm, TokenField};
 pub use ban::{BanEvent, BanKey, BanRule};
 pub use connect::{Connect, Password, Token};
 pub use identity::{Identity, OWN_CLAIMS};
+pub use limits::{Limits, OnExceed, Rate};
 pub use listener::{Listener, OnReject, Protocol};
 pub use process::{AccessLog, AccessLogFormat, AdminBind, LogFormat, Process};
 pub use tls::{
     CertificateFiles, CertificateTls, ClientCertificates, Crl, CrlOrigin, Ocsp, OcspScope, OnFailure, PrivateKey, Psk,
     PskFormat, RawKeys, Resumption, Tls, TlsMode, TlsVersion,
 };
+pub(crate) use topics::MAX_PATTERN_LEVELS;
+pub use topics::{Effect, OnDeny, PolicyMode, TopicPolicy, TopicRule};
 pub use upstream::{Balance, Health, HealthMode, PassiveHealth, Server, ServerAddress, Service, Upstream, UpstreamTls};
 
 use std::collections::HashSet;
@@ -50,6 +55,8 @@ pub(super) struct Model {
     pub(super) authenticator: Vec<Setting<authenticator::AuthenticatorTable>>,
     /// Groups of brokers. Listeners refer to them by name.
     pub(super) upstream: Vec<Setting<upstream::UpstreamTable>>,
+    /// What clients may publish and subscribe to. Listeners refer to them by name.
+    pub(super) topic_policy: Vec<Setting<topics::TopicPolicyTable>>,
     /// The access log: one line for each connection. Default: off.
     pub(super) access_log: Option<Setting<process::AccessLogTable>>,
     /// Settings of the process.
@@ -69,6 +76,8 @@ pub struct Settings {
     pub authenticators: Vec<Authenticator>,
     /// In the order of the file.
     pub upstreams: Vec<Upstream>,
+    /// In the order of the file.
+    pub topic_policies: Vec<TopicPolicy>,
     /// `None`: no access log.
     pub access_log: Option<AccessLog>,
     /// Settings of the process.
@@ -93,6 +102,7 @@ pub(super) fn validate(model: &Model, document: &mut Document) -> Settings {
     let names = Names {
         upstreams: names(&model.upstream, "upstream", document),
         authenticators: names(&model.authenticator, "authenticator", document),
+        topic_policies: names(&model.topic_policy, "topic_policy", document),
         registries: model.authenticator.iter().filter(|table| table.is_registry()).count(),
         has_identity: model.identity.is_some(),
     };
@@ -106,6 +116,7 @@ pub(super) fn validate(model: &Model, document: &mut Document) -> Settings {
             .filter_map(|table| authenticator::validate(table, document).ok())
             .collect(),
         listeners: model.listener.iter().map(|table| listener::validate(table, &names, &mut bound, document)).collect(),
+        topic_policies: model.topic_policy.iter().map(|table| topics::validate(table, document)).collect(),
         process: process::validate_runtime(&model.runtime, document),
         admin: model.admin.as_ref().and_then(|table| process::validate_admin(table, document).ok()),
         access_log: model.access_log.as_ref().and_then(|table| process::validate_access_log(table, document).ok()),
@@ -124,6 +135,7 @@ pub(super) fn validate(model: &Model, document: &mut Document) -> Settings {
 struct Names {
     upstreams: Vec<String>,
     authenticators: Vec<String>,
+    topic_policies: Vec<String>,
     /// Number of authenticators of the kind `registry`.
     registries: usize,
     has_identity: bool,

@@ -2,11 +2,13 @@
 //! Time is paused: waiting for a deadline takes none.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
 use tokio::time::timeout;
 
 use super::*;
+use crate::policy::PacketRules;
 use crate::relay::opaque::Opaque;
 
 /// Both ends of a session hold this many bytes that were not read.
@@ -23,7 +25,7 @@ fn session<C: Codec>(codec: C, broker_first: &[u8]) -> (Pump<C>, DuplexStream, D
     let ((client, to_client), (broker, to_broker)) = (duplex(CAPACITY), duplex(CAPACITY));
     let (client, broker) = (Stream::Memory(client), Stream::Memory(broker));
     let ends = Ends { client, broker, broker_first: broker_first.to_vec(), may_send_disconnect: true };
-    (Pump::new(ends, codec, Vec::new()), to_client, to_broker)
+    (Pump::new(ends, codec), to_client, to_broker)
 }
 
 async fn run<C: Codec>(pump: &mut Pump<C>) -> CloseReason {
@@ -219,7 +221,7 @@ struct Letters {
 }
 
 impl Codec for Letters {
-    fn take<'c>(&mut self, _: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], CloseReason> {
+    fn take<'c>(&mut self, _: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
         let is_decided = |byte: &u8| byte.is_ascii_uppercase() || self.has_withheld;
         let (passed, others) = chunk.split_at(chunk.iter().position(is_decided).unwrap_or(chunk.len()));
         for letter in others {
@@ -231,7 +233,7 @@ impl Codec for Letters {
                 b'Q' => injected.reply.push(b'a'),
                 b'X' => {
                     injected.forward.splice(0..0, passed.iter().copied());
-                    return Err(CloseReason::CaRemoved);
+                    return Err(CloseReason::CaRemoved.into());
                 }
                 letter => injected.forward.push(*letter),
             }
@@ -241,6 +243,10 @@ impl Codec for Letters {
 
     fn disconnected(&self) -> Option<Direction> {
         None
+    }
+
+    fn set_rules(&mut self, _: Arc<PacketRules>) -> Result<(), Ending> {
+        Ok(())
     }
 
     fn boundary(&self, chunk: &[u8]) -> Boundary {
@@ -286,8 +292,8 @@ async fn a_codec_answers_the_sender() {
 #[tokio::test(start_paused = true)]
 async fn what_the_client_sends_before_the_brokers_answer_passes_the_codec_too() {
     let ((client, mut to_client), (broker, mut to_broker)) = (duplex(CAPACITY), duplex(CAPACITY));
-    let (mut codec, mut packets, mut replies) = (Letters::default(), b"connect".to_vec(), Vec::new());
-    super::super::take_early(&mut codec, b"aDbQ", &mut packets, &mut replies).unwrap();
+    let (mut codec, mut packets) = (Letters::default(), b"connect".to_vec());
+    super::super::take_early(&mut codec, b"aDb", &mut packets).unwrap();
     assert_eq!(packets, b"connectab");
     let ends = Ends {
         client: Stream::Memory(client),
@@ -295,15 +301,15 @@ async fn what_the_client_sends_before_the_brokers_answer_passes_the_codec_too() 
         broker_first: b"connack".to_vec(),
         may_send_disconnect: true,
     };
-    let mut pump = Pump::new(ends, codec, replies);
+    let mut pump = Pump::new(ends, codec);
     let script = async {
-        expect(&mut to_client, b"connacka").await;
+        expect(&mut to_client, b"connack").await;
         to_client.write_all(b"cd").await.unwrap();
         expect(&mut to_broker, b"cd").await;
     };
     during(&mut pump, script).await;
-    let refused = super::super::take_early(&mut Letters::default(), b"X", &mut packets, &mut Vec::new());
-    assert_eq!(refused, Err(CloseReason::CaRemoved));
+    let refused = super::super::take_early(&mut Letters::default(), b"X", &mut packets);
+    assert_eq!(refused, Err(CloseReason::CaRemoved.into()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,266 @@
+//! `[listener.limits]`.
+
+use std::borrow::Cow;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, Error as _};
+
+use super::super::diagnostics::Complaint;
+use super::super::document::Document;
+use super::super::values::{ByteSize, Setting, Timeout};
+
+/// MQTT counts keep-alive intervals in seconds, in 16 bits [MQTT-3.1.2.10].
+const MAX_KEEP_ALIVE: Duration = Duration::from_secs(u16::MAX as u64);
+/// CONNACK and the acknowledgements have to fit.
+const MIN_PACKET_SIZE: usize = 64;
+
+/// Limits on what clients connect, send and subscribe to. Each is off unless it is set.
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(rename = "Limits")]
+pub(super) struct LimitsTable {
+    /// Maximum number of concurrent connections of one address; of IPv6, of the first 64 bits. Further ones are closed
+    /// before TLS, on plain listeners with CONNACK 0x97 (before MQTT 5: 3).
+    connections_per_address: Option<NonZeroU32>,
+    /// New connections of the listener: `"500/s"`, or `{ rate = "500/s", burst = 1000 }`. Those over it wait, and are closed
+    /// if they wait longer than `handshake_timeout`.
+    connect_rate: Option<Setting<CountRate>>,
+    /// New connections of one address. Those over it are closed as by `connections_per_address`.
+    connect_rate_per_address: Option<Setting<CountRate>>,
+    /// Messages (PUBLISH) of one client: `"100/s"`, or `{ rate = "100/s", burst = 200 }`. The short form has a burst of one
+    /// second's worth.
+    message_rate: Option<Setting<CountRate>>,
+    /// Bytes of one client: `"1MiB/s"`, or `{ rate = "1MiB/s", burst = "4MiB" }`.
+    byte_rate: Option<Setting<ByteRate>>,
+    /// What happens over `message_rate` and `byte_rate`: `delay` (the gateway reads from the client no faster) or
+    /// `disconnect` (DISCONNECT 0x96).
+    on_exceed: OnExceed,
+    /// Largest packet that clients may send, in bytes, fixed header included; MQTT 5 clients are told. Larger ones end the
+    /// session with DISCONNECT 0x95.
+    max_packet_size: Option<Setting<ByteSize>>,
+    /// Maximum number of subscriptions of one session. Further ones are answered with 0x97 (before MQTT 5: 0x80).
+    max_subscriptions: Option<NonZeroU32>,
+    /// Maximum number of levels of topic names and filters. More are denied with 0x90, in SUBACK 0x8F (0x80).
+    max_topic_levels: Option<NonZeroU32>,
+    /// Longest keep-alive interval: lowered in CONNECT, and MQTT 5 clients are told, also those that turned it off. The gateway
+    /// ends sessions that are silent for one and a half times the interval. Before MQTT 5, the client's own value counts.
+    max_keep_alive: Option<Setting<Timeout>>,
+    /// Longest session expiry interval of MQTT 5: lowered in CONNECT and DISCONNECT, and clients are told.
+    max_session_expiry: Option<Setting<Timeout>>,
+    /// Longest time that a session stays connected. Then it ends with DISCONNECT 0xA0.
+    max_session_lifetime: Option<Timeout>,
+}
+
+/// What happens to a client that sends too much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnExceed {
+    /// The gateway reads from it no faster.
+    #[default]
+    Delay,
+    /// The session ends.
+    Disconnect,
+}
+
+/// So many in so much time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub amount: u64,
+    /// In what time.
+    pub per: Duration,
+    /// How many at once.
+    pub burst: u64,
+}
+
+/// A rate of connections or messages.
+#[derive(Clone, Copy, Debug)]
+struct CountRate(Rate);
+
+/// A rate of bytes.
+#[derive(Clone, Copy, Debug)]
+struct ByteRate(Rate);
+
+/// Limits of a listener, validated. `None`: no limit.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// Of one address.
+    pub connections_per_address: Option<u32>,
+    /// Of the listener.
+    pub connect_rate: Option<Rate>,
+    /// Of one address.
+    pub connect_rate_per_address: Option<Rate>,
+    /// PUBLISH packets of one client.
+    pub message_rate: Option<Rate>,
+    /// Bytes of one client.
+    pub byte_rate: Option<Rate>,
+    /// What happens over one of the two.
+    pub on_exceed: OnExceed,
+    /// In bytes.
+    pub max_packet_size: Option<u32>,
+    /// Of one session.
+    pub max_subscriptions: Option<u32>,
+    /// Of topic names and filters.
+    pub max_topic_levels: Option<u32>,
+    /// In seconds.
+    pub max_keep_alive: Option<u16>,
+    /// In seconds.
+    pub max_session_expiry: Option<u32>,
+    /// How long a session stays connected.
+    pub max_session_lifetime: Option<Duration>,
+}
+
+impl Limits {
+    /// Whether the gateway has to look at packets behind CONNECT because of them.
+    pub const fn need_packets(&self) -> bool {
+        self.message_rate.is_some()
+            || self.byte_rate.is_some()
+            || self.max_packet_size.is_some()
+            || self.max_subscriptions.is_some()
+            || self.max_topic_levels.is_some()
+            || self.max_keep_alive.is_some()
+            || self.max_session_expiry.is_some()
+    }
+}
+
+pub(super) fn validate(table: &LimitsTable, document: &mut Document) -> Limits {
+    if let Some(size) = table.max_packet_size.as_ref().filter(|size| size.value.0 < MIN_PACKET_SIZE) {
+        document.error(size, format!("`max_packet_size` must be at least {MIN_PACKET_SIZE} bytes"));
+    }
+    for (key, period, max) in [
+        ("max_keep_alive", &table.max_keep_alive, MAX_KEEP_ALIVE),
+        ("max_session_expiry", &table.max_session_expiry, Duration::from_secs(u64::from(u32::MAX) - 1)),
+    ] {
+        let Some(period) = period else { continue };
+        if period.value.0 < Duration::from_secs(1) {
+            document
+                .error(period, Complaint::new(format!("`{key}` must be at least \"1s\": MQTT counts whole seconds")));
+        } else if period.value.0 > max {
+            let longest = humantime::format_duration(max);
+            document.error(period, Complaint::new(format!("`{key}` must be at most \"{longest}\"")));
+        }
+    }
+    let seconds = |period: &Option<Setting<Timeout>>| period.as_ref().map(|period| period.value.0.as_secs());
+    let count = |rate: &Option<Setting<CountRate>>| rate.as_ref().map(|rate| rate.value.0);
+    Limits {
+        connections_per_address: table.connections_per_address.map(NonZeroU32::get),
+        connect_rate: count(&table.connect_rate),
+        connect_rate_per_address: count(&table.connect_rate_per_address),
+        message_rate: count(&table.message_rate),
+        byte_rate: table.byte_rate.as_ref().map(|rate| rate.value.0),
+        on_exceed: table.on_exceed,
+        max_packet_size: table.max_packet_size.as_ref().map(|size| u32::try_from(size.value.0).unwrap_or(u32::MAX)),
+        max_subscriptions: table.max_subscriptions.map(NonZeroU32::get),
+        max_topic_levels: table.max_topic_levels.map(NonZeroU32::get),
+        max_keep_alive: seconds(&table.max_keep_alive).map(|seconds| u16::try_from(seconds).unwrap_or(u16::MAX)),
+        max_session_expiry: seconds(&table.max_session_expiry).map(|it| u32::try_from(it).unwrap_or(u32::MAX - 1)),
+        max_session_lifetime: table.max_session_lifetime.map(|period| period.0),
+    }
+}
+
+/// Parses an amount: a number, or a number of bytes.
+type Amount = fn(&str) -> Option<u64>;
+
+fn count(text: &str) -> Option<u64> {
+    text.replace('_', "").parse().ok()
+}
+
+fn bytes(text: &str) -> Option<u64> {
+    text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64())
+}
+
+/// `example`: the notation of such a rate, for errors.
+fn parse(value: toml::Value, amount: Amount, example: &str) -> Result<Rate, String> {
+    let (text, burst) = match value {
+        toml::Value::String(text) => (text, None),
+        toml::Value::Table(mut table) => {
+            let rate = table.remove("rate");
+            let burst = table.remove("burst");
+            if let Some(other) = table.keys().next() {
+                return Err(format!("unknown key `{other}`: a rate has `rate` and `burst`"));
+            }
+            let Some(toml::Value::String(text)) = rate else {
+                return Err(format!("`rate` is missing: {{ rate = \"{example}\", burst = ... }}"));
+            };
+            let burst = burst.ok_or_else(|| format!("`burst` is missing: without it, write \"{text}\" alone"))?;
+            let burst = match burst {
+                toml::Value::Integer(number) => u64::try_from(number).ok(),
+                toml::Value::String(text) => amount(&text),
+                _ => None,
+            };
+            (text, Some(burst.filter(|burst| *burst > 0).ok_or("`burst` must be a number greater than 0")?))
+        }
+        _ => return Err(format!("expected a rate like \"{example}\"")),
+    };
+    let not_a_rate = || format!("`{text}` is not a rate like \"{example}\", \"10/m\" or \"100/h\"");
+    let (number, unit) = text.split_once('/').ok_or_else(not_a_rate)?;
+    let per = match unit.trim() {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        _ => return Err(not_a_rate()),
+    };
+    let number = amount(number.trim()).ok_or_else(not_a_rate)?;
+    if number == 0 {
+        return Err("must be greater than 0".to_owned());
+    }
+    Ok(Rate { amount: number, per: Duration::from_secs(per), burst: burst.unwrap_or((number / per).max(1)) })
+}
+
+macro_rules! rate {
+    ($type:ident, $amount:expr, $example:literal, $description:literal) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                parse(toml::Value::deserialize(deserializer)?, $amount, $example).map(Self).map_err(D::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": ["string", "object"], "description": $description })
+            }
+        }
+    };
+}
+
+rate!(CountRate, count, "100/s", "a rate: \"100/s\", \"10/m\", or { rate = \"100/s\", burst = 200 }");
+rate!(ByteRate, bytes, "1MiB/s", "a rate: \"64KiB/s\", \"1MiB/s\", or { rate = \"1MiB/s\", burst = \"4MiB\" }");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count_rate(value: &str) -> Result<Rate, String> {
+        let table: toml::Table = format!("r = {value}").parse().unwrap();
+        parse(table["r"].clone(), count, "100/s")
+    }
+
+    #[test]
+    fn a_rate_has_an_amount_a_unit_and_perhaps_a_burst() {
+        let rate = |amount, per, burst| Ok(Rate { amount, per: Duration::from_secs(per), burst });
+        assert_eq!(count_rate("\"100/s\""), rate(100, 1, 100));
+        assert_eq!(count_rate("\"5/m\""), rate(5, 60, 1));
+        assert_eq!(count_rate("\"600/m\""), rate(600, 60, 10));
+        assert_eq!(count_rate("{ rate = \"100/s\", burst = 200 }"), rate(100, 1, 200));
+        assert_eq!(parse("1MiB/s".into(), bytes, "1MiB/s"), rate(1 << 20, 1, 1 << 20));
+        for wrong in [
+            "\"100\"",
+            "\"0/s\"",
+            "\"x/s\"",
+            "\"100/d\"",
+            "100",
+            "{ rate = \"1/s\" }",
+            "{ burst = 1 }",
+            "{ rate = \"1/s\", burst = 0 }",
+            "\"-1/s\"",
+        ] {
+            assert!(count_rate(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What a listener does with packets behind CONNECT: topic rules, mountpoint, stamps and limits. Enters: settings, then the
+//! facts about a client at CONNECT. Leaves: the rules of its session, and CONNECT as they change it. Not here: packets
+//! behind CONNECT, which are the relay's.
+
+use std::sync::Arc;
+
+use portcullis_wire::{Connect, Properties, PropertiesBuf, PropertyId, Refusal, Version, Will, topic_levels};
+
+use super::topics::{Denial, Message, TopicPolicy, TopicRules};
+use crate::config::tables::Limits;
+use crate::expr::{Expression, Template};
+use crate::observe::{Action, Decisions, SessionInfo};
+use crate::outcome::{Reject, note_detail};
+use crate::peer::Facts;
+
+/// How many topic aliases the gateway accepts in each direction: it follows them, and each can be 64 KiB long.
+pub(crate) const MAX_TOPIC_ALIASES: u16 = 128;
+/// The longest topic, in bytes [MQTT-1.5.4].
+pub(crate) const MAX_TOPIC_LEN: usize = u16::MAX as usize;
+
+/// What a listener does with packets.
+#[derive(Debug, Default)]
+pub(crate) struct PacketPolicy {
+    topics: Option<(Arc<TopicPolicy>, Arc<Decisions>)>,
+    mountpoint: Option<Template>,
+    stamps: Vec<(Box<str>, Expression)>,
+    limits: Limits,
+}
+
+/// What applies to the packets of one session.
+#[derive(Debug, Default)]
+pub(crate) struct PacketRules {
+    /// `None`: every topic is allowed.
+    pub(crate) topics: Option<TopicRules>,
+    /// In front of every topic at the broker; may be empty.
+    pub(crate) mountpoint: Box<str>,
+    /// User properties that are added to messages of MQTT 5 clients, and replace theirs of the same names.
+    pub(crate) stamps: Box<[(Box<str>, Box<str>)]>,
+    pub(crate) limits: Limits,
+}
+
+/// Why a will, or a limit in CONNECT, refuses the client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WillDenied(Denial);
+
+impl PacketPolicy {
+    pub(crate) fn new(
+        topics: Option<(Arc<TopicPolicy>, Arc<Decisions>)>,
+        mountpoint: Option<Template>,
+        stamps: Vec<(String, Expression)>,
+        limits: Limits,
+    ) -> Self {
+        let stamps = stamps.into_iter().map(|(name, expression)| (name.into(), expression)).collect();
+        Self { topics, mountpoint, stamps, limits }
+    }
+
+    /// Whether packets have to be looked at.
+    pub(crate) fn needs_packets(&self) -> bool {
+        self.topics.is_some() || self.mountpoint.is_some() || !self.stamps.is_empty() || self.limits.need_packets()
+    }
+
+    /// Whether a session keeps what it was evaluated by: a reload may change what it may do.
+    pub(crate) fn binds_sessions(&self) -> bool {
+        let is_enforced = self.topics.as_ref().is_some_and(|(policy, _)| policy.is_enforced());
+        is_enforced || self.mountpoint.is_some()
+    }
+
+    /// Whether an expression uses this name.
+    pub(crate) fn uses(&self, name: &str) -> bool {
+        self.topics.as_ref().is_some_and(|(policy, _)| policy.uses(name))
+            || self.mountpoint.iter().flat_map(Template::expressions).any(|it| it.uses(name))
+            || self.stamps.iter().any(|(_, expression)| expression.uses(name))
+    }
+
+    /// The rules for a client. `None`: its packets are not looked at.
+    ///
+    /// # Errors
+    /// [`Reject::ExpressionFailed`]: a mountpoint, a stamp, a condition or a rule that denies cannot be evaluated.
+    pub(crate) fn for_client(&self, facts: &Facts<'_>) -> Result<Option<Arc<PacketRules>>, Reject> {
+        if !self.needs_packets() {
+            return Ok(None);
+        }
+        let mountpoint = self.mountpoint.as_ref().map(|template| template.evaluate(facts)).transpose();
+        let mountpoint = mountpoint.map_err(|why| {
+            note_detail(&format!("mountpoint: {why}"));
+            Reject::ExpressionFailed
+        })?;
+        let stamp = |(name, expression): &(Box<str>, Expression)| {
+            let value = expression.text(facts)?;
+            if value.len() > MAX_TOPIC_LEN || value.contains('\0') {
+                note_detail(&format!("`{expression}`: the value is no user property"));
+                return Err(Reject::ExpressionFailed);
+            }
+            Ok((name.clone(), value.as_str().into()))
+        };
+        let topics = self.topics.as_ref().map(|(policy, decisions)| TopicRules::for_client(policy, decisions, facts));
+        Ok(Some(Arc::new(PacketRules {
+            topics: topics.transpose()?,
+            mountpoint: mountpoint.unwrap_or_default().into(),
+            stamps: self.stamps.iter().map(stamp).collect::<Result<_, _>>()?,
+            limits: self.limits.clone(),
+        })))
+    }
+}
+
+/// Memory for what replaces parts of CONNECT.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectScratch {
+    properties: PropertiesBuf,
+    will_topic: String,
+    will_properties: PropertiesBuf,
+}
+
+impl PacketRules {
+    /// Judges the will, and changes CONNECT: mountpoint and stamps of the will, the keep-alive and session expiry intervals,
+    /// the largest topic alias.
+    ///
+    /// # Errors
+    /// The will is denied.
+    pub(crate) fn apply<'a>(
+        &self,
+        connect: &Connect<'a>,
+        scratch: &'a mut ConnectScratch,
+        info: &SessionInfo,
+    ) -> Result<Connect<'a>, WillDenied> {
+        let ConnectScratch { properties, will_topic, will_properties } = scratch;
+        let mut changed = *connect;
+        if connect.version == Version::V5 {
+            changed.keep_alive = self.keep_alive(connect.keep_alive);
+            changed.properties = self.lower(&connect.properties, properties);
+        }
+        if let Some(will) = &connect.will {
+            self.check_will(will, info)?;
+            if !self.mountpoint.is_empty() {
+                will_topic.push_str(&self.mountpoint);
+                will_topic.push_str(will.topic);
+            }
+            let topic = if will_topic.is_empty() { will.topic } else { will_topic };
+            let properties = match connect.version {
+                Version::V5 => self.stamp(&will.properties, will_properties),
+                Version::V31 | Version::V311 => will.properties,
+            };
+            changed.will = Some(Will { topic, properties, ..*will });
+        }
+        Ok(changed)
+    }
+
+    /// The keep-alive interval that applies to a client of MQTT 5, in seconds.
+    pub(crate) fn keep_alive(&self, wanted: u16) -> u16 {
+        match self.limits.max_keep_alive {
+            Some(max) if wanted == 0 || wanted > max => max,
+            _ => wanted,
+        }
+    }
+
+    /// The properties of CONNECT, with lower limits.
+    fn lower<'a>(&self, properties: &Properties<'a>, scratch: &'a mut PropertiesBuf) -> Properties<'a> {
+        let expiry = properties.session_expiry_interval().zip(self.limits.max_session_expiry);
+        let expiry = expiry.filter(|(wanted, max)| wanted > max).map(|(_, max)| max);
+        let aliases = properties.topic_alias_maximum().filter(|maximum| *maximum > MAX_TOPIC_ALIASES);
+        if expiry.is_none() && aliases.is_none() {
+            return *properties;
+        }
+        scratch.extend(properties, |property| {
+            expiry.is_some() && property.is(PropertyId::SessionExpiryInterval)
+                || aliases.is_some() && property.is(PropertyId::TopicAliasMaximum)
+        });
+        expiry.into_iter().for_each(|seconds| scratch.push_session_expiry_interval(seconds));
+        aliases.into_iter().for_each(|_| scratch.push_topic_alias_maximum(MAX_TOPIC_ALIASES));
+        scratch.as_properties()
+    }
+
+    /// The properties of a PUBLISH or a will of MQTT 5 as the broker gets them: with the mountpoint in front of the response
+    /// topic, and with stamps.
+    pub(crate) fn stamp<'a>(&self, properties: &Properties<'a>, scratch: &'a mut PropertiesBuf) -> Properties<'a> {
+        let response = properties.response_topic().filter(|_| !self.mountpoint.is_empty());
+        if response.is_none() && self.stamps.is_empty() {
+            return *properties;
+        }
+        scratch.clear();
+        let is_stamp = |name: &str| self.stamps.iter().any(|(stamp, _)| **stamp == *name);
+        scratch.extend(properties, |property| {
+            response.is_some() && property.is(PropertyId::ResponseTopic)
+                || property.user().is_some_and(|(name, _)| is_stamp(name))
+        });
+        if let Some(topic) = response {
+            scratch.push_response_topic(&self.mountpoint, topic);
+        }
+        for (name, value) in &self.stamps {
+            scratch.push_user(name, value);
+        }
+        scratch.as_properties()
+    }
+
+    /// Whether a topic name may have so many levels, and is not too long with the mountpoint.
+    pub(crate) fn fits(&self, topic: &str) -> bool {
+        let max_levels = self.limits.max_topic_levels.map_or(usize::MAX, |max| max as usize);
+        self.mountpoint.len() + topic.len() <= MAX_TOPIC_LEN
+            && (max_levels == usize::MAX || topic_levels(topic) <= max_levels)
+    }
+
+    fn check_will(&self, will: &Will<'_>, info: &SessionInfo) -> Result<(), WillDenied> {
+        let response_topic = will.properties.response_topic();
+        if !self.fits(will.topic) || response_topic.is_some_and(|topic| !self.fits(topic)) {
+            return Err(WillDenied(Denial::TopicName));
+        }
+        let Some(topics) = &self.topics else { return Ok(()) };
+        let payload_len = will.payload.len();
+        let message = Message { topic: will.topic, qos: will.qos, retain: will.retain, payload_len, response_topic };
+        let (mut decision, schema) = topics.publish(&message);
+        if schema.is_some_and(|schema| !schema.accepts(will.payload)) {
+            decision.result = Err(Denial::Schema);
+        }
+        topics.count(Action::Publish, decision, will.topic, info);
+        match decision.result {
+            Err(denial) if !topics.is_shadow() => Err(WillDenied(denial)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl WillDenied {
+    /// Why.
+    pub(crate) const fn denial(self) -> Denial {
+        self.0
+    }
+
+    /// What the client is told in CONNACK.
+    pub(crate) const fn refusal(self) -> Refusal {
+        match self.0 {
+            Denial::Topic | Denial::ResponseTopic => Refusal::NotAuthorized,
+            Denial::Qos => Refusal::QosNotSupported,
+            Denial::Retain => Refusal::RetainNotSupported,
+            Denial::PayloadSize => Refusal::PacketTooLarge,
+            Denial::Schema => Refusal::PayloadFormatInvalid,
+            Denial::TopicName => Refusal::TopicNameInvalid,
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! CONNACK: what the broker limits from now on, and what the client is told of the gateway's limits.
+
+use portcullis_wire::{Connack, Disconnect, FixedHeader, PropertiesBuf, PropertyId, Version};
+
+use super::out::{Out, Piece};
+use super::{Broker, Direction, Ending, Inspect, violation};
+use crate::outcome::CloseReason;
+use crate::policy::MAX_TOPIC_ALIASES;
+
+const TO_CLIENT: Direction = Direction::ToClient;
+
+impl Inspect {
+    /// Takes CONNACK, and lowers the limits in it to the gateway's.
+    pub(super) fn connack(
+        &mut self,
+        header: FixedHeader,
+        head: Piece<'_>,
+        out: &mut Out<'_, '_>,
+    ) -> Result<(), Ending> {
+        let decoded = Connack::decode(head.bytes, self.version, usize::MAX);
+        let decoded = decoded.map_err(|error| violation(TO_CLIENT, Some(header), error))?;
+        let Some((connack, _)) = decoded else { return Ok(()) };
+        if connack.code != 0 {
+            // The broker closes the connection, and the client gets no other answer.
+            self.to_client.answers = Vec::new();
+            out.pass(head);
+            return Ok(());
+        }
+        let properties = &connack.properties;
+        let max_packet = properties.maximum_packet_size();
+        self.broker = Broker {
+            has_answered: true,
+            max_packet: max_packet.map_or(usize::MAX, |size| size as usize),
+            max_qos: properties.maximum_qos().unwrap_or(2),
+            has_retain: properties.retain_available() != Some(0),
+            max_alias: properties.topic_alias_maximum().unwrap_or(0).min(MAX_TOPIC_ALIASES),
+            receive_maximum: properties.receive_maximum().unwrap_or(u16::MAX),
+            in_flight: self.broker.in_flight,
+        };
+        if self.version != Version::V5 {
+            out.pass(head);
+        } else if let Some(told) = self.told(&connack) {
+            let mut packet = Vec::new();
+            Connack { properties: told.as_properties(), ..connack }.encode(self.version, &mut packet);
+            if packet.len() > self.client.max_packet {
+                let mut short = PropertiesBuf::default();
+                let told = told.as_properties();
+                told.iter().filter(|property| !property.is_informative()).for_each(|property| short.push(property));
+                packet.clear();
+                Connack { properties: short.as_properties(), ..connack }.encode(self.version, &mut packet);
+            }
+            if packet.len() > self.client.max_packet {
+                // A client that cannot be told what applies cannot be served [MQTT-3.1.2-24].
+                let detail = format!("Connack: {} bytes, more than the client accepts", packet.len());
+                return Err(Ending::new(CloseReason::PacketTooLarge, Disconnect::PacketTooLarge, detail));
+            }
+            out.write().extend_from_slice(&packet);
+        } else {
+            out.pass(head);
+        }
+        self.flush_answers(TO_CLIENT, out);
+        Ok(())
+    }
+
+    /// The properties of CONNACK for the client; `None`: as they are. Sets the keep-alive that applies.
+    fn told(&mut self, connack: &Connack<'_>) -> Option<PropertiesBuf> {
+        let (limits, properties) = (&self.rules.limits, &connack.properties);
+        let wanted = properties.server_keep_alive().unwrap_or(self.client.keep_alive);
+        let keep_alive = self.rules.keep_alive(wanted);
+        self.alive.set(keep_alive, limits.max_keep_alive.is_some());
+        let keep_alive = (keep_alive != wanted).then_some(keep_alive);
+        // What the gateway adds to a packet counts for the broker, but not for the client.
+        let of_broker = properties.maximum_packet_size().map(|size| size.saturating_sub(self.growth()).max(1));
+        let max_packet = of_broker.into_iter().chain(limits.max_packet_size).min();
+        let max_packet = max_packet.filter(|max| properties.maximum_packet_size() != Some(*max));
+        let aliases = properties.topic_alias_maximum().filter(|maximum| *maximum > MAX_TOPIC_ALIASES);
+        let expiry = match properties.session_expiry_interval() {
+            Some(told) => limits.max_session_expiry.filter(|max| told > *max),
+            None => self.client.lowered_expiry,
+        };
+        if keep_alive.is_none() && max_packet.is_none() && aliases.is_none() && expiry.is_none() {
+            return None;
+        }
+        let mut told = PropertiesBuf::default();
+        told.extend(properties, |property| {
+            keep_alive.is_some() && property.is(PropertyId::ServerKeepAlive)
+                || max_packet.is_some() && property.is(PropertyId::MaximumPacketSize)
+                || aliases.is_some() && property.is(PropertyId::TopicAliasMaximum)
+                || expiry.is_some() && property.is(PropertyId::SessionExpiryInterval)
+        });
+        keep_alive.into_iter().for_each(|seconds| told.push_server_keep_alive(seconds));
+        max_packet.into_iter().for_each(|size| told.push_maximum_packet_size(size));
+        aliases.into_iter().for_each(|_| told.push_topic_alias_maximum(MAX_TOPIC_ALIASES));
+        expiry.into_iter().for_each(|seconds| told.push_session_expiry_interval(seconds));
+        Some(told)
+    }
+
+    /// The most that the gateway adds to a PUBLISH, in bytes.
+    fn growth(&self) -> u32 {
+        // Each property has an identifier and two lengths; lengths in front of the whole may grow, too.
+        let stamps: usize = self.rules.stamps.iter().map(|(name, value)| name.len() + value.len() + 5).sum();
+        let mountpoint = self.rules.mountpoint.len() * 2;
+        match stamps + mountpoint {
+            0 => 0,
+            growth => u32::try_from(growth + 6).unwrap_or(u32::MAX),
+        }
+    }
+}

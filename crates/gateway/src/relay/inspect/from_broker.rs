@@ -1,0 +1,193 @@
+//! Packets of the broker. Enters: each, once its head is complete. Leaves: it, perhaps changed, for the client; or an answer
+//! to the broker, if the client may not receive it.
+
+use std::cell::RefCell;
+
+use portcullis_wire::{
+    Ack, FixedHeader, Packet, PacketType, Properties, PropertiesBuf, PropertyId, Publish, Rule, Sender, Suback,
+    Version, encode_with_id,
+};
+use tokio::time::Instant;
+
+use super::out::{Out, Piece};
+use super::{Answer, Direction, Ending, Fate, Inspect, violation};
+use crate::observe::Action;
+
+const TO_CLIENT: Direction = Direction::ToClient;
+
+thread_local! {
+    static SCRATCH: RefCell<PropertiesBuf> = RefCell::default();
+}
+
+impl Inspect {
+    /// Decides about a packet of the broker.
+    pub(super) fn packet_from_broker(
+        &mut self,
+        header: FixedHeader,
+        head: Piece<'_>,
+        now: Instant,
+        out: &mut Out<'_, '_>,
+    ) -> Result<(), Ending> {
+        if header.packet_type == PacketType::Connack {
+            return self.connack(header, head, out);
+        }
+        let packet = Packet::decode(head.bytes, header, self.version, Sender::Server)
+            .map_err(|error| violation(TO_CLIENT, Some(header), error))?;
+        // Before CONNACK there are only AUTH and DISCONNECT.
+        if !self.broker.has_answered && !matches!(packet, Packet::Auth(_) | Packet::Disconnect(_)) {
+            return Err(violation(TO_CLIENT, Some(header), Rule::WrongSender));
+        }
+        match packet {
+            Packet::Publish(publish) => return self.deliver(&publish, header, head, now, out),
+            Packet::Ack(ack) => self.acknowledged(&ack, head, out),
+            Packet::Suback(suback) => self.answered(PacketType::Suback, &suback, head, out),
+            Packet::Unsuback(unsuback) => self.answered(PacketType::Unsuback, &unsuback, head, out),
+            Packet::Pingresp if self.alive.is_own_ping() => {}
+            Packet::Disconnect(_) => {
+                self.disconnected.get_or_insert(TO_CLIENT);
+                self.to_client.is_over = true;
+                out.pass(head);
+            }
+            _ => out.pass(head),
+        }
+        Ok(())
+    }
+
+    fn deliver(
+        &mut self,
+        publish: &Publish<'_>,
+        header: FixedHeader,
+        head: Piece<'_>,
+        now: Instant,
+        out: &mut Out<'_, '_>,
+    ) -> Result<(), Ending> {
+        let payload_len = header.packet_len() - head.bytes.len();
+        let alias = publish.properties.topic_alias();
+        if let Some(alias) = alias.filter(|_| !publish.topic.is_empty())
+            && !self.to_client.aliases.set(alias, publish.topic)
+        {
+            return Err(violation(TO_CLIENT, Some(header), Rule::TopicAlias));
+        }
+        let (topic, is_alias_known) = match alias.filter(|_| publish.topic.is_empty()) {
+            None => (publish.topic, true),
+            Some(alias) => match self.to_client.aliases.get(alias) {
+                Some(aliased) => aliased,
+                None => return Err(violation(TO_CLIENT, Some(header), Rule::TopicAliasUnknown)),
+            },
+        };
+        // Outside of the client's topic space there is nothing for it.
+        let own = topic.strip_prefix(&*self.rules.mountpoint).filter(|topic| !topic.is_empty());
+        let is_allowed = own.is_some_and(|topic| match &self.rules.topics {
+            None => true,
+            Some(topics) => {
+                let decision = topics.receive(topic);
+                topics.count(Action::Deliver, decision, topic, &self.info);
+                decision.result.is_ok() || topics.is_shadow()
+            }
+        });
+        let Some(topic) = own.filter(|_| is_allowed) else {
+            return self.withhold_delivery(publish, payload_len, now, out);
+        };
+        let has_mountpoint = !self.rules.mountpoint.is_empty();
+        let response_topic = publish.properties.response_topic().filter(|_| has_mountpoint);
+        if has_mountpoint && (!publish.topic.is_empty() || response_topic.is_some()) || !is_alias_known {
+            let topic = if publish.topic.is_empty() && is_alias_known { "" } else { topic };
+            let (version, max) = (self.version, self.client.max_packet);
+            let is_written = SCRATCH.with_borrow_mut(|scratch| {
+                let properties = match response_topic {
+                    Some(response) => self.own_response_topic(&publish.properties, response, scratch),
+                    None => publish.properties,
+                };
+                let publish = Publish { topic, properties, ..*publish };
+                let fits = publish.packet_len(version, "", payload_len) <= max;
+                if fits {
+                    publish.encode_head(version, "", payload_len, out.write());
+                }
+                fits
+            });
+            if !is_written {
+                // As if it had been sent [MQTT-3.1.2-25].
+                return self.withhold_delivery(publish, payload_len, now, out);
+            }
+        } else {
+            out.pass(head);
+        }
+        if let Some(alias) = alias {
+            self.to_client.aliases.is_passed(alias);
+        }
+        self.begin_payload(TO_CLIENT, payload_len, Fate::Pass, now, out)
+    }
+
+    /// The properties with the response topic as the client names it, without it if it is outside of its topic space.
+    fn own_response_topic<'a>(
+        &self,
+        properties: &Properties<'a>,
+        response: &str,
+        scratch: &'a mut PropertiesBuf,
+    ) -> Properties<'a> {
+        scratch.clear();
+        scratch.extend(properties, |property| property.is(PropertyId::ResponseTopic));
+        if let Some(own) = response.strip_prefix(&*self.rules.mountpoint).filter(|own| !own.is_empty()) {
+            scratch.push_response_topic("", own);
+        }
+        scratch.as_properties()
+    }
+
+    /// The client does not get a message. The broker gets the acknowledgement, so that it does not wait for one.
+    fn withhold_delivery(
+        &mut self,
+        publish: &Publish<'_>,
+        payload_len: usize,
+        now: Instant,
+        out: &mut Out<'_, '_>,
+    ) -> Result<(), Ending> {
+        self.to_client.answer = publish.packet_id.map(|packet_id| {
+            let packet_type = if publish.qos == 1 { PacketType::Puback } else { PacketType::Pubrec };
+            Answer { packet_type, packet_id, code: 0 }
+        });
+        if publish.qos == 2 {
+            publish.packet_id.into_iter().for_each(|id| self.to_client.acknowledged.insert(id));
+        }
+        self.begin_payload(TO_CLIENT, payload_len, Fate::Drop, now, out)
+    }
+
+    fn acknowledged(&mut self, ack: &Ack<'_>, head: Piece<'_>, out: &mut Out<'_, '_>) {
+        let is_over = match ack.packet_type {
+            PacketType::Pubrel if self.to_client.acknowledged.remove(ack.packet_id) => {
+                let mut packet = Vec::with_capacity(4);
+                Ack::encode(PacketType::Pubcomp, ack.packet_id, self.version, 0, &mut packet);
+                return self.reply(TO_CLIENT, &packet, out);
+            }
+            PacketType::Puback | PacketType::Pubcomp => true,
+            PacketType::Pubrec => ack.code >= 0x80,
+            _ => false,
+        };
+        if is_over {
+            self.broker.in_flight = self.broker.in_flight.saturating_sub(1);
+        }
+        out.pass(head);
+    }
+
+    /// SUBACK or UNSUBACK: the codes are put together with those of the gateway.
+    fn answered(&mut self, packet_type: PacketType, answer: &Suback<'_>, head: Piece<'_>, out: &mut Out<'_, '_>) {
+        let mut codes = Vec::new();
+        let is_unsuback = packet_type == PacketType::Unsuback;
+        let differs = self.subscriptions.answered(answer.packet_id, is_unsuback, answer.codes, &mut codes);
+        let has_codes = !is_unsuback || self.version == Version::V5;
+        if !differs || !has_codes {
+            return out.pass(head);
+        }
+        let start = out.write().len();
+        encode_with_id(packet_type, answer.packet_id, self.version, &answer.properties, &codes, out.write());
+        if out.write().len() - start > self.client.max_packet {
+            // A packet that the client does not accept is not sent [MQTT-3.1.2-24]; without what is only informative it may
+            // be small enough.
+            out.write().truncate(start);
+            let none = Properties::default();
+            encode_with_id(packet_type, answer.packet_id, self.version, &none, &codes, out.write());
+            if out.write().len() - start > self.client.max_packet {
+                out.write().truncate(start);
+            }
+        }
+    }
+}

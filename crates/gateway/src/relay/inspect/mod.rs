@@ -1,0 +1,528 @@
+//! The codec that looks at packets: topic rules, mountpoint, stamps, limits, and what the protocol forbids.
+//!
+//! Enters: the bytes of both directions, split anywhere. Leaves: the packets that may pass, changed where a rule says so, and
+//! answers for those that may not. What passes unchanged is written from the pump's own buffer. A packet is decided on when
+//! its head is complete: payloads are passed on as they arrive, unless a schema has to see them whole.
+//!
+//! This file finds packets in the stream; `from_client.rs` and `from_broker.rs` decide about them. Not here: sockets, waiting
+//! or the rules themselves, which are `policy`'s.
+
+mod aliases;
+mod alive;
+mod connack;
+mod from_broker;
+mod from_client;
+mod out;
+mod packet_ids;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod script;
+mod subscriptions;
+mod throttle;
+
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use portcullis_wire::{
+    Ack, Connect, Disconnect, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, Sender, Version, head_len,
+};
+use tokio::time::Instant;
+
+use self::aliases::Aliases;
+use self::alive::KeepAlive;
+use self::out::{Out, Piece};
+use self::packet_ids::PacketIds;
+use self::subscriptions::Subscriptions;
+use self::throttle::{Exceeded, Throttle};
+use super::codec::{Boundary, Codec, Direction, Ending, Injected};
+use crate::observe::SessionInfo;
+use crate::outcome::CloseReason;
+use crate::policy::PacketRules;
+use crate::util::clip::clip;
+
+/// The largest head that is collected, in bytes: topic and properties of a PUBLISH, or all of another packet.
+const MAX_HEAD: usize = 256 << 10;
+/// Answers that wait for the end of a packet in the other direction, in bytes. Over it, their receiver is not read.
+const MAX_ANSWERS: usize = 4 << 10;
+
+/// Looks at the packets of a session.
+#[derive(Debug)]
+pub(crate) struct Inspect {
+    version: Version,
+    rules: Arc<PacketRules>,
+    info: Arc<SessionInfo>,
+    client: Client,
+    broker: Broker,
+    to_broker: Flow,
+    to_client: Flow,
+    subscriptions: Subscriptions,
+    throttle: Throttle,
+    /// Bytes of the client that wait until it is no longer delayed, at most what was read once.
+    held: Vec<u8>,
+    alive: KeepAlive,
+    disconnected: Option<Direction>,
+}
+
+/// What CONNECT says about the client.
+#[derive(Debug)]
+struct Client {
+    /// The largest packet that it accepts, in bytes.
+    max_packet: usize,
+    /// Its keep-alive interval in seconds.
+    keep_alive: u16,
+    /// Whether it ends with its connection, so that it cannot be prolonged by DISCONNECT.
+    has_no_expiry: bool,
+    /// The session expiry interval that the broker got, if it is not the client's own.
+    lowered_expiry: Option<u32>,
+    has_auth_method: bool,
+}
+
+/// What CONNACK says about the broker.
+#[derive(Debug)]
+struct Broker {
+    has_answered: bool,
+    max_packet: usize,
+    max_qos: u8,
+    has_retain: bool,
+    max_alias: u16,
+    receive_maximum: u16,
+    /// Messages of QoS 1 and 2 that it has not acknowledged.
+    in_flight: u16,
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+struct Flow {
+    position: Position,
+    /// An incomplete head; with [`Fate::Collect`] also the payload behind it.
+    head: Vec<u8>,
+    aliases: Aliases,
+    /// Messages of QoS 2 that the gateway acknowledges in the receiver's place.
+    acknowledged: PacketIds,
+    /// The answer to a PUBLISH, once its payload has arrived.
+    answer: Option<Answer>,
+    /// Answers for the receiver of this stream, which wait for its next packet boundary.
+    answers: Vec<u8>,
+    /// Behind DISCONNECT.
+    is_over: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Position {
+    /// In front of a packet, or in its head.
+    #[default]
+    Head,
+    /// In a payload of which this many bytes are still to arrive; never 0.
+    Payload(u32, Fate),
+}
+
+/// What becomes of a payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Pass,
+    Drop,
+    /// It is decided on when it is complete.
+    Collect,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    packet_type: PacketType,
+    packet_id: NonZeroU16,
+    code: u8,
+}
+
+impl Inspect {
+    /// The codec of a client. `received` is its CONNECT, `sent` the one that the broker gets.
+    pub(crate) fn new(
+        rules: Arc<PacketRules>,
+        received: &Connect<'_>,
+        sent: &Connect<'_>,
+        info: Arc<SessionInfo>,
+    ) -> Self {
+        let now = Instant::now();
+        let expiry = |connect: &Connect<'_>| connect.properties.session_expiry_interval();
+        Self {
+            version: received.version,
+            client: Client {
+                max_packet: received.properties.maximum_packet_size().map_or(usize::MAX, |size| size as usize),
+                keep_alive: received.keep_alive,
+                has_no_expiry: expiry(received).unwrap_or(0) == 0,
+                lowered_expiry: expiry(sent).filter(|_| expiry(sent) != expiry(received)),
+                has_auth_method: received.properties.authentication_method().is_some(),
+            },
+            broker: Broker::default(),
+            to_broker: Flow::default(),
+            to_client: Flow::default(),
+            subscriptions: Subscriptions::default(),
+            throttle: Throttle::new(now),
+            held: Vec::new(),
+            alive: KeepAlive::new(sent.keep_alive, rules.limits.max_keep_alive.is_some(), now),
+            disconnected: None,
+            rules,
+            info,
+        }
+    }
+
+    fn flow(&mut self, direction: Direction) -> &mut Flow {
+        match direction {
+            Direction::ToBroker => &mut self.to_broker,
+            Direction::ToClient => &mut self.to_client,
+        }
+    }
+
+    /// Takes bytes of the client, as fast as its rates allow; the rest is held.
+    fn take_from_client(&mut self, chunk: &[u8], now: Instant, out: &mut Out<'_, '_>) -> Result<(), Ending> {
+        let held = std::mem::take(&mut self.held);
+        let mut joined = held;
+        let (input, is_chunk) = if joined.is_empty() {
+            (chunk, true)
+        } else {
+            joined.extend_from_slice(chunk);
+            (&joined[..], false)
+        };
+        let exceeded =
+            |Exceeded(rate): Exceeded| Ending::new(CloseReason::QuotaExceeded, Disconnect::MessageRateTooHigh, rate);
+        let rules = Arc::clone(&self.rules);
+        let may = self.throttle.may_take_bytes(&rules.limits, input.len(), now).map_err(exceeded)?;
+        let used = self.run(Direction::ToBroker, &input[..may], is_chunk, now, out)?;
+        self.throttle.took_bytes(&rules.limits, used, now);
+        self.held = input[used..].to_vec();
+        Ok(())
+    }
+
+    /// Finds packets, and decides about them. Returns how many bytes it has taken: all, unless the client is delayed.
+    fn run(
+        &mut self,
+        direction: Direction,
+        input: &[u8],
+        is_chunk: bool,
+        now: Instant,
+        out: &mut Out<'_, '_>,
+    ) -> Result<usize, Ending> {
+        let mut at = 0;
+        while at < input.len() {
+            let flow = self.flow(direction);
+            if flow.is_over {
+                // Behind DISCONNECT nothing counts [MQTT-3.14.4-1].
+                return Ok(input.len());
+            }
+            let rest = &input[at..];
+            let piece = |len: usize| Piece { bytes: &rest[..len], at: is_chunk.then_some(at) };
+            match flow.position {
+                Position::Payload(left, fate) => {
+                    let here = rest.len().min(left as usize);
+                    match fate {
+                        Fate::Pass => out.pass(piece(here)),
+                        Fate::Drop => {}
+                        Fate::Collect => flow.head.extend_from_slice(&rest[..here]),
+                    }
+                    at += here;
+                    let left = left - u32::try_from(here).unwrap_or(left);
+                    flow.position = if left == 0 { Position::Head } else { Position::Payload(left, fate) };
+                    if left == 0 {
+                        self.end_payload(direction, fate, now, out)?;
+                    }
+                }
+                Position::Head if flow.head.is_empty() => match self.measure(direction, rest)? {
+                    Some((header, len)) if len <= rest.len() => {
+                        if !self.may_take(direction, header, now)? {
+                            break;
+                        }
+                        let head = piece(len);
+                        at += len;
+                        self.packet(direction, header, head, now, out)?;
+                    }
+                    _ => {
+                        self.flow(direction).head.extend_from_slice(rest);
+                        at = input.len();
+                    }
+                },
+                Position::Head => {
+                    let mut head = std::mem::take(&mut flow.head);
+                    let before = head.len();
+                    head.extend_from_slice(rest);
+                    match self.measure(direction, &head)? {
+                        Some((header, len)) if len <= head.len() => {
+                            let may_take = self.may_take(direction, header, now)?;
+                            head.truncate(if may_take { len } else { before });
+                            if !may_take {
+                                self.flow(direction).head = head;
+                                break;
+                            }
+                            at += len - before;
+                            self.packet(direction, header, Piece { bytes: &head, at: None }, now, out)?;
+                        }
+                        _ => {
+                            self.flow(direction).head = head;
+                            at = input.len();
+                        }
+                    }
+                }
+            }
+        }
+        Ok(at)
+    }
+
+    /// The fixed header of the packet at the front of `bytes`, and the length of its head. `None`: more bytes are needed. Takes
+    /// the same few steps whenever bytes arrive.
+    fn measure(&self, direction: Direction, bytes: &[u8]) -> Result<Option<(FixedHeader, usize)>, Ending> {
+        let header = match FixedHeader::decode(bytes) {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(violation(direction, None, error)),
+        };
+        let is_connack = direction == Direction::ToClient && header.packet_type == PacketType::Connack;
+        if !is_connack || self.broker.has_answered {
+            Packet::check_header(header, self.version, sender(direction))
+                .map_err(|error| violation(direction, Some(header), error))?;
+        }
+        if direction == Direction::ToBroker {
+            let own = self.rules.limits.max_packet_size.map_or(usize::MAX, |max| max as usize);
+            if header.packet_len() > own.min(self.broker.max_packet) {
+                return Err(too_large(header));
+            }
+        }
+        match head_len(bytes, header, self.version).map_err(|error| violation(direction, Some(header), error))? {
+            Some(len) if len > MAX_HEAD => match direction {
+                Direction::ToBroker => Err(too_large(header)),
+                Direction::ToClient => Err(violation(direction, Some(header), Error::TooLarge)),
+            },
+            len => Ok(len.map(|len| (header, len))),
+        }
+    }
+
+    /// Whether the next packet may be taken now.
+    fn may_take(&mut self, direction: Direction, header: FixedHeader, now: Instant) -> Result<bool, Ending> {
+        if direction == Direction::ToClient {
+            return Ok(true);
+        }
+        if self.must_wait() {
+            return Ok(false);
+        }
+        if header.packet_type != PacketType::Publish {
+            return Ok(true);
+        }
+        self.throttle
+            .take_message(&self.rules.limits, now)
+            .map_err(|Exceeded(rate)| Ending::new(CloseReason::QuotaExceeded, Disconnect::MessageRateTooHigh, rate))
+    }
+
+    /// Whether the client has to wait for the broker.
+    fn must_wait(&self) -> bool {
+        self.subscriptions.is_full() || self.to_client.answers.len() > MAX_ANSWERS
+    }
+
+    fn packet(
+        &mut self,
+        direction: Direction,
+        header: FixedHeader,
+        head: Piece<'_>,
+        now: Instant,
+        out: &mut Out<'_, '_>,
+    ) -> Result<(), Ending> {
+        match direction {
+            Direction::ToBroker => self.packet_from_client(header, head, None, now, out),
+            Direction::ToClient => self.packet_from_broker(header, head, now, out),
+        }
+    }
+
+    /// The head of a PUBLISH is decided on; its payload follows.
+    fn begin_payload(
+        &mut self,
+        direction: Direction,
+        len: usize,
+        fate: Fate,
+        now: Instant,
+        out: &mut Out<'_, '_>,
+    ) -> Result<(), Ending> {
+        match u32::try_from(len).unwrap_or(MAX_REMAINING_LENGTH) {
+            0 => self.end_payload(direction, fate, now, out),
+            len => {
+                self.flow(direction).position = Position::Payload(len, fate);
+                Ok(())
+            }
+        }
+    }
+
+    /// A PUBLISH is complete.
+    fn end_payload(
+        &mut self,
+        direction: Direction,
+        fate: Fate,
+        now: Instant,
+        out: &mut Out<'_, '_>,
+    ) -> Result<(), Ending> {
+        if direction == Direction::ToBroker {
+            self.alive.packet(now);
+        }
+        match fate {
+            Fate::Pass => self.flush_answers(direction, out),
+            Fate::Drop => {
+                if let Some(Answer { packet_type, packet_id, code }) = self.flow(direction).answer.take() {
+                    let mut packet = Vec::with_capacity(8);
+                    Ack::encode(packet_type, packet_id, self.version, code, &mut packet);
+                    self.reply(direction, &packet, out);
+                }
+            }
+            Fate::Collect => return self.collected(now, out),
+        }
+        Ok(())
+    }
+
+    /// Answers the sender of the bytes that move in `direction`, at the next packet boundary of the stream to it.
+    fn reply(&mut self, direction: Direction, packet: &[u8], out: &mut Out<'_, '_>) {
+        let is_connected = self.broker.has_answered;
+        // Packets of the gateway's own, too, are no larger than the client accepts [MQTT-3.1.2-24].
+        if direction == Direction::ToBroker && packet.len() > self.client.max_packet {
+            return;
+        }
+        let back = self.flow(direction.reverse());
+        if matches!(back.position, Position::Payload(_, Fate::Pass)) || !is_connected {
+            back.answers.extend_from_slice(packet);
+        } else {
+            out.injected.reply.extend_from_slice(packet);
+        }
+    }
+
+    /// The stream that moves in `direction` is at a packet boundary: what waits for that is written.
+    fn flush_answers(&mut self, direction: Direction, out: &mut Out<'_, '_>) {
+        let answers = std::mem::take(&mut self.flow(direction).answers);
+        if !answers.is_empty() {
+            out.write().extend_from_slice(&answers);
+        }
+    }
+}
+
+impl Codec for Inspect {
+    fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
+        let now = Instant::now();
+        let mut out = Out::new(chunk, injected);
+        let taken = match direction {
+            Direction::ToBroker => self.take_from_client(chunk, now, &mut out),
+            Direction::ToClient => self.run(direction, chunk, true, now, &mut out).map(drop),
+        };
+        if direction == Direction::ToBroker && out.has_any() {
+            self.alive.passed(now);
+        }
+        match taken {
+            Ok(()) => Ok(out.passed()),
+            Err(ending) => {
+                out.inject_all();
+                Err(ending)
+            }
+        }
+    }
+
+    fn disconnected(&self) -> Option<Direction> {
+        self.disconnected
+    }
+
+    fn set_rules(&mut self, rules: Arc<PacketRules>) -> Result<(), Ending> {
+        if rules.mountpoint != self.rules.mountpoint {
+            return Err(policy_changed("the mountpoint has changed"));
+        }
+        self.rules = rules;
+        if let Some(topics) = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow()) {
+            let is_denied = |filter: &&str| from_client::decide_subscription(topics, filter).result.is_err();
+            if let Some(filter) = self.subscriptions.filters().find(is_denied) {
+                return Err(policy_changed(&format!("subscription to `{}`", clip(filter))));
+            }
+        }
+        let own = self.client.keep_alive;
+        let keep_alive = if self.version == Version::V5 { self.rules.keep_alive(own) } else { own };
+        self.alive.set(keep_alive, self.rules.limits.max_keep_alive.is_some());
+        Ok(())
+    }
+
+    fn boundary(&self, chunk: &[u8]) -> Boundary {
+        match self.to_client.position {
+            Position::Payload(left, Fate::Pass) if left as usize <= chunk.len() => Boundary::At(left as usize),
+            Position::Payload(_, Fate::Pass) => Boundary::Later,
+            _ => Boundary::At(0),
+        }
+    }
+
+    fn may_read(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::ToBroker => self.throttle.paused_until().is_none() && !self.must_wait(),
+            Direction::ToClient => self.to_broker.answers.len() <= MAX_ANSWERS,
+        }
+    }
+
+    fn has_held(&self, direction: Direction) -> bool {
+        direction == Direction::ToBroker && !self.held.is_empty() && self.may_read(direction)
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        match (self.throttle.paused_until(), self.alive.alarm()) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn wake(&mut self, now: Instant) -> Result<(), Ending> {
+        if let Some(until) = self.throttle.paused_until() {
+            // Nobody is silent who is not read.
+            self.alive.packet(now);
+            if until <= now {
+                self.throttle.resume();
+            }
+        }
+        if self.alive.is_over(now) {
+            return Err(CloseReason::KeepAliveTimeout.into());
+        }
+        Ok(())
+    }
+}
+
+impl Default for Broker {
+    /// What applies until CONNACK says more. Aliases have to wait for it [MQTT-3.3.2-9].
+    fn default() -> Self {
+        Self {
+            has_answered: false,
+            max_packet: usize::MAX,
+            max_qos: 2,
+            has_retain: true,
+            max_alias: 0,
+            receive_maximum: u16::MAX,
+            in_flight: 0,
+        }
+    }
+}
+
+fn policy_changed(detail: &str) -> Ending {
+    Ending { detail: Some(detail.into()), ..CloseReason::SessionPolicyChanged.into() }
+}
+
+const fn sender(direction: Direction) -> Sender {
+    match direction {
+        Direction::ToBroker => Sender::Client,
+        Direction::ToClient => Sender::Server,
+    }
+}
+
+/// The end of a session whose client or broker violates the protocol. `header`: of the packet, if there is one.
+fn violation(direction: Direction, header: Option<FixedHeader>, error: impl Into<Error>) -> Ending {
+    let error = error.into();
+    let detail = match header {
+        Some(header) => format!("{:?}: {error}", header.packet_type),
+        None => error.to_string(),
+    };
+    if direction == Direction::ToClient {
+        return Ending { detail: Some(detail.into()), ..CloseReason::UpstreamViolation.into() };
+    }
+    let disconnect = match error {
+        Error::Malformed(rule) => rule.disconnect(),
+        Error::TooLarge => Disconnect::PacketTooLarge,
+        Error::Unsupported => Disconnect::ProtocolError,
+    };
+    Ending::new(CloseReason::ProtocolViolation, disconnect, detail)
+}
+
+fn too_large(header: FixedHeader) -> Ending {
+    let detail = format!("{:?}: {} bytes", header.packet_type, header.packet_len());
+    Ending::new(CloseReason::PacketTooLarge, Disconnect::PacketTooLarge, detail)
+}
+
+#[cfg(test)]
+mod tests;
