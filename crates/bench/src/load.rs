@@ -170,7 +170,7 @@ impl Load {
                 }
             }
         }
-        Ok((sessions, self.settled(before).await))
+        Ok((sessions, self.settled(before).await / MESSAGE_LEN))
     }
 
     /// Publishes as fast as possible. Returns how many messages the broker received.
@@ -179,8 +179,19 @@ impl Load {
         sessions: Vec<Session>,
         duration: Duration,
     ) -> anyhow::Result<(Vec<Session>, usize)> {
+        let (sessions, bytes) = self.flood_with(sessions, duration, message().repeat(FLOOD / MESSAGE_LEN)).await?;
+        Ok((sessions, bytes / MESSAGE_LEN))
+    }
+
+    /// Writes the same bytes again and again, as fast as possible. Returns how many bytes the broker received.
+    pub(crate) async fn flood_with(
+        &self,
+        sessions: Vec<Session>,
+        duration: Duration,
+        flood: Vec<u8>,
+    ) -> anyhow::Result<(Vec<Session>, usize)> {
         let before = self.received.load(Ordering::Relaxed);
-        let flood: Arc<Vec<u8>> = Arc::new(message().repeat(FLOOD / MESSAGE_LEN));
+        let flood = Arc::new(flood);
         let mut flooding = JoinSet::new();
         for mut session in sessions {
             let flood = Arc::clone(&flood);
@@ -200,14 +211,14 @@ impl Load {
         Ok((sessions, self.settled(before).await))
     }
 
-    /// Waits until no more messages arrive, and returns their number since `before`.
+    /// Waits until no more bytes arrive, and returns their number since `before`.
     async fn settled(&self, before: usize) -> usize {
         let mut last = before;
         loop {
             tokio::time::sleep(Duration::from_millis(200)).await;
             let now = self.received.load(Ordering::Relaxed);
             if now == last {
-                return (now - before) / MESSAGE_LEN;
+                return now - before;
             }
             last = now;
         }
@@ -255,9 +266,13 @@ pub(crate) async fn session_as(
     Ok(stream)
 }
 
-fn message() -> Vec<u8> {
+/// The topic of all messages.
+pub(crate) const TOPIC: &str = "a/b/cd";
+
+/// A message of QoS 0 with 64 bytes of payload.
+pub(crate) fn message() -> Vec<u8> {
     let mut message = vec![0x30, MESSAGE_REST, 0, 6];
-    message.extend(b"a/b/cd");
+    message.extend(TOPIC.as_bytes());
     message.resize(MESSAGE_LEN, b'x');
     message
 }

@@ -4,6 +4,7 @@
 
 mod index;
 mod load;
+mod packets;
 mod proxies;
 mod report;
 mod sweep;
@@ -57,6 +58,15 @@ enum Command {
         #[arg(long, default_value_t = 100_000)]
         entries: u32,
     },
+    /// Compare the relay that looks at packets with the one that does not
+    Packets {
+        /// How often to repeat each measurement
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Duration of each measurement, in seconds
+        #[arg(long, default_value_t = 3)]
+        seconds: u64,
+    },
     /// Measure the index of live sessions alone
     Index {
         /// Number of sessions in the index
@@ -78,6 +88,9 @@ async fn main() -> anyhow::Result<()> {
     match arguments.command {
         Some(Command::Sweep { sessions, revoked, entries }) => {
             return sweep::run(&arguments.portcullis, dir.path(), sessions, revoked, entries).await;
+        }
+        Some(Command::Packets { rounds, seconds }) => {
+            return packets::run(&arguments.portcullis, dir.path(), rounds, seconds).await;
         }
         Some(Command::Index { sessions }) => return index::run(sessions),
         None => {}

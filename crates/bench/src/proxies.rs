@@ -14,6 +14,17 @@ use crate::usage::{Usage, family};
 /// The names of the compared proxies, in the order of the columns.
 pub(crate) const NAMES: [&str; 2] = ["Portcullis", "nginx, stream + njs"];
 
+/// What is added to the configuration of Portcullis.
+#[derive(Default)]
+pub(crate) struct More {
+    /// Keys of `[[listener]]`.
+    pub(crate) listener: String,
+    /// Keys of `[listener.tls]`.
+    pub(crate) tls: String,
+    /// Further tables.
+    pub(crate) tables: String,
+}
+
 /// A running proxy; killed when dropped.
 pub(crate) struct Proxy {
     pub(crate) name: &'static str,
@@ -24,16 +35,17 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Starts Portcullis with identity check, rewriting, hash balancing, access log and metrics.
     pub(crate) async fn portcullis(binary: &Path, dir: &Path, broker: SocketAddr) -> anyhow::Result<Self> {
-        Self::portcullis_with(binary, dir, broker, "").await
+        Self::portcullis_with(binary, dir, broker, &More::default()).await
     }
 
-    /// As [`Proxy::portcullis`], with more keys in `[listener.tls]`.
+    /// As [`Proxy::portcullis`], with more keys.
     pub(crate) async fn portcullis_with(
         binary: &Path,
         dir: &Path,
         broker: SocketAddr,
-        tls: &str,
+        more: &More,
     ) -> anyhow::Result<Self> {
+        let More { listener, tls, tables } = more;
         let address = free_address()?;
         let configuration = format!(
             r#"
@@ -41,6 +53,7 @@ impl Proxy {
 name = "devices"
 bind = "{address}"
 upstream = "brokers"
+{listener}
 [listener.tls]
 certificate = "pki/issued/localhost.pem"
 private_key = "pki/issued/localhost.key"
@@ -61,6 +74,7 @@ bind = "127.0.0.1:0"
 [runtime]
 worker_threads = 2
 log = "warn"
+{tables}
 "#
         );
         fs::write(dir.join("portcullis.toml"), configuration)?;

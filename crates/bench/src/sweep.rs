@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use crate::load::{CONCURRENCY, Load, PINGREQ, PINGRESP, Session, session_as};
-use crate::proxies::Proxy;
+use crate::proxies::{More, Proxy};
 
 /// The device that is not revoked.
 const STAYING: &str = "thing001";
@@ -31,7 +31,8 @@ pub(crate) async fn run(
     ensure!(revoked < sessions, "--revoked must be less than --sessions");
     let (load, connectors) = Load::of(dir, &[STAYING, GOING]).await?;
     let pki = dir.join("pki");
-    let proxy = Proxy::portcullis_with(binary, dir, load.broker, "crl = [\"pki/crl.pem\"]").await?;
+    let more = More { tls: "crl = [\"pki/crl.pem\"]".to_owned(), ..More::default() };
+    let proxy = Proxy::portcullis_with(binary, dir, load.broker, &more).await?;
     let address = proxy.address;
     let open = async |count: usize, index: usize, name: &str| -> anyhow::Result<Vec<Session>> {
         let mut connect = b"\x10\x14\x00\x04MQTT\x04\x02\x00\x00\x00\x08".to_vec();

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::{auth, config, files, peer, pki, tls, util};
+use crate::{auth, config, files, peer, pki, relay, tls, util};
 
 /// A reader.
 pub type Target = fn(&[u8]);
@@ -19,6 +19,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ticket", tls::fuzz_ticket),
     ("token", auth::fuzz_token),
     ("service", auth::fuzz_response),
+    ("session", relay::fuzz_session),
 ];
 
 /// Whatever looks like the beginning of a section is read, or is an error.

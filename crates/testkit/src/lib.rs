@@ -12,7 +12,7 @@ mod service;
 pub use broker::{Broker, BrokerConnection};
 pub use client::{Client, tls_config};
 pub use gateway::{TestGateway, password_file};
-pub use packet::{connack, connect, connect_as, connect_v5};
+pub use packet::{connack, connect, connect_as, connect_v5, field, packet, publish, suback, subscribe};
 pub use pki::Pki;
 pub use service::Service;
 

@@ -26,6 +26,8 @@ use portcullis_wire::Connect;
 pub(crate) use codec::Ending;
 use codec::{Codec, Direction, Injected};
 use inspect::Inspect;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use inspect::script::check_session as fuzz_session;
 use opaque::Opaque;
 pub(crate) use pump::Ends;
 

@@ -525,4 +525,6 @@ fn too_large(header: FixedHeader) -> Ending {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use portcullis_wire::{Connect, Limits};
+use portcullis_wire::{Connect, FixedHeader, Limits, Packet, PacketType, Sender, Version, head_len};
 
 use super::super::codec::{Codec, Direction, Ending, Injected};
 use super::Inspect;
@@ -18,7 +18,10 @@ pub(crate) struct Script {
     pub(crate) at_broker: Vec<u8>,
     pub(crate) at_client: Vec<u8>,
     pub(crate) ending: Option<Ending>,
+    #[cfg_attr(not(test), expect(dead_code, reason = "for reloads"))]
     connect: Vec<u8>,
+    /// Bytes of the client and of the broker that are not read yet.
+    unread: [Vec<u8>; 2],
 }
 
 impl Script {
@@ -32,10 +35,18 @@ impl Script {
         let mut at_broker = Vec::new();
         sent.encode(&mut at_broker).expect("a CONNECT that can be sent");
         let codec = Box::new(Inspect::new(rules, &received, &sent, info));
-        Self { codec, at_broker, at_client: Vec::new(), ending: None, connect: connect.to_vec() }
+        Self {
+            codec,
+            at_broker,
+            at_client: Vec::new(),
+            ending: None,
+            connect: connect.to_vec(),
+            unread: Default::default(),
+        }
     }
 
     /// The configuration is replaced.
+    #[cfg(test)]
     pub(crate) fn reload(&mut self, configuration: &str) {
         let rules = rules(configuration, &self.connect);
         if let Err(ending) = self.codec.set_rules(rules) {
@@ -44,19 +55,38 @@ impl Script {
     }
 
     /// The client sends bytes.
+    #[cfg(test)]
     pub(crate) fn client(&mut self, bytes: &[u8]) -> &mut Self {
         self.send(Direction::ToBroker, bytes);
         self
     }
 
     /// The broker sends bytes.
+    #[cfg(test)]
     pub(crate) fn broker(&mut self, bytes: &[u8]) -> &mut Self {
         self.send(Direction::ToClient, bytes);
         self
     }
 
-    /// Bytes are read in this direction, as the pump does it.
+    /// Bytes arrive in this direction, and are read as the pump does it.
     pub(crate) fn send(&mut self, direction: Direction, chunk: &[u8]) {
+        self.unread[direction as usize].extend_from_slice(chunk);
+        let mut has_moved = true;
+        while std::mem::take(&mut has_moved) && self.ending.is_none() {
+            for direction in [direction, direction.reverse()] {
+                if self.codec.has_held(direction) {
+                    self.take(direction, b"");
+                    has_moved = true;
+                } else if self.codec.may_read(direction) && !self.unread[direction as usize].is_empty() {
+                    let chunk = std::mem::take(&mut self.unread[direction as usize]);
+                    self.take(direction, &chunk);
+                    has_moved = true;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, direction: Direction, chunk: &[u8]) {
         if self.ending.is_some() {
             return;
         }
@@ -80,6 +110,7 @@ impl Script {
     }
 
     /// What the client has received since the last call.
+    #[cfg(test)]
     pub(crate) fn client_got(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.at_client)
     }
@@ -105,4 +136,117 @@ fn rules(configuration: &str, connect: &[u8]) -> Arc<PacketRules> {
     let peer = Peer::plain(([192, 0, 2, 1], 5).into());
     let facts = Facts { peer: &peer, listener: "l", mqtt: &connect, attributes: AuthAttributes::default(), now: 7 };
     policy.for_client(&facts).expect("rules").unwrap_or_default()
+}
+
+/// Two sessions that get the same bytes, one of them byte by byte, end alike, and nothing that is denied reaches the broker.
+/// The input selects configuration and version, then has chunks: the direction and length in one byte, then the bytes.
+pub(crate) fn check_session(input: &[u8]) {
+    let Some((&selector, mut rest)) = input.split_first() else { return };
+    let case = &CASES[usize::from(selector >> 1) % CASES.len()];
+    let connect = if selector & 1 == 0 { CONNECT_V3 } else { CONNECT_V5 };
+    let (mut whole, mut split) = (Script::new(case.configuration, connect), Script::new(case.configuration, connect));
+    drop((whole.broker_got(), split.broker_got()));
+    while let Some((&first, behind)) = rest.split_first() {
+        let direction = if first & 0x80 == 0 { Direction::ToBroker } else { Direction::ToClient };
+        let (chunk, behind) = behind.split_at(behind.len().min(usize::from(first & 0x7f)));
+        whole.send(direction, chunk);
+        chunk.iter().for_each(|byte| split.send(direction, &[*byte]));
+        rest = behind;
+    }
+    assert_eq!(whole.at_broker, split.at_broker, "at the broker");
+    assert_eq!(whole.at_client, split.at_client, "at the client");
+    let kind = |script: &Script| script.ending.as_ref().map(|ending| (ending.reason, ending.disconnect));
+    assert_eq!(kind(&whole), kind(&split));
+    let version = if selector & 1 == 0 { Version::V311 } else { Version::V5 };
+    for (topic, kind) in topics(&whole.at_broker, version) {
+        let is_allowed = match kind {
+            Kind::Publish => case.may_publish,
+            Kind::Subscribe => case.may_subscribe,
+        };
+        assert!(is_allowed(&topic), "{topic} reached the broker");
+    }
+    check_framing(&whole.at_client, version);
+}
+
+/// A configuration, and what may reach the broker with it.
+struct Case {
+    configuration: &'static str,
+    may_publish: fn(&str) -> bool,
+    may_subscribe: fn(&str) -> bool,
+}
+
+const CONNECT_V5: &[u8] = b"\x10\x12\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x05dev-1";
+const CONNECT_V3: &[u8] = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05dev-1";
+
+const CASES: &[Case] = &[
+    Case {
+        configuration: "topics = \"p\"\n[[topic_policy]]\nname = \"p\"\n[[topic_policy.rule]]\npublish = [\"a/#\"]\n\
+                        subscribe = [\"a/+\"]\n",
+        may_publish: |topic| topic == "a" || topic.starts_with("a/"),
+        may_subscribe: |filter| filter.starts_with("a/") && filter.matches('/').count() == 1 && filter != "a/#",
+    },
+    Case {
+        configuration: "topics = \"p\"\nmountpoint = 'm/'\n[listener.publish]\nuser_properties = { by = '\"g\"' }\n\
+                        [[topic_policy]]\nname = \"p\"\n[[topic_policy.rule]]\neffect = \"deny\"\npublish = [\"b\"]\n\
+                        subscribe = [\"b\"]\n[[topic_policy.rule]]\npublish = [\"#\"]\nsubscribe = [\"#\"]\n\
+                        max_qos = 1\n",
+        may_publish: |topic| topic.starts_with("m/") && !topic.starts_with("m/$") && topic != "m/b",
+        may_subscribe: |filter| {
+            filter.starts_with("m/")
+                && !matches!(filter, "m/b" | "m/#" | "m/+" | "m/b/#" | "m/+/#")
+                && !filter.starts_with("m/$")
+        },
+    },
+    Case {
+        configuration: "[listener.limits]\nmax_topic_levels = 2\nmax_subscriptions = 2\nmax_packet_size = \"100\"\n",
+        may_publish: |topic| topic.matches('/').count() <= 1,
+        may_subscribe: |filter| filter.matches('/').count() <= 1,
+    },
+];
+
+enum Kind {
+    Publish,
+    Subscribe,
+}
+
+/// The topics of PUBLISH and the filters of SUBSCRIBE in what the broker has received, which is all valid.
+fn topics(mut stream: &[u8], version: Version) -> Vec<(String, Kind)> {
+    let mut found = Vec::new();
+    let mut aliases = std::collections::BTreeMap::new();
+    while let Ok(Some(header)) = FixedHeader::decode(stream) {
+        Packet::check_header(header, version, Sender::Client).expect("a header that a client may send");
+        let Some(len) = head_len(stream, header, version).expect("a head") else { break };
+        let Some(head) = stream.get(..len) else { break };
+        match Packet::decode(head, header, version, Sender::Client).expect("a valid packet") {
+            Packet::Publish(publish) => {
+                let alias = publish.properties.topic_alias();
+                let topic = match alias {
+                    Some(alias) if publish.topic.is_empty() => aliases[&alias],
+                    Some(alias) => *aliases.entry(alias).insert_entry(publish.topic).get(),
+                    None => publish.topic,
+                };
+                found.push((topic.to_owned(), Kind::Publish));
+            }
+            Packet::Subscribe(subscribe) => found.extend(subscribe.subscriptions().map(|wanted| {
+                let filter = wanted.filter.shared().map_or(wanted.filter, |(_, filter)| filter);
+                (filter.as_str().to_owned(), Kind::Subscribe)
+            })),
+            _ => {}
+        }
+        stream = stream.get(header.packet_len()..).unwrap_or_default();
+    }
+    found
+}
+
+/// What the client has received is a sequence of packets, the last of which may be incomplete.
+fn check_framing(mut stream: &[u8], version: Version) {
+    while let Ok(Some(header)) = FixedHeader::decode(stream) {
+        if header.packet_type != PacketType::Connack {
+            Packet::check_header(header, version, Sender::Server).expect("a header that a broker may send");
+            if let Some(head) = head_len(stream, header, version).expect("a head").and_then(|len| stream.get(..len)) {
+                Packet::decode(head, header, version, Sender::Server).expect("a valid packet");
+            }
+        }
+        stream = stream.get(header.packet_len()..).unwrap_or_default();
+    }
 }
