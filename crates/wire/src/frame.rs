@@ -29,6 +29,7 @@ pub enum PacketType {
 
 impl PacketType {
     /// The type in the upper four bits of a packet's first byte; `None` for the reserved 0.
+    #[inline]
     pub const fn of(first_byte: u8) -> Option<Self> {
         Some(match first_byte >> 4 {
             1 => Self::Connect,
@@ -66,6 +67,7 @@ pub struct FixedHeader {
 
 impl FixedHeader {
     /// Decodes the header at the front of `bytes`. Returns `Ok(None)` if it is incomplete.
+    #[inline]
     pub fn decode(bytes: &[u8]) -> Result<Option<Self>, Error> {
         let Some((&first, rest)) = bytes.split_first() else { return Ok(None) };
         let packet_type = PacketType::of(first).ok_or(Rule::PacketTypeReserved)?;
@@ -74,11 +76,13 @@ impl FixedHeader {
     }
 
     /// The length of header and body together, in bytes.
+    #[inline]
     pub const fn packet_len(&self) -> usize {
         self.len + self.remaining_length as usize
     }
 
     /// Whether the remaining length is encoded in the fewest bytes, as MQTT 5 requires [MQTT-1.5.5-1].
+    #[inline]
     pub(crate) const fn is_shortest(&self) -> bool {
         self.len == 1 + varint_len(self.remaining_length)
     }

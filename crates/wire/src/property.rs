@@ -105,9 +105,17 @@ getters! {
 
 impl<'a> Properties<'a> {
     /// Decodes a length and that many bytes of properties. `owner` must allow each property; few may repeat.
+    #[inline]
     pub(crate) fn decode(reader: &mut Reader<'a>, owner: Owner) -> Result<Self, Error> {
         let len = reader.varint()?;
         let bytes = reader.take(len)?;
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        Self::validate(bytes, owner)
+    }
+
+    fn validate(bytes: &'a [u8], owner: Owner) -> Result<Self, Error> {
         let mut seen = 0_u64;
         let mut rest = Reader::new(bytes);
         while !rest.is_empty() {
@@ -147,6 +155,7 @@ impl<'a> Properties<'a> {
         self.iter().filter_map(|property| property.user())
     }
 
+    #[inline]
     fn find(&self, id: usize) -> Option<Reader<'a>> {
         self.iter().find(|property| property.id == id).map(|property| Reader::new(property.value))
     }

@@ -26,6 +26,7 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
+    #[inline]
     pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], Error> {
         let (taken, rest) = self.rest.split_at_checked(len).ok_or(Rule::PacketLength)?;
         self.rest = rest;
@@ -42,6 +43,7 @@ impl<'a> Reader<'a> {
         self.rest.get(..self.rest.len() - later.rest.len().min(self.rest.len())).unwrap_or_default()
     }
 
+    #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
         let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(Rule::PacketLength)?;
         self.rest = rest;
@@ -52,6 +54,7 @@ impl<'a> Reader<'a> {
         self.array().map(|[byte]| byte)
     }
 
+    #[inline]
     pub(crate) fn u16(&mut self) -> Result<u16, Error> {
         self.array().map(u16::from_be_bytes)
     }
@@ -61,6 +64,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Variable byte integer [MQTT-1.5.5]. More bytes than necessary are malformed, as MQTT 5 requires.
+    #[inline]
     pub(crate) fn varint(&mut self) -> Result<usize, Error> {
         let (value, len) = varint(self.rest)?.ok_or(Rule::PacketLength)?;
         if len != varint_len(value) {
@@ -71,12 +75,14 @@ impl<'a> Reader<'a> {
     }
 
     /// Binary data with a two-byte length [MQTT-1.5.6].
+    #[inline]
     pub(crate) fn binary(&mut self) -> Result<&'a [u8], Error> {
         let len = self.u16()?;
         self.take(usize::from(len))
     }
 
     /// UTF-8 encoded string [MQTT-1.5.4].
+    #[inline]
     pub(crate) fn string(&mut self) -> Result<&'a str, Error> {
         let text = std::str::from_utf8(self.binary()?).map_err(|_| Rule::Utf8)?;
         if text.contains('\0') {
@@ -86,6 +92,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A topic name: a string without wildcards [MQTT-4.7.1-1] and with at least one character [MQTT-4.7.3-1].
+    #[inline]
     pub(crate) fn topic_name(&mut self) -> Result<&'a str, Error> {
         let topic = std::str::from_utf8(self.binary()?).map_err(|_| Rule::Utf8)?;
         check_topic_name(topic)?;
@@ -93,11 +100,13 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether the next field has the length 0.
+    #[inline]
     pub(crate) fn starts_with_empty_field(&self) -> bool {
         self.rest.starts_with(&[0, 0])
     }
 
     /// A packet identifier, which is never 0 [MQTT-2.2.1-3].
+    #[inline]
     pub(crate) fn packet_id(&mut self) -> Result<NonZeroU16, Error> {
         NonZeroU16::new(self.u16()?).ok_or_else(|| Rule::PacketIdZero.into())
     }
@@ -105,6 +114,7 @@ impl<'a> Reader<'a> {
 
 /// Decodes the variable byte integer at the front of `bytes`. Returns the value and its length in bytes, or `None` if it is
 /// incomplete.
+#[inline]
 pub(crate) fn varint(bytes: &[u8]) -> Result<Option<(u32, usize)>, Error> {
     let mut value = 0;
     for (index, &byte) in bytes.iter().take(4).enumerate() {

@@ -70,8 +70,8 @@ impl Decisions {
         }
     }
 
-    /// Counts a decision. `rule` is counted from 1; `None`: no rule matches.
-    pub fn count(&self, action: Action, rule: Option<u32>, is_allowed: bool, is_shadow: bool) {
+    /// Counts so many decisions. `rule` is counted from 1; `None`: no rule matches.
+    pub fn count(&self, action: Action, rule: Option<u32>, is_allowed: bool, is_shadow: bool, number: u64) {
         let verdict = if is_allowed { 0 } else { 1 + usize::from(is_shadow) };
         let index = (rule.unwrap_or(0) as usize * Action::ALL.len() + action as usize) * VERDICTS.len() + verdict;
         let Some(counter) = self.counters.get(index) else { return };
@@ -84,7 +84,7 @@ impl Decisions {
                 verdict: VERDICTS[verdict],
             })
         };
-        counter.get_or_init(new).inc();
+        counter.get_or_init(new).inc_by(number);
     }
 
     /// Logs a denial, at most one a second. `why` is the condition of the rule that failed.

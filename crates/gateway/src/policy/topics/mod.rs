@@ -375,10 +375,15 @@ impl TopicRules {
         (decision, max_qos)
     }
 
+    /// Counts decisions by a rule that allow.
+    pub(crate) fn count_allowed(&self, action: Action, rule: Option<u32>, number: u64) {
+        self.decisions.count(action, rule, true, self.is_shadow(), number);
+    }
+
     /// Counts a decision, and logs it if it denies. `subject` is the topic; `client` names the client.
     pub(crate) fn count(&self, action: Action, decision: Decision, subject: &str, client: &SessionInfo) {
         let is_shadow = self.is_shadow();
-        self.decisions.count(action, decision.rule, decision.result.is_ok(), is_shadow);
+        self.decisions.count(action, decision.rule, decision.result.is_ok(), is_shadow, 1);
         if let Err(denial) = decision.result {
             self.decisions.log_denial(action, decision.rule, denial.label(), subject, is_shadow, client);
         }

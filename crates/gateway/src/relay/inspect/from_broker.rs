@@ -31,14 +31,17 @@ impl Inspect {
         if header.packet_type == PacketType::Connack {
             return self.connack(header, head, out);
         }
-        let packet = Packet::decode(head.bytes, header, self.version, Sender::Server)
-            .map_err(|error| violation(TO_CLIENT, Some(header), error))?;
+        let (version, malformed) = (self.version, |error| violation(TO_CLIENT, Some(header), error));
+        if header.packet_type == PacketType::Publish && self.broker.has_answered {
+            let publish = Publish::decode(head.bytes, header, version, Sender::Server).map_err(malformed)?;
+            return self.deliver(&publish, header, head, now, out);
+        }
+        let packet = Packet::decode(head.bytes, header, version, Sender::Server).map_err(malformed)?;
         // Before CONNACK there are only AUTH and DISCONNECT.
         if !self.broker.has_answered && !matches!(packet, Packet::Auth(_) | Packet::Disconnect(_)) {
             return Err(violation(TO_CLIENT, Some(header), Rule::WrongSender));
         }
         match packet {
-            Packet::Publish(publish) => return self.deliver(&publish, header, head, now, out),
             Packet::Ack(ack) => self.acknowledged(&ack, head, out),
             Packet::Suback(suback) => self.answered(PacketType::Suback, &suback, head, out),
             Packet::Unsuback(unsuback) => self.answered(PacketType::Unsuback, &unsuback, head, out),
@@ -81,8 +84,12 @@ impl Inspect {
             None => true,
             Some(topics) => {
                 let decision = topics.receive(topic);
+                if decision.result.is_ok() {
+                    self.to_client.tally.allowed(topics, Action::Deliver, decision.rule);
+                    return true;
+                }
                 topics.count(Action::Deliver, decision, topic, &self.info);
-                decision.result.is_ok() || topics.is_shadow()
+                topics.is_shadow()
             }
         });
         let Some(topic) = own.filter(|_| is_allowed) else {

@@ -39,10 +39,12 @@ impl Inspect {
         now: Instant,
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
-        let packet = Packet::decode(head.bytes, header, self.version, Sender::Client)
-            .map_err(|error| violation(TO_BROKER, Some(header), error))?;
-        match packet {
-            Packet::Publish(publish) => return self.publish(&publish, header, head, payload, now, out),
+        let (version, malformed) = (self.version, |error| violation(TO_BROKER, Some(header), error));
+        if header.packet_type == PacketType::Publish {
+            let publish = Publish::decode(head.bytes, header, version, Sender::Client).map_err(malformed)?;
+            return self.publish(&publish, header, head, payload, now, out);
+        }
+        match Packet::decode(head.bytes, header, version, Sender::Client).map_err(malformed)? {
             Packet::Ack(ack)
                 if ack.packet_type == PacketType::Pubrel && self.to_broker.acknowledged.remove(ack.packet_id) =>
             {
@@ -110,7 +112,10 @@ impl Inspect {
                     _ => decision.result = Err(Denial::Schema),
                 }
             }
-            topics.count(Action::Publish, decision, topic, &self.info);
+            match decision.result {
+                Ok(()) => self.to_broker.tally.allowed(topics, Action::Publish, decision.rule),
+                Err(_) => topics.count(Action::Publish, decision, topic, &self.info),
+            }
             denial = decision.result.err().filter(|_| !topics.is_shadow());
         }
         if let Some(denial) = denial {

@@ -17,6 +17,7 @@ mod packet_ids;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod script;
 mod subscriptions;
+mod tally;
 mod throttle;
 
 use std::num::NonZeroU16;
@@ -32,9 +33,10 @@ use self::alive::KeepAlive;
 use self::out::{Out, Piece};
 use self::packet_ids::PacketIds;
 use self::subscriptions::Subscriptions;
+use self::tally::Tally;
 use self::throttle::{Exceeded, Throttle};
 use super::codec::{Boundary, Codec, Direction, Ending, Injected};
-use crate::observe::SessionInfo;
+use crate::observe::{Action, SessionInfo};
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
 use crate::util::clip::clip;
@@ -96,6 +98,7 @@ struct Flow {
     /// An incomplete head; with [`Fate::Collect`] also the payload behind it.
     head: Vec<u8>,
     aliases: Aliases,
+    tally: Tally,
     /// Messages of QoS 2 that the gateway acknowledges in the receiver's place.
     acknowledged: PacketIds,
     /// The answer to a PUBLISH, once its payload has arrived.
@@ -182,11 +185,12 @@ impl Inspect {
         };
         let exceeded =
             |Exceeded(rate): Exceeded| Ending::new(CloseReason::QuotaExceeded, Disconnect::MessageRateTooHigh, rate);
-        let rules = Arc::clone(&self.rules);
-        let may = self.throttle.may_take_bytes(&rules.limits, input.len(), now).map_err(exceeded)?;
+        let may = self.throttle.may_take_bytes(&self.rules.limits, input.len(), now).map_err(exceeded)?;
         let used = self.run(Direction::ToBroker, &input[..may], is_chunk, now, out)?;
-        self.throttle.took_bytes(&rules.limits, used, now);
-        self.held = input[used..].to_vec();
+        self.throttle.took_bytes(&self.rules.limits, used, now);
+        if used < input.len() {
+            self.held = input[used..].to_vec();
+        }
         Ok(())
     }
 
@@ -271,7 +275,7 @@ impl Inspect {
             Ok(None) => return Ok(None),
             Err(error) => return Err(violation(direction, None, error)),
         };
-        let is_connack = direction == Direction::ToClient && header.packet_type == PacketType::Connack;
+        let is_connack = header.packet_type == PacketType::Connack && direction == Direction::ToClient;
         if !is_connack || self.broker.has_answered {
             Packet::check_header(header, self.version, sender(direction))
                 .map_err(|error| violation(direction, Some(header), error))?;
@@ -403,6 +407,13 @@ impl Codec for Inspect {
         };
         if direction == Direction::ToBroker && out.has_any() {
             self.alive.passed(now);
+        }
+        if let Some(topics) = &self.rules.topics {
+            let (flow, action) = match direction {
+                Direction::ToBroker => (&mut self.to_broker, Action::Publish),
+                Direction::ToClient => (&mut self.to_client, Action::Deliver),
+            };
+            flow.tally.flush(topics, action);
         }
         match taken {
             Ok(()) => Ok(out.passed()),
