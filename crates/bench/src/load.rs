@@ -129,6 +129,11 @@ impl Load {
         Ok(resumed.load(Ordering::Relaxed))
     }
 
+    /// Connects over TLS, without CONNECT.
+    pub(crate) async fn handshake(&self, proxy: &Proxy) -> anyhow::Result<Session> {
+        tls(&self.connector, proxy.address).await
+    }
+
     /// Opens sessions that stay connected.
     pub(crate) async fn sessions(&self, proxy: &Proxy, count: usize) -> anyhow::Result<Vec<Session>> {
         let mut sessions = Vec::with_capacity(count);

@@ -7,6 +7,7 @@ mod load;
 mod packets;
 mod proxies;
 mod report;
+mod slow;
 mod sweep;
 mod usage;
 
@@ -66,6 +67,15 @@ enum Command {
         /// Duration of each measurement, in seconds
         #[arg(long, default_value_t = 3)]
         seconds: u64,
+        /// Number of topic rules
+        #[arg(long, default_value_t = 100)]
+        rules: usize,
+    },
+    /// Measure the memory of clients that connect and then send next to nothing
+    Slow {
+        /// Number of clients in each stage
+        #[arg(long, default_value_t = 5000)]
+        clients: usize,
     },
     /// Measure the index of live sessions alone
     Index {
@@ -89,9 +99,10 @@ async fn main() -> anyhow::Result<()> {
         Some(Command::Sweep { sessions, revoked, entries }) => {
             return sweep::run(&arguments.portcullis, dir.path(), sessions, revoked, entries).await;
         }
-        Some(Command::Packets { rounds, seconds }) => {
-            return packets::run(&arguments.portcullis, dir.path(), rounds, seconds).await;
+        Some(Command::Packets { rounds, seconds, rules }) => {
+            return packets::run(&arguments.portcullis, dir.path(), rounds, seconds, rules).await;
         }
+        Some(Command::Slow { clients }) => return slow::run(&arguments.portcullis, dir.path(), clients).await,
         Some(Command::Index { sessions }) => return index::run(sessions),
         None => {}
     }

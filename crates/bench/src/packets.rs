@@ -12,13 +12,12 @@ const CONNECTIONS: usize = 100;
 const PACE: usize = 10_000;
 /// The payload of a large message, in bytes.
 const LARGE: usize = 64 << 10;
-const RULES: usize = 100;
 
-/// Compares the raw relay with one that has 100 topic rules.
-pub(crate) async fn run(binary: &Path, dir: &Path, rounds: usize, seconds: u64) -> anyhow::Result<()> {
+/// Compares the raw relay with one that has this number of topic rules.
+pub(crate) async fn run(binary: &Path, dir: &Path, rounds: usize, seconds: u64, rules: usize) -> anyhow::Result<()> {
     let load = Load::prepare(dir).await?;
-    let variants = [More::default(), inspected()];
-    let mut report = Report::new(["100 topic rules", "raw relay"]);
+    let variants = [More::default(), inspected(rules)];
+    let mut report = Report::new(["topic rules", "raw relay"]);
     for round in 0..rounds {
         for (column, more) in variants.iter().rev().enumerate() {
             eprintln!("round {} of {rounds}", round + 1);
@@ -73,10 +72,10 @@ async fn measure(
     Ok(())
 }
 
-/// A hundred rules, the last of which matches.
-fn inspected() -> More {
+/// Topic rules, the last of which matches.
+pub(crate) fn inspected(rules: usize) -> More {
     let mut tables = "[[topic_policy]]\nname = \"bench\"\n".to_owned();
-    for rule in 1..RULES {
+    for rule in 1..rules {
         tables +=
             &format!("[[topic_policy.rule]]\npublish = [\"other/{rule}/+/x\"]\nsubscribe = [\"down/{rule}/#\"]\n");
     }

@@ -234,10 +234,11 @@ impl Substitution<'_> {
             DeValue::Table(table) => table.iter_mut().for_each(|(key, value)| self.walk(key.get_ref(), value)),
             DeValue::Array(items) => items.iter_mut().for_each(|value| self.walk(key, value)),
             DeValue::String(text) if text.contains("${") => match self.expand(key, &span, text) {
-                Ok(expanded) => {
+                Ok(Some(expanded)) => {
                     self.diagnostics.substituted(Location(span), &expanded);
                     *text = Cow::Owned(expanded);
                 }
+                Ok(None) => {}
                 Err(message) => {
                     self.diagnostics.error(&Location(span), message);
                 }
@@ -247,7 +248,10 @@ impl Substitution<'_> {
     }
 
     /// In the values of some keys, `${...}` is an expression unless it names a source.
-    fn expand(&mut self, key: &str, span: &Range<usize>, text: &str) -> Result<String, Complaint> {
+    ///
+    /// Returns `None` if there is nothing to insert.
+    fn expand(&mut self, key: &str, span: &Range<usize>, text: &str) -> Result<Option<String>, Complaint> {
+        let mut is_substituted = false;
         let is_template = TEMPLATES.contains(&key);
         let (mut out, mut rest) = (String::new(), text);
         while let Some((before, reference)) = rest.split_once("${") {
@@ -283,9 +287,10 @@ impl Substitution<'_> {
             self.diagnostics.substituted(Location(span.clone()), &inserted);
             out.push_str(&inserted);
             rest = after;
+            is_substituted = true;
         }
         out.push_str(rest);
-        Ok(out)
+        Ok(is_substituted.then_some(out))
     }
 }
 

@@ -139,6 +139,7 @@ pub(super) fn check(source: &str, program: &Program, wanted: Wanted) -> Result<N
     let (expected, article) = match wanted {
         Wanted::Bool => (Type::Bool, "a boolean"),
         Wanted::String => (Type::String, "a string"),
+        Wanted::List => (Type::List, "a list"),
         Wanted::Json => (Type::Unknown, "a value"),
     };
     if !found.fits(expected) {

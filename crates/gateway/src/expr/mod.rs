@@ -49,6 +49,8 @@ pub enum Wanted {
     Bool,
     /// A string.
     String,
+    /// A list.
+    List,
     /// Any value that JSON can represent.
     Json,
 }

@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 
 use super::SessionInfo;
 use super::rate_limit::RateLimit;
-use crate::util::clip::clip;
+use crate::util::clip::{clip, may_hold_token};
 
 /// What a client wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,24 @@ impl Decisions {
             if is_shadow { "a topic policy in shadow mode would deny this" } else { "denied by a topic policy" };
         tracing::info!(
             connection, listener, policy, rule, action, why, topic, client_id, %remote, suppressed, "{message}"
+        );
+    }
+}
+
+impl Decisions {
+    /// Logs that a rule in shadow mode would reject a client, at most once a second.
+    pub(crate) fn log_would_reject(&self, rule: u32, why: &str, client_id: &str) {
+        let Some(suppressed) = self.denials.permit() else { return };
+        let (listener, policy) = (&*self.listener, &*self.policy);
+        let client_id = if may_hold_token(client_id) { "***" } else { &clip(client_id) };
+        tracing::info!(
+            listener,
+            policy,
+            rule,
+            why,
+            client_id,
+            suppressed,
+            "a rule of a topic policy in shadow mode cannot be evaluated: enforced, it would reject the client"
         );
     }
 }

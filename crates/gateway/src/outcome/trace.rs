@@ -34,6 +34,11 @@ pub async fn traced<T>(future: impl Future<Output = T>) -> (T, Trace) {
     TRACE.scope(RefCell::default(), traced).await
 }
 
+/// What was noted so far about the connection whose task is running.
+pub(crate) fn noted() -> Trace {
+    TRACE.try_with(|trace| trace.borrow().clone()).unwrap_or_default()
+}
+
 /// Notes why the client is rejected.
 pub(crate) fn note_detail(detail: &str) {
     note(|trace| trace.detail = Some(clip(detail).into()));

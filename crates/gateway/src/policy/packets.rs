@@ -12,6 +12,7 @@ use crate::expr::{Expression, Template};
 use crate::observe::{Action, Decisions, SessionInfo};
 use crate::outcome::{Reject, note_detail};
 use crate::peer::Facts;
+use crate::util::clip::clip;
 
 /// How many topic aliases the gateway accepts in each direction: it follows them, and each can be 64 KiB long.
 pub(crate) const MAX_TOPIC_ALIASES: u16 = 128;
@@ -59,7 +60,17 @@ impl PacketPolicy {
         self.topics.is_some() || self.mountpoint.is_some() || !self.stamps.is_empty() || self.limits.need_packets()
     }
 
-    /// Whether a session keeps what it was evaluated by: a reload may change what it may do.
+    /// Whether the rules of a session depend on who its client is.
+    pub(crate) fn depends_on_client(&self) -> bool {
+        self.topics.is_some() || self.mountpoint.is_some() || !self.stamps.is_empty()
+    }
+
+    /// The rules that do not depend on the client.
+    pub(crate) fn for_anybody(&self) -> PacketRules {
+        PacketRules { limits: self.limits.clone(), ..PacketRules::default() }
+    }
+
+    /// Whether a session that was not inspected, or whose client is not known any more, cannot continue.
     pub(crate) fn binds_sessions(&self) -> bool {
         let is_enforced = self.topics.as_ref().is_some_and(|(policy, _)| policy.is_enforced());
         is_enforced || self.mountpoint.is_some()
@@ -200,6 +211,12 @@ impl PacketRules {
     }
 
     fn check_will(&self, will: &Will<'_>, info: &SessionInfo) -> Result<(), WillDenied> {
+        self.decide_will(will, info).inspect_err(|denied| {
+            note_detail(&format!("will to `{}`: {}", clip(will.topic), denied.0.label()));
+        })
+    }
+
+    fn decide_will(&self, will: &Will<'_>, info: &SessionInfo) -> Result<(), WillDenied> {
         let response_topic = will.properties.response_topic();
         if !self.fits(will.topic) || response_topic.is_some_and(|topic| !self.fits(topic)) {
             return Err(WillDenied(Denial::TopicName));
@@ -220,11 +237,6 @@ impl PacketRules {
 }
 
 impl WillDenied {
-    /// Why.
-    pub(crate) const fn denial(self) -> Denial {
-        self.0
-    }
-
     /// What the client is told in CONNACK.
     pub(crate) const fn refusal(self) -> Refusal {
         match self.0 {

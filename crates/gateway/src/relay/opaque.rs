@@ -8,7 +8,6 @@ use std::sync::Arc;
 use portcullis_wire::{FixedHeader, PacketType, Scanner};
 
 use super::codec::{Boundary, Codec, Direction, Ending, Injected};
-use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
 
 /// Passes all bytes unchanged.
@@ -52,12 +51,10 @@ impl Codec for Opaque {
         self.disconnected
     }
 
-    /// Packets that were not looked at cannot be judged: what the client subscribes to is not known.
+    /// Limits apply to sessions that are inspected from their beginning. Those that topic rules or a mountpoint bind are ended
+    /// before it comes to this.
     fn set_rules(&mut self, _: Arc<PacketRules>) -> Result<(), Ending> {
-        Err(Ending {
-            detail: Some("the packets of this session were not inspected so far".into()),
-            ..CloseReason::SessionPolicyChanged.into()
-        })
+        Ok(())
     }
 
     fn boundary(&self, chunk: &[u8]) -> Boundary {

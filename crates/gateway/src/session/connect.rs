@@ -81,7 +81,6 @@ impl From<Reject> for Denied {
 
 impl From<WillDenied> for Denied {
     fn from(denied: WillDenied) -> Self {
-        note_detail(&format!("will: {}", denied.denial().label()));
         Self { outcome: Reject::TopicDenied.into(), refusal: Some(denied.refusal()) }
     }
 }
@@ -145,7 +144,7 @@ pub(super) async fn negotiate(
     let admitted = admit(&facts, &principal, received, early, listener, record);
     let Admitted { packets, hash_key, codec } =
         admitted.map_err(|Denied { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
-    let kept = matches!(codec, SessionCodec::Inspect(_)) && listener.packets.binds_sessions();
+    let kept = listener.packets.depends_on_client();
     session.admitted(if kept { ClientFacts::new(peer, &connect, principal) } else { None });
     if let Some(lifetime) = listener.max_session_lifetime {
         session.ends_at(now().saturating_add(i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX)));

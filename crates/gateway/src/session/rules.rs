@@ -1,6 +1,8 @@
 //! The rules of packets of live sessions follow a reload. Enters: a session that was admitted, and the configuration in use.
 //! Leaves: other rules for it, or its end. Not here: whether the client may be connected at all, which `evaluate.rs` decides.
 
+use std::sync::Arc;
+
 use crate::outcome::CloseReason;
 use crate::runtime::Runtime;
 use crate::sessions::SessionEntry;
@@ -17,6 +19,8 @@ pub(crate) fn follow_rules(session: &SessionEntry, runtime: &Runtime) {
         // What it subscribes to may not be known, nor who it is.
         if listener.packets.binds_sessions() {
             session.end(CloseReason::SessionPolicyChanged);
+        } else {
+            session.set_rules(Arc::new(listener.packets.for_anybody()));
         }
         return;
     };

@@ -16,7 +16,7 @@ use crate::edge::{Accepted, Arrived};
 use crate::limits::{AddressPermit, Fill, PendingPermit, Permit};
 use crate::net::{Stream, discard_until_closed};
 use crate::observe::{Record, SessionInfo};
-use crate::outcome::{CloseReason, Outcome, Reject, Trace, note_detail, traced};
+use crate::outcome::{CloseReason, Outcome, Reject, Trace, note_detail, noted, traced};
 use crate::relay::{Ends, SessionCodec, relay};
 use crate::runtime::Listener;
 use crate::sessions::SessionGuard;
@@ -197,11 +197,15 @@ fn count_failure(reject: Reject, listener: &Listener, record: &Record) {
 async fn send_reject(mut client: Stream, rejected: Rejected, listener: &Listener, record: &mut Record) {
     let Rejected { outcome, version, max_packet_size, refusal } = rejected;
     record.decide(outcome);
+    // The client may be told for longer than the gateway runs.
+    record.info.set_trace(noted());
     if let Outcome::Rejected(reject) = outcome {
         count_failure(reject, listener, record);
     }
-    let refusal = refusal.or_else(|| outcome.connack());
-    let code = version.and_then(|version| Some((version, refusal?.code(version)?)));
+    // Not every version can say why a will is denied.
+    let code_in =
+        |version| refusal.and_then(|refusal| refusal.code(version)).or_else(|| outcome.connack()?.code(version));
+    let code = version.and_then(|version| Some((version, code_in(version)?)));
     let send = async {
         if let (OnReject::Connack, Some((version, code))) = (listener.on_reject, code) {
             let mut packet = Vec::with_capacity(8);

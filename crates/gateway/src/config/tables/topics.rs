@@ -246,8 +246,8 @@ fn validate_rule(table: &Setting<TopicRuleTable>, document: &mut Document) -> To
         when: expression(&table.when, Wanted::Bool, document),
         publish: patterns(&table.publish, document),
         subscribe: patterns(&table.subscribe, document),
-        publish_from: expression(&table.publish_from, Wanted::Json, document),
-        subscribe_from: expression(&table.subscribe_from, Wanted::Json, document),
+        publish_from: expression(&table.publish_from, Wanted::List, document),
+        subscribe_from: expression(&table.subscribe_from, Wanted::List, document),
         max_qos: table.max_qos.as_ref().map_or(2, |qos| qos.value),
         retain: table.retain.as_ref().is_none_or(|retain| retain.value),
         max_payload: table.max_payload.as_ref().map(|size| size.value.0).or(schema_payload),
@@ -311,14 +311,14 @@ pub(super) fn compile_template(source: &Setting<String>, document: &mut Document
 pub(super) fn validate_mountpoint(source: &Setting<String>, document: &mut Document) -> Result<Template, Reported> {
     let template = compile_template(source, document)?;
     let example = template.with_each("x");
-    let complaint = if example.contains(['+', '#', '\0']) {
+    let complaint = if example.is_empty() || example == "/" {
+        Complaint::new("a mountpoint names at least one level").hint("mountpoint = 'tenants/${cert.subject.o}/'")
+    } else if example.contains(['+', '#', '\0']) {
         Complaint::new("a mountpoint has no wildcards")
     } else if !example.ends_with('/') {
         Complaint::new("a mountpoint ends with `/`").hint(format!("mountpoint = '{}/'", template.source()))
     } else if example.starts_with('$') {
         Complaint::new("a mountpoint cannot begin with `$`: brokers keep such topics for themselves")
-    } else if example == "/" {
-        Complaint::new("a mountpoint names at least one level").hint("mountpoint = 'tenants/${cert.subject.o}/'")
     } else if example.len() > MAX_MOUNTPOINT {
         Complaint::new(format!("a mountpoint has at most {MAX_MOUNTPOINT} bytes"))
     } else {

@@ -305,13 +305,18 @@ impl TopicRules {
                 Ok(None) => continue,
                 Err(why) if policy.mode == PolicyMode::Enforce => return Err(refused(&why)),
                 Err(why) => {
-                    tracing::debug!(policy = &*policy.name, rule = id + 1, why, "rule left out");
+                    decisions.log_would_reject(id + 1, &why, facts.mqtt.client_id);
                     continue;
                 }
             };
             size += patterns.iter().flatten().map(String::len).sum::<usize>();
             if size > MAX_SESSION_PATTERNS {
-                return Err(refused("the patterns of this client are too long together"));
+                let why = "the patterns of this client are too long together";
+                if policy.mode == PolicyMode::Enforce {
+                    return Err(refused(why));
+                }
+                decisions.log_would_reject(id + 1, why, facts.mqtt.client_id);
+                break;
             }
             let [publish, subscribe] = patterns;
             own.push(RulePatterns { id, effect: rule.effect, max_qos: rule.max_qos, publish, subscribe });
