@@ -1,12 +1,12 @@
-//! Differential tests of CONNECT: mosquitto and the gateway accept and reject the same packets, except for the listed and
-//! explained differences.
+//! Differential tests: mosquitto and the gateway accept and reject the same packets, CONNECT and those behind it, except for the
+//! listed and explained differences.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use portcullis_wire::{Connect, Limits};
+use portcullis_wire::{Connect, Error, FixedHeader, Limits, Packet, PacketType, Rule, Sender, Version, head_len};
 
 use crate::processes::Mosquitto;
 
@@ -114,4 +114,90 @@ fn everything_that_fuzzing_has_found() {
         disagreements.extend(disagreement(&broker, &packet));
     }
     assert!(disagreements.is_empty(), "{} disagreements: {disagreements:#?}", disagreements.len());
+}
+
+/// Whether mosquitto goes on after these packets of a connected client: it answers the PINGREQ behind them.
+fn goes_on(broker: &Mosquitto, version: Version, packets: &[u8]) -> bool {
+    let connect: &[u8] = match version {
+        Version::V31 => b"\x10\x0f\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x01a",
+        Version::V311 => b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a",
+        Version::V5 => b"\x10\x0e\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x01a",
+    };
+    let mut stream = TcpStream::connect(("127.0.0.1", broker.port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.write_all(connect).unwrap();
+    let _ = stream.write_all(&[packets, b"\xc0\x00"].concat());
+    let _ = stream.shutdown(Shutdown::Write);
+    let mut response = Vec::new();
+    let _ = stream.read_to_end(&mut response);
+    response.ends_with(b"\xd0\x00")
+}
+
+/// Why the packets are not all valid ones of a client; `None`: they are, and whole. `Some(None)`: one is incomplete.
+fn first_error(version: Version, mut stream: &[u8]) -> Option<Option<Error>> {
+    while !stream.is_empty() {
+        let decoded = FixedHeader::decode(stream).and_then(|header| {
+            let Some(header) = header else { return Ok(None) };
+            Packet::check_header(header, version, Sender::Client)?;
+            let Some(head) = head_len(stream, header, version)?.and_then(|len| stream.get(..len)) else {
+                return Ok(None);
+            };
+            Packet::decode(head, header, version, Sender::Client)?;
+            Ok(stream.get(header.packet_len()..).map(|rest| (header.packet_type, rest)))
+        });
+        match decoded {
+            Ok(Some((PacketType::Disconnect | PacketType::Auth, _)) | None) => return Some(None),
+            Ok(Some((_, rest))) => stream = rest,
+            Err(error) => return Some(Some(error)),
+        }
+    }
+    None
+}
+
+/// What mosquitto does not check, or checks otherwise, by the rule.
+fn is_tolerated(version: Version, error: Error) -> bool {
+    let Error::Malformed(rule) = error else { return false };
+    match rule {
+        // It answers an unknown PUBREC and ignores unknown acknowledgements, whatever their codes are.
+        // [MQTT-3.8.3-4] is checked by newer versions only.
+        Rule::ReasonCode | Rule::SharedNoLocal => true,
+        // It ignores what MQTT 3.1 does not use.
+        Rule::FixedHeaderFlags | Rule::SubscriptionOptions => version == Version::V31,
+        _ => false,
+    }
+}
+
+/// What a broker decides by more than the packet: an alias that nothing has set, and DUP of MQTT 3.1, which mosquitto refuses.
+const MORE_TO_IT: [&str; 2] = ["publish-alias-only", "subscribe-again-mqtt31"];
+
+#[test]
+fn packets_behind_connect() {
+    let broker = Mosquitto::start();
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/packet");
+    let (mut disagreements, mut compared) = (Vec::new(), [0, 0]);
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        let path = entry.unwrap().path();
+        let input = std::fs::read(&path).unwrap();
+        // The first byte selects version and sender, as in the fuzz target.
+        let Some((selector, packets)) = input.split_first().filter(|(selector, _)| **selector & 4 == 0) else {
+            continue;
+        };
+        let version = [Version::V31, Version::V311, Version::V5, Version::V5][usize::from(selector & 3)];
+        let (name, error) = (path.file_name().unwrap().to_owned(), first_error(version, packets));
+        if MORE_TO_IT.iter().any(|known| name == *known) {
+            continue;
+        }
+        let is_accepted = goes_on(&broker, version, packets);
+        match error {
+            Some(None) => continue,
+            None if is_accepted => {}
+            Some(Some(error)) if !is_accepted || is_tolerated(version, error) => {}
+            error => {
+                disagreements.push(format!("{name:?} {version:?}: mosquitto accepts: {is_accepted}, error: {error:?}"))
+            }
+        }
+        compared[usize::from(error.is_none())] += 1;
+    }
+    assert!(disagreements.is_empty(), "{disagreements:#?}");
+    assert!(compared.iter().all(|count| *count >= 5), "{compared:?}");
 }
