@@ -244,7 +244,8 @@ impl Parts<'_> {
         let topics = policy
             .map(|policy| (Arc::clone(policy), Arc::new(metrics.topic_decisions(name, policy.name(), policy.rules()))));
         let stamps = settings.stamps.into_iter().map(|(name, expression)| (name, expression.value)).collect();
-        let packets = PacketPolicy::new(topics, settings.mountpoint, stamps, settings.limits.clone());
+        let packets =
+            PacketPolicy::new(topics, settings.mountpoint.map(|it| it.value), stamps, settings.limits.clone());
         Some(Arc::new(Listener {
             protocol: settings.protocol,
             endpoints: settings

@@ -5,7 +5,7 @@
 mod facts;
 mod inventory;
 
-pub(crate) use facts::ClientFacts;
+pub(crate) use facts::{ClientFacts, SeenConnect};
 pub use inventory::Inventory;
 
 use std::borrow::Borrow;

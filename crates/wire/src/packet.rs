@@ -113,6 +113,22 @@ pub fn head_len(bytes: &[u8], header: FixedHeader, version: Version) -> Result<O
     }
 }
 
+/// QoS and packet identifier of a PUBLISH of which at least that much has arrived; of the rest of its head, nothing is checked.
+/// `None`: the identifier is 0.
+pub fn qos_and_id(head: &[u8], header: FixedHeader) -> Option<(u8, Option<NonZeroU16>)> {
+    let qos = (header.flags & flag::QOS) >> flag::QOS_SHIFT;
+    let mut reader = Reader::new(head.get(header.len..)?);
+    reader.binary().ok()?;
+    if qos == 0 { Some((qos, None)) } else { Some((qos, Some(reader.packet_id().ok()?))) }
+}
+
+/// How many bytes of a PUBLISH precede its properties or payload. `None`: that is not known yet.
+pub fn len_before_properties(bytes: &[u8], header: FixedHeader) -> Option<usize> {
+    let packet_id = if header.flags & flag::QOS == 0 { 0 } else { 2 };
+    let [high, low] = bytes.get(header.len..header.len + 2)? else { return None };
+    Some(header.len + 2 + usize::from(u16::from_be_bytes([*high, *low])) + packet_id)
+}
+
 mod flag {
     pub(super) const RETAIN: u8 = 0x01;
     pub(super) const QOS: u8 = 0x06;

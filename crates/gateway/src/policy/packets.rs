@@ -15,7 +15,7 @@ use crate::peer::Facts;
 use crate::util::clip::clip;
 
 /// How many topic aliases the gateway accepts in each direction: it follows them, and each can be 64 KiB long.
-pub(crate) const MAX_TOPIC_ALIASES: u16 = 128;
+pub(crate) const MAX_TOPIC_ALIASES: u16 = 10;
 /// The longest topic, in bytes [MQTT-1.5.4].
 pub(crate) const MAX_TOPIC_LEN: usize = u16::MAX as usize;
 

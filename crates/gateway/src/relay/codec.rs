@@ -80,11 +80,11 @@ pub(super) trait Codec {
         None
     }
 
-    /// Tells the codec the time.
+    /// Tells the codec the time, and whether the client is read: not while the broker takes no more bytes.
     ///
     /// # Errors
     /// The session closes for this reason.
-    fn wake(&mut self, _now: Instant) -> Result<(), Ending> {
+    fn wake(&mut self, _now: Instant, _is_client_read: bool) -> Result<(), Ending> {
         Ok(())
     }
 }
@@ -163,7 +163,7 @@ impl<C: Codec> Codec for Box<C> {
         (**self).wake_at()
     }
 
-    fn wake(&mut self, now: Instant) -> Result<(), Ending> {
-        (**self).wake(now)
+    fn wake(&mut self, now: Instant, is_client_read: bool) -> Result<(), Ending> {
+        (**self).wake(now, is_client_read)
     }
 }

@@ -183,7 +183,8 @@ impl<C: Codec> Pump<C> {
             if alarm.as_mut().poll(cx).is_pending() {
                 return;
             }
-            if let Err(ending) = self.codec.wake(Instant::now()) {
+            let is_client_read = !self.broker.has_pending();
+            if let Err(ending) = self.codec.wake(Instant::now(), is_client_read) {
                 self.close_because(Direction::ToBroker, ending);
             }
         }
@@ -258,7 +259,9 @@ impl<C: Codec> Pump<C> {
         }
         self.deadline = None;
         if self.client.output == Output::Open {
-            let disconnect = disconnect.filter(|_| self.may_send_disconnect).map(Disconnect::packet);
+            // Nothing follows a DISCONNECT, of either side [MQTT-3.14.4-1].
+            let may_send = self.may_send_disconnect && self.codec.disconnected().is_none();
+            let disconnect = disconnect.filter(|_| may_send).map(Disconnect::packet);
             self.client.end_at(self.codec.boundary(&[]), disconnect);
         }
     }

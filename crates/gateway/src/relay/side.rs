@@ -120,6 +120,11 @@ impl Side {
         Poll::Ready(())
     }
 
+    /// Whether bytes wait to be written.
+    pub(super) const fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Writes the pending bytes.
     ///
     /// # Errors

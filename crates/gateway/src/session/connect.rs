@@ -20,7 +20,7 @@ use crate::peer::{AuthAttributes, Facts};
 use crate::policy::{ConnectScratch, WillDenied};
 use crate::relay::{Ending, SessionCodec};
 use crate::runtime::{Listener, Runtime};
-use crate::sessions::{ClientFacts, SessionGuard};
+use crate::sessions::{ClientFacts, SeenConnect, SessionGuard};
 use crate::tls::{Secured, SecuredClient};
 use crate::upstream::Dialed;
 use crate::util::clock::now;
@@ -64,6 +64,8 @@ struct Admitted<'b> {
     /// Selects the broker.
     hash_key: Arc<String>,
     codec: SessionCodec,
+    /// What its packet rules were evaluated by, if they depend on it.
+    seen: Option<SeenConnect>,
 }
 
 /// Why an authenticated client is not admitted.
@@ -142,10 +144,9 @@ pub(super) async fn negotiate(
     let facts = Facts { attributes: principal.attributes(), ..facts };
     let (received, early) = buffer.split_at(used);
     let admitted = admit(&facts, &principal, received, early, listener, record);
-    let Admitted { packets, hash_key, codec } =
+    let Admitted { packets, hash_key, codec, seen } =
         admitted.map_err(|Denied { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
-    let kept = listener.packets.depends_on_client();
-    session.admitted(if kept { ClientFacts::new(peer, &connect, principal) } else { None });
+    session.admitted(seen.map(|seen| ClientFacts::new(peer, seen, principal)));
     if let Some(lifetime) = listener.max_session_lifetime {
         session.ends_at(now().saturating_add(i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX)));
     }
@@ -197,11 +198,14 @@ fn admit<'b>(
     if listener.bans.rejects_client(record.info.address().ip(), rewritten.client_id) {
         return Err(Reject::Banned.into());
     }
+    // What is decided behind admission is decided by the client ID and user name that the broker sees.
+    let by_broker = Facts { mqtt: &rewritten, ..*facts };
     let hash_key = match listener.upstream.hash_key() {
-        Some(key) => key.text(&Facts { mqtt: &rewritten, ..*facts })?,
+        Some(key) => key.text(&by_broker)?,
         None => Arc::new(rewritten.client_id.to_owned()),
     };
-    let rules = listener.packets.for_client(facts)?;
+    let rules = listener.packets.for_client(&by_broker)?;
+    let seen = if listener.packets.depends_on_client() { SeenConnect::of(&rewritten) } else { None };
     let mut scratch = ConnectScratch::default();
     let sent = match &rules {
         Some(rules) => rules.apply(&rewritten, &mut scratch, &record.info).map_err(Denied::from)?,
@@ -220,7 +224,7 @@ fn admit<'b>(
     if !early.is_empty() {
         codec.take_early(early, packets.to_mut())?;
     }
-    Ok(Admitted { packets, hash_key, codec })
+    Ok(Admitted { packets, hash_key, codec, seen })
 }
 
 /// Connects to a broker and presents the client to it. Returns the connection, what the broker has sent, and the code if

@@ -105,7 +105,10 @@ async fn establish(
         }
     };
     let patience = listener.tls.as_ref().map_or(listener.connect_timeout, ServerTls::handshake_timeout);
-    if let Err(limit) = listener.rates.wait(arrived.address.ip(), patience).await {
+    // Who exceeds a limit of its own takes no turn of others.
+    if over_limit.is_none()
+        && let Err(limit) = listener.rates.wait(arrived.address.ip(), patience).await
+    {
         note_detail(limit);
         return Err(Reject::QuotaExceeded.into());
     }

@@ -6,23 +6,31 @@ use crate::auth::Principal;
 use crate::observe::SessionInfo;
 use crate::peer::{Facts, Peer};
 
-/// What is known of a client. Without its password, and without the payload of its will.
+/// What is known of a client.
 #[derive(Debug)]
 pub(crate) struct ClientFacts {
     peer: Peer,
-    /// CONNECT as the client sent it.
-    connect: Vec<u8>,
+    connect: SeenConnect,
     principal: Box<Principal>,
 }
 
-impl ClientFacts {
-    /// Copies what expressions can use. `None`: CONNECT cannot be encoded again.
-    pub(crate) fn new(peer: &Peer, connect: &Connect<'_>, principal: Box<Principal>) -> Option<Self> {
+/// CONNECT as the broker sees it, encoded, without the password and without the payload of the will.
+#[derive(Debug)]
+pub(crate) struct SeenConnect(Box<[u8]>);
+
+impl SeenConnect {
+    /// Copies a CONNECT. `None`: it cannot be encoded.
+    pub(crate) fn of(connect: &Connect<'_>) -> Option<Self> {
         let will = connect.will.map(|will| Will { payload: b"", ..will });
         let mut encoded = Vec::new();
         Connect { password: None, will, ..*connect }.encode(&mut encoded).ok()?;
-        encoded.shrink_to_fit();
-        Some(Self { peer: peer.clone(), connect: encoded, principal })
+        Some(Self(encoded.into()))
+    }
+}
+
+impl ClientFacts {
+    pub(crate) fn new(peer: &Peer, connect: SeenConnect, principal: Box<Principal>) -> Self {
+        Self { peer: peer.clone(), connect, principal }
     }
 
     /// Calls `evaluate` with the facts. `now` is in seconds since 1970. `None`: CONNECT cannot be decoded.
@@ -32,7 +40,7 @@ impl ClientFacts {
         now: i64,
         evaluate: impl FnOnce(&Facts<'_>) -> T,
     ) -> Option<T> {
-        let (connect, _) = Connect::decode(&self.connect, Limits::default()).ok()??;
+        let (connect, _) = Connect::decode(&self.connect.0, Limits::default()).ok()??;
         let attributes = self.principal.attributes();
         let facts = Facts { peer: &self.peer, listener: &info.listener, mqtt: &connect, attributes, now };
         Some(evaluate(&facts))

@@ -291,3 +291,24 @@ async fn packets_behind_connect_are_judged_and_answered_behind_connack() {
     let line = gateway.lines(1).await.remove(0);
     assert!(line.ends_with(" protocol_violation"), "{line}");
 }
+
+#[tokio::test]
+async fn rules_see_the_client_as_the_broker_does() {
+    let connect = "[listener.connect]\nclient_id = '\"real\"'\n";
+    let (gateway, broker) = start("topics = \"p\"", &format!("{connect}{POLICY}")).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect_v5("pretended")).await;
+    let mut connection = broker.accept().await;
+    connection.expect(&connect_v5("real")).await;
+    connection.write(&connack(5)).await;
+    client.expect(&connack(5)).await;
+    for round in 0..2 {
+        let own = publish(5, 0, "up/real/a", None, b"", b"");
+        client.write(&[&publish(5, 2, "up/pretended/a", Some(1), b"", b"")[..], &own].concat()).await;
+        client.expect(b"\x40\x03\x00\x01\x87").await;
+        connection.expect(&own).await;
+        if round == 0 {
+            gateway.gateway.reload().await.unwrap();
+        }
+    }
+}

@@ -3,7 +3,7 @@
 
 use super::super::diagnostics::{Complaint, Diagnostics, Reported};
 use super::super::tables::{Authenticator, BanKey, Listener, Method, Password, Settings, TlsMode};
-use super::super::values::{Cidr, Setting};
+use super::super::values::{Cidr, Located, Setting};
 use crate::expr::{ClientKind, Expression};
 use crate::peer::{FACTS, root_of};
 use crate::util::suggest::suggest;
@@ -225,21 +225,32 @@ fn report_unknown_names(
     settings: &Settings,
     diagnostics: &mut Diagnostics,
 ) -> Result<(), Reported> {
+    let expressions = expressions_of(listener, hash_key_of(listener, settings));
+    expressions
+        .into_iter()
+        .try_for_each(|expression| report_unknown_name(&expression.value, expression, settings, diagnostics))
+}
+
+/// Reports that an expression, found at `at`, compares with such a name.
+pub(super) fn report_unknown_name(
+    expression: &Expression,
+    at: &impl Located,
+    settings: &Settings,
+    diagnostics: &mut Diagnostics,
+) -> Result<(), Reported> {
     let authenticators: Vec<&str> = settings.authenticators.iter().map(|it| it.name.as_str()).collect();
     let listeners: Vec<&str> = settings.listeners.iter().map(|it| it.name.as_str()).collect();
-    for expression in expressions_of(listener, hash_key_of(listener, settings)) {
-        for (fact, kind, known) in
-            [("auth.name", "authenticator", &authenticators), ("conn.listener", "listener", &listeners)]
-        {
-            let names = expression.value.compared_with(fact);
-            if let Some(name) = names.iter().find(|name| !known.contains(&name.as_str())) {
-                let complaint = Complaint::new(format!("there is no {kind} `{}`", name.escape_debug()));
-                let hint = match suggest(name, known.iter().copied()) {
-                    Some(meant) => format!("did you mean `{meant}`?"),
-                    None => format!("`{fact}` is the `name` of an [[{kind}]]"),
-                };
-                return Err(diagnostics.error(expression, complaint.hint(hint)));
-            }
+    for (fact, kind, known) in
+        [("auth.name", "authenticator", &authenticators), ("conn.listener", "listener", &listeners)]
+    {
+        let names = expression.compared_with(fact);
+        if let Some(name) = names.iter().find(|name| !known.contains(&name.as_str())) {
+            let complaint = Complaint::new(format!("there is no {kind} `{}`", name.escape_debug()));
+            let hint = match suggest(name, known.iter().copied()) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("`{fact}` is the `name` of an [[{kind}]]"),
+            };
+            return Err(diagnostics.error(at, complaint.hint(hint)));
         }
     }
     Ok(())
@@ -248,11 +259,23 @@ fn report_unknown_names(
 /// Reports comparisons with a value that a fact never has.
 fn report_impossible_values(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
     for expression in expressions_of(listener, hash_key_of(listener, settings)) {
-        if let Some((fact, value, expected)) = expression.value.impossible() {
-            let complaint = Complaint::new(format!("`{fact}` is never `{}`", value.escape_debug()));
-            diagnostics.warning(expression, complaint.hint(format!("it is {expected}")));
-        }
+        report_impossible_value(&expression.value, expression, diagnostics);
     }
+}
+
+/// Reports that an expression, found at `at`, compares with such a value.
+pub(super) fn report_impossible_value(expression: &Expression, at: &impl Located, diagnostics: &mut Diagnostics) {
+    if let Some((fact, value, expected)) = expression.impossible() {
+        let complaint = Complaint::new(format!("`{fact}` is never `{}`", value.escape_debug()));
+        diagnostics.warning(at, complaint.hint(format!("it is {expected}")));
+    }
+}
+
+/// The fact that an expression needs and no client of the listener has.
+pub(super) fn lacked_by_all(expression: &Expression, listener: &Listener, settings: &Settings) -> Option<&'static str> {
+    let mut lacked = kinds_of(listener, settings).into_iter().map(|kind| kind.with(&[], |it| expression.lacks(it)));
+    let first = lacked.next()??;
+    lacked.all(|other| other.is_some()).then_some(first)
 }
 
 /// Reports conditions of `require` that no client fulfils together.
@@ -289,21 +312,7 @@ fn report_closed(all: &[Clients<'_>], diagnostics: &mut Diagnostics) {
     match root {
         Some(root) => {
             let complaint = Complaint::new(format!("no client of this listener has `{root}`, so all are rejected"));
-            diagnostics.error(
-                expression,
-                complaint.hint(match root {
-                    "cert" => "clients have a certificate if [listener.tls] has `client_ca`",
-                    "jwt" => "clients have a token if `authenticate` names an authenticator of the kind `jwt`",
-                    "http" => "clients have attributes if `authenticate` names an authenticator of the kind `http`",
-                    "device" => "clients are devices if `authenticate` names an authenticator of the kind `registry`",
-                    "tls.psk_identity" => "clients have a pre-shared key if there is [listener.tls.psk]",
-                    "tls.key_name" | "tls.key_fingerprint" => {
-                        "clients have raw public keys if there is [listener.tls.raw_keys]"
-                    }
-                    fact if root_of(fact) == "tls" => "protocol = \"tls\"",
-                    _ => "set `authenticate`",
-                }),
-            );
+            diagnostics.error(expression, complaint.hint(how_to_have(root)));
         }
         None => diagnostics.warning(expression, "this expression rejects all clients of the listener"),
     }
@@ -447,4 +456,18 @@ fn authenticated_names(listener: &Listener, settings: &Settings) -> Vec<&'static
     names.sort_unstable();
     names.dedup();
     names
+}
+
+/// How clients come to have a fact.
+pub(super) fn how_to_have(root: &str) -> &'static str {
+    match root {
+        "cert" => "clients have a certificate if [listener.tls] has `client_ca`",
+        "jwt" => "clients have a token if `authenticate` names an authenticator of the kind `jwt`",
+        "http" => "clients have attributes if `authenticate` names an authenticator of the kind `http`",
+        "device" => "clients are devices if `authenticate` names an authenticator of the kind `registry`",
+        "tls.psk_identity" => "clients have a pre-shared key if there is [listener.tls.psk]",
+        "tls.key_name" | "tls.key_fingerprint" => "clients have raw public keys if there is [listener.tls.raw_keys]",
+        fact if root_of(fact) == "tls" => "protocol = \"tls\"",
+        _ => "set `authenticate`",
+    }
 }

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod clients;
+mod topics;
 
 use super::diagnostics::{Complaint, Diagnostics};
 use super::tables::{Authenticator, Listener, Method, Password, Settings, Tls, TlsMode};
@@ -26,6 +27,7 @@ pub(super) fn run(settings: &Settings, diagnostics: &mut Diagnostics) {
     for listener in &settings.listeners {
         addresses::run(listener, diagnostics);
         clients::run(listener, settings, diagnostics);
+        topics::run(listener, settings, diagnostics);
         if !listener.authenticate.is_empty() && listener.tls.is_none() {
             let complaint = Complaint::new("clients send passwords and tokens to this listener unencrypted");
             diagnostics.warning(&listener.table, complaint.hint("protocol = \"tls\""));

@@ -188,7 +188,7 @@ pub struct Listener {
     /// The name of a topic policy.
     pub topics: Option<String>,
     /// The prefix of all topics at the broker.
-    pub mountpoint: Option<Template>,
+    pub mountpoint: Option<Setting<Template>>,
     /// User properties that are added to messages.
     pub stamps: Vec<(String, Setting<Expression>)>,
     /// Limits on what clients connect, send and subscribe to.

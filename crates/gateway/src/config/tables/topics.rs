@@ -170,15 +170,15 @@ pub struct TopicRule {
     /// What it does.
     pub effect: Effect,
     /// `None`: it always applies.
-    pub when: Option<Expression>,
+    pub when: Option<Setting<Expression>>,
     /// Patterns for PUBLISH.
-    pub publish: Vec<Template>,
+    pub publish: Vec<Setting<Template>>,
     /// Patterns for SUBSCRIBE.
-    pub subscribe: Vec<Template>,
+    pub subscribe: Vec<Setting<Template>>,
     /// Yields further patterns for PUBLISH.
-    pub publish_from: Option<Expression>,
+    pub publish_from: Option<Setting<Expression>>,
     /// Yields further patterns for SUBSCRIBE.
-    pub subscribe_from: Option<Expression>,
+    pub subscribe_from: Option<Setting<Expression>>,
     /// Highest QoS.
     pub max_qos: u8,
     /// Whether messages may be retained.
@@ -187,14 +187,6 @@ pub struct TopicRule {
     pub max_payload: Option<usize>,
     /// JSON Schema of payloads.
     pub schema: Option<Setting<PathBuf>>,
-}
-
-impl TopicRule {
-    /// The expressions of the rule.
-    pub fn expressions(&self) -> impl Iterator<Item = &Expression> {
-        let lists = [&self.when, &self.publish_from, &self.subscribe_from].into_iter().flatten();
-        lists.chain(self.publish.iter().chain(&self.subscribe).flat_map(Template::expressions))
-    }
 }
 
 pub(super) fn validate(table: &Setting<TopicPolicyTable>, document: &mut Document) -> TopicPolicy {
@@ -236,10 +228,10 @@ fn validate_rule(table: &Setting<TopicRuleTable>, document: &mut Document) -> To
     }
     let schema_payload = table.schema.is_some().then_some(DEFAULT_SCHEMA_PAYLOAD);
     let patterns = |list: &[Setting<String>], document: &mut Document| {
-        list.iter().filter_map(|pattern| compile_pattern(pattern, document).ok()).collect()
+        list.iter().filter_map(|pattern| compile_pattern(pattern, document).ok()).collect::<Vec<_>>()
     };
     let expression = |source: &Option<Setting<String>>, wanted, document: &mut Document| {
-        compile(source.as_ref(), wanted, document).ok().flatten().map(|expression| expression.value)
+        compile(source.as_ref(), wanted, document).ok().flatten()
     };
     TopicRule {
         effect: table.effect,
@@ -274,7 +266,7 @@ fn warn_of_conditions_without_effect(table: &TopicRuleTable, has_publish: bool, 
 }
 
 /// Compiles a pattern, and checks that it is a topic filter whatever its expressions yield.
-fn compile_pattern(source: &Setting<String>, document: &mut Document) -> Result<Template, Reported> {
+fn compile_pattern(source: &Setting<String>, document: &mut Document) -> Result<Setting<Template>, Reported> {
     let template = compile_template(source, document)?;
     let example = template.with_each("x");
     let complaint = match TopicFilter::new(&example) {
@@ -283,7 +275,7 @@ fn compile_pattern(source: &Setting<String>, document: &mut Document) -> Result<
         Ok(_) if portcullis_wire::topic_levels(&example) > MAX_PATTERN_LEVELS => {
             Complaint::new(format!("a pattern has at most {MAX_PATTERN_LEVELS} levels"))
         }
-        Ok(_) => return Ok(template),
+        Ok(_) => return Ok(source.map(|_| template)),
         Err(_) if example.is_empty() => Complaint::new("a pattern is empty"),
         Err(_) => Complaint::new(format!("`{}` is not a topic filter", template.source()))
             .hint("`+` stands for one whole level, `#` for all that follow: \"a/+/b\", \"a/#\""),
@@ -308,7 +300,10 @@ pub(super) fn compile_template(source: &Setting<String>, document: &mut Document
     })
 }
 
-pub(super) fn validate_mountpoint(source: &Setting<String>, document: &mut Document) -> Result<Template, Reported> {
+pub(super) fn validate_mountpoint(
+    source: &Setting<String>,
+    document: &mut Document,
+) -> Result<Setting<Template>, Reported> {
     let template = compile_template(source, document)?;
     let example = template.with_each("x");
     let complaint = if example.is_empty() || example == "/" {
@@ -322,7 +317,7 @@ pub(super) fn validate_mountpoint(source: &Setting<String>, document: &mut Docum
     } else if example.len() > MAX_MOUNTPOINT {
         Complaint::new(format!("a mountpoint has at most {MAX_MOUNTPOINT} bytes"))
     } else {
-        return Ok(template);
+        return Ok(source.map(|_| template));
     };
     Err(document.error(source, complaint))
 }

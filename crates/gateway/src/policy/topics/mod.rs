@@ -17,7 +17,7 @@ pub(crate) use schema::Schema;
 use trie::{NO_RULE, RuleId, Trie};
 
 use crate::config::tables::{self, Effect, MAX_PATTERN_LEVELS, OnDeny, PolicyMode};
-use crate::config::{Diagnostics, Reported};
+use crate::config::{Diagnostics, Reported, Setting};
 use crate::expr::{Expression, Template};
 use crate::observe::{Action, Decisions, SessionInfo};
 use crate::outcome::{Reject, note_detail};
@@ -171,6 +171,10 @@ impl TopicPolicy {
         let mut result = Ok(());
         for (id, rule) in (0..).zip(rules) {
             let tables::TopicRule { effect, when, publish, subscribe, publish_from, subscribe_from, .. } = rule;
+            let templates = |list: Vec<Setting<Template>>| list.into_iter().map(|it| it.value).collect::<Vec<_>>();
+            let value = |expression: Option<Setting<Expression>>| expression.map(|it| it.value);
+            let (publish, subscribe) = (templates(publish), templates(subscribe));
+            let (when, publish_from, subscribe_from) = (value(when), value(publish_from), value(subscribe_from));
             let schema = rule.schema.map(|path| Schema::open(&path, diagnostics)).transpose();
             let is_fixed = when.is_none()
                 && publish_from.is_none()
@@ -330,6 +334,11 @@ impl TopicRules {
         self.policy.mode == PolicyMode::Shadow
     }
 
+    /// The number of rules.
+    pub(crate) fn len(&self) -> usize {
+        self.policy.rules.len()
+    }
+
     /// What happens to a PUBLISH that is denied.
     pub(crate) fn on_deny(&self) -> OnDeny {
         self.policy.on_deny
@@ -338,7 +347,7 @@ impl TopicRules {
     /// Decides about a message of the client. If the rule has a schema, that is still to be checked.
     pub(crate) fn publish(&self, message: &Message<'_>) -> (Decision, Option<&Schema>) {
         let id = self.first(|patterns| &patterns.publish, message.topic, NO_RULE);
-        let mut decision = self.decide(id);
+        let mut decision = self.decide(id, message.topic);
         let rule = self.policy.rules.get(id as usize);
         if let (Some(rule), Ok(())) = (rule, decision.result) {
             decision.result = rule.check(message);
@@ -357,7 +366,7 @@ impl TopicRules {
     /// Decides whether the client may receive messages of this topic.
     pub(crate) fn receive(&self, topic: &str) -> Decision {
         let id = self.first(|patterns| &patterns.subscribe, topic, NO_RULE);
-        self.decide(self.first(|patterns| &patterns.restrict, topic, id))
+        self.decide(self.first(|patterns| &patterns.restrict, topic, id), topic)
     }
 
     /// Decides about a subscription: allowed if all topics that the filter matches are. Returns the highest QoS that it may
@@ -373,7 +382,7 @@ impl TopicRules {
                 _ => denied_by = denied_by.min(id),
             });
         }
-        let mut decision = self.decide(if denied_by == NO_RULE { cover } else { denied_by });
+        let mut decision = self.decide(if denied_by == NO_RULE { cover } else { denied_by }, filter.as_str());
         if *budget == 0 {
             decision.result = Err(Denial::Topic);
         }
@@ -394,9 +403,12 @@ impl TopicRules {
         }
     }
 
-    fn decide(&self, id: RuleId) -> Decision {
+    /// `topic`: name or filter.
+    fn decide(&self, id: RuleId, topic: &str) -> Decision {
         let rule = self.policy.rules.get(id as usize);
-        let effect = rule.map_or(self.policy.no_match, |rule| rule.effect);
+        // What begins with `$` is the broker's, and may mean another topic (`$delayed/60/secret` of EMQX): only a rule allows it.
+        let no_match = if topic.starts_with('$') { Effect::Deny } else { self.policy.no_match };
+        let effect = rule.map_or(no_match, |rule| rule.effect);
         let result = if effect == Effect::Allow { Ok(()) } else { Err(Denial::Topic) };
         Decision { rule: rule.map(|_| id + 1), result }
     }

@@ -36,7 +36,8 @@ impl KeepAlive {
         self.enforce(is_enforced);
     }
 
-    fn enforce(&mut self, is_enforced: bool) {
+    /// Whether the gateway ends silent sessions, from now on.
+    pub(super) fn enforce(&mut self, is_enforced: bool) {
         self.limit = (is_enforced && !self.interval.is_zero()).then(|| self.interval * 3 / 2);
         self.alarm = self.limit.map(|limit| self.last_packet + limit);
     }

@@ -3,7 +3,7 @@
 use portcullis_wire::{Connack, Disconnect, FixedHeader, PropertiesBuf, PropertyId, Version};
 
 use super::out::{Out, Piece};
-use super::{Broker, Direction, Ending, Inspect, violation};
+use super::{Broker, Direction, Ending, Inspect, max_packet, violation};
 use crate::outcome::CloseReason;
 use crate::policy::MAX_TOPIC_ALIASES;
 
@@ -26,6 +26,7 @@ impl Inspect {
             out.pass(head);
             return Ok(());
         }
+        self.max_packet = max_packet(&self.rules);
         let properties = &connack.properties;
         let max_packet = properties.maximum_packet_size();
         self.broker = Broker {

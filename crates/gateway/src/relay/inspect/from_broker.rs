@@ -2,6 +2,7 @@
 //! to the broker, if the client may not receive it.
 
 use std::cell::RefCell;
+use std::num::NonZeroU16;
 
 use portcullis_wire::{
     Ack, FixedHeader, Packet, PacketType, Properties, PropertiesBuf, PropertyId, Publish, Rule, Sender, Suback,
@@ -33,8 +34,11 @@ impl Inspect {
         }
         let (version, malformed) = (self.version, |error| violation(TO_CLIENT, Some(header), error));
         if header.packet_type == PacketType::Publish && self.broker.has_answered {
-            let publish = Publish::decode(head.bytes, header, version, Sender::Server).map_err(malformed)?;
-            return self.deliver(&publish, header, head, now, out);
+            // What the broker passes on is another client's fault: it must not end this session.
+            return match Publish::decode(head.bytes, header, version, Sender::Server) {
+                Ok(publish) => self.deliver(&publish, header, head, now, out),
+                Err(error) => self.withhold_malformed(header, head, &error.to_string(), now, out),
+            };
         }
         let packet = Packet::decode(head.bytes, header, version, Sender::Server).map_err(malformed)?;
         // Before CONNACK there are only AUTH and DISCONNECT.
@@ -69,17 +73,23 @@ impl Inspect {
         if let Some(alias) = alias.filter(|_| !publish.topic.is_empty())
             && !self.to_client.aliases.set(alias, publish.topic)
         {
-            return Err(violation(TO_CLIENT, Some(header), Rule::TopicAlias));
+            return self.withhold_malformed(header, head, "the topic alias is above the maximum", now, out);
         }
         let (topic, is_alias_known) = match alias.filter(|_| publish.topic.is_empty()) {
             None => (publish.topic, true),
             Some(alias) => match self.to_client.aliases.get(alias) {
                 Some(aliased) => aliased,
-                None => return Err(violation(TO_CLIENT, Some(header), Rule::TopicAliasUnknown)),
+                // Perhaps a message that was too large set it.
+                None => return self.withhold_malformed(header, head, "a topic alias that nothing has set", now, out),
             },
         };
         // Outside of the client's topic space there is nothing for it.
         let own = topic.strip_prefix(&*self.rules.mountpoint).filter(|topic| !topic.is_empty());
+        // With the mountpoint in front, the broker's wildcards match what begins with `$`, too [MQTT-4.7.2-1].
+        let is_own = |topic: &&str| {
+            !topic.starts_with('$') || self.rules.mountpoint.is_empty() || self.subscriptions.names(topic)
+        };
+        let own = own.filter(is_own);
         let is_allowed = own.is_some_and(|topic| match &self.rules.topics {
             None => true,
             Some(topics) => {
@@ -93,7 +103,7 @@ impl Inspect {
             }
         });
         let Some(topic) = own.filter(|_| is_allowed) else {
-            return self.withhold_delivery(publish, payload_len, now, out);
+            return self.withhold_delivery(publish.qos, publish.packet_id, payload_len, now, out);
         };
         let has_mountpoint = !self.rules.mountpoint.is_empty();
         let response_topic = publish.properties.response_topic().filter(|_| has_mountpoint);
@@ -114,13 +124,16 @@ impl Inspect {
             });
             if !is_written {
                 // As if it had been sent [MQTT-3.1.2-25].
-                return self.withhold_delivery(publish, payload_len, now, out);
+                return self.withhold_delivery(publish.qos, publish.packet_id, payload_len, now, out);
             }
         } else {
             out.pass(head);
         }
         if let Some(alias) = alias {
             self.to_client.aliases.is_passed(alias);
+        }
+        if let (2, Some(id)) = (publish.qos, publish.packet_id) {
+            self.to_client.acknowledged.remove(id);
         }
         self.begin_payload(TO_CLIENT, payload_len, Fate::Pass, now, out)
     }
@@ -140,20 +153,37 @@ impl Inspect {
         scratch.as_properties()
     }
 
+    /// The client does not get a message that cannot be judged: `head` is all of its head, or what precedes the properties.
+    pub(super) fn withhold_malformed(
+        &mut self,
+        header: FixedHeader,
+        head: Piece<'_>,
+        why: &str,
+        now: Instant,
+        out: &mut Out<'_, '_>,
+    ) -> Result<(), Ending> {
+        tracing::debug!(connection = self.info.id, why, "a delivery is withheld: it is malformed, or too large");
+        let Some((qos, packet_id)) = portcullis_wire::qos_and_id(head.bytes, header) else {
+            return Err(violation(TO_CLIENT, Some(header), Rule::PacketIdZero));
+        };
+        self.withhold_delivery(qos, packet_id, header.packet_len() - head.bytes.len(), now, out)
+    }
+
     /// The client does not get a message. The broker gets the acknowledgement, so that it does not wait for one.
     fn withhold_delivery(
         &mut self,
-        publish: &Publish<'_>,
+        qos: u8,
+        packet_id: Option<NonZeroU16>,
         payload_len: usize,
         now: Instant,
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
-        self.to_client.answer = publish.packet_id.map(|packet_id| {
-            let packet_type = if publish.qos == 1 { PacketType::Puback } else { PacketType::Pubrec };
+        self.to_client.answer = packet_id.map(|packet_id| {
+            let packet_type = if qos == 1 { PacketType::Puback } else { PacketType::Pubrec };
             Answer { packet_type, packet_id, code: 0 }
         });
-        if publish.qos == 2 {
-            publish.packet_id.into_iter().for_each(|id| self.to_client.acknowledged.insert(id));
+        if qos == 2 {
+            packet_id.into_iter().for_each(|id| self.to_client.acknowledged.insert(id));
         }
         self.begin_payload(TO_CLIENT, payload_len, Fate::Drop, now, out)
     }

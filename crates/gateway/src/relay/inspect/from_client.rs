@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::out::{Out, Piece};
 use super::subscriptions::Request;
-use super::{Answer, Direction, Ending, Fate, Inspect, violation};
+use super::{Answer, Direction, Ending, Fate, Inspect, WORK, violation};
 use crate::config::tables::OnDeny;
 use crate::observe::Action;
 use crate::outcome::CloseReason;
@@ -19,8 +19,8 @@ use crate::policy::{Decision, Denial, MAX_TOPIC_LEN, Message, TopicRules};
 use crate::util::clip::clip;
 
 const TO_BROKER: Direction = Direction::ToBroker;
-/// How many patterns may be looked at for one SUBSCRIBE. What exceeds it is denied.
-const SUBSCRIBE_BUDGET: u32 = 200_000;
+/// How many patterns may be looked at for one SUBSCRIBE at least. What exceeds it is denied.
+const MIN_WORK: u64 = WORK.burst / 10;
 
 /// The length of a PUBACK or PUBREC with a reason code.
 const ACK_WITH_CODE: usize = 5;
@@ -146,6 +146,10 @@ impl Inspect {
         if let Some(alias) = alias {
             self.to_broker.aliases.is_passed(alias);
         }
+        if let (2, Some(id)) = (publish.qos, publish.packet_id) {
+            // The broker takes part in this exchange, whatever became of an earlier one.
+            self.to_broker.acknowledged.remove(id);
+        }
         if publish.qos > 0 {
             self.broker.in_flight = self.broker.in_flight.saturating_add(1);
         }
@@ -182,9 +186,8 @@ impl Inspect {
         if alias > self.broker.max_alias {
             return Err(violation(TO_BROKER, Some(header), Rule::TopicAlias));
         }
-        if !topic.is_empty() && !self.to_broker.aliases.set(alias, topic) {
-            let detail = "the topics of all aliases are too long together";
-            return Err(Ending::new(CloseReason::QuotaExceeded, Disconnect::QuotaExceeded, detail));
+        if !topic.is_empty() {
+            self.to_broker.aliases.set(alias, topic);
         }
         Ok(())
     }
@@ -241,7 +244,8 @@ impl Inspect {
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
         let (mut request, mut payload) = (Request::new(false), Vec::new());
-        let mut budget = SUBSCRIBE_BUDGET;
+        let may_do = self.work.available(WORK, now).max(MIN_WORK);
+        let mut budget = u32::try_from(may_do).unwrap_or(u32::MAX);
         let mut is_changed = !self.rules.mountpoint.is_empty();
         for wanted in subscribe.subscriptions() {
             match self.decide_filter(wanted.filter, &mut budget) {
@@ -257,6 +261,7 @@ impl Inspect {
                 }
             }
         }
+        self.work.take(WORK, may_do - u64::from(budget), now);
         if !is_changed {
             self.subscriptions.wait_for(subscribe.packet_id, request);
             out.pass(head);
@@ -277,6 +282,10 @@ impl Inspect {
     /// Whether a filter may be subscribed to, and at which QoS; otherwise the code for SUBACK.
     fn decide_filter(&self, wanted: TopicFilter<'_>, budget: &mut u32) -> Result<u8, Disconnect> {
         let (limits, filter) = (&self.rules.limits, wanted.shared().map_or(wanted, |(_, filter)| filter));
+        // Brokers do not agree on what it is.
+        if wanted.is_shared() && wanted.shared().is_none() {
+            return Err(Disconnect::TopicFilterInvalid);
+        }
         let max_levels = limits.max_topic_levels.map_or(usize::MAX, |max| max as usize);
         if self.rules.mountpoint.len() + wanted.as_str().len() > MAX_TOPIC_LEN
             || topic_levels(filter.as_str()) > max_levels
@@ -355,6 +364,20 @@ impl Inspect {
         let len = out.write().len() - start;
         if len > self.broker.max_packet || len > MAX_REMAINING_LENGTH as usize {
             out.write().truncate(start);
+            if request_type == PacketType::Subscribe {
+                // The client could not know: it was told a maximum for messages.
+                let code = if self.version == Version::V5 { Disconnect::QuotaExceeded.code() } else { 0x80 };
+                let refused = self.subscriptions.withdraw(request, code);
+                return self.forward_request(
+                    (request_type, answer_type),
+                    packet_id,
+                    properties,
+                    refused,
+                    &[],
+                    now,
+                    out,
+                );
+            }
             let detail = format!("{request_type:?}: {len} bytes, with the mountpoint");
             return Err(Ending::new(CloseReason::PacketTooLarge, Disconnect::PacketTooLarge, detail));
         }
@@ -393,7 +416,7 @@ impl Inspect {
 pub(super) fn decide_subscription(topics: &TopicRules, filter: &str) -> Decision {
     let filter = TopicFilter::new(filter).map(|filter| filter.shared().map_or(filter, |(_, shared)| shared));
     match filter {
-        Ok(filter) => topics.subscribe(filter, &mut { SUBSCRIBE_BUDGET }).0,
+        Ok(filter) => topics.subscribe(filter, &mut { u32::MAX }).0,
         Err(_) => Decision { rule: None, result: Err(Denial::Topic) },
     }
 }

@@ -22,9 +22,11 @@ mod throttle;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::Duration;
 
 use portcullis_wire::{
     Ack, Connect, Disconnect, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, Sender, Version, head_len,
+    len_before_properties,
 };
 use tokio::time::Instant;
 
@@ -36,6 +38,8 @@ use self::subscriptions::Subscriptions;
 use self::tally::Tally;
 use self::throttle::{Exceeded, Throttle};
 use super::codec::{Boundary, Codec, Direction, Ending, Injected};
+use crate::config::tables::Rate;
+use crate::limits::Bucket;
 use crate::observe::{Action, SessionInfo};
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
@@ -45,6 +49,17 @@ use crate::util::clip::clip;
 const MAX_HEAD: usize = 256 << 10;
 /// Answers that wait for the end of a packet in the other direction, in bytes. Over it, their receiver is not read.
 const MAX_ANSWERS: usize = 4 << 10;
+/// How long a client waits for a broker that does not answer its requests. While it waits, it is not read, and nobody would
+/// notice that it is gone.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+/// A client that sends a large payload is not silent, but one that sends a byte now and then is: so many bytes count as activity.
+const PROGRESS: usize = 1 << 10;
+/// How many patterns the SUBSCRIBE packets of a client may have looked at in a second: a few milliseconds' worth.
+const WORK: Rate = Rate { amount: 200_000, per: Duration::from_secs(1), burst: 200_000 };
+/// The same for its subscriptions when the rules change, at once.
+const COMPARE_BUDGET: usize = 20_000;
+/// The pause behind that.
+const COMPARE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Looks at the packets of a session.
 #[derive(Debug)]
@@ -58,8 +73,16 @@ pub(crate) struct Inspect {
     to_client: Flow,
     subscriptions: Subscriptions,
     throttle: Throttle,
+    /// The largest packet that the client may send: what an MQTT 5 client was told.
+    max_packet: usize,
     /// Bytes of the client that wait until it is no longer delayed, at most what was read once.
     held: Vec<u8>,
+    /// Since when the client waits for the broker.
+    waits_since: Option<Instant>,
+    /// How much work SUBSCRIBE packets may make, in patterns that are looked at.
+    work: Bucket,
+    /// The last filter that was compared with new rules, and when the next ones are; `None`: all were.
+    compared: Option<(Box<str>, Instant)>,
     alive: KeepAlive,
     disconnected: Option<Direction>,
 }
@@ -101,6 +124,8 @@ struct Flow {
     tally: Tally,
     /// Messages of QoS 2 that the gateway acknowledges in the receiver's place.
     acknowledged: PacketIds,
+    /// Bytes of payloads since they last counted as activity.
+    progress: usize,
     /// The answer to a PUBLISH, once its payload has arrived.
     answer: Option<Answer>,
     /// Answers for the receiver of this stream, which wait for its next packet boundary.
@@ -158,7 +183,11 @@ impl Inspect {
             to_client: Flow::default(),
             subscriptions: Subscriptions::default(),
             throttle: Throttle::new(now),
+            max_packet: max_packet(&rules),
             held: Vec::new(),
+            waits_since: None,
+            work: Bucket::new(now),
+            compared: None,
             alive: KeepAlive::new(sent.keep_alive, rules.limits.max_keep_alive.is_some(), now),
             disconnected: None,
             rules,
@@ -221,8 +250,14 @@ impl Inspect {
                         Fate::Collect => flow.head.extend_from_slice(&rest[..here]),
                     }
                     at += here;
+                    flow.progress += here;
+                    if flow.progress >= PROGRESS && direction == Direction::ToBroker {
+                        self.to_broker.progress = 0;
+                        self.alive.packet(now);
+                    }
                     let left = left - u32::try_from(here).unwrap_or(left);
-                    flow.position = if left == 0 { Position::Head } else { Position::Payload(left, fate) };
+                    self.flow(direction).position =
+                        if left == 0 { Position::Head } else { Position::Payload(left, fate) };
                     if left == 0 {
                         self.end_payload(direction, fate, now, out)?;
                     }
@@ -253,8 +288,9 @@ impl Inspect {
                                 self.flow(direction).head = head;
                                 break;
                             }
-                            at += len - before;
+                            at += len.saturating_sub(before);
                             self.packet(direction, header, Piece { bytes: &head, at: None }, now, out)?;
+                            self.skip(direction, before.saturating_sub(len));
                         }
                         _ => {
                             self.flow(direction).head = head;
@@ -265,6 +301,13 @@ impl Inspect {
             }
         }
         Ok(at)
+    }
+
+    /// Of a delivery that is withheld because its head is too large, so many more bytes have arrived already.
+    fn skip(&mut self, direction: Direction, len: usize) {
+        if let Position::Payload(left, Fate::Drop) = &mut self.flow(direction).position {
+            *left -= u32::try_from(len).unwrap_or(0).min(*left - 1);
+        }
     }
 
     /// The fixed header of the packet at the front of `bytes`, and the length of its head. `None`: more bytes are needed. Takes
@@ -280,16 +323,17 @@ impl Inspect {
             Packet::check_header(header, self.version, sender(direction))
                 .map_err(|error| violation(direction, Some(header), error))?;
         }
-        if direction == Direction::ToBroker {
-            let own = self.rules.limits.max_packet_size.map_or(usize::MAX, |max| max as usize);
-            if header.packet_len() > own.min(self.broker.max_packet) {
-                return Err(too_large(header));
-            }
+        if direction == Direction::ToBroker && header.packet_len() > self.max_packet.min(self.broker.max_packet) {
+            return Err(too_large(header));
         }
         match head_len(bytes, header, self.version).map_err(|error| violation(direction, Some(header), error))? {
-            Some(len) if len > MAX_HEAD => match direction {
-                Direction::ToBroker => Err(too_large(header)),
-                Direction::ToClient => Err(violation(direction, Some(header), Error::TooLarge)),
+            Some(len) if len > MAX_HEAD => match (direction, len_before_properties(bytes, header)) {
+                (Direction::ToBroker, _) => Err(too_large(header)),
+                // What other clients publish must not end this session: it is withheld by what precedes the properties.
+                (Direction::ToClient, Some(len)) if header.packet_type == PacketType::Publish => {
+                    Ok(Some((header, len)))
+                }
+                (Direction::ToClient, _) => Err(violation(direction, Some(header), Error::TooLarge)),
             },
             len => Ok(len.map(|len| (header, len))),
         }
@@ -303,12 +347,38 @@ impl Inspect {
         if self.must_wait() {
             return Ok(false);
         }
+        if header.packet_type == PacketType::Subscribe && self.work.available(WORK, now) == 0 {
+            self.throttle.pause_until(self.work.ready_at(WORK, WORK.burst / 10));
+            return Ok(false);
+        }
         if header.packet_type != PacketType::Publish {
             return Ok(true);
         }
         self.throttle
             .take_message(&self.rules.limits, now)
             .map_err(|Exceeded(rate)| Ending::new(CloseReason::QuotaExceeded, Disconnect::MessageRateTooHigh, rate))
+    }
+
+    /// Compares some of the session's subscriptions with new rules. The rest has its turn a moment later: there may be thousands
+    /// of both.
+    ///
+    /// # Errors
+    /// The session closes: one of them is no longer allowed.
+    fn compare_subscriptions(&mut self, now: Instant) -> Result<(), Ending> {
+        let Some((last, _)) = self.compared.take_if(|(_, at)| *at <= now) else { return Ok(()) };
+        let Some(topics) = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow()) else { return Ok(()) };
+        let mut budget = COMPARE_BUDGET;
+        for filter in self.subscriptions.filters(&last) {
+            if from_client::decide_subscription(topics, filter).result.is_err() {
+                return Err(policy_changed(&format!("subscription to `{}`", clip(filter))));
+            }
+            budget = budget.saturating_sub(topics.len() + 10);
+            if budget == 0 {
+                self.compared = Some((filter.into(), now + COMPARE_PAUSE));
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the client has to wait for the broker.
@@ -380,6 +450,10 @@ impl Inspect {
         if direction == Direction::ToBroker && packet.len() > self.client.max_packet {
             return;
         }
+        // Nothing follows a DISCONNECT [MQTT-3.14.4-1].
+        if self.flow(direction.reverse()).is_over {
+            return;
+        }
         let back = self.flow(direction.reverse());
         if matches!(back.position, Position::Payload(_, Fate::Pass)) || !is_connected {
             back.answers.extend_from_slice(packet);
@@ -408,6 +482,7 @@ impl Codec for Inspect {
         if direction == Direction::ToBroker && out.has_any() {
             self.alive.passed(now);
         }
+        self.waits_since = if self.must_wait() { self.waits_since.or(Some(now)) } else { None };
         if let Some(topics) = &self.rules.topics {
             let (flow, action) = match direction {
                 Direction::ToBroker => (&mut self.to_broker, Action::Publish),
@@ -433,16 +508,14 @@ impl Codec for Inspect {
             return Err(policy_changed("the mountpoint has changed"));
         }
         self.rules = rules;
-        if let Some(topics) = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow()) {
-            let is_denied = |filter: &&str| from_client::decide_subscription(topics, filter).result.is_err();
-            if let Some(filter) = self.subscriptions.filters().find(is_denied) {
-                return Err(policy_changed(&format!("subscription to `{}`", clip(filter))));
-            }
+        // Interval and maximum stay what the client was told.
+        if self.version != Version::V5 {
+            self.max_packet = max_packet(&self.rules);
         }
-        let own = self.client.keep_alive;
-        let keep_alive = if self.version == Version::V5 { self.rules.keep_alive(own) } else { own };
-        self.alive.set(keep_alive, self.rules.limits.max_keep_alive.is_some());
-        Ok(())
+        self.alive.enforce(self.rules.limits.max_keep_alive.is_some());
+        let now = Instant::now();
+        self.compared = Some(("".into(), now));
+        self.compare_subscriptions(now)
     }
 
     fn boundary(&self, chunk: &[u8]) -> Boundary {
@@ -465,19 +538,26 @@ impl Codec for Inspect {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        match (self.throttle.paused_until(), self.alive.alarm()) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
+        let compare = self.compared.as_ref().map(|(_, at)| *at);
+        let waits = self.waits_since.map(|since| since + MAX_WAIT);
+        [self.throttle.paused_until(), self.alive.alarm(), waits, compare].into_iter().flatten().min()
     }
 
-    fn wake(&mut self, now: Instant) -> Result<(), Ending> {
+    fn wake(&mut self, now: Instant, is_client_read: bool) -> Result<(), Ending> {
+        self.compare_subscriptions(now)?;
         if let Some(until) = self.throttle.paused_until() {
             // Nobody is silent who is not read.
             self.alive.packet(now);
             if until <= now {
                 self.throttle.resume();
             }
+        }
+        if !is_client_read {
+            self.alive.packet(now);
+        }
+        if self.waits_since.is_some_and(|since| now >= since + MAX_WAIT) {
+            let detail = "the broker does not answer the client's requests";
+            return Err(Ending::new(CloseReason::QuotaExceeded, Disconnect::QuotaExceeded, detail));
         }
         if self.alive.is_over(now) {
             return Err(CloseReason::KeepAliveTimeout.into());
@@ -499,6 +579,10 @@ impl Default for Broker {
             in_flight: 0,
         }
     }
+}
+
+fn max_packet(rules: &PacketRules) -> usize {
+    rules.limits.max_packet_size.map_or(usize::MAX, |max| max as usize)
 }
 
 fn policy_changed(detail: &str) -> Ending {

@@ -1,8 +1,11 @@
 //! The subscriptions of a session, and its requests that the broker has not answered. Enters: filters of SUBSCRIBE and
 //! UNSUBSCRIBE as they are forwarded, then the broker's codes. Leaves: what the session holds, and the codes for the client.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU16;
+use std::ops::Bound;
+
+use portcullis_wire::TopicFilter;
 
 /// The filters that one session holds, in bytes, whatever `max_subscriptions` is.
 const MAX_HELD: usize = 1 << 20;
@@ -19,7 +22,8 @@ pub(super) struct Subscriptions {
     /// As the client names them.
     held: BTreeSet<Box<str>>,
     held_size: usize,
-    pending: BTreeMap<NonZeroU16, Request>,
+    /// In the order in which the broker answers. Clients that use an identifier twice have two requests of the same one.
+    pending: VecDeque<(NonZeroU16, Request)>,
     pending_size: usize,
 }
 
@@ -29,8 +33,8 @@ pub(super) struct Request {
     is_unsubscribe: bool,
     /// The gateway's code for each filter; [`ASKED`]: the broker's.
     codes: Vec<u8>,
-    /// For each filter that the broker is asked about: the filter, if the request changed what is held.
-    changed: Vec<Option<Box<str>>>,
+    /// For each filter that the broker is asked about: the filter, and whether the request changed what is held.
+    asked: Vec<(Box<str>, bool)>,
     size: usize,
 }
 
@@ -47,7 +51,7 @@ impl Request {
 
     /// The codes, if the gateway has answered for every filter.
     pub(super) fn is_answered(&self) -> bool {
-        self.changed.is_empty()
+        self.asked.is_empty()
     }
 
     /// The codes so far.
@@ -55,10 +59,10 @@ impl Request {
         &self.codes
     }
 
-    fn ask(&mut self, changed: Option<Box<str>>) {
+    fn ask(&mut self, filter: &str, is_changed: bool) {
         self.codes.push(ASKED);
-        self.size += OVERHEAD + changed.as_ref().map_or(0, |filter| filter.len());
-        self.changed.push(changed);
+        self.size += OVERHEAD + filter.len();
+        self.asked.push((filter.into(), is_changed));
     }
 }
 
@@ -73,11 +77,19 @@ impl Subscriptions {
         self.held.len()
     }
 
-    /// The filters that the session holds, or that it will hold again if the broker refuses to remove them.
-    pub(super) fn filters(&self) -> impl Iterator<Item = &str> {
-        let removed =
-            self.pending.values().filter(|request| request.is_unsubscribe).flat_map(|request| &request.changed);
-        self.held.iter().chain(removed.flatten()).map(|filter| &**filter)
+    /// The filters that the session holds, or that it will hold again if the broker refuses to remove them, from `after` on.
+    pub(super) fn filters(&self, after: &str) -> impl Iterator<Item = &str> {
+        let unsubscribes = self.pending.iter().filter(|(_, request)| request.is_unsubscribe);
+        let removed = unsubscribes.flat_map(|(_, request)| &request.asked).filter(|(_, is_changed)| *is_changed);
+        let held = self.held.range::<str, _>((Bound::Excluded(after), Bound::Unbounded)).map(|filter| &**filter);
+        held.chain(removed.map(|(filter, _)| &**filter))
+    }
+
+    /// Whether the session holds a filter that matches a topic, which begins with `$`, by more than a leading wildcard.
+    pub(super) fn names(&self, topic: &str) -> bool {
+        let internal = self.held.range::<str, _>((Bound::Included("$"), Bound::Excluded("%")));
+        let filters = internal.filter_map(|filter| TopicFilter::new(filter).ok());
+        filters.map(|filter| filter.shared().map_or(filter, |(_, shared)| shared)).any(|filter| filter.matches(topic))
     }
 
     /// Whether there is room for the filter.
@@ -93,21 +105,29 @@ impl Subscriptions {
     /// The broker is asked to add a filter. It counts at once, so that pipelined requests cannot exceed a limit.
     pub(super) fn ask_to_add(&mut self, filter: &str, request: &mut Request) {
         let is_new = self.add(filter.into());
-        request.ask(is_new.then(|| filter.into()));
+        request.ask(filter, is_new);
     }
 
     /// The broker is asked to remove a filter.
     pub(super) fn ask_to_remove(&mut self, filter: &str, request: &mut Request) {
-        request.ask(self.take(filter));
+        let was_held = self.take(filter);
+        request.ask(filter, was_held);
     }
 
     /// The request is forwarded.
     pub(super) fn wait_for(&mut self, id: NonZeroU16, request: Request) {
         self.pending_size += request.size;
-        // An identifier that is in use must not be used again; the broker answers in order, if at all.
-        if let Some(old) = self.pending.insert(id, request) {
-            self.pending_size -= old.size;
+        self.pending.push_back((id, request));
+    }
+
+    /// A request to add filters is not forwarded: the gateway answers `code` in place of the broker.
+    pub(super) fn withdraw(&mut self, request: Request, code: u8) -> Request {
+        let added = request.asked.iter().filter(|(_, is_changed)| *is_changed);
+        for (filter, _) in added {
+            self.take(filter);
         }
+        let codes = request.codes.into_iter().map(|own| if own == ASKED { code } else { own });
+        Request { codes: codes.collect(), asked: Vec::new(), ..request }
     }
 
     /// Applies the broker's answer. Appends the codes for the client to `codes`. Returns whether they differ from the
@@ -119,14 +139,15 @@ impl Subscriptions {
         of_broker: &[u8],
         codes: &mut Vec<u8>,
     ) -> bool {
-        let is_same_kind = self.pending.get(&id).is_some_and(|request| request.is_unsubscribe == is_unsuback);
-        let Some(request) = self.pending.remove(&id).filter(|_| is_same_kind) else {
+        let is_asked = |(asked, request): &(_, Request)| *asked == id && request.is_unsubscribe == is_unsuback;
+        let asked = self.pending.iter().position(is_asked).and_then(|index| self.pending.remove(index));
+        let Some((_, request)) = asked else {
             codes.extend_from_slice(of_broker);
             return false;
         };
         self.pending_size -= request.size;
         let mut of_broker = of_broker.iter().copied();
-        let mut changed = request.changed.into_iter();
+        let mut asked = request.asked.into_iter();
         let mut differs = false;
         for code in request.codes {
             if code != ASKED {
@@ -138,9 +159,18 @@ impl Subscriptions {
             let code = of_broker.next();
             codes.extend(code);
             let is_failure = code.is_some_and(|code| code >= 0x80);
-            match (changed.next().flatten(), is_unsuback) {
-                (Some(filter), false) if is_failure => drop(self.take(&filter)),
-                (Some(filter), true) if is_failure => drop(self.add(filter)),
+            let Some((filter, is_changed)) = asked.next() else { continue };
+            match (is_unsuback, is_failure) {
+                (false, true) if is_changed => {
+                    self.take(&filter);
+                }
+                // Another request for it may have failed meanwhile.
+                (false, false) => {
+                    self.add(filter);
+                }
+                (true, true) if is_changed => {
+                    self.add(filter);
+                }
                 _ => {}
             }
         }
@@ -157,10 +187,13 @@ impl Subscriptions {
         is_new
     }
 
-    fn take(&mut self, filter: &str) -> Option<Box<str>> {
-        let taken = self.held.take(filter)?;
-        self.held_size -= taken.len() + OVERHEAD;
-        Some(taken)
+    /// Returns whether it was there.
+    fn take(&mut self, filter: &str) -> bool {
+        let was_held = self.held.remove(filter);
+        if was_held {
+            self.held_size -= filter.len() + OVERHEAD;
+        }
+        was_held
     }
 }
 
@@ -191,7 +224,7 @@ mod tests {
     }
 
     fn filters(held: &Subscriptions) -> Vec<&str> {
-        held.filters().collect()
+        held.filters("").collect()
     }
 
     #[test]
@@ -222,6 +255,24 @@ mod tests {
         assert_eq!(answered(&mut held, 4, true, &[]), (vec![], false), "before MQTT 5");
         assert_eq!(held.len(), 0);
         assert_eq!((held.held_size, held.pending_size), (0, 0));
+    }
+
+    #[test]
+    fn each_answer_belongs_to_its_request_whatever_the_identifiers_are() {
+        let mut held = Subscriptions::default();
+        ask(&mut held, 1, false, &["ok", "refused"]);
+        ask(&mut held, 1, true, &["other"]);
+        ask(&mut held, 1, false, &["ok", "new"]);
+        answered(&mut held, 1, false, &[0, 0x80]);
+        answered(&mut held, 1, false, &[0, 0]);
+        answered(&mut held, 1, true, &[0x11]);
+        assert_eq!((filters(&held), held.pending_size), (vec!["new", "ok"], 0));
+        // One filter, asked for twice, refused once.
+        ask(&mut held, 2, false, &["twice"]);
+        ask(&mut held, 3, false, &["twice"]);
+        answered(&mut held, 2, false, &[0x80]);
+        answered(&mut held, 3, false, &[0]);
+        assert_eq!(filters(&held), ["new", "ok", "twice"]);
     }
 
     #[test]

@@ -128,6 +128,11 @@ async fn a_denied_publish_is_acknowledged_and_not_delivered() {
     assert_eq!(script.broker_got(), b"\x62\x02\x00\x09");
     script.client(b"\x62\x02\x00\x06");
     assert_eq!(script.broker_got(), b"\x62\x02\x00\x06", "of which the gateway knows nothing any more");
+    // An identifier is used again although the exchange was not over.
+    let mut script = v3(&POLICY.replace("max_qos = 1", "max_qos = 2"));
+    let allowed = publish(4, "up/dev-1/a", Some(6), None, b"x");
+    script.client(&[&denied(2, Some(6))[..], &allowed, b"\x62\x02\x00\x06"].concat());
+    assert_eq!(script.broker_got(), [&allowed[..], b"\x62\x02\x00\x06"].concat());
 
     let denied = |qos: u8, id| publish(qos << 1, "up/other", id, Some(b""), b"secret");
     let mut script = v5(POLICY);
@@ -186,7 +191,7 @@ async fn a_partly_denied_subscribe_goes_on_without_the_denied_filters() {
         let suback = |codes: &[u8]| packet(0x90, &[&b"\x00\x09"[..], no_properties, codes].concat());
         script.broker(&suback(&[1, 0x80]));
         assert_eq!(script.client_got(), suback(&[1, denied, denied, 0x80, denied, denied]));
-        assert_eq!(script.codec.subscriptions.filters().collect::<Vec<_>>(), ["down/a"]);
+        assert_eq!(script.codec.subscriptions.filters("").collect::<Vec<_>>(), ["down/a"]);
         script.client(&subscribe(0x82, 9, properties, &[("other", 0)]));
         assert_eq!((script.broker_got(), script.client_got()), (vec![], suback(&[denied])), "answered by the gateway");
     }
@@ -399,7 +404,7 @@ async fn limits_of_the_gateway_are_told_in_connack() {
         &b"\x20\x16\x00\x00\x13\x21\x00\x05"[..],
         b"\x13\x00\x1e",
         b"\x27\x00\x00\x04\x00",
-        b"\x22\x00\x80",
+        b"\x22\x00\x0a",
         b"\x11\x00\x00\x0e\x10",
     ];
     assert_eq!(script.client_got(), told.concat());
@@ -474,7 +479,7 @@ async fn a_client_that_sends_too_fast_is_delayed_or_disconnected() {
         assert!(!script.codec.may_read(Direction::ToBroker) && !script.codec.has_held(Direction::ToBroker));
         let at = script.codec.wake_at().unwrap();
         tokio::time::advance(at - Instant::now()).await;
-        script.codec.wake(Instant::now()).unwrap();
+        script.codec.wake(Instant::now(), true).unwrap();
         assert!(script.codec.has_held(Direction::ToBroker));
         script.client(b"");
         ticks += 1;
@@ -494,7 +499,7 @@ async fn a_client_that_sends_too_fast_is_delayed_or_disconnected() {
     while !script.codec.held.is_empty() {
         let at = script.codec.wake_at().unwrap();
         tokio::time::advance(at - Instant::now()).await;
-        script.codec.wake(Instant::now()).unwrap();
+        script.codec.wake(Instant::now(), true).unwrap();
         script.client(b"");
     }
     assert_eq!(script.broker_got(), large[100..]);
@@ -507,13 +512,13 @@ async fn a_client_that_is_silent_for_too_long_is_disconnected() {
     for (version, after) in [(5, 30), (4, 90)] {
         let mut script = if version == 5 { v5_with(LIMITS, b"\x20\x06\x00\x00\x03\x13\x00\x14") } else { v3(LIMITS) };
         tokio::time::advance(Duration::from_secs(after - 1)).await;
-        script.codec.wake(Instant::now()).unwrap();
+        script.codec.wake(Instant::now(), true).unwrap();
         // The first byte of a packet is no packet.
         script.client(b"\xc0\x00\xc0");
         tokio::time::advance(Duration::from_secs(after - 1)).await;
-        script.codec.wake(Instant::now()).unwrap();
+        script.codec.wake(Instant::now(), true).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
-        let ending = script.codec.wake(Instant::now()).unwrap_err();
+        let ending = script.codec.wake(Instant::now(), true).unwrap_err();
         let expected = (CloseReason::KeepAliveTimeout, Some(Disconnect::KeepAliveTimeout));
         assert_eq!((ending.reason, ending.disconnect), expected);
     }
@@ -610,4 +615,165 @@ async fn a_head_that_grows_without_end_is_too_large() {
     }
     assert_eq!((script.broker_got().len(), &script.ending), (9 + (100 << 14), &None));
     assert_eq!(script.codec.to_broker.head.capacity(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_other_clients_publish_ends_no_session() {
+    let long = [&[0x26, 0, 1, b'k', 0xff, 0xff][..], &[b'v'; 0xffff]].concat().repeat(5);
+    let too_large = |flags: u8, id: Option<u16>| {
+        let id = id.map_or(vec![], |id| id.to_be_bytes().to_vec());
+        let len = u32::try_from(long.len()).unwrap();
+        let varint = [len & 0x7f | 0x80, len >> 7 & 0x7f | 0x80, len >> 14].map(|digit| u8::try_from(digit).unwrap());
+        packet(0x30 | flags, &[b"\x00\x06down/a", &id[..], &varint, &long, b"payload"].concat())
+    };
+    let malformed = [
+        publish(2, "down/a", Some(5), Some(b"\x08\x00\x03a/#"), b"x"),
+        publish(2, "down/a", Some(5), Some(b"\x01\x02"), b"x"),
+        publish(2, "down/+", Some(5), Some(b""), b"x"),
+        packet(0x32, b"\x00\x01\xff\x00\x05\x00x"),
+        publish(2, "", Some(5), Some(b"\x23\x00\x03"), b"x"),
+        publish(2, "down/a", Some(5), Some(b"\x23\x00\x0b"), b"x"),
+        too_large(2, Some(5)),
+    ];
+    let good = publish(0, "down/a", None, Some(b""), b"x");
+    for bad in malformed {
+        for pieces in [1, 7, usize::MAX] {
+            let mut script = v5(POLICY);
+            for piece in [&bad[..], &good].concat().chunks(pieces.min(4096)) {
+                script.broker(piece);
+            }
+            assert_eq!((script.client_got(), &script.ending), (good.clone(), &None), "{:02x?}", &bad[..12]);
+            assert_eq!(script.broker_got(), b"\x40\x02\x00\x05");
+            if pieces == 1 && bad.len() > 1000 {
+                break;
+            }
+        }
+    }
+    let mut script = v5(POLICY);
+    script.broker(&[too_large(0, None), too_large(4, Some(6))].concat()).broker(b"\x62\x02\x00\x06");
+    assert_eq!((script.client_got(), script.broker_got()), (vec![], b"\x50\x02\x00\x06\x70\x02\x00\x06".to_vec()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_waits_for_a_broker_that_does_not_answer_and_not_for_ever() {
+    let mut script = v3(POLICY);
+    let long = "x".repeat(60_000);
+    let request = |id: u16| subscribe(0x82, id, None, &[(&format!("down/{id}{long}"), 0)]);
+    for id in 1..=9 {
+        script.client(&request(id));
+    }
+    assert!(!script.codec.may_read(Direction::ToBroker));
+    tokio::time::advance(Duration::from_secs(29)).await;
+    assert_eq!(script.codec.wake(Instant::now(), true), Ok(()));
+    let mut answered = v3(POLICY);
+    for id in 1..=9 {
+        answered.client(&request(id));
+    }
+    for id in 1..=5 {
+        answered.broker(&[0x90, 3, 0, id, 0]);
+    }
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(script.codec.wake(Instant::now(), true).unwrap_err().reason, CloseReason::QuotaExceeded);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!(answered.codec.wake(Instant::now(), true), Ok(()));
+    // An identifier that is used twice costs nothing for ever.
+    let mut script = v3(POLICY);
+    for _ in 0..1000 {
+        let unsubscribe = subscribe(0xa2, 1, None, &[(&"y".repeat(1000), 0)]);
+        script.client(&[subscribe(0x82, 1, None, &[("down/a", 0)]), unsubscribe].concat());
+        script.broker(b"\x90\x03\x00\x01\x00\xb0\x02\x00\x01");
+    }
+    assert!(script.codec.may_read(Direction::ToBroker));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keep_alive_counts_what_moves() {
+    const LIMITS: &str = "[listener.limits]\nmax_keep_alive = \"20s\"\n";
+    let told = b"\x20\x06\x00\x00\x03\x13\x00\x14";
+    // A large payload that arrives slowly.
+    let mut script = v5_with(LIMITS, told);
+    script.client(b"\x30\xff\xff\xff\x7f\x00\x01a\x00");
+    for _ in 0..4 {
+        tokio::time::advance(Duration::from_secs(20)).await;
+        script.client(&[b'x'; 1024]);
+        assert_eq!(script.codec.wake(Instant::now(), true), Ok(()));
+    }
+    // A byte a second is none.
+    for _ in 0..30 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        script.client(b"x");
+    }
+    assert!(script.codec.wake(Instant::now(), true).is_err());
+    // A client that is not read, because the broker takes nothing.
+    let mut script = v5_with(LIMITS, told);
+    tokio::time::advance(Duration::from_secs(31)).await;
+    assert_eq!(script.codec.wake(Instant::now(), false), Ok(()));
+    tokio::time::advance(Duration::from_secs(29)).await;
+    assert_eq!(script.codec.wake(Instant::now(), true), Ok(()));
+    // A reload: the client keeps the interval that it was told.
+    script.reload("[listener.limits]\nmax_keep_alive = \"2s\"\nmax_packet_size = \"64\"\n");
+    tokio::time::advance(Duration::from_secs(20)).await;
+    script.client(&publish(0, "a", None, Some(b""), &[b'x'; 100]));
+    assert_eq!((script.codec.wake(Instant::now(), true), &script.ending), (Ok(()), &None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn topics_of_the_broker_are_nobodys() {
+    // With a mountpoint in front, the broker's wildcards match them.
+    let mut script = v5("mountpoint = 'm/'\n");
+    script.client(&subscribe(0x82, 1, Some(b""), &[("#", 0)])).broker(b"\x90\x04\x00\x01\x00\x00");
+    script.client_got();
+    let packet = publish(0, "m/$SYS/a", None, Some(b""), b"x");
+    script.broker(&packet);
+    assert_eq!(script.client_got(), b"");
+    script.client(&subscribe(0x82, 1, Some(b""), &[("$SYS/+", 0)])).broker(b"\x90\x04\x00\x01\x00\x00");
+    script.client_got();
+    script.broker(&packet);
+    assert_eq!(script.client_got(), publish(0, "$SYS/a", None, Some(b""), b"x"));
+    // They may stand for others: only a rule allows them.
+    let mut script = v3(
+        "topics = \"p\"\n[[topic_policy]]\nname = \"p\"\nno_match = \"allow\"\n[[topic_policy.rule]]\neffect = \"deny\"\n\
+                         publish = [\"secret/#\"]\nsubscribe = [\"secret/#\"]\n",
+    );
+    script.client(&publish(2, "$delayed/1/secret/a", Some(1), None, b"x"));
+    assert_eq!((script.broker_got(), script.client_got()), (vec![], b"\x40\x02\x00\x01".to_vec()));
+    let filters = ["$share/g/secret/a", "$share/+/secret/a", "$share//secret/a", "$share/g", "$exclusive/secret/a"]
+        .map(|filter| (filter, 0));
+    script.client(&subscribe(0x82, 1, None, &filters));
+    assert_eq!((script.broker_got(), script.client_got()), (vec![], b"\x90\x07\x00\x01\x80\x80\x80\x80\x80".to_vec()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_grows_too_large_is_answered() {
+    let mut script = Script::new("mountpoint = 'a-long-mountpoint-indeed/'\n", CONNECT_V5);
+    script.broker(b"\x20\x08\x00\x00\x05\x27\x00\x00\x00\xff");
+    assert_eq!(script.client_got(), b"\x20\x08\x00\x00\x05\x27\x00\x00\x00\xc7");
+    script.broker_got();
+    let filters: Vec<String> = (10..30).map(|number| format!("f{number}")).collect();
+    let filters: Vec<(&str, u8)> = filters.iter().map(|filter| (filter.as_str(), 0)).collect();
+    script.client(&subscribe(0x82, 1, Some(b""), &filters));
+    assert_eq!(script.broker_got(), b"");
+    assert_eq!(script.client_got(), [&b"\x90\x17\x00\x01\x00"[..], &[0x97; 20]].concat());
+    assert_eq!(script.codec.subscriptions.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_follows_a_disconnect() {
+    let mut script = v5(POLICY);
+    script.broker(b"\xe0\x02\x8b\x00").client(&publish(2, "up/other", Some(1), Some(b""), b"x"));
+    assert_eq!(script.client_got(), b"\xe0\x02\x8b\x00");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_make_much_work_are_delayed() {
+    let rules: String =
+        (0..1000).map(|rule| format!("[[topic_policy.rule]]\nsubscribe = [\"{rule}/#\"]\nmax_qos = 1\n")).collect();
+    let policy =
+        format!("topics = \"p\"\n[[topic_policy]]\nname = \"p\"\n{rules}[[topic_policy.rule]]\nsubscribe = [\"#\"]\n");
+    let mut script = v3(&policy);
+    let request = subscribe(0x82, 1, None, &[("#", 0), ("#", 0)]);
+    script.client(&request.repeat(1000));
+    let passed = script.broker_got().len() / request.len();
+    assert!((40..150).contains(&passed), "{passed} of a thousand");
+    assert!(!script.codec.may_read(Direction::ToBroker) && script.codec.wake_at().is_some());
 }

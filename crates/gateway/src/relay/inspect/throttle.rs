@@ -77,7 +77,11 @@ impl Throttle {
     }
 
     fn pause(&mut self, bucket: Bucket, rate: Rate, tokens: u64) {
-        let ready = bucket.ready_at(rate, tokens);
+        self.pause_until(bucket.ready_at(rate, tokens));
+    }
+
+    /// The client is not read before this time.
+    pub(super) fn pause_until(&mut self, ready: Instant) {
         self.paused_until = Some(self.paused_until.map_or(ready, |until| until.max(ready)));
     }
 }
