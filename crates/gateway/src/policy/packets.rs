@@ -169,15 +169,22 @@ impl PacketRules {
         let expiry = properties.session_expiry_interval().zip(self.limits.max_session_expiry);
         let expiry = expiry.filter(|(wanted, max)| wanted > max).map(|(_, max)| max);
         let aliases = properties.topic_alias_maximum().filter(|maximum| *maximum > MAX_TOPIC_ALIASES);
-        if expiry.is_none() && aliases.is_none() {
+        // The broker counts the mountpoint, the client does not: what is too large without it is withheld on its way.
+        let growth = u32::try_from(2 * self.mountpoint.len()).unwrap_or(u32::MAX);
+        let max_packet = properties.maximum_packet_size().filter(|_| growth > 0);
+        if expiry.is_none() && aliases.is_none() && max_packet.is_none() {
             return *properties;
         }
         scratch.extend(properties, |property| {
             expiry.is_some() && property.is(PropertyId::SessionExpiryInterval)
+                || max_packet.is_some() && property.is(PropertyId::MaximumPacketSize)
                 || aliases.is_some() && property.is(PropertyId::TopicAliasMaximum)
         });
         expiry.into_iter().for_each(|seconds| scratch.push_session_expiry_interval(seconds));
         aliases.into_iter().for_each(|_| scratch.push_topic_alias_maximum(MAX_TOPIC_ALIASES));
+        max_packet
+            .into_iter()
+            .for_each(|size| scratch.push_maximum_packet_size(size.saturating_add(growth).saturating_add(8)));
         scratch.as_properties()
     }
 

@@ -35,8 +35,6 @@ impl Inspect {
             max_qos: properties.maximum_qos().unwrap_or(2),
             has_retain: properties.retain_available() != Some(0),
             max_alias: properties.topic_alias_maximum().unwrap_or(0).min(MAX_TOPIC_ALIASES),
-            receive_maximum: properties.receive_maximum().unwrap_or(u16::MAX),
-            in_flight: self.broker.in_flight,
         };
         if self.version != Version::V5 {
             out.pass(head);

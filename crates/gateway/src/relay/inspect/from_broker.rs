@@ -126,6 +126,9 @@ impl Inspect {
                 // As if it had been sent [MQTT-3.1.2-25].
                 return self.withhold_delivery(publish.qos, publish.packet_id, payload_len, now, out);
             }
+        } else if has_mountpoint && header.packet_len() > self.client.max_packet {
+            // The broker was told a larger maximum.
+            return self.withhold_delivery(publish.qos, publish.packet_id, payload_len, now, out);
         } else {
             out.pass(head);
         }
@@ -189,18 +192,10 @@ impl Inspect {
     }
 
     fn acknowledged(&mut self, ack: &Ack<'_>, head: Piece<'_>, out: &mut Out<'_, '_>) {
-        let is_over = match ack.packet_type {
-            PacketType::Pubrel if self.to_client.acknowledged.remove(ack.packet_id) => {
-                let mut packet = Vec::with_capacity(4);
-                Ack::encode(PacketType::Pubcomp, ack.packet_id, self.version, 0, &mut packet);
-                return self.reply(TO_CLIENT, &packet, out);
-            }
-            PacketType::Puback | PacketType::Pubcomp => true,
-            PacketType::Pubrec => ack.code >= 0x80,
-            _ => false,
-        };
-        if is_over {
-            self.broker.in_flight = self.broker.in_flight.saturating_sub(1);
+        if ack.packet_type == PacketType::Pubrel && self.to_client.acknowledged.remove(ack.packet_id) {
+            let mut packet = Vec::with_capacity(4);
+            Ack::encode(PacketType::Pubcomp, ack.packet_id, self.version, 0, &mut packet);
+            return self.reply(TO_CLIENT, &packet, out);
         }
         out.pass(head);
     }

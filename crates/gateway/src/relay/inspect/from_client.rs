@@ -150,9 +150,6 @@ impl Inspect {
             // The broker takes part in this exchange, whatever became of an earlier one.
             self.to_broker.acknowledged.remove(id);
         }
-        if publish.qos > 0 {
-            self.broker.in_flight = self.broker.in_flight.saturating_add(1);
-        }
         if let Some(payload) = payload {
             out.write().extend_from_slice(payload);
             return self.end_payload(TO_BROKER, Fate::Pass, now, out);
@@ -160,7 +157,8 @@ impl Inspect {
         self.begin_payload(TO_BROKER, payload_len, Fate::Pass, now, out)
     }
 
-    /// What CONNACK limits [MQTT-3.2.2.3].
+    /// What CONNACK limits [MQTT-3.2.2.3]. Not the receive maximum: brokers announce one and accept more, and popular clients do not
+    /// look at it.
     fn check_broker_limits(&self, publish: &Publish<'_>, header: FixedHeader) -> Result<(), Ending> {
         let broken = |disconnect, what: &str| {
             let detail = format!("{:?}: {what}", header.packet_type);
@@ -174,10 +172,6 @@ impl Inspect {
                 Disconnect::RetainNotSupported,
                 "retained, although the broker retains none [MQTT-3.2.2-14]",
             );
-        }
-        if self.version == Version::V5 && publish.qos > 0 && self.broker.in_flight >= self.broker.receive_maximum {
-            let what = "more messages at once than the broker's receive maximum [MQTT-3.3.4-7]";
-            return broken(Disconnect::ReceiveMaximumExceeded, what);
         }
         Ok(())
     }

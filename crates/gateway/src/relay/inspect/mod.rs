@@ -109,9 +109,6 @@ struct Broker {
     max_qos: u8,
     has_retain: bool,
     max_alias: u16,
-    receive_maximum: u16,
-    /// Messages of QoS 1 and 2 that it has not acknowledged.
-    in_flight: u16,
 }
 
 /// One direction.
@@ -569,15 +566,7 @@ impl Codec for Inspect {
 impl Default for Broker {
     /// What applies until CONNACK says more. Aliases have to wait for it [MQTT-3.3.2-9].
     fn default() -> Self {
-        Self {
-            has_answered: false,
-            max_packet: usize::MAX,
-            max_qos: 2,
-            has_retain: true,
-            max_alias: 0,
-            receive_maximum: u16::MAX,
-            in_flight: 0,
-        }
+        Self { has_answered: false, max_packet: usize::MAX, max_qos: 2, has_retain: true, max_alias: 0 }
     }
 }
 
