@@ -4,12 +4,13 @@
 //! answers for those that may not. What passes unchanged is written from the pump's own buffer. A packet is decided on when
 //! its head is complete: payloads are passed on as they arrive, unless a schema has to see them whole.
 //!
-//! This file finds packets in the stream; `from_client.rs` and `from_broker.rs` decide about them. Not here: sockets, waiting
+//! `frames.rs` finds packets in the stream; `from_client.rs` and `from_broker.rs` decide about them. Not here: sockets, waiting
 //! or the rules themselves, which are `policy`'s.
 
 mod aliases;
 mod alive;
 mod connack;
+mod frames;
 mod from_broker;
 mod from_client;
 mod out;
@@ -24,15 +25,12 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_wire::{
-    Ack, Connect, Disconnect, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, Sender, Version, head_len,
-    len_before_properties,
-};
+use portcullis_wire::{Connect, Disconnect, Error, FixedHeader, PacketType, Version};
 use tokio::time::Instant;
 
 use self::aliases::Aliases;
 use self::alive::KeepAlive;
-use self::out::{Out, Piece};
+use self::out::Out;
 use self::packet_ids::PacketIds;
 use self::subscriptions::Subscriptions;
 use self::tally::Tally;
@@ -220,142 +218,6 @@ impl Inspect {
         Ok(())
     }
 
-    /// Finds packets, and decides about them. Returns how many bytes it has taken: all, unless the client is delayed.
-    fn run(
-        &mut self,
-        direction: Direction,
-        input: &[u8],
-        is_chunk: bool,
-        now: Instant,
-        out: &mut Out<'_, '_>,
-    ) -> Result<usize, Ending> {
-        let mut at = 0;
-        while at < input.len() {
-            let flow = self.flow(direction);
-            if flow.is_over {
-                // Behind DISCONNECT nothing counts [MQTT-3.14.4-1].
-                return Ok(input.len());
-            }
-            let rest = &input[at..];
-            let piece = |len: usize| Piece { bytes: &rest[..len], at: is_chunk.then_some(at) };
-            match flow.position {
-                Position::Payload(left, fate) => {
-                    let here = rest.len().min(left as usize);
-                    match fate {
-                        Fate::Pass => out.pass(piece(here)),
-                        Fate::Drop => {}
-                        Fate::Collect => flow.head.extend_from_slice(&rest[..here]),
-                    }
-                    at += here;
-                    flow.progress += here;
-                    if flow.progress >= PROGRESS && direction == Direction::ToBroker {
-                        self.to_broker.progress = 0;
-                        self.alive.packet(now);
-                    }
-                    let left = left - u32::try_from(here).unwrap_or(left);
-                    self.flow(direction).position =
-                        if left == 0 { Position::Head } else { Position::Payload(left, fate) };
-                    if left == 0 {
-                        self.end_payload(direction, fate, now, out)?;
-                    }
-                }
-                Position::Head if flow.head.is_empty() => match self.measure(direction, rest)? {
-                    Some((header, len)) if len <= rest.len() => {
-                        if !self.may_take(direction, header, now)? {
-                            break;
-                        }
-                        let head = piece(len);
-                        at += len;
-                        self.packet(direction, header, head, now, out)?;
-                    }
-                    _ => {
-                        self.flow(direction).head.extend_from_slice(rest);
-                        at = input.len();
-                    }
-                },
-                Position::Head => {
-                    let mut head = std::mem::take(&mut flow.head);
-                    let before = head.len();
-                    head.extend_from_slice(rest);
-                    match self.measure(direction, &head)? {
-                        Some((header, len)) if len <= head.len() => {
-                            let may_take = self.may_take(direction, header, now)?;
-                            head.truncate(if may_take { len } else { before });
-                            if !may_take {
-                                self.flow(direction).head = head;
-                                break;
-                            }
-                            at += len.saturating_sub(before);
-                            self.packet(direction, header, Piece { bytes: &head, at: None }, now, out)?;
-                            self.skip(direction, before.saturating_sub(len));
-                        }
-                        _ => {
-                            self.flow(direction).head = head;
-                            at = input.len();
-                        }
-                    }
-                }
-            }
-        }
-        Ok(at)
-    }
-
-    /// Of a delivery that is withheld because its head is too large, so many more bytes have arrived already.
-    fn skip(&mut self, direction: Direction, len: usize) {
-        if let Position::Payload(left, Fate::Drop) = &mut self.flow(direction).position {
-            *left -= u32::try_from(len).unwrap_or(0).min(*left - 1);
-        }
-    }
-
-    /// The fixed header of the packet at the front of `bytes`, and the length of its head. `None`: more bytes are needed. Takes
-    /// the same few steps whenever bytes arrive.
-    fn measure(&self, direction: Direction, bytes: &[u8]) -> Result<Option<(FixedHeader, usize)>, Ending> {
-        let header = match FixedHeader::decode(bytes) {
-            Ok(Some(header)) => header,
-            Ok(None) => return Ok(None),
-            Err(error) => return Err(violation(direction, None, error)),
-        };
-        let is_connack = header.packet_type == PacketType::Connack && direction == Direction::ToClient;
-        if !is_connack || self.broker.has_answered {
-            Packet::check_header(header, self.version, sender(direction))
-                .map_err(|error| violation(direction, Some(header), error))?;
-        }
-        if direction == Direction::ToBroker && header.packet_len() > self.max_packet.min(self.broker.max_packet) {
-            return Err(too_large(header));
-        }
-        match head_len(bytes, header, self.version).map_err(|error| violation(direction, Some(header), error))? {
-            Some(len) if len > MAX_HEAD => match (direction, len_before_properties(bytes, header)) {
-                (Direction::ToBroker, _) => Err(too_large(header)),
-                // What other clients publish must not end this session: it is withheld by what precedes the properties.
-                (Direction::ToClient, Some(len)) if header.packet_type == PacketType::Publish => {
-                    Ok(Some((header, len)))
-                }
-                (Direction::ToClient, _) => Err(violation(direction, Some(header), Error::TooLarge)),
-            },
-            len => Ok(len.map(|len| (header, len))),
-        }
-    }
-
-    /// Whether the next packet may be taken now.
-    fn may_take(&mut self, direction: Direction, header: FixedHeader, now: Instant) -> Result<bool, Ending> {
-        if direction == Direction::ToClient {
-            return Ok(true);
-        }
-        if self.must_wait() {
-            return Ok(false);
-        }
-        if header.packet_type == PacketType::Subscribe && self.work.available(WORK, now) == 0 {
-            self.throttle.pause_until(self.work.ready_at(WORK, WORK.burst / 10));
-            return Ok(false);
-        }
-        if header.packet_type != PacketType::Publish {
-            return Ok(true);
-        }
-        self.throttle
-            .take_message(&self.rules.limits, now)
-            .map_err(|Exceeded(rate)| Ending::new(CloseReason::QuotaExceeded, Disconnect::MessageRateTooHigh, rate))
-    }
-
     /// Compares some of the session's subscriptions with new rules. The rest has its turn a moment later: there may be thousands
     /// of both.
     ///
@@ -376,95 +238,6 @@ impl Inspect {
             }
         }
         Ok(())
-    }
-
-    /// Whether the client has to wait for the broker.
-    fn must_wait(&self) -> bool {
-        self.subscriptions.is_full() || self.to_client.answers.len() > MAX_ANSWERS
-    }
-
-    fn packet(
-        &mut self,
-        direction: Direction,
-        header: FixedHeader,
-        head: Piece<'_>,
-        now: Instant,
-        out: &mut Out<'_, '_>,
-    ) -> Result<(), Ending> {
-        match direction {
-            Direction::ToBroker => self.packet_from_client(header, head, None, now, out),
-            Direction::ToClient => self.packet_from_broker(header, head, now, out),
-        }
-    }
-
-    /// The head of a PUBLISH is decided on; its payload follows.
-    fn begin_payload(
-        &mut self,
-        direction: Direction,
-        len: usize,
-        fate: Fate,
-        now: Instant,
-        out: &mut Out<'_, '_>,
-    ) -> Result<(), Ending> {
-        match u32::try_from(len).unwrap_or(MAX_REMAINING_LENGTH) {
-            0 => self.end_payload(direction, fate, now, out),
-            len => {
-                self.flow(direction).position = Position::Payload(len, fate);
-                Ok(())
-            }
-        }
-    }
-
-    /// A PUBLISH is complete.
-    fn end_payload(
-        &mut self,
-        direction: Direction,
-        fate: Fate,
-        now: Instant,
-        out: &mut Out<'_, '_>,
-    ) -> Result<(), Ending> {
-        if direction == Direction::ToBroker {
-            self.alive.packet(now);
-        }
-        match fate {
-            Fate::Pass => self.flush_answers(direction, out),
-            Fate::Drop => {
-                if let Some(Answer { packet_type, packet_id, code }) = self.flow(direction).answer.take() {
-                    let mut packet = Vec::with_capacity(8);
-                    Ack::encode(packet_type, packet_id, self.version, code, &mut packet);
-                    self.reply(direction, &packet, out);
-                }
-            }
-            Fate::Collect => return self.collected(now, out),
-        }
-        Ok(())
-    }
-
-    /// Answers the sender of the bytes that move in `direction`, at the next packet boundary of the stream to it.
-    fn reply(&mut self, direction: Direction, packet: &[u8], out: &mut Out<'_, '_>) {
-        let is_connected = self.broker.has_answered;
-        // Packets of the gateway's own, too, are no larger than the client accepts [MQTT-3.1.2-24].
-        if direction == Direction::ToBroker && packet.len() > self.client.max_packet {
-            return;
-        }
-        // Nothing follows a DISCONNECT [MQTT-3.14.4-1].
-        if self.flow(direction.reverse()).is_over {
-            return;
-        }
-        let back = self.flow(direction.reverse());
-        if matches!(back.position, Position::Payload(_, Fate::Pass)) || !is_connected {
-            back.answers.extend_from_slice(packet);
-        } else {
-            out.injected.reply.extend_from_slice(packet);
-        }
-    }
-
-    /// The stream that moves in `direction` is at a packet boundary: what waits for that is written.
-    fn flush_answers(&mut self, direction: Direction, out: &mut Out<'_, '_>) {
-        let answers = std::mem::take(&mut self.flow(direction).answers);
-        if !answers.is_empty() {
-            out.write().extend_from_slice(&answers);
-        }
     }
 }
 
@@ -576,13 +349,6 @@ fn max_packet(rules: &PacketRules) -> usize {
 
 fn policy_changed(detail: &str) -> Ending {
     Ending { detail: Some(detail.into()), ..CloseReason::SessionPolicyChanged.into() }
-}
-
-const fn sender(direction: Direction) -> Sender {
-    match direction {
-        Direction::ToBroker => Sender::Client,
-        Direction::ToClient => Sender::Server,
-    }
 }
 
 /// The end of a session whose client or broker violates the protocol. `header`: of the packet, if there is one.
