@@ -10,6 +10,7 @@ mod differential;
 mod four;
 mod keys;
 mod operations;
+mod packets;
 mod pki;
 mod processes;
 mod proxies;
