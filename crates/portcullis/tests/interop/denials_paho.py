@@ -23,7 +23,7 @@ import sys
 
 sys.dont_write_bytecode = True  # The import leaves nothing behind in the source tree.
 
-from packets_paho import VERSIONS, Client, expect, run  # noqa: E402
+from packets_paho import VERSIONS, Client, expect, passes  # noqa: E402
 
 NOT_AUTHORIZED = 0x87
 
@@ -36,7 +36,7 @@ class Witness(Client):
         self.subscribe(("#", 0))
 
     def saw_only(self, topic, names):
-        """Checks which messages of the check with this topic arrived. A mountpoint may stand in front of them."""
+        """Compares what arrived below the topic of a check. A mountpoint may stand in front."""
         self.publish(f"{topic}/end", b"", 0)
         seen = []
         while not seen or seen[-1] != "/end":
@@ -52,14 +52,15 @@ def denied_reason(version, qos):
 
 
 def denied_publish(topic, version, qos):
-    """Denies more messages than any flow has in its window, with allowed ones in between."""
+    """Between allowed messages, more are denied than may be in flight at once."""
     with Witness() as witness, Client(version) as client:
         client.subscribe((f"{topic}/ok/+", qos))
-        for number in range(30):
-            expect(client.publish(f"{topic}/denied/{number}", b"x", qos), denied_reason(version, qos))
-            expect(client.publish(f"{topic}/ok/{number}", b"y", qos), 0)
-            client.receives(f"{topic}/ok/{number}", b"y", qos)
-        witness.saw_only(topic, [f"/ok/{number}" for number in range(30)])
+        for name in ("1", "2", "3"):
+            expect(client.publish(f"{topic}/ok/{name}", b"x", qos), 0)
+            client.receives(f"{topic}/ok/{name}", b"x", qos)
+            for _ in range(25):
+                expect(client.publish(f"{topic}/denied/{name}", b"y", qos), denied_reason(version, qos))
+        witness.saw_only(topic, ["/ok/1", "/ok/2", "/ok/3"])
 
 
 def denied_filter(topic, version):
@@ -111,4 +112,4 @@ if __name__ == "__main__":
     Client.address = (arguments.host, arguments.port)
     broker_host, broker_port = arguments.broker.rsplit(":", 1)
     Witness.address = (broker_host, int(broker_port))
-    sys.exit(run(checks()))
+    sys.exit(0 if all([passes(*each) for each in checks()]) else 1)

@@ -45,9 +45,12 @@ class Client:
         self.version = version
         self.messages, self.answers = queue.Queue(), queue.Queue()
         identifier = identifier or f"paho-{secrets.token_hex(6)}"
-        session = {} if version == "5" else {"clean_session": not kept}
         self.paho = mqtt.Client(
-            mqtt.CallbackAPIVersion.VERSION2, identifier, protocol=VERSIONS[version], reconnect_on_failure=False, **session
+            mqtt.CallbackAPIVersion.VERSION2,
+            identifier,
+            clean_session=None if version == "5" else not kept,
+            protocol=VERSIONS[version],
+            reconnect_on_failure=False,
         )
         if will:
             self.paho.will_set(*will, properties=properties(PacketTypes.WILLMESSAGE, will_properties))
@@ -57,8 +60,8 @@ class Client:
         self.paho.on_publish = lambda client, userdata, packet, reason, _: self.answers.put(reason)
         session = {}
         if version == "5":
-            expiry = {"SessionExpiryInterval": 300 if kept else 0}
-            session = {"clean_start": not kept, "properties": properties(PacketTypes.CONNECT, expiry)}
+            expiry = properties(PacketTypes.CONNECT, {"SessionExpiryInterval": 300 if kept else 0})
+            session = {"clean_start": not kept, "properties": expiry}
         self.paho.connect(*self.address, **session)
         self.paho.loop_start()
         flags, reason = self.next(self.answers, "CONNACK")
@@ -207,8 +210,7 @@ def publish_properties(topic, qos):
     with Client("5") as client:
         client.subscribe((topic, qos))
         client.publish(topic, b"x", qos, ResponseTopic=f"{topic}/answer", **PROPERTIES)
-        received = client.receives(topic, b"x", qos).properties
-        expect_properties(received, topic)
+        expect_properties(client.receives(topic, b"x", qos).properties, topic)
 
 
 def will_properties(topic):
@@ -216,8 +218,7 @@ def will_properties(topic):
     with Client("5") as subscriber, Client("5", will=(topic, b"gone", 1), will_properties=values) as lost:
         subscriber.subscribe((topic, 1))
         lost.vanish()
-        received = subscriber.receives(topic, b"gone", 1).properties
-        expect_properties(received, topic)
+        expect_properties(subscriber.receives(topic, b"gone", 1).properties, topic)
 
 
 def checks():
@@ -246,12 +247,7 @@ def passes(check, parameters):
     return True
 
 
-def run(checks):
-    """Returns the exit code."""
-    return 0 if all([passes(check, parameters) for check, parameters in checks]) else 1
-
-
 if __name__ == "__main__":
     host, port = sys.argv[1:]
     Client.address = (host, int(port))
-    sys.exit(run(checks()))
+    sys.exit(0 if all([passes(*each) for each in checks()]) else 1)

@@ -1,7 +1,7 @@
 //! A codec without sockets, for tests and fuzzing: bytes in, bytes out.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use portcullis_wire::{Connect, FixedHeader, Limits, Packet, PacketType, Sender, Version, head_len};
 
@@ -26,8 +26,13 @@ pub(crate) struct Script {
 
 impl Script {
     /// A client that sends `connect` to the first listener of a configuration.
+    #[cfg(test)]
     pub(crate) fn new(configuration: &str, connect: &[u8]) -> Self {
-        let rules = rules(configuration, connect);
+        Self::with(rules(configuration, connect), connect)
+    }
+
+    /// A client with these rules.
+    fn with(rules: Arc<PacketRules>, connect: &[u8]) -> Self {
         let (received, _) = Connect::decode(connect, Limits::default()).ok().flatten().expect("a CONNECT");
         let mut scratch = ConnectScratch::default();
         let info = SessionInfo::new(7, "l".into(), Protocol::Tcp, ([192, 0, 2, 1], 5).into());
@@ -142,9 +147,14 @@ fn rules(configuration: &str, connect: &[u8]) -> Arc<PacketRules> {
 /// The input selects configuration and version, then has chunks: the direction and length in one byte, then the bytes.
 pub(crate) fn check_session(input: &[u8]) {
     let Some((&selector, mut rest)) = input.split_first() else { return };
-    let case = &CASES[usize::from(selector >> 1) % CASES.len()];
-    let connect = if selector & 1 == 0 { CONNECT_V3 } else { CONNECT_V5 };
-    let (mut whole, mut split) = (Script::new(case.configuration, connect), Script::new(case.configuration, connect));
+    // Compiling a configuration takes longer than the rest.
+    static RULES: OnceLock<Vec<[Arc<PacketRules>; 2]>> = OnceLock::new();
+    let of_case = |case: &Case| [CONNECT_V3, CONNECT_V5].map(|connect| rules(case.configuration, connect));
+    let rules = RULES.get_or_init(|| CASES.iter().map(of_case).collect());
+    let (index, version) = (usize::from(selector >> 1) % CASES.len(), usize::from(selector & 1));
+    let (case, connect) = (&CASES[index], [CONNECT_V3, CONNECT_V5][version]);
+    let client = || Script::with(Arc::clone(&rules[index][version]), connect);
+    let (mut whole, mut split) = (client(), client());
     drop((whole.broker_got(), split.broker_got()));
     while let Some((&first, behind)) = rest.split_first() {
         let direction = if first & 0x80 == 0 { Direction::ToBroker } else { Direction::ToClient };
