@@ -146,9 +146,9 @@ fn rules(configuration: &str, connect: &[u8]) -> Arc<PacketRules> {
 /// Two sessions that get the same bytes, one of them byte by byte, end alike, and nothing that is denied reaches the broker.
 /// The input selects configuration and version, then has chunks: the direction and length in one byte, then the bytes.
 pub(crate) fn check_session(input: &[u8]) {
-    let Some((&selector, mut rest)) = input.split_first() else { return };
     // Compiling a configuration takes longer than the rest.
     static RULES: OnceLock<Vec<[Arc<PacketRules>; 2]>> = OnceLock::new();
+    let Some((&selector, mut rest)) = input.split_first() else { return };
     let of_case = |case: &Case| [CONNECT_V3, CONNECT_V5].map(|connect| rules(case.configuration, connect));
     let rules = RULES.get_or_init(|| CASES.iter().map(of_case).collect());
     let (index, version) = (usize::from(selector >> 1) % CASES.len(), usize::from(selector & 1));
