@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use portcullis_testkit::{
-    Broker, BrokerConnection, Client, Pki, Service, TestGateway, advance, connect, connect_as, eventually,
+    Broker, BrokerConnection, Client, Pki, Service, TestGateway, advance, connect, connect_as, eventually, publish,
+    subscribe,
 };
 use serde_json::{Value, json};
 
@@ -173,6 +174,42 @@ async fn a_token_is_taken_that_is_good_and_no_other() {
 fn gateway_lines(gateway: &TestGateway) -> usize {
     let log = gateway.path().with_file_name("access.log");
     fs::read_to_string(log).map_or(0, |text| text.lines().count())
+}
+
+#[tokio::test]
+async fn the_claims_of_a_token_give_rights() {
+    let (dir, broker, issuer) = (tempfile::tempdir().unwrap(), Broker::start().await, Issuer::new("k1"));
+    let path = dir.path().join("jwks.json");
+    fs::write(&path, jwks(&[&issuer])).unwrap();
+    let policy = "[[topic_policy]]\nname = \"p\"\n[[topic_policy.rule]]\neffect = \"deny\"\npublish = [\"secret/#\"]\n\
+                  [[topic_policy.rule]]\npublish_from = 'jwt.acl.pub'\nsubscribe_from = 'jwt.acl.sub'\n";
+    let gateway = gateway(&broker, path.to_str().unwrap(), policy).await;
+    let configuration = fs::read_to_string(gateway.path()).unwrap();
+    let with_topics = configuration.replacen("authenticate =", "topics = \"p\"\nauthenticate =", 1);
+    fs::write(gateway.path(), with_topics).unwrap();
+    gateway.gateway.reload().await.unwrap();
+    let message = |topic: &str, id: u16| publish(4, 2, topic, Some(id), b"", b"x");
+    for (acl, allowed) in [
+        (json!({ "pub": ["site/+/up", "secret/#"], "sub": ["down/#"] }), true),
+        (json!({ "pub": ["site/+/up", "not/#/valid"], "sub": ["down/#", 7] }), false),
+        (json!({ "pub": "site/+/up", "sub": null }), false),
+        (json!({ "pub": ["$share/g/site/+/up", "site/+/up"], "sub": ["$share/g/down/#"] }), false),
+        (json!(null), false),
+    ] {
+        let token = issuer.sign(&changed(&json!({ "acl": acl })));
+        let (mut client, mut connection) =
+            gateway.session(&broker, &connect_as("thing001", "u", token.as_bytes())).await;
+        client.write(&[message("secret/a", 1), message("site/7/up", 2), b"\xc0\x00".to_vec()].concat()).await;
+        client.write(&subscribe(4, 3, &[("down/a", 0)])).await;
+        if allowed {
+            connection.expect(&[message("site/7/up", 2), b"\xc0\x00".to_vec()].concat()).await;
+            connection.expect(&subscribe(4, 3, &[("down/a", 0)])).await;
+            client.expect(b"\x40\x02\x00\x01").await;
+        } else {
+            connection.expect(b"\xc0\x00").await;
+            client.expect(b"\x40\x02\x00\x01\x40\x02\x00\x02\x90\x03\x00\x03\x80").await;
+        }
+    }
 }
 
 #[tokio::test]

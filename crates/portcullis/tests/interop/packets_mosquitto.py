@@ -36,68 +36,74 @@ class Process:
         self.guard = threading.Timer(max(0.01, min(5, END - time.monotonic())), self.process.kill)
         self.guard.start()
 
-    def lines(self, data=None):
-        """Waits until the client exits, and returns the lines that it printed."""
-        output, _ = self.process.communicate(data)
+    def lines(self, data=""):
+        """Gives data to the client, waits until it exits, and returns the rest of the lines that it prints."""
+        with self.process.stdin as stdin:
+            stdin.write(data)
+        output = self.process.stdout.read()
+        code = self.process.wait()
         self.guard.cancel()
-        if self.process.returncode:
-            raise AssertionError(f"{self.process.args[2]} exits with {self.process.returncode}: {output[-200:]}")
+        if code:
+            raise AssertionError(f"{self.process.args[2]} exits with {code}: {output[-200:]}")
         return output.splitlines()
 
-
-class Subscriber(Process):
-    """A mosquitto_sub that the broker has subscribed. It exits after `count` messages."""
-
-    def __init__(self, version, topic, qos, count, *options, shown="%t %q %r %p"):
-        filters = ["-t", topic, "-q", qos, "-C", count]
-        super().__init__("mosquitto_sub", version, "-d", "-F", f"message {shown}", *filters, *options)
-        self.begun = []
-        while not any("received SUBACK" in line for line in self.begun[-1:]):
-            self.begun.append(self.process.stdout.readline())
-            if not self.begun[-1]:
-                raise AssertionError(f"mosquitto_sub does not subscribe: {self.begun}")
-
     def messages(self):
-        """Returns the messages, each as "TOPIC QOS RETAIN PAYLOAD" if nothing else was to be shown."""
-        lines = [line.rstrip("\n") for line in self.begun] + self.lines()
-        return [line.removeprefix("message ") for line in lines if line.startswith("message ")]
+        """Returns the messages that a subscriber prints from now on."""
+        return [line.removeprefix("message ") for line in self.lines() if line.startswith("message ")]
 
     def kill(self):
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
         self.guard.cancel()
 
 
-def publish(version, topic, qos, *options, data=None):
+def subscribe(version, topic, qos, count, *options, shown="%t %q %r %p"):
+    """Starts a client that exits after `count` messages, printed as "TOPIC QOS RETAIN PAYLOAD" if not told otherwise."""
+    filters = ["-t", topic, "-q", qos, "-C", count]
+    return Process("mosquitto_sub", version, "-d", "-F", f"message {shown}", *filters, *options)
+
+
+def subscribed(*arguments, **options):
+    """Starts a subscriber, and waits until the broker has subscribed it."""
+    subscriber = subscribe(*arguments, **options)
+    line = "nothing"
+    while "received SUBACK" not in line:
+        before, line = line, subscriber.process.stdout.readline()
+        if not line:
+            raise AssertionError(f"mosquitto_sub ended without a subscription, after: {before}")
+    return subscriber
+
+
+def publish(version, topic, qos, *options, data=""):
     Process("mosquitto_pub", version, "-t", topic, "-q", qos, *options).lines(data)
 
 
 def round_trips(topic, version, qos):
-    subscriber = Subscriber(version, f"{topic}/+", qos, len(NUMBERS))
+    subscriber = subscribed(version, f"{topic}/+", qos, len(NUMBERS))
     publish(version, f"{topic}/a", qos, "-l", data="\n".join(NUMBERS))
     expect(subscriber.messages(), [f"{topic}/a {qos} 0 {number}" for number in NUMBERS])
 
 
 def large(topic, version, qos):
     payload = secrets.token_hex(1_000_000)
-    subscriber = Subscriber(version, topic, qos, 1)
+    subscriber = subscribed(version, topic, qos, 1)
     publish(version, topic, qos, "-s", data=payload)
     expect(subscriber.messages(), [f"{topic} {qos} 0 {payload}"])
 
 
 def retained(topic, version, qos):
     publish(version, topic, qos, "-r", "-m", "kept")
-    expect(Subscriber(version, topic, qos, 1).messages(), [f"{topic} {qos} 1 kept"])
+    expect(subscribe(version, topic, qos, 1).messages(), [f"{topic} {qos} 1 kept"])
     publish(version, topic, qos, "-r", "-n")
-    subscriber = Subscriber(version, topic, qos, 1)
+    subscriber = subscribed(version, topic, qos, 1)
     publish(version, topic, qos, "-m", "live")
     expect(subscriber.messages(), [f"{topic} {qos} 0 live"])
 
 
 def will(topic, version, qos):
-    subscriber = Subscriber(version, topic, qos, 1)
+    subscriber = subscribed(version, topic, qos, 1)
     options = ["--will-topic", topic, "--will-payload", "gone", "--will-qos", qos]
-    Subscriber(version, f"{topic}/other", 0, 1, *options).kill()
+    subscribed(version, f"{topic}/other", 0, 1, *options).kill()
     expect(subscriber.messages(), [f"{topic} {qos} 0 gone"])
 
 
@@ -107,13 +113,13 @@ def queued(topic, version, qos):
         session += ["-x", "300"]
     Process("mosquitto_sub", version, *session, "-t", topic, "-q", qos, "-E").lines()
     publish(version, topic, qos, "-l", data="\n".join(NUMBERS))
-    subscriber = Subscriber(version, topic, qos, len(NUMBERS), *session)
+    subscriber = subscribe(version, topic, qos, len(NUMBERS), *session)
     expect(subscriber.messages(), [f"{topic} {qos} 0 {number}" for number in NUMBERS])
 
 
 def shared(topic, version):
     """Relies on mosquitto, which serves the members of a group in turn."""
-    members = [Subscriber(version, f"$share/group/{topic}", 1, len(NUMBERS) // 2) for _ in range(2)]
+    members = [subscribed(version, f"$share/group/{topic}", 1, len(NUMBERS) // 2) for _ in range(2)]
     publish(version, topic, 1, "-l", data="\n".join(NUMBERS))
     received = [message for member in members for message in member.messages()]
     expect(sorted(received), [f"{topic} 1 0 {number}" for number in NUMBERS])
@@ -122,7 +128,7 @@ def shared(topic, version):
 def request_and_response(topic, version):
     """In MQTT 5, the response goes to the topic that the request names. Before, the two sides have agreed on it."""
     request, response = f"{topic}/request", f"{topic}/response"
-    server = Subscriber(version, request, 1, 1, shown="%R %p" if version == "mqttv5" else f"{response} %p")
+    server = subscribed(version, request, 1, 1, shown="%R %p" if version == "mqttv5" else f"{response} %p")
     client = Process("mosquitto_rr", version, "-t", request, "-e", response, "-q", 1, "-m", "question")
     received = server.messages()
     expect(received, [f"{response} question"])
@@ -132,7 +138,7 @@ def request_and_response(topic, version):
 
 def alias(topic, qos):
     """After the first message, mosquitto_pub leaves the topic out."""
-    subscriber = Subscriber("mqttv5", topic, qos, len(NUMBERS))
+    subscriber = subscribed("mqttv5", topic, qos, len(NUMBERS))
     publish("mqttv5", topic, qos, "-D", "publish", "topic-alias", 3, "-l", data="\n".join(NUMBERS))
     expect(subscriber.messages(), [f"{topic} {qos} 0 {number}" for number in NUMBERS])
 
