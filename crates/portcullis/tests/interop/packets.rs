@@ -39,23 +39,23 @@ fn script(name: &str) -> String {
     format!("{}/tests/interop/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-fn python(name: &str, arguments: &[&str], port: u16) -> Output {
+fn python(name: &str, port: u16, options: &[&str]) -> Output {
     let mut python = Command::new(installed("venv/bin/python"));
-    finish_within(PATIENCE, python.arg(script(name)).args(arguments).args(["127.0.0.1", &port.to_string()]))
+    finish_within(PATIENCE, python.arg(script(name)).args(["127.0.0.1", &port.to_string()]).args(options))
 }
 
 #[test]
 fn paho_flows_behind_a_mountpoint() {
     let broker = Mosquitto::start();
     let gateway = with_mountpoint(&broker);
-    passes(&python("packets_paho.py", &["flows"], gateway.address.port()));
+    passes(&python("packets_paho.py", gateway.address.port(), &[]));
 }
 
 #[test]
 fn mosquitto_clients_behind_a_mountpoint() {
     let broker = Mosquitto::start();
     let gateway = with_mountpoint(&broker);
-    passes(&python("packets_mosquitto.py", &[], gateway.address.port()));
+    passes(&python("packets_mosquitto.py", gateway.address.port(), &[]));
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn paho_sees_denials_and_goes_on() {
     let broker = Mosquitto::start();
     let gateway = plain(&broker, "topics = \"p\"", DENIALS);
     let witness = format!("127.0.0.1:{}", broker.port);
-    passes(&python("packets_paho.py", &["denials", "--broker", &witness], gateway.address.port()));
+    passes(&python("denials_paho.py", gateway.address.port(), &["--broker", &witness]));
 }
 
 #[test]

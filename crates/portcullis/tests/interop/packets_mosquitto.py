@@ -58,7 +58,7 @@ class Process:
 
 
 def subscribe(version, topic, qos, count, *options, shown="%t %q %r %p"):
-    """Starts a client that exits after `count` messages, printed as "TOPIC QOS RETAIN PAYLOAD" if not told otherwise."""
+    """Starts a client that exits after `count` messages. It prints each as "TOPIC QOS RETAIN PAYLOAD" by default."""
     filters = ["-t", topic, "-q", qos, "-C", count]
     return Process("mosquitto_sub", version, "-d", "-F", f"message {shown}", *filters, *options)
 

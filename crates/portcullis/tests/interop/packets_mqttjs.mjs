@@ -99,7 +99,7 @@ async function roundTrips(topic, { version, qos }) {
   const publisher = await Client.connect(version);
   const payloads = Array.from({ length: MANY }, (_, number) => randomBytes(number));
   await subscriber.subscribe(`${topic}/+`, qos);
-  // mosquitto ends a session that has more than 20 messages of QoS 2 in flight.
+  // Of QoS 2, mosquitto refuses or loses what exceeds its Receive Maximum.
   const size = qos === 2 ? 20 : MANY;
   for (let start = 0; start < MANY; start += size) {
     await publisher.publishAll(`${topic}/a`, payloads.slice(start, start + size), qos);

@@ -28,12 +28,10 @@ def expect(got, wanted):
 
 
 def properties(packet_type, values):
-    if not values:
-        return None
     result = Properties(packet_type)
     for name, value in values.items():
         setattr(result, name, value)
-    return result
+    return result if values else None
 
 
 class Client:
@@ -53,16 +51,16 @@ class Client:
             reconnect_on_failure=False,
         )
         if will:
-            self.paho.will_set(*will, properties=properties(PacketTypes.WILLMESSAGE, will_properties))
+            self.paho.will_set(*will, properties=properties(PacketTypes.WILLMESSAGE, will_properties or {}))
         self.paho.on_message = lambda client, userdata, message: self.messages.put(message)
         self.paho.on_connect = lambda client, userdata, flags, reason, _: self.answers.put((flags, reason))
         self.paho.on_subscribe = lambda client, userdata, packet, reasons, _: self.answers.put(reasons)
         self.paho.on_publish = lambda client, userdata, packet, reason, _: self.answers.put(reason)
-        session = {}
         if version == "5":
             expiry = properties(PacketTypes.CONNECT, {"SessionExpiryInterval": 300 if kept else 0})
-            session = {"clean_start": not kept, "properties": expiry}
-        self.paho.connect(*self.address, **session)
+            self.paho.connect(*self.address, clean_start=not kept, properties=expiry)
+        else:
+            self.paho.connect(*self.address)
         self.paho.loop_start()
         flags, reason = self.next(self.answers, "CONNACK")
         self.session_present, self.reason = flags.session_present, reason.value
@@ -228,9 +226,8 @@ def checks():
                 yield check, {"version": version, "qos": qos}
         yield lengths, {"version": version}
         yield shared, {"version": version}
-    for qos in range(3):
-        yield aliases, {"qos": qos}
-        yield publish_properties, {"qos": qos}
+    for check, qos in itertools.product((aliases, publish_properties), range(3)):
+        yield check, {"qos": qos}
     yield subscription_identifiers, {}
     yield will_properties, {}
 
