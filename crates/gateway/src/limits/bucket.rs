@@ -32,8 +32,15 @@ impl Bucket {
         self.full_at = self.full_at.max(now) + time_for(rate, tokens);
     }
 
+    /// Limits what is missing to a burst and what comes in `debt`. More was taken at another rate, before a reload: a raised
+    /// rate must count at once.
+    pub(crate) fn limit_debt(&mut self, rate: Rate, debt: Duration, now: Instant) {
+        self.full_at = self.full_at.min(now + time_for(rate, rate.burst) + debt);
+    }
+
     /// Takes a token. Returns whether there was one.
     pub(crate) fn try_take(&mut self, rate: Rate, now: Instant) -> bool {
+        self.limit_debt(rate, Duration::ZERO, now);
         let has_one = self.available(rate, now) >= 1;
         if has_one {
             self.take(rate, 1, now);
@@ -57,7 +64,8 @@ impl Bucket {
 /// The time in which so many tokens come.
 fn time_for(rate: Rate, tokens: u64) -> Duration {
     let nanos = (rate.per.as_nanos() * u128::from(tokens)).div_ceil(u128::from(rate.amount.max(1)));
-    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX / 4))
+    // A hundred years, so that sums with a time do not overflow.
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).min(3_153_600_000 * 1_000_000_000))
 }
 
 #[cfg(test)]
@@ -94,6 +102,16 @@ mod tests {
         assert!(bucket.is_full(now + Duration::from_secs(2)) && !bucket.is_full(now + Duration::from_millis(1999)));
         // It never holds more than the burst.
         assert_eq!(bucket.available(RATE, now + Duration::from_secs(3600)), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_raised_rate_counts_at_once() {
+        let slow = Rate { amount: 1, per: Duration::from_secs(60), burst: 60 };
+        let now = Instant::now();
+        let mut bucket = Bucket::new(now);
+        bucket.take(slow, 60, now);
+        assert!(!bucket.try_take(RATE, now), "the burst is used up");
+        assert!(bucket.try_take(RATE, now + Duration::from_millis(100)), "an hour is missing at the old rate");
     }
 
     #[tokio::test(start_paused = true)]

@@ -114,6 +114,7 @@ impl ConnectionLimits {
         let (network, now) = (ClientNetwork::of(address), Instant::now());
         let at = {
             let mut turns = self.counts.turns.lock();
+            turns.bucket.limit_debt(rate, patience, now);
             let at = turns.bucket.ready_at(rate, 1);
             if at <= now {
                 turns.bucket.take(rate, 1, now);

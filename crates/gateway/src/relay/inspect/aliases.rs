@@ -39,6 +39,11 @@ impl Aliases {
         true
     }
 
+    /// A packet may have set an alias, and nobody knows which: none stands for anything, until a packet sets it again.
+    pub(super) fn forget(&mut self) {
+        self.topics.clear();
+    }
+
     /// The receiver gets a packet that sets the alias.
     pub(super) fn is_passed(&mut self, alias: u16) {
         let index = usize::from(alias).checked_sub(1);

@@ -1,6 +1,7 @@
 //! CONNACK: what the broker limits from now on, and what the client is told of the gateway's limits.
 
 use portcullis_wire::{Connack, Disconnect, FixedHeader, PropertiesBuf, PropertyId, Version};
+use tokio::time::Instant;
 
 use super::out::{Out, Piece};
 use super::{Broker, Direction, Ending, Inspect, max_packet, violation};
@@ -15,6 +16,7 @@ impl Inspect {
         &mut self,
         header: FixedHeader,
         head: Piece<'_>,
+        now: Instant,
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
         let decoded = Connack::decode(head.bytes, self.version, usize::MAX);
@@ -27,6 +29,8 @@ impl Inspect {
             return Ok(());
         }
         self.max_packet = max_packet(&self.rules);
+        // A client need not send anything before it has CONNACK: its keep-alive counts from here.
+        self.alive.packet(now);
         let properties = &connack.properties;
         let max_packet = properties.maximum_packet_size();
         self.broker = Broker {

@@ -30,7 +30,7 @@ impl Inspect {
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
         if header.packet_type == PacketType::Connack {
-            return self.connack(header, head, out);
+            return self.connack(header, head, now, out);
         }
         let (version, malformed) = (self.version, |error| violation(TO_CLIENT, Some(header), error));
         if header.packet_type == PacketType::Publish && self.broker.has_answered {
@@ -166,6 +166,8 @@ impl Inspect {
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
         tracing::debug!(connection = self.info.id, why, "a delivery is withheld: it is malformed, or too large");
+        // Otherwise a later delivery by that alias would be judged, and delivered, by the topic that the alias stood for.
+        self.to_client.aliases.forget();
         let Some((qos, packet_id)) = portcullis_wire::qos_and_id(head.bytes, header) else {
             return Err(violation(TO_CLIENT, Some(header), Rule::PacketIdZero));
         };

@@ -315,15 +315,13 @@ impl Codec for Inspect {
 
     fn wake(&mut self, now: Instant, is_client_read: bool) -> Result<(), Ending> {
         self.compare_subscriptions(now)?;
-        if let Some(until) = self.throttle.paused_until() {
-            // Nobody is silent who is not read.
+        let paused_until = self.throttle.paused_until();
+        // A client that is not read, or waits for CONNACK, is not silent.
+        if !is_client_read || paused_until.is_some() || self.must_wait() || !self.broker.has_answered {
             self.alive.packet(now);
-            if until <= now {
-                self.throttle.resume();
-            }
         }
-        if !is_client_read {
-            self.alive.packet(now);
+        if paused_until.is_some_and(|until| until <= now) {
+            self.throttle.resume();
         }
         if self.waits_since.is_some_and(|since| now >= since + MAX_WAIT) {
             let detail = "the broker does not answer the client's requests";

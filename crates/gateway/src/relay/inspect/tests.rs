@@ -51,7 +51,7 @@ fn publish(flags: u8, topic: &str, id: Option<u16>, properties: Option<&[u8]>, p
     body.extend(topic.as_bytes());
     body.extend(id.iter().flat_map(|id| id.to_be_bytes()));
     if let Some(properties) = properties {
-        body.push(u8::try_from(properties.len()).unwrap());
+        body.extend(varint(properties.len()));
         body.extend(properties);
     }
     body.extend(payload);
@@ -59,18 +59,20 @@ fn publish(flags: u8, topic: &str, id: Option<u16>, properties: Option<&[u8]>, p
 }
 
 fn packet(first: u8, body: &[u8]) -> Vec<u8> {
-    let mut packet = vec![first];
-    let mut len = body.len();
+    [&[first], &varint(body.len())[..], body].concat()
+}
+
+/// A Variable Byte Integer [MQTT 5, 1.5.5].
+fn varint(mut value: usize) -> Vec<u8> {
+    let mut digits = Vec::new();
     loop {
-        let digit = u8::try_from(len % 128).unwrap();
-        len /= 128;
-        packet.push(if len == 0 { digit } else { digit | 0x80 });
-        if len == 0 {
-            break;
+        let digit = u8::try_from(value % 128).unwrap();
+        value /= 128;
+        digits.push(if value == 0 { digit } else { digit | 0x80 });
+        if value == 0 {
+            return digits;
         }
     }
-    packet.extend(body);
-    packet
 }
 
 fn subscribe(first: u8, id: u16, properties: Option<&[u8]>, filters: &[(&str, u8)]) -> Vec<u8> {

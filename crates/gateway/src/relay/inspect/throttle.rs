@@ -1,6 +1,8 @@
 //! `message_rate` and `byte_rate` of one session. Enters: messages and bytes of the client. Leaves: whether they are within
 //! the rates, or when the client is read again.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::config::tables::{Limits, OnExceed, Rate};
@@ -39,6 +41,7 @@ impl Throttle {
     /// There are too many, and the client is disconnected.
     pub(super) fn may_take_bytes(&mut self, limits: &Limits, wanted: usize, now: Instant) -> Result<usize, Exceeded> {
         let Some(rate) = limits.byte_rate else { return Ok(wanted) };
+        self.bytes.limit_debt(rate, Duration::ZERO, now);
         let may = usize::try_from(self.bytes.available(rate, now)).unwrap_or(usize::MAX).min(wanted);
         if may < wanted {
             if limits.on_exceed == OnExceed::Disconnect {

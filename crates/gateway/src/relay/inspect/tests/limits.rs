@@ -198,6 +198,22 @@ async fn a_client_waits_for_a_broker_that_does_not_answer_and_not_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn keep_alive_counts_from_connack() {
+    for (connect, connack, after) in [(CONNECT_V3, CONNACK_V3, 90), (CONNECT_V5, CONNACK_V5, 30)] {
+        let mut script = Script::new("[listener.limits]\nmax_keep_alive = \"20s\"\n", connect);
+        for wait in [after - 1, 2] {
+            tokio::time::advance(Duration::from_secs(wait)).await;
+            assert_eq!(script.codec.wake(Instant::now(), true), Ok(()), "the broker is slow, not the client");
+        }
+        script.broker(connack);
+        tokio::time::advance(Duration::from_secs(after - 1)).await;
+        assert_eq!(script.codec.wake(Instant::now(), true), Ok(()));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(script.codec.wake(Instant::now(), true).is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn keep_alive_counts_what_moves() {
     const LIMITS: &str = "[listener.limits]\nmax_keep_alive = \"20s\"\n";
     let told = b"\x20\x06\x00\x00\x03\x13\x00\x14";

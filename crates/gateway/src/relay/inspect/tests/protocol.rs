@@ -43,6 +43,25 @@ async fn aliases_are_followed_in_both_directions() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_withheld_delivery_may_have_set_any_alias() {
+    let alias = b"\x23\x00\x01".to_vec();
+    let too_large = [alias.clone(), b"\x26\x00\x01a\xff\xff".to_vec(), vec![b'x'; 65_535]].concat();
+    let too_large = [too_large, [&b"\x26\x00\x01a\xff\xff"[..], &[b'x'; 65_535]].concat().repeat(4)].concat();
+    let malformed = [alias.clone(), b"\x26\x00\x01a\x00\x01\x00".to_vec()].concat();
+    for withheld in [too_large, malformed] {
+        let mut script = v5("mountpoint = 'm/'\n");
+        let first = publish(0, "m/a", None, Some(&alias), b"x");
+        let aliased = publish(0, "", None, Some(&alias), b"x");
+        script.broker(&first);
+        assert_eq!(script.client_got(), publish(0, "a", None, Some(&alias), b"x"));
+        script.broker(&[publish(0, "other", None, Some(&withheld), b"x"), aliased.clone()].concat());
+        assert_eq!(script.client_got(), b"", "the alias may stand for the other topic now");
+        script.broker(&[first, aliased.clone()].concat());
+        assert_eq!(script.client_got(), [publish(0, "a", None, Some(&alias), b"x"), aliased].concat());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_client_may_not_send_ends_its_session() {
     let with_props = |properties: &[u8]| publish(0, "up/dev-1/a", None, Some(properties), b"x");
     let violations: Vec<(&str, Vec<u8>, u8)> = vec![

@@ -203,9 +203,9 @@ async fn a_reload_that_takes_a_right_away_ends_sessions_that_use_it() {
     script.reload(&narrower);
     assert_eq!(script.ending, None);
     script.client(&subscribe(0x82, 2, Some(b""), &[("down/b", 0)]));
-    script.client_got();
+    assert_eq!(script.client_got(), b"\x90\x04\x00\x01\x00\x00\x90\x04\x00\x02\x00\x87");
     script.broker(&publish(0, "down/b", None, Some(b""), b"x"));
-    assert_eq!(script.client_got(), b"\x90\x04\x00\x02\x00\x87".to_vec().split_off(6), "not delivered any more");
+    assert_eq!(script.client_got(), b"", "not delivered any more");
     let mut script = v5(POLICY);
     script.client(&subscribe(0x82, 1, Some(b""), &[("down/b", 0)])).broker(b"\x90\x04\x00\x01\x00\x00");
     script.reload(&narrower);
