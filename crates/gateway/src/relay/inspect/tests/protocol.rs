@@ -45,8 +45,8 @@ async fn aliases_are_followed_in_both_directions() {
 #[tokio::test(start_paused = true)]
 async fn a_withheld_delivery_may_have_set_any_alias() {
     let alias = b"\x23\x00\x01".to_vec();
-    let too_large = [alias.clone(), b"\x26\x00\x01a\xff\xff".to_vec(), vec![b'x'; 65_535]].concat();
-    let too_large = [too_large, [&b"\x26\x00\x01a\xff\xff"[..], &[b'x'; 65_535]].concat().repeat(4)].concat();
+    let user_property = [b"\x26\x00\x01a\xff\xff".to_vec(), vec![b'x'; 65_535]].concat();
+    let too_large = [alias.clone(), user_property.repeat(5)].concat();
     let malformed = [alias.clone(), b"\x26\x00\x01a\x00\x01\x00".to_vec()].concat();
     for withheld in [too_large, malformed] {
         let mut script = v5("mountpoint = 'm/'\n");
