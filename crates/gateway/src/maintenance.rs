@@ -171,7 +171,7 @@ pub(crate) fn sweep(shared: &Shared) -> usize {
 pub(crate) fn follow_rules(shared: &Shared) {
     let runtime = shared.runtime.load_full();
     for session in shared.state.sessions.all() {
-        session::follow_rules(&session, &runtime);
+        session::follow_rules(&session, &shared.state.sessions, &runtime);
     }
 }
 

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
@@ -52,17 +53,35 @@ pub struct SessionEntry {
     from_tls: OnceLock<Option<Evidence>>,
     /// Set after authentication. Boxed, because most sessions have none.
     from_authenticator: OnceLock<Option<Box<Evidence>>>,
-    /// What packet rules are evaluated by again. Set when the client is admitted; `None`: its packets are not inspected, or no
-    /// rule depends on who it is.
-    client: OnceLock<Option<Box<ClientFacts>>>,
+    /// Set when the client is admitted, until its session ends.
+    admission: Mutex<Option<Admission>>,
     /// Rules that replace those of the session.
     new_rules: Mutex<Option<Arc<PacketRules>>>,
     has_new_rules: AtomicBool,
-    /// When the session ends in any case, in seconds since 1970.
-    lifetime_ends: OnceLock<i64>,
     /// 0 while the session may continue, else the index of the close reason in [`CloseReason::ALL`] plus one.
     end: AtomicU8,
     waker: AtomicWaker,
+}
+
+/// What is known of a client since it was admitted. Times are in seconds since 1970.
+#[derive(Debug)]
+struct Admission {
+    at: i64,
+    /// When the session ends in any case.
+    ends: Option<i64>,
+    /// What packet rules are evaluated by again; `None`: its packets are not inspected.
+    client: Option<Box<ClientFacts>>,
+}
+
+/// Whose rules of packets can be evaluated again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Subject<'a> {
+    /// The client is not admitted yet, or not connected any more.
+    NotAdmitted,
+    /// The packets of the session are not inspected.
+    NotInspected,
+    /// A client of which this is known.
+    Inspected(&'a ClientFacts),
 }
 
 /// What happens to a session from outside, while it lasts.
@@ -133,14 +152,13 @@ impl SessionEntry {
             .chain(self.from_authenticator.get().and_then(Option::as_deref))
     }
 
-    /// Whether the client is admitted.
-    pub(crate) fn is_admitted(&self) -> bool {
-        self.client.get().is_some()
-    }
-
-    /// What packet rules are evaluated by. `None`: the client is not admitted, or no rules depend on it.
-    pub(crate) fn client(&self) -> Option<&ClientFacts> {
-        self.client.get()?.as_deref()
+    /// Calls `evaluate` with what packet rules are evaluated by.
+    pub(crate) fn with_subject<T>(&self, evaluate: impl FnOnce(Subject<'_>) -> T) -> T {
+        match &*self.admission.lock() {
+            None => evaluate(Subject::NotAdmitted),
+            Some(Admission { client: None, .. }) => evaluate(Subject::NotInspected),
+            Some(Admission { client: Some(client), .. }) => evaluate(Subject::Inspected(client)),
+        }
     }
 
     /// Replaces the rules of the session's packets.
@@ -152,7 +170,8 @@ impl SessionEntry {
 
     /// The close reason, if the session's evidence has expired, or its time is over.
     fn expired(&self, now: i64) -> Option<CloseReason> {
-        if self.lifetime_ends.get().is_some_and(|ends| *ends < now) {
+        let ends = self.admission.lock().as_ref().and_then(|admission| admission.ends);
+        if ends.is_some_and(|ends| ends < now) {
             return Some(CloseReason::SessionLifetime);
         }
         let expired = self.evidence().find(|evidence| evidence.expires().is_some_and(|expires| expires < now))?;
@@ -206,18 +225,13 @@ impl SessionGuard {
         let _ = self.entry.from_authenticator.set(evidence.map(Box::new));
     }
 
-    /// The client is admitted. `client`: what its packet rules were evaluated by. Call it before the configuration in use is
-    /// compared with the one that admitted it: a change after this call finds the session.
-    pub(crate) fn admitted(&self, client: Option<ClientFacts>) {
-        let _ = self.entry.client.set(client.map(Box::new));
-    }
-
-    /// Sets when the session ends in any case, in seconds since 1970.
-    pub(crate) fn ends_at(&self, ends: i64) {
-        let id = self.entry.info.id;
-        if self.entry.lifetime_ends.set(ends).is_ok() {
-            self.sessions.by_expiry.of(id).insert((ends, id));
-        }
+    /// The client is admitted, perhaps again by another configuration. `client`: what its packet rules were evaluated by,
+    /// `None` if its packets are not inspected. `now` is in seconds since 1970. Call it before the configuration in use is
+    /// compared with the one that admitted the client: a change after this call finds the session.
+    pub(crate) fn admitted(&self, client: Option<ClientFacts>, now: i64) {
+        let mut admission = self.entry.admission.lock();
+        let ends = admission.as_ref().and_then(|admission| admission.ends);
+        *admission = Some(Admission { at: now, ends, client: client.map(Box::new) });
     }
 
     /// The index entry.
@@ -264,8 +278,9 @@ impl Drop for SessionGuard {
                 self.sessions.by_expiry.of(id).remove(&(expires, id));
             }
         }
-        if let Some(ends) = self.entry.lifetime_ends.get() {
-            self.sessions.by_expiry.of(id).remove(&(*ends, id));
+        // Nothing is added to the index for an admission that is gone.
+        if let Some(ends) = self.entry.admission.lock().take().and_then(|admission| admission.ends) {
+            self.sessions.by_expiry.of(id).remove(&(ends, id));
         }
         if let Some(chain) = self.entry.chain() {
             self.sessions.certificates.remove(chain);
@@ -292,15 +307,31 @@ impl Sessions {
             info,
             from_tls: OnceLock::new(),
             from_authenticator: OnceLock::new(),
-            client: OnceLock::new(),
+            admission: Mutex::default(),
             new_rules: Mutex::default(),
             has_new_rules: AtomicBool::new(false),
-            lifetime_ends: OnceLock::new(),
             end: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         });
         self.by_id.of(id).insert(id, Arc::clone(&entry));
         SessionGuard { entry, sessions: Arc::clone(self) }
+    }
+
+    /// Sets how long after its admission a session ends in any case; `None`: not for that reason.
+    pub(crate) fn limit_lifetime(&self, entry: &SessionEntry, lifetime: Option<Duration>) {
+        let id = entry.info.id;
+        let mut admission = entry.admission.lock();
+        let Some(admission) = admission.as_mut() else { return };
+        let seconds = lifetime.map(|lifetime| i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX));
+        let ends = seconds.map(|seconds| admission.at.saturating_add(seconds));
+        let before = std::mem::replace(&mut admission.ends, ends);
+        if before != ends {
+            let mut by_expiry = self.by_expiry.of(id);
+            if let Some(before) = before {
+                by_expiry.remove(&(before, id));
+            }
+            by_expiry.extend(ends.map(|ends| (ends, id)));
+        }
     }
 
     fn insert(&self, id: Id, evidence: &Evidence) {

@@ -15,7 +15,7 @@ pub use chain_error::{ChainError, describe_webpki};
 pub use close_reason::CloseReason;
 pub use reject::Reject;
 pub use trace::{Trace, traced};
-pub(crate) use trace::{note_authenticator, note_certificate, note_detail, note_key, noted};
+pub(crate) use trace::{note_authenticator, note_certificate, note_detail, note_key, noted, traced_now};
 
 /// What to do when the limit of open files is too low.
 pub(crate) const RAISE_OPEN_FILES: &str = "raise the limit of open files: `LimitNOFILE=` of systemd, or `ulimit -n`";

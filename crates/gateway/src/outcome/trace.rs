@@ -34,6 +34,14 @@ pub async fn traced<T>(future: impl Future<Output = T>) -> (T, Trace) {
     TRACE.scope(RefCell::default(), traced).await
 }
 
+/// As [`traced`], for what does not wait, and runs in no connection's task.
+pub(crate) fn traced_now<T>(evaluate: impl FnOnce() -> T) -> (T, Trace) {
+    TRACE.sync_scope(RefCell::default(), || {
+        let result = evaluate();
+        (result, TRACE.with(RefCell::take))
+    })
+}
+
 /// What was noted so far about the connection whose task is running.
 pub(crate) fn noted() -> Trace {
     TRACE.try_with(|trace| trace.borrow().clone()).unwrap_or_default()

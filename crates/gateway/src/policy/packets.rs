@@ -60,17 +60,7 @@ impl PacketPolicy {
         self.topics.is_some() || self.mountpoint.is_some() || !self.stamps.is_empty() || self.limits.need_packets()
     }
 
-    /// Whether the rules of a session depend on who its client is.
-    pub(crate) fn depends_on_client(&self) -> bool {
-        self.topics.is_some() || self.mountpoint.is_some() || !self.stamps.is_empty()
-    }
-
-    /// The rules that do not depend on the client.
-    pub(crate) fn for_anybody(&self) -> PacketRules {
-        PacketRules { limits: self.limits.clone(), ..PacketRules::default() }
-    }
-
-    /// Whether a session that was not inspected, or whose client is not known any more, cannot continue.
+    /// Whether a session that was not inspected cannot continue.
     pub(crate) fn binds_sessions(&self) -> bool {
         let is_enforced = self.topics.as_ref().is_some_and(|(policy, _)| policy.is_enforced());
         is_enforced || self.mountpoint.is_some()
@@ -250,7 +240,8 @@ impl WillDenied {
             Denial::Topic | Denial::ResponseTopic => Refusal::NotAuthorized,
             Denial::Qos => Refusal::QosNotSupported,
             Denial::Retain => Refusal::RetainNotSupported,
-            Denial::PayloadSize => Refusal::PacketTooLarge,
+            Denial::PayloadSize | Denial::PacketSize => Refusal::PacketTooLarge,
+            Denial::Work => Refusal::QuotaExceeded,
             Denial::Schema => Refusal::PayloadFormatInvalid,
             Denial::TopicName => Refusal::TopicNameInvalid,
         }

@@ -70,8 +70,9 @@ pub(super) trait Codec {
         true
     }
 
-    /// Whether the codec has bytes of this direction that it can take now: call [`take`](Self::take) with an empty chunk.
-    fn has_held(&self, _direction: Direction) -> bool {
+    /// Whether the codec has something to do in this direction without further bytes: call [`take`](Self::take) with an empty
+    /// chunk, even if nothing may be read.
+    fn has_work(&self, _direction: Direction) -> bool {
         false
     }
 
@@ -98,18 +99,20 @@ pub(crate) struct Ending {
     pub(crate) disconnect: Option<Disconnect>,
     /// What happened, for the log. Never a secret.
     pub(crate) detail: Option<Box<str>>,
+    /// Whether the broker is sent a DISCONNECT, so that it discards the will: the stream to it is at a packet boundary.
+    pub(crate) discards_will: bool,
 }
 
 impl From<CloseReason> for Ending {
     fn from(reason: CloseReason) -> Self {
-        Self { reason, disconnect: reason.disconnect(), detail: None }
+        Self { reason, disconnect: reason.disconnect(), detail: None, discards_will: false }
     }
 }
 
 impl Ending {
     /// With what happened.
     pub(super) fn new(reason: CloseReason, disconnect: Disconnect, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, disconnect: Some(disconnect), detail: Some(detail.into()) }
+        Self { reason, disconnect: Some(disconnect), detail: Some(detail.into()), discards_will: false }
     }
 }
 
@@ -155,8 +158,8 @@ impl<C: Codec> Codec for Box<C> {
         (**self).may_read(direction)
     }
 
-    fn has_held(&self, direction: Direction) -> bool {
-        (**self).has_held(direction)
+    fn has_work(&self, direction: Direction) -> bool {
+        (**self).has_work(direction)
     }
 
     fn wake_at(&self) -> Option<Instant> {

@@ -114,11 +114,7 @@ async fn run<C: Codec>(
         {
             match event {
                 SessionEvent::End(reason) => pump.stop(reason),
-                SessionEvent::Rules(rules) => {
-                    if let Err(ending) = pump.codec().set_rules(rules) {
-                        pump.stop(ending);
-                    }
-                }
+                SessionEvent::Rules(rules) => pump.set_rules(rules),
             }
         }
         let poll = pump.poll(cx);

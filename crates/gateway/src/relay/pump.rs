@@ -17,10 +17,11 @@
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use portcullis_wire::Disconnect;
+use portcullis_wire::{Disconnect, PacketType};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
@@ -28,6 +29,7 @@ use super::codec::{Boundary, Codec, Direction, Ending, Injected};
 use super::side::{Input, Output, Side};
 use crate::net::{Stream, discard_until_closed};
 use crate::outcome::CloseReason;
+use crate::policy::PacketRules;
 
 /// The size of the read buffer: one TLS record.
 const CHUNK: usize = 16 << 10;
@@ -35,6 +37,8 @@ const CHUNK: usize = 16 << 10;
 const HALF_CLOSE: Duration = Duration::from_secs(10);
 /// How long the current packet and the DISCONNECT may take to write when the gateway closes the session.
 const STOP: Duration = Duration::from_secs(2);
+/// A DISCONNECT of the client, in every version: the broker discards the will [MQTT-3.14.4-3].
+const DISCONNECT: [u8; 2] = [(PacketType::Disconnect as u8) << 4, 0];
 /// What a thread keeps of the memory for injected bytes.
 const MAX_KEPT: usize = 4 * CHUNK;
 
@@ -67,6 +71,8 @@ pub(super) struct Pump<C> {
     client: Side,
     broker: Side,
     codec: C,
+    /// What the broker has sent before the pump began. The codec sees it once the rules of the moment are known.
+    broker_first: Vec<u8>,
     may_send_disconnect: bool,
     /// The first close reason. Later ones are consequences of it.
     reason: Option<CloseReason>,
@@ -94,12 +100,12 @@ enum Interrupt {
 }
 
 impl<C: Codec> Pump<C> {
-    /// Begins with what the broker has sent already.
     pub(super) fn new(ends: Ends, codec: C) -> Self {
-        let mut pump = Self {
+        Self {
             client: Side::new(ends.client),
             broker: Side::new(ends.broker),
             codec,
+            broker_first: ends.broker_first,
             may_send_disconnect: ends.may_send_disconnect,
             reason: None,
             detail: None,
@@ -108,18 +114,31 @@ impl<C: Codec> Pump<C> {
             first: Direction::ToBroker,
             deadline: None,
             alarm: None,
-        };
-        let (broker, client, mut injected) = (&mut pump.broker, &mut pump.client, Injected::default());
-        match pass(&mut pump.codec, Direction::ToClient, &ends.broker_first, broker, client, &mut injected) {
-            Ok(passed) => client.keep(passed),
-            Err(ending) => pump.close_because(Direction::ToClient, ending),
         }
-        pump
     }
 
-    /// The codec.
-    pub(super) fn codec(&mut self) -> &mut C {
-        &mut self.codec
+    /// Begins with what the broker has sent already.
+    fn begin(&mut self) {
+        let first = std::mem::take(&mut self.broker_first);
+        if first.is_empty() {
+            return;
+        }
+        let (broker, client, mut injected) = (&mut self.broker, &mut self.client, Injected::default());
+        match pass(&mut self.codec, Direction::ToClient, &first, broker, client, &mut injected) {
+            Ok(passed) => client.keep(passed),
+            Err(ending) => self.close_because(Direction::ToClient, ending),
+        }
+    }
+
+    /// Applies other rules, also to what the broker has sent already if the pump has not been polled.
+    pub(super) fn set_rules(&mut self, rules: Arc<PacketRules>) {
+        if let Err(ending) = self.codec.set_rules(rules) {
+            if !self.broker_first.is_empty() {
+                // A DISCONNECT may only follow CONNACK [MQTT-3.14.0-1], which may have deliveries behind it.
+                (self.broker_first, self.may_send_disconnect) = (Vec::new(), false);
+            }
+            self.stop(ending);
+        }
     }
 
     /// What happened, if the codec closed the session.
@@ -129,6 +148,7 @@ impl<C: Codec> Pump<C> {
 
     /// Moves bytes in both directions as far as possible. Ready with the close reason when the session is over.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        self.begin();
         self.poll_sides(cx).map(|reason| {
             let is_of_connection = matches!(
                 reason,
@@ -151,14 +171,14 @@ impl<C: Codec> Pump<C> {
         let is_late = self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
         self.poll_alarm(cx);
         self.first = self.first.reverse();
-        let may_read = [Direction::ToBroker, Direction::ToClient].map(|direction| self.codec.may_read(direction));
+        let waits_for = self.waits_for();
         for direction in [self.first, self.first.reverse()] {
             if let Some(lost) = self.poll_direction(cx, direction) {
                 return Poll::Ready(self.end_because(lost));
             }
         }
-        if may_read != [Direction::ToBroker, Direction::ToClient].map(|direction| self.codec.may_read(direction)) {
-            // One direction waited for the other, or was delayed meanwhile.
+        if waits_for != self.waits_for() {
+            // One direction waited for the other, or the codec has to be woken at another time.
             cx.waker().wake_by_ref();
         }
         if !self.broker.output.takes_more() && !self.is_broker_lost {
@@ -171,6 +191,12 @@ impl<C: Codec> Pump<C> {
             return Poll::Pending;
         }
         self.poll_over(cx, is_late)
+    }
+
+    /// What the codec waits for: which directions are not read, and until when.
+    fn waits_for(&self) -> (bool, bool, Option<Instant>) {
+        let may_read = |direction| self.codec.may_read(direction);
+        (may_read(Direction::ToBroker), may_read(Direction::ToClient), self.codec.wake_at())
     }
 
     /// Wakes the codec, if it is time.
@@ -252,12 +278,16 @@ impl<C: Codec> Pump<C> {
 
     /// Closes the session on behalf of the gateway, at the next packet boundary to the client; in MQTT 5 with a DISCONNECT.
     pub(super) fn stop(&mut self, ending: impl Into<Ending>) {
-        let Ending { reason, disconnect, detail } = ending.into();
+        self.begin();
+        let Ending { reason, disconnect, detail, discards_will } = ending.into();
         self.is_stopping = true;
         if self.end_because(reason) == reason {
             self.detail = detail;
         }
         self.deadline = None;
+        if discards_will && self.broker.output == Output::Open {
+            self.broker.push(&DISCONNECT);
+        }
         if self.client.output == Output::Open {
             // Nothing follows a DISCONNECT, of either side [MQTT-3.14.4-1].
             let may_send = self.may_send_disconnect && self.codec.disconnected().is_none();
@@ -305,7 +335,7 @@ fn poll_direction<C: Codec>(
             Input::AwaitsReply => from.poll_reply_taken(cx).is_ready(),
             Input::Stopped | Input::Ended => false,
         };
-        let may_move = is_open && codec.may_read(direction);
+        let may_move = is_open && (codec.may_read(direction) || codec.has_work(direction));
         ready!(to.poll_drain(cx)).map_err(|_| Interrupt::Writing)?;
         match to.output {
             Output::Closed => return Poll::Ready(Ok(())),
@@ -331,10 +361,10 @@ fn poll_chunk<C: Codec>(
 ) -> Poll<Result<(), Interrupt>> {
     BUFFERS.with_borrow_mut(|Buffers { read, injected }| {
         let mut buffer = ReadBuf::new(read);
-        let has_held = codec.has_held(direction);
-        let read = if has_held { Ok(()) } else { ready!(Pin::new(&mut from.stream).poll_read(cx, &mut buffer)) };
+        let has_work = codec.has_work(direction);
+        let read = if has_work { Ok(()) } else { ready!(Pin::new(&mut from.stream).poll_read(cx, &mut buffer)) };
         match read {
-            Ok(()) if !buffer.filled().is_empty() || has_held => {
+            Ok(()) if !buffer.filled().is_empty() || has_work => {
                 from.received += buffer.filled().len() as u64;
                 let passed = pass(codec, direction, buffer.filled(), from, to, injected);
                 let written = passed.map(|passed| to.write(cx, passed));

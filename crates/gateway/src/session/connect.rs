@@ -64,7 +64,7 @@ struct Admitted<'b> {
     /// Selects the broker.
     hash_key: Arc<String>,
     codec: SessionCodec,
-    /// What its packet rules were evaluated by, if they depend on it.
+    /// What its packet rules were evaluated by; `None`: its packets are not inspected.
     seen: Option<SeenConnect>,
 }
 
@@ -136,25 +136,33 @@ pub(super) async fn negotiate(
     let mut principal =
         identify(&facts, device.as_deref(), listener, record).await.map_err(|reject| rejected(reject.into()))?;
     session.authenticated(principal.evidence.take());
-    // The rules of the moment: the configuration may have been replaced since the connection was accepted, and a change
-    // may have swept the index before the evidence was there.
-    let (runtime, listener) = current(listener, session, shared).await.map_err(|reject| rejected(reject.into()))?;
-    let listener = &*listener;
-    evaluate(session.entry().client_evidence(), &runtime, now()).map_err(|reason| rejected(reason.into()))?;
-    let facts = Facts { attributes: principal.attributes(), ..facts };
+    let principal = Arc::<Principal>::from(principal);
+    let accepted = listener;
     let (received, early) = buffer.split_at(used);
-    let admitted = admit(&facts, &principal, received, early, listener, record);
-    let Admitted { packets, hash_key, codec, seen } =
-        admitted.map_err(|Denied { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
-    session.admitted(seen.map(|seen| ClientFacts::new(peer, seen, principal)));
-    if let Some(lifetime) = listener.max_session_lifetime {
-        session.ends_at(now().saturating_add(i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX)));
+    let facts = Facts { attributes: principal.attributes(), ..facts };
+    let (runtime, listener, Admitted { packets, hash_key, codec, .. }) = loop {
+        // The rules of the moment: the configuration may have been replaced since the connection was accepted, and a change
+        // may have swept the index before the evidence was there.
+        let (runtime, listener) = current(accepted, session, shared).await.map_err(|reject| rejected(reject.into()))?;
+        evaluate(session.entry().client_evidence(), &runtime, now()).map_err(|reason| rejected(reason.into()))?;
+        let mut admitted = admit(&facts, &principal, received, early, &listener, record)
+            .map_err(|Denied { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
+        let client = admitted.seen.take().map(|seen| ClientFacts::new(peer, seen, Arc::clone(&principal)));
+        // A change after this finds the session in the index, and replaces its rules before the broker's first packet is
+        // decided on.
+        session.admitted(client, now());
+        // The will and what came behind CONNECT are decided on already, by rules that may have been replaced meanwhile.
+        if Arc::ptr_eq(&shared.runtime.load(), &runtime) {
+            break (runtime, listener, admitted);
+        }
+    };
+    shared.state.sessions.limit_lifetime(session.entry(), listener.max_session_lifetime);
+    if runtime.listener(&listener.name).is_none() {
+        // It was removed while the client was connecting.
+        follow_rules(session.entry(), &shared.state.sessions, &runtime);
     }
-    let latest = shared.runtime.load();
-    if !Arc::ptr_eq(&latest, &runtime) {
-        follow_rules(session.entry(), &latest);
-    }
-    drop(latest);
+    drop(runtime);
+    let listener = &*listener;
 
     let forwarded = forward(&hash_key, &packets, listener, record).await;
     let (dialed, answer, code) = forwarded.map_err(|reject| rejected(reject.into()))?;
@@ -205,7 +213,7 @@ fn admit<'b>(
         None => Arc::new(rewritten.client_id.to_owned()),
     };
     let rules = listener.packets.for_client(&by_broker)?;
-    let seen = if listener.packets.depends_on_client() { SeenConnect::of(&rewritten) } else { None };
+    let seen = rules.as_ref().and_then(|_| SeenConnect::of(&rewritten));
     let mut scratch = ConnectScratch::default();
     let sent = match &rules {
         Some(rules) => rules.apply(&rewritten, &mut scratch, &record.info).map_err(Denied::from)?,

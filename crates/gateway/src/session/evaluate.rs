@@ -2,6 +2,8 @@
 //! and whenever the configuration, a CRL or the registry changes. It decides whether the client's evidence is *sufficient*
 //! under the current configuration and revocation data, not only whether it is still valid. Not here: I/O or waiting.
 
+use std::sync::Arc;
+
 use crate::evidence::Evidence;
 use crate::outcome::CloseReason;
 use crate::runtime::{Listener, Runtime};
@@ -16,6 +18,18 @@ pub(crate) fn evaluate(client: ClientEvidence<'_>, runtime: &Runtime, now: i64) 
         Some(listener) => evaluate_at(listener, client, runtime, now),
         None => evaluate_without_listener(client, runtime, now),
     }
+}
+
+/// The listener whose rules apply to a client: the one that it connected to. If that was removed, perhaps only renamed, the
+/// first that would admit the client, one with topic rules or a mountpoint before others. `None`: no listener would.
+pub(crate) fn listener_of<'r>(client: ClientEvidence<'_>, runtime: &'r Runtime, now: i64) -> Option<&'r Listener> {
+    if let Some(listener) = runtime.listener(client.listener) {
+        return Some(listener);
+    }
+    let admits = |listener: &&Arc<Listener>| evaluate_at(listener, client, runtime, now).is_ok();
+    let admitting = || runtime.listeners.iter().filter(admits);
+    let strict = admitting().find(|listener| listener.packets.binds_sessions());
+    strict.or_else(|| admitting().next()).map(|listener| &**listener)
 }
 
 fn evaluate_at(

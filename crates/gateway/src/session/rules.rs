@@ -1,34 +1,43 @@
-//! The rules of packets of live sessions follow a reload. Enters: a session that was admitted, and the configuration in use.
-//! Leaves: other rules for it, or its end. Not here: whether the client may be connected at all, which `evaluate.rs` decides.
+//! The rules of live sessions follow a reload. Enters: a session that was admitted, and the configuration in use. Leaves:
+//! other rules for its packets and another lifetime, or its end. Not here: whether the client may be connected at all, which
+//! `evaluate.rs` decides.
 
-use std::sync::Arc;
-
-use crate::outcome::CloseReason;
+use super::evaluate::listener_of;
+use crate::outcome::{CloseReason, note_detail, traced_now};
 use crate::runtime::Runtime;
-use crate::sessions::SessionEntry;
+use crate::sessions::{SessionEntry, Sessions, Subject};
 use crate::util::clock::now;
 
-/// Evaluates the rules of a session's packets again. A session whose listener was removed keeps its own.
-pub(crate) fn follow_rules(session: &SessionEntry, runtime: &Runtime) {
-    let Some(listener) = runtime.listener(&session.info.listener) else { return };
-    // One that is not admitted yet will be by the configuration of that moment.
-    if !session.is_admitted() {
-        return;
-    }
-    let Some(client) = session.client() else {
-        // What it subscribes to may not be known, nor who it is.
-        if listener.packets.binds_sessions() {
-            session.end(CloseReason::SessionPolicyChanged);
-        } else {
-            session.set_rules(Arc::new(listener.packets.for_anybody()));
+/// Evaluates the rules of a session again.
+pub(crate) fn follow_rules(session: &SessionEntry, sessions: &Sessions, runtime: &Runtime) {
+    let now = now();
+    // Nobody would admit it: its evidence ends it.
+    let Some(listener) = listener_of(session.client_evidence(), runtime, now) else { return };
+    sessions.limit_lifetime(session, listener.max_session_lifetime);
+    let evaluate = |subject: Subject<'_>| match subject {
+        // It will be admitted by the configuration of that moment.
+        Subject::NotAdmitted => false,
+        Subject::NotInspected => {
+            let is_over = listener.packets.binds_sessions();
+            if is_over {
+                note_detail("the packets of the session were not inspected before");
+            }
+            is_over
         }
-        return;
+        Subject::Inspected(client) => {
+            match client.evaluate(&session.info, now, |facts| listener.packets.for_client(facts)) {
+                Some(Ok(rules)) => {
+                    session.set_rules(rules.unwrap_or_default());
+                    false
+                }
+                // It would be rejected now.
+                Some(Err(_)) | None => true,
+            }
+        }
     };
-    match client.evaluate(&session.info, now(), |facts| listener.packets.for_client(facts)) {
-        Some(Ok(rules)) => session.set_rules(rules.unwrap_or_default()),
-        // It would be rejected now.
-        Some(Err(_)) | None => {
-            session.end(CloseReason::SessionPolicyChanged);
-        }
+    let (is_over, trace) = traced_now(|| session.with_subject(evaluate));
+    if is_over {
+        session.info.set_trace(trace);
+        session.end(CloseReason::SessionPolicyChanged);
     }
 }

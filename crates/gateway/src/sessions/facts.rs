@@ -1,5 +1,7 @@
 //! What is known of a client at CONNECT, kept for as long as its session: a reload evaluates the rules of its packets again.
 
+use std::sync::Arc;
+
 use portcullis_wire::{Connect, Limits, Will};
 
 use crate::auth::Principal;
@@ -11,7 +13,7 @@ use crate::peer::{Facts, Peer};
 pub(crate) struct ClientFacts {
     peer: Peer,
     connect: SeenConnect,
-    principal: Box<Principal>,
+    principal: Arc<Principal>,
 }
 
 /// CONNECT as the broker sees it, encoded, without the password and without the payload of the will.
@@ -29,7 +31,7 @@ impl SeenConnect {
 }
 
 impl ClientFacts {
-    pub(crate) fn new(peer: &Peer, connect: SeenConnect, principal: Box<Principal>) -> Self {
+    pub(crate) fn new(peer: &Peer, connect: SeenConnect, principal: Arc<Principal>) -> Self {
         Self { peer: peer.clone(), connect, principal }
     }
 

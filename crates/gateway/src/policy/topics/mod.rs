@@ -114,6 +114,10 @@ pub(crate) enum Denial {
     Schema,
     /// `max_topic_levels`, or the topic is too long with the mountpoint.
     TopicName,
+    /// The packet is too large with what the gateway adds to it.
+    PacketSize,
+    /// Too many patterns would have to be compared with the filter.
+    Work,
 }
 
 impl Denial {
@@ -123,7 +127,8 @@ impl Denial {
             Denial::Topic | Denial::ResponseTopic => Disconnect::NotAuthorized,
             Denial::Qos => Disconnect::QosNotSupported,
             Denial::Retain => Disconnect::RetainNotSupported,
-            Denial::PayloadSize => Disconnect::PacketTooLarge,
+            Denial::PayloadSize | Denial::PacketSize => Disconnect::PacketTooLarge,
+            Denial::Work => Disconnect::QuotaExceeded,
             Denial::Schema => Disconnect::PayloadFormatInvalid,
             Denial::TopicName => Disconnect::TopicNameInvalid,
         }
@@ -134,6 +139,7 @@ impl Denial {
         match self {
             Denial::Schema => Disconnect::PayloadFormatInvalid.code(),
             Denial::TopicName => Disconnect::TopicNameInvalid.code(),
+            Denial::PacketSize => Disconnect::QuotaExceeded.code(),
             _ => Disconnect::NotAuthorized.code(),
         }
     }
@@ -148,6 +154,8 @@ impl Denial {
             Denial::PayloadSize => "max_payload",
             Denial::Schema => "schema",
             Denial::TopicName => "topic name",
+            Denial::PacketSize => "packet size",
+            Denial::Work => "too many patterns to compare",
         }
     }
 }
@@ -334,11 +342,6 @@ impl TopicRules {
         self.policy.mode == PolicyMode::Shadow
     }
 
-    /// The number of rules.
-    pub(crate) fn len(&self) -> usize {
-        self.policy.rules.len()
-    }
-
     /// What happens to a PUBLISH that is denied.
     pub(crate) fn on_deny(&self) -> OnDeny {
         self.policy.on_deny
@@ -370,7 +373,7 @@ impl TopicRules {
     }
 
     /// Decides about a subscription: allowed if all topics that the filter matches are. Returns the highest QoS that it may
-    /// have. `budget` bounds the work and is reduced by it; what exceeds it is denied.
+    /// have. `budget` bounds the work and is reduced by it; what exceeds it is denied, because a rule that denies may not have been found.
     pub(crate) fn subscribe(&self, filter: TopicFilter<'_>, budget: &mut u32) -> (Decision, u8) {
         let cover = self.sets().map(|patterns| patterns.subscribe.first_cover(filter)).min().unwrap_or(NO_RULE);
         // Without a rule that covers the filter, all rules concern it.
@@ -383,8 +386,8 @@ impl TopicRules {
             });
         }
         let mut decision = self.decide(if denied_by == NO_RULE { cover } else { denied_by }, filter.as_str());
-        if *budget == 0 {
-            decision.result = Err(Denial::Topic);
+        if *budget == 0 && decision.result.is_ok() {
+            decision.result = Err(Denial::Work);
         }
         (decision, max_qos)
     }

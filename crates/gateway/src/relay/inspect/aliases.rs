@@ -44,8 +44,8 @@ impl Aliases {
         self.topics.clear();
     }
 
-    /// The receiver gets a packet that sets the alias.
-    pub(super) fn is_passed(&mut self, alias: u16) {
+    /// The receiver gets a packet that sets the alias, and knows from now on what it stands for.
+    pub(super) fn mark_known(&mut self, alias: u16) {
         let index = usize::from(alias).checked_sub(1);
         if let Some(alias) = index.and_then(|index| self.topics.get_mut(index)?.as_mut()) {
             alias.is_known = true;
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(aliases.get(1), None);
         assert!(aliases.set(3, "a") && aliases.set(1, "b"));
         assert_eq!((aliases.get(3), aliases.get(1), aliases.get(2)), (Some(("a", false)), Some(("b", false)), None));
-        aliases.is_passed(3);
+        aliases.mark_known(3);
         assert_eq!(aliases.get(3), Some(("a", true)));
         assert!(aliases.set(3, "c"));
         assert_eq!(aliases.get(3), Some(("c", false)), "the receiver knows another topic by this alias");

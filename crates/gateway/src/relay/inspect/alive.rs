@@ -65,10 +65,15 @@ impl KeepAlive {
         self.last_passed = now;
     }
 
-    /// A packet of the client was withheld. Returns whether the broker needs a PINGREQ in its place, to know that the client
-    /// is there.
-    pub(super) fn needs_ping(&mut self, now: Instant) -> bool {
-        let is_due = !self.interval.is_zero() && now.saturating_duration_since(self.last_passed) > self.interval / 2;
+    /// When the broker needs a PINGREQ in place of packets that are withheld from it, to know that the client is there.
+    /// `None`: it expects none.
+    pub(super) fn ping_at(&self) -> Option<Instant> {
+        (!self.interval.is_zero()).then(|| self.last_passed + self.interval / 2)
+    }
+
+    /// A packet of the client is withheld, or waits. Returns whether the broker needs a PINGREQ now, which the caller sends.
+    pub(super) fn take_ping(&mut self, now: Instant) -> bool {
+        let is_due = self.ping_at().is_some_and(|at| at <= now);
         if is_due {
             self.last_passed = now;
             self.pings += 1;
@@ -76,8 +81,8 @@ impl KeepAlive {
         is_due
     }
 
-    /// Whether a PINGRESP of the broker answers a PINGREQ of the gateway's own.
-    pub(super) const fn is_own_ping(&mut self) -> bool {
+    /// Whether a PINGRESP of the broker answers a PINGREQ of the gateway's own. It answers no other one.
+    pub(super) const fn consume_own_ping(&mut self) -> bool {
         match self.pings.checked_sub(1) {
             Some(left) => {
                 self.pings = left;
@@ -114,10 +119,10 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut alive = KeepAlive::new(10, false, start);
-        assert!(!alive.needs_ping(at(5)) && alive.needs_ping(at(6)) && !alive.needs_ping(at(7)));
+        assert!(!alive.take_ping(at(4)) && alive.take_ping(at(5)) && !alive.take_ping(at(7)));
         alive.passed(at(11));
-        assert!(!alive.needs_ping(at(16)) && alive.needs_ping(at(17)));
-        assert!(alive.is_own_ping() && alive.is_own_ping() && !alive.is_own_ping());
-        assert!(!KeepAlive::new(0, false, start).needs_ping(at(1000)), "the broker expects none");
+        assert!(!alive.take_ping(at(15)) && alive.take_ping(at(16)));
+        assert!(alive.consume_own_ping() && alive.consume_own_ping() && !alive.consume_own_ping());
+        assert!(!KeepAlive::new(0, false, start).take_ping(at(1000)), "the broker expects none");
     }
 }

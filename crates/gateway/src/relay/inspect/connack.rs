@@ -1,6 +1,6 @@
 //! CONNACK: what the broker limits from now on, and what the client is told of the gateway's limits.
 
-use portcullis_wire::{Connack, Disconnect, FixedHeader, PropertiesBuf, PropertyId, Version};
+use portcullis_wire::{Connack, Disconnect, FixedHeader, Properties, PropertiesBuf, PropertyId, Version};
 use tokio::time::Instant;
 
 use super::out::{Out, Piece};
@@ -40,9 +40,10 @@ impl Inspect {
             has_retain: properties.retain_available() != Some(0),
             max_alias: properties.topic_alias_maximum().unwrap_or(0).min(MAX_TOPIC_ALIASES),
         };
+        let fits = header.packet_len() <= self.client.max_packet;
         if self.version != Version::V5 {
             out.pass(head);
-        } else if let Some(told) = self.told(&connack) {
+        } else if let Some(told) = self.told(&connack).or_else(|| (!fits).then(|| copy_of(&connack.properties))) {
             let mut packet = Vec::new();
             Connack { properties: told.as_properties(), ..connack }.encode(self.version, &mut packet);
             if packet.len() > self.client.max_packet {
@@ -108,4 +109,10 @@ impl Inspect {
             growth => u32::try_from(growth + 6).unwrap_or(u32::MAX),
         }
     }
+}
+
+fn copy_of(properties: &Properties<'_>) -> PropertiesBuf {
+    let mut copy = PropertiesBuf::default();
+    copy.extend(properties, |_| false);
+    copy
 }

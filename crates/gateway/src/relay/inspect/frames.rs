@@ -46,6 +46,9 @@ impl Inspect {
                     if flow.progress >= PROGRESS && direction == Direction::ToBroker {
                         self.to_broker.progress = 0;
                         self.alive.packet(now);
+                        if fate != Fate::Pass {
+                            self.ping(now, out);
+                        }
                     }
                     let left = left - u32::try_from(here).unwrap_or(left);
                     self.flow(direction).position =

@@ -5,14 +5,16 @@ use std::cell::RefCell;
 use std::num::NonZeroU16;
 
 use portcullis_wire::{
-    Ack, FixedHeader, Packet, PacketType, Properties, PropertiesBuf, PropertyId, Publish, Rule, Sender, Suback,
-    Version, encode_with_id,
+    Ack, Disconnect, FixedHeader, Packet, PacketType, Properties, PropertiesBuf, PropertyId, Publish, Reasoned, Rule,
+    Sender, Suback, Version, encode_with_id,
 };
 use tokio::time::Instant;
 
 use super::out::{Out, Piece};
-use super::{Answer, Direction, Ending, Fate, Inspect, violation};
+use super::subscriptions::WrongNumberOfCodes;
+use super::{Answer, Direction, Ending, Fate, Inspect, too_large, violation};
 use crate::observe::Action;
+use crate::outcome::CloseReason;
 
 const TO_CLIENT: Direction = Direction::ToClient;
 
@@ -37,7 +39,15 @@ impl Inspect {
             // What the broker passes on is another client's fault: it must not end this session.
             return match Publish::decode(head.bytes, header, version, Sender::Server) {
                 Ok(publish) => self.deliver(&publish, header, head, now, out),
-                Err(error) => self.withhold_malformed(header, head, &error.to_string(), now, out),
+                Err(error) => {
+                    let has_topic = head.bytes.get(header.len..header.len + 2) != Some(&[0, 0]);
+                    if has_topic {
+                        // It may set an alias. A later delivery by that alias would be judged, and delivered, by the topic
+                        // that the alias stood for before.
+                        self.to_client.aliases.forget();
+                    }
+                    self.withhold_malformed(header, head, &error.to_string(), now, out)
+                }
             };
         }
         let packet = Packet::decode(head.bytes, header, version, Sender::Server).map_err(malformed)?;
@@ -47,13 +57,19 @@ impl Inspect {
         }
         match packet {
             Packet::Ack(ack) => self.acknowledged(&ack, head, out),
-            Packet::Suback(suback) => self.answered(PacketType::Suback, &suback, head, out),
-            Packet::Unsuback(unsuback) => self.answered(PacketType::Unsuback, &unsuback, head, out),
-            Packet::Pingresp if self.alive.is_own_ping() => {}
-            Packet::Disconnect(_) => {
+            Packet::Suback(suback) => return self.answered(header, &suback, head, out),
+            Packet::Unsuback(unsuback) => return self.answered(header, &unsuback, head, out),
+            Packet::Auth(_) if header.packet_len() > self.client.max_packet => return Err(too_large(header)),
+            Packet::Pingresp if self.alive.consume_own_ping() => {}
+            Packet::Disconnect(disconnect) => {
                 self.disconnected.get_or_insert(TO_CLIENT);
                 self.to_client.is_over = true;
-                out.pass(head);
+                if header.packet_len() <= self.client.max_packet {
+                    out.pass(head);
+                } else if self.client.max_packet >= Disconnect::PACKET_LEN {
+                    // What is only informative is left out [MQTT-3.14.2-3].
+                    Reasoned { properties: Properties::default(), ..disconnect }.encode_disconnect(out.write());
+                }
             }
             _ => out.pass(head),
         }
@@ -133,7 +149,7 @@ impl Inspect {
             out.pass(head);
         }
         if let Some(alias) = alias {
-            self.to_client.aliases.is_passed(alias);
+            self.to_client.aliases.mark_known(alias);
         }
         if let (2, Some(id)) = (publish.qos, publish.packet_id) {
             self.to_client.acknowledged.remove(id);
@@ -156,7 +172,7 @@ impl Inspect {
         scratch.as_properties()
     }
 
-    /// The client does not get a message that cannot be judged: `head` is all of its head, or what precedes the properties.
+    /// The client does not get a message that cannot be judged. `head`: all of its head, or what precedes the properties.
     pub(super) fn withhold_malformed(
         &mut self,
         header: FixedHeader,
@@ -166,8 +182,6 @@ impl Inspect {
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
         tracing::debug!(connection = self.info.id, why, "a delivery is withheld: it is malformed, or too large");
-        // Otherwise a later delivery by that alias would be judged, and delivered, by the topic that the alias stood for.
-        self.to_client.aliases.forget();
         let Some((qos, packet_id)) = portcullis_wire::qos_and_id(head.bytes, header) else {
             return Err(violation(TO_CLIENT, Some(header), Rule::PacketIdZero));
         };
@@ -199,17 +213,34 @@ impl Inspect {
             Ack::encode(PacketType::Pubcomp, ack.packet_id, self.version, 0, &mut packet);
             return self.reply(TO_CLIENT, &packet, out);
         }
-        out.pass(head);
+        if head.bytes.len() <= self.client.max_packet {
+            return out.pass(head);
+        }
+        // What is only informative is left out [MQTT-3.4.2-2]. The rest is no larger than CONNACK was.
+        Ack::encode(ack.packet_type, ack.packet_id, self.version, ack.code, out.write());
     }
 
     /// SUBACK or UNSUBACK: the codes are put together with those of the gateway.
-    fn answered(&mut self, packet_type: PacketType, answer: &Suback<'_>, head: Piece<'_>, out: &mut Out<'_, '_>) {
-        let mut codes = Vec::new();
+    fn answered(
+        &mut self,
+        header: FixedHeader,
+        answer: &Suback<'_>,
+        head: Piece<'_>,
+        out: &mut Out<'_, '_>,
+    ) -> Result<(), Ending> {
+        let (packet_type, mut codes) = (header.packet_type, Vec::new());
         let is_unsuback = packet_type == PacketType::Unsuback;
-        let differs = self.subscriptions.answered(answer.packet_id, is_unsuback, answer.codes, &mut codes);
         let has_codes = !is_unsuback || self.version == Version::V5;
-        if !differs || !has_codes {
-            return out.pass(head);
+        let of_broker = has_codes.then_some(answer.codes);
+        let differs = self.subscriptions.answered(answer.packet_id, is_unsuback, of_broker, &mut codes);
+        let differs = differs.map_err(|WrongNumberOfCodes { filters }| {
+            let detail = format!("{packet_type:?}: {} codes for {filters} filters", answer.codes.len());
+            Ending { detail: Some(detail.into()), ..CloseReason::UpstreamViolation.into() }
+        })?;
+        let fits = header.packet_len() <= self.client.max_packet;
+        if fits && (!differs || !has_codes) {
+            out.pass(head);
+            return Ok(());
         }
         let start = out.write().len();
         encode_with_id(packet_type, answer.packet_id, self.version, &answer.properties, &codes, out.write());
@@ -223,5 +254,6 @@ impl Inspect {
                 out.write().truncate(start);
             }
         }
+        Ok(())
     }
 }

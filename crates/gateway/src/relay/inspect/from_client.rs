@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::out::{Out, Piece};
 use super::subscriptions::Request;
-use super::{Answer, Direction, Ending, Fate, Inspect, WORK, violation};
+use super::{Answer, Direction, Ending, Fate, Inspect, Position, WORK, violation};
 use crate::config::tables::OnDeny;
 use crate::observe::Action;
 use crate::outcome::CloseReason;
@@ -21,9 +21,6 @@ use crate::util::clip::clip;
 const TO_BROKER: Direction = Direction::ToBroker;
 /// How many patterns may be looked at for one SUBSCRIBE at least. What exceeds it is denied.
 const MIN_WORK: u64 = WORK.burst / 10;
-
-/// The length of a PUBACK or PUBREC with a reason code.
-const ACK_WITH_CODE: usize = 5;
 
 thread_local! {
     static SCRATCH: RefCell<PropertiesBuf> = RefCell::default();
@@ -103,7 +100,8 @@ impl Inspect {
             if let Some(schema) = schema {
                 match payload {
                     None if payload_len > 0 => {
-                        let mut collected = Vec::with_capacity(header.packet_len());
+                        // It grows with what arrives, not with what is announced.
+                        let mut collected = Vec::with_capacity(head.bytes.len() * 2);
                         collected.extend_from_slice(head.bytes);
                         self.to_broker.head = collected;
                         return self.begin_payload(TO_BROKER, payload_len, Fate::Collect, now, out);
@@ -128,23 +126,26 @@ impl Inspect {
         if is_renamed || is_stamped || !is_alias_known {
             // The broker needs the topic, unless it knows the alias.
             let (prefix, topic) = if publish.topic.is_empty() && is_alias_known { ("", "") } else { (prefix, topic) };
-            let (version, max) = (self.version, self.broker.max_packet);
-            SCRATCH.with_borrow_mut(|scratch| {
+            let (version, max) = (self.version, self.broker.max_packet.min(MAX_REMAINING_LENGTH as usize));
+            let is_written = SCRATCH.with_borrow_mut(|scratch| {
                 let properties = self.rules.stamp(&publish.properties, scratch);
                 let publish = Publish { topic, properties, ..*publish };
-                let len = publish.packet_len(version, prefix, payload_len);
-                if len > max || len > MAX_REMAINING_LENGTH as usize {
-                    let detail = format!("Publish: {len} bytes, with what the gateway adds");
-                    return Err(Ending::new(CloseReason::PacketTooLarge, Disconnect::PacketTooLarge, detail));
+                let fits = publish.packet_len(version, prefix, payload_len) <= max;
+                if fits {
+                    publish.encode_head(version, prefix, payload_len, out.write());
                 }
-                publish.encode_head(version, prefix, payload_len, out.write());
-                Ok(())
-            })?;
+                fits
+            });
+            if !is_written {
+                // The client cannot know what the gateway adds.
+                let topic = clip(topic).into_owned();
+                return self.deny(publish, Denial::PacketSize, &topic, (payload_len, payload), now, out);
+            }
         } else {
             out.pass(head);
         }
         if let Some(alias) = alias {
-            self.to_broker.aliases.is_passed(alias);
+            self.to_broker.aliases.mark_known(alias);
         }
         if let (2, Some(id)) = (publish.qos, publish.packet_id) {
             // The broker takes part in this exchange, whatever became of an earlier one.
@@ -196,14 +197,14 @@ impl Inspect {
         now: Instant,
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
-        let on_deny = self.rules.topics.as_ref().map_or(OnDeny::Ack, TopicRules::on_deny);
+        // A policy that is not enforced ends no session, also not for a limit.
+        let enforced = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow());
+        let on_deny = enforced.map_or(OnDeny::Ack, TopicRules::on_deny);
         if on_deny == OnDeny::Disconnect {
             let detail = format!("publish to `{topic}`: {}", denial.label());
             return Err(Ending::new(CloseReason::TopicDenied, denial.disconnect(), detail));
         }
-        // A client that accepts no packet of five bytes gets one without a code.
-        let has_code = self.version == Version::V5 && self.client.max_packet >= ACK_WITH_CODE;
-        let code = if has_code { denial.ack_code() } else { 0 };
+        let code = if self.version == Version::V5 { denial.ack_code() } else { 0 };
         self.to_broker.answer = publish.packet_id.map(|packet_id| {
             let packet_type = if publish.qos == 1 { PacketType::Puback } else { PacketType::Pubrec };
             Answer { packet_type, packet_id, code }
@@ -217,9 +218,14 @@ impl Inspect {
         self.begin_payload(TO_BROKER, left, Fate::Drop, now, out)
     }
 
+    /// Whether a PINGREQ may be sent to the broker: it has accepted the client, and waits for no rest of a packet.
+    pub(super) fn may_ping(&self) -> bool {
+        self.broker.has_answered && !matches!(self.to_broker.position, Position::Payload(_, Fate::Pass))
+    }
+
     /// A packet is withheld from the broker, which would think after a while that the client is gone.
-    fn ping(&mut self, now: Instant, out: &mut Out<'_, '_>) {
-        if self.broker.has_answered && self.alive.needs_ping(now) {
+    pub(super) fn ping(&mut self, now: Instant, out: &mut Out<'_, '_>) {
+        if self.may_ping() && self.alive.take_ping(now) {
             out.write().extend_from_slice(&portcullis_wire::PINGREQ);
         }
     }
@@ -291,8 +297,8 @@ impl Inspect {
             let (decision, max_qos) = topics.subscribe(filter, budget);
             topics.count(Action::Subscribe, decision, wanted.as_str(), &self.info);
             if !topics.is_shadow() {
-                if decision.result.is_err() {
-                    return Err(Disconnect::NotAuthorized);
+                if let Err(denial) = decision.result {
+                    return Err(denial.disconnect());
                 }
                 granted = max_qos;
             }
@@ -406,11 +412,13 @@ impl Inspect {
     }
 }
 
-/// Decides about a subscription that a session holds.
-pub(super) fn decide_subscription(topics: &TopicRules, filter: &str) -> Decision {
+/// Decides about a subscription that a session holds, by the work that its SUBSCRIBE could have had. Returns the number of
+/// patterns that were looked at, too.
+pub(super) fn decide_subscription(topics: &TopicRules, filter: &str) -> (Decision, u32) {
     let filter = TopicFilter::new(filter).map(|filter| filter.shared().map_or(filter, |(_, shared)| shared));
-    match filter {
-        Ok(filter) => topics.subscribe(filter, &mut { u32::MAX }).0,
-        Err(_) => Decision { rule: None, result: Err(Denial::Topic) },
-    }
+    let Ok(filter) = filter else { return (Decision { rule: None, result: Err(Denial::Topic) }, 1) };
+    let max = u32::try_from(WORK.burst).unwrap_or(u32::MAX);
+    let mut budget = max;
+    let (decision, _) = topics.subscribe(filter, &mut budget);
+    (decision, max - budget)
 }

@@ -25,7 +25,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_wire::{Connect, Disconnect, Error, FixedHeader, PacketType, Version};
+use portcullis_wire::{Connect, Disconnect, Error, FixedHeader, PacketType, Version, Will};
 use tokio::time::Instant;
 
 use self::aliases::Aliases;
@@ -40,22 +40,24 @@ use crate::config::tables::Rate;
 use crate::limits::Bucket;
 use crate::observe::{Action, SessionInfo};
 use crate::outcome::CloseReason;
-use crate::policy::PacketRules;
+use crate::policy::{Message, PacketRules};
 use crate::util::clip::clip;
 
 /// The largest head that is collected, in bytes: topic and properties of a PUBLISH, or all of another packet.
 const MAX_HEAD: usize = 256 << 10;
 /// Answers that wait for the end of a packet in the other direction, in bytes. Over it, their receiver is not read.
 const MAX_ANSWERS: usize = 4 << 10;
-/// How long a client waits for a broker that does not answer its requests. While it waits, it is not read, and nobody would
-/// notice that it is gone.
+/// How long a client waits for a broker that does not answer its requests, or stops within a packet. While it waits, it is
+/// not read, and nobody would notice that it is gone.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// A client that sends a large payload is not silent, but one that sends a byte now and then is: so many bytes count as activity.
 const PROGRESS: usize = 1 << 10;
 /// How many patterns the SUBSCRIBE packets of a client may have looked at in a second: a few milliseconds' worth.
 const WORK: Rate = Rate { amount: 200_000, per: Duration::from_secs(1), burst: 200_000 };
 /// The same for its subscriptions when the rules change, at once.
-const COMPARE_BUDGET: usize = 20_000;
+const COMPARE_BUDGET: u32 = 20_000;
+/// What a subscription costs of it at least.
+const MIN_COMPARE: u32 = 10;
 /// The pause behind that.
 const COMPARE_PAUSE: Duration = Duration::from_millis(1);
 
@@ -79,6 +81,10 @@ pub(crate) struct Inspect {
     waits_since: Option<Instant>,
     /// How much work SUBSCRIBE packets may make, in patterns that are looked at.
     work: Bucket,
+    /// The will, which the broker publishes unless the client disconnects.
+    will: Option<Box<WillFacts>>,
+    /// The broker needs a PINGREQ, because the client waits.
+    is_ping_due: bool,
     /// The last filter that was compared with new rules, and when the next ones are; `None`: all were.
     compared: Option<(Box<str>, Instant)>,
     alive: KeepAlive,
@@ -97,6 +103,16 @@ struct Client {
     /// The session expiry interval that the broker got, if it is not the client's own.
     lowered_expiry: Option<u32>,
     has_auth_method: bool,
+}
+
+/// What rules are evaluated by for a will.
+#[derive(Debug)]
+struct WillFacts {
+    topic: Box<str>,
+    qos: u8,
+    retain: bool,
+    payload_len: usize,
+    response_topic: Option<Box<str>>,
 }
 
 /// What CONNACK says about the broker.
@@ -182,6 +198,8 @@ impl Inspect {
             held: Vec::new(),
             waits_since: None,
             work: Bucket::new(now),
+            will: received.will.as_ref().map(|will| Box::new(WillFacts::of(will))),
+            is_ping_due: false,
             compared: None,
             alive: KeepAlive::new(sent.keep_alive, rules.limits.max_keep_alive.is_some(), now),
             disconnected: None,
@@ -218,6 +236,27 @@ impl Inspect {
         Ok(())
     }
 
+    /// When the broker needs a PINGREQ in place of packets of a client that is not read.
+    fn ping_at(&self) -> Option<Instant> {
+        let waits = self.throttle.paused_until().is_some() || self.must_wait();
+        self.alive.ping_at().filter(|_| waits && !self.is_ping_due && self.may_ping())
+    }
+
+    /// Evaluates the will by new rules: the broker would publish it in the client's name.
+    ///
+    /// # Errors
+    /// The session closes: the will is no longer allowed.
+    fn check_will(&self) -> Result<(), Ending> {
+        let Some(will) = &self.will else { return Ok(()) };
+        let Some(topics) = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow()) else { return Ok(()) };
+        let (decision, _) = topics.publish(&will.message());
+        if decision.result.is_ok() {
+            return Ok(());
+        }
+        let discards_will = self.may_ping();
+        Err(Ending { discards_will, ..policy_changed(&format!("will to `{}`", clip(&will.topic))) })
+    }
+
     /// Compares some of the session's subscriptions with new rules. The rest has its turn a moment later: there may be thousands
     /// of both.
     ///
@@ -228,10 +267,11 @@ impl Inspect {
         let Some(topics) = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow()) else { return Ok(()) };
         let mut budget = COMPARE_BUDGET;
         for filter in self.subscriptions.filters(&last) {
-            if from_client::decide_subscription(topics, filter).result.is_err() {
+            let (decision, work) = from_client::decide_subscription(topics, filter);
+            if decision.result.is_err() {
                 return Err(policy_changed(&format!("subscription to `{}`", clip(filter))));
             }
-            budget = budget.saturating_sub(topics.len() + 10);
+            budget = budget.saturating_sub(work + MIN_COMPARE);
             if budget == 0 {
                 self.compared = Some((filter.into(), now + COMPARE_PAUSE));
                 break;
@@ -245,7 +285,11 @@ impl Codec for Inspect {
     fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
         let now = Instant::now();
         let mut out = Out::new(chunk, injected);
+        if direction == Direction::ToBroker && std::mem::take(&mut self.is_ping_due) {
+            self.ping(now, &mut out);
+        }
         let taken = match direction {
+            Direction::ToBroker if chunk.is_empty() && !self.may_read(direction) => Ok(()),
             Direction::ToBroker => self.take_from_client(chunk, now, &mut out),
             Direction::ToClient => self.run(direction, chunk, true, now, &mut out).map(drop),
         };
@@ -283,6 +327,7 @@ impl Codec for Inspect {
             self.max_packet = max_packet(&self.rules);
         }
         self.alive.enforce(self.rules.limits.max_keep_alive.is_some());
+        self.check_will()?;
         let now = Instant::now();
         self.compared = Some(("".into(), now));
         self.compare_subscriptions(now)
@@ -303,18 +348,20 @@ impl Codec for Inspect {
         }
     }
 
-    fn has_held(&self, direction: Direction) -> bool {
-        direction == Direction::ToBroker && !self.held.is_empty() && self.may_read(direction)
+    fn has_work(&self, direction: Direction) -> bool {
+        direction == Direction::ToBroker && (self.is_ping_due || !self.held.is_empty() && self.may_read(direction))
     }
 
     fn wake_at(&self) -> Option<Instant> {
         let compare = self.compared.as_ref().map(|(_, at)| *at);
         let waits = self.waits_since.map(|since| since + MAX_WAIT);
-        [self.throttle.paused_until(), self.alive.alarm(), waits, compare].into_iter().flatten().min()
+        let times = [self.throttle.paused_until(), self.alive.alarm(), waits, compare, self.ping_at()];
+        times.into_iter().flatten().min()
     }
 
     fn wake(&mut self, now: Instant, is_client_read: bool) -> Result<(), Ending> {
         self.compare_subscriptions(now)?;
+        self.is_ping_due |= self.ping_at().is_some_and(|at| at <= now);
         let paused_until = self.throttle.paused_until();
         // A client that is not read, or waits for CONNACK, is not silent.
         if !is_client_read || paused_until.is_some() || self.must_wait() || !self.broker.has_answered {
@@ -324,13 +371,40 @@ impl Codec for Inspect {
             self.throttle.resume();
         }
         if self.waits_since.is_some_and(|since| now >= since + MAX_WAIT) {
-            let detail = "the broker does not answer the client's requests";
-            return Err(Ending::new(CloseReason::QuotaExceeded, Disconnect::QuotaExceeded, detail));
+            let detail = if self.subscriptions.is_full() {
+                "the broker does not answer SUBSCRIBE and UNSUBSCRIBE packets"
+            } else {
+                "the broker does not complete a packet"
+            };
+            return Err(Ending { detail: Some(detail.into()), ..CloseReason::UpstreamViolation.into() });
         }
         if self.alive.is_over(now) {
             return Err(CloseReason::KeepAliveTimeout.into());
         }
         Ok(())
+    }
+}
+
+impl WillFacts {
+    fn of(will: &Will<'_>) -> Self {
+        Self {
+            topic: will.topic.into(),
+            qos: will.qos,
+            retain: will.retain,
+            payload_len: will.payload.len(),
+            response_topic: will.properties.response_topic().map(Into::into),
+        }
+    }
+
+    fn message(&self) -> Message<'_> {
+        let Self { topic, qos, retain, payload_len, response_topic } = self;
+        Message {
+            topic,
+            qos: *qos,
+            retain: *retain,
+            payload_len: *payload_len,
+            response_topic: response_topic.as_deref(),
+        }
     }
 }
 

@@ -79,7 +79,7 @@ impl Script {
         let mut has_moved = true;
         while std::mem::take(&mut has_moved) && self.ending.is_none() {
             for direction in [direction, direction.reverse()] {
-                if self.codec.has_held(direction) {
+                if self.codec.has_work(direction) {
                     self.take(direction, b"");
                     has_moved = true;
                 } else if self.codec.may_read(direction) && !self.unread[direction as usize].is_empty() {

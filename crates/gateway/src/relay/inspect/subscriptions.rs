@@ -1,7 +1,7 @@
 //! The subscriptions of a session, and its requests that the broker has not answered. Enters: filters of SUBSCRIBE and
 //! UNSUBSCRIBE as they are forwarded, then the broker's codes. Leaves: what the session holds, and the codes for the client.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU16;
 use std::ops::Bound;
 
@@ -15,16 +15,44 @@ const MAX_PENDING: usize = 256 << 10;
 const OVERHEAD: usize = 64;
 /// In place of the broker's code.
 const ASKED: u8 = 0xff;
+/// How many filters beginning with `$` are compared with the topic of a delivery.
+const MAX_INTERNAL: usize = 100;
 
 /// The subscriptions of a session.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
-    /// As the client names them.
-    held: BTreeSet<Box<str>>,
+    /// By filter, as the client names it. Without those that the broker has removed, or never granted.
+    held: BTreeMap<Box<str>, Held>,
     held_size: usize,
+    /// The number of filters that count for `max_subscriptions`.
+    counted: usize,
     /// In the order in which the broker answers. Clients that use an identifier twice have two requests of the same one.
     pending: VecDeque<(NonZeroU16, Request)>,
     pending_size: usize,
+}
+
+/// What is known of a filter.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    /// The broker's last answer about it.
+    is_granted: bool,
+    /// Requests about it that the broker has not answered, and how many of them are SUBSCRIBE.
+    pending: u32,
+    subscribes: u32,
+    /// Whether the last of them is a SUBSCRIBE.
+    is_wanted: bool,
+}
+
+impl Held {
+    /// Whether the session holds it once the broker has granted every request.
+    const fn counts(self) -> bool {
+        if self.pending > 0 { self.is_wanted } else { self.is_granted }
+    }
+
+    /// Whether the broker may deliver messages because of it, now or soon.
+    const fn may_deliver(self) -> bool {
+        self.is_granted || self.subscribes > 0
+    }
 }
 
 /// A SUBSCRIBE or UNSUBSCRIBE that the broker has not answered.
@@ -33,7 +61,7 @@ pub(super) struct Request {
     is_unsubscribe: bool,
     /// The gateway's code for each filter; [`ASKED`]: the broker's.
     codes: Vec<u8>,
-    /// For each filter that the broker is asked about: the filter, and whether the request changed what is held.
+    /// For each filter that the broker is asked about: the filter, and whether the request before wanted it.
     asked: Vec<(Box<str>, bool)>,
     size: usize,
 }
@@ -59,37 +87,46 @@ impl Request {
         &self.codes
     }
 
-    fn ask(&mut self, filter: &str, is_changed: bool) {
+    /// The broker answers for this filter.
+    fn ask(&mut self, filter: &str, was_wanted: bool) {
         self.codes.push(ASKED);
         self.size += OVERHEAD + filter.len();
-        self.asked.push((filter.into(), is_changed));
+        self.asked.push((filter.into(), was_wanted));
     }
+}
+
+/// An acknowledgement of the broker has another number of codes than its request has filters [MQTT-3.8.4-6],
+/// [MQTT-3.11.3-2].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WrongNumberOfCodes {
+    /// How many filters the broker was asked about.
+    pub(super) filters: usize,
 }
 
 impl Subscriptions {
     /// Whether the session holds the filter.
     pub(super) fn holds(&self, filter: &str) -> bool {
-        self.held.contains(filter)
+        self.held.get(filter).is_some_and(|held| held.counts())
     }
 
     /// The number of filters that the session holds.
     pub(super) fn len(&self) -> usize {
-        self.held.len()
+        self.counted
     }
 
-    /// The filters that the session holds, or that it will hold again if the broker refuses to remove them, from `after` on.
+    /// The filters behind `after`, in their order, that the session holds, or may hold once the broker has answered.
     pub(super) fn filters(&self, after: &str) -> impl Iterator<Item = &str> {
-        let unsubscribes = self.pending.iter().filter(|(_, request)| request.is_unsubscribe);
-        let removed = unsubscribes.flat_map(|(_, request)| &request.asked).filter(|(_, is_changed)| *is_changed);
-        let held = self.held.range::<str, _>((Bound::Excluded(after), Bound::Unbounded)).map(|filter| &**filter);
-        held.chain(removed.map(|(filter, _)| &**filter))
+        let behind = self.held.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        behind.filter(|(_, held)| held.may_deliver()).map(|(filter, _)| &**filter)
     }
 
-    /// Whether the session holds a filter that matches a topic, which begins with `$`, by more than a leading wildcard.
+    /// Whether the session holds a filter that matches a topic, which begins with `$`, by more than a leading wildcard. Of
+    /// very many such filters, only the first are compared: the work is done for each delivery.
     pub(super) fn names(&self, topic: &str) -> bool {
         let internal = self.held.range::<str, _>((Bound::Included("$"), Bound::Excluded("%")));
-        let filters = internal.filter_map(|filter| TopicFilter::new(filter).ok());
-        filters.map(|filter| filter.shared().map_or(filter, |(_, shared)| shared)).any(|filter| filter.matches(topic))
+        let filters = internal.filter_map(|(filter, _)| TopicFilter::new(filter).ok());
+        let filters = filters.map(|filter| filter.shared().map_or(filter, |(_, shared)| shared));
+        filters.filter(|filter| filter.as_str().starts_with('$')).take(MAX_INTERNAL).any(|filter| filter.matches(topic))
     }
 
     /// Whether there is room for the filter.
@@ -104,14 +141,42 @@ impl Subscriptions {
 
     /// The broker is asked to add a filter. It counts at once, so that pipelined requests cannot exceed a limit.
     pub(super) fn ask_to_add(&mut self, filter: &str, request: &mut Request) {
-        let is_new = self.add(filter.into());
-        request.ask(filter, is_new);
+        self.ask(filter, true, request);
     }
 
-    /// The broker is asked to remove a filter.
+    /// The broker is asked to remove a filter. It no longer counts at once, so that the client can replace it.
     pub(super) fn ask_to_remove(&mut self, filter: &str, request: &mut Request) {
-        let was_held = self.take(filter);
-        request.ask(filter, was_held);
+        self.ask(filter, false, request);
+    }
+
+    fn ask(&mut self, filter: &str, is_wanted: bool, request: &mut Request) {
+        let mut was_wanted = false;
+        self.change(filter, |held| {
+            was_wanted = held.is_wanted;
+            held.pending += 1;
+            held.subscribes += u32::from(is_wanted);
+            held.is_wanted = is_wanted;
+        });
+        request.ask(filter, was_wanted);
+    }
+
+    /// Changes what is known of a filter, and forgets it if that is nothing.
+    fn change(&mut self, filter: &str, change: impl FnOnce(&mut Held)) {
+        let before = self.held.get(filter).copied();
+        let mut held = before.unwrap_or_default();
+        change(&mut held);
+        self.counted += usize::from(held.counts());
+        self.counted -= usize::from(before.is_some_and(Held::counts));
+        let size = filter.len() + OVERHEAD;
+        if held.pending == 0 && !held.is_granted {
+            self.held.remove(filter);
+            self.held_size -= if before.is_some() { size } else { 0 };
+        } else if let Some(known) = self.held.get_mut(filter) {
+            *known = held;
+        } else {
+            self.held.insert(filter.into(), held);
+            self.held_size += size;
+        }
     }
 
     /// The request is forwarded.
@@ -122,32 +187,42 @@ impl Subscriptions {
 
     /// A request to add filters is not forwarded: the gateway answers `code` in place of the broker.
     pub(super) fn withdraw(&mut self, request: Request, code: u8) -> Request {
-        let added = request.asked.iter().filter(|(_, is_changed)| *is_changed);
-        for (filter, _) in added {
-            self.take(filter);
+        // Backwards: a request can have the same filter more than once.
+        for (filter, was_wanted) in request.asked.iter().rev() {
+            self.change(filter, |held| {
+                held.pending = held.pending.saturating_sub(1);
+                held.subscribes = held.subscribes.saturating_sub(1);
+                held.is_wanted = *was_wanted;
+            });
         }
         let codes = request.codes.into_iter().map(|own| if own == ASKED { code } else { own });
         Request { codes: codes.collect(), asked: Vec::new(), ..request }
     }
 
-    /// Applies the broker's answer. Appends the codes for the client to `codes`. Returns whether they differ from the
-    /// broker's.
+    /// Applies the broker's answer. `of_broker`: its codes; `None`: an UNSUBACK before MQTT 5, which has none. Appends the
+    /// codes for the client to `codes`. Returns whether they differ from the broker's.
+    ///
+    /// # Errors
+    /// The broker has answered for more filters, or for fewer.
     pub(super) fn answered(
         &mut self,
         id: NonZeroU16,
         is_unsuback: bool,
-        of_broker: &[u8],
+        of_broker: Option<&[u8]>,
         codes: &mut Vec<u8>,
-    ) -> bool {
+    ) -> Result<bool, WrongNumberOfCodes> {
         let is_asked = |(asked, request): &(_, Request)| *asked == id && request.is_unsubscribe == is_unsuback;
         let asked = self.pending.iter().position(is_asked).and_then(|index| self.pending.remove(index));
         let Some((_, request)) = asked else {
-            codes.extend_from_slice(of_broker);
-            return false;
+            codes.extend_from_slice(of_broker.unwrap_or_default());
+            return Ok(false);
         };
         self.pending_size -= request.size;
-        let mut of_broker = of_broker.iter().copied();
-        let mut asked = request.asked.into_iter();
+        if of_broker.is_some_and(|codes| codes.len() != request.asked.len()) {
+            return Err(WrongNumberOfCodes { filters: request.asked.len() });
+        }
+        let mut answers = of_broker.unwrap_or_default().iter().copied();
+        let mut asked = request.asked.iter();
         let mut differs = false;
         for code in request.codes {
             if code != ASKED {
@@ -155,45 +230,19 @@ impl Subscriptions {
                 codes.push(code);
                 continue;
             }
-            // Before MQTT 5, UNSUBACK has no codes.
-            let code = of_broker.next();
+            let code = answers.next();
             codes.extend(code);
-            let is_failure = code.is_some_and(|code| code >= 0x80);
-            let Some((filter, is_changed)) = asked.next() else { continue };
-            match (is_unsuback, is_failure) {
-                (false, true) if is_changed => {
-                    self.take(&filter);
+            let is_granted = code.is_none_or(|code| code < 0x80);
+            let Some((filter, _)) = asked.next() else { continue };
+            self.change(filter, |held| {
+                held.pending = held.pending.saturating_sub(1);
+                held.subscribes = held.subscribes.saturating_sub(u32::from(!is_unsuback));
+                if is_granted {
+                    held.is_granted = !is_unsuback;
                 }
-                // Another request for it may have failed meanwhile.
-                (false, false) => {
-                    self.add(filter);
-                }
-                (true, true) if is_changed => {
-                    self.add(filter);
-                }
-                _ => {}
-            }
+            });
         }
-        differs
-    }
-
-    /// Returns whether it was not there.
-    fn add(&mut self, filter: Box<str>) -> bool {
-        let size = filter.len() + OVERHEAD;
-        let is_new = self.held.insert(filter);
-        if is_new {
-            self.held_size += size;
-        }
-        is_new
-    }
-
-    /// Returns whether it was there.
-    fn take(&mut self, filter: &str) -> bool {
-        let was_held = self.held.remove(filter);
-        if was_held {
-            self.held_size -= filter.len() + OVERHEAD;
-        }
-        was_held
+        Ok(differs)
     }
 }
 
@@ -219,7 +268,8 @@ mod tests {
 
     fn answered(held: &mut Subscriptions, packet: u16, is_unsuback: bool, codes: &[u8]) -> (Vec<u8>, bool) {
         let mut out = Vec::new();
-        let differs = held.answered(id(packet), is_unsuback, codes, &mut out);
+        let of_broker = (!is_unsuback || !codes.is_empty()).then_some(codes);
+        let differs = held.answered(id(packet), is_unsuback, of_broker, &mut out).unwrap();
         (out, differs)
     }
 
@@ -273,6 +323,55 @@ mod tests {
         answered(&mut held, 2, false, &[0x80]);
         answered(&mut held, 3, false, &[0]);
         assert_eq!(filters(&held), ["new", "ok", "twice"]);
+        // Subscribed to and unsubscribed from before the broker answers, and the other way round.
+        ask(&mut held, 4, false, &["brief"]);
+        ask(&mut held, 5, true, &["brief", "twice"]);
+        ask(&mut held, 6, false, &["twice"]);
+        assert_eq!(held.len(), 3, "`brief` will be gone, `twice` there");
+        answered(&mut held, 4, false, &[0]);
+        answered(&mut held, 5, true, &[0, 0]);
+        assert!(held.holds("twice") && !held.holds("brief"));
+        answered(&mut held, 6, false, &[0]);
+        assert_eq!((filters(&held), held.len()), (vec!["new", "ok", "twice"], 3));
+    }
+
+    #[test]
+    fn a_request_that_is_withdrawn_changes_nothing() {
+        let mut held = Subscriptions::default();
+        ask(&mut held, 1, false, &["a"]);
+        let mut request = Request::new(false);
+        for filter in ["b", "a", "b"] {
+            held.ask_to_add(filter, &mut request);
+        }
+        assert_eq!(held.len(), 2);
+        assert_eq!(held.withdraw(request, 0x97).codes(), [0x97; 3]);
+        assert_eq!((filters(&held), held.len()), (vec!["a"], 1));
+        answered(&mut held, 1, false, &[0x80]);
+        assert_eq!((filters(&held).len(), held.len(), held.held_size), (0, 0, 0));
+    }
+
+    #[test]
+    fn an_answer_has_a_code_for_each_filter() {
+        for codes in [&[][..], &[0], &[0, 0, 0]] {
+            let mut held = Subscriptions::default();
+            ask(&mut held, 1, false, &["a", "!b", "c"]);
+            assert_eq!(
+                held.answered(id(1), false, Some(codes), &mut Vec::new()),
+                Err(WrongNumberOfCodes { filters: 2 })
+            );
+        }
+    }
+
+    #[test]
+    fn a_filter_that_names_an_internal_topic_is_found_among_shared_ones() {
+        let mut held = Subscriptions::default();
+        for number in 0..300 {
+            ask(&mut held, 1, false, &[&format!("$share/g/{number}")]);
+            answered(&mut held, 1, false, &[0]);
+        }
+        assert!(!held.names("$x/1"));
+        ask(&mut held, 1, false, &["$x/+"]);
+        assert!(held.names("$x/1") && !held.names("$y/1"));
     }
 
     #[test]

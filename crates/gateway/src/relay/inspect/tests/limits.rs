@@ -59,18 +59,29 @@ async fn the_gateways_own_packets_are_no_larger_than_the_client_accepts() {
     let mut script = Script::new(LIMITS, &connect(7));
     script.broker(CONNACK_V5);
     ends(&script, CloseReason::PacketTooLarge, 0x95);
-    // Acknowledgements lose their code, and then the exchange goes on.
+    // No CONNACK is smaller than an acknowledgement with a code.
+    let mut script = Script::new(POLICY, &connect(4));
+    script.broker(CONNACK_V5);
+    ends(&script, CloseReason::PacketTooLarge, 0x95);
     let mut script = connected(POLICY, &connect(5), CONNACK_V5);
     script.client(&publish(4, "up/other", Some(1), Some(b""), b"x"));
     assert_eq!(script.client_got(), b"\x50\x03\x00\x01\x87");
-    let mut script = connected(POLICY, &connect(4), b"\x20\x03\x00\x00\x00");
-    script.client(&publish(4, "up/other", Some(1), Some(b""), b"x"));
-    assert_eq!(script.client_got(), b"\x50\x02\x00\x01");
-    script.client(b"\x62\x02\x00\x01");
-    assert_eq!((script.client_got(), script.broker_got()), (b"\x70\x02\x00\x01".to_vec(), vec![]));
     // What does not fit at all is not sent.
     script.client(&subscribe(0x82, 1, Some(b""), &[("other", 0)]));
     assert_eq!(script.client_got(), b"");
+    // With a mountpoint, the broker was told a larger maximum: its packets lose what is only informative.
+    let mut script = Script::new("mountpoint = 'tenants/a/'\n", &connect(9));
+    let text = |id: u8, len: u8| [&[id, 0, len], &vec![b'x'; usize::from(len)][..]].concat();
+    let with_reason =
+        |first: u8, head: &[u8], codes: &[u8]| packet(first, &[head, &[8], &text(0x1f, 5), codes].concat());
+    script.broker(&with_reason(0x20, b"\x00\x00", b""));
+    assert_eq!(script.client_got(), CONNACK_V5);
+    script.client(&subscribe(0x82, 1, Some(b""), &[("a", 0)]));
+    script.broker(&with_reason(0x90, b"\x00\x01", b"\x00"));
+    script.broker(&with_reason(0x40, b"\x00\x07\x87", b""));
+    script.broker(&with_reason(0xe0, b"\x8b", b""));
+    assert_eq!(script.client_got(), b"\x90\x04\x00\x01\x00\x00\x40\x03\x00\x07\x87\xe0\x02\x8b\x00");
+    assert_eq!(script.ending, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,11 +113,11 @@ async fn a_client_that_sends_too_fast_is_delayed_or_disconnected() {
     assert_eq!(script.broker_got(), message.repeat(10));
     let mut ticks = 0;
     while !script.codec.held.is_empty() {
-        assert!(!script.codec.may_read(Direction::ToBroker) && !script.codec.has_held(Direction::ToBroker));
+        assert!(!script.codec.may_read(Direction::ToBroker) && !script.codec.has_work(Direction::ToBroker));
         let at = script.codec.wake_at().unwrap();
         tokio::time::advance(at - Instant::now()).await;
         script.codec.wake(Instant::now(), true).unwrap();
-        assert!(script.codec.has_held(Direction::ToBroker));
+        assert!(script.codec.has_work(Direction::ToBroker));
         script.client(b"");
         ticks += 1;
     }
@@ -184,7 +195,7 @@ async fn a_client_waits_for_a_broker_that_does_not_answer_and_not_for_ever() {
         answered.broker(&[0x90, 3, 0, id, 0]);
     }
     tokio::time::advance(Duration::from_secs(2)).await;
-    assert_eq!(script.codec.wake(Instant::now(), true).unwrap_err().reason, CloseReason::QuotaExceeded);
+    assert_eq!(script.codec.wake(Instant::now(), true).unwrap_err().reason, CloseReason::UpstreamViolation);
     tokio::time::advance(Duration::from_secs(60)).await;
     assert_eq!(answered.codec.wake(Instant::now(), true), Ok(()));
     // An identifier that is used twice costs nothing for ever.
@@ -195,6 +206,50 @@ async fn a_client_waits_for_a_broker_that_does_not_answer_and_not_for_ever() {
         script.broker(b"\x90\x03\x00\x01\x00\xb0\x02\x00\x01");
     }
     assert!(script.codec.may_read(Direction::ToBroker));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_broker_is_sent_pings_while_the_client_waits() {
+    // 60 seconds in CONNECT; a message a minute.
+    let mut script = v5("[listener.limits]\nmessage_rate = \"1/m\"\n");
+    let message = publish(0, "a", None, Some(b""), b"");
+    script.client(&message.repeat(3));
+    assert_eq!(script.broker_got(), message);
+    let (start, mut at_broker) = (Instant::now(), Vec::new());
+    while !script.codec.held.is_empty() {
+        let at = script.codec.wake_at().unwrap();
+        tokio::time::advance(at - Instant::now()).await;
+        script.codec.wake(Instant::now(), true).unwrap();
+        script.client(b"");
+        at_broker.push((start.elapsed().as_secs(), script.broker_got()));
+    }
+    at_broker.retain(|(_, bytes)| !bytes.is_empty());
+    let ping = b"\xc0\x00".to_vec();
+    let expected = [(30, ping.clone()), (60, [&ping[..], &message].concat()), (90, ping), (120, message.clone())];
+    let seconds: Vec<_> = at_broker.iter().map(|(second, _)| *second).collect();
+    assert_eq!(seconds.len(), expected.len(), "{at_broker:02x?}");
+    assert!(
+        at_broker.iter().zip(&expected).all(|((at, _), (second, _))| at.abs_diff(*second) <= 1),
+        "{at_broker:02x?}"
+    );
+    // The answers are for nobody.
+    script.client_got();
+    script.broker(b"\xd0\x00\xd0\x00");
+    assert_eq!(script.client_got(), b"");
+    // In the payload of a message there is no room for one.
+    let mut script = v5("[listener.limits]\nbyte_rate = { rate = \"1/s\", burst = 10 }\n");
+    script.client(&publish(0, "a", None, Some(b""), &[b'x'; 100]));
+    tokio::time::advance(Duration::from_secs(40)).await;
+    script.codec.wake(Instant::now(), true).unwrap();
+    assert!(!script.codec.is_ping_due);
+    // While a denied payload arrives.
+    let mut script = v5(&POLICY.replace("\"8\"", "\"1MiB\""));
+    script.client(&publish(0, "other", None, Some(b""), &[b'x'; 100_000])[..20_000]);
+    for _ in 0..3 {
+        tokio::time::advance(Duration::from_secs(31)).await;
+        script.client(&[b'x'; 2000]);
+        assert_eq!(script.broker_got(), b"\xc0\x00");
+    }
 }
 
 #[tokio::test(start_paused = true)]

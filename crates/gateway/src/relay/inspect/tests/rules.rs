@@ -216,6 +216,42 @@ async fn a_reload_that_takes_a_right_away_ends_sessions_that_use_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reload_that_takes_the_right_of_a_will_away_discards_it() {
+    let connect = packet(0x10, b"\x00\x04MQTT\x05\x06\x00\x3c\x00\x00\x05dev-1\x00\x00\x0aup/dev-1/w\x00\x02by");
+    let narrower = POLICY.replace("up/${mqtt.client_id}/#", "up/${mqtt.client_id}/a/#");
+    let open = || connected(POLICY, &connect, CONNACK_V5);
+    let mut script = open();
+    script.reload(POLICY);
+    assert_eq!(script.ending, None);
+    script.reload(&narrower.replace("name = \"p\"", "name = \"p\"\nmode = \"shadow\""));
+    assert_eq!(script.ending, None, "shadow mode ends nobody");
+    script.reload(&narrower);
+    ends(&script, CloseReason::SessionPolicyChanged, 0x87);
+    assert!(script.ending.as_ref().unwrap().discards_will);
+    // Within a packet, DISCONNECT would be a part of it.
+    let mut script = open();
+    script.client(&publish(0, "up/dev-1/a", None, Some(b""), b"12345678")[..18]);
+    script.reload(&narrower);
+    ends(&script, CloseReason::SessionPolicyChanged, 0x87);
+    assert!(!script.ending.as_ref().unwrap().discards_will);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_grows_too_large_for_the_broker_is_denied_and_ends_nothing() {
+    // Maximum Packet Size 40, ten aliases.
+    let connack = packet(0x20, b"\x00\x00\x08\x27\x00\x00\x00\x28\x22\x00\x0a");
+    let mut script = Script::new("mountpoint = 'tenants/a/'\n", CONNECT_V5);
+    script.broker(&connack);
+    drop((script.client_got(), script.broker_got()));
+    let large = publish(2, "a", Some(1), Some(b""), &[b'x'; 24]);
+    assert!(large.len() < 40);
+    script.client(&large);
+    assert_eq!((script.broker_got(), script.client_got()), (vec![], b"\x40\x03\x00\x01\x97".to_vec()));
+    script.client(b"\xc0\x00");
+    assert_eq!((script.broker_got(), &script.ending), (b"\xc0\x00".to_vec(), &None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn topics_of_the_broker_are_nobodys() {
     // With a mountpoint in front, the broker's wildcards match them.
     let mut script = v5("mountpoint = 'm/'\n");
