@@ -237,6 +237,7 @@ impl Parts<'_> {
         let authenticators: Vec<_> = authenticators.collect();
         let max_username =
             authenticators.iter().map(|it| it.max_username()).fold(DEFAULT_MAX_USERNAME, std::cmp::Ord::max);
+        let patience = tls.as_ref().map_or(settings.connect_timeout, ServerTls::handshake_timeout);
         let admission = Admission::new(settings.require);
         let rewriting = Rewriting::new(settings.connect, self.signer);
         let policy = settings.topics.and_then(|name| self.topics.iter().find(|policy| *policy.name() == *name));
@@ -244,8 +245,9 @@ impl Parts<'_> {
         let topics = policy
             .map(|policy| (Arc::clone(policy), Arc::new(metrics.topic_decisions(name, policy.name(), policy.rules()))));
         let stamps = settings.stamps.into_iter().map(|(name, expression)| (name, expression.value)).collect();
+        let mountpoint = settings.mountpoint.map(|it| it.value);
         let packets =
-            PacketPolicy::new(topics, settings.mountpoint.map(|it| it.value), stamps, settings.limits.clone());
+            PacketPolicy::new(topics, mountpoint, stamps, settings.limits.clone(), metrics.exceeded_limits(name));
         Some(Arc::new(Listener {
             protocol: settings.protocol,
             endpoints: settings
@@ -267,7 +269,7 @@ impl Parts<'_> {
             uses_device: admission.uses("device") || rewriting.uses("device") || packets.uses("device"),
             admission,
             rewriting,
-            rates: ConnectionLimits::new(&settings.limits, name, &self.state.connections),
+            rates: ConnectionLimits::new(&settings.limits, patience, name, &self.state.connections),
             max_session_lifetime: settings.limits.max_session_lifetime,
             packets,
             upstream: self.upstreams.iter().find(|upstream| upstream.name() == settings.upstream).cloned()?,

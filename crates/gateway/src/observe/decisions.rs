@@ -56,7 +56,13 @@ pub struct Decisions {
     /// By rule (the first is for no rule), action and verdict.
     counters: Box<[OnceLock<Counter>]>,
     denials: RateLimit,
+    /// Lines about rules that cannot be evaluated for a client.
+    failures: RateLimit,
 }
+
+/// The lines about all clients in a second; one client has one.
+const LINES: u64 = 10;
+
 
 impl Decisions {
     pub(super) fn new(family: Family<ByDecision, Counter>, listener: &str, policy: &str, rules: usize) -> Self {
@@ -66,7 +72,8 @@ impl Decisions {
             policy: policy.into(),
             family,
             counters: counters.collect(),
-            denials: RateLimit::default(),
+            denials: RateLimit::per_second(LINES),
+            failures: RateLimit::per_second(LINES),
         }
     }
 
@@ -87,7 +94,7 @@ impl Decisions {
         counter.get_or_init(new).inc_by(number);
     }
 
-    /// Logs a denial, at most one a second. `why` is the condition of the rule that failed.
+    /// Logs a denial: one a second for each client, and [`LINES`] for all. `why` is the condition of the rule that failed.
     pub fn log_denial(
         &self,
         action: Action,
@@ -97,34 +104,44 @@ impl Decisions {
         is_shadow: bool,
         client: &SessionInfo,
     ) {
-        let Some(suppressed) = self.denials.permit() else { return };
+        let suppressed = client.permit_line(&self.denials);
         let (connection, client_id, remote) = (client.id, client.client_id(), client.address());
         let (listener, policy, rule, action) = (&*self.listener, &*self.policy, label_of(rule), action.label());
         let topic = &*clip(topic);
         let message =
             if is_shadow { "a topic policy in shadow mode would deny this" } else { "denied by a topic policy" };
-        tracing::info!(
-            connection, listener, policy, rule, action, why, topic, client_id, %remote, suppressed, "{message}"
-        );
+        match suppressed {
+            Some(suppressed) => tracing::info!(
+                connection, listener, policy, rule, action, why, topic, client_id, %remote, suppressed, "{message}"
+            ),
+            None => tracing::debug!(
+                connection, listener, policy, rule, action, why, topic, client_id, %remote, "{message}"
+            ),
+        }
+    }
+
+    /// Logs that a rule, or a part of it, cannot be evaluated for a client, and what follows from it.
+    pub(crate) fn log_failure(&self, rule: u32, why: &str, failure: Failure, client_id: &str) {
+        let Some(suppressed) = self.failures.permit() else { return };
+        let (listener, policy) = (&*self.listener, &*self.policy);
+        let client_id = if may_hold_token(client_id) { "***" } else { &clip(client_id) };
+        let message = match failure {
+            Failure::LeftOut => "a rule gives a client fewer rights: a pattern is left out",
+            Failure::WouldReject => {
+                "a rule of a topic policy in shadow mode cannot be evaluated: enforced, it would reject the client"
+            }
+        };
+        tracing::info!(listener, policy, rule, why, client_id, suppressed, "{message}");
     }
 }
 
-impl Decisions {
-    /// Logs that a rule in shadow mode would reject a client, at most once a second.
-    pub(crate) fn log_would_reject(&self, rule: u32, why: &str, client_id: &str) {
-        let Some(suppressed) = self.denials.permit() else { return };
-        let (listener, policy) = (&*self.listener, &*self.policy);
-        let client_id = if may_hold_token(client_id) { "***" } else { &clip(client_id) };
-        tracing::info!(
-            listener,
-            policy,
-            rule,
-            why,
-            client_id,
-            suppressed,
-            "a rule of a topic policy in shadow mode cannot be evaluated: enforced, it would reject the client"
-        );
-    }
+/// What follows if a rule cannot be evaluated for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// It allows, and a pattern, or a list of them, is left out.
+    LeftOut,
+    /// It is in shadow mode. Enforced, it would reject the client.
+    WouldReject,
 }
 
 fn label_of(rule: Option<u32>) -> String {

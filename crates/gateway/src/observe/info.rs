@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_wire::Version;
 
+use super::rate_limit::RateLimit;
 use crate::config::tables::Protocol;
 use crate::outcome::{Stage, Trace};
 use crate::peer::{Identity, Peer, TlsSession};
@@ -34,6 +35,10 @@ pub struct SessionInfo {
     upstream: OnceLock<UpstreamInfo>,
     received: AtomicU64,
     sent: AtomicU64,
+    /// Messages and filters of the client that were denied.
+    denied: AtomicU64,
+    /// Lines of the gateway's log about what was denied.
+    denial_lines: RateLimit,
 }
 
 /// Set after the handshake.
@@ -108,6 +113,8 @@ impl SessionInfo {
             upstream: OnceLock::new(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
+            denial_lines: RateLimit::default(),
         })
     }
 
@@ -196,6 +203,26 @@ impl SessionInfo {
         for (counter, bytes) in [(&self.received, received), (&self.sent, sent)] {
             counter.store(counter.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
         }
+    }
+
+    /// The number of messages and filters of the client that were denied.
+    pub fn denied(&self) -> u64 {
+        self.denied.load(Ordering::Relaxed)
+    }
+
+    /// Counts a message or a filter that was denied.
+    pub(crate) fn count_denial(&self) {
+        self.denied.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a line about this client may be logged: one a second, and `of_all` about all clients, so that no client hides
+    /// what others do. Returns how many were suppressed.
+    pub(crate) fn permit_line(&self, of_all: &RateLimit) -> Option<u64> {
+        let Some(own) = self.denial_lines.permit() else {
+            of_all.suppress();
+            return None;
+        };
+        of_all.permit().map(|all| all.max(own))
     }
 
     /// Sets the client's address from the preface.

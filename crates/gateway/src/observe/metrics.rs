@@ -14,6 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
 
 use super::decisions::{ByDecision, Decisions};
+use super::exceeded::{ByLimit, ExceededLimits};
 use super::rate_limit::RateLimit;
 use crate::outcome::{Outcome, Reject};
 
@@ -163,6 +164,7 @@ pub struct Metrics {
     registries: RegistryFamilies,
     services: ServiceFamilies,
     topic_decisions: Family<ByDecision, Counter>,
+    exceeded_limits: Family<ByLimit, Counter>,
     reloads: Family<ByResult, Counter>,
     access_lines_dropped: Gauge,
     log_lines_dropped: Gauge,
@@ -223,6 +225,7 @@ impl Default for Metrics {
                 requests: add(r, "authentication_service_requests", "Requests to a service, by result"),
             },
             topic_decisions: add(r, "topic_decisions", "Decisions of topic policies, by rule, action and verdict"),
+            exceeded_limits: add(r, "limits_exceeded", "Messages and filters denied, and delays, by limit"),
             reloads: add(r, "reloads", "Reloads of the configuration, by result"),
             access_lines_dropped: add(
                 r,
@@ -282,6 +285,11 @@ impl Metrics {
     /// The counters of a topic policy with this number of rules, at a listener.
     pub fn topic_decisions(&self, listener: &str, policy: &str, rules: usize) -> Decisions {
         Decisions::new(self.topic_decisions.clone(), listener, policy, rules)
+    }
+
+    /// The counters of the limits of a listener.
+    pub fn exceeded_limits(&self, listener: &str) -> ExceededLimits {
+        ExceededLimits::new(self.exceeded_limits.clone(), listener)
     }
 
     /// The handles of an authentication service.

@@ -4,6 +4,7 @@
 mod access_log;
 mod decisions;
 mod escape;
+mod exceeded;
 mod info;
 mod line_queue;
 mod metrics;
@@ -12,6 +13,8 @@ mod record;
 
 pub use access_log::{AccessLog, Format};
 pub use decisions::{Action, Decisions};
+pub(crate) use decisions::Failure;
+pub use exceeded::{ExceededLimits, Limit};
 pub use info::{ConnectInfo, IdentityInfo, SessionInfo, ShownIdentity, TlsInfo, UpstreamInfo};
 pub use line_queue::{LineQueue, LostLines};
 pub(crate) use metrics::ServiceMetrics;

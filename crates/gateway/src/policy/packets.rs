@@ -9,7 +9,7 @@ use portcullis_wire::{Connect, Properties, PropertiesBuf, PropertyId, Refusal, V
 use super::topics::{Denial, Message, TopicPolicy, TopicRules};
 use crate::config::tables::Limits;
 use crate::expr::{Expression, Template};
-use crate::observe::{Action, Decisions, SessionInfo};
+use crate::observe::{Action, Decisions, ExceededLimits, Limit, SessionInfo};
 use crate::outcome::{Reject, note_detail};
 use crate::peer::Facts;
 use crate::util::clip::clip;
@@ -26,6 +26,7 @@ pub(crate) struct PacketPolicy {
     mountpoint: Option<Template>,
     stamps: Vec<(Box<str>, Expression)>,
     limits: Limits,
+    exceeded: Option<Arc<ExceededLimits>>,
 }
 
 /// What applies to the packets of one session.
@@ -38,6 +39,8 @@ pub(crate) struct PacketRules {
     /// User properties that are added to messages of MQTT 5 clients, and replace theirs of the same names.
     pub(crate) stamps: Box<[(Box<str>, Box<str>)]>,
     pub(crate) limits: Limits,
+    /// Where exceeded limits are counted.
+    exceeded: Option<Arc<ExceededLimits>>,
 }
 
 /// Why a will, or a limit in CONNECT, refuses the client.
@@ -50,9 +53,10 @@ impl PacketPolicy {
         mountpoint: Option<Template>,
         stamps: Vec<(String, Expression)>,
         limits: Limits,
+        exceeded: ExceededLimits,
     ) -> Self {
         let stamps = stamps.into_iter().map(|(name, expression)| (name.into(), expression)).collect();
-        Self { topics, mountpoint, stamps, limits }
+        Self { topics, mountpoint, stamps, limits, exceeded: Some(Arc::new(exceeded)) }
     }
 
     /// Whether packets have to be looked at.
@@ -100,6 +104,7 @@ impl PacketPolicy {
             mountpoint: mountpoint.unwrap_or_default().into(),
             stamps: self.stamps.iter().map(stamp).collect::<Result<_, _>>()?,
             limits: self.limits.clone(),
+            exceeded: self.exceeded.clone(),
         })))
     }
 }
@@ -200,11 +205,23 @@ impl PacketRules {
         scratch.as_properties()
     }
 
-    /// Whether a topic name may have so many levels, and is not too long with the mountpoint.
-    pub(crate) fn fits(&self, topic: &str) -> bool {
-        let max_levels = self.limits.max_topic_levels.map_or(usize::MAX, |max| max as usize);
-        self.mountpoint.len() + topic.len() <= MAX_TOPIC_LEN
-            && (max_levels == usize::MAX || topic_levels(topic) <= max_levels)
+    /// Checks the number of levels of a topic name, or of a filter without its share name, and its length with the mountpoint.
+    ///
+    /// # Errors
+    /// The limit that it exceeds.
+    pub(crate) fn check_topic(&self, topic: &str) -> Result<(), Limit> {
+        if self.mountpoint.len() + topic.len() > MAX_TOPIC_LEN {
+            return Err(Limit::TopicLength);
+        }
+        match self.limits.max_topic_levels {
+            Some(max) if topic_levels(topic) > max as usize => Err(Limit::TopicLevels),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts and logs that a client exceeds a limit. `topic`: what is denied; empty if the client is delayed.
+    pub(crate) fn count_exceeded(&self, limit: Limit, topic: &str, client: &SessionInfo) {
+        self.exceeded.iter().for_each(|exceeded| exceeded.count(limit, topic, client));
     }
 
     fn check_will(&self, will: &Will<'_>, info: &SessionInfo) -> Result<(), WillDenied> {
@@ -215,8 +232,11 @@ impl PacketRules {
 
     fn decide_will(&self, will: &Will<'_>, info: &SessionInfo) -> Result<(), WillDenied> {
         let response_topic = will.properties.response_topic();
-        if !self.fits(will.topic) || response_topic.is_some_and(|topic| !self.fits(topic)) {
-            return Err(WillDenied(Denial::TopicName));
+        for topic in std::iter::once(will.topic).chain(response_topic) {
+            if let Err(limit) = self.check_topic(topic) {
+                self.count_exceeded(limit, topic, info);
+                return Err(WillDenied(Denial::TopicName));
+            }
         }
         let Some(topics) = &self.topics else { return Ok(()) };
         let payload_len = will.payload.len();

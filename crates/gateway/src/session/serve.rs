@@ -20,7 +20,7 @@ use crate::outcome::{CloseReason, Outcome, Reject, Trace, note_detail, noted, tr
 use crate::relay::{Ends, SessionCodec, relay};
 use crate::runtime::Listener;
 use crate::sessions::SessionGuard;
-use crate::tls::{Secured, ServerTls};
+use crate::tls::Secured;
 use crate::upstream::Lease;
 
 /// How long the CONNACK for a rejected client may take to write. A client that does not read it is disconnected without.
@@ -104,10 +104,9 @@ async fn establish(
             (None, Some(Reject::QuotaExceeded))
         }
     };
-    let patience = listener.tls.as_ref().map_or(listener.connect_timeout, ServerTls::handshake_timeout);
     // Who exceeds a limit of its own takes no turn of others.
     if over_limit.is_none()
-        && let Err(limit) = listener.rates.wait(arrived.address.ip(), patience).await
+        && let Err(limit) = listener.rates.wait(arrived.address.ip()).await
     {
         note_detail(limit);
         return Err(Reject::QuotaExceeded.into());

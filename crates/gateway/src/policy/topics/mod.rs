@@ -19,9 +19,10 @@ use trie::{NO_RULE, RuleId, Trie};
 use crate::config::tables::{self, Effect, MAX_PATTERN_LEVELS, OnDeny, PolicyMode};
 use crate::config::{Diagnostics, Reported, Setting};
 use crate::expr::{Expression, Template};
-use crate::observe::{Action, Decisions, SessionInfo};
+use crate::observe::{Action, Decisions, Failure, SessionInfo};
 use crate::outcome::{Reject, note_detail};
 use crate::peer::Facts;
+use crate::util::clip::clip;
 
 /// The patterns of one session, in bytes. Patterns can come from tokens and services.
 const MAX_SESSION_PATTERNS: usize = 64 << 10;
@@ -238,28 +239,37 @@ impl ForClient {
     /// The patterns for a client. `None`: the condition is not true.
     ///
     /// # Errors
-    /// Why the condition, or a rule that denies, cannot be evaluated. A rule that allows keeps the patterns that can be.
-    fn patterns(&self, effect: Effect, facts: &Facts<'_>) -> Result<Option<[Vec<String>; 2]>, String> {
+    /// Why the condition, or a rule that denies, cannot be evaluated. A rule that allows keeps the patterns that can be, and
+    /// calls `left_out` with why another one cannot.
+    fn patterns(
+        &self,
+        effect: Effect,
+        facts: &Facts<'_>,
+        left_out: impl Fn(&str),
+    ) -> Result<Option<[Vec<String>; 2]>, String> {
         if let Some(when) = &self.when
             && !when.try_bool(facts)?
         {
             return Ok(None);
         }
         let mut lists = [Vec::new(), Vec::new()];
-        let sources = [(&self.publish, &self.publish_from), (&self.subscribe, &self.subscribe_from)];
-        for (list, (templates, from)) in lists.iter_mut().zip(sources) {
+        let sources = [
+            ("publish_from", &self.publish, &self.publish_from),
+            ("subscribe_from", &self.subscribe, &self.subscribe_from),
+        ];
+        for (list, (key, templates, from)) in lists.iter_mut().zip(sources) {
             for template in templates {
                 match template.evaluate(facts) {
                     Ok(pattern) => list.push(pattern),
                     Err(why) if effect == Effect::Deny => return Err(why),
-                    Err(why) => tracing::debug!(template = template.source(), why, "pattern left out"),
+                    Err(why) => left_out(&format!("pattern `{}`: {why}", template.source())),
                 }
             }
             let Some(from) = from else { continue };
-            match from.try_json(facts).and_then(|value| pattern_list(&value, from)) {
+            match from.try_json(facts).and_then(|value| pattern_list(&value)) {
                 Ok(patterns) => list.extend(patterns),
-                Err(why) if effect == Effect::Deny => return Err(why),
-                Err(why) => tracing::debug!(why, "patterns left out"),
+                Err(why) if effect == Effect::Deny => return Err(format!("{key} `{from}`: {why}")),
+                Err(why) => left_out(&format!("{key} `{from}`: {why}")),
             }
         }
         Ok(Some(lists))
@@ -267,14 +277,33 @@ impl ForClient {
 }
 
 /// The patterns in the value of `publish_from` or `subscribe_from`: all of them, or none.
-fn pattern_list(value: &Json, from: &Expression) -> Result<Vec<String>, String> {
-    let not_valid = || format!("`{from}` is not a list of valid patterns");
-    let pattern = |item: &Json| {
-        let text = item.as_str()?;
-        let filter = TopicFilter::new(text).ok()?;
-        (!filter.is_shared() && topic_levels(text) <= MAX_PATTERN_LEVELS).then(|| text.to_owned())
+///
+/// # Errors
+/// What is wrong with the value.
+fn pattern_list(value: &Json) -> Result<Vec<String>, String> {
+    let list = value.as_array().ok_or_else(|| format!("is {}, not a list", kind_of(value)))?;
+    let pattern = |(number, item): (usize, &Json)| {
+        let text = item.as_str().ok_or_else(|| format!("entry {number} is {}, not a string", kind_of(item)))?;
+        let what = match TopicFilter::new(text) {
+            Err(_) => "is not a topic filter",
+            Ok(filter) if filter.is_shared() => "has a share name",
+            Ok(_) if topic_levels(text) > MAX_PATTERN_LEVELS => "has too many levels",
+            Ok(_) => return Ok(text.to_owned()),
+        };
+        Err(format!("entry {number}, \"{}\", {what}", clip(text)))
     };
-    value.as_array().ok_or_else(not_valid)?.iter().map(|item| pattern(item).ok_or_else(not_valid)).collect()
+    (1..).zip(list).map(pattern).collect()
+}
+
+fn kind_of(value: &Json) -> &'static str {
+    match value {
+        Json::Null => "null",
+        Json::Bool(_) => "a boolean",
+        Json::Number(_) => "a number",
+        Json::String(_) => "a string",
+        Json::Array(_) => "a list",
+        Json::Object(_) => "an object",
+    }
 }
 
 impl Patterns {
@@ -312,12 +341,14 @@ impl TopicRules {
                 note_detail(&format!("rule {} of topic policy `{}`: {why}", id + 1, policy.name));
                 Reject::ExpressionFailed
             };
-            let patterns = match for_client.patterns(rule.effect, facts) {
+            let failed = |why: &str, failure| decisions.log_failure(id + 1, why, failure, facts.mqtt.client_id);
+            let left_out = |why: &str| failed(why, Failure::LeftOut);
+            let patterns = match for_client.patterns(rule.effect, facts, left_out) {
                 Ok(Some(patterns)) => patterns,
                 Ok(None) => continue,
                 Err(why) if policy.mode == PolicyMode::Enforce => return Err(refused(&why)),
                 Err(why) => {
-                    decisions.log_would_reject(id + 1, &why, facts.mqtt.client_id);
+                    failed(&why, Failure::WouldReject);
                     continue;
                 }
             };
@@ -327,7 +358,7 @@ impl TopicRules {
                 if policy.mode == PolicyMode::Enforce {
                     return Err(refused(why));
                 }
-                decisions.log_would_reject(id + 1, why, facts.mqtt.client_id);
+                failed(why, Failure::WouldReject);
                 break;
             }
             let [publish, subscribe] = patterns;
@@ -402,6 +433,9 @@ impl TopicRules {
         let is_shadow = self.is_shadow();
         self.decisions.count(action, decision.rule, decision.result.is_ok(), is_shadow, 1);
         if let Err(denial) = decision.result {
+            if !is_shadow && action != Action::Deliver {
+                client.count_denial();
+            }
             self.decisions.log_denial(action, decision.rule, denial.label(), subject, is_shadow, client);
         }
     }

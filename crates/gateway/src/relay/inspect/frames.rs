@@ -2,17 +2,17 @@
 //! payloads as they arrive, answers between packets. Nothing is collected but heads, and payloads that a schema has to see.
 
 use portcullis_wire::{
-    Ack, Disconnect, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, Sender, head_len,
+    Ack, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, Sender, head_len,
     len_before_properties,
 };
 use tokio::time::Instant;
 
 use super::out::{Out, Piece};
-use super::throttle::Exceeded;
 use super::{
-    Answer, Direction, Ending, Fate, Inspect, MAX_ANSWERS, MAX_HEAD, PROGRESS, Position, WORK, too_large, violation,
+    Answer, Direction, Ending, Fate, Inspect, MAX_ANSWERS, MAX_HEAD, PROGRESS, Position, WORK, rate_exceeded,
+    too_large, violation,
 };
-use crate::outcome::CloseReason;
+use crate::observe::Limit;
 
 impl Inspect {
     /// Finds packets, and decides about them. Returns how many bytes it has taken: all, unless the client is delayed.
@@ -149,9 +149,11 @@ impl Inspect {
         if header.packet_type != PacketType::Publish {
             return Ok(true);
         }
-        self.throttle
-            .take_message(&self.rules.limits, now)
-            .map_err(|Exceeded(rate)| Ending::new(CloseReason::QuotaExceeded, Disconnect::MessageRateTooHigh, rate))
+        let may_take = self.throttle.take_message(&self.rules.limits, now).map_err(rate_exceeded)?;
+        if !may_take {
+            self.rules.count_exceeded(Limit::MessageRate, "", &self.info);
+        }
+        Ok(may_take)
     }
 
     /// Whether the client has to wait for the broker.

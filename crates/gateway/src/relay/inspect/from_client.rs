@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use portcullis_wire::{
     Disconnect, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, PropertiesBuf, PropertyId, Publish,
-    Reasoned, Rule, Sender, Subscribe, TopicFilter, Unsubscribe, Version, encode_with_id, put_filter, topic_levels,
+    Reasoned, Rule, Sender, Subscribe, TopicFilter, Unsubscribe, Version, encode_with_id, put_filter,
 };
 use tokio::time::Instant;
 
@@ -13,7 +13,7 @@ use super::out::{Out, Piece};
 use super::subscriptions::Request;
 use super::{Answer, Direction, Ending, Fate, Inspect, Position, WORK, violation};
 use crate::config::tables::OnDeny;
-use crate::observe::Action;
+use crate::observe::{Action, Limit};
 use crate::outcome::CloseReason;
 use crate::policy::{Decision, Denial, MAX_TOPIC_LEN, Message, TopicRules};
 use crate::util::clip::clip;
@@ -93,7 +93,9 @@ impl Inspect {
         let response_topic = publish.properties.response_topic();
         let message = Message { topic, qos: publish.qos, retain: publish.retain, payload_len, response_topic };
         let mut denial = None;
-        if !self.rules.fits(topic) || response_topic.is_some_and(|topic| !self.rules.fits(topic)) {
+        let exceeded = std::iter::once(topic).chain(response_topic).find_map(|topic| self.rules.check_topic(topic).err());
+        if let Some(limit) = exceeded {
+            self.rules.count_exceeded(limit, topic, &self.info);
             denial = Some(Denial::TopicName);
         } else if let Some(topics) = &self.rules.topics {
             let (mut decision, schema) = topics.publish(&message);
@@ -138,6 +140,7 @@ impl Inspect {
             });
             if !is_written {
                 // The client cannot know what the gateway adds.
+                self.rules.count_exceeded(Limit::PacketSize, topic, &self.info);
                 let topic = clip(topic).into_owned();
                 return self.deny(publish, Denial::PacketSize, &topic, (payload_len, payload), now, out);
             }
@@ -286,10 +289,10 @@ impl Inspect {
         if wanted.is_shared() && wanted.shared().is_none() {
             return Err(Disconnect::TopicFilterInvalid);
         }
-        let max_levels = limits.max_topic_levels.map_or(usize::MAX, |max| max as usize);
-        if self.rules.mountpoint.len() + wanted.as_str().len() > MAX_TOPIC_LEN
-            || topic_levels(filter.as_str()) > max_levels
-        {
+        let is_too_long = self.rules.mountpoint.len() + wanted.as_str().len() > MAX_TOPIC_LEN;
+        let exceeded = if is_too_long { Err(Limit::TopicLength) } else { self.rules.check_topic(filter.as_str()) };
+        if let Err(limit) = exceeded {
+            self.rules.count_exceeded(limit, wanted.as_str(), &self.info);
             return Err(Disconnect::TopicFilterInvalid);
         }
         let mut granted = 2;
@@ -306,6 +309,7 @@ impl Inspect {
         let max_held = limits.max_subscriptions.map_or(usize::MAX, |max| max as usize);
         let has_room = self.subscriptions.len() < max_held && self.subscriptions.has_room_for(wanted.as_str());
         if !has_room && !self.subscriptions.holds(wanted.as_str()) {
+            self.rules.count_exceeded(Limit::Subscriptions, wanted.as_str(), &self.info);
             return Err(Disconnect::QuotaExceeded);
         }
         Ok(granted)

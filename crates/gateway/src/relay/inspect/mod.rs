@@ -38,7 +38,7 @@ use self::throttle::{Exceeded, Throttle};
 use super::codec::{Boundary, Codec, Direction, Ending, Injected};
 use crate::config::tables::Rate;
 use crate::limits::Bucket;
-use crate::observe::{Action, SessionInfo};
+use crate::observe::{Action, Limit, SessionInfo};
 use crate::outcome::CloseReason;
 use crate::policy::{Message, PacketRules};
 use crate::util::clip::clip;
@@ -225,9 +225,10 @@ impl Inspect {
             joined.extend_from_slice(chunk);
             (&joined[..], false)
         };
-        let exceeded =
-            |Exceeded(rate): Exceeded| Ending::new(CloseReason::QuotaExceeded, Disconnect::MessageRateTooHigh, rate);
-        let may = self.throttle.may_take_bytes(&self.rules.limits, input.len(), now).map_err(exceeded)?;
+        let may = self.throttle.may_take_bytes(&self.rules.limits, input.len(), now).map_err(rate_exceeded)?;
+        if may < input.len() {
+            self.rules.count_exceeded(Limit::ByteRate, "", &self.info);
+        }
         let used = self.run(Direction::ToBroker, &input[..may], is_chunk, now, out)?;
         self.throttle.took_bytes(&self.rules.limits, used, now);
         if used < input.len() {
@@ -439,6 +440,10 @@ fn violation(direction: Direction, header: Option<FixedHeader>, error: impl Into
         Error::Unsupported => Disconnect::ProtocolError,
     };
     Ending::new(CloseReason::ProtocolViolation, disconnect, detail)
+}
+
+fn rate_exceeded(Exceeded(rate): Exceeded) -> Ending {
+    Ending::new(CloseReason::QuotaExceeded, Disconnect::MessageRateTooHigh, rate)
 }
 
 fn too_large(header: FixedHeader) -> Ending {

@@ -363,3 +363,90 @@ async fn a_codec_ends_the_session_with_its_reason() {
     drop(pump);
     assert_eq!(rest(&mut client).await, [b"g", NOT_AUTHORIZED].concat());
 }
+
+/// Passes bytes, but `T` sets an alarm; when it rings, the broker gets a `w`. No rules can be applied to it.
+#[derive(Default)]
+struct Timed {
+    alarm: Option<Instant>,
+    has_rung: bool,
+}
+
+impl Codec for Timed {
+    fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
+        if std::mem::take(&mut self.has_rung) {
+            assert_eq!(direction, Direction::ToBroker);
+            injected.forward.push(b'w');
+        }
+        if chunk == b"T" {
+            self.alarm = Some(Instant::now() + Duration::from_secs(1));
+            return Ok(b"");
+        }
+        Ok(chunk)
+    }
+
+    fn disconnected(&self) -> Option<Direction> {
+        None
+    }
+
+    fn set_rules(&mut self, _: Arc<PacketRules>) -> Result<(), Ending> {
+        Err(Ending { discards_will: true, ..CloseReason::SessionPolicyChanged.into() })
+    }
+
+    fn boundary(&self, chunk: &[u8]) -> Boundary {
+        Boundary::At(chunk.len())
+    }
+
+    fn may_read(&self, direction: Direction) -> bool {
+        direction == Direction::ToClient || self.alarm.is_none()
+    }
+
+    fn has_work(&self, direction: Direction) -> bool {
+        direction == Direction::ToBroker && self.has_rung
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.alarm
+    }
+
+    fn wake(&mut self, now: Instant, _: bool) -> Result<(), Ending> {
+        self.has_rung |= self.alarm.take_if(|at| *at <= now).is_some();
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_codec_is_woken_and_then_has_something_to_do() {
+    for direction in [Direction::ToBroker, Direction::ToClient] {
+        let (mut pump, mut client, mut broker) = session(Timed::default(), CONNACK);
+        let script = async {
+            expect(&mut client, CONNACK).await;
+            let begin = Instant::now();
+            // Whichever direction sets the alarm.
+            match direction {
+                Direction::ToBroker => client.write_all(b"T").await.unwrap(),
+                Direction::ToClient => broker.write_all(b"T").await.unwrap(),
+            }
+            expect(&mut broker, b"w").await;
+            assert_eq!(begin.elapsed().as_secs(), 1);
+            client.write_all(b"a").await.unwrap();
+            expect(&mut broker, b"a").await;
+        };
+        during(&mut pump, script).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_cannot_be_applied_end_the_session_and_discard_the_will() {
+    for is_begun in [false, true] {
+        let (mut pump, mut client, mut broker) = session(Timed::default(), CONNACK);
+        if is_begun {
+            during(&mut pump, expect(&mut client, CONNACK)).await;
+        }
+        pump.set_rules(Arc::default());
+        assert_eq!(run(&mut pump).await, CloseReason::SessionPolicyChanged);
+        drop(pump);
+        // Nothing that the broker has sent is decided on by rules of before, and no DISCONNECT precedes CONNACK.
+        assert_eq!(rest(&mut client).await, if is_begun { NOT_AUTHORIZED } else { b"" });
+        assert_eq!(rest(&mut broker).await, b"\xe0\x00");
+    }
+}
