@@ -178,7 +178,11 @@ impl Diagnostics {
     fn push(&mut self, severity: Severity, location: Option<Location>, mut complaint: Complaint) {
         complaint.message = self.redact(without_os_code(complaint.message), location.as_ref());
         complaint.hint = complaint.hint.map(|hint| self.redact(hint, location.as_ref()));
-        self.list.push(Diagnostic { severity, complaint, span: location.map(|location| location.0) });
+        let span = location.map(|location| location.0);
+        // A key that is there in each of several tables is reported for each of them, at one place.
+        if !self.list.iter().any(|known| known.span == span && known.complaint == complaint) {
+            self.list.push(Diagnostic { severity, complaint, span });
+        }
     }
 
     /// Masks each word of a message that shows an inserted value, or that contains one, such as a path. At the location of

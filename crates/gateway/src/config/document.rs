@@ -84,8 +84,8 @@ impl Document {
         if !errors.is_empty() {
             return (M::default(), document);
         }
-        let mut substitution = Substitution { directory: &document.directory, diagnostics: &mut document.diagnostics };
-        tree.get_mut().iter_mut().for_each(|(key, value)| substitution.walk(key.get_ref(), value));
+        let Self { directory, diagnostics, unread } = &mut document;
+        Substitution { directory, diagnostics, unread }.walk_table(tree.get_mut());
         let model = document.deserialize(tree, &schema);
         (model, document)
     }
@@ -225,26 +225,43 @@ const SOURCES: &[&str] = &["ENV:", "FILE:"];
 struct Substitution<'a> {
     directory: &'a Path,
     diagnostics: &'a mut Diagnostics,
+    unread: &'a mut Vec<Unread>,
 }
 
 impl Substitution<'_> {
-    fn walk(&mut self, key: &str, value: &mut Spanned<DeValue<'_>>) {
+    /// Removes the entries whose substitution failed: what is wrong with the text as it stands is not what is wrong.
+    fn walk_table(&mut self, table: &mut DeTable<'_>) {
+        let mut failed = Vec::new();
+        for (key, value) in table.iter_mut() {
+            if self.walk(key.get_ref(), value).is_err() {
+                failed.push(key.clone());
+            }
+        }
+        for key in failed {
+            self.unread.push(Unread { key: key.get_ref().to_string(), at: key.span() });
+            table.remove(&key);
+        }
+    }
+
+    fn walk(&mut self, key: &str, value: &mut Spanned<DeValue<'_>>) -> Result<(), Reported> {
         let span = value.span();
         match value.get_mut() {
-            DeValue::Table(table) => table.iter_mut().for_each(|(key, value)| self.walk(key.get_ref(), value)),
-            DeValue::Array(items) => items.iter_mut().for_each(|value| self.walk(key, value)),
+            DeValue::Table(table) => self.walk_table(table),
+            DeValue::Array(items) => {
+                let walked: Vec<_> = items.iter_mut().map(|value| self.walk(key, value)).collect();
+                return walked.into_iter().collect();
+            }
             DeValue::String(text) if text.contains("${") => match self.expand(key, &span, text) {
                 Ok(Some(expanded)) => {
                     self.diagnostics.substituted(Location(span), &expanded);
                     *text = Cow::Owned(expanded);
                 }
                 Ok(None) => {}
-                Err(message) => {
-                    self.diagnostics.error(&Location(span), message);
-                }
+                Err(message) => return Err(self.diagnostics.error(&Location(span), message)),
             },
             _ => {}
         }
+        Ok(())
     }
 
     /// In the values of some keys, `${...}` is an expression unless it names a source.
@@ -252,7 +269,8 @@ impl Substitution<'_> {
     /// Returns `None` if there is nothing to insert.
     fn expand(&mut self, key: &str, span: &Range<usize>, text: &str) -> Result<Option<String>, Complaint> {
         let mut is_substituted = false;
-        let is_template = TEMPLATES.contains(&key);
+        // Also if it is misspelt.
+        let is_template = suggest(key, TEMPLATES.iter().copied()).is_some() || TEMPLATES.contains(&key);
         let (mut out, mut rest) = (String::new(), text);
         while let Some((before, reference)) = rest.split_once("${") {
             out.push_str(before);

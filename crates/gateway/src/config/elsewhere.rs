@@ -136,6 +136,10 @@ const KEYS: &[Row] = &[
     ("keepalive_multiplier", "nothing: it is one and a half"),
     ("max_topic_alias", "nothing: 128 at most"),
     ("acl", "[[topic_policy]], which `topics` of [[listener]] names"),
+    ("action", "`effect`, `publish` and `subscribe` of [[topic_policy.rule]]"),
+    ("permission", "`effect` of [[topic_policy.rule]]"),
+    ("dry_run", "`mode = \"shadow\"` of [[topic_policy]]"),
+    ("default_action", "`no_match` of [[topic_policy]]"),
     ("acceptors", "nothing: `worker_threads` of [runtime] sets the number of threads"),
     ("enable_authn", "`authenticate` of [[listener]]"),
     ("mountpoint", "`mountpoint` of [[listener]]"),
@@ -224,6 +228,23 @@ const BY_TABLE: &[(&str, &[Row])] = &[
     ),
     // [[upstream]]
     ("balance", &[("ssl", "[upstream.tls]"), ("server", "`servers`")]),
+    // [[topic_policy.rule]]
+    (
+        "publish_from",
+        &[
+            ("topics", "`publish` and `subscribe`"),
+            ("topic", "`publish` and `subscribe`"),
+            ("filter", "`subscribe`"),
+            ("pub", "`publish`"),
+            ("sub", "`subscribe`"),
+            ("allow", "`effect = \"allow\"`, which is the default"),
+            ("deny", "`effect = \"deny\"`"),
+            ("qos", "`max_qos`"),
+            ("access", "`effect`, `publish` and `subscribe`"),
+        ],
+    ),
+    // [[topic_policy]]
+    ("no_match", &[("shadow", "`mode = \"shadow\"`"), ("default", "`no_match`"), ("rules", "[[topic_policy.rule]]")]),
     // [[authenticator]]
     (
         "kind",
@@ -241,18 +262,19 @@ const BY_TABLE: &[(&str, &[Row])] = &[
     ),
 ];
 
-/// What to write in place of a key that is another product's, also if it is misspelt. `known`: the keys of the table.
-pub(super) fn instead_of(key: &str, known: &[&str]) -> Option<String> {
+/// What to write in place of a key that is another product's. `known`: the keys of the table; `may_be_misspelt`: whether a
+/// similar key will do.
+pub(super) fn instead_of(key: &str, known: &[&str], may_be_misspelt: bool) -> Option<String> {
     let key = key.to_ascii_lowercase().replace('-', "_");
     let of_table = BY_TABLE.iter().filter(|(mark, _)| known.contains(mark)).flat_map(|(_, rows)| rows.iter());
     let exact = of_table.chain(KEYS).find(|(name, _)| *name == key);
     // With the same beginning: a key that is merely similar means something else.
     let is_typo =
         |name: &str| name.len() >= 8 && name.get(..4) == key.get(..4) && strsim::osa_distance(name, &key) <= 2;
-    let (_, ours) = exact.or_else(|| KEYS.iter().find(|(name, _)| is_typo(name)))?;
+    let (_, ours) = exact.or_else(|| KEYS.iter().find(|(name, _)| may_be_misspelt && is_typo(name)))?;
     Some(match ours.strip_prefix("nothing") {
         Some(rest) => format!("it has no counterpart here{rest}"),
-        None => format!("here it is {ours}"),
+        None => format!("use {ours}"),
     })
 }
 
@@ -267,26 +289,26 @@ mod tests {
         const BROKER_TLS: &[&str] = &["ca", "certificate", "private_key", "server_name"];
         const SERVER: &[&str] = &["address", "weight", "backup"];
         for (known, key, ours) in [
-            (LISTENER, "ssl_client_certificate", "here it is `client_ca` of [listener.tls]"),
-            (LISTENER, "ssl_verify_clienet", "here it is `client_auth = \"required\"`"),
-            (LISTENER, "cacertfile", "here it is `client_ca`"),
+            (LISTENER, "ssl_client_certificate", "use `client_ca` of [listener.tls]"),
+            (LISTENER, "ssl_verify_clienet", "use `client_auth = \"required\"`"),
+            (LISTENER, "cacertfile", "use `client_ca`"),
             (LISTENER, "send-proxy", "it has no counterpart here yet: the PROXY protocol"),
-            (LISTENER, "LISTEN", "here it is `bind"),
+            (LISTENER, "LISTEN", "use `bind"),
             (LISTENER, "mode", "it has no counterpart here: every listener speaks MQTT"),
             (LISTENER, "enable", "it has no counterpart here: a table that is there is in use"),
             (LISTENER, "pid_file", "it has no counterpart here: the process stays"),
-            (LISTENER, "ssl_password_file", "here it is `private_key_passphrase`"),
-            (CONNECT, "clientid", "here it is `client_id`"),
-            (BROKER_TLS, "cafile", "here it is `ca`"),
+            (LISTENER, "ssl_password_file", "use `private_key_passphrase`"),
+            (CONNECT, "clientid", "use `client_id`"),
+            (BROKER_TLS, "cafile", "use `ca`"),
             (BROKER_TLS, "verify", "it has no counterpart here: brokers are always verified"),
-            (SERVER, "max_conns", "here it is `max_connections` of a server"),
-            (SERVER, "port", "here it is a part of `address`"),
+            (SERVER, "max_conns", "use `max_connections` of a server"),
+            (SERVER, "port", "use a part of `address`"),
         ] {
-            let hint = instead_of(key, known);
+            let hint = instead_of(key, known, true);
             assert!(hint.as_ref().is_some_and(|hint| hint.starts_with(ours)), "{key}: {hint:?}");
         }
         for other in ["completely_other", "worker_rlimit"] {
-            assert_eq!(instead_of(other, LISTENER), None, "{other}");
+            assert_eq!(instead_of(other, LISTENER, true), None, "{other}");
         }
     }
 }

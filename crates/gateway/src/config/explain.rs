@@ -10,6 +10,9 @@ use super::diagnostics::Complaint;
 use super::elsewhere::instead_of;
 use crate::util::suggest::suggest;
 
+/// In an error of a value's own type: what separates the message from its hint.
+pub(super) const HINT: &str = "\nhint: ";
+
 /// Rewrites serde's error in the words of the configuration file.
 pub(super) fn explain(error: &toml::de::Error, schema: &Json) -> Complaint {
     let message = error.message();
@@ -19,7 +22,12 @@ pub(super) fn explain(error: &toml::de::Error, schema: &Json) -> Complaint {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let known: Vec<&str> = quoted.clone().skip(1).collect();
     let kind = ["unknown field", "unknown variant"].into_iter().find(|kind| message.starts_with(kind));
-    let (Some(kind), Some(found)) = (kind, quoted.next()) else { return Complaint::new(message) };
+    let (Some(kind), Some(found)) = (kind, quoted.next()) else {
+        return match message.split_once(HINT) {
+            Some((message, hint)) => Complaint::new(message).hint(hint),
+            None => Complaint::new(message),
+        };
+    };
     let what = if kind == "unknown field" { "unknown key" } else { "unknown value" };
     let complaint = Complaint::new(format!("{what} `{found}`"));
     // A similar value may mean something else: `1.3` is no better `1.1`.
@@ -30,7 +38,7 @@ pub(super) fn explain(error: &toml::de::Error, schema: &Json) -> Complaint {
     let same_word = known.iter().find(|known| is_key && letters(known) == letters(found));
     if let Some(key) = same_word {
         complaint.hint(format!("did you mean `{key}`?"))
-    } else if let Some(ours) = Some(found).filter(|_| is_key).and_then(|found| instead_of(found, &known)) {
+    } else if let Some(ours) = instead_of(found, &known, elsewhere.is_empty()).filter(|_| is_key) {
         complaint.hint(ours)
     } else if !elsewhere.is_empty() {
         complaint.hint(format!("it belongs to {}", elsewhere.join(" or ")))
@@ -142,6 +150,7 @@ fn explain_type(message: &str) -> Option<Complaint> {
         "a nonzero u32" if found.trim_start_matches("the number ").parse::<u64>().is_ok_and(|it| it > 0) => {
             ("a number of 4294967295 at most", "write a smaller number")
         }
+        "a nonzero u32" if found == "the number 0" => ("a number greater than 0", "for no limit, leave the key out"),
         "a nonzero u32" => ("a number greater than 0", "write a whole number without quotes"),
         other if other.starts_with("struct ") => {
             ("a table", "write it as { key = \"value\" }, or under a header of its own")

@@ -19,7 +19,7 @@ pub(super) fn explain_syntax(message: &str, source: &str, span: &Range<usize>) -
     if message.starts_with("key with no value") {
         let word = line.split_whitespace().next().unwrap_or_default();
         let complaint = Complaint::new(format!("`{}` has no value", word.escape_debug()));
-        return complaint.hint(instead_of(word, &[]).unwrap_or_else(|| "a line is `key = value`".to_owned()));
+        return complaint.hint(instead_of(word, &[], true).unwrap_or_else(|| "a line is `key = value`".to_owned()));
     }
     if line.contains("[\"") && line.matches('"').count() > 2 && message.starts_with("missing") {
         let complaint = Complaint::new("the string ends at its second quote");
@@ -53,7 +53,7 @@ mod tests {
             ("bind = 127.0.0.1:8883\n", "a string needs quotes", "bind = \"127.0.0.1:8883\""),
             ("bind = 0.0.0.0:8883\n", "a string needs quotes", "bind = \"0.0.0.0:8883\""),
             ("stream {\n  listen 8883;\n}\n", "this is not TOML", "docs/migrate"),
-            ("cafile /etc/ca.pem\n", "`cafile` has no value", "here it is `client_ca`"),
+            ("cafile /etc/ca.pem\n", "`cafile` has no value", "use `client_ca`"),
             ("nonsense here\n", "`nonsense` has no value", "a line is `key = value`"),
             (
                 "require = [\"mqtt.client_id == \"x\"\"]\n",

@@ -67,6 +67,34 @@ impl Expression {
     }
 }
 
+impl Expression {
+    /// Whether every value contains one of these characters, because the expression adds text that does.
+    pub(crate) fn always_contains(&self, characters: &[char]) -> bool {
+        let mut parts = Vec::new();
+        flatten(&self.source, &mut parts);
+        parts.iter().any(|part| literal_of(part).is_some_and(|text| text.contains(characters)))
+    }
+
+    /// A fact that clients may lack, and that the expression uses without testing it with `has()`.
+    pub(crate) fn untested(&self) -> Option<&'static str> {
+        let mut tested = Vec::new();
+        collect_tested(&self.source, &mut tested);
+        let optional = self.names.facts.iter().map(|fact| &FACTS[*fact]).filter(|fact| fact.optional);
+        optional.map(|fact| fact.path).find(|path| !tested.iter().any(|tested| tested == path))
+    }
+}
+
+/// The paths that an expression tests with `has()`.
+fn collect_tested(node: &IdedExpr, tested: &mut Vec<String>) {
+    match &node.expr {
+        Expr::Select(select) if select.test => {
+            tested.extend(path(&select.operand).map(|path| path + "." + &select.field));
+        }
+        Expr::Call(call) => operands(call).for_each(|operand| collect_tested(operand, tested)),
+        _ => {}
+    }
+}
+
 /// Functions whose value contains text of their operands.
 const TRANSPARENT: &[&str] =
     &[operators::ADD, "lowerAscii", "upperAscii", "replace", "split", "join", "string", "substring", "trim"];

@@ -284,6 +284,9 @@ impl<'a> Checker<'a> {
         let known = || ROOTS.iter().map(|root| root.name);
         self.error(node, format!("unknown name `{name}`")).hint = Some(match suggest(name, known()) {
             Some(suggestion) => format!("did you mean `{suggestion}`?"),
+            None if fact_named(name).is_some() => {
+                format!("did you mean `{}`?", fact_named(name).unwrap_or_default())
+            }
             None if name == self.source.trim() => format!("a constant text has quotes of its own: '\"{name}\"'"),
             None => format!("available: {}", known().collect::<Vec<_>>().join(", ")),
         });
@@ -395,6 +398,18 @@ impl<'a> Checker<'a> {
         }
         *yields
     }
+}
+
+/// The fact that EMQX, mosquitto or VerneMQ call by this name in patterns.
+fn fact_named(name: &str) -> Option<&'static str> {
+    Some(match name.to_ascii_lowercase().replace(['_', '-'], "").as_str() {
+        "clientid" | "client" => "mqtt.client_id",
+        "username" | "user" => "mqtt.username",
+        "cn" | "commonname" | "certcommonname" => "cert.subject.cn",
+        "dn" | "certsubject" => "cert.subject.dn",
+        "sub" => "jwt.sub",
+        _ => return None,
+    })
 }
 
 fn cel_regex_check(pattern: &str) -> Result<(), String> {

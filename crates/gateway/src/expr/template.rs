@@ -78,6 +78,21 @@ impl Template {
         self.parts.iter().map(text).collect()
     }
 
+    /// The text with `value` for each topic level that contains an expression.
+    pub fn with_each_level(&self, value: &str) -> String {
+        const MARK: &str = "\u{1}";
+        let marked = self.with_each(MARK);
+        let levels = marked.split('/').map(|level| if level.contains(MARK) { value } else { level });
+        levels.collect::<Vec<_>>().join("/")
+    }
+
+    /// Whether a topic level contains two expressions. With text between them or without, it can be read in two ways: `a-b`
+    /// and `c` give the same level as `a` and `b-c`.
+    pub fn has_ambiguous_level(&self) -> bool {
+        const MARK: &str = "\u{1}";
+        self.with_each(MARK).split('/').any(|level| level.matches(MARK).count() > 1)
+    }
+
     /// The expressions.
     pub fn expressions(&self) -> impl Iterator<Item = &Expression> {
         self.parts.iter().filter_map(|part| match part {
@@ -178,6 +193,22 @@ mod tests {
             assert!(evaluate("a/${mqtt.client_id}/b", client_id).is_err(), "{client_id:?}");
         }
         assert!(evaluate("a/${mqtt.username}", "x").is_err(), "a fact that is missing");
+    }
+
+    #[test]
+    fn two_expressions_in_one_level_are_ambiguous() {
+        for (template, is_ambiguous) in [
+            ("a/b", false),
+            ("${mqtt.client_id}/${conn.listener}", false),
+            ("x-${mqtt.client_id}/a", false),
+            ("${mqtt.client_id}${conn.listener}/a", true),
+            ("a/${mqtt.client_id}-${conn.listener}", true),
+        ] {
+            let template = Template::compile(template).unwrap();
+            assert_eq!(template.has_ambiguous_level(), is_ambiguous, "{}", template.source());
+        }
+        let levels = |template: &str| Template::compile(template).unwrap().with_each_level("+");
+        assert_eq!(levels("a/dev-${mqtt.client_id}/${'/' + mqtt.client_id}/#"), "a/+/+/#");
     }
 
     #[test]

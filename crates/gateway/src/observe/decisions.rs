@@ -63,7 +63,6 @@ pub struct Decisions {
 /// The lines about all clients in a second; one client has one.
 const LINES: u64 = 10;
 
-
 impl Decisions {
     pub(super) fn new(family: Family<ByDecision, Counter>, listener: &str, policy: &str, rules: usize) -> Self {
         let counters = (0..=rules).flat_map(|_| 0..Action::ALL.len() * VERDICTS.len()).map(|_| OnceLock::new());

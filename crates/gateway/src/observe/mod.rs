@@ -12,8 +12,8 @@ mod rate_limit;
 mod record;
 
 pub use access_log::{AccessLog, Format};
-pub use decisions::{Action, Decisions};
 pub(crate) use decisions::Failure;
+pub use decisions::{Action, Decisions};
 pub use exceeded::{ExceededLimits, Limit};
 pub use info::{ConnectInfo, IdentityInfo, SessionInfo, ShownIdentity, TlsInfo, UpstreamInfo};
 pub use line_queue::{LineQueue, LostLines};

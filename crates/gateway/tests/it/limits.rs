@@ -105,6 +105,34 @@ async fn a_session_ends_after_its_lifetime() {
 }
 
 #[tokio::test]
+async fn a_lifetime_that_is_set_or_removed_reaches_live_sessions() {
+    let (gateway, broker) = start("", "").await;
+    let (mut client, mut connection) = session(&gateway, &broker, 5, &connack(5)).await;
+    let first = TestGateway::LISTENER.replace("protocol = \"tls\"", "protocol = \"tcp\"");
+    let limited = |lifetime: &str| {
+        format!("{first}[listener.limits]\nmax_session_lifetime = \"{lifetime}\"\n{}", broker.upstream())
+    };
+    advance(Duration::from_secs(1800));
+    // The time since it connected counts.
+    for (configuration, is_over) in
+        [(limited("20m"), true), (limited("1h"), false), (format!("{first}{}", broker.upstream()), false)]
+            .into_iter()
+            .rev()
+    {
+        gateway.write(&configuration);
+        gateway.gateway.reload().await.unwrap();
+        gateway.gateway.run_maintenance().await;
+        if is_over {
+            assert_eq!(client.read_to_end().await, b"\xe0\x02\xa0\x00");
+        } else {
+            client.write(b"\xc0\x00").await;
+            connection.expect(b"\xc0\x00").await;
+        }
+    }
+    assert_eq!(gateway.outcome().await, "200 session_lifetime");
+}
+
+#[tokio::test]
 async fn a_silent_client_is_disconnected_and_an_active_one_is_not() {
     let (gateway, broker) = start("", "[listener.limits]\nmax_keep_alive = \"20s\"\n").await;
     let told = b"\x20\x06\x00\x00\x03\x13\x00\x14";

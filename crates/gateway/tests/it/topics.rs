@@ -274,6 +274,65 @@ async fn a_session_that_was_not_inspected_ends_when_it_has_to_be() {
 }
 
 #[tokio::test]
+async fn a_will_that_is_no_longer_allowed_is_discarded() {
+    let (gateway, broker) = start("topics = \"p\"", POLICY).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    let connect = with_will(5, 0, "up/dev-1/a", b"x", b"");
+    client.write(&connect).await;
+    let mut connection = broker.accept().await;
+    connection.expect(&connect).await;
+    connection.write(&connack(5)).await;
+    client.expect(&connack(5)).await;
+    gateway.write(&configuration("topics = \"p\"", &POLICY.replace("up/", "other/"), &broker));
+    gateway.gateway.reload().await.unwrap();
+    assert_eq!(client.read_to_end().await, b"\xe0\x02\x87\x00");
+    assert_eq!(connection.read_to_end().await, b"\xe0\x00", "the broker would publish it otherwise");
+    assert_eq!(gateway.outcome().await, "403 session_policy_changed");
+}
+
+#[tokio::test]
+async fn rules_that_are_added_reach_sessions_that_were_only_limited() {
+    let (gateway, broker) = start("", "[listener.limits]\nmax_topic_levels = 3\n").await;
+    let (mut client, mut connection) = session(&gateway, &broker, 5).await;
+    let shadow = POLICY.replace("name = \"p\"", "name = \"p\"\nmode = \"shadow\"");
+    let stamps = "[listener.limits]\nmax_topic_levels = 3\n[listener.publish]\nuser_properties = { by = '\"g\"' }\n";
+    gateway.write(&configuration("topics = \"p\"", &format!("{stamps}{shadow}"), &broker));
+    gateway.gateway.reload().await.unwrap();
+    client.write(&publish(5, 0, "other", None, b"", b"x")).await;
+    let by = [&[0x26][..], &field(b"by"), &field(b"g")].concat();
+    connection.expect(&publish(5, 0, "other", None, &by, b"x")).await;
+    client.write(&publish(5, 2, "a/b/c/d", Some(1), b"", b"x")).await;
+    client.expect(b"\x40\x03\x00\x01\x90").await;
+    let text = metrics(&gateway).await;
+    for line in [
+        "portcullis_topic_decisions_total{listener=\"devices\",policy=\"p\",rule=\"no_match\",action=\"publish\",verdict=\"shadow_denied\"} 1",
+        "portcullis_limits_exceeded_total{listener=\"devices\",limit=\"max_topic_levels\"} 1",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn sessions_of_a_listener_that_was_renamed_follow_its_rules() {
+    let (gateway, broker) = start("topics = \"p\"", POLICY).await;
+    let (mut client, mut connection) = session(&gateway, &broker, 5).await;
+    // Another listener would admit the client, too, without any rules.
+    let other = TestGateway::LISTENER.replace("protocol = \"tls\"", "protocol = \"tcp\"").replace("devices", "open");
+    let renamed =
+        configuration("topics = \"p\"", &POLICY.replace("up/", "new/"), &broker).replace("devices", "renamed");
+    gateway.write(&format!("{other}{renamed}"));
+    gateway.gateway.reload().await.unwrap();
+    let allowed = publish(5, 0, "new/dev-1/a", None, b"", b"");
+    client.write(&[&publish(5, 2, "up/dev-1/a", Some(1), b"", b"")[..], &allowed].concat()).await;
+    client.expect(b"\x40\x03\x00\x01\x87").await;
+    connection.expect(&allowed).await;
+    // Nothing is left that could admit it with another topic space.
+    gateway.write(&configuration("mountpoint = 'm/'", "", &broker).replace("devices", "again"));
+    gateway.gateway.reload().await.unwrap();
+    assert_eq!(client.read_to_end().await, b"\xe0\x02\x87\x00");
+}
+
+#[tokio::test]
 async fn packets_behind_connect_are_judged_and_answered_behind_connack() {
     let (gateway, broker) = start("topics = \"p\"", POLICY).await;
     let mut client = Client::tcp(gateway.address()).await;

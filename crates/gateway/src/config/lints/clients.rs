@@ -278,6 +278,26 @@ pub(super) fn lacked_by_all(expression: &Expression, listener: &Listener, settin
     lacked.all(|other| other.is_some()).then_some(first)
 }
 
+/// A name in the expression that authenticated clients of the listener choose, and did not prove. The client ID, for which
+/// there is a warning of its own, is none.
+pub(super) fn proves_nothing_of(
+    expression: &Expression,
+    listener: &Listener,
+    settings: &Settings,
+) -> Option<&'static str> {
+    let admitted = kinds_of(listener, settings).into_iter().filter(|clients| clients.rejected_by().is_none());
+    let chosen = |clients: Clients<'_>| {
+        let bound = clients.bound();
+        // What rules see is the replacement.
+        let is_replaced =
+            |username: &Setting<Expression>| clients.with(&bound, |client| username.value.chosen(client).is_none());
+        let is_proved = listener.connect.username.as_ref().is_some_and(is_replaced);
+        let chosen = clients.with(&bound, |client| expression.chosen(client))?;
+        (chosen == USERNAME && !is_proved && clients.is_authenticated()).then_some(chosen)
+    };
+    admitted.into_iter().find_map(chosen)
+}
+
 /// Reports conditions of `require` that no client fulfils together.
 fn report_contradictions(listener: &Listener, diagnostics: &mut Diagnostics) -> Result<(), Reported> {
     for (index, one) in listener.require.iter().enumerate() {

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod clients;
+mod rules;
 mod topics;
 
 use super::diagnostics::{Complaint, Diagnostics};
@@ -14,15 +15,16 @@ pub(super) fn run(settings: &Settings, diagnostics: &mut Diagnostics) {
         warn_of_unused_authenticator(authenticator, settings, diagnostics);
     }
     warn_of_unused_identity(settings, diagnostics);
+    // What was rejected would seem to be missing.
+    if diagnostics.has_errors() {
+        return;
+    }
     for policy in &settings.topic_policies {
         if !settings.listeners.iter().any(|listener| listener.topics.as_ref() == Some(&policy.name)) {
             let complaint = Complaint::new("no listener uses this topic policy");
             diagnostics.warning(&policy.table, complaint.hint(format!("topics = \"{}\" in [[listener]]", policy.name)));
         }
-    }
-    // What was rejected would seem to be missing.
-    if diagnostics.has_errors() {
-        return;
+        rules::run(policy, diagnostics);
     }
     for listener in &settings.listeners {
         addresses::run(listener, diagnostics);

@@ -10,6 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 
 use super::super::diagnostics::Complaint;
 use super::super::document::Document;
+use super::super::explain::HINT;
 use super::super::values::{ByteSize, Setting, Timeout};
 
 /// MQTT counts keep-alive intervals in seconds, in 16 bits [MQTT-3.1.2.10].
@@ -36,8 +37,8 @@ pub(super) struct LimitsTable {
     /// Bytes of one client: `"1MiB/s"`, or `{ rate = "1MiB/s", burst = "4MiB" }`.
     byte_rate: Option<Setting<ByteRate>>,
     /// What happens over `message_rate` and `byte_rate`: `delay` (the gateway reads from the client no faster) or
-    /// `disconnect` (DISCONNECT 0x96).
-    on_exceed: OnExceed,
+    /// `disconnect` (DISCONNECT 0x96). Default: `delay`.
+    on_exceed: Option<Setting<OnExceed>>,
     /// Largest packet that clients may send, in bytes, fixed header included; MQTT 5 clients are told. Larger ones end the
     /// session with DISCONNECT 0x95.
     max_packet_size: Option<Setting<ByteSize>>,
@@ -135,13 +136,22 @@ pub(super) fn validate(table: &LimitsTable, document: &mut Document) -> Limits {
         ("max_session_expiry", &table.max_session_expiry, Duration::from_secs(u64::from(u32::MAX) - 1)),
     ] {
         let Some(period) = period else { continue };
-        if period.value.0 < Duration::from_secs(1) {
+        if period.value.0.subsec_nanos() > 0 || period.value.0.is_zero() {
             document
-                .error(period, Complaint::new(format!("`{key}` must be at least \"1s\": MQTT counts whole seconds")));
+                .error(period, Complaint::new(format!("`{key}` must be whole seconds, at least \"1s\", as in MQTT")));
         } else if period.value.0 > max {
             let longest = humantime::format_duration(max);
-            document.error(period, Complaint::new(format!("`{key}` must be at most \"{longest}\"")));
+            let complaint = Complaint::new(format!("`{key}` must be at most \"{longest}\", the longest of MQTT"));
+            document.error(period, complaint.hint("without a limit, leave the key out"));
         }
+    }
+    if let Some(on_exceed) = &table.on_exceed
+        && table.message_rate.is_none()
+        && table.byte_rate.is_none()
+        && !["message_rate", "byte_rate"].iter().any(|key| document.is_unread(key, on_exceed))
+    {
+        let message = "`on_exceed` has no effect without `message_rate` or `byte_rate`";
+        document.warning(on_exceed, Complaint::new(message).hint("message_rate = \"100/s\""));
     }
     let seconds = |period: &Option<Setting<Timeout>>| period.as_ref().map(|period| period.value.0.as_secs());
     let count = |rate: &Option<Setting<CountRate>>| rate.as_ref().map(|rate| rate.value.0);
@@ -151,7 +161,7 @@ pub(super) fn validate(table: &LimitsTable, document: &mut Document) -> Limits {
         connect_rate_per_address: count(&table.connect_rate_per_address),
         message_rate: count(&table.message_rate),
         byte_rate: table.byte_rate.as_ref().map(|rate| rate.value.0),
-        on_exceed: table.on_exceed,
+        on_exceed: table.on_exceed.as_ref().map(|it| it.value).unwrap_or_default(),
         max_packet_size: table.max_packet_size.as_ref().map(|size| u32::try_from(size.value.0).unwrap_or(u32::MAX)),
         max_subscriptions: table.max_subscriptions.map(NonZeroU32::get),
         max_topic_levels: table.max_topic_levels.map(NonZeroU32::get),
@@ -193,9 +203,10 @@ fn parse(value: toml::Value, amount: Amount, example: &str) -> Result<Rate, Stri
             };
             (text, Some(burst.filter(|burst| *burst > 0).ok_or("`burst` must be a number greater than 0")?))
         }
-        _ => return Err(format!("expected a rate like \"{example}\"")),
+        _ => return Err(format!("expected a rate{HINT}write \"{example}\"")),
     };
-    let not_a_rate = || format!("`{text}` is not a rate like \"{example}\", \"10/m\" or \"100/h\"");
+    let not_a_rate =
+        || format!("`{text}` is not a rate{HINT}write \"{example}\"; `/s`, `/m` and `/h`: per second, minute and hour");
     let (number, unit) = text.split_once('/').ok_or_else(not_a_rate)?;
     let per = match unit.trim() {
         "s" => 1,
@@ -205,7 +216,7 @@ fn parse(value: toml::Value, amount: Amount, example: &str) -> Result<Rate, Stri
     };
     let number = amount(number.trim()).ok_or_else(not_a_rate)?;
     if number == 0 {
-        return Err("must be greater than 0".to_owned());
+        return Err(format!("`{text}`: a rate is greater than 0{HINT}for no limit, leave the key out"));
     }
     Ok(Rate { amount: number, per: Duration::from_secs(per), burst: burst.unwrap_or((number / per).max(1)) })
 }

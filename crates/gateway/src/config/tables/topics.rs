@@ -167,6 +167,8 @@ pub struct TopicPolicy {
 /// A rule, validated.
 #[derive(Debug)]
 pub struct TopicRule {
+    /// Location of the table.
+    pub(crate) table: Location,
     /// What it does.
     pub effect: Effect,
     /// `None`: it always applies.
@@ -234,6 +236,7 @@ fn validate_rule(table: &Setting<TopicRuleTable>, document: &mut Document) -> To
         compile(source.as_ref(), wanted, document).ok().flatten()
     };
     TopicRule {
+        table: table.location.clone().unwrap_or_default(),
         effect: table.effect,
         when: expression(&table.when, Wanted::Bool, document),
         publish: patterns(&table.publish, document),
@@ -314,6 +317,9 @@ pub(super) fn validate_mountpoint(
         Complaint::new("a mountpoint ends with `/`").hint(format!("mountpoint = '{}/'", template.source()))
     } else if example.starts_with('$') {
         Complaint::new("a mountpoint cannot begin with `$`: brokers keep such topics for themselves")
+    } else if template.has_ambiguous_level() {
+        Complaint::new("two expressions in one level: different clients can have the same mountpoint")
+            .hint("put `/` between them: \"a-b\" and \"c\" give the same level as \"a\" and \"b-c\"")
     } else if example.len() > MAX_MOUNTPOINT {
         Complaint::new(format!("a mountpoint has at most {MAX_MOUNTPOINT} bytes"))
     } else {

@@ -2,8 +2,7 @@
 //! payloads as they arrive, answers between packets. Nothing is collected but heads, and payloads that a schema has to see.
 
 use portcullis_wire::{
-    Ack, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, Sender, head_len,
-    len_before_properties,
+    Ack, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, Sender, head_len, len_before_properties,
 };
 use tokio::time::Instant;
 

@@ -93,7 +93,8 @@ impl Inspect {
         let response_topic = publish.properties.response_topic();
         let message = Message { topic, qos: publish.qos, retain: publish.retain, payload_len, response_topic };
         let mut denial = None;
-        let exceeded = std::iter::once(topic).chain(response_topic).find_map(|topic| self.rules.check_topic(topic).err());
+        let exceeded =
+            std::iter::once(topic).chain(response_topic).find_map(|topic| self.rules.check_topic(topic).err());
         if let Some(limit) = exceeded {
             self.rules.count_exceeded(limit, topic, &self.info);
             denial = Some(Denial::TopicName);

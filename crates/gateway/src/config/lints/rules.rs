@@ -1,0 +1,106 @@
+//! Looks at the rules of a topic policy by themselves: patterns in the notation of other products, patterns that no client can
+//! have, rules that never decide.
+
+use portcullis_wire::TopicFilter;
+
+use super::super::diagnostics::{Complaint, Diagnostics};
+use super::super::tables::{Effect, TopicPolicy, TopicRule};
+use super::super::values::Setting;
+use crate::expr::Template;
+
+/// What other products write in a pattern, and what has its place here.
+const PLACEHOLDERS: &[(&str, &str)] = &[
+    ("%c", "`${mqtt.client_id}`"),
+    ("%u", "`${mqtt.username}`"),
+    ("%m", "`mountpoint` of [[listener]], which is in front of every topic"),
+    ("{{", "`${...}` with an expression"),
+];
+
+/// Topics that stand for others at some brokers.
+const STANDING_FOR_OTHERS: &[&str] = &["$queue/", "$exclusive/", "$delayed/"];
+
+/// Runs the lints of one policy.
+pub(super) fn run(policy: &TopicPolicy, diagnostics: &mut Diagnostics) {
+    for (index, rule) in policy.rules.iter().enumerate() {
+        for pattern in rule.publish.iter().chain(&rule.subscribe) {
+            warn_of_placeholders(pattern, diagnostics);
+            warn_of_pattern(pattern, rule, diagnostics);
+        }
+        warn_if_unreachable(rule, &policy.rules[..index], diagnostics);
+    }
+}
+
+/// Warns of text in a pattern or mountpoint that means something at other products, and nothing here.
+pub(super) fn warn_of_placeholders(template: &Setting<Template>, diagnostics: &mut Diagnostics) {
+    let text = template.value.with_each("");
+    let placeholder = PLACEHOLDERS.iter().find(|(placeholder, _)| text.contains(placeholder));
+    if let Some((placeholder, ours)) = placeholder {
+        let complaint = Complaint::new(format!("`{placeholder}` is plain text here"));
+        diagnostics.warning(template, complaint.hint(format!("use {ours}")));
+    }
+    if text.split('/').any(|level| level == "*") {
+        let complaint = Complaint::new("`*` is plain text here, as everywhere in MQTT");
+        diagnostics.warning(template, complaint.hint("`+` stands for one level, `#` for all that follow"));
+    }
+}
+
+fn warn_of_pattern(pattern: &Setting<Template>, rule: &TopicRule, diagnostics: &mut Diagnostics) {
+    let is_unfit = |template: &Template| template.expressions().any(|it| it.always_contains(&['/', '+', '#']));
+    if is_unfit(&pattern.value) {
+        let what =
+            if rule.effect == Effect::Deny { "all clients are rejected" } else { "this pattern is always left out" };
+        let complaint = Complaint::new(format!("a value that contains `/`, `+` or `#` is unfit, so {what}"));
+        diagnostics.warning(pattern, complaint.hint("write an expression for each level: ${...}/${...}"));
+    } else if pattern.value.has_ambiguous_level() {
+        let message = "two expressions in one level: different clients can have the same pattern";
+        let hint = "put `/` between them: \"a-b\" and \"c\" give the same level as \"a\" and \"b-c\"";
+        diagnostics.warning(pattern, Complaint::new(message).hint(hint));
+    }
+    let standing = STANDING_FOR_OTHERS.iter().find(|prefix| pattern.value.source().starts_with(**prefix));
+    if let Some(prefix) = standing.filter(|_| rule.effect == Effect::Allow) {
+        let message = format!("some brokers take `{prefix}t` for `t`, which the other rules may deny");
+        diagnostics.warning(
+            pattern,
+            Complaint::new(message).hint("write the topics behind it, as far as this rule is to reach"),
+        );
+    }
+}
+
+/// Warns of a rule that never decides, because rules in front of it match all of its topics.
+fn warn_if_unreachable(rule: &TopicRule, before: &[TopicRule], diagnostics: &mut Diagnostics) {
+    if rule.publish_from.is_some() || rule.subscribe_from.is_some() {
+        return;
+    }
+    type List = fn(&TopicRule) -> &[Setting<Template>];
+    let lists: [List; 2] = [|rule| &rule.publish, |rule| &rule.subscribe];
+    let mut first = usize::MAX;
+    for list in lists {
+        for pattern in list(rule) {
+            let decides = |other: &TopicRule| {
+                other.when.is_none() && list(other).iter().any(|other| covers(&other.value, &pattern.value))
+            };
+            match before.iter().position(decides) {
+                Some(number) => first = first.min(number),
+                None => return,
+            }
+        }
+    }
+    if let Some(number) = first.checked_add(1) {
+        let message = format!("this rule never decides: rule {number}, in front of it, matches all of its topics");
+        diagnostics.warning(
+            &rule.table,
+            Complaint::new(message).hint("the first rule that matches decides: move it to the front"),
+        );
+    }
+}
+
+/// Whether a pattern covers another one whatever the values of its expressions are.
+fn covers(pattern: &Template, other: &Template) -> bool {
+    if pattern.source() == other.source() {
+        return true;
+    }
+    let widest = other.with_each_level("+");
+    let widest = TopicFilter::new(&widest);
+    let pattern = TopicFilter::new(pattern.source()).ok().filter(|_| pattern.is_constant());
+    widest.is_ok_and(|widest| pattern.is_some_and(|pattern| pattern.covers(widest)))
+}
