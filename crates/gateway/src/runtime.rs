@@ -247,7 +247,7 @@ impl Parts<'_> {
         let stamps = settings.stamps.into_iter().map(|(name, expression)| (name, expression.value)).collect();
         let mountpoint = settings.mountpoint.map(|it| it.value);
         let packets =
-            PacketPolicy::new(topics, mountpoint, stamps, settings.limits.clone(), metrics.exceeded_limits(name));
+            PacketPolicy::new(topics, mountpoint, stamps, settings.limits.packets, metrics.exceeded_limits(name));
         Some(Arc::new(Listener {
             protocol: settings.protocol,
             endpoints: settings
@@ -269,7 +269,7 @@ impl Parts<'_> {
             uses_device: admission.uses("device") || rewriting.uses("device") || packets.uses("device"),
             admission,
             rewriting,
-            rates: ConnectionLimits::new(&settings.limits, patience, name, &self.state.connections),
+            rates: ConnectionLimits::new(settings.limits.connections, patience, name, &self.state.connections),
             max_session_lifetime: settings.limits.max_session_lifetime,
             packets,
             upstream: self.upstreams.iter().find(|upstream| upstream.name() == settings.upstream).cloned()?,

@@ -11,11 +11,12 @@ pub use inventory::Inventory;
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -56,8 +57,7 @@ pub struct SessionEntry {
     /// Set when the client is admitted, until its session ends.
     admission: Mutex<Option<Admission>>,
     /// Rules that replace those of the session.
-    new_rules: Mutex<Option<Arc<PacketRules>>>,
-    has_new_rules: AtomicBool,
+    new_rules: ArcSwapOption<PacketRules>,
     /// 0 while the session may continue, else the index of the close reason in [`CloseReason::ALL`] plus one.
     end: AtomicU8,
     waker: AtomicWaker,
@@ -163,8 +163,7 @@ impl SessionEntry {
 
     /// Replaces the rules of the session's packets.
     pub(crate) fn set_rules(&self, rules: Arc<PacketRules>) {
-        *self.new_rules.lock() = Some(rules);
-        self.has_new_rules.store(true, Ordering::Release);
+        self.new_rules.store(Some(rules));
         self.waker.wake();
     }
 
@@ -254,11 +253,10 @@ impl SessionGuard {
         if let Poll::Ready(reason) = self.poll_end(cx) {
             return Poll::Ready(SessionEvent::End(reason));
         }
-        if self.entry.has_new_rules.load(Ordering::Acquire) && self.entry.has_new_rules.swap(false, Ordering::AcqRel) {
-            let rules = self.entry.new_rules.lock().take();
-            return rules.map_or(Poll::Pending, |rules| Poll::Ready(SessionEvent::Rules(rules)));
-        }
-        Poll::Pending
+        // The session polls often, and its rules change rarely: a swap each time would cost more.
+        let has_changed = self.entry.new_rules.load().is_some();
+        let rules = has_changed.then(|| self.entry.new_rules.swap(None)).flatten();
+        rules.map_or(Poll::Pending, |rules| Poll::Ready(SessionEvent::Rules(rules)))
     }
 
     /// Waits until the session has to close.
@@ -308,8 +306,7 @@ impl Sessions {
             from_tls: OnceLock::new(),
             from_authenticator: OnceLock::new(),
             admission: Mutex::default(),
-            new_rules: Mutex::default(),
-            has_new_rules: AtomicBool::new(false),
+            new_rules: ArcSwapOption::empty(),
             end: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         });

@@ -30,7 +30,7 @@ pub use answer::{Connack, Disconnect, PINGREQ, Refusal};
 pub use connect::{Connect, Limits, Version, Will};
 pub use error::{Error, Rule};
 pub use frame::{FixedHeader, MAX_REMAINING_LENGTH, PacketType, Scanner};
-pub use packet::{Ack, Packet, Publish, Reasoned, Sender, head_len, len_before_properties, qos_and_id};
+pub use packet::{Ack, Packet, Publish, PublishStart, Reasoned, Sender, head_len};
 pub use property::{Properties, PropertiesBuf, Property, PropertyId, PropertyIter};
 pub use subscription::{Suback, Subscribe, Subscription, Unsubscribe, encode_with_id, put_filter};
 pub use topic::{TopicFilter, check_topic_name, topic_levels};

@@ -113,20 +113,34 @@ pub fn head_len(bytes: &[u8], header: FixedHeader, version: Version) -> Result<O
     }
 }
 
-/// QoS and packet identifier of a PUBLISH of which at least that much has arrived; of the rest of its head, nothing is checked.
-/// `None`: the identifier is 0.
-pub fn qos_and_id(head: &[u8], header: FixedHeader) -> Option<(u8, Option<NonZeroU16>)> {
-    let qos = (header.flags & flag::QOS) >> flag::QOS_SHIFT;
-    let mut reader = Reader::new(head.get(header.len..)?);
-    reader.binary().ok()?;
-    if qos == 0 { Some((qos, None)) } else { Some((qos, Some(reader.packet_id().ok()?))) }
+/// What precedes the properties of a PUBLISH. It is enough to acknowledge a packet that is malformed behind it, or too large:
+/// the topic is not validated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishStart {
+    /// Its length in bytes, fixed header included.
+    pub len: usize,
+    /// Whether there is a topic, and not an alias in its place.
+    pub has_topic: bool,
+    /// 0 to 2.
+    pub qos: u8,
+    /// The packet identifier; `None`: QoS 0, or the identifier is 0.
+    pub packet_id: Option<NonZeroU16>,
 }
 
-/// How many bytes of a PUBLISH precede its properties or payload. `None`: that is not known yet.
-pub fn len_before_properties(bytes: &[u8], header: FixedHeader) -> Option<usize> {
-    let packet_id = if header.flags & flag::QOS == 0 { 0 } else { 2 };
-    let [high, low] = bytes.get(header.len..header.len + 2)? else { return None };
-    Some(header.len + 2 + usize::from(u16::from_be_bytes([*high, *low])) + packet_id)
+impl PublishStart {
+    /// Reads the start of a PUBLISH. `None`: not all of it has arrived.
+    pub fn read(bytes: &[u8], header: FixedHeader) -> Option<Self> {
+        let qos = (header.flags & flag::QOS) >> flag::QOS_SHIFT;
+        let [high, low] = bytes.get(header.len..header.len + 2)? else { return None };
+        let topic_len = usize::from(u16::from_be_bytes([*high, *low]));
+        let topic_end = header.len + 2 + topic_len;
+        if qos == 0 {
+            return Some(Self { len: topic_end, has_topic: topic_len > 0, qos, packet_id: None });
+        }
+        let [high, low] = bytes.get(topic_end..topic_end + 2)? else { return None };
+        let packet_id = NonZeroU16::new(u16::from_be_bytes([*high, *low]));
+        Some(Self { len: topic_end + 2, has_topic: topic_len > 0, qos, packet_id })
+    }
 }
 
 mod flag {

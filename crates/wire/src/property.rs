@@ -241,6 +241,12 @@ impl PropertiesBuf {
         properties.iter().filter(|property| !is_left_out(property)).for_each(|property| self.push(property));
     }
 
+    /// Becomes a copy of another block without some properties, which the caller adds again with other values.
+    pub fn copy_without(&mut self, properties: &Properties<'_>, ids: &[PropertyId]) {
+        self.clear();
+        self.extend(properties, |property| ids.iter().any(|id| property.is(*id)));
+    }
+
     /// Adds a user property. The caller checks that name and value have at most 65,535 bytes.
     pub fn push_user(&mut self, name: &str, value: &str) {
         self.push_id(USER_PROPERTY);

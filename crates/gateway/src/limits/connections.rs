@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::addresses::network_of;
 use super::{Bucket, FairSlots};
-use crate::config::tables::{Limits, Rate};
+use crate::config::tables::{self, Rate};
 use crate::util::weak_map::WeakMap;
 
 /// Addresses whose rate is counted, about 50 bytes each: 5 MB.
@@ -73,13 +73,18 @@ impl Default for ConnectionCounts {
 
 impl ConnectionLimits {
     /// `patience`: how long a connection over `connect_rate` waits. As many may wait as can be served in that time.
-    pub(crate) fn new(limits: &Limits, patience: Duration, listener: &str, counts: &AllConnectionCounts) -> Self {
+    pub(crate) fn new(
+        limits: tables::ConnectionLimits,
+        patience: Duration,
+        listener: &str,
+        counts: &AllConnectionCounts,
+    ) -> Self {
         let served = |rate: Rate| patience.as_nanos() * u128::from(rate.amount) / rate.per.as_nanos().max(1);
-        let waiting = limits.connect_rate.map_or(0, served).clamp(WAITING.0, WAITING.1);
+        let waiting = limits.rate.map_or(0, served).clamp(WAITING.0, WAITING.1);
         Self {
-            per_address: limits.connections_per_address,
-            rate_per_address: limits.connect_rate_per_address,
-            rate: limits.connect_rate,
+            per_address: limits.per_address,
+            rate_per_address: limits.rate_per_address,
+            rate: limits.rate,
             queue: FairSlots::new(1, usize::try_from(waiting).unwrap_or(usize::MAX)),
             patience,
             counts: counts.0.get_or_insert_with(listener.to_owned(), ConnectionCounts::default),
@@ -147,12 +152,12 @@ impl Rates {
 
 impl Drop for AddressPermit {
     fn drop(&mut self) {
-        if let Some(permit) = self.0.take() {
-            if let Entry::Occupied(mut count) = permit.0.open.lock().entry(permit.1) {
-                *count.get_mut() -= 1;
-                if *count.get() == 0 {
-                    count.remove();
-                }
+        let Some(permit) = self.0.take() else { return };
+        let (counts, address) = *permit;
+        if let Entry::Occupied(mut count) = counts.open.lock().entry(address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
             }
         }
     }
@@ -166,7 +171,7 @@ mod tests {
         Rate { amount, per: Duration::from_secs(1), burst }
     }
 
-    fn limits(limits: &Limits) -> ConnectionLimits {
+    fn limits(limits: tables::ConnectionLimits) -> ConnectionLimits {
         ConnectionLimits::new(limits, Duration::from_secs(4), "l", &AllConnectionCounts::default())
     }
 
@@ -176,7 +181,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_has_so_many_connections_and_gets_them_back() {
-        let limits = limits(&Limits { connections_per_address: Some(2), ..Limits::default() });
+        let limits = limits(tables::ConnectionLimits { per_address: Some(2), ..Default::default() });
         let mut held: Vec<_> = (0..2).map(|_| limits.take(ip("192.0.2.1")).unwrap()).collect();
         assert_eq!(limits.take(ip("192.0.2.1")).unwrap_err(), "connections_per_address");
         assert_eq!(limits.take(ip("::ffff:192.0.2.1")).unwrap_err(), "connections_per_address");
@@ -190,7 +195,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_rates_of_any_number_of_addresses_take_bounded_memory() {
-        let limits = limits(&Limits { connect_rate_per_address: Some(rate(1, 1)), ..Limits::default() });
+        let limits = limits(tables::ConnectionLimits { rate_per_address: Some(rate(1, 1)), ..Default::default() });
         for number in 0..200_000_u32 {
             let _ = limits.take(IpAddr::from(number.to_be_bytes()));
         }
@@ -203,7 +208,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_over_the_rate_wait_and_networks_take_turns() {
-        let limits = Arc::new(limits(&Limits { connect_rate: Some(rate(100, 1)), ..Limits::default() }));
+        let limits = Arc::new(limits(tables::ConnectionLimits { rate: Some(rate(100, 1)), ..Default::default() }));
         let start = Instant::now();
         let wait = |address: String| {
             let (limits, address) = (Arc::clone(&limits), ip(&address));

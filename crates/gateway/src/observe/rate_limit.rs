@@ -22,8 +22,8 @@ impl Default for RateLimit {
 impl RateLimit {
     /// Permits so many messages per second.
     pub(crate) const fn per_second(per_second: u64) -> Self {
-        const NONE: AtomicU64 = AtomicU64::new(0);
-        Self { per_second, second: NONE, used: NONE, suppressed: NONE }
+        let [second, used, suppressed] = [const { AtomicU64::new(0) }; 3];
+        Self { per_second, second, used, suppressed }
     }
 
     /// `Some` if the message may be logged, with the number of messages suppressed before it.
@@ -59,7 +59,7 @@ mod tests {
                 (logged, suppressed) = (logged + 1, suppressed + before);
             }
         }
-        assert!(logged >= 3 && logged < 1000);
+        assert!((3..1000).contains(&logged), "{logged}");
         assert_eq!(logged + suppressed + limit.suppressed.into_inner(), 1000);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use portcullis_wire::{Connect, Properties, PropertiesBuf, PropertyId, Refusal, Version, Will, topic_levels};
 
 use super::topics::{Denial, Message, TopicPolicy, TopicRules};
-use crate::config::tables::Limits;
+use crate::config::tables::PacketLimits;
 use crate::expr::{Expression, Template};
 use crate::observe::{Action, Decisions, ExceededLimits, Limit, SessionInfo};
 use crate::outcome::{Reject, note_detail};
@@ -16,6 +16,8 @@ use crate::util::clip::clip;
 
 /// How many topic aliases the gateway accepts in each direction: it follows them, and each can be 64 KiB long.
 pub(crate) const MAX_TOPIC_ALIASES: u16 = 10;
+/// By how many bytes lengths in front of a packet, its properties and its topics can grow.
+const LENGTHS: u32 = 8;
 /// The longest topic, in bytes [MQTT-1.5.4].
 pub(crate) const MAX_TOPIC_LEN: usize = u16::MAX as usize;
 
@@ -25,7 +27,7 @@ pub(crate) struct PacketPolicy {
     topics: Option<(Arc<TopicPolicy>, Arc<Decisions>)>,
     mountpoint: Option<Template>,
     stamps: Vec<(Box<str>, Expression)>,
-    limits: Limits,
+    limits: PacketLimits,
     exceeded: Option<Arc<ExceededLimits>>,
 }
 
@@ -38,7 +40,7 @@ pub(crate) struct PacketRules {
     pub(crate) mountpoint: Box<str>,
     /// User properties that are added to messages of MQTT 5 clients, and replace theirs of the same names.
     pub(crate) stamps: Box<[(Box<str>, Box<str>)]>,
-    pub(crate) limits: Limits,
+    pub(crate) limits: PacketLimits,
     /// Where exceeded limits are counted.
     exceeded: Option<Arc<ExceededLimits>>,
 }
@@ -52,7 +54,7 @@ impl PacketPolicy {
         topics: Option<(Arc<TopicPolicy>, Arc<Decisions>)>,
         mountpoint: Option<Template>,
         stamps: Vec<(String, Expression)>,
-        limits: Limits,
+        limits: PacketLimits,
         exceeded: ExceededLimits,
     ) -> Self {
         let stamps = stamps.into_iter().map(|(name, expression)| (name.into(), expression)).collect();
@@ -61,7 +63,7 @@ impl PacketPolicy {
 
     /// Whether packets have to be looked at.
     pub(crate) fn needs_packets(&self) -> bool {
-        self.topics.is_some() || self.mountpoint.is_some() || !self.stamps.is_empty() || self.limits.need_packets()
+        self.topics.is_some() || self.mountpoint.is_some() || !self.stamps.is_empty() || self.limits.is_any()
     }
 
     /// Whether a session that was not inspected cannot continue.
@@ -103,7 +105,7 @@ impl PacketPolicy {
             topics: topics.transpose()?,
             mountpoint: mountpoint.unwrap_or_default().into(),
             stamps: self.stamps.iter().map(stamp).collect::<Result<_, _>>()?,
-            limits: self.limits.clone(),
+            limits: self.limits,
             exceeded: self.exceeded.clone(),
         })))
     }
@@ -161,25 +163,27 @@ impl PacketRules {
 
     /// The properties of CONNECT, with lower limits.
     fn lower<'a>(&self, properties: &Properties<'a>, scratch: &'a mut PropertiesBuf) -> Properties<'a> {
-        let expiry = properties.session_expiry_interval().zip(self.limits.max_session_expiry);
-        let expiry = expiry.filter(|(wanted, max)| wanted > max).map(|(_, max)| max);
-        let aliases = properties.topic_alias_maximum().filter(|maximum| *maximum > MAX_TOPIC_ALIASES);
+        let wanted =
+            (properties.session_expiry_interval(), properties.topic_alias_maximum(), properties.maximum_packet_size());
         // The broker counts the mountpoint, the client does not: what is too large without it is withheld on its way.
-        let growth = u32::try_from(2 * self.mountpoint.len()).unwrap_or(u32::MAX);
-        let max_packet = properties.maximum_packet_size().filter(|_| growth > 0);
-        if expiry.is_none() && aliases.is_none() && max_packet.is_none() {
+        let growth = match u32::try_from(2 * self.mountpoint.len()).unwrap_or(u32::MAX) {
+            0 => 0,
+            topics => topics.saturating_add(LENGTHS),
+        };
+        let granted = (
+            wanted.0.map(|seconds| seconds.min(self.limits.max_session_expiry.unwrap_or(u32::MAX))),
+            wanted.1.map(|maximum| maximum.min(MAX_TOPIC_ALIASES)),
+            wanted.2.map(|size| size.saturating_add(growth)),
+        );
+        if granted == wanted {
             return *properties;
         }
-        scratch.extend(properties, |property| {
-            expiry.is_some() && property.is(PropertyId::SessionExpiryInterval)
-                || max_packet.is_some() && property.is(PropertyId::MaximumPacketSize)
-                || aliases.is_some() && property.is(PropertyId::TopicAliasMaximum)
-        });
-        expiry.into_iter().for_each(|seconds| scratch.push_session_expiry_interval(seconds));
-        aliases.into_iter().for_each(|_| scratch.push_topic_alias_maximum(MAX_TOPIC_ALIASES));
-        max_packet
-            .into_iter()
-            .for_each(|size| scratch.push_maximum_packet_size(size.saturating_add(growth).saturating_add(8)));
+        let replaced =
+            [PropertyId::SessionExpiryInterval, PropertyId::TopicAliasMaximum, PropertyId::MaximumPacketSize];
+        scratch.copy_without(properties, &replaced);
+        granted.0.into_iter().for_each(|seconds| scratch.push_session_expiry_interval(seconds));
+        granted.1.into_iter().for_each(|maximum| scratch.push_topic_alias_maximum(maximum));
+        granted.2.into_iter().for_each(|size| scratch.push_maximum_packet_size(size));
         scratch.as_properties()
     }
 

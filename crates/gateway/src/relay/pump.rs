@@ -336,7 +336,7 @@ fn poll_direction<C: Codec>(
             Input::Stopped | Input::Ended => false,
         };
         let may_move = is_open && (codec.may_read(direction) || codec.has_work(direction));
-        ready!(to.poll_drain(cx)).map_err(|_| Interrupt::Writing)?;
+        ready!(to.poll_write_all(cx)).map_err(|_| Interrupt::Writing)?;
         match to.output {
             Output::Closed => return Poll::Ready(Ok(())),
             Output::Ending => ready!(to.poll_shutdown(cx)),
@@ -373,7 +373,7 @@ fn poll_chunk<C: Codec>(
                     Ok(written) => written.map_err(|_| Interrupt::Writing)?,
                     Err(ending) => {
                         // The session may be over before this direction has another turn.
-                        let _ = to.poll_drain(cx);
+                        let _ = to.poll_write_all(cx);
                         return Poll::Ready(Err(Interrupt::Codec(ending)));
                     }
                 }

@@ -111,7 +111,7 @@ impl Side {
     /// Ready once the side has accepted the codec's response and may be read again. Write errors are not reported here: the
     /// next read reports how the side closed.
     pub(super) fn poll_reply_taken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if ready!(self.poll_drain(cx)).is_ok() {
+        if ready!(self.poll_write_all(cx)).is_ok() {
             let _ = ready!(self.poll_flush(cx));
         } else {
             self.discard();
@@ -130,7 +130,7 @@ impl Side {
     /// # Errors
     /// The side accepts no more bytes.
     #[inline]
-    pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_write_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.pending.is_empty() { Poll::Ready(Ok(())) } else { self.poll_write_pending(cx) }
     }
 

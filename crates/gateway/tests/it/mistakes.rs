@@ -263,3 +263,86 @@ fn a_server_certificate_that_clients_reject_is_a_warning() {
         assert!(text.contains(&problem) && (problem.is_empty() == text.is_empty()), "{leaf}{intermediate}: {text}");
     }
 }
+
+#[test]
+fn mistakes_in_topic_rules_are_explained() {
+    let pki = Pki::new();
+    let bound = "mqtt.client_id == cert.subject.cn";
+    let found = |keys: &str, rest: &str| {
+        let first = listener(&format!("topics = \"p\"\n{keys}"), &pki.listener_tls(), &[bound]);
+        problems(&format!("{first}{rest}"))
+    };
+    let rules = |rules: &str| format!("[[topic_policy]]\nname = \"p\"\n[[topic_policy.rule]]\n{rules}");
+    let next = "\n[[topic_policy.rule]]\n";
+    for (rule, problem, hint) in [
+        ("publish = [\"d/%c/#\"]", "warning: `%c` is plain text here", "use `${mqtt.client_id}`"),
+        ("publish = [\"d/*\"]", "warning: `*` is plain text here", "`+` stands for one level"),
+        ("publish = [\"d/${clientid}\"]", "error: unknown name `clientid`", "did you mean `mqtt.client_id`?"),
+        ("subscribe = [\"$queue/#\"]", "warning: some brokers take `$queue/t` for `t`", "write the topics behind it"),
+        (
+            "publish = [\"${cert.subject.o + '/' + cert.subject.cn}\"]",
+            "warning: a value that contains `/`, `+` or `#` is unfit, so this pattern is always left out",
+            "write an expression for each level",
+        ),
+        (
+            "publish = [\"${cert.subject.o}-${cert.subject.cn}/#\"]",
+            "warning: two expressions in one level: different clients can have the same pattern",
+            "put `/` between them",
+        ),
+        (
+            &format!("publish = [\"a/#\"]{next}effect = \"deny\"\npublish = [\"a/${{cert.subject.cn}}/x\"]"),
+            "warning: this rule never decides: rule 1",
+            "the first rule that matches decides",
+        ),
+        (
+            &format!("publish = [\"a\"]{next}publish = [\"b\"]{next}publish = [\"a\"]"),
+            "warning: this rule never decides: rule 1",
+            "the first rule that matches decides",
+        ),
+        (
+            "when = 'cert.subject.ou == \"Pumps\"'\npublish = [\"a\"]",
+            "warning: a client without `cert.subject.ou` is rejected",
+            "has(cert.subject.ou) && ...",
+        ),
+        ("when = 'jwt.role == \"a\"'\npublish = [\"a\"]", "has `jwt`, so all are rejected", "clients have a token if"),
+        ("publish_from = 'jwt.acl'", "has `jwt`, so this gives no rights", "clients have a token if"),
+        (
+            "publish = [\"u/${mqtt.username}\"]",
+            "warning: clients choose `mqtt.username` freely",
+            "[listener.admit] require: compare mqtt.username",
+        ),
+        ("action = \"deny\"\npublish = [\"a\"]", "error: unknown key `action`", "use `effect`"),
+        ("publish = [\"${ENV:PORTCULLIS_SURELY_UNSET}/#\"]", "error: the environment variable", "set `PORTCULLIS_"),
+    ] {
+        let text = found("", &rules(rule));
+        assert!(text.contains(problem) && text.contains(hint), "{rule}: {text}");
+        assert_eq!(text.matches("error: ").count() + text.matches("warning: ").count(), 1, "{rule}: {text}");
+    }
+    for (keys, problem) in [
+        ("mountpoint = 'd/${cert.subject.o}/'\n", "warning: this pattern begins with the mountpoint"),
+        ("mountpoint = '${cert.subject.o}${cert.subject.cn}/'\n", "error: two expressions in one level"),
+        ("mountpoint = '%u/'\n", "warning: `%u` is plain text here"),
+    ] {
+        let text = found(keys, &rules("publish = [\"d/x/#\"]"));
+        assert!(text.contains(problem), "{keys}: {text}");
+    }
+    for (tables, problem) in [
+        ("[listener.limits]\nmax_topic_levels = 2\n", "warning: `max_topic_levels` of the listener"),
+        ("[listener.limits]\non_exceed = \"disconnect\"\n", "warning: `on_exceed` has no effect"),
+        ("[listener.limits]\nmessage_rate = \"100\"\n", "error: `100` is not a rate"),
+        ("[listener.limits]\nmax_keep_alive = \"1500ms\"\n", "error: `max_keep_alive` must be whole seconds"),
+        ("[listener.connect]\nclient_id = 'cert.subject.o + \"/\" + cert.subject.cn'\n", "contain `/`, `+` or `#`"),
+    ] {
+        let text = found("", &format!("{tables}{}", rules("publish = [\"d/x/${mqtt.client_id}\"]")));
+        assert!(text.contains(problem), "{tables}: {text}");
+    }
+    // What is right is not warned of.
+    for rule in [
+        "effect = \"deny\"\npublish = [\"a/secret\"]\n[[topic_policy.rule]]\npublish = [\"a/#\"]",
+        "when = 'has(cert.subject.ou) && cert.subject.ou == \"Pumps\"'\npublish = [\"a/#\"]\n[[topic_policy.rule]]\npublish = [\"a/b\"]",
+        "publish = [\"a/${cert.subject.cn}/#\"]\n[[topic_policy.rule]]\neffect = \"deny\"\npublish = [\"a/+/x\"]",
+        "publish = [\"a\"]\n[[topic_policy.rule]]\nsubscribe = [\"a\"]",
+    ] {
+        assert_eq!(found("", &rules(rule)), "", "{rule}");
+    }
+}

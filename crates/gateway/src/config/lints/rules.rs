@@ -66,12 +66,14 @@ fn warn_of_pattern(pattern: &Setting<Template>, rule: &TopicRule, diagnostics: &
     }
 }
 
+/// One of the lists of patterns of a rule.
+type List = fn(&TopicRule) -> &[Setting<Template>];
+
 /// Warns of a rule that never decides, because rules in front of it match all of its topics.
 fn warn_if_unreachable(rule: &TopicRule, before: &[TopicRule], diagnostics: &mut Diagnostics) {
     if rule.publish_from.is_some() || rule.subscribe_from.is_some() {
         return;
     }
-    type List = fn(&TopicRule) -> &[Setting<Template>];
     let lists: [List; 2] = [|rule| &rule.publish, |rule| &rule.subscribe];
     let mut first = usize::MAX;
     for list in lists {

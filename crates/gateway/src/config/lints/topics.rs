@@ -92,7 +92,7 @@ fn of_template(template: &Setting<Template>, without: Without) -> impl Iterator<
 fn warn_of_optional_condition(rule: &TopicRule, diagnostics: &mut Diagnostics) {
     let Some(when) = &rule.when else { return };
     // Nearly every certificate has these.
-    let is_rare = |fact: &&str| fact.starts_with("cert.") && !fact.ends_with(".cn") && !fact.ends_with(".dn");
+    let is_rare = |fact: &&str| fact.starts_with("cert.") && !matches!(fact.rsplit('.').next(), Some("cn" | "dn"));
     if let Some(fact) = when.value.untested().filter(is_rare) {
         let complaint = Complaint::new(format!("a client without `{fact}` is rejected, whatever the other rules say"));
         diagnostics.warning(when, complaint.hint(format!("has({fact}) && ...")));
@@ -120,7 +120,7 @@ fn warn_of_pattern(pattern: &Setting<Template>, listener: &Listener, diagnostics
         diagnostics.warning(pattern, Complaint::new(message).hint(hint));
     }
     let levels = topic_levels(&pattern.value.with_each("x"));
-    if listener.limits.max_topic_levels.is_some_and(|max| levels > max as usize) {
+    if listener.limits.packets.max_topic_levels.is_some_and(|max| levels > max as usize) {
         let message = format!("`max_topic_levels` of the listener `{name}` denies topics with {levels} levels");
         diagnostics.warning(pattern, Complaint::new(message).hint("raise the limit, or remove the pattern"));
     }

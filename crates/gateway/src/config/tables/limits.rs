@@ -66,14 +66,14 @@ pub enum OnExceed {
     Disconnect,
 }
 
-/// So many in so much time.
+/// A rate of events, such as 600 in a minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// How many.
+    /// The number of events in `per`.
     pub amount: u64,
-    /// In what time.
+    /// The period.
     pub per: Duration,
-    /// How many at once.
+    /// The number of events that may come at once.
     pub burst: u64,
 }
 
@@ -85,38 +85,52 @@ struct CountRate(Rate);
 #[derive(Clone, Copy, Debug)]
 struct ByteRate(Rate);
 
-/// Limits of a listener, validated. `None`: no limit.
+/// `[listener.limits]`, validated.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
-    /// Of one address.
-    pub connections_per_address: Option<u32>,
-    /// Of the listener.
-    pub connect_rate: Option<Rate>,
-    /// Of one address.
-    pub connect_rate_per_address: Option<Rate>,
-    /// PUBLISH packets of one client.
-    pub message_rate: Option<Rate>,
-    /// Bytes of one client.
-    pub byte_rate: Option<Rate>,
-    /// What happens over one of the two.
-    pub on_exceed: OnExceed,
-    /// In bytes.
-    pub max_packet_size: Option<u32>,
-    /// Of one session.
-    pub max_subscriptions: Option<u32>,
-    /// Of topic names and filters.
-    pub max_topic_levels: Option<u32>,
-    /// In seconds.
-    pub max_keep_alive: Option<u16>,
-    /// In seconds.
-    pub max_session_expiry: Option<u32>,
-    /// How long a session stays connected.
+    /// Those of connections.
+    pub connections: ConnectionLimits,
+    /// Those of packets behind CONNECT.
+    pub packets: PacketLimits,
+    /// How long a session stays connected; `None`: as long as it lasts.
     pub max_session_lifetime: Option<Duration>,
 }
 
-impl Limits {
-    /// Whether the gateway has to look at packets behind CONNECT because of them.
-    pub const fn need_packets(&self) -> bool {
+/// Limits of connections. `None`: no limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConnectionLimits {
+    /// Concurrent connections of one address.
+    pub per_address: Option<u32>,
+    /// New connections of the listener.
+    pub rate: Option<Rate>,
+    /// New connections of one address.
+    pub rate_per_address: Option<Rate>,
+}
+
+/// Limits of what one client sends behind CONNECT. `None`: no limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PacketLimits {
+    /// PUBLISH packets.
+    pub message_rate: Option<Rate>,
+    /// Bytes.
+    pub byte_rate: Option<Rate>,
+    /// What happens to a client over one of the two.
+    pub on_exceed: OnExceed,
+    /// The largest packet, in bytes, fixed header included.
+    pub max_packet_size: Option<u32>,
+    /// The number of subscriptions of a session.
+    pub max_subscriptions: Option<u32>,
+    /// The number of levels of topic names and filters.
+    pub max_topic_levels: Option<u32>,
+    /// The longest keep-alive interval, in seconds.
+    pub max_keep_alive: Option<u16>,
+    /// The longest session expiry interval, in seconds.
+    pub max_session_expiry: Option<u32>,
+}
+
+impl PacketLimits {
+    /// Whether there is one, so that the gateway has to look at packets.
+    pub const fn is_any(&self) -> bool {
         self.message_rate.is_some()
             || self.byte_rate.is_some()
             || self.max_packet_size.is_some()
@@ -155,10 +169,12 @@ pub(super) fn validate(table: &LimitsTable, document: &mut Document) -> Limits {
     }
     let seconds = |period: &Option<Setting<Timeout>>| period.as_ref().map(|period| period.value.0.as_secs());
     let count = |rate: &Option<Setting<CountRate>>| rate.as_ref().map(|rate| rate.value.0);
-    Limits {
-        connections_per_address: table.connections_per_address.map(NonZeroU32::get),
-        connect_rate: count(&table.connect_rate),
-        connect_rate_per_address: count(&table.connect_rate_per_address),
+    let connections = ConnectionLimits {
+        per_address: table.connections_per_address.map(NonZeroU32::get),
+        rate: count(&table.connect_rate),
+        rate_per_address: count(&table.connect_rate_per_address),
+    };
+    let packets = PacketLimits {
         message_rate: count(&table.message_rate),
         byte_rate: table.byte_rate.as_ref().map(|rate| rate.value.0),
         on_exceed: table.on_exceed.as_ref().map(|it| it.value).unwrap_or_default(),
@@ -167,8 +183,8 @@ pub(super) fn validate(table: &LimitsTable, document: &mut Document) -> Limits {
         max_topic_levels: table.max_topic_levels.map(NonZeroU32::get),
         max_keep_alive: seconds(&table.max_keep_alive).map(|seconds| u16::try_from(seconds).unwrap_or(u16::MAX)),
         max_session_expiry: seconds(&table.max_session_expiry).map(|it| u32::try_from(it).unwrap_or(u32::MAX - 1)),
-        max_session_lifetime: table.max_session_lifetime.map(|period| period.0),
-    }
+    };
+    Limits { connections, packets, max_session_lifetime: table.max_session_lifetime.map(|period| period.0) }
 }
 
 /// Parses an amount: a number, or a number of bytes.

@@ -21,7 +21,7 @@ pub use authenticator::{TokenAlgorithm, TokenField};
 pub use ban::{BanEvent, BanKey, BanRule};
 pub use connect::{Connect, Password, Token};
 pub use identity::{Identity, OWN_CLAIMS};
-pub use limits::{Limits, OnExceed, Rate};
+pub use limits::{ConnectionLimits, Limits, OnExceed, PacketLimits, Rate};
 pub use listener::{Listener, OnReject, Protocol};
 pub use process::{AccessLog, AccessLogFormat, AdminBind, LogFormat, Process};
 pub use tls::{

@@ -24,13 +24,13 @@ impl Inspect {
         let Some((connack, _)) = decoded else { return Ok(()) };
         if connack.code != 0 {
             // The broker closes the connection, and the client gets no other answer.
-            self.to_client.answers = Vec::new();
+            self.to_client.replies = Vec::new();
             out.pass(head);
             return Ok(());
         }
         self.max_packet = max_packet(&self.rules);
         // A client need not send anything before it has CONNACK: its keep-alive counts from here.
-        self.alive.packet(now);
+        self.keep_alive.packet(now);
         let properties = &connack.properties;
         let max_packet = properties.maximum_packet_size();
         self.broker = Broker {
@@ -62,7 +62,7 @@ impl Inspect {
         } else {
             out.pass(head);
         }
-        self.flush_answers(TO_CLIENT, out);
+        self.flush_replies(TO_CLIENT, out);
         Ok(())
     }
 
@@ -71,32 +71,42 @@ impl Inspect {
         let (limits, properties) = (&self.rules.limits, &connack.properties);
         let wanted = properties.server_keep_alive().unwrap_or(self.client.keep_alive);
         let keep_alive = self.rules.keep_alive(wanted);
-        self.alive.set(keep_alive, limits.max_keep_alive.is_some());
-        let keep_alive = (keep_alive != wanted).then_some(keep_alive);
-        // What the gateway adds to a packet counts for the broker, but not for the client.
-        let of_broker = properties.maximum_packet_size().map(|size| size.saturating_sub(self.growth()).max(1));
-        let max_packet = of_broker.into_iter().chain(limits.max_packet_size).min();
-        let max_packet = max_packet.filter(|max| properties.maximum_packet_size() != Some(*max));
-        let aliases = properties.topic_alias_maximum().filter(|maximum| *maximum > MAX_TOPIC_ALIASES);
-        let expiry = match properties.session_expiry_interval() {
-            Some(told) => limits.max_session_expiry.filter(|max| told > *max),
-            None => self.client.lowered_expiry,
-        };
-        if keep_alive.is_none() && max_packet.is_none() && aliases.is_none() && expiry.is_none() {
+        self.keep_alive.set(keep_alive, limits.max_keep_alive.is_some());
+        let of_broker = (
+            properties.server_keep_alive(),
+            properties.maximum_packet_size(),
+            properties.topic_alias_maximum(),
+            properties.session_expiry_interval(),
+        );
+        let expiry = of_broker.3.map(|told| told.min(limits.max_session_expiry.unwrap_or(u32::MAX)));
+        let told = (
+            if keep_alive == wanted { of_broker.0 } else { Some(keep_alive) },
+            // What the gateway adds to a packet counts for the broker, but not for the client.
+            of_broker
+                .1
+                .map(|size| size.saturating_sub(self.growth()).max(1))
+                .into_iter()
+                .chain(limits.max_packet_size)
+                .min(),
+            of_broker.2.map(|maximum| maximum.min(MAX_TOPIC_ALIASES)),
+            expiry.or(self.client.lowered_expiry),
+        );
+        if told == of_broker {
             return None;
         }
-        let mut told = PropertiesBuf::default();
-        told.extend(properties, |property| {
-            keep_alive.is_some() && property.is(PropertyId::ServerKeepAlive)
-                || max_packet.is_some() && property.is(PropertyId::MaximumPacketSize)
-                || aliases.is_some() && property.is(PropertyId::TopicAliasMaximum)
-                || expiry.is_some() && property.is(PropertyId::SessionExpiryInterval)
-        });
-        keep_alive.into_iter().for_each(|seconds| told.push_server_keep_alive(seconds));
-        max_packet.into_iter().for_each(|size| told.push_maximum_packet_size(size));
-        aliases.into_iter().for_each(|_| told.push_topic_alias_maximum(MAX_TOPIC_ALIASES));
-        expiry.into_iter().for_each(|seconds| told.push_session_expiry_interval(seconds));
-        Some(told)
+        let mut rewritten = PropertiesBuf::default();
+        let replaced = [
+            PropertyId::ServerKeepAlive,
+            PropertyId::MaximumPacketSize,
+            PropertyId::TopicAliasMaximum,
+            PropertyId::SessionExpiryInterval,
+        ];
+        rewritten.copy_without(properties, &replaced);
+        told.0.into_iter().for_each(|seconds| rewritten.push_server_keep_alive(seconds));
+        told.1.into_iter().for_each(|size| rewritten.push_maximum_packet_size(size));
+        told.2.into_iter().for_each(|maximum| rewritten.push_topic_alias_maximum(maximum));
+        told.3.into_iter().for_each(|seconds| rewritten.push_session_expiry_interval(seconds));
+        Some(rewritten)
     }
 
     /// The most that the gateway adds to a PUBLISH, in bytes.
@@ -113,6 +123,6 @@ impl Inspect {
 
 fn copy_of(properties: &Properties<'_>) -> PropertiesBuf {
     let mut copy = PropertiesBuf::default();
-    copy.extend(properties, |_| false);
+    copy.copy_without(properties, &[]);
     copy
 }

@@ -1,15 +1,15 @@
 //! Finds packets in the stream. Enters: bytes of one direction, split anywhere. Leaves: each packet once its head is complete,
-//! payloads as they arrive, answers between packets. Nothing is collected but heads, and payloads that a schema has to see.
+//! payloads as they arrive, replies between packets. Nothing is collected but heads, and payloads that a schema has to see.
 
 use portcullis_wire::{
-    Ack, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, Sender, head_len, len_before_properties,
+    Ack, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, PublishStart, Sender, head_len,
 };
 use tokio::time::Instant;
 
 use super::out::{Out, Piece};
 use super::{
-    Answer, Direction, Ending, Fate, Inspect, MAX_ANSWERS, MAX_HEAD, PROGRESS, Position, WORK, rate_exceeded,
-    too_large, violation,
+    Direction, Ending, Inspect, MAX_HEAD, MAX_REPLIES, PROGRESS, PayloadMode, PendingAck, Position, WORK,
+    rate_exceeded, too_large, violation,
 };
 use crate::observe::Limit;
 
@@ -33,27 +33,27 @@ impl Inspect {
             let rest = &input[at..];
             let piece = |len: usize| Piece { bytes: &rest[..len], at: is_chunk.then_some(at) };
             match flow.position {
-                Position::Payload(left, fate) => {
+                Position::Payload(left, mode) => {
                     let here = rest.len().min(left as usize);
-                    match fate {
-                        Fate::Pass => out.pass(piece(here)),
-                        Fate::Drop => {}
-                        Fate::Collect => flow.head.extend_from_slice(&rest[..here]),
+                    match mode {
+                        PayloadMode::Pass => out.pass(piece(here)),
+                        PayloadMode::Drop => {}
+                        PayloadMode::Collect => flow.head.extend_from_slice(&rest[..here]),
                     }
                     at += here;
                     flow.progress += here;
                     if flow.progress >= PROGRESS && direction == Direction::ToBroker {
                         self.to_broker.progress = 0;
-                        self.alive.packet(now);
-                        if fate != Fate::Pass {
+                        self.keep_alive.packet(now);
+                        if mode != PayloadMode::Pass {
                             self.ping(now, out);
                         }
                     }
                     let left = left - u32::try_from(here).unwrap_or(left);
                     self.flow(direction).position =
-                        if left == 0 { Position::Head } else { Position::Payload(left, fate) };
+                        if left == 0 { Position::Head } else { Position::Payload(left, mode) };
                     if left == 0 {
-                        self.end_payload(direction, fate, now, out)?;
+                        self.end_payload(direction, mode, now, out)?;
                     }
                 }
                 Position::Head if flow.head.is_empty() => match self.measure(direction, rest)? {
@@ -99,7 +99,7 @@ impl Inspect {
 
     /// Of a delivery that is withheld because its head is too large, so many more bytes have arrived already.
     pub(super) fn skip(&mut self, direction: Direction, len: usize) {
-        if let Position::Payload(left, Fate::Drop) = &mut self.flow(direction).position {
+        if let Position::Payload(left, PayloadMode::Drop) = &mut self.flow(direction).position {
             *left -= u32::try_from(len).unwrap_or(0).min(*left - 1);
         }
     }
@@ -121,11 +121,11 @@ impl Inspect {
             return Err(too_large(header));
         }
         match head_len(bytes, header, self.version).map_err(|error| violation(direction, Some(header), error))? {
-            Some(len) if len > MAX_HEAD => match (direction, len_before_properties(bytes, header)) {
+            Some(len) if len > MAX_HEAD => match (direction, PublishStart::read(bytes, header)) {
                 (Direction::ToBroker, _) => Err(too_large(header)),
                 // What other clients publish must not end this session: it is withheld by what precedes the properties.
-                (Direction::ToClient, Some(len)) if header.packet_type == PacketType::Publish => {
-                    Ok(Some((header, len)))
+                (Direction::ToClient, Some(start)) if header.packet_type == PacketType::Publish => {
+                    Ok(Some((header, start.len)))
                 }
                 (Direction::ToClient, _) => Err(violation(direction, Some(header), Error::TooLarge)),
             },
@@ -157,7 +157,7 @@ impl Inspect {
 
     /// Whether the client has to wait for the broker.
     pub(super) fn must_wait(&self) -> bool {
-        self.subscriptions.is_full() || self.to_client.answers.len() > MAX_ANSWERS
+        self.subscriptions.is_full() || self.to_client.replies.len() > MAX_REPLIES
     }
 
     pub(super) fn packet(
@@ -179,14 +179,14 @@ impl Inspect {
         &mut self,
         direction: Direction,
         len: usize,
-        fate: Fate,
+        mode: PayloadMode,
         now: Instant,
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
         match u32::try_from(len).unwrap_or(MAX_REMAINING_LENGTH) {
-            0 => self.end_payload(direction, fate, now, out),
+            0 => self.end_payload(direction, mode, now, out),
             len => {
-                self.flow(direction).position = Position::Payload(len, fate);
+                self.flow(direction).position = Position::Payload(len, mode);
                 Ok(())
             }
         }
@@ -196,23 +196,23 @@ impl Inspect {
     pub(super) fn end_payload(
         &mut self,
         direction: Direction,
-        fate: Fate,
+        mode: PayloadMode,
         now: Instant,
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
         if direction == Direction::ToBroker {
-            self.alive.packet(now);
+            self.keep_alive.packet(now);
         }
-        match fate {
-            Fate::Pass => self.flush_answers(direction, out),
-            Fate::Drop => {
-                if let Some(Answer { packet_type, packet_id, code }) = self.flow(direction).answer.take() {
+        match mode {
+            PayloadMode::Pass => self.flush_replies(direction, out),
+            PayloadMode::Drop => {
+                if let Some(PendingAck { packet_type, packet_id, code }) = self.flow(direction).ack.take() {
                     let mut packet = Vec::with_capacity(8);
                     Ack::encode(packet_type, packet_id, self.version, code, &mut packet);
                     self.reply(direction, &packet, out);
                 }
             }
-            Fate::Collect => return self.collected(now, out),
+            PayloadMode::Collect => return self.collected(now, out),
         }
         Ok(())
     }
@@ -229,18 +229,18 @@ impl Inspect {
             return;
         }
         let back = self.flow(direction.reverse());
-        if matches!(back.position, Position::Payload(_, Fate::Pass)) || !is_connected {
-            back.answers.extend_from_slice(packet);
+        if matches!(back.position, Position::Payload(_, PayloadMode::Pass)) || !is_connected {
+            back.replies.extend_from_slice(packet);
         } else {
             out.injected.reply.extend_from_slice(packet);
         }
     }
 
     /// The stream that moves in `direction` is at a packet boundary: what waits for that is written.
-    pub(super) fn flush_answers(&mut self, direction: Direction, out: &mut Out<'_, '_>) {
-        let answers = std::mem::take(&mut self.flow(direction).answers);
-        if !answers.is_empty() {
-            out.write().extend_from_slice(&answers);
+    pub(super) fn flush_replies(&mut self, direction: Direction, out: &mut Out<'_, '_>) {
+        let replies = std::mem::take(&mut self.flow(direction).replies);
+        if !replies.is_empty() {
+            out.write().extend_from_slice(&replies);
         }
     }
 }

@@ -5,14 +5,15 @@ use std::cell::RefCell;
 use std::num::NonZeroU16;
 
 use portcullis_wire::{
-    Ack, Disconnect, FixedHeader, Packet, PacketType, Properties, PropertiesBuf, PropertyId, Publish, Reasoned, Rule,
-    Sender, Suback, Version, encode_with_id,
+    Ack, Disconnect, FixedHeader, Packet, PacketType, Properties, PropertiesBuf, PropertyId, Publish, PublishStart,
+    Reasoned, Rule, Sender, Suback, Version, encode_with_id,
 };
 use tokio::time::Instant;
 
+use super::aliases::{NoTopic, Resolved};
 use super::out::{Out, Piece};
 use super::subscriptions::WrongNumberOfCodes;
-use super::{Answer, Direction, Ending, Fate, Inspect, too_large, violation};
+use super::{Direction, Ending, Inspect, PayloadMode, PendingAck, too_large, violation};
 use crate::observe::Action;
 use crate::outcome::CloseReason;
 
@@ -40,8 +41,7 @@ impl Inspect {
             return match Publish::decode(head.bytes, header, version, Sender::Server) {
                 Ok(publish) => self.deliver(&publish, header, head, now, out),
                 Err(error) => {
-                    let has_topic = head.bytes.get(header.len..header.len + 2) != Some(&[0, 0]);
-                    if has_topic {
+                    if PublishStart::read(head.bytes, header).is_none_or(|start| start.has_topic) {
                         // It may set an alias. A later delivery by that alias would be judged, and delivered, by the topic
                         // that the alias stood for before.
                         self.to_client.aliases.forget();
@@ -60,7 +60,7 @@ impl Inspect {
             Packet::Suback(suback) => return self.answered(header, &suback, head, out),
             Packet::Unsuback(unsuback) => return self.answered(header, &unsuback, head, out),
             Packet::Auth(_) if header.packet_len() > self.client.max_packet => return Err(too_large(header)),
-            Packet::Pingresp if self.alive.consume_own_ping() => {}
+            Packet::Pingresp if self.keep_alive.consume_own_ping() => {}
             Packet::Disconnect(disconnect) => {
                 self.disconnected.get_or_insert(TO_CLIENT);
                 self.to_client.is_over = true;
@@ -86,18 +86,15 @@ impl Inspect {
     ) -> Result<(), Ending> {
         let payload_len = header.packet_len() - head.bytes.len();
         let alias = publish.properties.topic_alias();
-        if let Some(alias) = alias.filter(|_| !publish.topic.is_empty())
-            && !self.to_client.aliases.set(alias, publish.topic)
-        {
-            return self.withhold_malformed(header, head, "the topic alias is above the maximum", now, out);
-        }
-        let (topic, is_alias_known) = match alias.filter(|_| publish.topic.is_empty()) {
-            None => (publish.topic, true),
-            Some(alias) => match self.to_client.aliases.get(alias) {
-                Some(aliased) => aliased,
-                // Perhaps a message that was too large set it.
-                None => return self.withhold_malformed(header, head, "a topic alias that nothing has set", now, out),
-            },
+        let Resolved { topic, is_known } = match self.to_client.aliases.resolve(publish.topic, alias) {
+            Ok(resolved) => resolved,
+            // Perhaps a message that was too large set it.
+            Err(NoTopic::NotSet) => {
+                return self.withhold_malformed(header, head, "a topic alias that nothing has set", now, out);
+            }
+            Err(NoTopic::AboveMaximum) => {
+                return self.withhold_malformed(header, head, "the topic alias is above the maximum", now, out);
+            }
         };
         // Outside of the client's topic space there is nothing for it.
         let own = topic.strip_prefix(&*self.rules.mountpoint).filter(|topic| !topic.is_empty());
@@ -121,22 +118,18 @@ impl Inspect {
         let Some(topic) = own.filter(|_| is_allowed) else {
             return self.withhold_delivery(publish.qos, publish.packet_id, payload_len, now, out);
         };
-        let has_mountpoint = !self.rules.mountpoint.is_empty();
+        let mountpoint = &*self.rules.mountpoint;
+        let has_mountpoint = !mountpoint.is_empty();
         let response_topic = publish.properties.response_topic().filter(|_| has_mountpoint);
-        if has_mountpoint && (!publish.topic.is_empty() || response_topic.is_some()) || !is_alias_known {
-            let topic = if publish.topic.is_empty() && is_alias_known { "" } else { topic };
-            let (version, max) = (self.version, self.client.max_packet);
+        if has_mountpoint && (!publish.topic.is_empty() || response_topic.is_some()) || !is_known {
+            let topic = if publish.topic.is_empty() && is_known { "" } else { topic };
             let is_written = SCRATCH.with_borrow_mut(|scratch| {
                 let properties = match response_topic {
-                    Some(response) => self.own_response_topic(&publish.properties, response, scratch),
+                    Some(response) => own_response_topic(mountpoint, &publish.properties, response, scratch),
                     None => publish.properties,
                 };
                 let publish = Publish { topic, properties, ..*publish };
-                let fits = publish.packet_len(version, "", payload_len) <= max;
-                if fits {
-                    publish.encode_head(version, "", payload_len, out.write());
-                }
-                fits
+                out.write_head(&publish, "", payload_len, self.version, self.client.max_packet)
             });
             if !is_written {
                 // As if it had been sent [MQTT-3.1.2-25].
@@ -154,22 +147,7 @@ impl Inspect {
         if let (2, Some(id)) = (publish.qos, publish.packet_id) {
             self.to_client.acknowledged.remove(id);
         }
-        self.begin_payload(TO_CLIENT, payload_len, Fate::Pass, now, out)
-    }
-
-    /// The properties with the response topic as the client names it, without it if it is outside of its topic space.
-    fn own_response_topic<'a>(
-        &self,
-        properties: &Properties<'a>,
-        response: &str,
-        scratch: &'a mut PropertiesBuf,
-    ) -> Properties<'a> {
-        scratch.clear();
-        scratch.extend(properties, |property| property.is(PropertyId::ResponseTopic));
-        if let Some(own) = response.strip_prefix(&*self.rules.mountpoint).filter(|own| !own.is_empty()) {
-            scratch.push_response_topic("", own);
-        }
-        scratch.as_properties()
+        self.begin_payload(TO_CLIENT, payload_len, PayloadMode::Pass, now, out)
     }
 
     /// The client does not get a message that cannot be judged. `head`: all of its head, or what precedes the properties.
@@ -182,10 +160,13 @@ impl Inspect {
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
         tracing::debug!(connection = self.info.id, why, "a delivery is withheld: it is malformed, or too large");
-        let Some((qos, packet_id)) = portcullis_wire::qos_and_id(head.bytes, header) else {
-            return Err(violation(TO_CLIENT, Some(header), Rule::PacketIdZero));
-        };
-        self.withhold_delivery(qos, packet_id, header.packet_len() - head.bytes.len(), now, out)
+        match PublishStart::read(head.bytes, header) {
+            Some(PublishStart { qos, packet_id, .. }) if qos == 0 || packet_id.is_some() => {
+                self.withhold_delivery(qos, packet_id, header.packet_len() - head.bytes.len(), now, out)
+            }
+            // It cannot be acknowledged [MQTT-2.2.1-3].
+            _ => Err(violation(TO_CLIENT, Some(header), Rule::PacketIdZero)),
+        }
     }
 
     /// The client does not get a message. The broker gets the acknowledgement, so that it does not wait for one.
@@ -197,14 +178,14 @@ impl Inspect {
         now: Instant,
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
-        self.to_client.answer = packet_id.map(|packet_id| {
+        self.to_client.ack = packet_id.map(|packet_id| {
             let packet_type = if qos == 1 { PacketType::Puback } else { PacketType::Pubrec };
-            Answer { packet_type, packet_id, code: 0 }
+            PendingAck { packet_type, packet_id, code: 0 }
         });
         if qos == 2 {
             packet_id.into_iter().for_each(|id| self.to_client.acknowledged.insert(id));
         }
-        self.begin_payload(TO_CLIENT, payload_len, Fate::Drop, now, out)
+        self.begin_payload(TO_CLIENT, payload_len, PayloadMode::Drop, now, out)
     }
 
     fn acknowledged(&mut self, ack: &Ack<'_>, head: Piece<'_>, out: &mut Out<'_, '_>) {
@@ -256,4 +237,18 @@ impl Inspect {
         }
         Ok(())
     }
+}
+
+/// The properties with the response topic as the client names it; without it, if it is outside of its topic space.
+fn own_response_topic<'a>(
+    mountpoint: &str,
+    properties: &Properties<'a>,
+    response: &str,
+    scratch: &'a mut PropertiesBuf,
+) -> Properties<'a> {
+    scratch.copy_without(properties, &[PropertyId::ResponseTopic]);
+    if let Some(own) = response.strip_prefix(mountpoint).filter(|own| !own.is_empty()) {
+        scratch.push_response_topic("", own);
+    }
+    scratch.as_properties()
 }

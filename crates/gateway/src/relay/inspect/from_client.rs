@@ -4,23 +4,21 @@
 use std::cell::RefCell;
 
 use portcullis_wire::{
-    Disconnect, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, PropertiesBuf, PropertyId, Publish,
-    Reasoned, Rule, Sender, Subscribe, TopicFilter, Unsubscribe, Version, encode_with_id, put_filter,
+    Ack, Disconnect, Error, FixedHeader, Packet, PacketType, PropertiesBuf, PropertyId, Publish, Reasoned, Rule,
+    Sender, Version,
 };
 use tokio::time::Instant;
 
+use super::aliases::{NoTopic, Resolved};
 use super::out::{Out, Piece};
-use super::subscriptions::Request;
-use super::{Answer, Direction, Ending, Fate, Inspect, Position, WORK, violation};
+use super::{Direction, Ending, Inspect, PayloadMode, PendingAck, Position, violation};
 use crate::config::tables::OnDeny;
 use crate::observe::{Action, Limit};
 use crate::outcome::CloseReason;
-use crate::policy::{Decision, Denial, MAX_TOPIC_LEN, Message, TopicRules};
+use crate::policy::{Denial, Message, TopicRules};
 use crate::util::clip::clip;
 
 const TO_BROKER: Direction = Direction::ToBroker;
-/// How many patterns may be looked at for one SUBSCRIBE at least. What exceeds it is denied.
-const MIN_WORK: u64 = WORK.burst / 10;
 
 thread_local! {
     static SCRATCH: RefCell<PropertiesBuf> = RefCell::default();
@@ -45,7 +43,9 @@ impl Inspect {
             Packet::Ack(ack)
                 if ack.packet_type == PacketType::Pubrel && self.to_broker.acknowledged.remove(ack.packet_id) =>
             {
-                self.withhold(PacketType::Pubcomp, ack.packet_id, out);
+                let mut packet = Vec::with_capacity(4);
+                Ack::encode(PacketType::Pubcomp, ack.packet_id, version, 0, &mut packet);
+                self.reply(TO_BROKER, &packet, out);
                 self.ping(now, out);
             }
             Packet::Subscribe(subscribe) => self.subscribe(&subscribe, head, now, out)?,
@@ -56,7 +56,7 @@ impl Inspect {
             }
             _ => out.pass(head),
         }
-        self.alive.packet(now);
+        self.keep_alive.packet(now);
         Ok(())
     }
 
@@ -80,16 +80,14 @@ impl Inspect {
         self.check_broker_limits(publish, header)?;
         let payload_len = header.packet_len() - head.bytes.len();
         let alias = publish.properties.topic_alias();
-        if let Some(alias) = alias {
-            self.set_alias(alias, publish.topic, header)?;
+        if alias.is_some_and(|alias| alias > self.broker.max_alias) {
+            return Err(violation(TO_BROKER, Some(header), Rule::TopicAlias));
         }
-        let (topic, is_alias_known) = match alias.filter(|_| publish.topic.is_empty()) {
-            None => (publish.topic, true),
-            Some(alias) => match self.to_broker.aliases.get(alias) {
-                Some(aliased) => aliased,
-                None => return Err(violation(TO_BROKER, Some(header), Rule::TopicAliasUnknown)),
-            },
-        };
+        let Resolved { topic, is_known } =
+            self.to_broker.aliases.resolve(publish.topic, alias).map_err(|error| match error {
+                NoTopic::NotSet => violation(TO_BROKER, Some(header), Rule::TopicAliasUnknown),
+                NoTopic::AboveMaximum => violation(TO_BROKER, Some(header), Rule::TopicAlias),
+            })?;
         let response_topic = publish.properties.response_topic();
         let message = Message { topic, qos: publish.qos, retain: publish.retain, payload_len, response_topic };
         let mut denial = None;
@@ -107,7 +105,7 @@ impl Inspect {
                         let mut collected = Vec::with_capacity(head.bytes.len() * 2);
                         collected.extend_from_slice(head.bytes);
                         self.to_broker.head = collected;
-                        return self.begin_payload(TO_BROKER, payload_len, Fate::Collect, now, out);
+                        return self.begin_payload(TO_BROKER, payload_len, PayloadMode::Collect, now, out);
                     }
                     payload if schema.accepts(payload.unwrap_or_default()) => {}
                     _ => decision.result = Err(Denial::Schema),
@@ -126,18 +124,13 @@ impl Inspect {
         let prefix = &*self.rules.mountpoint;
         let is_renamed = !prefix.is_empty() && (!publish.topic.is_empty() || response_topic.is_some());
         let is_stamped = self.version == Version::V5 && !self.rules.stamps.is_empty();
-        if is_renamed || is_stamped || !is_alias_known {
+        if is_renamed || is_stamped || !is_known {
             // The broker needs the topic, unless it knows the alias.
-            let (prefix, topic) = if publish.topic.is_empty() && is_alias_known { ("", "") } else { (prefix, topic) };
-            let (version, max) = (self.version, self.broker.max_packet.min(MAX_REMAINING_LENGTH as usize));
+            let (prefix, topic) = if publish.topic.is_empty() && is_known { ("", "") } else { (prefix, topic) };
             let is_written = SCRATCH.with_borrow_mut(|scratch| {
                 let properties = self.rules.stamp(&publish.properties, scratch);
                 let publish = Publish { topic, properties, ..*publish };
-                let fits = publish.packet_len(version, prefix, payload_len) <= max;
-                if fits {
-                    publish.encode_head(version, prefix, payload_len, out.write());
-                }
-                fits
+                out.write_head(&publish, prefix, payload_len, self.version, self.broker.max_packet)
             });
             if !is_written {
                 // The client cannot know what the gateway adds.
@@ -157,9 +150,9 @@ impl Inspect {
         }
         if let Some(payload) = payload {
             out.write().extend_from_slice(payload);
-            return self.end_payload(TO_BROKER, Fate::Pass, now, out);
+            return self.end_payload(TO_BROKER, PayloadMode::Pass, now, out);
         }
-        self.begin_payload(TO_BROKER, payload_len, Fate::Pass, now, out)
+        self.begin_payload(TO_BROKER, payload_len, PayloadMode::Pass, now, out)
     }
 
     /// What CONNACK limits [MQTT-3.2.2.3]. Not the receive maximum: brokers announce one and accept more, and popular clients do not
@@ -177,16 +170,6 @@ impl Inspect {
                 Disconnect::RetainNotSupported,
                 "retained, although the broker retains none [MQTT-3.2.2-14]",
             );
-        }
-        Ok(())
-    }
-
-    fn set_alias(&mut self, alias: u16, topic: &str, header: FixedHeader) -> Result<(), Ending> {
-        if alias > self.broker.max_alias {
-            return Err(violation(TO_BROKER, Some(header), Rule::TopicAlias));
-        }
-        if !topic.is_empty() {
-            self.to_broker.aliases.set(alias, topic);
         }
         Ok(())
     }
@@ -209,9 +192,9 @@ impl Inspect {
             return Err(Ending::new(CloseReason::TopicDenied, denial.disconnect(), detail));
         }
         let code = if self.version == Version::V5 { denial.ack_code() } else { 0 };
-        self.to_broker.answer = publish.packet_id.map(|packet_id| {
+        self.to_broker.ack = publish.packet_id.map(|packet_id| {
             let packet_type = if publish.qos == 1 { PacketType::Puback } else { PacketType::Pubrec };
-            Answer { packet_type, packet_id, code }
+            PendingAck { packet_type, packet_id, code }
         });
         if publish.qos == 2 && code == 0 {
             // Without a code the exchange goes on to its end; a code ends it [MQTT-4.3.3-4].
@@ -219,175 +202,21 @@ impl Inspect {
         }
         self.ping(now, out);
         let left = if payload.is_some() { 0 } else { payload_len };
-        self.begin_payload(TO_BROKER, left, Fate::Drop, now, out)
+        self.begin_payload(TO_BROKER, left, PayloadMode::Drop, now, out)
     }
 
-    /// Whether a PINGREQ may be sent to the broker: it has accepted the client, and waits for no rest of a packet.
-    pub(super) fn may_ping(&self) -> bool {
-        self.broker.has_answered && !matches!(self.to_broker.position, Position::Payload(_, Fate::Pass))
+    /// Whether the gateway may send the broker a packet of its own: it has accepted the client, waits for no rest of a packet,
+    /// and has got no DISCONNECT.
+    pub(super) fn may_send_to_broker(&self) -> bool {
+        let is_within_packet = matches!(self.to_broker.position, Position::Payload(_, PayloadMode::Pass));
+        self.broker.has_answered && !is_within_packet && !self.to_broker.is_over
     }
 
     /// A packet is withheld from the broker, which would think after a while that the client is gone.
     pub(super) fn ping(&mut self, now: Instant, out: &mut Out<'_, '_>) {
-        if self.may_ping() && self.alive.take_ping(now) {
+        if self.may_send_to_broker() && self.keep_alive.take_ping(now) {
             out.write().extend_from_slice(&portcullis_wire::PINGREQ);
         }
-    }
-
-    fn withhold(&mut self, answer: PacketType, packet_id: std::num::NonZeroU16, out: &mut Out<'_, '_>) {
-        let mut packet = Vec::with_capacity(4);
-        portcullis_wire::Ack::encode(answer, packet_id, self.version, 0, &mut packet);
-        self.reply(TO_BROKER, &packet, out);
-    }
-
-    fn subscribe(
-        &mut self,
-        subscribe: &Subscribe<'_>,
-        head: Piece<'_>,
-        now: Instant,
-        out: &mut Out<'_, '_>,
-    ) -> Result<(), Ending> {
-        let (mut request, mut payload) = (Request::new(false), Vec::new());
-        let may_do = self.work.available(WORK, now).max(MIN_WORK);
-        let mut budget = u32::try_from(may_do).unwrap_or(u32::MAX);
-        let mut is_changed = !self.rules.mountpoint.is_empty();
-        for wanted in subscribe.subscriptions() {
-            match self.decide_filter(wanted.filter, &mut budget) {
-                Ok(max_qos) => {
-                    let granted = wanted.with_qos(wanted.qos().min(max_qos));
-                    is_changed |= granted != wanted;
-                    self.subscriptions.ask_to_add(wanted.filter.as_str(), &mut request);
-                    granted.encode(&self.rules.mountpoint, &mut payload);
-                }
-                Err(code) => {
-                    is_changed = true;
-                    request.answer(if self.version == Version::V5 { code.code() } else { 0x80 });
-                }
-            }
-        }
-        self.work.take(WORK, may_do - u64::from(budget), now);
-        if !is_changed {
-            self.subscriptions.wait_for(subscribe.packet_id, request);
-            out.pass(head);
-            return Ok(());
-        }
-        let (packet_id, properties) = (subscribe.packet_id, &subscribe.properties);
-        self.forward_request(
-            (PacketType::Subscribe, PacketType::Suback),
-            packet_id,
-            properties,
-            request,
-            &payload,
-            now,
-            out,
-        )
-    }
-
-    /// Whether a filter may be subscribed to, and at which QoS; otherwise the code for SUBACK.
-    fn decide_filter(&self, wanted: TopicFilter<'_>, budget: &mut u32) -> Result<u8, Disconnect> {
-        let (limits, filter) = (&self.rules.limits, wanted.shared().map_or(wanted, |(_, filter)| filter));
-        // Brokers do not agree on what it is.
-        if wanted.is_shared() && wanted.shared().is_none() {
-            return Err(Disconnect::TopicFilterInvalid);
-        }
-        let is_too_long = self.rules.mountpoint.len() + wanted.as_str().len() > MAX_TOPIC_LEN;
-        let exceeded = if is_too_long { Err(Limit::TopicLength) } else { self.rules.check_topic(filter.as_str()) };
-        if let Err(limit) = exceeded {
-            self.rules.count_exceeded(limit, wanted.as_str(), &self.info);
-            return Err(Disconnect::TopicFilterInvalid);
-        }
-        let mut granted = 2;
-        if let Some(topics) = &self.rules.topics {
-            let (decision, max_qos) = topics.subscribe(filter, budget);
-            topics.count(Action::Subscribe, decision, wanted.as_str(), &self.info);
-            if !topics.is_shadow() {
-                if let Err(denial) = decision.result {
-                    return Err(denial.disconnect());
-                }
-                granted = max_qos;
-            }
-        }
-        let max_held = limits.max_subscriptions.map_or(usize::MAX, |max| max as usize);
-        let has_room = self.subscriptions.len() < max_held && self.subscriptions.has_room_for(wanted.as_str());
-        if !has_room && !self.subscriptions.holds(wanted.as_str()) {
-            self.rules.count_exceeded(Limit::Subscriptions, wanted.as_str(), &self.info);
-            return Err(Disconnect::QuotaExceeded);
-        }
-        Ok(granted)
-    }
-
-    fn unsubscribe(
-        &mut self,
-        unsubscribe: &Unsubscribe<'_>,
-        head: Piece<'_>,
-        now: Instant,
-        out: &mut Out<'_, '_>,
-    ) -> Result<(), Ending> {
-        let (mut request, mut payload) = (Request::new(true), Vec::new());
-        for filter in unsubscribe.filters() {
-            if self.rules.mountpoint.len() + filter.as_str().len() > MAX_TOPIC_LEN {
-                request.answer(Disconnect::TopicFilterInvalid.code());
-                continue;
-            }
-            self.subscriptions.ask_to_remove(filter.as_str(), &mut request);
-            put_filter(filter, &self.rules.mountpoint, &mut payload);
-        }
-        if self.rules.mountpoint.is_empty() {
-            self.subscriptions.wait_for(unsubscribe.packet_id, request);
-            out.pass(head);
-            return Ok(());
-        }
-        let (packet_id, properties) = (unsubscribe.packet_id, &unsubscribe.properties);
-        let types = (PacketType::Unsubscribe, PacketType::Unsuback);
-        self.forward_request(types, packet_id, properties, request, &payload, now, out)
-    }
-
-    /// Forwards the filters of a request that the broker is asked about, or answers it if there are none.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one packet")]
-    fn forward_request(
-        &mut self,
-        (request_type, answer_type): (PacketType, PacketType),
-        packet_id: std::num::NonZeroU16,
-        properties: &portcullis_wire::Properties<'_>,
-        request: Request,
-        payload: &[u8],
-        now: Instant,
-        out: &mut Out<'_, '_>,
-    ) -> Result<(), Ending> {
-        if request.is_answered() {
-            let has_codes = answer_type == PacketType::Suback || self.version == Version::V5;
-            let codes = if has_codes { request.codes() } else { &[] };
-            let mut packet = Vec::new();
-            let none = portcullis_wire::Properties::default();
-            encode_with_id(answer_type, packet_id, self.version, &none, codes, &mut packet);
-            self.reply(TO_BROKER, &packet, out);
-            self.ping(now, out);
-            return Ok(());
-        }
-        let start = out.write().len();
-        encode_with_id(request_type, packet_id, self.version, properties, payload, out.write());
-        let len = out.write().len() - start;
-        if len > self.broker.max_packet || len > MAX_REMAINING_LENGTH as usize {
-            out.write().truncate(start);
-            if request_type == PacketType::Subscribe {
-                // The client could not know: it was told a maximum for messages.
-                let code = if self.version == Version::V5 { Disconnect::QuotaExceeded.code() } else { 0x80 };
-                let refused = self.subscriptions.withdraw(request, code);
-                return self.forward_request(
-                    (request_type, answer_type),
-                    packet_id,
-                    properties,
-                    refused,
-                    &[],
-                    now,
-                    out,
-                );
-            }
-            let detail = format!("{request_type:?}: {len} bytes, with the mountpoint");
-            return Err(Ending::new(CloseReason::PacketTooLarge, Disconnect::PacketTooLarge, detail));
-        }
-        self.subscriptions.wait_for(packet_id, request);
-        Ok(())
     }
 
     fn disconnect(
@@ -407,7 +236,7 @@ impl Inspect {
             None => out.pass(head),
             Some((_, max)) => {
                 let mut properties = PropertiesBuf::default();
-                properties.extend(&disconnect.properties, |property| property.is(PropertyId::SessionExpiryInterval));
+                properties.copy_without(&disconnect.properties, &[PropertyId::SessionExpiryInterval]);
                 properties.push_session_expiry_interval(max);
                 Reasoned { code: disconnect.code, properties: properties.as_properties() }
                     .encode_disconnect(out.write());
@@ -415,15 +244,4 @@ impl Inspect {
         }
         Ok(())
     }
-}
-
-/// Decides about a subscription that a session holds, by the work that its SUBSCRIBE could have had. Returns the number of
-/// patterns that were looked at, too.
-pub(super) fn decide_subscription(topics: &TopicRules, filter: &str) -> (Decision, u32) {
-    let filter = TopicFilter::new(filter).map(|filter| filter.shared().map_or(filter, |(_, shared)| shared));
-    let Ok(filter) = filter else { return (Decision { rule: None, result: Err(Denial::Topic) }, 1) };
-    let max = u32::try_from(WORK.burst).unwrap_or(u32::MAX);
-    let mut budget = max;
-    let (decision, _) = topics.subscribe(filter, &mut budget);
-    (decision, max - budget)
 }

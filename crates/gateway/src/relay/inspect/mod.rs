@@ -8,13 +8,15 @@
 //! or the rules themselves, which are `policy`'s.
 
 mod aliases;
-mod alive;
 mod connack;
 mod frames;
 mod from_broker;
 mod from_client;
+mod keep_alive;
 mod out;
 mod packet_ids;
+mod reload;
+mod requests;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod script;
 mod subscriptions;
@@ -25,13 +27,14 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_wire::{Connect, Disconnect, Error, FixedHeader, PacketType, Version, Will};
+use portcullis_wire::{Connect, Disconnect, Error, FixedHeader, PacketType, Version};
 use tokio::time::Instant;
 
 use self::aliases::Aliases;
-use self::alive::KeepAlive;
+use self::keep_alive::KeepAlive;
 use self::out::Out;
 use self::packet_ids::PacketIds;
+use self::reload::{Comparison, WillFacts};
 use self::subscriptions::Subscriptions;
 use self::tally::Tally;
 use self::throttle::{Exceeded, Throttle};
@@ -40,13 +43,12 @@ use crate::config::tables::Rate;
 use crate::limits::Bucket;
 use crate::observe::{Action, Limit, SessionInfo};
 use crate::outcome::CloseReason;
-use crate::policy::{Message, PacketRules};
-use crate::util::clip::clip;
+use crate::policy::PacketRules;
 
 /// The largest head that is collected, in bytes: topic and properties of a PUBLISH, or all of another packet.
 const MAX_HEAD: usize = 256 << 10;
 /// Answers that wait for the end of a packet in the other direction, in bytes. Over it, their receiver is not read.
-const MAX_ANSWERS: usize = 4 << 10;
+const MAX_REPLIES: usize = 4 << 10;
 /// How long a client waits for a broker that does not answer its requests, or stops within a packet. While it waits, it is
 /// not read, and nobody would notice that it is gone.
 const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -54,13 +56,6 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 const PROGRESS: usize = 1 << 10;
 /// How many patterns the SUBSCRIBE packets of a client may have looked at in a second: a few milliseconds' worth.
 const WORK: Rate = Rate { amount: 200_000, per: Duration::from_secs(1), burst: 200_000 };
-/// The same for its subscriptions when the rules change, at once.
-const COMPARE_BUDGET: u32 = 20_000;
-/// What a subscription costs of it at least.
-const MIN_COMPARE: u32 = 10;
-/// The pause behind that.
-const COMPARE_PAUSE: Duration = Duration::from_millis(1);
-
 /// Looks at the packets of a session.
 #[derive(Debug)]
 pub(crate) struct Inspect {
@@ -85,9 +80,8 @@ pub(crate) struct Inspect {
     will: Option<Box<WillFacts>>,
     /// The broker needs a PINGREQ, because the client waits.
     is_ping_due: bool,
-    /// The last filter that was compared with new rules, and when the next ones are; `None`: all were.
-    compared: Option<(Box<str>, Instant)>,
-    alive: KeepAlive,
+    comparison: Option<Comparison>,
+    keep_alive: KeepAlive,
     disconnected: Option<Direction>,
 }
 
@@ -105,16 +99,6 @@ struct Client {
     has_auth_method: bool,
 }
 
-/// What rules are evaluated by for a will.
-#[derive(Debug)]
-struct WillFacts {
-    topic: Box<str>,
-    qos: u8,
-    retain: bool,
-    payload_len: usize,
-    response_topic: Option<Box<str>>,
-}
-
 /// What CONNACK says about the broker.
 #[derive(Debug)]
 struct Broker {
@@ -129,7 +113,7 @@ struct Broker {
 #[derive(Debug, Default)]
 struct Flow {
     position: Position,
-    /// An incomplete head; with [`Fate::Collect`] also the payload behind it.
+    /// An incomplete head; with [`PayloadMode::Collect`] also the payload behind it.
     head: Vec<u8>,
     aliases: Aliases,
     tally: Tally,
@@ -137,10 +121,10 @@ struct Flow {
     acknowledged: PacketIds,
     /// Bytes of payloads since they last counted as activity.
     progress: usize,
-    /// The answer to a PUBLISH, once its payload has arrived.
-    answer: Option<Answer>,
+    /// The acknowledgement of a PUBLISH that is dropped, once its payload has arrived.
+    ack: Option<PendingAck>,
     /// Answers for the receiver of this stream, which wait for its next packet boundary.
-    answers: Vec<u8>,
+    replies: Vec<u8>,
     /// Behind DISCONNECT.
     is_over: bool,
 }
@@ -151,12 +135,12 @@ enum Position {
     #[default]
     Head,
     /// In a payload of which this many bytes are still to arrive; never 0.
-    Payload(u32, Fate),
+    Payload(u32, PayloadMode),
 }
 
 /// What becomes of a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum PayloadMode {
     Pass,
     Drop,
     /// It is decided on when it is complete.
@@ -164,7 +148,7 @@ enum Fate {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Answer {
+struct PendingAck {
     packet_type: PacketType,
     packet_id: NonZeroU16,
     code: u8,
@@ -200,8 +184,8 @@ impl Inspect {
             work: Bucket::new(now),
             will: received.will.as_ref().map(|will| Box::new(WillFacts::of(will))),
             is_ping_due: false,
-            compared: None,
-            alive: KeepAlive::new(sent.keep_alive, rules.limits.max_keep_alive.is_some(), now),
+            comparison: None,
+            keep_alive: KeepAlive::new(sent.keep_alive, rules.limits.max_keep_alive.is_some(), now),
             disconnected: None,
             rules,
             info,
@@ -240,45 +224,7 @@ impl Inspect {
     /// When the broker needs a PINGREQ in place of packets of a client that is not read.
     fn ping_at(&self) -> Option<Instant> {
         let waits = self.throttle.paused_until().is_some() || self.must_wait();
-        self.alive.ping_at().filter(|_| waits && !self.is_ping_due && self.may_ping())
-    }
-
-    /// Evaluates the will by new rules: the broker would publish it in the client's name.
-    ///
-    /// # Errors
-    /// The session closes: the will is no longer allowed.
-    fn check_will(&self) -> Result<(), Ending> {
-        let Some(will) = &self.will else { return Ok(()) };
-        let Some(topics) = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow()) else { return Ok(()) };
-        let (decision, _) = topics.publish(&will.message());
-        if decision.result.is_ok() {
-            return Ok(());
-        }
-        let discards_will = self.may_ping();
-        Err(Ending { discards_will, ..policy_changed(&format!("will to `{}`", clip(&will.topic))) })
-    }
-
-    /// Compares some of the session's subscriptions with new rules. The rest has its turn a moment later: there may be thousands
-    /// of both.
-    ///
-    /// # Errors
-    /// The session closes: one of them is no longer allowed.
-    fn compare_subscriptions(&mut self, now: Instant) -> Result<(), Ending> {
-        let Some((last, _)) = self.compared.take_if(|(_, at)| *at <= now) else { return Ok(()) };
-        let Some(topics) = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow()) else { return Ok(()) };
-        let mut budget = COMPARE_BUDGET;
-        for filter in self.subscriptions.filters(&last) {
-            let (decision, work) = from_client::decide_subscription(topics, filter);
-            if decision.result.is_err() {
-                return Err(policy_changed(&format!("subscription to `{}`", clip(filter))));
-            }
-            budget = budget.saturating_sub(work + MIN_COMPARE);
-            if budget == 0 {
-                self.compared = Some((filter.into(), now + COMPARE_PAUSE));
-                break;
-            }
-        }
-        Ok(())
+        self.keep_alive.ping_at().filter(|_| waits && !self.is_ping_due && self.may_send_to_broker())
     }
 }
 
@@ -295,7 +241,7 @@ impl Codec for Inspect {
             Direction::ToClient => self.run(direction, chunk, true, now, &mut out).map(drop),
         };
         if direction == Direction::ToBroker && out.has_any() {
-            self.alive.passed(now);
+            self.keep_alive.passed(now);
         }
         self.waits_since = if self.must_wait() { self.waits_since.or(Some(now)) } else { None };
         if let Some(topics) = &self.rules.topics {
@@ -319,25 +265,13 @@ impl Codec for Inspect {
     }
 
     fn set_rules(&mut self, rules: Arc<PacketRules>) -> Result<(), Ending> {
-        if rules.mountpoint != self.rules.mountpoint {
-            return Err(policy_changed("the mountpoint has changed"));
-        }
-        self.rules = rules;
-        // Interval and maximum stay what the client was told.
-        if self.version != Version::V5 {
-            self.max_packet = max_packet(&self.rules);
-        }
-        self.alive.enforce(self.rules.limits.max_keep_alive.is_some());
-        self.check_will()?;
-        let now = Instant::now();
-        self.compared = Some(("".into(), now));
-        self.compare_subscriptions(now)
+        self.follow(rules, Instant::now())
     }
 
     fn boundary(&self, chunk: &[u8]) -> Boundary {
         match self.to_client.position {
-            Position::Payload(left, Fate::Pass) if left as usize <= chunk.len() => Boundary::At(left as usize),
-            Position::Payload(_, Fate::Pass) => Boundary::Later,
+            Position::Payload(left, PayloadMode::Pass) if left as usize <= chunk.len() => Boundary::At(left as usize),
+            Position::Payload(_, PayloadMode::Pass) => Boundary::Later,
             _ => Boundary::At(0),
         }
     }
@@ -345,7 +279,7 @@ impl Codec for Inspect {
     fn may_read(&self, direction: Direction) -> bool {
         match direction {
             Direction::ToBroker => self.throttle.paused_until().is_none() && !self.must_wait(),
-            Direction::ToClient => self.to_broker.answers.len() <= MAX_ANSWERS,
+            Direction::ToClient => self.to_broker.replies.len() <= MAX_REPLIES,
         }
     }
 
@@ -354,9 +288,9 @@ impl Codec for Inspect {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let compare = self.compared.as_ref().map(|(_, at)| *at);
+        let compare = self.comparison.as_ref().map(Comparison::at);
         let waits = self.waits_since.map(|since| since + MAX_WAIT);
-        let times = [self.throttle.paused_until(), self.alive.alarm(), waits, compare, self.ping_at()];
+        let times = [self.throttle.paused_until(), self.keep_alive.alarm(), waits, compare, self.ping_at()];
         times.into_iter().flatten().min()
     }
 
@@ -366,7 +300,7 @@ impl Codec for Inspect {
         let paused_until = self.throttle.paused_until();
         // A client that is not read, or waits for CONNACK, is not silent.
         if !is_client_read || paused_until.is_some() || self.must_wait() || !self.broker.has_answered {
-            self.alive.packet(now);
+            self.keep_alive.packet(now);
         }
         if paused_until.is_some_and(|until| until <= now) {
             self.throttle.resume();
@@ -379,33 +313,10 @@ impl Codec for Inspect {
             };
             return Err(Ending { detail: Some(detail.into()), ..CloseReason::UpstreamViolation.into() });
         }
-        if self.alive.is_over(now) {
+        if self.keep_alive.is_over(now) {
             return Err(CloseReason::KeepAliveTimeout.into());
         }
         Ok(())
-    }
-}
-
-impl WillFacts {
-    fn of(will: &Will<'_>) -> Self {
-        Self {
-            topic: will.topic.into(),
-            qos: will.qos,
-            retain: will.retain,
-            payload_len: will.payload.len(),
-            response_topic: will.properties.response_topic().map(Into::into),
-        }
-    }
-
-    fn message(&self) -> Message<'_> {
-        let Self { topic, qos, retain, payload_len, response_topic } = self;
-        Message {
-            topic,
-            qos: *qos,
-            retain: *retain,
-            payload_len: *payload_len,
-            response_topic: response_topic.as_deref(),
-        }
     }
 }
 
@@ -418,10 +329,6 @@ impl Default for Broker {
 
 fn max_packet(rules: &PacketRules) -> usize {
     rules.limits.max_packet_size.map_or(usize::MAX, |max| max as usize)
-}
-
-fn policy_changed(detail: &str) -> Ending {
-    Ending { detail: Some(detail.into()), ..CloseReason::SessionPolicyChanged.into() }
 }
 
 /// The end of a session whose client or broker violates the protocol. `header`: of the packet, if there is one.

@@ -1,5 +1,7 @@
 //! Where the packets of one direction go: as long as nothing is changed, they are a part of the chunk that was read.
 
+use portcullis_wire::{MAX_REMAINING_LENGTH, Publish, Version};
+
 use crate::relay::codec::Injected;
 
 /// The output of one call of the codec.
@@ -42,6 +44,23 @@ impl<'c, 'i> Out<'c, 'i> {
             self.passed = 0;
         }
         &mut self.injected.forward
+    }
+
+    /// Writes the head of a PUBLISH that differs from the received one, with `prefix` in front of its topic, unless the packet
+    /// would be larger than `max`. Returns whether it is written.
+    pub(super) fn write_head(
+        &mut self,
+        publish: &Publish<'_>,
+        prefix: &str,
+        payload_len: usize,
+        version: Version,
+        max: usize,
+    ) -> bool {
+        let fits = publish.packet_len(version, prefix, payload_len) <= max.min(MAX_REMAINING_LENGTH as usize);
+        if fits {
+            publish.encode_head(version, prefix, payload_len, self.write());
+        }
+        fits
     }
 
     /// Injects what was passed, too.

@@ -137,7 +137,8 @@ fn rules(configuration: &str, connect: &[u8]) -> Arc<PacketRules> {
     assert!(!diagnostics.has_errors(), "{}", diagnostics.render(false));
     let stamps = listener.stamps.into_iter().map(|(name, expression)| (name, expression.value)).collect();
     let exceeded = Metrics::default().exceeded_limits("l");
-    let policy = PacketPolicy::new(topics, listener.mountpoint.map(|it| it.value), stamps, listener.limits, exceeded);
+    let policy =
+        PacketPolicy::new(topics, listener.mountpoint.map(|it| it.value), stamps, listener.limits.packets, exceeded);
     let (connect, _) = Connect::decode(connect, Limits::default()).ok().flatten().expect("a CONNECT");
     let peer = Peer::plain(([192, 0, 2, 1], 5).into());
     let facts = Facts { peer: &peer, listener: "l", mqtt: &connect, attributes: AuthAttributes::default(), now: 7 };

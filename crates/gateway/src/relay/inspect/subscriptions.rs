@@ -72,13 +72,13 @@ impl Request {
     }
 
     /// The gateway answers for this filter.
-    pub(super) fn answer(&mut self, code: u8) {
+    pub(super) fn decide(&mut self, code: u8) {
         self.codes.push(code);
         self.size += 1;
     }
 
     /// The codes, if the gateway has answered for every filter.
-    pub(super) fn is_answered(&self) -> bool {
+    pub(super) fn is_decided(&self) -> bool {
         self.asked.is_empty()
     }
 
@@ -258,7 +258,7 @@ mod tests {
         let mut request = Request::new(is_unsubscribe);
         for filter in filters {
             match (filter.strip_prefix('!'), is_unsubscribe) {
-                (Some(_), _) => request.answer(0x87),
+                (Some(_), _) => request.decide(0x87),
                 (None, false) => held.ask_to_add(filter, &mut request),
                 (None, true) => held.ask_to_remove(filter, &mut request),
             }

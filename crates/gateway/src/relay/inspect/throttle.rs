@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::tables::{Limits, OnExceed, Rate};
+use crate::config::tables::{OnExceed, PacketLimits, Rate};
 use crate::limits::Bucket;
 
 /// The rates of one session.
@@ -39,7 +39,12 @@ impl Throttle {
     ///
     /// # Errors
     /// There are too many, and the client is disconnected.
-    pub(super) fn may_take_bytes(&mut self, limits: &Limits, wanted: usize, now: Instant) -> Result<usize, Exceeded> {
+    pub(super) fn may_take_bytes(
+        &mut self,
+        limits: &PacketLimits,
+        wanted: usize,
+        now: Instant,
+    ) -> Result<usize, Exceeded> {
         let Some(rate) = limits.byte_rate else { return Ok(wanted) };
         self.bytes.limit_debt(rate, Duration::ZERO, now);
         let may = usize::try_from(self.bytes.available(rate, now)).unwrap_or(usize::MAX).min(wanted);
@@ -57,7 +62,7 @@ impl Throttle {
     }
 
     /// So many of them were taken.
-    pub(super) fn took_bytes(&mut self, limits: &Limits, taken: usize, now: Instant) {
+    pub(super) fn took_bytes(&mut self, limits: &PacketLimits, taken: usize, now: Instant) {
         if let Some(rate) = limits.byte_rate {
             self.bytes.take(rate, taken as u64, now);
         }
@@ -67,7 +72,7 @@ impl Throttle {
     ///
     /// # Errors
     /// There are too many, and the client is disconnected.
-    pub(super) fn take_message(&mut self, limits: &Limits, now: Instant) -> Result<bool, Exceeded> {
+    pub(super) fn take_message(&mut self, limits: &PacketLimits, now: Instant) -> Result<bool, Exceeded> {
         let Some(rate) = limits.message_rate else { return Ok(true) };
         let is_taken = self.messages.try_take(rate, now);
         if !is_taken {

@@ -217,18 +217,18 @@ async fn a_client_that_may_not_be_told_is_closed() {
 /// replaced, `Q` is answered to its sender and dropped, `X` ends the session.
 #[derive(Default)]
 struct Letters {
-    has_withheld: bool,
+    has_held_back: bool,
 }
 
 impl Codec for Letters {
     fn take<'c>(&mut self, _: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
-        let is_decided = |byte: &u8| byte.is_ascii_uppercase() || self.has_withheld;
+        let is_decided = |byte: &u8| byte.is_ascii_uppercase() || self.has_held_back;
         let (passed, others) = chunk.split_at(chunk.iter().position(is_decided).unwrap_or(chunk.len()));
         for letter in others {
             match letter {
-                letter if std::mem::take(&mut self.has_withheld) => injected.forward.extend([b'H', *letter]),
+                letter if std::mem::take(&mut self.has_held_back) => injected.forward.extend([b'H', *letter]),
                 b'D' => {}
-                b'H' => self.has_withheld = true,
+                b'H' => self.has_held_back = true,
                 b'R' => injected.forward.extend(b"replaced"),
                 b'Q' => injected.reply.push(b'a'),
                 b'X' => {
@@ -255,7 +255,7 @@ impl Codec for Letters {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_codec_withholds_drops_and_replaces() {
+async fn a_codec_holds_back_drops_and_replaces() {
     let (mut pump, mut client, mut broker) = session(Letters::default(), b"gDg");
     let script = async {
         expect(&mut client, b"gg").await;

@@ -244,7 +244,7 @@ async fn the_broker_is_sent_pings_while_the_client_waits() {
     assert!(!script.codec.is_ping_due);
     // While a denied payload arrives.
     let mut script = v5(&POLICY.replace("\"8\"", "\"1MiB\""));
-    script.client(&publish(0, "other", None, Some(b""), &[b'x'; 100_000])[..20_000]);
+    script.client(&publish(0, "other", None, Some(b""), &vec![b'x'; 100_000])[..20_000]);
     for _ in 0..3 {
         tokio::time::advance(Duration::from_secs(31)).await;
         script.client(&[b'x'; 2000]);
