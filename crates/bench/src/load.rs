@@ -78,7 +78,7 @@ impl Load {
 
     /// Asserts that the proxy checks the identity: only proxies that do are comparable.
     pub(crate) async fn refuses_another(&self, proxy: &Proxy) -> anyhow::Result<()> {
-        let mut stream = tls(&self.connector, proxy.address).await?;
+        let mut stream = tls(&self.connector, TcpStream::connect(proxy.address).await?).await?;
         stream.write_all(WRONG_CONNECT).await?;
         let mut answer = [0; 4];
         let is_admitted = stream.read_exact(&mut answer).await.is_ok() && answer == CONNACK;
@@ -131,7 +131,12 @@ impl Load {
 
     /// Connects over TLS, without CONNECT.
     pub(crate) async fn handshake(&self, proxy: &Proxy) -> anyhow::Result<Session> {
-        tls(&self.connector, proxy.address).await
+        tls(&self.connector, TcpStream::connect(proxy.address).await?).await
+    }
+
+    /// The same on an open connection.
+    pub(crate) async fn handshake_on(&self, socket: TcpStream) -> anyhow::Result<Session> {
+        tls(&self.connector, socket).await
     }
 
     /// Opens sessions that stay connected.
@@ -247,8 +252,7 @@ fn client_config(authority: &Authority, device: &str) -> anyhow::Result<ClientCo
     Ok(config)
 }
 
-async fn tls(connector: &TlsConnector, address: SocketAddr) -> anyhow::Result<Session> {
-    let socket = TcpStream::connect(address).await?;
+async fn tls(connector: &TlsConnector, socket: TcpStream) -> anyhow::Result<Session> {
     socket.set_nodelay(true)?;
     connector.connect(ServerName::try_from("localhost")?, socket).await.context("TLS handshake")
 }
@@ -263,7 +267,7 @@ pub(crate) async fn session_as(
     address: SocketAddr,
     connect: &[u8],
 ) -> anyhow::Result<Session> {
-    let mut stream = tls(connector, address).await?;
+    let mut stream = tls(connector, TcpStream::connect(address).await?).await?;
     stream.write_all(connect).await?;
     let mut answer = [0; 4];
     stream.read_exact(&mut answer).await?;

@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use anyhow::{Context as _, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use crate::load::{Load, Session};
 use crate::packets::inspected;
@@ -21,9 +23,27 @@ const HALVES: [(&str, &[u8]); 3] = [
     ("SUBSCRIBE", b"\x82\xff\x07\x00\x01\x00\x05down/"),
 ];
 
+/// So many addresses of this machine connect: one may hold a share of the connections that are not established.
+const ADDRESSES: u8 = 50;
+
 enum Client {
-    Plain(#[expect(dead_code, reason = "held open")] TcpStream),
-    Secure(#[expect(dead_code, reason = "held open")] Box<Session>),
+    Plain(TcpStream),
+    Secure(Box<Session>),
+}
+
+impl Client {
+    /// Whether the gateway has kept the connection.
+    async fn is_open(&mut self) -> bool {
+        let mut byte = [0];
+        let read = async {
+            match self {
+                Self::Plain(socket) => socket.read(&mut byte).await,
+                Self::Secure(session) => session.read(&mut byte).await,
+            }
+        };
+        // Nobody sends anything.
+        timeout(Duration::from_millis(1), read).await.is_err()
+    }
 }
 
 /// Measures each stage with a new process.
@@ -43,32 +63,39 @@ pub(crate) async fn run(binary: &Path, dir: &Path, clients: usize) -> anyhow::Re
         let before = proxy.usage()?;
         let mut waiting = Vec::with_capacity(clients);
         while waiting.len() < clients {
-            waiting.push(open(&load, &proxy, stage, half).await?);
+            let from = u8::try_from(waiting.len() % usize::from(ADDRESSES)).unwrap_or(0);
+            waiting.push(open(&load, &proxy, stage, half, from).await.with_context(|| format!("{stage}"))?);
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         let grown = proxy.usage()?.pss.saturating_sub(before.pss);
         println!("| {stage} | {:.0} |", grown as f64 / clients as f64);
+        for client in &mut waiting {
+            ensure!(client.is_open().await, "{stage}: the gateway has closed a connection");
+        }
         drop(waiting);
         proxy.stop().await?;
     }
     Ok(())
 }
 
-async fn open(load: &Load, proxy: &Proxy, stage: &str, half: Option<&[u8]>) -> anyhow::Result<Client> {
+/// `from`: the last byte of the client's address, less 1.
+async fn open(load: &Load, proxy: &Proxy, stage: &str, half: Option<&[u8]>, from: u8) -> anyhow::Result<Client> {
     if let Some(half) = half {
         let mut session = load.sessions(proxy, 1).await?.remove(0);
         session.write_all(half).await?;
         session.flush().await?;
         return Ok(Client::Secure(Box::new(session)));
     }
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(([127, 0, 0, from + 1], 0).into())?;
+    let mut socket = socket.connect(proxy.address).await?;
     if matches!(stage, "TCP" | "ClientHello") {
-        let mut socket = TcpStream::connect(proxy.address).await?;
         if stage == "ClientHello" {
             socket.write_all(HALF_A_HELLO).await?;
         }
         return Ok(Client::Plain(socket));
     }
-    let mut session = load.handshake(proxy).await?;
+    let mut session = load.handshake_on(socket).await?;
     if stage == "CONNECT" {
         session.write_all(HALF_A_CONNECT).await?;
         session.flush().await?;
