@@ -130,12 +130,7 @@ impl Load {
     }
 
     /// Connects over TLS, without CONNECT.
-    pub(crate) async fn handshake(&self, proxy: &Proxy) -> anyhow::Result<Session> {
-        tls(&self.connector, TcpStream::connect(proxy.address).await?).await
-    }
-
-    /// The same on an open connection.
-    pub(crate) async fn handshake_on(&self, socket: TcpStream) -> anyhow::Result<Session> {
+    pub(crate) async fn handshake(&self, socket: TcpStream) -> anyhow::Result<Session> {
         tls(&self.connector, socket).await
     }
 

@@ -64,7 +64,7 @@ pub(crate) async fn run(binary: &Path, dir: &Path, clients: usize) -> anyhow::Re
         let mut waiting = Vec::with_capacity(clients);
         while waiting.len() < clients {
             let from = u8::try_from(waiting.len() % usize::from(ADDRESSES)).unwrap_or(0);
-            waiting.push(open(&load, &proxy, stage, half, from).await.with_context(|| format!("{stage}"))?);
+            waiting.push(open(&load, &proxy, stage, half, from).await.context(stage)?);
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         let grown = proxy.usage()?.pss.saturating_sub(before.pss);
@@ -95,7 +95,7 @@ async fn open(load: &Load, proxy: &Proxy, stage: &str, half: Option<&[u8]>, from
         }
         return Ok(Client::Plain(socket));
     }
-    let mut session = load.handshake_on(socket).await?;
+    let mut session = load.handshake(socket).await?;
     if stage == "CONNECT" {
         session.write_all(HALF_A_CONNECT).await?;
         session.flush().await?;
