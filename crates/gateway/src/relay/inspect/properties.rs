@@ -29,11 +29,15 @@ fn properties() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(one, 0..3).prop_map(|list| list.concat())
 }
 
+fn payload() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![prop::collection::vec(any::<u8>(), 0..20), Just(b"7".to_vec()), Just(b"  12.5e3".to_vec())]
+}
+
 fn one_packet(is_v5: bool) -> impl Strategy<Value = Vec<u8>> {
     let block = move |properties: Vec<u8>| {
         if is_v5 { [&[u8::try_from(properties.len()).unwrap()], &properties[..]].concat() } else { Vec::new() }
     };
-    let publish = (0_u8..16, topic(), 0_u16..4, properties(), prop::collection::vec(any::<u8>(), 0..20)).prop_map(
+    let publish = (0_u8..16, topic(), 0_u16..4, properties(), payload()).prop_map(
         move |(flags, topic, id, properties, payload)| {
             let id = if flags & 6 == 0 { vec![] } else { id.to_be_bytes().to_vec() };
             packet(0x30 | flags, &[field(topic.as_bytes()), id, block(properties), payload].concat())
@@ -71,15 +75,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
     fn any_sequence_in_any_pieces_ends_alike_and_what_is_denied_stays_away(
-        selector in 0_u8..6,
+        selector in 0_u8..10,
         is_connected in prop::bool::weighted(0.9),
-        packets in (any::<bool>()).prop_flat_map(|_| prop::collection::vec((any::<bool>(), one_packet(true), one_packet(false)), 0..14)),
+        packets in prop::collection::vec((any::<bool>(), one_packet(true), one_packet(false)), 0..14),
+        reloads in prop::collection::vec(prop::option::weighted(0.1, any::<bool>()), 14),
         cuts in prop::collection::vec(1_usize..40, 1..8),
     ) {
         let is_v5 = selector & 1 == 1;
         let mut input = vec![selector];
-        let mut send = |to_broker: bool, bytes: &[u8]| {
+        let mut send = |to_broker: bool, bytes: &[u8], reload: Option<bool>| {
             let mut rest = bytes;
+            // Within the packet before, if that is not complete.
+            input.extend(reload.map(|is_wide| if is_wide { 0 } else { 0x80 }));
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() {
                     break;
@@ -91,10 +98,10 @@ proptest! {
             }
         };
         if is_connected {
-            send(false, if is_v5 { b"\x20\x06\0\0\x03\x22\0\x03" } else { b"\x20\x02\0\0" });
+            send(false, if is_v5 { b"\x20\x06\0\0\x03\x22\0\x03" } else { b"\x20\x02\0\0" }, None);
         }
-        for (to_broker, of_v5, of_v3) in &packets {
-            send(*to_broker, if is_v5 { of_v5 } else { of_v3 });
+        for ((to_broker, of_v5, of_v3), reload) in packets.iter().zip(&reloads) {
+            send(*to_broker, if is_v5 { of_v5 } else { of_v3 }, *reload);
         }
         check_session(&input);
     }

@@ -53,9 +53,12 @@ impl Script {
     /// The configuration is replaced.
     #[cfg(test)]
     pub(crate) fn reload(&mut self, configuration: &str) {
-        let rules = rules(configuration, &self.connect);
-        if let Err(ending) = self.codec.set_rules(rules) {
-            self.ending.get_or_insert(ending);
+        self.set_rules(rules(configuration, &self.connect));
+    }
+
+    fn set_rules(&mut self, rules: Arc<PacketRules>) {
+        if self.ending.is_none() {
+            self.ending = self.codec.set_rules(rules).err();
         }
     }
 
@@ -145,22 +148,31 @@ fn rules(configuration: &str, connect: &[u8]) -> Arc<PacketRules> {
     policy.for_client(&facts).expect("rules").unwrap_or_default()
 }
 
-/// Two sessions that get the same bytes, one of them byte by byte, end alike, and nothing that is denied reaches the broker.
-/// The input selects configuration and version, then has chunks: the direction and length in one byte, then the bytes.
+/// Two sessions that get the same bytes, one of them byte by byte, end alike; nothing that is denied reaches the broker or the
+/// client. The input selects configuration and version, then has chunks: the direction and length in one byte, then the
+/// bytes. A chunk without bytes reloads: to the client, with narrower rules, to the broker, with those of before.
 pub(crate) fn check_session(input: &[u8]) {
     // Compiling a configuration takes longer than the rest.
-    static RULES: OnceLock<Vec<[Arc<PacketRules>; 2]>> = OnceLock::new();
+    static RULES: OnceLock<Vec<[[Arc<PacketRules>; 2]; 2]>> = OnceLock::new();
     let Some((&selector, mut rest)) = input.split_first() else { return };
-    let of_case = |case: &Case| [CONNECT_V3, CONNECT_V5].map(|connect| rules(case.configuration, connect));
+    let of_case = |case: &Case| {
+        [CONNECT_V3, CONNECT_V5].map(|connect| [case.configuration, case.narrower].map(|it| rules(it, connect)))
+    };
     let rules = RULES.get_or_init(|| CASES.iter().map(of_case).collect());
     let (index, version) = (usize::from(selector >> 1) % CASES.len(), usize::from(selector & 1));
     let (case, connect) = (&CASES[index], [CONNECT_V3, CONNECT_V5][version]);
-    let client = || Script::with(Arc::clone(&rules[index][version]), connect);
+    let [wide, narrow] = &rules[index][version];
+    let client = || Script::with(Arc::clone(wide), connect);
     let (mut whole, mut split) = (client(), client());
     drop((whole.broker_got(), split.broker_got()));
     while let Some((&first, behind)) = rest.split_first() {
         let direction = if first & 0x80 == 0 { Direction::ToBroker } else { Direction::ToClient };
         let (chunk, behind) = behind.split_at(behind.len().min(usize::from(first & 0x7f)));
+        if first & 0x7f == 0 {
+            let rules = if direction == Direction::ToClient { narrow } else { wide };
+            whole.set_rules(Arc::clone(rules));
+            split.set_rules(Arc::clone(rules));
+        }
         whole.send(direction, chunk);
         chunk.iter().for_each(|byte| split.send(direction, &[*byte]));
         rest = behind;
@@ -170,21 +182,26 @@ pub(crate) fn check_session(input: &[u8]) {
     let kind = |script: &Script| script.ending.as_ref().map(|ending| (ending.reason, ending.disconnect));
     assert_eq!(kind(&whole), kind(&split));
     let version = if selector & 1 == 0 { Version::V311 } else { Version::V5 };
-    for (topic, kind) in topics(&whole.at_broker, version) {
-        let is_allowed = match kind {
-            Kind::Publish => case.may_publish,
-            Kind::Subscribe => case.may_subscribe,
+    for seen in seen(&whole.at_broker, version, Sender::Client) {
+        let is_allowed = match &seen {
+            Seen::Message(topic, payload) => (case.may_publish)(topic, payload),
+            Seen::Filter(filter) => (case.may_subscribe)(filter),
         };
-        assert!(is_allowed(&topic), "{topic} reached the broker");
+        assert!(is_allowed, "{seen:?} reached the broker");
     }
-    check_framing(&whole.at_client, version);
+    for seen in seen(&whole.at_client, version, Sender::Server) {
+        let Seen::Message(topic, _) = &seen else { unreachable!("brokers send no SUBSCRIBE") };
+        assert!((case.may_receive)(topic), "{seen:?} reached the client");
+    }
 }
 
-/// A configuration, and what may reach the broker with it.
+/// A configuration, another one that allows less, and what may pass with both.
 struct Case {
     configuration: &'static str,
-    may_publish: fn(&str) -> bool,
+    narrower: &'static str,
+    may_publish: fn(&str, &[u8]) -> bool,
     may_subscribe: fn(&str) -> bool,
+    may_receive: fn(&str) -> bool,
 }
 
 const CONNECT_V5: &[u8] = b"\x10\x12\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x05dev-1";
@@ -194,42 +211,80 @@ const CASES: &[Case] = &[
     Case {
         configuration: "topics = \"p\"\n[[topic_policy]]\nname = \"p\"\n[[topic_policy.rule]]\npublish = [\"a/#\"]\n\
                         subscribe = [\"a/+\"]\n",
-        may_publish: |topic| topic == "a" || topic.starts_with("a/"),
+        narrower: "topics = \"p\"\n[[topic_policy]]\nname = \"p\"\n[[topic_policy.rule]]\npublish = [\"a/b/#\"]\n\
+                   subscribe = [\"a/b\"]\n",
+        may_publish: |topic, _| topic == "a" || topic.starts_with("a/"),
         may_subscribe: |filter| filter.starts_with("a/") && filter.matches('/').count() == 1 && filter != "a/#",
+        may_receive: |topic| topic.starts_with("a/") && topic.matches('/').count() == 1,
     },
     Case {
         configuration: "topics = \"p\"\nmountpoint = 'm/'\n[listener.publish]\nuser_properties = { by = '\"g\"' }\n\
                         [[topic_policy]]\nname = \"p\"\n[[topic_policy.rule]]\neffect = \"deny\"\npublish = [\"b\"]\n\
                         subscribe = [\"b\"]\n[[topic_policy.rule]]\npublish = [\"#\"]\nsubscribe = [\"#\"]\n\
                         max_qos = 1\n",
-        may_publish: |topic| topic.starts_with("m/") && !topic.starts_with("m/$") && topic != "m/b",
+        narrower: "topics = \"p\"\nmountpoint = 'm/'\n[[topic_policy]]\nname = \"p\"\non_deny = \"disconnect\"\n",
+        may_publish: |topic, _| topic.starts_with("m/") && !topic.starts_with("m/$") && topic != "m/b",
         may_subscribe: |filter| {
             filter.starts_with("m/")
                 && !matches!(filter, "m/b" | "m/#" | "m/+" | "m/b/#" | "m/+/#")
                 && !filter.starts_with("m/$")
         },
+        may_receive: |topic| topic != "b" && !topic.starts_with('$'),
     },
     Case {
         configuration: "[listener.limits]\nmax_topic_levels = 2\nmax_subscriptions = 2\nmax_packet_size = \"100\"\n",
-        may_publish: |topic| topic.matches('/').count() <= 1,
+        narrower: "[listener.limits]\nmax_topic_levels = 1\n",
+        may_publish: |topic, _| topic.matches('/').count() <= 1,
         may_subscribe: |filter| filter.matches('/').count() <= 1,
+        may_receive: |_| true,
+    },
+    // A payload that a schema has to see; a policy that ends the session; one that denies nothing.
+    Case {
+        configuration: concat!(
+            "topics = \"p\"\n[[topic_policy]]\nname = \"p\"\non_deny = \"disconnect\"\n[[topic_policy.rule]]\n",
+            "publish = [\"#\"]\nmax_payload = \"16\"\nschema = \"",
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/number.schema.json\"\n"
+        ),
+        narrower: "topics = \"p\"\n[[topic_policy]]\nname = \"p\"\n",
+        may_publish: |topic, payload| {
+            !topic.starts_with('$')
+                && serde_json::from_slice::<serde_json::Value>(payload).is_ok_and(|it| it.is_number())
+        },
+        may_subscribe: |_| false,
+        may_receive: |_| false,
+    },
+    Case {
+        configuration: "topics = \"p\"\n[[topic_policy]]\nname = \"p\"\nmode = \"shadow\"\n",
+        narrower: "topics = \"p\"\n[[topic_policy]]\nname = \"p\"\n[[topic_policy.rule]]\npublish = [\"a\"]\n",
+        may_publish: |_, _| true,
+        may_subscribe: |_| true,
+        may_receive: |_| true,
     },
 ];
 
-enum Kind {
-    Publish,
-    Subscribe,
+#[derive(Debug)]
+enum Seen {
+    /// Topic and payload, as far as it has come.
+    Message(String, Vec<u8>),
+    Filter(String),
 }
 
-/// The topics of PUBLISH and the filters of SUBSCRIBE in what the broker has received, which is all valid.
-fn topics(mut stream: &[u8], version: Version) -> Vec<(String, Kind)> {
+/// The messages and filters in what one side has received, which is all valid. The last packet may be incomplete.
+fn seen(mut stream: &[u8], version: Version, sender: Sender) -> Vec<Seen> {
     let mut found = Vec::new();
     let mut aliases = std::collections::BTreeMap::new();
     while let Ok(Some(header)) = FixedHeader::decode(stream) {
-        Packet::check_header(header, version, Sender::Client).expect("a header that a client may send");
-        let Some(len) = head_len(stream, header, version).expect("a head") else { break };
-        let Some(head) = stream.get(..len) else { break };
-        match Packet::decode(head, header, version, Sender::Client).expect("a valid packet") {
+        let (packet, behind) = stream.split_at(stream.len().min(header.packet_len()));
+        stream = behind;
+        if header.packet_type == PacketType::Connack {
+            continue;
+        }
+        Packet::check_header(header, version, sender).expect("a header that this side may send");
+        let Some(head) = head_len(packet, header, version).expect("a head").and_then(|len| packet.get(..len)) else {
+            break;
+        };
+        match Packet::decode(head, header, version, sender).expect("a valid packet") {
             Packet::Publish(publish) => {
                 let alias = publish.properties.topic_alias();
                 let topic = match alias {
@@ -237,28 +292,14 @@ fn topics(mut stream: &[u8], version: Version) -> Vec<(String, Kind)> {
                     Some(alias) => *aliases.entry(alias).insert_entry(publish.topic).get(),
                     None => publish.topic,
                 };
-                found.push((topic.to_owned(), Kind::Publish));
+                found.push(Seen::Message(topic.to_owned(), packet[head.len()..].to_vec()));
             }
             Packet::Subscribe(subscribe) => found.extend(subscribe.subscriptions().map(|wanted| {
                 let filter = wanted.filter.shared().map_or(wanted.filter, |(_, filter)| filter);
-                (filter.as_str().to_owned(), Kind::Subscribe)
+                Seen::Filter(filter.as_str().to_owned())
             })),
             _ => {}
         }
-        stream = stream.get(header.packet_len()..).unwrap_or_default();
     }
     found
-}
-
-/// What the client has received is a sequence of packets, the last of which may be incomplete.
-fn check_framing(mut stream: &[u8], version: Version) {
-    while let Ok(Some(header)) = FixedHeader::decode(stream) {
-        if header.packet_type != PacketType::Connack {
-            Packet::check_header(header, version, Sender::Server).expect("a header that a broker may send");
-            if let Some(head) = head_len(stream, header, version).expect("a head").and_then(|len| stream.get(..len)) {
-                Packet::decode(head, header, version, Sender::Server).expect("a valid packet");
-            }
-        }
-        stream = stream.get(header.packet_len()..).unwrap_or_default();
-    }
 }
