@@ -7,7 +7,7 @@ use std::sync::Arc;
 use portcullis_wire::{Connect, Properties, PropertiesBuf, PropertyId, Refusal, Version, Will, topic_levels};
 
 use super::topics::{Denial, Message, TopicPolicy, TopicRules};
-use crate::config::tables::PacketLimits;
+use crate::config::tables::{OnDeny, PacketLimits};
 use crate::expr::{Expression, Template};
 use crate::observe::{Action, Decisions, ExceededLimits, Limit, SessionInfo};
 use crate::outcome::{Reject, note_detail};
@@ -228,17 +228,19 @@ impl PacketRules {
         self.exceeded.iter().for_each(|exceeded| exceeded.count(limit, topic, client));
     }
 
-    fn check_will(&self, will: &Will<'_>, info: &SessionInfo) -> Result<(), WillDenied> {
-        self.decide_will(will, info).inspect_err(|denied| {
-            note_detail(&format!("will to `{}`: {}", clip(will.topic), denied.0.label()));
-        })
+    /// What happened, if a PUBLISH that is denied ends the session. A policy that is not enforced ends none, also not for a
+    /// limit.
+    pub(crate) fn if_denial_ends(&self, detail: impl FnOnce() -> String) -> Option<String> {
+        let enforced = self.topics.as_ref().filter(|topics| !topics.is_shadow());
+        enforced.filter(|topics| topics.on_deny() == OnDeny::Disconnect).map(|_| detail())
     }
 
-    fn decide_will(&self, will: &Will<'_>, info: &SessionInfo) -> Result<(), WillDenied> {
+    fn check_will(&self, will: &Will<'_>, info: &SessionInfo) -> Result<(), WillDenied> {
         let response_topic = will.properties.response_topic();
         for topic in std::iter::once(will.topic).chain(response_topic) {
             if let Err(limit) = self.check_topic(topic) {
                 self.count_exceeded(limit, topic, info);
+                note_detail(&format!("will to `{}`: {}", clip(topic), Denial::TopicName.label()));
                 return Err(WillDenied(Denial::TopicName));
             }
         }
@@ -249,9 +251,13 @@ impl PacketRules {
         if schema.is_some_and(|schema| !schema.accepts(will.payload)) {
             decision.result = Err(Denial::Schema);
         }
-        topics.count(Action::Publish, decision, will.topic, info);
+        let subject = decision.result.map_or_else(|denial| message.subject(denial), |()| will.topic);
+        topics.count(Action::Publish, decision, subject, info);
         match decision.result {
-            Err(denial) if !topics.is_shadow() => Err(WillDenied(denial)),
+            Err(denial) if !topics.is_shadow() => {
+                note_detail(&format!("will to {}", topics.explain(decision, subject)));
+                Err(WillDenied(denial))
+            }
             _ => Ok(()),
         }
     }

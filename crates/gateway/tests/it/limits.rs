@@ -161,7 +161,6 @@ async fn a_client_that_sends_too_fast_is_slowed_down() {
     let begin = Instant::now();
     client.write(&[message.repeat(30), b"\xc0\x00".to_vec()].concat()).await;
     connection.expect(&message.repeat(20)).await;
-    assert!(begin.elapsed() < Duration::from_millis(400), "the burst passes at once: {:?}", begin.elapsed());
     connection.expect(&[message.repeat(10), b"\xc0\x00".to_vec()].concat()).await;
     assert!(begin.elapsed() >= Duration::from_millis(490), "{:?}", begin.elapsed());
     // What waits is delivered although the client closes.

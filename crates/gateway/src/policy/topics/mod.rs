@@ -171,6 +171,13 @@ pub(crate) struct Message<'a> {
     pub(crate) response_topic: Option<&'a str>,
 }
 
+impl<'a> Message<'a> {
+    /// What a denial is about.
+    pub(crate) fn subject(&self, denial: Denial) -> &'a str {
+        self.response_topic.filter(|_| denial == Denial::ResponseTopic).unwrap_or(self.topic)
+    }
+}
+
 impl TopicPolicy {
     /// Compiles a policy and the schemas that its rules name.
     pub(crate) fn open(settings: tables::TopicPolicy, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
@@ -437,6 +444,16 @@ impl TopicRules {
                 client.count_denial();
             }
             self.decisions.log_denial(action, decision.rule, denial.label(), subject, is_shadow, client);
+        }
+    }
+
+    /// A denial in words, for the access log. `subject` is the topic.
+    pub(crate) fn explain(&self, decision: Decision, subject: &str) -> String {
+        let (subject, policy) = (clip(subject), &self.policy.name);
+        let why = decision.result.err().map_or("allowed", Denial::label);
+        match decision.rule {
+            Some(rule) => format!("`{subject}`: {why}, by rule {rule} of topic policy `{policy}`"),
+            None => format!("`{subject}`: {why}, no rule of topic policy `{policy}` matches"),
         }
     }
 

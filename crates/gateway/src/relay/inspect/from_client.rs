@@ -12,10 +12,9 @@ use tokio::time::Instant;
 use super::aliases::{NoTopic, Resolved};
 use super::out::{Out, Piece};
 use super::{Direction, Ending, Inspect, PayloadMode, PendingAck, Position, violation};
-use crate::config::tables::OnDeny;
 use crate::observe::{Action, Limit};
 use crate::outcome::CloseReason;
-use crate::policy::{Denial, Message, TopicRules};
+use crate::policy::{Denial, Message};
 use crate::util::clip::clip;
 
 const TO_BROKER: Direction = Direction::ToBroker;
@@ -90,12 +89,13 @@ impl Inspect {
             })?;
         let response_topic = publish.properties.response_topic();
         let message = Message { topic, qos: publish.qos, retain: publish.retain, payload_len, response_topic };
-        let mut denial = None;
+        let mut denied = None;
         let exceeded =
             std::iter::once(topic).chain(response_topic).find_map(|topic| self.rules.check_topic(topic).err());
         if let Some(limit) = exceeded {
             self.rules.count_exceeded(limit, topic, &self.info);
-            denial = Some(Denial::TopicName);
+            let detail = || format!("`{}`: {}", clip(topic), Denial::TopicName.label());
+            denied = Some((Denial::TopicName, self.rules.if_denial_ends(detail)));
         } else if let Some(topics) = &self.rules.topics {
             let (mut decision, schema) = topics.publish(&message);
             if let Some(schema) = schema {
@@ -113,13 +113,17 @@ impl Inspect {
             }
             match decision.result {
                 Ok(()) => self.to_broker.tally.allowed(topics, Action::Publish, decision.rule),
-                Err(_) => topics.count(Action::Publish, decision, topic, &self.info),
+                Err(denial) => {
+                    let subject = message.subject(denial);
+                    topics.count(Action::Publish, decision, subject, &self.info);
+                    if !topics.is_shadow() {
+                        denied = Some((denial, self.rules.if_denial_ends(|| topics.explain(decision, subject))));
+                    }
+                }
             }
-            denial = decision.result.err().filter(|_| !topics.is_shadow());
         }
-        if let Some(denial) = denial {
-            let topic = clip(topic).into_owned();
-            return self.deny(publish, denial, &topic, (payload_len, payload), now, out);
+        if let Some((denial, ending)) = denied {
+            return self.deny(publish, denial, ending, (payload_len, payload), now, out);
         }
         let prefix = &*self.rules.mountpoint;
         let is_renamed = !prefix.is_empty() && (!publish.topic.is_empty() || response_topic.is_some());
@@ -135,8 +139,9 @@ impl Inspect {
             if !is_written {
                 // The client cannot know what the gateway adds.
                 self.rules.count_exceeded(Limit::PacketSize, topic, &self.info);
-                let topic = clip(topic).into_owned();
-                return self.deny(publish, Denial::PacketSize, &topic, (payload_len, payload), now, out);
+                let denial = Denial::PacketSize;
+                let ending = self.rules.if_denial_ends(|| format!("`{}`: {}", clip(topic), denial.label()));
+                return self.deny(publish, denial, ending, (payload_len, payload), now, out);
             }
         } else {
             out.pass(head);
@@ -174,22 +179,19 @@ impl Inspect {
         Ok(())
     }
 
-    /// Denies a PUBLISH. `payload`: its length, and itself if it was collected.
+    /// Denies a PUBLISH. `ending`: if that ends the session, what happened. `payload`: its length, and itself if it was
+    /// collected.
     fn deny(
         &mut self,
         publish: &Publish<'_>,
         denial: Denial,
-        topic: &str,
+        ending: Option<String>,
         (payload_len, payload): (usize, Option<&[u8]>),
         now: Instant,
         out: &mut Out<'_, '_>,
     ) -> Result<(), Ending> {
-        // A policy that is not enforced ends no session, also not for a limit.
-        let enforced = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow());
-        let on_deny = enforced.map_or(OnDeny::Ack, TopicRules::on_deny);
-        if on_deny == OnDeny::Disconnect {
-            let detail = format!("publish to `{topic}`: {}", denial.label());
-            return Err(Ending::new(CloseReason::TopicDenied, denial.disconnect(), detail));
+        if let Some(detail) = ending {
+            return Err(Ending::new(CloseReason::TopicDenied, denial.disconnect(), format!("publish to {detail}")));
         }
         let code = if self.version == Version::V5 { denial.ack_code() } else { 0 };
         self.to_broker.ack = publish.packet_id.map(|packet_id| {

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use super::{Ending, Inspect, WORK, max_packet};
 use crate::outcome::CloseReason;
 use crate::policy::{Decision, Denial, Message, PacketRules, TopicRules};
-use crate::util::clip::clip;
 
 /// How many patterns may be looked at for the subscriptions of a session at once.
 const COMPARE_BUDGET: u32 = 20_000;
@@ -72,12 +71,11 @@ impl Inspect {
     fn check_will(&self) -> Result<(), Ending> {
         let Some(will) = &self.will else { return Ok(()) };
         let Some(topics) = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow()) else { return Ok(()) };
-        let (decision, _) = topics.publish(&will.message());
-        if decision.result.is_ok() {
-            return Ok(());
-        }
-        let discards_will = self.may_send_to_broker();
-        Err(Ending { discards_will, ..policy_changed(&format!("will to `{}`", clip(&will.topic))) })
+        let (message, discards_will) = (will.message(), self.may_send_to_broker());
+        let (decision, _) = topics.publish(&message);
+        let Err(denial) = decision.result else { return Ok(()) };
+        let detail = format!("will to {}", topics.explain(decision, message.subject(denial)));
+        Err(Ending { discards_will, ..policy_changed(&detail) })
     }
 
     /// Compares some of the session's subscriptions with new rules. The rest has its turn a moment later: there may be thousands
@@ -94,7 +92,7 @@ impl Inspect {
         for filter in self.subscriptions.filters(&last) {
             let (decision, work) = decide_subscription(topics, filter);
             if decision.result.is_err() {
-                return Err(policy_changed(&format!("subscription to `{}`", clip(filter))));
+                return Err(policy_changed(&format!("subscription to {}", topics.explain(decision, filter))));
             }
             budget = budget.saturating_sub(work + MIN_COMPARE);
             if budget == 0 {

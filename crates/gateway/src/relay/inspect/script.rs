@@ -167,8 +167,9 @@ pub(crate) fn check_session(input: &[u8]) {
     drop((whole.broker_got(), split.broker_got()));
     while let Some((&first, behind)) = rest.split_first() {
         let direction = if first & 0x80 == 0 { Direction::ToBroker } else { Direction::ToClient };
-        let (chunk, behind) = behind.split_at(behind.len().min(usize::from(first & 0x7f)));
-        if first & 0x7f == 0 {
+        let len = usize::from(first & 0x7f);
+        let (chunk, behind) = behind.split_at(behind.len().min(len));
+        if len == 0 {
             let rules = if direction == Direction::ToClient { narrow } else { wide };
             whole.set_rules(Arc::clone(rules));
             split.set_rules(Arc::clone(rules));

@@ -77,6 +77,11 @@ async fn the_conditions_of_the_rule_that_matches_decide() {
             _ => 0x87,
         };
         ends(&script, CloseReason::TopicDenied, code);
+        let detail = script.ending.as_ref().and_then(|ending| ending.detail.as_deref()).unwrap();
+        assert!(
+            detail.contains(topic) && detail.contains("rule") && detail.contains("of topic policy `p`"),
+            "{detail}"
+        );
         let mut script = v5(&POLICY.replace("name = \"p\"", "name = \"p\"\nmode = \"shadow\""));
         let packet = publish(flags, topic, id, Some(b""), payload);
         script.client(&packet);
