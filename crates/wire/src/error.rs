@@ -69,7 +69,8 @@ rules! {
     TopicFilter = "MQTT-4.7.1-1", TopicFilterInvalid, "a topic filter is empty, or a wildcard in it does not stand alone in its level, or `#` not in the last one";
     SharedSubscription = "MQTT-4.8.2-1", TopicFilterInvalid, "a shared subscription has no share name, a share name with wildcards, or no filter";
     SharedNoLocal = "MQTT-3.8.3-4", ProtocolError, "a shared subscription has the option No Local";
-    NoFilters = "MQTT-3.8.3-2", ProtocolError, "SUBSCRIBE or UNSUBSCRIBE without a topic filter";
+    NoFilters = "MQTT-3.8.3-2", ProtocolError, "SUBSCRIBE without a topic filter";
+    NothingToUnsubscribe = "MQTT-3.10.3-2", ProtocolError, "UNSUBSCRIBE without a topic filter";
     SubscriptionOptions = "MQTT-3.8.3-5", Malformed, "reserved bits of the subscription options are set";
     SubscriptionQos = "MQTT-3.8.3.1", ProtocolError, "a subscription has QoS 3 or retain handling 3";
     PublishQos = "MQTT-3.3.1-4", Malformed, "QoS is 3";

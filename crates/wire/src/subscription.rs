@@ -112,7 +112,7 @@ impl<'a> Unsubscribe<'a> {
         let properties = properties(reader, version, Owner::Unsubscribe)?;
         let payload = *reader;
         if reader.is_empty() {
-            return Err(Rule::NoFilters.into());
+            return Err(Rule::NothingToUnsubscribe.into());
         }
         while !reader.is_empty() {
             filter(reader, version)?;

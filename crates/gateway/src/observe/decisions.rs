@@ -8,7 +8,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
 use super::SessionInfo;
-use super::rate_limit::RateLimit;
+use super::rate_limit::FairRateLimit;
+use crate::peer::Facts;
 use crate::util::clip::{clip, may_hold_token};
 
 /// What a client wants.
@@ -55,13 +56,10 @@ pub struct Decisions {
     family: Family<ByDecision, Counter>,
     /// By rule (the first is for no rule), action and verdict.
     counters: Box<[OnceLock<Counter>]>,
-    denials: RateLimit,
+    denials: FairRateLimit,
     /// Lines about rules that cannot be evaluated for a client.
-    failures: RateLimit,
+    failures: FairRateLimit,
 }
-
-/// The lines about all clients in a second; one client has one.
-const LINES: u64 = 10;
 
 impl Decisions {
     pub(super) fn new(family: Family<ByDecision, Counter>, listener: &str, policy: &str, rules: usize) -> Self {
@@ -71,8 +69,8 @@ impl Decisions {
             policy: policy.into(),
             family,
             counters: counters.collect(),
-            denials: RateLimit::per_second(LINES),
-            failures: RateLimit::per_second(LINES),
+            denials: FairRateLimit::default(),
+            failures: FairRateLimit::default(),
         }
     }
 
@@ -93,7 +91,7 @@ impl Decisions {
         counter.get_or_init(new).inc_by(number);
     }
 
-    /// Logs a denial: one a second for each client, and [`LINES`] for all. `why` is the condition of the rule that failed.
+    /// Logs a denial, one a second for each client at most. `why` is the condition of the rule that failed.
     pub fn log_denial(
         &self,
         action: Action,
@@ -120,8 +118,9 @@ impl Decisions {
     }
 
     /// Logs that a rule, or a part of it, cannot be evaluated for a client, and what follows from it.
-    pub(crate) fn log_failure(&self, rule: u32, why: &str, failure: Failure, client_id: &str) {
-        let Some(suppressed) = self.failures.permit() else { return };
+    pub(crate) fn log_failure(&self, rule: u32, why: &str, failure: Failure, facts: &Facts<'_>) {
+        let client_id = facts.mqtt.client_id;
+        let Some(suppressed) = self.failures.permit(facts.peer.address.ip()) else { return };
         let (listener, policy) = (&*self.listener, &*self.policy);
         let client_id = if may_hold_token(client_id) { "***" } else { &clip(client_id) };
         let message = match failure {

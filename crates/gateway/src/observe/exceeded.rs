@@ -8,11 +8,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
 use super::SessionInfo;
-use super::rate_limit::RateLimit;
+use super::rate_limit::FairRateLimit;
 use crate::util::clip::clip;
-
-/// The lines about all clients of one listener in a second; one client has one.
-const LINES: u64 = 10;
 
 /// A limit that a client has exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,12 +60,12 @@ pub struct ExceededLimits {
     listener: Box<str>,
     family: Family<ByLimit, Counter>,
     counters: [OnceLock<Counter>; Limit::ALL],
-    lines: RateLimit,
+    lines: FairRateLimit,
 }
 
 impl ExceededLimits {
     pub(super) fn new(family: Family<ByLimit, Counter>, listener: &str) -> Self {
-        Self { listener: listener.into(), family, counters: Default::default(), lines: RateLimit::per_second(LINES) }
+        Self { listener: listener.into(), family, counters: Default::default(), lines: FairRateLimit::default() }
     }
 
     /// Counts and logs that a client exceeds a limit. `topic`: what is denied; empty if the client is delayed.

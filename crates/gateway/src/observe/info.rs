@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use portcullis_wire::Version;
 
-use super::rate_limit::RateLimit;
+use super::rate_limit::{FairRateLimit, RateLimit};
 use crate::config::tables::Protocol;
 use crate::outcome::{Stage, Trace};
 use crate::peer::{Identity, Peer, TlsSession};
@@ -217,12 +217,12 @@ impl SessionInfo {
 
     /// Whether a line about this client may be logged: one a second, and `of_all` about all clients, so that no client hides
     /// what others do. Returns how many were suppressed.
-    pub(crate) fn permit_line(&self, of_all: &RateLimit) -> Option<u64> {
+    pub(crate) fn permit_line(&self, of_all: &FairRateLimit) -> Option<u64> {
         let Some(own) = self.denial_lines.permit() else {
             of_all.suppress();
             return None;
         };
-        of_all.permit().map(|all| all.max(own))
+        of_all.permit(self.address().ip()).map(|all| all.max(own))
     }
 
     /// Sets the client's address from the preface.

@@ -1,48 +1,75 @@
-//! Limits how often the same kind of message is logged.
+//! Limits how often the same kind of message is logged: in general, and by whom it is about.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Permits so many messages per second, by default one, and counts the suppressed ones.
-#[derive(Debug)]
+use parking_lot::Mutex;
+
+use crate::limits::ClientNetwork;
+
+/// Permits one message per second and counts the suppressed ones.
+#[derive(Debug, Default)]
 pub(crate) struct RateLimit {
-    per_second: u64,
-    /// The second of the last message, and the number of messages in it.
-    second: AtomicU64,
-    used: AtomicU64,
+    last_second: AtomicU64,
     suppressed: AtomicU64,
 }
 
-impl Default for RateLimit {
-    fn default() -> Self {
-        Self::per_second(1)
-    }
-}
-
 impl RateLimit {
-    /// Permits so many messages per second.
-    pub(crate) const fn per_second(per_second: u64) -> Self {
-        let [second, used, suppressed] = [const { AtomicU64::new(0) }; 3];
-        Self { per_second, second, used, suppressed }
-    }
-
     /// `Some` if the message may be logged, with the number of messages suppressed before it.
     pub(crate) fn permit(&self) -> Option<u64> {
-        let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        if self.second.swap(second, Ordering::Relaxed) != second {
-            self.used.store(0, Ordering::Relaxed);
-        }
-        if self.used.fetch_add(1, Ordering::Relaxed) >= self.per_second {
-            self.suppress();
+        let second = this_second();
+        if self.last_second.swap(second, Ordering::Relaxed) == second {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         Some(self.suppressed.swap(0, Ordering::Relaxed))
     }
+}
+
+/// The lines about all clients in a second.
+const LINES: usize = 20;
+
+/// Permits some messages per second about many clients. One network gets half of what is left at most, so that it cannot hide
+/// what others do.
+#[derive(Debug, Default)]
+pub(crate) struct FairRateLimit(Mutex<Lines>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    second: u64,
+    /// Of the messages in this second: whom they are about.
+    about: Vec<ClientNetwork>,
+    suppressed: u64,
+}
+
+impl FairRateLimit {
+    /// `Some` if a message about a client at this address may be logged, with the number of messages suppressed before it.
+    pub(crate) fn permit(&self, address: IpAddr) -> Option<u64> {
+        let (network, second) = (ClientNetwork::of(address), this_second());
+        let mut lines = self.0.lock();
+        if lines.second != second {
+            lines.second = second;
+            lines.about.clear();
+        }
+        let left = LINES.saturating_sub(lines.about.len());
+        let of_network = lines.about.iter().filter(|about| **about == network).count();
+        if of_network >= left.div_ceil(2) {
+            lines.suppressed += 1;
+            return None;
+        }
+        lines.about.push(network);
+        Some(std::mem::take(&mut lines.suppressed))
+    }
 
     /// Counts a message that is not logged for another reason.
     pub(crate) fn suppress(&self) {
-        self.suppressed.fetch_add(1, Ordering::Relaxed);
+        self.0.lock().suppressed += 1;
     }
+}
+
+fn this_second() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -50,16 +77,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_a_second_and_the_rest_is_counted() {
-        // More than a second's worth, in however many seconds the test takes.
-        let limit = RateLimit::per_second(3);
+    fn no_network_takes_all_lines_and_what_is_suppressed_is_counted() {
+        let limit = FairRateLimit::default();
+        let (noisy, quiet) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        // In however many seconds the test takes.
         let (mut logged, mut suppressed) = (0, 0);
         for _ in 0..1000 {
-            if let Some(before) = limit.permit() {
+            if let Some(before) = limit.permit(noisy) {
                 (logged, suppressed) = (logged + 1, suppressed + before);
             }
         }
-        assert!((3..1000).contains(&logged), "{logged}");
-        assert_eq!(logged + suppressed + limit.suppressed.into_inner(), 1000);
+        assert!((7..1000).contains(&logged), "{logged}");
+        assert_eq!(logged + suppressed + limit.0.lock().suppressed, 1000);
+        assert!(limit.permit(quiet).is_some(), "a third is left");
     }
 }

@@ -106,7 +106,8 @@ super::reasons! {
     SessionPolicyChanged = "session_policy_changed", Relay, Gateway, 403,
         disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
         hint: Some("the client may reconnect at once, and subscribe to what is allowed");
-    /// A packet of the client is larger than `max_packet_size` or the broker's maximum, or its head than 256 KiB.
+    /// A packet of the client is larger than `max_packet_size` or the broker's maximum, or its head than 256 KiB; or CONNACK is
+    /// larger than the client accepts.
     PacketTooLarge = "packet_too_large", Relay, Client, 400,
         disconnect: Some(Disconnect::PacketTooLarge), is_of_listener: false,
         hint: Some("let the client send smaller packets, or raise `max_packet_size`");
@@ -130,4 +131,11 @@ super::reasons! {
     InternalError = "internal_error", Relay, Gateway, 500,
         disconnect: None, is_of_listener: false,
         hint: Some("this is a bug: report it with the gateway's log");
+}
+
+impl CloseReason {
+    /// Whether the broker must not publish the will: rules that no longer apply have allowed it.
+    pub(crate) const fn discards_will(self) -> bool {
+        matches!(self, Self::SessionPolicyChanged)
+    }
 }

@@ -55,6 +55,10 @@ pub(super) trait Codec {
     /// closes the connection first [MQTT-3.14.4].
     fn disconnected(&self) -> Option<Direction>;
 
+    /// Whether a packet of the gateway's own may be added to the stream to the broker: it waits for no rest of a packet, and has
+    /// got no DISCONNECT.
+    fn is_between_packets_to_broker(&self) -> bool;
+
     /// Where the stream to the client may end, if `chunk` comes next in that direction. With an empty `chunk`: whether it
     /// may end now.
     fn boundary(&self, chunk: &[u8]) -> Boundary;
@@ -99,20 +103,18 @@ pub(crate) struct Ending {
     pub(crate) disconnect: Option<Disconnect>,
     /// What happened, for the log. Never a secret.
     pub(crate) detail: Option<Box<str>>,
-    /// Whether the broker is sent a DISCONNECT, so that it discards the will: the stream to it is at a packet boundary.
-    pub(crate) discards_will: bool,
 }
 
 impl From<CloseReason> for Ending {
     fn from(reason: CloseReason) -> Self {
-        Self { reason, disconnect: reason.disconnect(), detail: None, discards_will: false }
+        Self { reason, disconnect: reason.disconnect(), detail: None }
     }
 }
 
 impl Ending {
     /// With what happened.
     pub(super) fn new(reason: CloseReason, disconnect: Disconnect, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, disconnect: Some(disconnect), detail: Some(detail.into()), discards_will: false }
+        Self { reason, disconnect: Some(disconnect), detail: Some(detail.into()) }
     }
 }
 
@@ -144,6 +146,10 @@ impl<C: Codec> Codec for Box<C> {
 
     fn disconnected(&self) -> Option<Direction> {
         (**self).disconnected()
+    }
+
+    fn is_between_packets_to_broker(&self) -> bool {
+        (**self).is_between_packets_to_broker()
     }
 
     fn boundary(&self, chunk: &[u8]) -> Boundary {

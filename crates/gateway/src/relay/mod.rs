@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::Either;
-use portcullis_wire::Connect;
+use portcullis_wire::{Connect, PacketType};
 
 pub(crate) use codec::Ending;
 use codec::{Codec, Direction, Injected};
@@ -35,6 +35,9 @@ use crate::observe::{Record, SessionInfo};
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
 use crate::sessions::SessionEvent;
+
+/// A DISCONNECT of the client, in every version: the broker discards the will [MQTT-3.14.4-3].
+pub(crate) const DISCARD_WILL: [u8; 2] = [(PacketType::Disconnect as u8) << 4, 0];
 
 /// What becomes of a session's bytes, from the first one behind CONNECT on. Made at admission, where it is known what the
 /// client may do.
@@ -71,6 +74,26 @@ impl SessionCodec {
         match self {
             Self::Opaque(codec) => take_early(codec, bytes, packets),
             Self::Inspect(codec) => take_early(&mut **codec, bytes, packets),
+        }
+    }
+
+    /// Applies other rules from now on.
+    ///
+    /// # Errors
+    /// The session ends for this reason.
+    pub(crate) fn set_rules(&mut self, rules: Arc<PacketRules>) -> Result<(), Ending> {
+        match self {
+            Self::Opaque(codec) => codec.set_rules(rules),
+            Self::Inspect(codec) => codec.set_rules(rules),
+        }
+    }
+
+    /// Whether the broker can be sent [`DISCARD_WILL`], once it has got CONNECT and what
+    /// [`take_early`](Self::take_early) appended.
+    pub(crate) fn is_between_packets_to_broker(&self) -> bool {
+        match self {
+            Self::Opaque(codec) => codec.is_between_packets_to_broker(),
+            Self::Inspect(codec) => codec.is_between_packets_to_broker(),
         }
     }
 }

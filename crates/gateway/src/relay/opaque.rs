@@ -51,6 +51,11 @@ impl Codec for Opaque {
         self.disconnected
     }
 
+    fn is_between_packets_to_broker(&self) -> bool {
+        let is_at_boundary = |mut scanner: Scanner| scanner.scan(&[], |_| ()) == Ok(Some(0));
+        self.to_broker.is_some_and(is_at_boundary) && self.disconnected != Some(Direction::ToBroker)
+    }
+
     /// Limits apply to sessions that are inspected from their beginning. Those that topic rules or a mountpoint bind are ended
     /// before it comes to this.
     fn set_rules(&mut self, _: Arc<PacketRules>) -> Result<(), Ending> {

@@ -21,10 +21,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use portcullis_wire::{Disconnect, PacketType};
+use portcullis_wire::Disconnect;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
+use super::DISCARD_WILL;
 use super::codec::{Boundary, Codec, Direction, Ending, Injected};
 use super::side::{Input, Output, Side};
 use crate::net::{Stream, discard_until_closed};
@@ -37,8 +38,6 @@ const CHUNK: usize = 16 << 10;
 const HALF_CLOSE: Duration = Duration::from_secs(10);
 /// How long the current packet and the DISCONNECT may take to write when the gateway closes the session.
 const STOP: Duration = Duration::from_secs(2);
-/// A DISCONNECT of the client, in every version: the broker discards the will [MQTT-3.14.4-3].
-const DISCONNECT: [u8; 2] = [(PacketType::Disconnect as u8) << 4, 0];
 /// What a thread keeps of the memory for injected bytes.
 const MAX_KEPT: usize = 4 * CHUNK;
 
@@ -279,14 +278,14 @@ impl<C: Codec> Pump<C> {
     /// Closes the session on behalf of the gateway, at the next packet boundary to the client; in MQTT 5 with a DISCONNECT.
     pub(super) fn stop(&mut self, ending: impl Into<Ending>) {
         self.begin();
-        let Ending { reason, disconnect, detail, discards_will } = ending.into();
+        let Ending { reason, disconnect, detail } = ending.into();
         self.is_stopping = true;
         if self.end_because(reason) == reason {
             self.detail = detail;
         }
         self.deadline = None;
-        if discards_will && self.broker.output == Output::Open {
-            self.broker.push(&DISCONNECT);
+        if reason.discards_will() && self.broker.output == Output::Open && self.codec.is_between_packets_to_broker() {
+            self.broker.push(&DISCARD_WILL);
         }
         if self.client.output == Output::Open {
             // Nothing follows a DISCONNECT, of either side [MQTT-3.14.4-1].

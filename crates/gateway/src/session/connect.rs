@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use portcullis_wire::{Connect, FixedHeader, Limits, PacketType, Refusal, Version};
@@ -18,15 +19,17 @@ use crate::observe::Record;
 use crate::outcome::{Outcome, Reject, note_detail};
 use crate::peer::{AuthAttributes, Facts};
 use crate::policy::{ConnectScratch, WillDenied};
-use crate::relay::{Ending, SessionCodec};
+use crate::relay::{DISCARD_WILL, Ending, SessionCodec};
 use crate::runtime::{Listener, Runtime};
-use crate::sessions::{ClientFacts, SeenConnect, SessionGuard};
+use crate::sessions::{ClientFacts, SeenConnect, SessionEvent, SessionGuard};
 use crate::tls::{Secured, SecuredClient};
 use crate::upstream::Dialed;
 use crate::util::clock::now;
 
 /// How long a broker may take to answer CONNECT. It may query an authentication service first.
 const CONNACK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a broker may take to read that the will is discarded.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// The initial buffer for CONNECT, in bytes. Most are smaller.
 const CONNECT_BUFFER: usize = 1024;
 /// How long a client that exceeds a limit may take for CONNECT: it only has to be told.
@@ -140,7 +143,7 @@ pub(super) async fn negotiate(
     let accepted = listener;
     let (received, early) = buffer.split_at(used);
     let facts = Facts { attributes: principal.attributes(), ..facts };
-    let (runtime, listener, Admitted { packets, hash_key, codec, .. }) = loop {
+    let (runtime, listener, Admitted { packets, hash_key, mut codec, .. }) = loop {
         // The rules of the moment: the configuration may have been replaced since the connection was accepted, and a change
         // may have swept the index before the evidence was there.
         let (runtime, listener) = current(accepted, session, shared).await.map_err(|reject| rejected(reject.into()))?;
@@ -164,8 +167,9 @@ pub(super) async fn negotiate(
     drop(runtime);
     let listener = &*listener;
 
-    let forwarded = forward(&hash_key, &packets, listener, record).await;
-    let (dialed, answer, code) = forwarded.map_err(|reject| rejected(reject.into()))?;
+    let forwarded = forward(&hash_key, &packets, &mut codec, session, listener, record).await;
+    let (dialed, answer, code) =
+        forwarded.map_err(|Denied { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
     Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec })
 }
 
@@ -240,18 +244,55 @@ fn admit<'b>(
 async fn forward(
     hash_key: &str,
     packets: &[u8],
+    codec: &mut SessionCodec,
+    session: &SessionGuard,
     listener: &Listener,
     record: &Record,
-) -> Result<(Dialed, Vec<u8>, Option<u8>), Reject> {
+) -> Result<(Dialed, Vec<u8>, Option<u8>), Denied> {
     let mut dialed = listener.upstream.dial(hash_key.as_bytes()).await?;
     record.info.set_server(Arc::clone(&dialed.upstream), Arc::clone(&dialed.server));
-    match send_connect(&mut dialed.stream, packets).await {
-        Ok((answer, code)) => Ok((dialed, answer, code)),
-        Err(reject) => {
+    let mut has_sent = false;
+    let answered = while_allowed(send_connect(&mut dialed.stream, packets, &mut has_sent), codec, session).await;
+    match answered {
+        Ok(Ok((answer, code))) => Ok((dialed, answer, code)),
+        Ok(Err(reject)) => {
             dialed.lease.unanswered();
-            Err(reject)
+            Err(reject.into())
+        }
+        Err(ending) => {
+            if has_sent && codec.is_between_packets_to_broker() {
+                let discard = async {
+                    dialed.stream.write_all(&DISCARD_WILL).await?;
+                    dialed.stream.flush().await
+                };
+                // A broker that does not read it has not read CONNECT either.
+                let _: Result<std::io::Result<()>, _> = timeout(DISCARD_TIMEOUT, discard).await;
+            }
+            Err(ending.into())
         }
     }
+}
+
+/// Waits for `future` as long as the rules of the moment allow the session: they are replaced while the broker has not
+/// answered, too.
+async fn while_allowed<T>(
+    future: impl Future<Output = T>,
+    codec: &mut SessionCodec,
+    session: &SessionGuard,
+) -> Result<T, Ending> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| {
+        while let Poll::Ready(event) = session.poll_event(cx) {
+            match event {
+                SessionEvent::Rules(rules) => codec.set_rules(rules)?,
+                SessionEvent::End(reason) if reason.discards_will() => return Poll::Ready(Err(reason.into())),
+                // For any other reason, `serve` drops this future.
+                SessionEvent::End(_) => break,
+            }
+        }
+        future.as_mut().poll(cx).map(Ok)
+    })
+    .await
 }
 
 /// Identifies the client by its registry entry, if it used a registry key in the handshake, and by the authenticators.
@@ -326,7 +367,11 @@ fn check_lengths(connect: &Connect<'_>, listener: &Listener) -> Result<(), Rejec
 /// Sends CONNECT and the bytes after it to the broker, and waits for the start of the broker's first packet. Returns the
 /// bytes received so far, and the code of a CONNACK. With MQTT 5's enhanced authentication, the first packet is AUTH, which
 /// the client has to answer.
-async fn send_connect(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Option<u8>), Reject> {
+async fn send_connect(
+    broker: &mut Stream,
+    packet: &[u8],
+    has_sent: &mut bool,
+) -> Result<(Vec<u8>, Option<u8>), Reject> {
     let deadline = Instant::now() + CONNACK_TIMEOUT;
     let send = async {
         broker.write_all(packet).await?;
@@ -337,6 +382,7 @@ async fn send_connect(broker: &mut Stream, packet: &[u8]) -> Result<(Vec<u8>, Op
         Ok(Err(_)) => return Err(Reject::UpstreamClosed),
         Err(_) => return Err(Reject::UpstreamTimeout),
     }
+    *has_sent = true;
     let mut answer = Vec::with_capacity(64);
     loop {
         match timeout_at(deadline, broker.read_buf(&mut answer)).await {

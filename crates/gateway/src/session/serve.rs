@@ -48,6 +48,8 @@ pub(crate) async fn serve(accepted: Accepted, descriptors: Permit, listener: Arc
     let establishing = Box::pin(establish(accepted, &listener, &session, &shared, &mut record));
     let span = tracing::debug_span!("serve", connection = session.entry().info.id);
     let established = tokio::select! {
+        // What the session ends for may have to be told to the broker first.
+        biased;
         (established, trace) = traced(establishing).instrument(span) => {
             if established.is_err() {
                 record.info.set_trace(trace);

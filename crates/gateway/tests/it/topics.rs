@@ -291,6 +291,34 @@ async fn a_will_that_is_no_longer_allowed_is_discarded() {
 }
 
 #[tokio::test]
+async fn a_will_is_discarded_however_the_session_ends_by_a_reload() {
+    let connect = with_will(5, 0, "up/dev-1/a", b"x", b"");
+    let narrow = POLICY.replace("up/", "other/");
+    let unfit = POLICY.replace("publish", "when = 'mqtt.username == \"a\"'\npublish");
+    // Before the broker has answered; where a condition has no value; where packets were not inspected before.
+    for (before, after, has_connack) in
+        [(POLICY, &narrow, false), (POLICY, &unfit, true), ("", &narrow, true), (POLICY, &unfit, false)]
+    {
+        let topics = if before.is_empty() { "" } else { "topics = \"p\"" };
+        let (gateway, broker) = start(topics, before).await;
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect).await;
+        let mut connection = broker.accept().await;
+        connection.expect(&connect).await;
+        if has_connack {
+            connection.write(&connack(5)).await;
+            client.expect(&connack(5)).await;
+        }
+        gateway.write(&configuration("topics = \"p\"", after, &broker));
+        gateway.gateway.reload().await.unwrap();
+        assert_eq!(connection.read_to_end().await, b"\xe0\x00", "{before} {after}");
+        let told = client.read_to_end().await;
+        assert_eq!(told, if has_connack { &b"\xe0\x02\x87\x00"[..] } else { b"\x20\x03\x00\x87\x00" });
+        assert_eq!(gateway.outcome().await, "403 session_policy_changed");
+    }
+}
+
+#[tokio::test]
 async fn rules_that_are_added_reach_sessions_that_were_only_limited() {
     let (gateway, broker) = start("", "[listener.limits]\nmax_topic_levels = 3\n").await;
     let (mut client, mut connection) = session(&gateway, &broker, 5).await;

@@ -26,8 +26,8 @@ pub(super) struct LimitsTable {
     /// Maximum number of concurrent connections of one address; of IPv6, of the first 64 bits. Further ones are closed
     /// before TLS, on plain listeners with CONNACK 0x97 (before MQTT 5: 3).
     connections_per_address: Option<NonZeroU32>,
-    /// New connections of the listener: `"500/s"`, or `{ rate = "500/s", burst = 1000 }`. Those over it wait, and are closed
-    /// if they wait longer than `handshake_timeout`.
+    /// New connections of the listener: `"500/s"`, or `{ rate = "500/s", burst = 1000 }`. Those over it wait. They are closed
+    /// if they wait longer than `handshake_timeout`, or if as many wait already as can be served in that time.
     connect_rate: Option<Setting<CountRate>>,
     /// New connections of one address. Those over it are closed as by `connections_per_address`.
     connect_rate_per_address: Option<Setting<CountRate>>,

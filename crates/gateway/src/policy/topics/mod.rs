@@ -348,7 +348,7 @@ impl TopicRules {
                 note_detail(&format!("rule {} of topic policy `{}`: {why}", id + 1, policy.name));
                 Reject::ExpressionFailed
             };
-            let failed = |why: &str, failure| decisions.log_failure(id + 1, why, failure, facts.mqtt.client_id);
+            let failed = |why: &str, failure| decisions.log_failure(id + 1, why, failure, facts);
             let left_out = |why: &str| failed(why, Failure::LeftOut);
             let patterns = match for_client.patterns(rule.effect, facts, left_out) {
                 Ok(Some(patterns)) => patterns,

@@ -1,6 +1,6 @@
 //! CONNACK: what the broker limits from now on, and what the client is told of the gateway's limits.
 
-use portcullis_wire::{Connack, Disconnect, FixedHeader, Properties, PropertiesBuf, PropertyId, Version};
+use portcullis_wire::{Connack, Disconnect, FixedHeader, Properties, PropertiesBuf, PropertyId, Refusal, Version};
 use tokio::time::Instant;
 
 use super::out::{Out, Piece};
@@ -25,21 +25,10 @@ impl Inspect {
         if connack.code != 0 {
             // The broker closes the connection, and the client gets no other answer.
             self.to_client.replies = Vec::new();
+            self.to_client.is_over = true;
             out.pass(head);
             return Ok(());
         }
-        self.max_packet = max_packet(&self.rules);
-        // A client need not send anything before it has CONNACK: its keep-alive counts from here.
-        self.keep_alive.packet(now);
-        let properties = &connack.properties;
-        let max_packet = properties.maximum_packet_size();
-        self.broker = Broker {
-            has_answered: true,
-            max_packet: max_packet.map_or(usize::MAX, |size| size as usize),
-            max_qos: properties.maximum_qos().unwrap_or(2),
-            has_retain: properties.retain_available() != Some(0),
-            max_alias: properties.topic_alias_maximum().unwrap_or(0).min(MAX_TOPIC_ALIASES),
-        };
         let fits = header.packet_len() <= self.client.max_packet;
         if self.version != Version::V5 {
             out.pass(head);
@@ -62,8 +51,43 @@ impl Inspect {
         } else {
             out.pass(head);
         }
+        self.accepted(&connack.properties, now);
         self.flush_replies(TO_CLIENT, out);
         Ok(())
+    }
+
+    /// The broker has accepted the client, which is told so.
+    fn accepted(&mut self, properties: &Properties<'_>, now: Instant) {
+        self.max_packet = max_packet(&self.rules);
+        // A client need not send anything before it has CONNACK: its keep-alive counts from here.
+        self.keep_alive.packet(now);
+        self.broker = Broker {
+            has_answered: true,
+            max_packet: properties.maximum_packet_size().map_or(usize::MAX, |size| size as usize),
+            max_qos: properties.maximum_qos().unwrap_or(2),
+            has_retain: properties.retain_available() != Some(0),
+            max_alias: properties.topic_alias_maximum().unwrap_or(0).min(MAX_TOPIC_ALIASES),
+        };
+    }
+
+    /// The session ends because of what the broker has sent. If that is CONNACK, or is in its place, the client gets a CONNACK,
+    /// since no DISCONNECT may precede it [MQTT-3.14.0-1].
+    pub(super) fn refuse(&self, ending: Ending, out: &mut Out<'_, '_>) -> Ending {
+        if self.broker.has_answered {
+            return ending;
+        }
+        let refusal = match ending.disconnect {
+            Some(Disconnect::PacketTooLarge) => Refusal::PacketTooLarge,
+            _ => Refusal::ServerUnavailable,
+        };
+        let mut packet = Vec::with_capacity(8);
+        if let Some(code) = refusal.code(self.version) {
+            Connack::refusal(code).encode(self.version, &mut packet);
+        }
+        if packet.len() <= self.client.max_packet {
+            out.write().extend_from_slice(&packet);
+        }
+        Ending { disconnect: None, ..ending }
     }
 
     /// The properties of CONNACK for the client; `None`: as they are. Sets the keep-alive that applies.

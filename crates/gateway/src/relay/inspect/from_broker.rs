@@ -135,8 +135,8 @@ impl Inspect {
                 // As if it had been sent [MQTT-3.1.2-25].
                 return self.withhold_delivery(publish.qos, publish.packet_id, payload_len, now, out);
             }
-        } else if has_mountpoint && header.packet_len() > self.client.max_packet {
-            // The broker was told a larger maximum.
+        } else if header.packet_len() > self.client.max_packet {
+            // With a mountpoint, the broker was told a larger maximum.
             return self.withhold_delivery(publish.qos, publish.packet_id, payload_len, now, out);
         } else {
             out.pass(head);

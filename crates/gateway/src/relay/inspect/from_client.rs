@@ -11,10 +11,11 @@ use tokio::time::Instant;
 
 use super::aliases::{NoTopic, Resolved};
 use super::out::{Out, Piece};
-use super::{Direction, Ending, Inspect, PayloadMode, PendingAck, Position, violation};
+use super::{Direction, Ending, Inspect, PayloadMode, PendingAck, violation};
 use crate::observe::{Action, Limit};
 use crate::outcome::CloseReason;
 use crate::policy::{Denial, Message};
+use crate::relay::codec::Codec as _;
 use crate::util::clip::clip;
 
 const TO_BROKER: Direction = Direction::ToBroker;
@@ -193,12 +194,16 @@ impl Inspect {
         if let Some(detail) = ending {
             return Err(Ending::new(CloseReason::TopicDenied, denial.disconnect(), format!("publish to {detail}")));
         }
-        let code = if self.version == Version::V5 { denial.ack_code() } else { 0 };
+        // The broker may hold a message of QoS 2 that is sent again: from before a reload, or from an earlier connection. It has
+        // to get PUBREL, or it would take the next message of this identifier for this one [MQTT-4.3.3-10].
+        let is_perhaps_held = publish.dup && publish.qos == 2;
+        let has_code = self.version == Version::V5 && !is_perhaps_held;
+        let code = if has_code { denial.ack_code() } else { 0 };
         self.to_broker.ack = publish.packet_id.map(|packet_id| {
             let packet_type = if publish.qos == 1 { PacketType::Puback } else { PacketType::Pubrec };
             PendingAck { packet_type, packet_id, code }
         });
-        if publish.qos == 2 && code == 0 {
+        if publish.qos == 2 && code == 0 && !is_perhaps_held {
             // Without a code the exchange goes on to its end; a code ends it [MQTT-4.3.3-4].
             publish.packet_id.into_iter().for_each(|id| self.to_broker.acknowledged.insert(id));
         }
@@ -207,16 +212,14 @@ impl Inspect {
         self.begin_payload(TO_BROKER, left, PayloadMode::Drop, now, out)
     }
 
-    /// Whether the gateway may send the broker a packet of its own: it has accepted the client, waits for no rest of a packet,
-    /// and has got no DISCONNECT.
-    pub(super) fn may_send_to_broker(&self) -> bool {
-        let is_within_packet = matches!(self.to_broker.position, Position::Payload(_, PayloadMode::Pass));
-        self.broker.has_answered && !is_within_packet && !self.to_broker.is_over
+    /// Whether the broker may be sent a PINGREQ: it has accepted the client.
+    pub(super) fn may_ping(&self) -> bool {
+        self.broker.has_answered && self.is_between_packets_to_broker()
     }
 
     /// A packet is withheld from the broker, which would think after a while that the client is gone.
     pub(super) fn ping(&mut self, now: Instant, out: &mut Out<'_, '_>) {
-        if self.may_send_to_broker() && self.keep_alive.take_ping(now) {
+        if self.may_ping() && self.keep_alive.take_ping(now) {
             out.write().extend_from_slice(&portcullis_wire::PINGREQ);
         }
     }

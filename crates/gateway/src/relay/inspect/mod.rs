@@ -224,7 +224,7 @@ impl Inspect {
     /// When the broker needs a PINGREQ in place of packets of a client that is not read.
     fn ping_at(&self) -> Option<Instant> {
         let waits = self.throttle.paused_until().is_some() || self.must_wait();
-        self.keep_alive.ping_at().filter(|_| waits && !self.is_ping_due && self.may_send_to_broker())
+        self.keep_alive.ping_at().filter(|_| waits && !self.is_ping_due && self.may_ping())
     }
 }
 
@@ -254,6 +254,7 @@ impl Codec for Inspect {
         match taken {
             Ok(()) => Ok(out.passed()),
             Err(ending) => {
+                let ending = if direction == Direction::ToClient { self.refuse(ending, &mut out) } else { ending };
                 out.inject_all();
                 Err(ending)
             }
@@ -266,6 +267,11 @@ impl Codec for Inspect {
 
     fn set_rules(&mut self, rules: Arc<PacketRules>) -> Result<(), Ending> {
         self.follow(rules, Instant::now())
+    }
+
+    fn is_between_packets_to_broker(&self) -> bool {
+        let is_within_packet = matches!(self.to_broker.position, Position::Payload(_, PayloadMode::Pass));
+        !is_within_packet && !self.to_broker.is_over
     }
 
     fn boundary(&self, chunk: &[u8]) -> Boundary {

@@ -1,6 +1,7 @@
 //! What a reload changes for a live session. Enters: other rules. Leaves: the session with them, or why it ends: a broker cannot
 //! be told to forget a subscription, or a will, quietly.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 use super::{Ending, Inspect, WORK, max_packet};
 use crate::outcome::CloseReason;
 use crate::policy::{Decision, Denial, Message, PacketRules, TopicRules};
+use crate::util::clip::clip;
 
 /// How many patterns may be looked at for the subscriptions of a session at once.
 const COMPARE_BUDGET: u32 = 20_000;
@@ -34,13 +36,12 @@ impl Comparison {
     }
 }
 
-/// What rules are evaluated by for a will.
-#[derive(Debug)]
+/// What rules are evaluated by for a will. Its size is bounded by that of CONNECT.
 pub(super) struct WillFacts {
     topic: Box<str>,
     qos: u8,
     retain: bool,
-    payload_len: usize,
+    payload: Box<[u8]>,
     response_topic: Option<Box<str>>,
 }
 
@@ -70,12 +71,19 @@ impl Inspect {
     /// The session closes: the will is no longer allowed.
     fn check_will(&self) -> Result<(), Ending> {
         let Some(will) = &self.will else { return Ok(()) };
+        for topic in std::iter::once(&will.topic).chain(&will.response_topic) {
+            if self.rules.check_topic(topic).is_err() {
+                return Err(policy_changed(&format!("will to `{}`: {}", clip(topic), Denial::TopicName.label())));
+            }
+        }
         let Some(topics) = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow()) else { return Ok(()) };
-        let (message, discards_will) = (will.message(), self.may_send_to_broker());
-        let (decision, _) = topics.publish(&message);
+        let message = will.message();
+        let (mut decision, schema) = topics.publish(&message);
+        if schema.is_some_and(|schema| !schema.accepts(&will.payload)) {
+            decision.result = Err(Denial::Schema);
+        }
         let Err(denial) = decision.result else { return Ok(()) };
-        let detail = format!("will to {}", topics.explain(decision, message.subject(denial)));
-        Err(Ending { discards_will, ..policy_changed(&detail) })
+        Err(policy_changed(&format!("will to {}", topics.explain(decision, message.subject(denial)))))
     }
 
     /// Compares some of the session's subscriptions with new rules. The rest has its turn a moment later: there may be thousands
@@ -104,24 +112,31 @@ impl Inspect {
     }
 }
 
+/// Shows no content.
+impl fmt::Debug for WillFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WillFacts({} bytes)", self.payload.len())
+    }
+}
+
 impl WillFacts {
     pub(super) fn of(will: &Will<'_>) -> Self {
         Self {
             topic: will.topic.into(),
             qos: will.qos,
             retain: will.retain,
-            payload_len: will.payload.len(),
+            payload: will.payload.into(),
             response_topic: will.properties.response_topic().map(Into::into),
         }
     }
 
     fn message(&self) -> Message<'_> {
-        let Self { topic, qos, retain, payload_len, response_topic } = self;
+        let Self { topic, qos, retain, payload, response_topic } = self;
         Message {
             topic,
             qos: *qos,
             retain: *retain,
-            payload_len: *payload_len,
+            payload_len: payload.len(),
             response_topic: response_topic.as_deref(),
         }
     }

@@ -249,6 +249,10 @@ impl Codec for Letters {
         Ok(())
     }
 
+    fn is_between_packets_to_broker(&self) -> bool {
+        true
+    }
+
     fn boundary(&self, chunk: &[u8]) -> Boundary {
         Boundary::At(chunk.len())
     }
@@ -389,7 +393,11 @@ impl Codec for Timed {
     }
 
     fn set_rules(&mut self, _: Arc<PacketRules>) -> Result<(), Ending> {
-        Err(Ending { discards_will: true, ..CloseReason::SessionPolicyChanged.into() })
+        Err(CloseReason::SessionPolicyChanged.into())
+    }
+
+    fn is_between_packets_to_broker(&self) -> bool {
+        true
     }
 
     fn boundary(&self, chunk: &[u8]) -> Boundary {

@@ -56,13 +56,15 @@ async fn the_gateways_own_packets_are_no_larger_than_the_client_accepts() {
     // A reason string is left out first.
     script.broker(b"\x20\x09\x00\x00\x06\x1f\x00\x03all");
     assert_eq!(script.client_got(), b"\x20\x06\x00\x00\x03\x13\x00\x1e");
-    let mut script = Script::new(LIMITS, &connect(7));
-    script.broker(CONNACK_V5);
-    ends(&script, CloseReason::PacketTooLarge, 0x95);
-    // No CONNACK is smaller than an acknowledgement with a code.
-    let mut script = Script::new(POLICY, &connect(4));
-    script.broker(CONNACK_V5);
-    ends(&script, CloseReason::PacketTooLarge, 0x95);
+    // A client that cannot be told what applies is refused; one that accepts no CONNACK at all gets none, and no DISCONNECT in
+    // its place. No CONNACK is smaller than an acknowledgement with a code.
+    for (limits, max, told) in [(LIMITS, 7, &b"\x20\x03\x00\x95\x00"[..]), (POLICY, 4, b"")] {
+        let mut script = Script::new(limits, &connect(max));
+        script.broker(CONNACK_V5);
+        let ending = script.ending.as_ref().unwrap();
+        assert_eq!((ending.reason, ending.disconnect), (CloseReason::PacketTooLarge, None));
+        assert_eq!(script.client_got(), told);
+    }
     let mut script = connected(POLICY, &connect(5), CONNACK_V5);
     script.client(&publish(4, "up/other", Some(1), Some(b""), b"x"));
     assert_eq!(script.client_got(), b"\x50\x03\x00\x01\x87");

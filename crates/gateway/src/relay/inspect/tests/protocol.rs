@@ -199,3 +199,40 @@ async fn nothing_follows_a_disconnect() {
     script.broker(b"\xe0\x02\x8b\x00").client(&publish(2, "up/other", Some(1), Some(b""), b"x"));
     assert_eq!(script.client_got(), b"\xe0\x02\x8b\x00");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_is_told_in_connack_that_the_broker_violates_the_protocol() {
+    for (connect, told) in [(CONNECT_V3, &b"\x20\x02\x00\x03"[..]), (CONNECT_V5, b"\x20\x03\x00\x88\x00")] {
+        for bad in [&b"\x20\x03\x02\x00\x00"[..], b"\x30\x03\x00\x01a", b"\xd0\x00"] {
+            let mut script = Script::new(OPEN, connect);
+            script.broker(bad);
+            assert_eq!(script.client_got(), told, "{bad:02x?}");
+            let ending = script.ending.as_ref().unwrap();
+            assert_eq!((ending.reason, ending.disconnect), (CloseReason::UpstreamViolation, None));
+        }
+        // One answer is enough.
+        let mut script = Script::new(OPEN, connect);
+        let refused = if connect == CONNECT_V5 { &b"\x20\x03\x00\x87\x00"[..] } else { b"\x20\x02\x00\x05" };
+        script.broker(refused).broker(b"\x30\x03\x00\x01a");
+        assert_eq!((script.client_got(), &script.ending), (refused.to_vec(), &None));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_the_broker_may_hold_gets_its_pubrel() {
+    let wide = POLICY.replace("max_qos = 1", "max_qos = 2");
+    for (mut script, properties) in [(v3(&wide), None), (v5(&wide), Some(&b""[..]))] {
+        let first = publish(4, "up/dev-1/a", Some(8), properties, b"x");
+        let again = publish(0xc, "up/dev-1/a", Some(8), properties, b"x");
+        script.client(&first).broker(b"\x50\x02\x00\x08");
+        script.reload(&wide.replace("up/${mqtt.client_id}/#", "up/other/#"));
+        drop((script.client_got(), script.broker_got()));
+        script.client(&again);
+        assert_eq!((script.client_got(), script.broker_got()), (b"\x50\x02\x00\x08".to_vec(), vec![]));
+        script.client(b"\x62\x02\x00\x08").broker(b"\x70\x02\x00\x08");
+        assert_eq!(
+            (script.client_got(), script.broker_got()),
+            (b"\x70\x02\x00\x08".to_vec(), b"\x62\x02\x00\x08".to_vec())
+        );
+    }
+}

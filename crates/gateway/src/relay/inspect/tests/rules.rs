@@ -232,13 +232,26 @@ async fn a_reload_that_takes_the_right_of_a_will_away_discards_it() {
     assert_eq!(script.ending, None, "shadow mode ends nobody");
     script.reload(&narrower);
     ends(&script, CloseReason::SessionPolicyChanged, 0x87);
-    assert!(script.ending.as_ref().unwrap().discards_will);
+    assert!(script.codec.is_between_packets_to_broker());
     // Within a packet, DISCONNECT would be a part of it.
     let mut script = open();
     script.client(&publish(0, "up/dev-1/a", None, Some(b""), b"12345678")[..18]);
     script.reload(&narrower);
     ends(&script, CloseReason::SessionPolicyChanged, 0x87);
-    assert!(!script.ending.as_ref().unwrap().discards_will);
+    assert!(!script.codec.is_between_packets_to_broker());
+    // Also by what only its payload shows, or a limit.
+    for rest in [
+        POLICY.replace(
+            "max_qos = 1",
+            &format!("schema = {:?}", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/number.schema.json")),
+        ),
+        format!("{}[listener.limits]\nmax_topic_levels = 2\n", POLICY.split_once('\n').unwrap().0)
+            + POLICY.split_once("\"p\"").unwrap().1,
+    ] {
+        let mut script = open();
+        script.reload(&rest);
+        ends(&script, CloseReason::SessionPolicyChanged, 0x87);
+    }
 }
 
 #[tokio::test(start_paused = true)]
