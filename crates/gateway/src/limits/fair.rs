@@ -13,6 +13,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::util::client_network::{ClientNetwork, path_of};
+
 /// One network gets at most a quarter of what may wait, and a quarter of all slots once half of them are taken.
 const SHARE: usize = 4;
 
@@ -40,31 +42,6 @@ struct State {
 pub(crate) struct Slot {
     inner: Arc<Inner>,
     network: ClientNetwork,
-}
-
-/// An IPv4 address, or the first 48 bits of an IPv6 address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum ClientNetwork {
-    V4([u8; 4]),
-    V6([u16; 3]),
-}
-
-impl ClientNetwork {
-    /// The network of an address.
-    pub(crate) fn of(address: IpAddr) -> Self {
-        path_of(address).0
-    }
-}
-
-/// The network of an address, and its /56 and /64 in there.
-fn path_of(address: IpAddr) -> (ClientNetwork, (u16, (u16, ()))) {
-    match address.to_canonical() {
-        IpAddr::V4(address) => (ClientNetwork::V4(address.octets()), (0, (0, ()))),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            (ClientNetwork::V6([a, b, c]), (d >> 8, (d, ())))
-        }
-    }
 }
 
 impl FairSlots {

@@ -17,6 +17,6 @@ pub(crate) use bans::Bans;
 pub(crate) use bucket::Bucket;
 pub(crate) use connections::{AddressPermit, AllConnectionCounts, ConnectionLimits};
 pub(crate) use descriptors::Descriptors;
-pub(crate) use fair::{ClientNetwork, FairSlots, Slot};
+pub(crate) use fair::{FairSlots, Slot};
 pub(crate) use pending::{Fill, Pending, PendingPermit};
 pub(crate) use permits::{Permit, Permits};

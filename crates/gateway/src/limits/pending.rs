@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::ClientNetwork;
+use crate::util::client_network::ClientNetwork;
 
 /// A network may always have this many.
 const MIN_SHARE: u32 = 32;

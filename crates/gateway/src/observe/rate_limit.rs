@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-use crate::limits::ClientNetwork;
+use crate::util::client_network::ClientNetwork;
 
 /// Permits one message per second and counts the suppressed ones.
 #[derive(Debug, Default)]

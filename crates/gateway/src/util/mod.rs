@@ -1,6 +1,7 @@
 //! Helpers for all modules: the clock, the cryptography provider, text, and a map of shared values.
 
 pub(crate) mod causes;
+pub(crate) mod client_network;
 pub(crate) mod clip;
 pub(crate) mod clock;
 pub mod crypto;

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::failure::Failure;
-use crate::limits::ClientNetwork;
+use crate::util::client_network::ClientNetwork;
 
 /// Responses with errors open the breaker only if they concern clients of this many networks: a client may have found a
 /// request on which the service fails.

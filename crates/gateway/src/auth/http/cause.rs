@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::breaker::MIN_NETWORKS;
-use crate::limits::ClientNetwork;
+use crate::util::client_network::ClientNetwork;
 
 /// What happened this long ago says nothing about the service.
 const WINDOW: Duration = Duration::from_secs(60);

@@ -22,6 +22,7 @@ pub(super) mod script;
 mod subscriptions;
 mod tally;
 mod throttle;
+mod will;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -34,10 +35,10 @@ use self::aliases::Aliases;
 use self::keep_alive::KeepAlive;
 use self::out::Out;
 use self::packet_ids::PacketIds;
-use self::reload::{Comparison, WillFacts};
-use self::subscriptions::Subscriptions;
+use self::subscriptions::{Comparison, Subscriptions};
 use self::tally::Tally;
 use self::throttle::{Exceeded, Throttle};
+use self::will::WillFacts;
 use super::codec::{Boundary, Codec, Direction, Ending, Injected};
 use crate::config::tables::Rate;
 use crate::limits::Bucket;
@@ -294,7 +295,7 @@ impl Codec for Inspect {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let compare = self.comparison.as_ref().map(Comparison::at);
+        let compare = self.comparison.as_ref().map(|comparison| comparison.at);
         let waits = self.waits_since.map(|since| since + MAX_WAIT);
         let times = [self.throttle.paused_until(), self.keep_alive.alarm(), waits, compare, self.ping_at()];
         times.into_iter().flatten().min()

@@ -1,16 +1,16 @@
 //! What a reload changes for a live session. Enters: other rules. Leaves: the session with them, or why it ends: a broker cannot
 //! be told to forget a subscription, or a will, quietly.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_wire::{TopicFilter, Version, Will};
+use portcullis_wire::{TopicFilter, Version};
 use tokio::time::Instant;
 
+use super::subscriptions::Comparison;
 use super::{Ending, Inspect, WORK, max_packet};
 use crate::outcome::CloseReason;
-use crate::policy::{Decision, Denial, Message, PacketRules, TopicRules};
+use crate::policy::{Decision, Denial, PacketRules, TopicRules};
 use crate::util::clip::clip;
 
 /// How many patterns may be looked at for the subscriptions of a session at once.
@@ -19,31 +19,6 @@ const COMPARE_BUDGET: u32 = 20_000;
 const MIN_COMPARE: u32 = 10;
 /// The pause behind that.
 const COMPARE_PAUSE: Duration = Duration::from_millis(1);
-
-/// How far the subscriptions of a session are compared with new rules.
-#[derive(Debug)]
-pub(super) struct Comparison {
-    /// The last filter that was.
-    last: Box<str>,
-    /// When the next ones are.
-    at: Instant,
-}
-
-impl Comparison {
-    /// When to go on.
-    pub(super) const fn at(&self) -> Instant {
-        self.at
-    }
-}
-
-/// What rules are evaluated by for a will. Its size is bounded by that of CONNECT.
-pub(super) struct WillFacts {
-    topic: Box<str>,
-    qos: u8,
-    retain: bool,
-    payload: Box<[u8]>,
-    response_topic: Option<Box<str>>,
-}
 
 impl Inspect {
     /// Applies other rules from now on.
@@ -109,36 +84,6 @@ impl Inspect {
             }
         }
         Ok(())
-    }
-}
-
-/// Shows no content.
-impl fmt::Debug for WillFacts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "WillFacts({} bytes)", self.payload.len())
-    }
-}
-
-impl WillFacts {
-    pub(super) fn of(will: &Will<'_>) -> Self {
-        Self {
-            topic: will.topic.into(),
-            qos: will.qos,
-            retain: will.retain,
-            payload: will.payload.into(),
-            response_topic: will.properties.response_topic().map(Into::into),
-        }
-    }
-
-    fn message(&self) -> Message<'_> {
-        let Self { topic, qos, retain, payload, response_topic } = self;
-        Message {
-            topic,
-            qos: *qos,
-            retain: *retain,
-            payload_len: payload.len(),
-            response_topic: response_topic.as_deref(),
-        }
     }
 }
 

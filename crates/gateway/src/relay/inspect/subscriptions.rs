@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use std::ops::Bound;
 
 use portcullis_wire::TopicFilter;
+use tokio::time::Instant;
 
 /// The filters that one session holds, in bytes, whatever `max_subscriptions` is.
 const MAX_HELD: usize = 1 << 20;
@@ -64,6 +65,15 @@ pub(super) struct Request {
     /// For each filter that the broker is asked about: the filter, and whether the request before wanted it.
     asked: Vec<(Box<str>, bool)>,
     size: usize,
+}
+
+/// How far the subscriptions of a session are compared with new rules.
+#[derive(Debug)]
+pub(super) struct Comparison {
+    /// The last filter that was.
+    pub(super) last: Box<str>,
+    /// When the next ones are.
+    pub(super) at: Instant,
 }
 
 impl Request {
