@@ -13,6 +13,16 @@ use super::{
 };
 use crate::observe::Limit;
 
+/// A PUBLISH of QoS 0 that was allowed, and passed as it is.
+#[derive(Clone, Copy)]
+struct Decided<'c> {
+    /// Those of the fixed header.
+    flags: u8,
+    /// Its head behind the fixed header.
+    head: &'c [u8],
+    payload_len: usize,
+}
+
 impl Inspect {
     /// Finds packets, and decides about them. Returns how many bytes it has taken: all, unless the client is delayed.
     pub(super) fn run(
@@ -24,6 +34,8 @@ impl Inspect {
         out: &mut Out<'_, '_>,
     ) -> Result<usize, Ending> {
         let mut at = 0;
+        // A client that sends many messages at once often sends them to one topic.
+        let mut last: Option<Decided<'_>> = None;
         while at < input.len() {
             let flow = self.flow(direction);
             if flow.is_over {
@@ -56,20 +68,33 @@ impl Inspect {
                         self.end_payload(direction, mode, now, out)?;
                     }
                 }
-                Position::Head if flow.head.is_empty() => match self.measure(direction, rest)? {
-                    Some((header, len)) if len <= rest.len() => {
-                        if !self.may_take(direction, header, now)? {
-                            break;
-                        }
-                        let head = piece(len);
+                Position::Head if flow.head.is_empty() => {
+                    if let Some(len) = last.and_then(|last| self.take_alike(direction, last, rest, now)) {
+                        out.pass(piece(len));
                         at += len;
-                        self.packet(direction, header, head, now, out)?;
+                        continue;
                     }
-                    _ => {
-                        self.flow(direction).head.extend_from_slice(rest);
-                        at = input.len();
+                    match self.measure(direction, rest)? {
+                        Some((header, len)) if len <= rest.len() => {
+                            if !self.may_take(direction, header, now)? {
+                                break;
+                            }
+                            let head = piece(len);
+                            at += len;
+                            self.flow(direction).is_passed_as_it_is = false;
+                            self.packet(direction, header, head, now, out)?;
+                            last = self.flow(direction).is_passed_as_it_is.then(|| Decided {
+                                flags: header.flags,
+                                head: &rest[header.len..len],
+                                payload_len: header.packet_len() - len,
+                            });
+                        }
+                        _ => {
+                            self.flow(direction).head.extend_from_slice(rest);
+                            at = input.len();
+                        }
                     }
-                },
+                }
                 Position::Head => {
                     let mut head = std::mem::take(&mut flow.head);
                     let before = head.len();
@@ -95,6 +120,27 @@ impl Inspect {
             }
         }
         Ok(at)
+    }
+
+    /// Takes a PUBLISH that differs from the last one in nothing that a decision depends on, if all of it has arrived. Returns its
+    /// length.
+    #[inline]
+    fn take_alike(&mut self, direction: Direction, last: Decided<'_>, bytes: &[u8], now: Instant) -> Option<usize> {
+        let header = FixedHeader::decode(bytes).ok()??;
+        if header.packet_type != PacketType::Publish || header.flags != last.flags {
+            return None;
+        }
+        let (head_end, len) = (header.len + last.head.len(), header.packet_len());
+        let payload_len = len.checked_sub(head_end)?;
+        if payload_len > last.payload_len || len > bytes.len() || bytes.get(header.len..head_end)? != last.head {
+            return None;
+        }
+        // Over the rate, it is taken like any other packet: later.
+        if direction == Direction::ToBroker && !self.may_take(direction, header, now).ok()? {
+            return None;
+        }
+        self.flow(direction).tally.again();
+        Some(len)
     }
 
     /// Of a delivery that is withheld because its head is too large, so many more bytes have arrived already.

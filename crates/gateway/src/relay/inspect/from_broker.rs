@@ -103,6 +103,7 @@ impl Inspect {
             !topic.starts_with('$') || self.rules.mountpoint.is_empty() || self.subscriptions.names(topic)
         };
         let own = own.filter(is_own);
+        let mut is_shadowed = false;
         let is_allowed = own.is_some_and(|topic| match &self.rules.topics {
             None => true,
             Some(topics) => {
@@ -112,6 +113,7 @@ impl Inspect {
                     return true;
                 }
                 topics.count(Action::Deliver, decision, topic, &self.info);
+                is_shadowed = true;
                 topics.is_shadow()
             }
         });
@@ -140,6 +142,7 @@ impl Inspect {
             return self.withhold_delivery(publish.qos, publish.packet_id, payload_len, now, out);
         } else {
             out.pass(head);
+            self.to_client.is_passed_as_it_is = publish.qos == 0 && alias.is_none() && !is_shadowed;
         }
         if let Some(alias) = alias {
             self.to_client.aliases.mark_known(alias);

@@ -90,7 +90,7 @@ impl Inspect {
             })?;
         let response_topic = publish.properties.response_topic();
         let message = Message { topic, qos: publish.qos, retain: publish.retain, payload_len, response_topic };
-        let mut denied = None;
+        let (mut denied, mut is_allowed) = (None, true);
         let exceeded =
             std::iter::once(topic).chain(response_topic).find_map(|topic| self.rules.check_topic(topic).err());
         if let Some(limit) = exceeded {
@@ -115,6 +115,7 @@ impl Inspect {
             match decision.result {
                 Ok(()) => self.to_broker.tally.allowed(topics, Action::Publish, decision.rule),
                 Err(denial) => {
+                    is_allowed = false;
                     let subject = message.subject(denial);
                     topics.count(Action::Publish, decision, subject, &self.info);
                     if !topics.is_shadow() {
@@ -146,6 +147,7 @@ impl Inspect {
             }
         } else {
             out.pass(head);
+            self.to_broker.is_passed_as_it_is = publish.qos == 0 && alias.is_none() && is_allowed;
         }
         if let Some(alias) = alias {
             self.to_broker.aliases.mark_known(alias);

@@ -126,6 +126,8 @@ struct Flow {
     ack: Option<PendingAck>,
     /// Answers for the receiver of this stream, which wait for its next packet boundary.
     replies: Vec<u8>,
+    /// Whether the last packet was a PUBLISH of QoS 0 that was allowed, and passed as it is.
+    is_passed_as_it_is: bool,
     /// Behind DISCONNECT.
     is_over: bool,
 }

@@ -22,6 +22,13 @@ impl Tally {
         self.number += 1;
     }
 
+    /// The rule allows something again.
+    #[inline]
+    pub(super) fn again(&mut self) {
+        // Without topic rules, nothing is counted.
+        self.number += u32::from(self.number > 0);
+    }
+
     /// Counts what is not counted yet.
     pub(super) fn flush(&mut self, topics: &TopicRules, action: Action) {
         if self.number > 0 {

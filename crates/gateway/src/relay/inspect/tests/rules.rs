@@ -294,3 +294,47 @@ async fn topics_of_the_broker_are_nobodys() {
     script.client(&subscribe(0x82, 1, None, &filters));
     assert_eq!((script.broker_got(), script.client_got()), (vec![], b"\x90\x07\x00\x01\x80\x80\x80\x80\x80".to_vec()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn messages_alike_are_decided_on_alike_and_others_are_not() {
+    // A payload of 8 bytes at most, in one read and in pieces.
+    let message = |topic: &str, payload: &[u8]| publish(0, topic, None, Some(b""), payload);
+    let (own, other) = ("up/dev-1/a", "up/dev-2/a");
+    let packets = [
+        message(own, b"1234"),
+        message(own, b"12345678"),
+        message(own, b"123456789"),
+        message(own, b"1"),
+        message(other, b"1"),
+        message(own, b""),
+        publish(1, own, None, Some(b""), b"x"),
+        publish(0, own, None, Some(b"\x01\x01"), b"x"),
+        message("up/dev-1/b", b"x"),
+        message("up/dev-1/b", b"xyz"),
+    ];
+    let allowed: Vec<u8> = packets
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| ![2, 4, 6].contains(index))
+        .flat_map(|(_, it)| it.clone())
+        .collect();
+    for pieces in [1, 7, 40, usize::MAX] {
+        let mut script = v5(POLICY);
+        for piece in packets.concat().chunks(pieces.min(1000)) {
+            script.client(piece);
+        }
+        assert_eq!((script.broker_got(), &script.ending), (allowed.clone(), &None), "{pieces}");
+    }
+    let rate = format!(
+        "{}[listener.limits]\nmessage_rate = {{ rate = \"1/h\", burst = 3 }}\n",
+        POLICY.split_once('\n').unwrap().0
+    ) + POLICY.split_once("\"p\"").unwrap().1;
+    let mut script = v5(&rate);
+    script.client(&message(own, b"x").repeat(10));
+    assert_eq!(script.broker_got(), message(own, b"x").repeat(3));
+    // The other way, too.
+    let mut script = v5(POLICY);
+    let (allowed, denied) = (message("down/a", b"x"), message("down/secret/a", b"x"));
+    script.broker(&[allowed.repeat(3), denied.repeat(3), allowed.clone()].concat());
+    assert_eq!(script.client_got(), allowed.repeat(4));
+}
