@@ -18,6 +18,7 @@ use super::diagnostics::{Complaint, Diagnostics, Reported, overlap, warn_if_expo
 use super::explain::{explain, hint_for_duplicate, item_of, list_for_table};
 use super::syntax::explain_syntax;
 use super::values::{Located, Location};
+use crate::peer::{ROOTS, root_of};
 use crate::util::file::{read, read_any};
 use crate::util::suggest::suggest;
 
@@ -293,6 +294,11 @@ impl Substitution<'_> {
                         .map_err(|error| format!("{}: {error}", path.display()))?;
                     warn_if_exposed(&Location(span.clone()), &path, "the secret in", self.diagnostics);
                     text.trim_end_matches(['\r', '\n']).to_owned()
+                }
+                _ if ROOTS.iter().any(|root| root.name == root_of(reference)) => {
+                    let complaint =
+                        Complaint::new(format!("this is not text: `${{{reference}}}` has no meaning in it"));
+                    return Err(complaint.hint(format!("the key takes an expression: '{reference}'")));
                 }
                 _ => {
                     let complaint = Complaint::new(format!("`${{{reference}}}` is not a known substitution"));

@@ -134,7 +134,7 @@ const KEYS: &[Row] = &[
     ("retain_available", "`retain = false` of [[topic_policy.rule]]"),
     ("session_expiry_interval", "`max_session_expiry` of [listener.limits]"),
     ("keepalive_multiplier", "nothing: it is one and a half"),
-    ("max_topic_alias", "nothing: 128 at most"),
+    ("max_topic_alias", "nothing: 10 at most"),
     ("acl", "[[topic_policy]], which `topics` of [[listener]] names"),
     ("action", "`effect`, `publish` and `subscribe` of [[topic_policy.rule]]"),
     ("permission", "`effect` of [[topic_policy.rule]]"),
@@ -178,7 +178,8 @@ const KEYS: &[Row] = &[
     ("connection_messages", "[access_log]"),
     ("ciphers", "nothing: all suites on offer are secure"),
     ("acl_file", "[[topic_policy]], which `topics` of [[listener]] names"),
-    ("max_inflight_messages", "nothing: the broker's receive maximum is enforced"),
+    ("max_inflight", "nothing: the broker's receive maximum applies"),
+    ("max_inflight_messages", "nothing: the broker's receive maximum applies"),
     ("rate_limit", "`message_rate` of [listener.limits]"),
     ("clientid_prefixes", "`require` of [listener.admit], as 'mqtt.client_id.startsWith(\"thing\")'"),
     ("log_dest", "nothing: the log goes to standard error"),
@@ -189,7 +190,13 @@ const KEYS: &[Row] = &[
 /// Keys that mean something else in some tables. A table is recognised by a key of ours that no other has.
 const BY_TABLE: &[(&str, &[Row])] = &[
     // [[listener]]
-    ("upstream", &[("mode", "nothing: every listener speaks MQTT"), ("disabled", "nothing: remove the table")]),
+    (
+        "upstream",
+        &[
+            ("mode", "`mode` of [[topic_policy]] for shadow mode; every listener speaks MQTT"),
+            ("disabled", "nothing: remove the table"),
+        ],
+    ),
     // [listener.connect]
     ("password", &[("clientid", "`client_id`"), ("user_name", "`username`"), ("user", "`username`")]),
     // [upstream.tls]
@@ -294,7 +301,7 @@ mod tests {
             (LISTENER, "cacertfile", "use `client_ca`"),
             (LISTENER, "send-proxy", "it has no counterpart here yet: the PROXY protocol"),
             (LISTENER, "LISTEN", "use `bind"),
-            (LISTENER, "mode", "it has no counterpart here: every listener speaks MQTT"),
+            (LISTENER, "mode", "use `mode` of [[topic_policy]]"),
             (LISTENER, "enable", "it has no counterpart here: a table that is there is in use"),
             (LISTENER, "pid_file", "it has no counterpart here: the process stays"),
             (LISTENER, "ssl_password_file", "use `private_key_passphrase`"),

@@ -78,12 +78,13 @@ impl Template {
         self.parts.iter().map(text).collect()
     }
 
-    /// The text with `value` for each topic level that contains an expression.
-    pub fn with_each_level(&self, value: &str) -> String {
-        const MARK: &str = "\u{1}";
-        let marked = self.with_each(MARK);
-        let levels = marked.split('/').map(|level| if level.contains(MARK) { value } else { level });
-        levels.collect::<Vec<_>>().join("/")
+    /// The text with a name for each expression, the same for the same one, that has no separators and wildcards.
+    pub fn with_names(&self) -> String {
+        let text = |part: &Part| match part {
+            Part::Text(text) => text.to_string(),
+            Part::Expression(expression) => format!("\u{1}{}", hex::encode(expression.to_string())),
+        };
+        self.parts.iter().map(text).collect()
     }
 
     /// Whether a topic level contains two expressions. With text between them or without, it can be read in two ways: `a-b`
@@ -207,8 +208,10 @@ mod tests {
             let template = Template::compile(template).unwrap();
             assert_eq!(template.has_ambiguous_level(), is_ambiguous, "{}", template.source());
         }
-        let levels = |template: &str| Template::compile(template).unwrap().with_each_level("+");
-        assert_eq!(levels("a/dev-${mqtt.client_id}/${'/' + mqtt.client_id}/#"), "a/+/+/#");
+        let named = |template: &str| Template::compile(template).unwrap().with_names();
+        assert_eq!(named("a/${mqtt.client_id}/#").split('/').count(), 3);
+        assert_eq!(named("${'/' + mqtt.client_id}"), named("${'/' + mqtt.client_id}"));
+        assert_ne!(named("${'/' + mqtt.client_id}"), named("${mqtt.client_id}"));
     }
 
     #[test]

@@ -300,6 +300,17 @@ fn mistakes_in_topic_rules_are_explained() {
             "the first rule that matches decides",
         ),
         (
+            &format!("publish = [\"a/${{cert.subject.cn}}/#\"]{next}publish = [\"a/${{cert.subject.cn}}/x\"]"),
+            "warning: this rule never decides: rule 1",
+            "the first rule that matches decides",
+        ),
+        (
+            &format!("publish = [\"a/${{cert.subject.cn}}/#\"]{next}effect = \"deny\"\npublish = [\"a/+/x\"]"),
+            "warning: rule 1, in front of this one, allows a part of it",
+            "move this rule to the front",
+        ),
+        ("publish = [\"d/$mqtt.client_id\"]", "warning: `$mqtt.` is plain text here", "use `${mqtt"),
+        (
             "when = 'cert.subject.ou == \"Pumps\"'\npublish = [\"a\"]",
             "warning: a client without `cert.subject.ou` is rejected",
             "has(cert.subject.ou) && ...",
@@ -340,7 +351,7 @@ fn mistakes_in_topic_rules_are_explained() {
     for rule in [
         "effect = \"deny\"\npublish = [\"a/secret\"]\n[[topic_policy.rule]]\npublish = [\"a/#\"]",
         "when = 'has(cert.subject.ou) && cert.subject.ou == \"Pumps\"'\npublish = [\"a/#\"]\n[[topic_policy.rule]]\npublish = [\"a/b\"]",
-        "publish = [\"a/${cert.subject.cn}/#\"]\n[[topic_policy.rule]]\neffect = \"deny\"\npublish = [\"a/+/x\"]",
+        "publish = [\"a/${cert.subject.cn}/#\"]\n[[topic_policy.rule]]\neffect = \"deny\"\npublish = [\"a/#\"]",
         "publish = [\"a\"]\n[[topic_policy.rule]]\nsubscribe = [\"a\"]",
     ] {
         assert_eq!(found("", &rules(rule)), "", "{rule}");

@@ -211,7 +211,7 @@ pub(crate) fn refused() -> Vec<Vector<Error>> {
         V5 CLIENT "MQTT-2.2.2.2" "reason string": [0x82 id b"\x1f\0\x01r" b"\0\x01a\0"] => PropertyUnknown;
 
         // UNSUBSCRIBE.
-        ALL CLIENT "MQTT-3.10.3-2" "no filter": [0xa2 id b""] => NoFilters;
+        ALL CLIENT "MQTT-3.10.3-2" "no filter": [0xa2 id b""] => NothingToUnsubscribe;
         V3 CLIENT "MQTT-2.2.1-3" "packet identifier 0": [0xa2 b"\0\0\0\x01a"] => PacketIdZero;
         V5 CLIENT "MQTT-2.2.1-3" "packet identifier 0": [0xa2 b"\0\0\0\0\x01a"] => PacketIdZero;
         ALL CLIENT "MQTT-1.5.4" "filter past the end": [0xa2 id b"\0\x02a"] => PacketLength;

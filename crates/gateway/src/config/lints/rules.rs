@@ -14,6 +14,9 @@ const PLACEHOLDERS: &[(&str, &str)] = &[
     ("%u", "`${mqtt.username}`"),
     ("%m", "`mountpoint` of [[listener]], which is in front of every topic"),
     ("{{", "`${...}` with an expression"),
+    ("$mqtt.", "`${mqtt....}`"),
+    ("$cert.", "`${cert....}`"),
+    ("$jwt.", "`${jwt....}`"),
 ];
 
 /// Topics that stand for others at some brokers.
@@ -27,6 +30,9 @@ pub(super) fn run(policy: &TopicPolicy, diagnostics: &mut Diagnostics) {
             warn_of_pattern(pattern, rule, diagnostics);
         }
         warn_if_unreachable(rule, &policy.rules[..index], diagnostics);
+        if rule.effect == Effect::Deny {
+            warn_of_rights_in_front(rule, &policy.rules[..index], diagnostics);
+        }
     }
 }
 
@@ -79,7 +85,7 @@ fn warn_if_unreachable(rule: &TopicRule, before: &[TopicRule], diagnostics: &mut
     for list in lists {
         for pattern in list(rule) {
             let decides = |other: &TopicRule| {
-                other.when.is_none() && list(other).iter().any(|other| covers(&other.value, &pattern.value))
+                other.when.is_none() && list(other).iter().any(|other| relate(&other.value, &pattern.value).covers)
             };
             match before.iter().position(decides) {
                 Some(number) => first = first.min(number),
@@ -96,13 +102,48 @@ fn warn_if_unreachable(rule: &TopicRule, before: &[TopicRule], diagnostics: &mut
     }
 }
 
-/// Whether a pattern covers another one whatever the values of its expressions are.
-fn covers(pattern: &Template, other: &Template) -> bool {
-    if pattern.source() == other.source() {
-        return true;
+/// Warns of a rule that denies what a rule in front of it partly allows. To allow a part of what a later rule denies is a habit;
+/// if neither has all topics of the other, the order is probably a mistake.
+fn warn_of_rights_in_front(rule: &TopicRule, before: &[TopicRule], diagnostics: &mut Diagnostics) {
+    for (number, other) in (1..).zip(before) {
+        if other.effect == Effect::Deny || other.when.is_some() {
+            continue;
+        }
+        for pattern in &rule.publish {
+            let is_partly_allowed = |allowed: &&Setting<Template>| {
+                let relation = relate(&allowed.value, &pattern.value);
+                relation.overlaps && !relation.covers && !relation.is_covered
+            };
+            if let Some(allowed) = other.publish.iter().find(is_partly_allowed) {
+                let message =
+                    format!("rule {number}, in front of this one, allows a part of it: `{}`", allowed.value.source());
+                let complaint =
+                    Complaint::new(message).hint("the first rule that matches decides: move this rule to the front");
+                diagnostics.warning(pattern, complaint);
+                return;
+            }
+        }
     }
-    let widest = other.with_each_level("+");
-    let widest = TopicFilter::new(&widest);
-    let pattern = TopicFilter::new(pattern.source()).ok().filter(|_| pattern.is_constant());
-    widest.is_ok_and(|widest| pattern.is_some_and(|pattern| pattern.covers(widest)))
+}
+
+/// How the topics of two patterns relate, whatever the values of their expressions are; the same expressions have the same
+/// ones.
+#[derive(Clone, Copy, Default)]
+struct Relation {
+    /// The first has all of the second.
+    covers: bool,
+    /// The second has all of the first.
+    is_covered: bool,
+    overlaps: bool,
+}
+
+fn relate(one: &Template, two: &Template) -> Relation {
+    let (one, two) = (one.with_names(), two.with_names());
+    match (TopicFilter::new(&one), TopicFilter::new(&two)) {
+        (Ok(one), Ok(two)) => {
+            Relation { covers: one.covers(two), is_covered: two.covers(one), overlaps: one.overlaps(two) }
+        }
+        // An error was reported.
+        _ => Relation::default(),
+    }
 }

@@ -313,6 +313,7 @@ pub(super) fn validate_mountpoint(
         Complaint::new("a mountpoint names at least one level").hint("mountpoint = 'tenants/${cert.subject.o}/'")
     } else if example.contains(['+', '#', '\0']) {
         Complaint::new("a mountpoint has no wildcards")
+            .hint("it is text with ${...}, and no expression: 'tenants/${cert.subject.o}/'")
     } else if !example.ends_with('/') {
         Complaint::new("a mountpoint ends with `/`").hint(format!("mountpoint = '{}/'", template.source()))
     } else if example.starts_with('$') {

@@ -2,7 +2,7 @@
 //! payloads as they arrive, replies between packets. Nothing is collected but heads, and payloads that a schema has to see.
 
 use portcullis_wire::{
-    Ack, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, PublishStart, Sender, head_len,
+    Ack, Disconnect, Error, FixedHeader, MAX_REMAINING_LENGTH, Packet, PacketType, PublishStart, Sender, head_len,
 };
 use tokio::time::Instant;
 
@@ -12,6 +12,7 @@ use super::{
     rate_exceeded, too_large, violation,
 };
 use crate::observe::Limit;
+use crate::outcome::CloseReason;
 
 /// A PUBLISH of QoS 0 that was allowed, and passed as it is.
 #[derive(Clone, Copy)]
@@ -163,12 +164,16 @@ impl Inspect {
             Packet::check_header(header, self.version, sender(direction))
                 .map_err(|error| violation(direction, Some(header), error))?;
         }
-        if direction == Direction::ToBroker && header.packet_len() > self.max_packet.min(self.broker.max_packet) {
-            return Err(too_large(header));
+        let max = self.max_packet.min(self.broker.max_packet);
+        if direction == Direction::ToBroker && header.packet_len() > max {
+            return Err(too_large(header, max));
         }
         match head_len(bytes, header, self.version).map_err(|error| violation(direction, Some(header), error))? {
             Some(len) if len > MAX_HEAD => match (direction, PublishStart::read(bytes, header)) {
-                (Direction::ToBroker, _) => Err(too_large(header)),
+                (Direction::ToBroker, _) => {
+                    let detail = format!("{:?}: a head of {len} bytes, {MAX_HEAD} are allowed", header.packet_type);
+                    Err(Ending::new(CloseReason::PacketTooLarge, Disconnect::PacketTooLarge, detail))
+                }
                 // What other clients publish must not end this session: it is withheld by what precedes the properties.
                 (Direction::ToClient, Some(start)) if header.packet_type == PacketType::Publish => {
                     Ok(Some((header, start.len)))

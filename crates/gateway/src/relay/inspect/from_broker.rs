@@ -59,7 +59,9 @@ impl Inspect {
             Packet::Ack(ack) => self.acknowledged(&ack, head, out),
             Packet::Suback(suback) => return self.answered(header, &suback, head, out),
             Packet::Unsuback(unsuback) => return self.answered(header, &unsuback, head, out),
-            Packet::Auth(_) if header.packet_len() > self.client.max_packet => return Err(too_large(header)),
+            Packet::Auth(_) if header.packet_len() > self.client.max_packet => {
+                return Err(too_large(header, self.client.max_packet));
+            }
             Packet::Pingresp if self.keep_alive.consume_own_ping() => {}
             Packet::Disconnect(disconnect) => {
                 self.disconnected.get_or_insert(TO_CLIENT);

@@ -358,12 +358,15 @@ fn violation(direction: Direction, header: Option<FixedHeader>, error: impl Into
     Ending::new(CloseReason::ProtocolViolation, disconnect, detail)
 }
 
-fn rate_exceeded(Exceeded(rate): Exceeded) -> Ending {
-    Ending::new(CloseReason::QuotaExceeded, Disconnect::MessageRateTooHigh, rate)
+fn rate_exceeded(Exceeded { limit, rate }: Exceeded) -> Ending {
+    let Rate { amount, per, burst } = rate;
+    let detail = format!("{limit}: {amount} in {} s, burst {burst}", per.as_secs());
+    Ending::new(CloseReason::QuotaExceeded, Disconnect::MessageRateTooHigh, detail)
 }
 
-fn too_large(header: FixedHeader) -> Ending {
-    let detail = format!("{:?}: {} bytes", header.packet_type, header.packet_len());
+/// `max`: what would be allowed, in bytes.
+fn too_large(header: FixedHeader, max: usize) -> Ending {
+    let detail = format!("{:?}: {} bytes, {max} are allowed", header.packet_type, header.packet_len());
     Ending::new(CloseReason::PacketTooLarge, Disconnect::PacketTooLarge, detail)
 }
 

@@ -16,9 +16,13 @@ pub(super) struct Throttle {
     paused_until: Option<Instant>,
 }
 
-/// A rate is exceeded, and the policy is to disconnect: which one.
+/// A rate is exceeded, and the policy is to disconnect.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Exceeded(pub(super) &'static str);
+pub(super) struct Exceeded {
+    /// Its key.
+    pub(super) limit: &'static str,
+    pub(super) rate: Rate,
+}
 
 impl Throttle {
     pub(super) fn new(now: Instant) -> Self {
@@ -50,7 +54,7 @@ impl Throttle {
         let may = usize::try_from(self.bytes.available(rate, now)).unwrap_or(usize::MAX).min(wanted);
         if may < wanted {
             if limits.on_exceed == OnExceed::Disconnect {
-                return Err(Exceeded("byte_rate"));
+                return Err(Exceeded { limit: "byte_rate", rate });
             }
             // Some together, so that a slow rate does not wake the gateway for each byte.
             let some = (rate.burst / 4).clamp(1, (wanted - may) as u64);
@@ -77,7 +81,7 @@ impl Throttle {
         let is_taken = self.messages.try_take(rate, now);
         if !is_taken {
             if limits.on_exceed == OnExceed::Disconnect {
-                return Err(Exceeded("message_rate"));
+                return Err(Exceeded { limit: "message_rate", rate });
             }
             self.pause(self.messages, rate, 1);
         }
