@@ -70,18 +70,18 @@ struct Admission {
     /// When the session ends in any case.
     ends: Option<i64>,
     /// What packet rules are evaluated by again; `None`: its packets are not inspected.
-    client: Option<Box<ClientFacts>>,
+    client: Option<Arc<ClientFacts>>,
 }
 
 /// Whose rules of packets can be evaluated again.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Subject<'a> {
+#[derive(Clone, Debug)]
+pub(crate) enum Subject {
     /// The client is not admitted yet, or not connected any more.
     NotAdmitted,
     /// The packets of the session are not inspected.
     NotInspected,
     /// A client of which this is known.
-    Inspected(&'a ClientFacts),
+    Inspected(Arc<ClientFacts>),
 }
 
 /// What happens to a session from outside, while it lasts.
@@ -152,12 +152,12 @@ impl SessionEntry {
             .chain(self.from_authenticator.get().and_then(Option::as_deref))
     }
 
-    /// Calls `evaluate` with what packet rules are evaluated by.
-    pub(crate) fn with_subject<T>(&self, evaluate: impl FnOnce(Subject<'_>) -> T) -> T {
+    /// What packet rules are evaluated by.
+    pub(crate) fn subject(&self) -> Subject {
         match &*self.admission.lock() {
-            None => evaluate(Subject::NotAdmitted),
-            Some(Admission { client: None, .. }) => evaluate(Subject::NotInspected),
-            Some(Admission { client: Some(client), .. }) => evaluate(Subject::Inspected(client)),
+            None => Subject::NotAdmitted,
+            Some(Admission { client: None, .. }) => Subject::NotInspected,
+            Some(Admission { client: Some(client), .. }) => Subject::Inspected(Arc::clone(client)),
         }
     }
 
@@ -230,7 +230,7 @@ impl SessionGuard {
     pub(crate) fn admitted(&self, client: Option<ClientFacts>, now: i64) {
         let mut admission = self.entry.admission.lock();
         let ends = admission.as_ref().and_then(|admission| admission.ends);
-        *admission = Some(Admission { at: now, ends, client: client.map(Box::new) });
+        *admission = Some(Admission { at: now, ends, client: client.map(Arc::new) });
     }
 
     /// The index entry.

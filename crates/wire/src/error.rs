@@ -56,7 +56,7 @@ rules! {
     FixedHeaderFlags = "MQTT-2.1.3-1", Malformed, "reserved bits of the fixed header are not as prescribed";
     RemainingLength = "MQTT-1.5.5-1", Malformed, "a variable byte integer has more than four bytes, or more than it needs";
     PacketLength = "MQTT-2.1.4", Malformed, "a field goes past the end of the packet";
-    TrailingBytes = "MQTT-3.1.3-1", Malformed, "bytes are left over behind the last field";
+    TrailingBytes = "MQTT-2.1.4", Malformed, "bytes are left over behind the last field";
     PacketTypeReserved = "MQTT-2.1.2", Malformed, "a packet type that is reserved in this MQTT version";
     ReservedConnectFlag = "MQTT-3.1.2-3", Malformed, "the reserved connect flag is set";
     WillFlagsWithoutWill = "MQTT-3.1.2-11", Malformed, "will QoS or will retain is set without a will";
@@ -66,7 +66,7 @@ rules! {
     Utf8 = "MQTT-1.5.4-1", Malformed, "a string is not well-formed UTF-8";
     NullCharacter = "MQTT-1.5.4-2", Malformed, "a string contains U+0000";
     TopicName = "MQTT-3.3.2-2", TopicNameInvalid, "a topic name is empty or has wildcards";
-    TopicFilter = "MQTT-4.7.1-1", TopicFilterInvalid, "a topic filter is empty, or a wildcard in it does not stand alone in its level, or `#` not in the last one";
+    TopicFilter = "MQTT-4.7.1", TopicFilterInvalid, "a topic filter is empty, or a wildcard in it does not stand alone in its level, or `#` not in the last one";
     SharedSubscription = "MQTT-4.8.2-1", TopicFilterInvalid, "a shared subscription has no share name, a share name with wildcards, or no filter";
     SharedNoLocal = "MQTT-3.8.3-4", ProtocolError, "a shared subscription has the option No Local";
     NoFilters = "MQTT-3.8.3-2", ProtocolError, "SUBSCRIBE without a topic filter";
@@ -80,8 +80,8 @@ rules! {
     TopicAliasUnknown = "MQTT-3.3.2.3.4", ProtocolError, "neither a topic name nor a topic alias that stands for one";
     SubscriptionIdFromClient = "MQTT-3.3.4-6", ProtocolError, "PUBLISH of a client has a subscription identifier";
     PropertyUnknown = "MQTT-2.2.2.2", Malformed, "a property that this packet does not have";
-    PropertyTwice = "MQTT-3.1.2.11", ProtocolError, "a property is given twice";
-    PropertyValue = "MQTT-3.1.2.11", ProtocolError, "a property has a value it may not have";
+    PropertyTwice = "MQTT-2.2.2.2", ProtocolError, "a property is given twice";
+    PropertyValue = "MQTT-2.2.2.2", ProtocolError, "a property has a value it may not have";
     AuthDataWithoutMethod = "MQTT-3.1.2.11.10", ProtocolError, "authentication data without an authentication method";
     AuthMethodMissing = "MQTT-3.15.2.2.2", ProtocolError, "AUTH has no authentication method";
     AuthWithoutMethod = "MQTT-4.12.0-7", ProtocolError, "AUTH, although CONNECT has no authentication method";

@@ -1,4 +1,4 @@
-//! The packets behind CONNECT and CONNACK, decoded into views of the received bytes.
+//! The packets after CONNECT and CONNACK, decoded into views of the received bytes.
 //!
 //! Decoding has two steps, so that a payload is never collected and no byte is read twice: [`head_len`] says how many bytes
 //! have to arrive first, [`Packet::decode`] reads them. The head of a PUBLISH ends where its payload begins; other packets
@@ -21,7 +21,7 @@ pub enum Sender {
     Server,
 }
 
-/// A packet behind CONNECT and CONNACK.
+/// A packet after CONNECT and CONNACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packet<'a> {
     /// A message, without its payload.

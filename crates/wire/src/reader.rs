@@ -91,7 +91,7 @@ impl<'a> Reader<'a> {
         Ok(text)
     }
 
-    /// A topic name: a string without wildcards [MQTT-4.7.1-1] and with at least one character [MQTT-4.7.3-1].
+    /// A topic name: a string without wildcards [MQTT-3.3.2-2] and with at least one character [MQTT-4.7.3-1].
     #[inline]
     pub(crate) fn topic_name(&mut self) -> Result<&'a str, Error> {
         let topic = std::str::from_utf8(self.binary()?).map_err(|_| Rule::Utf8)?;

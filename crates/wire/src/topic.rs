@@ -215,7 +215,7 @@ mod tests {
         }
     }
 
-    /// Every string of one to three levels over an alphabet, which has one level that the filters cannot name, so that a
+    /// Every string of one to four levels over an alphabet, which has one level that the filters cannot name, so that a
     /// literal never stands for all names.
     fn topics() -> Vec<String> {
         const LEVELS: [&str; 5] = ["", "a", "b", "$x", "other"];

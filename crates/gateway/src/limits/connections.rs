@@ -55,7 +55,7 @@ struct Rates {
     cleaned_at: Instant,
 }
 
-/// The permit of an open connection; `None`: they are not limited.
+/// The permit of an open connection; `None`: one over a limit, which is only read to be told so.
 #[derive(Debug, Default)]
 #[must_use = "dropping it releases the permit"]
 pub(crate) struct AddressPermit(Option<Box<(Arc<ConnectionCounts>, IpAddr)>>);
@@ -102,10 +102,10 @@ impl ConnectionLimits {
         {
             return Err("connect_rate_per_address");
         }
-        let Some(max) = self.per_address else { return Ok(AddressPermit(None)) };
+        // Also without a limit: a reload may set one.
         let mut open = self.counts.open.lock();
         let count = open.entry(address).or_default();
-        if *count >= max {
+        if self.per_address.is_some_and(|max| *count >= max) {
             return Err("connections_per_address");
         }
         *count += 1;
@@ -191,6 +191,21 @@ mod tests {
         assert!(limits.take(ip("2001:db8::3")).is_err(), "a /64 is one address");
         drop(held);
         assert!(limits.counts.open.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_that_a_reload_sets_counts_what_is_open() {
+        let counts = AllConnectionCounts::default();
+        let limits = |per_address| {
+            let limits = tables::ConnectionLimits { per_address, ..Default::default() };
+            ConnectionLimits::new(limits, Duration::from_secs(4), "l", &counts)
+        };
+        let before = limits(None);
+        let held: Vec<_> = (0..3).map(|_| before.take(ip("192.0.2.1")).unwrap()).collect();
+        let after = limits(Some(3));
+        assert!(after.take(ip("192.0.2.1")).is_err());
+        drop(held);
+        assert!(after.take(ip("192.0.2.1")).is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -102,6 +102,9 @@ impl Decisions {
         client: &SessionInfo,
     ) {
         let suppressed = client.permit_line(&self.denials);
+        if suppressed.is_none() && !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
         let (connection, client_id, remote) = (client.id, client.client_id(), client.address());
         let (listener, policy, rule, action) = (&*self.listener, &*self.policy, label_of(rule), action.label());
         let topic = &*clip(topic);

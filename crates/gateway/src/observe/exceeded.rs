@@ -78,9 +78,13 @@ impl ExceededLimits {
         if !limit.delays() {
             client.count_denial();
         }
+        let suppressed = client.permit_line(&self.lines);
+        if suppressed.is_none() && !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
         let (connection, client_id, remote) = (client.id, client.client_id(), client.address());
         let (listener, limit, topic, delays) = (&*self.listener, limit.label(), &*clip(topic), limit.delays());
-        match client.permit_line(&self.lines) {
+        match suppressed {
             Some(suppressed) if delays => {
                 tracing::info!(connection, listener, limit, client_id, %remote, suppressed, "delayed by a limit");
             }

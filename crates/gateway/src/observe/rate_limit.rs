@@ -1,24 +1,24 @@
 //! Limits how often the same kind of message is logged: in general, and by whom it is about.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::util::client_network::ClientNetwork;
+use crate::util::clock::now;
 
 /// Permits one message per second and counts the suppressed ones.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimit {
-    last_second: AtomicU64,
+    last_second: AtomicI64,
     suppressed: AtomicU64,
 }
 
 impl RateLimit {
     /// `Some` if the message may be logged, with the number of messages suppressed before it.
     pub(crate) fn permit(&self) -> Option<u64> {
-        let second = this_second();
+        let second = now();
         if self.last_second.swap(second, Ordering::Relaxed) == second {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
             return None;
@@ -33,21 +33,23 @@ const LINES: usize = 20;
 /// Permits some messages per second about many clients. One network gets half of what is left at most, so that it cannot hide
 /// what others do.
 #[derive(Debug, Default)]
-pub(crate) struct FairRateLimit(Mutex<Lines>);
+pub(crate) struct FairRateLimit {
+    lines: Mutex<Lines>,
+    suppressed: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Lines {
-    second: u64,
+    second: i64,
     /// Of the messages in this second: whom they are about.
     about: Vec<ClientNetwork>,
-    suppressed: u64,
 }
 
 impl FairRateLimit {
     /// `Some` if a message about a client at this address may be logged, with the number of messages suppressed before it.
     pub(crate) fn permit(&self, address: IpAddr) -> Option<u64> {
-        let (network, second) = (ClientNetwork::of(address), this_second());
-        let mut lines = self.0.lock();
+        let (network, second) = (ClientNetwork::of(address), now());
+        let mut lines = self.lines.lock();
         if lines.second != second {
             lines.second = second;
             lines.about.clear();
@@ -55,21 +57,17 @@ impl FairRateLimit {
         let left = LINES.saturating_sub(lines.about.len());
         let of_network = lines.about.iter().filter(|about| **about == network).count();
         if of_network >= left.div_ceil(2) {
-            lines.suppressed += 1;
+            self.suppress();
             return None;
         }
         lines.about.push(network);
-        Some(std::mem::take(&mut lines.suppressed))
+        Some(self.suppressed.swap(0, Ordering::Relaxed))
     }
 
     /// Counts a message that is not logged for another reason.
     pub(crate) fn suppress(&self) {
-        self.0.lock().suppressed += 1;
+        self.suppressed.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-fn this_second() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -88,7 +86,7 @@ mod tests {
             }
         }
         assert!((7..1000).contains(&logged), "{logged}");
-        assert_eq!(logged + suppressed + limit.0.lock().suppressed, 1000);
+        assert_eq!(logged + suppressed + limit.suppressed.load(Ordering::Relaxed), 1000);
         assert!(limit.permit(quiet).is_some(), "a third is left");
     }
 }

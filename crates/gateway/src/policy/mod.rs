@@ -6,6 +6,6 @@ mod token;
 mod topics;
 
 pub(crate) use connect::{Admission, Rewriting};
-pub(crate) use packets::{ConnectScratch, MAX_TOPIC_ALIASES, MAX_TOPIC_LEN, PacketPolicy, PacketRules, WillDenied};
+pub(crate) use packets::{ConnectScratch, MAX_TOPIC_ALIASES, MAX_TOPIC_LEN, PacketPolicy, PacketRules, WillRejection};
 pub(crate) use token::Signer;
 pub(crate) use topics::{Decision, Denial, Message, TopicPolicy, TopicRules};

@@ -1,6 +1,6 @@
-//! What a listener does with packets behind CONNECT: topic rules, mountpoint, stamps and limits. Enters: settings, then the
+//! What a listener does with packets after CONNECT: topic rules, mountpoint, stamps and limits. Enters: settings, then the
 //! facts about a client at CONNECT. Leaves: the rules of its session, and CONNECT as they change it. Not here: packets
-//! behind CONNECT, which are the relay's.
+//! after CONNECT, which are the relay's.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ pub(crate) struct PacketRules {
 
 /// Why a will, or a limit in CONNECT, refuses the client.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct WillDenied(Denial);
+pub(crate) struct WillRejection(Denial);
 
 impl PacketPolicy {
     pub(crate) fn new(
@@ -69,7 +69,8 @@ impl PacketPolicy {
     /// Whether a session that was not inspected cannot continue.
     pub(crate) fn binds_sessions(&self) -> bool {
         let is_enforced = self.topics.as_ref().is_some_and(|(policy, _)| policy.is_enforced());
-        is_enforced || self.mountpoint.is_some()
+        // Subscribers trust stamps.
+        is_enforced || self.mountpoint.is_some() || !self.stamps.is_empty()
     }
 
     /// Whether an expression uses this name.
@@ -130,12 +131,12 @@ impl PacketRules {
         connect: &Connect<'a>,
         scratch: &'a mut ConnectScratch,
         info: &SessionInfo,
-    ) -> Result<Connect<'a>, WillDenied> {
+    ) -> Result<Connect<'a>, WillRejection> {
         let ConnectScratch { properties, will_topic, will_properties } = scratch;
         let mut changed = *connect;
         if connect.version == Version::V5 {
             changed.keep_alive = self.keep_alive(connect.keep_alive);
-            changed.properties = self.lower(&connect.properties, properties);
+            changed.properties = self.adjust(&connect.properties, properties);
         }
         if let Some(will) = &connect.will {
             self.check_will(will, info)?;
@@ -161,8 +162,8 @@ impl PacketRules {
         }
     }
 
-    /// The properties of CONNECT, with lower limits.
-    fn lower<'a>(&self, properties: &Properties<'a>, scratch: &'a mut PropertiesBuf) -> Properties<'a> {
+    /// The properties of CONNECT with the limits that apply between the gateway and the broker.
+    fn adjust<'a>(&self, properties: &Properties<'a>, scratch: &'a mut PropertiesBuf) -> Properties<'a> {
         let wanted =
             (properties.session_expiry_interval(), properties.topic_alias_maximum(), properties.maximum_packet_size());
         // The broker counts the mountpoint, the client does not: what is too large without it is withheld on its way.
@@ -223,6 +224,16 @@ impl PacketRules {
         }
     }
 
+    /// Checks the topics of a PUBLISH or a will.
+    ///
+    /// # Errors
+    /// The limit that one of them exceeds, and that one.
+    pub(crate) fn check_topics<'t>(&self, topic: &'t str, response: Option<&'t str>) -> Result<(), (Limit, &'t str)> {
+        self.check_topic(topic).map_err(|limit| (limit, topic))?;
+        let Some(response) = response else { return Ok(()) };
+        self.check_topic(response).map_err(|limit| (limit, response))
+    }
+
     /// Counts and logs that a client exceeds a limit. `topic`: what is denied; empty if the client is delayed.
     pub(crate) fn count_exceeded(&self, limit: Limit, topic: &str, client: &SessionInfo) {
         self.exceeded.iter().for_each(|exceeded| exceeded.count(limit, topic, client));
@@ -235,14 +246,12 @@ impl PacketRules {
         enforced.filter(|topics| topics.on_deny() == OnDeny::Disconnect).map(|_| detail())
     }
 
-    fn check_will(&self, will: &Will<'_>, info: &SessionInfo) -> Result<(), WillDenied> {
+    fn check_will(&self, will: &Will<'_>, info: &SessionInfo) -> Result<(), WillRejection> {
         let response_topic = will.properties.response_topic();
-        for topic in std::iter::once(will.topic).chain(response_topic) {
-            if let Err(limit) = self.check_topic(topic) {
-                self.count_exceeded(limit, topic, info);
-                note_detail(&format!("will to `{}`: {}", clip(topic), Denial::TopicName.label()));
-                return Err(WillDenied(Denial::TopicName));
-            }
+        if let Err((limit, topic)) = self.check_topics(will.topic, response_topic) {
+            self.count_exceeded(limit, topic, info);
+            note_detail(&format!("will to `{}`: {}", clip(topic), Denial::TopicName.label()));
+            return Err(WillRejection(Denial::TopicName));
         }
         let Some(topics) = &self.topics else { return Ok(()) };
         let payload_len = will.payload.len();
@@ -256,14 +265,14 @@ impl PacketRules {
         match decision.result {
             Err(denial) if !topics.is_shadow() => {
                 note_detail(&format!("will to {}", topics.explain(decision, subject)));
-                Err(WillDenied(denial))
+                Err(WillRejection(denial))
             }
             _ => Ok(()),
         }
     }
 }
 
-impl WillDenied {
+impl WillRejection {
     /// What the client is told in CONNACK.
     pub(crate) const fn refusal(self) -> Refusal {
         match self.0 {

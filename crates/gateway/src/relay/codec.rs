@@ -35,13 +35,13 @@ impl Direction {
 
 /// Decides what to do with the bytes of a session.
 ///
-/// A codec keeps no buffer while both directions are at a packet boundary. It may withhold a bounded number of bytes that it
+/// A codec keeps no buffer while both directions are at a packet boundary. It may hold back a bounded number of bytes that it
 /// cannot decide on yet, such as half a packet header, and may delay the client.
 pub(super) trait Codec {
     /// Takes the `chunk` that was read in `direction`. Returns the part of it that is written unchanged, directly from the
     /// pump's buffer. The bytes that it adds to `injected` are written as well. A packet is
     ///
-    /// - withheld by returning only the bytes before it, until the rest of it arrives;
+    /// - held back by returning only the bytes before it, until the rest of it arrives;
     /// - dropped or replaced by returning the bytes before it, and adding the replacement and the following bytes to
     ///   [`Injected::forward`];
     /// - answered on behalf of the receiver through [`Injected::reply`].
@@ -85,13 +85,20 @@ pub(super) trait Codec {
         None
     }
 
-    /// Tells the codec the time, and whether the client is read: not while the broker takes no more bytes.
+    /// Tells the codec the time, and who takes no more bytes: whoever sends to them is not read meanwhile.
     ///
     /// # Errors
     /// The session closes for this reason.
-    fn wake(&mut self, _now: Instant, _is_client_read: bool) -> Result<(), Ending> {
+    fn wake(&mut self, _now: Instant, _stalled: Stalled) -> Result<(), Ending> {
         Ok(())
     }
+}
+
+/// Who takes no more bytes at this moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stalled {
+    pub(super) client: bool,
+    pub(super) broker: bool,
 }
 
 /// Why a codec closes the session.
@@ -172,7 +179,7 @@ impl<C: Codec> Codec for Box<C> {
         (**self).wake_at()
     }
 
-    fn wake(&mut self, now: Instant, is_client_read: bool) -> Result<(), Ending> {
-        (**self).wake(now, is_client_read)
+    fn wake(&mut self, now: Instant, stalled: Stalled) -> Result<(), Ending> {
+        (**self).wake(now, stalled)
     }
 }

@@ -39,7 +39,7 @@ use crate::sessions::SessionEvent;
 /// A DISCONNECT of the client, in every version: the broker discards the will [MQTT-3.14.4-3].
 pub(crate) const DISCARD_WILL: [u8; 2] = [(PacketType::Disconnect as u8) << 4, 0];
 
-/// What becomes of a session's bytes, from the first one behind CONNECT on. Made at admission, where it is known what the
+/// What becomes of a session's bytes, from the first one after CONNECT on. Made at admission, where it is known what the
 /// client may do.
 #[derive(Debug)]
 pub(crate) enum SessionCodec {
@@ -66,7 +66,7 @@ impl SessionCodec {
         Self::Inspect(Box::new(Inspect::new(rules, received, sent, info)))
     }
 
-    /// Takes what the client has sent behind CONNECT, and appends to `packets` what the broker is to get of it.
+    /// Takes what the client has sent after CONNECT, and appends to `packets` what the broker is to get of it.
     ///
     /// # Errors
     /// The session ends for this reason.

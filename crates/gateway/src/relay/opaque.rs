@@ -15,7 +15,7 @@ use crate::policy::PacketRules;
 pub(crate) struct Opaque {
     /// The position in the stream to the client; `None` once its bytes turned out not to be MQTT.
     to_client: Option<Scanner>,
-    /// The position in the stream to the broker, behind CONNECT; `None` as above.
+    /// The position in the stream to the broker, after CONNECT; `None` as above.
     to_broker: Option<Scanner>,
     disconnected: Option<Direction>,
 }

@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::DISCARD_WILL;
-use super::codec::{Boundary, Codec, Direction, Ending, Injected};
+use super::codec::{Boundary, Codec, Direction, Ending, Injected, Stalled};
 use super::side::{Input, Output, Side};
 use crate::net::{Stream, discard_until_closed};
 use crate::outcome::CloseReason;
@@ -208,8 +208,8 @@ impl<C: Codec> Pump<C> {
             if alarm.as_mut().poll(cx).is_pending() {
                 return;
             }
-            let is_client_read = !self.broker.has_pending();
-            if let Err(ending) = self.codec.wake(Instant::now(), is_client_read) {
+            let stalled = Stalled { client: self.client.has_pending(), broker: self.broker.has_pending() };
+            if let Err(ending) = self.codec.wake(Instant::now(), stalled) {
                 self.close_because(Direction::ToBroker, ending);
             }
         }

@@ -1,6 +1,6 @@
 //! CONNECT: read, decoded, authenticated, evaluated, rewritten, and presented to a broker. Input: a secured stream. Output:
 //! a broker that has answered, or a rejection. No byte of the client reaches a broker before it is admitted, and what it
-//! sends behind CONNECT passes the relay's codec like everything after it.
+//! sends after CONNECT passes the relay's codec like everything after it.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::net::Stream;
 use crate::observe::Record;
 use crate::outcome::{Outcome, Reject, note_detail};
 use crate::peer::{AuthAttributes, Facts};
-use crate::policy::{ConnectScratch, WillDenied};
+use crate::policy::{ConnectScratch, WillRejection};
 use crate::relay::{DISCARD_WILL, Ending, SessionCodec};
 use crate::runtime::{Listener, Runtime};
 use crate::sessions::{ClientFacts, SeenConnect, SessionEvent, SessionGuard};
@@ -45,7 +45,7 @@ pub(super) struct Negotiated {
     pub(super) version: Version,
     /// The largest packet that the client accepts, in bytes.
     pub(super) max_packet_size: usize,
-    /// What the relay goes on with: it has seen all that the client sent behind CONNECT.
+    /// What the relay goes on with: it has seen all that the client sent after CONNECT.
     pub(super) codec: SessionCodec,
 }
 
@@ -72,26 +72,26 @@ struct Admitted<'b> {
 }
 
 /// Why an authenticated client is not admitted.
-struct Denied {
+struct Rejection {
     outcome: Outcome,
     /// What it is told in CONNACK, if it is not what `outcome` says.
     refusal: Option<Refusal>,
 }
 
-impl From<Reject> for Denied {
+impl From<Reject> for Rejection {
     fn from(reject: Reject) -> Self {
         Self { outcome: reject.into(), refusal: None }
     }
 }
 
-impl From<WillDenied> for Denied {
-    fn from(denied: WillDenied) -> Self {
+impl From<WillRejection> for Rejection {
+    fn from(denied: WillRejection) -> Self {
         Self { outcome: Reject::TopicDenied.into(), refusal: Some(denied.refusal()) }
     }
 }
 
-/// Of packets that the client sent right behind CONNECT.
-impl From<Ending> for Denied {
+/// Of packets that the client sent right after CONNECT.
+impl From<Ending> for Rejection {
     fn from(ending: Ending) -> Self {
         ending.detail.iter().for_each(|detail| note_detail(detail));
         Self { outcome: ending.reason.into(), refusal: ending.disconnect.and_then(Refusal::of) }
@@ -103,11 +103,12 @@ impl From<Ending> for Denied {
 pub(super) async fn negotiate(
     secured: &mut Secured,
     over_limit: Option<Reject>,
-    listener: &Arc<Listener>,
+    accepted: &Arc<Listener>,
     session: &SessionGuard,
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Negotiated, Rejected> {
+    let listener = accepted;
     let Secured { stream, client: SecuredClient { peer, device, .. } } = secured;
     let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
     let patience = if over_limit.is_some() { OVER_LIMIT_TIMEOUT } else { listener.connect_timeout };
@@ -140,7 +141,6 @@ pub(super) async fn negotiate(
         identify(&facts, device.as_deref(), listener, record).await.map_err(|reject| rejected(reject.into()))?;
     session.authenticated(principal.evidence.take());
     let principal = Arc::<Principal>::from(principal);
-    let accepted = listener;
     let (received, early) = buffer.split_at(used);
     let facts = Facts { attributes: principal.attributes(), ..facts };
     let (runtime, listener, Admitted { packets, hash_key, mut codec, .. }) = loop {
@@ -149,12 +149,12 @@ pub(super) async fn negotiate(
         let (runtime, listener) = current(accepted, session, shared).await.map_err(|reject| rejected(reject.into()))?;
         evaluate(session.entry().client_evidence(), &runtime, now()).map_err(|reason| rejected(reason.into()))?;
         let mut admitted = admit(&facts, &principal, received, early, &listener, record)
-            .map_err(|Denied { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
+            .map_err(|Rejection { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
         let client = admitted.seen.take().map(|seen| ClientFacts::new(peer, seen, Arc::clone(&principal)));
         // A change after this finds the session in the index, and replaces its rules before the broker's first packet is
         // decided on.
         session.admitted(client, now());
-        // The will and what came behind CONNECT are decided on already, by rules that may have been replaced meanwhile.
+        // The will and what came after CONNECT are decided on already, by rules that may have been replaced meanwhile.
         if Arc::ptr_eq(&shared.runtime.load(), &runtime) {
             break (runtime, listener, admitted);
         }
@@ -169,7 +169,7 @@ pub(super) async fn negotiate(
 
     let forwarded = forward(&hash_key, &packets, &mut codec, session, listener, record).await;
     let (dialed, answer, code) =
-        forwarded.map_err(|Denied { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
+        forwarded.map_err(|Rejection { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
     Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec })
 }
 
@@ -201,7 +201,7 @@ fn admit<'b>(
     early: &[u8],
     listener: &Listener,
     record: &Record,
-) -> Result<Admitted<'b>, Denied> {
+) -> Result<Admitted<'b>, Rejection> {
     listener.admission.check(facts)?;
     let replacements = listener.rewriting.evaluate(facts)?;
     let replacements = replacements.or_else(principal.client_id.clone(), principal.username.clone());
@@ -220,7 +220,7 @@ fn admit<'b>(
     let seen = rules.as_ref().and_then(|_| SeenConnect::of(&rewritten));
     let mut scratch = ConnectScratch::default();
     let sent = match &rules {
-        Some(rules) => rules.apply(&rewritten, &mut scratch, &record.info).map_err(Denied::from)?,
+        Some(rules) => rules.apply(&rewritten, &mut scratch, &record.info).map_err(Rejection::from)?,
         None => rewritten,
     };
     let mut packets = Cow::Borrowed(received);
@@ -248,7 +248,7 @@ async fn forward(
     session: &SessionGuard,
     listener: &Listener,
     record: &Record,
-) -> Result<(Dialed, Vec<u8>, Option<u8>), Denied> {
+) -> Result<(Dialed, Vec<u8>, Option<u8>), Rejection> {
     let mut dialed = listener.upstream.dial(hash_key.as_bytes()).await?;
     record.info.set_server(Arc::clone(&dialed.upstream), Arc::clone(&dialed.server));
     let mut has_sent = false;
@@ -399,7 +399,7 @@ async fn send_connect(
                 }
             }
             PacketType::Auth => return Ok((answer, None)),
-            // MQTT 5 allows a server to send DISCONNECT with a reason before CONNACK.
+            // No server may send it before CONNACK [MQTT-3.14.0-1], but its reason is better than none.
             PacketType::Disconnect => return Ok((answer, Some(0x80))),
             _ => return Err(Reject::UpstreamProtocol),
         }

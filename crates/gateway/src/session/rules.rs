@@ -14,7 +14,7 @@ pub(crate) fn follow_rules(session: &SessionEntry, sessions: &Sessions, runtime:
     // Nobody would admit it: its evidence ends it.
     let Some(listener) = listener_of(session.client_evidence(), runtime, now) else { return };
     sessions.limit_lifetime(session, listener.max_session_lifetime);
-    let evaluate = |subject: Subject<'_>| match subject {
+    let evaluate = || match session.subject() {
         // It will be admitted by the configuration of that moment.
         Subject::NotAdmitted => false,
         Subject::NotInspected => {
@@ -35,7 +35,7 @@ pub(crate) fn follow_rules(session: &SessionEntry, sessions: &Sessions, runtime:
             }
         }
     };
-    let (is_over, trace) = traced_now(|| session.with_subject(evaluate));
+    let (is_over, trace) = traced_now(evaluate);
     if is_over {
         session.info.set_trace(trace);
         session.end(CloseReason::SessionPolicyChanged);

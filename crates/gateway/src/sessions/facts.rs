@@ -16,7 +16,8 @@ pub(crate) struct ClientFacts {
     principal: Arc<Principal>,
 }
 
-/// CONNECT as the broker sees it, encoded, without the password and without the payload of the will.
+/// CONNECT as rules see it, encoded: with the client ID and user name that the broker gets, without the password, the payload of
+/// the will, and what packet rules change.
 #[derive(Debug)]
 pub(crate) struct SeenConnect(Box<[u8]>);
 

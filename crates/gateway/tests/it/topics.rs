@@ -271,6 +271,13 @@ async fn a_session_that_was_not_inspected_ends_when_it_has_to_be() {
     gateway.gateway.reload().await.unwrap();
     assert_eq!(client.read_to_end().await, b"\xe0\x02\x87\x00");
     assert_eq!(gateway.outcome().await, "403 session_policy_changed");
+    // Subscribers trust stamps.
+    let (gateway, broker) = start("", "").await;
+    let (mut client, _connection) = session(&gateway, &broker, 5).await;
+    let stamps = "[listener.publish]\nuser_properties = { by = 'mqtt.client_id' }\n";
+    gateway.write(&configuration("", stamps, &broker));
+    gateway.gateway.reload().await.unwrap();
+    assert_eq!(client.read_to_end().await, b"\xe0\x02\x87\x00");
 }
 
 #[tokio::test]

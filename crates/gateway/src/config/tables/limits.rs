@@ -15,7 +15,7 @@ use super::super::values::{ByteSize, Setting, Timeout};
 
 /// MQTT counts keep-alive intervals in seconds, in 16 bits [MQTT-3.1.2.10].
 const MAX_KEEP_ALIVE: Duration = Duration::from_secs(u16::MAX as u64);
-/// CONNACK and the acknowledgements have to fit.
+/// A client that may send nothing larger can still subscribe and publish.
 const MIN_PACKET_SIZE: usize = 64;
 
 /// Limits on what clients connect, send and subscribe to. Each is off unless it is set.
@@ -90,7 +90,7 @@ struct ByteRate(Rate);
 pub struct Limits {
     /// Those of connections.
     pub connections: ConnectionLimits,
-    /// Those of packets behind CONNECT.
+    /// Those of packets after CONNECT.
     pub packets: PacketLimits,
     /// How long a session stays connected; `None`: as long as it lasts.
     pub max_session_lifetime: Option<Duration>,
@@ -107,7 +107,7 @@ pub struct ConnectionLimits {
     pub rate_per_address: Option<Rate>,
 }
 
-/// Limits of what one client sends behind CONNECT. `None`: no limit.
+/// Limits of what one client sends after CONNECT. `None`: no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PacketLimits {
     /// PUBLISH packets.

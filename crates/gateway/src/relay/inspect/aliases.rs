@@ -39,7 +39,7 @@ impl Aliases {
     /// # Errors
     /// There is none.
     #[inline]
-    pub(super) fn resolve<'t>(&'t mut self, topic: &'t str, alias: Option<u16>) -> Result<Resolved<'t>, NoTopic> {
+    pub(super) fn follow<'t>(&'t mut self, topic: &'t str, alias: Option<u16>) -> Result<Resolved<'t>, NoTopic> {
         match alias {
             Some(alias) if topic.is_empty() => {
                 self.get(alias).map(|(topic, is_known)| Resolved { topic, is_known }).ok_or(NoTopic::NotSet)
@@ -93,12 +93,12 @@ mod tests {
     fn an_alias_stands_for_the_last_topic_that_set_it() {
         let mut aliases = Aliases::default();
         let resolved = |topic, is_known| Ok(Resolved { topic, is_known });
-        assert_eq!(aliases.resolve("", Some(1)), Err(NoTopic::NotSet));
-        assert_eq!(aliases.resolve("t", None), resolved("t", true));
+        assert_eq!(aliases.follow("", Some(1)), Err(NoTopic::NotSet));
+        assert_eq!(aliases.follow("t", None), resolved("t", true));
         assert_eq!(aliases.topics.len(), 0);
-        assert_eq!(aliases.resolve("t", Some(2)), resolved("t", true));
-        assert_eq!(aliases.resolve("", Some(2)), resolved("t", false));
-        assert_eq!(aliases.resolve("t", Some(MAX_TOPIC_ALIASES + 1)), Err(NoTopic::AboveMaximum));
+        assert_eq!(aliases.follow("t", Some(2)), resolved("t", true));
+        assert_eq!(aliases.follow("", Some(2)), resolved("t", false));
+        assert_eq!(aliases.follow("t", Some(MAX_TOPIC_ALIASES + 1)), Err(NoTopic::AboveMaximum));
         let mut aliases = Aliases::default();
         assert!(aliases.set(3, "a") && aliases.set(1, "b"));
         assert_eq!((aliases.get(3), aliases.get(1), aliases.get(2)), (Some(("a", false)), Some(("b", false)), None));

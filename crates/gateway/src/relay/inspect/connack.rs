@@ -11,6 +11,9 @@ use crate::policy::MAX_TOPIC_ALIASES;
 const TO_CLIENT: Direction = Direction::ToClient;
 
 impl Inspect {
+    /// The length of a CONNACK without properties.
+    const SMALLEST: usize = 5;
+
     /// Takes CONNACK, and lowers the limits in it to the gateway's.
     pub(super) fn connack(
         &mut self,
@@ -26,13 +29,18 @@ impl Inspect {
             // The broker closes the connection, and the client gets no other answer.
             self.to_client.replies = Vec::new();
             self.to_client.is_over = true;
-            out.pass(head);
+            if header.packet_len() <= self.client.max_packet {
+                out.pass(head);
+            } else if Self::SMALLEST <= self.client.max_packet {
+                // What is only informative is left out [MQTT-3.2.2-19].
+                Connack { properties: Properties::default(), ..connack }.encode(self.version, out.write());
+            }
             return Ok(());
         }
         let fits = header.packet_len() <= self.client.max_packet;
         if self.version != Version::V5 {
             out.pass(head);
-        } else if let Some(told) = self.told(&connack).or_else(|| (!fits).then(|| copy_of(&connack.properties))) {
+        } else if let Some(told) = self.adjusted(&connack).or_else(|| (!fits).then(|| copy_of(&connack.properties))) {
             let mut packet = Vec::new();
             Connack { properties: told.as_properties(), ..connack }.encode(self.version, &mut packet);
             if packet.len() > self.client.max_packet {
@@ -91,7 +99,7 @@ impl Inspect {
     }
 
     /// The properties of CONNACK for the client; `None`: as they are. Sets the keep-alive that applies.
-    fn told(&mut self, connack: &Connack<'_>) -> Option<PropertiesBuf> {
+    fn adjusted(&mut self, connack: &Connack<'_>) -> Option<PropertiesBuf> {
         let (limits, properties) = (&self.rules.limits, &connack.properties);
         let wanted = properties.server_keep_alive().unwrap_or(self.client.keep_alive);
         let keep_alive = self.rules.keep_alive(wanted);

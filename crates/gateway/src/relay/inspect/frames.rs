@@ -54,9 +54,9 @@ impl Inspect {
                         PayloadMode::Collect => flow.head.extend_from_slice(&rest[..here]),
                     }
                     at += here;
-                    flow.progress += here;
-                    if flow.progress >= PROGRESS && direction == Direction::ToBroker {
-                        self.to_broker.progress = 0;
+                    flow.progress = flow.progress.saturating_add(here);
+                    if direction == Direction::ToBroker && flow.progress >= PROGRESS {
+                        flow.progress = 0;
                         self.keep_alive.packet(now);
                         if mode != PayloadMode::Pass {
                             self.ping(now, out);
@@ -77,7 +77,7 @@ impl Inspect {
                     }
                     match self.measure(direction, rest)? {
                         Some((header, len)) if len <= rest.len() => {
-                            if !self.may_take(direction, header, now)? {
+                            if !self.admit(direction, header, now)? {
                                 break;
                             }
                             let head = piece(len);
@@ -102,7 +102,7 @@ impl Inspect {
                     head.extend_from_slice(rest);
                     match self.measure(direction, &head)? {
                         Some((header, len)) if len <= head.len() => {
-                            let may_take = self.may_take(direction, header, now)?;
+                            let may_take = self.admit(direction, header, now)?;
                             head.truncate(if may_take { len } else { before });
                             if !may_take {
                                 self.flow(direction).head = head;
@@ -137,7 +137,7 @@ impl Inspect {
             return None;
         }
         // Over the rate, it is taken like any other packet: later.
-        if direction == Direction::ToBroker && !self.may_take(direction, header, now).ok()? {
+        if direction == Direction::ToBroker && !self.admit(direction, header, now).ok()? {
             return None;
         }
         self.flow(direction).tally.again();
@@ -185,7 +185,7 @@ impl Inspect {
     }
 
     /// Whether the next packet may be taken now.
-    pub(super) fn may_take(&mut self, direction: Direction, header: FixedHeader, now: Instant) -> Result<bool, Ending> {
+    pub(super) fn admit(&mut self, direction: Direction, header: FixedHeader, now: Instant) -> Result<bool, Ending> {
         if direction == Direction::ToClient {
             return Ok(true);
         }
@@ -260,7 +260,7 @@ impl Inspect {
                 if let Some(PendingAck { packet_type, packet_id, code }) = self.flow(direction).ack.take() {
                     let mut packet = Vec::with_capacity(8);
                     Ack::encode(packet_type, packet_id, self.version, code, &mut packet);
-                    self.reply(direction, &packet, out);
+                    self.reply_to_sender(direction, &packet, out);
                 }
             }
             PayloadMode::Collect => return self.collected(now, out),
@@ -269,7 +269,7 @@ impl Inspect {
     }
 
     /// Answers the sender of the bytes that move in `direction`, at the next packet boundary of the stream to it.
-    pub(super) fn reply(&mut self, direction: Direction, packet: &[u8], out: &mut Out<'_, '_>) {
+    pub(super) fn reply_to_sender(&mut self, direction: Direction, packet: &[u8], out: &mut Out<'_, '_>) {
         let is_connected = self.broker.has_answered;
         // Packets of the gateway's own, too, are no larger than the client accepts [MQTT-3.1.2-24].
         if direction == Direction::ToBroker && packet.len() > self.client.max_packet {

@@ -88,7 +88,7 @@ impl Inspect {
     ) -> Result<(), Ending> {
         let payload_len = header.packet_len() - head.bytes.len();
         let alias = publish.properties.topic_alias();
-        let Resolved { topic, is_known } = match self.to_client.aliases.resolve(publish.topic, alias) {
+        let Resolved { topic, is_known } = match self.to_client.aliases.follow(publish.topic, alias) {
             Ok(resolved) => resolved,
             // Perhaps a message that was too large set it.
             Err(NoTopic::NotSet) => {
@@ -197,7 +197,7 @@ impl Inspect {
         if ack.packet_type == PacketType::Pubrel && self.to_client.acknowledged.remove(ack.packet_id) {
             let mut packet = Vec::with_capacity(4);
             Ack::encode(PacketType::Pubcomp, ack.packet_id, self.version, 0, &mut packet);
-            return self.reply(TO_CLIENT, &packet, out);
+            return self.reply_to_sender(TO_CLIENT, &packet, out);
         }
         if head.bytes.len() <= self.client.max_packet {
             return out.pass(head);

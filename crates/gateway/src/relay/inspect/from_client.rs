@@ -45,7 +45,7 @@ impl Inspect {
             {
                 let mut packet = Vec::with_capacity(4);
                 Ack::encode(PacketType::Pubcomp, ack.packet_id, version, 0, &mut packet);
-                self.reply(TO_BROKER, &packet, out);
+                self.reply_to_sender(TO_BROKER, &packet, out);
                 self.ping(now, out);
             }
             Packet::Subscribe(subscribe) => self.subscribe(&subscribe, head, now, out)?,
@@ -84,16 +84,14 @@ impl Inspect {
             return Err(violation(TO_BROKER, Some(header), Rule::TopicAlias));
         }
         let Resolved { topic, is_known } =
-            self.to_broker.aliases.resolve(publish.topic, alias).map_err(|error| match error {
+            self.to_broker.aliases.follow(publish.topic, alias).map_err(|error| match error {
                 NoTopic::NotSet => violation(TO_BROKER, Some(header), Rule::TopicAliasUnknown),
                 NoTopic::AboveMaximum => violation(TO_BROKER, Some(header), Rule::TopicAlias),
             })?;
         let response_topic = publish.properties.response_topic();
         let message = Message { topic, qos: publish.qos, retain: publish.retain, payload_len, response_topic };
         let (mut denied, mut is_allowed) = (None, true);
-        let exceeded =
-            std::iter::once(topic).chain(response_topic).find_map(|topic| self.rules.check_topic(topic).err());
-        if let Some(limit) = exceeded {
+        if let Err((limit, topic)) = self.rules.check_topics(topic, response_topic) {
             self.rules.count_exceeded(limit, topic, &self.info);
             let detail = || format!("`{}`: {}", clip(topic), Denial::TopicName.label());
             denied = Some((Denial::TopicName, self.rules.if_denial_ends(detail)));

@@ -47,13 +47,13 @@ impl KeepAlive {
         self.last_packet = now;
     }
 
-    /// When to call [`KeepAlive::is_over`].
+    /// When to call [`KeepAlive::expire`].
     pub(super) const fn alarm(&self) -> Option<Instant> {
         self.alarm
     }
 
     /// Whether the client has been silent for too long.
-    pub(super) fn is_over(&mut self, now: Instant) -> bool {
+    pub(super) fn expire(&mut self, now: Instant) -> bool {
         let Some(limit) = self.limit else { return false };
         let ends = self.last_packet + limit;
         self.alarm = Some(ends);
@@ -105,12 +105,12 @@ mod tests {
         assert_eq!(alive.alarm(), Some(at(15)));
         alive.packet(at(5));
         assert_eq!(alive.alarm(), Some(at(15)), "not moved by a packet");
-        assert!(!alive.is_over(at(15)));
+        assert!(!alive.expire(at(15)));
         assert_eq!(alive.alarm(), Some(at(20)));
-        assert!(alive.is_over(at(20)));
+        assert!(alive.expire(at(20)));
         for (interval, is_enforced) in [(0, true), (10, false)] {
             let mut alive = KeepAlive::new(interval, is_enforced, start);
-            assert!(alive.alarm().is_none() && !alive.is_over(at(100_000)));
+            assert!(alive.alarm().is_none() && !alive.expire(at(100_000)));
         }
     }
 

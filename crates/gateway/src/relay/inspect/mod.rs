@@ -39,7 +39,7 @@ use self::subscriptions::{Comparison, Subscriptions};
 use self::tally::Tally;
 use self::throttle::{Exceeded, Throttle};
 use self::will::WillFacts;
-use super::codec::{Boundary, Codec, Direction, Ending, Injected};
+use super::codec::{Boundary, Codec, Direction, Ending, Injected, Stalled};
 use crate::config::tables::Rate;
 use crate::limits::Bucket;
 use crate::observe::{Action, Limit, SessionInfo};
@@ -212,7 +212,7 @@ impl Inspect {
             joined.extend_from_slice(chunk);
             (&joined[..], false)
         };
-        let may = self.throttle.may_take_bytes(&self.rules.limits, input.len(), now).map_err(rate_exceeded)?;
+        let may = self.throttle.admit_bytes(&self.rules.limits, input.len(), now).map_err(rate_exceeded)?;
         if may < input.len() {
             self.rules.count_exceeded(Limit::ByteRate, "", &self.info);
         }
@@ -303,26 +303,28 @@ impl Codec for Inspect {
         times.into_iter().flatten().min()
     }
 
-    fn wake(&mut self, now: Instant, is_client_read: bool) -> Result<(), Ending> {
+    fn wake(&mut self, now: Instant, stalled: Stalled) -> Result<(), Ending> {
         self.compare_subscriptions(now)?;
         self.is_ping_due |= self.ping_at().is_some_and(|at| at <= now);
         let paused_until = self.throttle.paused_until();
         // A client that is not read, or waits for CONNACK, is not silent.
-        if !is_client_read || paused_until.is_some() || self.must_wait() || !self.broker.has_answered {
+        if stalled.broker || paused_until.is_some() || self.must_wait() || !self.broker.has_answered {
             self.keep_alive.packet(now);
         }
         if paused_until.is_some_and(|until| until <= now) {
             self.throttle.resume();
         }
         if self.waits_since.is_some_and(|since| now >= since + MAX_WAIT) {
-            let detail = if self.subscriptions.is_full() {
-                "the broker does not answer SUBSCRIBE and UNSUBSCRIBE packets"
+            let (reason, detail) = if self.subscriptions.is_full() {
+                (CloseReason::UpstreamViolation, "the broker does not answer SUBSCRIBE and UNSUBSCRIBE packets")
+            } else if stalled.client {
+                (CloseReason::QuotaExceeded, "the client does not read what it is sent, and waits for answers")
             } else {
-                "the broker does not complete a packet"
+                (CloseReason::UpstreamViolation, "the broker does not complete a packet")
             };
-            return Err(Ending { detail: Some(detail.into()), ..CloseReason::UpstreamViolation.into() });
+            return Err(Ending { detail: Some(detail.into()), ..reason.into() });
         }
-        if self.keep_alive.is_over(now) {
+        if self.keep_alive.expire(now) {
             return Err(CloseReason::KeepAliveTimeout.into());
         }
         Ok(())

@@ -46,10 +46,8 @@ impl Inspect {
     /// The session closes: the will is no longer allowed.
     fn check_will(&self) -> Result<(), Ending> {
         let Some(will) = &self.will else { return Ok(()) };
-        for topic in std::iter::once(&will.topic).chain(&will.response_topic) {
-            if self.rules.check_topic(topic).is_err() {
-                return Err(policy_changed(&format!("will to `{}`: {}", clip(topic), Denial::TopicName.label())));
-            }
+        if let Err((_, topic)) = self.rules.check_topics(&will.topic, will.response_topic.as_deref()) {
+            return Err(policy_changed(&format!("will to `{}`: {}", clip(topic), Denial::TopicName.label())));
         }
         let Some(topics) = self.rules.topics.as_ref().filter(|topics| !topics.is_shadow()) else { return Ok(()) };
         let message = will.message();

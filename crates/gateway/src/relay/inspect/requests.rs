@@ -42,7 +42,7 @@ impl Inspect {
         let mut budget = u32::try_from(may_do).unwrap_or(u32::MAX);
         let mut is_changed = !self.rules.mountpoint.is_empty();
         for wanted in subscribe.subscriptions() {
-            match self.decide_filter(wanted.filter, &mut budget) {
+            match self.decide_filter(wanted.filter, &request, &mut budget) {
                 Ok(max_qos) => {
                     let granted = wanted.with_qos(wanted.qos().min(max_qos));
                     is_changed |= granted != wanted;
@@ -67,7 +67,7 @@ impl Inspect {
     }
 
     /// Whether a filter may be subscribed to, and at which QoS; otherwise the code for SUBACK.
-    fn decide_filter(&self, wanted: TopicFilter<'_>, budget: &mut u32) -> Result<u8, Disconnect> {
+    fn decide_filter(&self, wanted: TopicFilter<'_>, request: &Request, budget: &mut u32) -> Result<u8, Disconnect> {
         let (limits, filter) = (&self.rules.limits, wanted.shared().map_or(wanted, |(_, filter)| filter));
         // Brokers do not agree on what it is.
         if wanted.is_shared() && wanted.shared().is_none() {
@@ -92,7 +92,7 @@ impl Inspect {
         }
         let max_held = limits.max_subscriptions.map_or(usize::MAX, |max| max as usize);
         let has_room = self.subscriptions.len() < max_held && self.subscriptions.has_room_for(wanted.as_str());
-        if !has_room && !self.subscriptions.holds(wanted.as_str()) {
+        if !request.has_room_for(wanted.as_str()) || !has_room && !self.subscriptions.holds(wanted.as_str()) {
             self.rules.count_exceeded(Limit::Subscriptions, wanted.as_str(), &self.info);
             return Err(Disconnect::QuotaExceeded);
         }
@@ -111,6 +111,10 @@ impl Inspect {
             if self.rules.mountpoint.len() + filter.as_str().len() > MAX_TOPIC_LEN {
                 request.decide(Disconnect::TopicFilterInvalid.code());
                 continue;
+            }
+            if !request.has_room_for(filter.as_str()) {
+                let detail = "Unsubscribe: more filters than fit into 1 MiB";
+                return Err(Ending::new(CloseReason::QuotaExceeded, Disconnect::QuotaExceeded, detail));
             }
             self.subscriptions.ask_to_remove(filter.as_str(), &mut request);
             put_filter(filter, &self.rules.mountpoint, &mut payload);
@@ -174,7 +178,7 @@ impl Inspect {
         };
         let mut packet = Vec::new();
         encode_with_id(answer, packet_id, self.version, &Properties::default(), codes, &mut packet);
-        self.reply(TO_BROKER, &packet, out);
+        self.reply_to_sender(TO_BROKER, &packet, out);
         self.ping(now, out);
     }
 }

@@ -1,7 +1,7 @@
 //! The subscriptions of a session, and its requests that the broker has not answered. Enters: filters of SUBSCRIBE and
 //! UNSUBSCRIBE as they are forwarded, then the broker's codes. Leaves: what the session holds, and the codes for the client.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU16;
 use std::ops::Bound;
 
@@ -12,12 +12,14 @@ use tokio::time::Instant;
 const MAX_HELD: usize = 1 << 20;
 /// The filters and codes of requests that the broker has not answered, in bytes. Over it, the client is not read.
 const MAX_PENDING: usize = 256 << 10;
+/// One request, in bytes: some ten thousand filters.
+const MAX_REQUEST: usize = 1 << 20;
 /// What a filter or a request costs besides its text.
 const OVERHEAD: usize = 64;
 /// In place of the broker's code.
 const ASKED: u8 = 0xff;
 /// How many filters beginning with `$` are compared with the topic of a delivery.
-const MAX_INTERNAL: usize = 100;
+const MAX_DOLLAR: usize = 100;
 
 /// The subscriptions of a session.
 #[derive(Debug, Default)]
@@ -25,6 +27,8 @@ pub(super) struct Subscriptions {
     /// By filter, as the client names it. Without those that the broker has removed, or never granted.
     held: BTreeMap<Box<str>, Held>,
     held_size: usize,
+    /// Those of them that begin with `$` behind the share name.
+    dollar: BTreeSet<Box<str>>,
     /// The number of filters that count for `max_subscriptions`.
     counted: usize,
     /// In the order in which the broker answers. Clients that use an identifier twice have two requests of the same one.
@@ -81,6 +85,11 @@ impl Request {
         Self { is_unsubscribe, size: OVERHEAD, ..Self::default() }
     }
 
+    /// Whether the broker may be asked about another filter.
+    pub(super) fn has_room_for(&self, filter: &str) -> bool {
+        self.size + OVERHEAD + filter.len() <= MAX_REQUEST
+    }
+
     /// The gateway answers for this filter.
     pub(super) fn decide(&mut self, code: u8) {
         self.codes.push(code);
@@ -133,10 +142,10 @@ impl Subscriptions {
     /// Whether the session holds a filter that matches a topic, which begins with `$`, by more than a leading wildcard. Of
     /// very many such filters, only the first are compared: the work is done for each delivery.
     pub(super) fn names(&self, topic: &str) -> bool {
-        let internal = self.held.range::<str, _>((Bound::Included("$"), Bound::Excluded("%")));
-        let filters = internal.filter_map(|(filter, _)| TopicFilter::new(filter).ok());
-        let filters = filters.map(|filter| filter.shared().map_or(filter, |(_, shared)| shared));
-        filters.filter(|filter| filter.as_str().starts_with('$')).take(MAX_INTERNAL).any(|filter| filter.matches(topic))
+        self.dollar.iter().take(MAX_DOLLAR).any(|filter| {
+            let is_held = self.held.get(filter).is_some_and(|held| held.may_deliver());
+            is_held && unshared(filter).is_some_and(|filter| filter.matches(topic))
+        })
     }
 
     /// Whether there is room for the filter.
@@ -180,11 +189,15 @@ impl Subscriptions {
         let size = filter.len() + OVERHEAD;
         if held.pending == 0 && !held.is_granted {
             self.held.remove(filter);
+            self.dollar.remove(filter);
             self.held_size -= if before.is_some() { size } else { 0 };
         } else if let Some(known) = self.held.get_mut(filter) {
             *known = held;
         } else {
             self.held.insert(filter.into(), held);
+            if unshared(filter).is_some_and(|filter| filter.as_str().starts_with('$')) {
+                self.dollar.insert(filter.into());
+            }
             self.held_size += size;
         }
     }
@@ -254,6 +267,12 @@ impl Subscriptions {
         }
         Ok(differs)
     }
+}
+
+/// A filter without its share name.
+fn unshared(filter: &str) -> Option<TopicFilter<'_>> {
+    let filter = TopicFilter::new(filter).ok()?;
+    Some(filter.shared().map_or(filter, |(_, shared)| shared))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ const CONNECT_V3: &[u8] = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05dev-1";
 const CONNACK_V5: &[u8] = b"\x20\x03\x00\x00\x00";
 const CONNACK_V3: &[u8] = b"\x20\x02\x00\x00";
 
+const BROKER_STALLED: Stalled = Stalled { client: false, broker: true };
 const OPEN: &str = "[listener.limits]\nmax_topic_levels = 100\n";
 const POLICY: &str = r#"
 topics = "p"

@@ -43,7 +43,7 @@ impl Throttle {
     ///
     /// # Errors
     /// There are too many, and the client is disconnected.
-    pub(super) fn may_take_bytes(
+    pub(super) fn admit_bytes(
         &mut self,
         limits: &PacketLimits,
         wanted: usize,

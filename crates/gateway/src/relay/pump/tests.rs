@@ -416,7 +416,7 @@ impl Codec for Timed {
         self.alarm
     }
 
-    fn wake(&mut self, now: Instant, _: bool) -> Result<(), Ending> {
+    fn wake(&mut self, now: Instant, _: Stalled) -> Result<(), Ending> {
         self.has_rung |= self.alarm.take_if(|at| *at <= now).is_some();
         Ok(())
     }

@@ -71,6 +71,9 @@ async fn the_gateways_own_packets_are_no_larger_than_the_client_accepts() {
     // What does not fit at all is not sent.
     script.client(&subscribe(0x82, 1, Some(b""), &[("other", 0)]));
     assert_eq!(script.client_got(), b"");
+    let mut script = Script::new("mountpoint = 'tenants/a/'\n", &connect(9));
+    script.broker(b"\x20\x0b\x00\x87\x08\x1f\x00\x05xxxxx");
+    assert_eq!(script.client_got(), b"\x20\x03\x00\x87\x00");
     // With a mountpoint, the broker was told a larger maximum: its packets lose what is only informative.
     let mut script = Script::new("mountpoint = 'tenants/a/'\n", &connect(9));
     let text = |id: u8, len: u8| [&[id, 0, len], &vec![b'x'; usize::from(len)][..]].concat();
@@ -118,7 +121,7 @@ async fn a_client_that_sends_too_fast_is_delayed_or_disconnected() {
         assert!(!script.codec.may_read(Direction::ToBroker) && !script.codec.has_work(Direction::ToBroker));
         let at = script.codec.wake_at().unwrap();
         tokio::time::advance(at - Instant::now()).await;
-        script.codec.wake(Instant::now(), true).unwrap();
+        script.codec.wake(Instant::now(), Stalled::default()).unwrap();
         assert!(script.codec.has_work(Direction::ToBroker));
         script.client(b"");
         ticks += 1;
@@ -138,7 +141,7 @@ async fn a_client_that_sends_too_fast_is_delayed_or_disconnected() {
     while !script.codec.held.is_empty() {
         let at = script.codec.wake_at().unwrap();
         tokio::time::advance(at - Instant::now()).await;
-        script.codec.wake(Instant::now(), true).unwrap();
+        script.codec.wake(Instant::now(), Stalled::default()).unwrap();
         script.client(b"");
     }
     assert_eq!(script.broker_got(), large[100..]);
@@ -151,13 +154,13 @@ async fn a_client_that_is_silent_for_too_long_is_disconnected() {
     for (version, after) in [(5, 30), (4, 90)] {
         let mut script = if version == 5 { v5_with(LIMITS, b"\x20\x06\x00\x00\x03\x13\x00\x14") } else { v3(LIMITS) };
         tokio::time::advance(Duration::from_secs(after - 1)).await;
-        script.codec.wake(Instant::now(), true).unwrap();
+        script.codec.wake(Instant::now(), Stalled::default()).unwrap();
         // The first byte of a packet is no packet.
         script.client(b"\xc0\x00\xc0");
         tokio::time::advance(Duration::from_secs(after - 1)).await;
-        script.codec.wake(Instant::now(), true).unwrap();
+        script.codec.wake(Instant::now(), Stalled::default()).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
-        let ending = script.codec.wake(Instant::now(), true).unwrap_err();
+        let ending = script.codec.wake(Instant::now(), Stalled::default()).unwrap_err();
         let expected = (CloseReason::KeepAliveTimeout, Some(Disconnect::KeepAliveTimeout));
         assert_eq!((ending.reason, ending.disconnect), expected);
     }
@@ -179,6 +182,26 @@ async fn a_head_that_grows_without_end_is_too_large() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_with_very_many_filters_takes_bounded_memory() {
+    let filters = |first: u8, count: usize| {
+        let filter: &[u8] = if first == 0x82 { b"\x00\x01a\x00" } else { b"\x00\x01a" };
+        packet(first, &[&b"\x00\x01\x00"[..], &filter.repeat(count)].concat())
+    };
+    let mut script = v5(OPEN);
+    script.client(&filters(0xa2, 60_000));
+    ends(&script, CloseReason::QuotaExceeded, 0x97);
+    assert_eq!(script.broker_got(), b"");
+    let mut script = v5(OPEN);
+    script.client(&filters(0x82, 60_000));
+    let at_broker = script.broker_got();
+    let asked = (at_broker.len() - 7) / 4;
+    assert!((10_000..20_000).contains(&asked), "{asked}");
+    script.broker(&packet(0x90, &[&b"\x00\x01\x00"[..], &vec![0; asked]].concat()));
+    let codes = [vec![0; asked], vec![0x97; 60_000 - asked]].concat();
+    assert_eq!(script.client_got(), packet(0x90, &[&b"\x00\x01\x00"[..], &codes].concat()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_waits_for_a_broker_that_does_not_answer_and_not_for_ever() {
     let mut script = v3(POLICY);
     let long = "x".repeat(60_000);
@@ -188,7 +211,7 @@ async fn a_client_waits_for_a_broker_that_does_not_answer_and_not_for_ever() {
     }
     assert!(!script.codec.may_read(Direction::ToBroker));
     tokio::time::advance(Duration::from_secs(29)).await;
-    assert_eq!(script.codec.wake(Instant::now(), true), Ok(()));
+    assert_eq!(script.codec.wake(Instant::now(), Stalled::default()), Ok(()));
     let mut answered = v3(POLICY);
     for id in 1..=9 {
         answered.client(&request(id));
@@ -197,9 +220,20 @@ async fn a_client_waits_for_a_broker_that_does_not_answer_and_not_for_ever() {
         answered.broker(&[0x90, 3, 0, id, 0]);
     }
     tokio::time::advance(Duration::from_secs(2)).await;
-    assert_eq!(script.codec.wake(Instant::now(), true).unwrap_err().reason, CloseReason::UpstreamViolation);
-    tokio::time::advance(Duration::from_secs(60)).await;
-    assert_eq!(answered.codec.wake(Instant::now(), true), Ok(()));
+    assert_eq!(
+        script.codec.wake(Instant::now(), Stalled::default()).unwrap_err().reason,
+        CloseReason::UpstreamViolation
+    );
+    // A client that does not read a delivery gets no answers either, and that is its own fault.
+    let mut unread = v5(&POLICY.replace("\"8\"", "\"1MiB\""));
+    unread.broker(&publish(0, "down/a", None, Some(b""), &[b'x'; 1000])[..500]);
+    unread.client(&publish(2, "up/other", Some(1), Some(b""), b"x").repeat(1000));
+    assert!(!unread.codec.may_read(Direction::ToBroker));
+    tokio::time::advance(Duration::from_secs(31)).await;
+    let client_stalled = Stalled { client: true, broker: false };
+    assert_eq!(unread.codec.wake(Instant::now(), client_stalled).unwrap_err().reason, CloseReason::QuotaExceeded);
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert_eq!(answered.codec.wake(Instant::now(), Stalled::default()), Ok(()));
     // An identifier that is used twice costs nothing for ever.
     let mut script = v3(POLICY);
     for _ in 0..1000 {
@@ -221,7 +255,7 @@ async fn the_broker_is_sent_pings_while_the_client_waits() {
     while !script.codec.held.is_empty() {
         let at = script.codec.wake_at().unwrap();
         tokio::time::advance(at - Instant::now()).await;
-        script.codec.wake(Instant::now(), true).unwrap();
+        script.codec.wake(Instant::now(), Stalled::default()).unwrap();
         script.client(b"");
         at_broker.push((start.elapsed().as_secs(), script.broker_got()));
     }
@@ -242,7 +276,7 @@ async fn the_broker_is_sent_pings_while_the_client_waits() {
     let mut script = v5("[listener.limits]\nbyte_rate = { rate = \"1/s\", burst = 10 }\n");
     script.client(&publish(0, "a", None, Some(b""), &[b'x'; 100]));
     tokio::time::advance(Duration::from_secs(40)).await;
-    script.codec.wake(Instant::now(), true).unwrap();
+    script.codec.wake(Instant::now(), Stalled::default()).unwrap();
     assert!(!script.codec.is_ping_due);
     // While a denied payload arrives.
     let mut script = v5(&POLICY.replace("\"8\"", "\"1MiB\""));
@@ -260,13 +294,17 @@ async fn keep_alive_counts_from_connack() {
         let mut script = Script::new("[listener.limits]\nmax_keep_alive = \"20s\"\n", connect);
         for wait in [after - 1, 2] {
             tokio::time::advance(Duration::from_secs(wait)).await;
-            assert_eq!(script.codec.wake(Instant::now(), true), Ok(()), "the broker is slow, not the client");
+            assert_eq!(
+                script.codec.wake(Instant::now(), Stalled::default()),
+                Ok(()),
+                "the broker is slow, not the client"
+            );
         }
         script.broker(connack);
         tokio::time::advance(Duration::from_secs(after - 1)).await;
-        assert_eq!(script.codec.wake(Instant::now(), true), Ok(()));
+        assert_eq!(script.codec.wake(Instant::now(), Stalled::default()), Ok(()));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(script.codec.wake(Instant::now(), true).is_err());
+        assert!(script.codec.wake(Instant::now(), Stalled::default()).is_err());
     }
 }
 
@@ -280,25 +318,25 @@ async fn keep_alive_counts_what_moves() {
     for _ in 0..4 {
         tokio::time::advance(Duration::from_secs(20)).await;
         script.client(&[b'x'; 1024]);
-        assert_eq!(script.codec.wake(Instant::now(), true), Ok(()));
+        assert_eq!(script.codec.wake(Instant::now(), Stalled::default()), Ok(()));
     }
     // A byte a second is none.
     for _ in 0..30 {
         tokio::time::advance(Duration::from_secs(1)).await;
         script.client(b"x");
     }
-    assert!(script.codec.wake(Instant::now(), true).is_err());
+    assert!(script.codec.wake(Instant::now(), Stalled::default()).is_err());
     // A client that is not read, because the broker takes nothing.
     let mut script = v5_with(LIMITS, told);
     tokio::time::advance(Duration::from_secs(31)).await;
-    assert_eq!(script.codec.wake(Instant::now(), false), Ok(()));
+    assert_eq!(script.codec.wake(Instant::now(), BROKER_STALLED), Ok(()));
     tokio::time::advance(Duration::from_secs(29)).await;
-    assert_eq!(script.codec.wake(Instant::now(), true), Ok(()));
+    assert_eq!(script.codec.wake(Instant::now(), Stalled::default()), Ok(()));
     // A reload: the client keeps the interval that it was told.
     script.reload("[listener.limits]\nmax_keep_alive = \"2s\"\nmax_packet_size = \"64\"\n");
     tokio::time::advance(Duration::from_secs(20)).await;
     script.client(&publish(0, "a", None, Some(b""), &[b'x'; 100]));
-    assert_eq!((script.codec.wake(Instant::now(), true), &script.ending), (Ok(()), &None));
+    assert_eq!((script.codec.wake(Instant::now(), Stalled::default()), &script.ending), (Ok(()), &None));
 }
 
 #[tokio::test(start_paused = true)]
