@@ -31,6 +31,6 @@ pub use connect::{Connect, Limits, Version, Will};
 pub use error::{Error, Rule};
 pub use frame::{FixedHeader, MAX_REMAINING_LENGTH, PacketType, Scanner};
 pub use packet::{Ack, Packet, Publish, PublishStart, Reasoned, Sender, head_len};
-pub use property::{Properties, PropertiesBuf, Property, PropertyId, PropertyIter};
+pub use property::{Properties, PropertiesBuf, Property, PropertyId, PropertyIter, Terms};
 pub use subscription::{Suback, Subscribe, Subscription, Unsubscribe, encode_with_id, put_filter};
 pub use topic::{TopicFilter, check_topic_name, topic_levels};

@@ -218,6 +218,31 @@ impl<'a> Iterator for PropertyIter<'a> {
     }
 }
 
+/// The properties of CONNECT and CONNACK that both sides of a gateway may have different values of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// In seconds; only in CONNACK.
+    pub server_keep_alive: Option<u16>,
+    /// In bytes.
+    pub maximum_packet_size: Option<u32>,
+    /// The highest alias that the sender of the packet accepts.
+    pub topic_alias_maximum: Option<u16>,
+    /// In seconds.
+    pub session_expiry_interval: Option<u32>,
+}
+
+impl Terms {
+    /// Those of a CONNECT or CONNACK.
+    pub fn of(properties: &Properties<'_>) -> Self {
+        Self {
+            server_keep_alive: properties.server_keep_alive(),
+            maximum_packet_size: properties.maximum_packet_size(),
+            topic_alias_maximum: properties.topic_alias_maximum(),
+            session_expiry_interval: properties.session_expiry_interval(),
+        }
+    }
+}
+
 /// A property block that is changed, or made anew. Keep one and [`clear`](PropertiesBuf::clear) it: then it allocates
 /// nothing.
 #[derive(Clone, Default)]
@@ -247,6 +272,22 @@ impl PropertiesBuf {
         self.extend(properties, |property| ids.iter().any(|id| property.is(*id)));
     }
 
+    /// Becomes a copy of another block with other terms.
+    pub fn copy_with(&mut self, properties: &Properties<'_>, terms: Terms) {
+        let Terms { server_keep_alive, maximum_packet_size, topic_alias_maximum, session_expiry_interval } = terms;
+        let replaced = [
+            PropertyId::ServerKeepAlive,
+            PropertyId::MaximumPacketSize,
+            PropertyId::TopicAliasMaximum,
+            PropertyId::SessionExpiryInterval,
+        ];
+        self.copy_without(properties, &replaced);
+        server_keep_alive.into_iter().for_each(|seconds| self.push_server_keep_alive(seconds));
+        maximum_packet_size.into_iter().for_each(|size| self.push_maximum_packet_size(size));
+        topic_alias_maximum.into_iter().for_each(|maximum| self.push_topic_alias_maximum(maximum));
+        session_expiry_interval.into_iter().for_each(|seconds| self.push_session_expiry_interval(seconds));
+    }
+
     /// Adds a user property. The caller checks that name and value have at most 65,535 bytes.
     pub fn push_user(&mut self, name: &str, value: &str) {
         self.push_id(USER_PROPERTY);
@@ -267,19 +308,19 @@ impl PropertiesBuf {
     }
 
     /// Adds a server keep-alive in seconds.
-    pub fn push_server_keep_alive(&mut self, seconds: u16) {
+    fn push_server_keep_alive(&mut self, seconds: u16) {
         self.push_id(SERVER_KEEP_ALIVE);
         self.bytes.extend_from_slice(&seconds.to_be_bytes());
     }
 
     /// Adds a topic alias maximum.
-    pub fn push_topic_alias_maximum(&mut self, maximum: u16) {
+    fn push_topic_alias_maximum(&mut self, maximum: u16) {
         self.push_id(TOPIC_ALIAS_MAXIMUM);
         self.bytes.extend_from_slice(&maximum.to_be_bytes());
     }
 
     /// Adds a maximum packet size in bytes.
-    pub fn push_maximum_packet_size(&mut self, size: u32) {
+    fn push_maximum_packet_size(&mut self, size: u32) {
         self.push_id(MAXIMUM_PACKET_SIZE);
         self.bytes.extend_from_slice(&size.to_be_bytes());
     }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use portcullis_wire::{Connect, Properties, PropertiesBuf, PropertyId, Refusal, Version, Will, topic_levels};
+use portcullis_wire::{Connect, Properties, PropertiesBuf, PropertyId, Refusal, Terms, Version, Will, topic_levels};
 
 use super::topics::{Denial, Message, TopicPolicy, TopicRules};
 use crate::config::tables::{OnDeny, PacketLimits};
@@ -164,27 +164,23 @@ impl PacketRules {
 
     /// The properties of CONNECT with the limits that apply between the gateway and the broker.
     fn adjust<'a>(&self, properties: &Properties<'a>, scratch: &'a mut PropertiesBuf) -> Properties<'a> {
-        let wanted =
-            (properties.session_expiry_interval(), properties.topic_alias_maximum(), properties.maximum_packet_size());
+        let wanted = Terms::of(properties);
         // The broker counts the mountpoint, the client does not: what is too large without it is withheld on its way.
         let growth = match u32::try_from(2 * self.mountpoint.len()).unwrap_or(u32::MAX) {
             0 => 0,
             topics => topics.saturating_add(LENGTHS),
         };
-        let granted = (
-            wanted.0.map(|seconds| seconds.min(self.limits.max_session_expiry.unwrap_or(u32::MAX))),
-            wanted.1.map(|maximum| maximum.min(MAX_TOPIC_ALIASES)),
-            wanted.2.map(|size| size.saturating_add(growth)),
-        );
-        if granted == wanted {
+        let max_expiry = self.limits.max_session_expiry.unwrap_or(u32::MAX);
+        let terms = Terms {
+            session_expiry_interval: wanted.session_expiry_interval.map(|seconds| seconds.min(max_expiry)),
+            topic_alias_maximum: wanted.topic_alias_maximum.map(|maximum| maximum.min(MAX_TOPIC_ALIASES)),
+            maximum_packet_size: wanted.maximum_packet_size.map(|size| size.saturating_add(growth)),
+            ..wanted
+        };
+        if terms == wanted {
             return *properties;
         }
-        let replaced =
-            [PropertyId::SessionExpiryInterval, PropertyId::TopicAliasMaximum, PropertyId::MaximumPacketSize];
-        scratch.copy_without(properties, &replaced);
-        granted.0.into_iter().for_each(|seconds| scratch.push_session_expiry_interval(seconds));
-        granted.1.into_iter().for_each(|maximum| scratch.push_topic_alias_maximum(maximum));
-        granted.2.into_iter().for_each(|size| scratch.push_maximum_packet_size(size));
+        scratch.copy_with(properties, terms);
         scratch.as_properties()
     }
 

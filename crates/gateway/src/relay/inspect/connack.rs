@@ -1,6 +1,6 @@
 //! CONNACK: what the broker limits from now on, and what the client is told of the gateway's limits.
 
-use portcullis_wire::{Connack, Disconnect, FixedHeader, Properties, PropertiesBuf, PropertyId, Refusal, Version};
+use portcullis_wire::{Connack, Disconnect, FixedHeader, Properties, PropertiesBuf, Refusal, Terms, Version};
 use tokio::time::Instant;
 
 use super::out::{Out, Piece};
@@ -104,40 +104,22 @@ impl Inspect {
         let wanted = properties.server_keep_alive().unwrap_or(self.client.keep_alive);
         let keep_alive = self.rules.keep_alive(wanted);
         self.keep_alive.set(keep_alive, limits.max_keep_alive.is_some());
-        let of_broker = (
-            properties.server_keep_alive(),
-            properties.maximum_packet_size(),
-            properties.topic_alias_maximum(),
-            properties.session_expiry_interval(),
-        );
-        let expiry = of_broker.3.map(|told| told.min(limits.max_session_expiry.unwrap_or(u32::MAX)));
-        let told = (
-            if keep_alive == wanted { of_broker.0 } else { Some(keep_alive) },
-            // What the gateway adds to a packet counts for the broker, but not for the client.
-            of_broker
-                .1
-                .map(|size| size.saturating_sub(self.growth()).max(1))
-                .into_iter()
-                .chain(limits.max_packet_size)
-                .min(),
-            of_broker.2.map(|maximum| maximum.min(MAX_TOPIC_ALIASES)),
-            expiry.or(self.client.lowered_expiry),
-        );
-        if told == of_broker {
+        let of_broker = Terms::of(properties);
+        // What the gateway adds to a packet counts for the broker, but not for the client.
+        let max_packet = of_broker.maximum_packet_size.map(|size| size.saturating_sub(self.growth()).max(1));
+        let max_expiry = limits.max_session_expiry.unwrap_or(u32::MAX);
+        let expiry = of_broker.session_expiry_interval.map(|seconds| seconds.min(max_expiry));
+        let terms = Terms {
+            server_keep_alive: if keep_alive == wanted { of_broker.server_keep_alive } else { Some(keep_alive) },
+            maximum_packet_size: max_packet.into_iter().chain(limits.max_packet_size).min(),
+            topic_alias_maximum: of_broker.topic_alias_maximum.map(|maximum| maximum.min(MAX_TOPIC_ALIASES)),
+            session_expiry_interval: expiry.or(self.client.lowered_expiry),
+        };
+        if terms == of_broker {
             return None;
         }
         let mut rewritten = PropertiesBuf::default();
-        let replaced = [
-            PropertyId::ServerKeepAlive,
-            PropertyId::MaximumPacketSize,
-            PropertyId::TopicAliasMaximum,
-            PropertyId::SessionExpiryInterval,
-        ];
-        rewritten.copy_without(properties, &replaced);
-        told.0.into_iter().for_each(|seconds| rewritten.push_server_keep_alive(seconds));
-        told.1.into_iter().for_each(|size| rewritten.push_maximum_packet_size(size));
-        told.2.into_iter().for_each(|maximum| rewritten.push_topic_alias_maximum(maximum));
-        told.3.into_iter().for_each(|seconds| rewritten.push_session_expiry_interval(seconds));
+        rewritten.copy_with(properties, terms);
         Some(rewritten)
     }
 
