@@ -22,16 +22,40 @@ const PLACEHOLDERS: &[(&str, &str)] = &[
 /// Topics that stand for others at some brokers.
 const STANDING_FOR_OTHERS: &[&str] = &["$queue/", "$exclusive/", "$delayed/"];
 
+/// How many patterns are compared with each other: of more, that would take seconds.
+const MAX_COMPARED: usize = 1000;
+
+/// A rule, and its patterns with a name for each expression.
+struct Named<'a> {
+    rule: &'a TopicRule,
+    /// Those of `publish` and those of `subscribe`.
+    patterns: [Vec<String>; 2],
+}
+
+impl<'a> Named<'a> {
+    fn of(rule: &'a TopicRule) -> Self {
+        let names = |list: &[Setting<Template>]| list.iter().map(|pattern| pattern.value.with_names()).collect();
+        Self { rule, patterns: [names(&rule.publish), names(&rule.subscribe)] }
+    }
+}
+
 /// Runs the lints of one policy.
 pub(super) fn run(policy: &TopicPolicy, diagnostics: &mut Diagnostics) {
-    for (index, rule) in policy.rules.iter().enumerate() {
+    for rule in &policy.rules {
         for pattern in rule.publish.iter().chain(&rule.subscribe) {
             warn_of_placeholders(pattern, diagnostics);
             warn_of_pattern(pattern, rule, diagnostics);
         }
-        warn_if_unreachable(rule, &policy.rules[..index], diagnostics);
-        if rule.effect == Effect::Deny {
-            warn_of_rights_in_front(rule, &policy.rules[..index], diagnostics);
+    }
+    let patterns: usize = policy.rules.iter().map(|rule| rule.publish.len() + rule.subscribe.len()).sum();
+    if patterns > MAX_COMPARED {
+        return;
+    }
+    let named: Vec<_> = policy.rules.iter().map(Named::of).collect();
+    for (index, rule) in named.iter().enumerate() {
+        warn_if_unreachable(rule, &named[..index], diagnostics);
+        if rule.rule.effect == Effect::Deny {
+            warn_of_rights_in_front(rule, &named[..index], diagnostics);
         }
     }
 }
@@ -72,20 +96,17 @@ fn warn_of_pattern(pattern: &Setting<Template>, rule: &TopicRule, diagnostics: &
     }
 }
 
-/// One of the lists of patterns of a rule.
-type List = fn(&TopicRule) -> &[Setting<Template>];
-
 /// Warns of a rule that never decides, because rules in front of it match all of its topics.
-fn warn_if_unreachable(rule: &TopicRule, before: &[TopicRule], diagnostics: &mut Diagnostics) {
+fn warn_if_unreachable(named: &Named<'_>, before: &[Named<'_>], diagnostics: &mut Diagnostics) {
+    let rule = named.rule;
     if rule.publish_from.is_some() || rule.subscribe_from.is_some() {
         return;
     }
-    let lists: [List; 2] = [|rule| &rule.publish, |rule| &rule.subscribe];
     let mut first = usize::MAX;
-    for list in lists {
-        for pattern in list(rule) {
-            let decides = |other: &TopicRule| {
-                other.when.is_none() && list(other).iter().any(|other| relate(&other.value, &pattern.value).covers)
+    for (list, patterns) in named.patterns.iter().enumerate() {
+        for pattern in patterns {
+            let decides = |other: &Named<'_>| {
+                other.rule.when.is_none() && other.patterns[list].iter().any(|other| relate(other, pattern).covers)
             };
             match before.iter().position(decides) {
                 Some(number) => first = first.min(number),
@@ -95,31 +116,28 @@ fn warn_if_unreachable(rule: &TopicRule, before: &[TopicRule], diagnostics: &mut
     }
     if let Some(number) = first.checked_add(1) {
         let message = format!("this rule never decides: rule {number}, in front of it, matches all of its topics");
-        diagnostics.warning(
-            &rule.table,
-            Complaint::new(message).hint("the first rule that matches decides: move it to the front"),
-        );
+        let hint = "the first rule that matches decides: move it to the front";
+        diagnostics.warning(&rule.table, Complaint::new(message).hint(hint));
     }
 }
 
 /// Warns of a rule that denies what a rule in front of it partly allows. To allow a part of what a later rule denies is a habit;
 /// if neither has all topics of the other, the order is probably a mistake.
-fn warn_of_rights_in_front(rule: &TopicRule, before: &[TopicRule], diagnostics: &mut Diagnostics) {
+fn warn_of_rights_in_front(named: &Named<'_>, before: &[Named<'_>], diagnostics: &mut Diagnostics) {
     for (number, other) in (1..).zip(before) {
-        if other.effect == Effect::Deny || other.when.is_some() {
+        if other.rule.effect == Effect::Deny || other.rule.when.is_some() {
             continue;
         }
-        for pattern in &rule.publish {
-            let is_partly_allowed = |allowed: &&Setting<Template>| {
-                let relation = relate(&allowed.value, &pattern.value);
+        for (pattern, at) in named.patterns[0].iter().zip(&named.rule.publish) {
+            let is_partly_allowed = |allowed: &String| {
+                let relation = relate(allowed, pattern);
                 relation.overlaps && !relation.covers && !relation.is_covered
             };
-            if let Some(allowed) = other.publish.iter().find(is_partly_allowed) {
-                let message =
-                    format!("rule {number}, in front of this one, allows a part of it: `{}`", allowed.value.source());
-                let complaint =
-                    Complaint::new(message).hint("the first rule that matches decides: move this rule to the front");
-                diagnostics.warning(pattern, complaint);
+            if let Some(index) = other.patterns[0].iter().position(is_partly_allowed) {
+                let allowed = other.rule.publish[index].value.source();
+                let message = format!("rule {number}, in front of this one, allows a part of it: `{allowed}`");
+                let hint = "the first rule that matches decides: move this rule to the front";
+                diagnostics.warning(at, Complaint::new(message).hint(hint));
                 return;
             }
         }
@@ -137,9 +155,9 @@ struct Relation {
     overlaps: bool,
 }
 
-fn relate(one: &Template, two: &Template) -> Relation {
-    let (one, two) = (one.with_names(), two.with_names());
-    match (TopicFilter::new(&one), TopicFilter::new(&two)) {
+/// The patterns have a name for each expression.
+fn relate(one: &str, two: &str) -> Relation {
+    match (TopicFilter::new(one), TopicFilter::new(two)) {
         (Ok(one), Ok(two)) => {
             Relation { covers: one.covers(two), is_covered: two.covers(one), overlaps: one.overlaps(two) }
         }
