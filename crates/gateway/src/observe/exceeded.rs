@@ -75,7 +75,9 @@ impl ExceededLimits {
             self.family.get_or_create_owned(&by)
         };
         self.counters[limit as usize].get_or_init(new).inc();
-        if !limit.delays() {
+        if limit.delays() {
+            client.count_delay();
+        } else {
             client.count_denial();
         }
         let suppressed = client.permit_line(&self.lines);

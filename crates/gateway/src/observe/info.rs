@@ -37,6 +37,8 @@ pub struct SessionInfo {
     sent: AtomicU64,
     /// Messages and filters of the client that were denied.
     denied: AtomicU64,
+    /// How often the client was not read because of a rate.
+    delayed: AtomicU64,
     /// Lines of the gateway's log about what was denied.
     denial_lines: RateLimit,
 }
@@ -114,6 +116,7 @@ impl SessionInfo {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             denied: AtomicU64::new(0),
+            delayed: AtomicU64::new(0),
             denial_lines: RateLimit::default(),
         })
     }
@@ -208,6 +211,16 @@ impl SessionInfo {
     /// The number of messages and filters of the client that were denied.
     pub fn denied(&self) -> u64 {
         self.denied.load(Ordering::Relaxed)
+    }
+
+    /// How often the client was not read because of a rate.
+    pub fn delayed(&self) -> u64 {
+        self.delayed.load(Ordering::Relaxed)
+    }
+
+    /// Counts that the client is not read because of a rate.
+    pub(crate) fn count_delay(&self) {
+        self.delayed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a message or a filter that was denied.

@@ -21,15 +21,21 @@ pub(crate) fn evaluate(client: ClientEvidence<'_>, runtime: &Runtime, now: i64) 
 }
 
 /// The listener whose rules apply to a client: the one that it connected to. If that was removed, perhaps only renamed, the
-/// first that would admit the client, one with topic rules or a mountpoint before others. `None`: no listener would.
-pub(crate) fn listener_of<'r>(client: ClientEvidence<'_>, runtime: &'r Runtime, now: i64) -> Option<&'r Listener> {
+/// first that would admit the client: of a session whose packets are inspected, one with rules for them before others; of
+/// another, one without, since it cannot follow any. `None`: no listener would.
+pub(crate) fn listener_of<'r>(
+    client: ClientEvidence<'_>,
+    is_inspected: bool,
+    runtime: &'r Runtime,
+    now: i64,
+) -> Option<&'r Listener> {
     if let Some(listener) = runtime.listener(client.listener) {
         return Some(listener);
     }
     let admits = |listener: &&Arc<Listener>| evaluate_at(listener, client, runtime, now).is_ok();
     let admitting = || runtime.listeners.iter().filter(admits);
-    let strict = admitting().find(|listener| listener.packets.binds_sessions());
-    strict.or_else(|| admitting().next()).map(|listener| &**listener)
+    let fitting = admitting().find(|listener| listener.packets.binds_sessions() == is_inspected);
+    fitting.or_else(|| admitting().next()).map(|listener| &**listener)
 }
 
 fn evaluate_at(

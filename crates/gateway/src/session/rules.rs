@@ -11,10 +11,12 @@ use crate::util::clock::now;
 /// Evaluates the rules of a session again.
 pub(crate) fn follow_rules(session: &SessionEntry, sessions: &Sessions, runtime: &Runtime) {
     let now = now();
+    let subject = session.subject();
+    let is_inspected = matches!(subject, Subject::Inspected(_));
     // Nobody would admit it: its evidence ends it.
-    let Some(listener) = listener_of(session.client_evidence(), runtime, now) else { return };
+    let Some(listener) = listener_of(session.client_evidence(), is_inspected, runtime, now) else { return };
     sessions.limit_lifetime(session, listener.max_session_lifetime);
-    let evaluate = || match session.subject() {
+    let evaluate = || match subject {
         // It will be admitted by the configuration of that moment.
         Subject::NotAdmitted => false,
         Subject::NotInspected => {

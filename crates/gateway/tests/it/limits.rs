@@ -155,7 +155,8 @@ async fn a_silent_client_is_disconnected_and_an_active_one_is_not() {
 
 #[tokio::test]
 async fn a_client_that_sends_too_fast_is_slowed_down() {
-    let (gateway, broker) = start("", "[listener.limits]\nmessage_rate = \"20/s\"\n").await;
+    let json = "[access_log]\nformat = \"json\"\n";
+    let (gateway, broker) = start("", &format!("[listener.limits]\nmessage_rate = \"20/s\"\n{json}")).await;
     let (mut client, mut connection) = session(&gateway, &broker, 4, &connack(4)).await;
     let message = publish(4, 0, "a", None, b"", b"x");
     let begin = Instant::now();
@@ -167,6 +168,9 @@ async fn a_client_that_sends_too_fast_is_slowed_down() {
     client.write(&[message.repeat(25), b"\xe0\x00".to_vec()].concat()).await;
     client.shutdown().await;
     connection.expect(&[message.repeat(25), b"\xe0\x00".to_vec()].concat()).await;
+    drop(connection);
+    let line: serde_json::Value = serde_json::from_str(&gateway.lines(1).await[0]).unwrap();
+    assert!(line["delayed"].as_u64().unwrap() > 0 && line["denied"] == 0, "{line}");
     let limits = "[listener.limits]\nbyte_rate = \"1KiB/s\"\non_exceed = \"disconnect\"\n";
     let (gateway, broker) = start("", limits).await;
     let (mut client, mut connection) = session(&gateway, &broker, 5, &connack(5)).await;

@@ -368,6 +368,21 @@ async fn sessions_of_a_listener_that_was_renamed_follow_its_rules() {
 }
 
 #[tokio::test]
+async fn a_session_without_rules_goes_on_where_a_listener_without_rules_would_admit_it() {
+    let (gateway, broker) = start("", "").await;
+    let (mut client, mut connection) = session(&gateway, &broker, 5).await;
+    let plain = TestGateway::LISTENER.replace("protocol = \"tls\"", "protocol = \"tcp\"").replace("devices", "plain");
+    let strict = configuration("topics = \"p\"", POLICY, &broker).replace("devices", "strict");
+    gateway.write(&format!("{strict}{plain}"));
+    gateway.gateway.reload().await.unwrap();
+    client.write(b"\xc0\x00").await;
+    connection.expect(b"\xc0\x00").await;
+    gateway.write(&strict);
+    gateway.gateway.reload().await.unwrap();
+    assert_eq!(client.read_to_end().await, b"\xe0\x02\x87\x00");
+}
+
+#[tokio::test]
 async fn packets_behind_connect_are_judged_and_answered_behind_connack() {
     let (gateway, broker) = start("topics = \"p\"", POLICY).await;
     let mut client = Client::tcp(gateway.address()).await;
