@@ -113,7 +113,7 @@ impl ConnectionLimits {
     }
 
     /// Waits until `connect_rate` allows another connection. Networks take turns: a queue in the order of arrival would
-    /// belong to whoever connects most. A client that leaves takes nothing.
+    /// belong to whoever connects most. A connection that is given up meanwhile takes no token.
     ///
     /// # Errors
     /// The name of the limit: it would take too long, or too many connections wait.

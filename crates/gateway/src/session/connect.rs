@@ -143,7 +143,7 @@ pub(super) async fn negotiate(
     let principal = Arc::<Principal>::from(principal);
     let (received, early) = buffer.split_at(used);
     let facts = Facts { attributes: principal.attributes(), ..facts };
-    let (runtime, listener, Admitted { packets, hash_key, mut codec, .. }) = loop {
+    let (listener, Admitted { packets, hash_key, mut codec, .. }) = loop {
         // The rules of the moment: the configuration may have been replaced since the connection was accepted, and a change
         // may have swept the index before the evidence was there.
         let (runtime, listener) = current(accepted, session, shared).await.map_err(|reject| rejected(reject.into()))?;
@@ -154,17 +154,16 @@ pub(super) async fn negotiate(
         // A change after this finds the session in the index, and replaces its rules before the broker's first packet is
         // decided on.
         session.admitted(client, now());
-        // The will and what came after CONNECT are decided on already, by rules that may have been replaced meanwhile.
+        shared.state.sessions.limit_lifetime(session.entry(), listener.max_session_lifetime);
+        if runtime.listener(&listener.name).is_none() {
+            // It was removed while the client was connecting.
+            follow_rules(session.entry(), &shared.state.sessions, &runtime);
+        }
+        // Compared last, so that nothing of an older configuration replaces what a change has set meanwhile. The will and what came after CONNECT are decided on already, by rules that may have been replaced meanwhile.
         if Arc::ptr_eq(&shared.runtime.load(), &runtime) {
-            break (runtime, listener, admitted);
+            break (listener, admitted);
         }
     };
-    shared.state.sessions.limit_lifetime(session.entry(), listener.max_session_lifetime);
-    if runtime.listener(&listener.name).is_none() {
-        // It was removed while the client was connecting.
-        follow_rules(session.entry(), &shared.state.sessions, &runtime);
-    }
-    drop(runtime);
     let listener = &*listener;
 
     let forwarded = forward(&hash_key, &packets, &mut codec, session, listener, record).await;

@@ -24,6 +24,23 @@ struct Decided<'c> {
     payload_len: usize,
 }
 
+impl Decided<'_> {
+    /// The fixed header of the next packet, if all of that has arrived, and it is a PUBLISH that differs from this one in nothing
+    /// that a decision depends on.
+    #[inline]
+    fn is_like(self, bytes: &[u8]) -> Option<FixedHeader> {
+        let header = FixedHeader::decode(bytes).ok()??;
+        if header.packet_type != PacketType::Publish || header.flags != self.flags || header.packet_len() > bytes.len()
+        {
+            return None;
+        }
+        let head_end = header.len + self.head.len();
+        let payload_len = header.packet_len().checked_sub(head_end)?;
+        let is_like = payload_len <= self.payload_len && bytes.get(header.len..head_end)? == self.head;
+        is_like.then_some(header)
+    }
+}
+
 impl Inspect {
     /// Finds packets, and decides about them. Returns how many bytes it has taken: all, unless the client is delayed.
     pub(super) fn run(
@@ -70,9 +87,13 @@ impl Inspect {
                     }
                 }
                 Position::Head if flow.head.is_empty() => {
-                    if let Some(len) = last.and_then(|last| self.take_alike(direction, last, rest, now)) {
-                        out.pass(piece(len));
-                        at += len;
+                    if let Some(header) = last.and_then(|last| last.is_like(rest)) {
+                        if !self.admit(direction, header, now)? {
+                            break;
+                        }
+                        self.flow(direction).tally.again();
+                        out.pass(piece(header.packet_len()));
+                        at += header.packet_len();
                         continue;
                     }
                     match self.measure(direction, rest)? {
@@ -121,27 +142,6 @@ impl Inspect {
             }
         }
         Ok(at)
-    }
-
-    /// Takes a PUBLISH that differs from the last one in nothing that a decision depends on, if all of it has arrived. Returns its
-    /// length.
-    #[inline]
-    fn take_alike(&mut self, direction: Direction, last: Decided<'_>, bytes: &[u8], now: Instant) -> Option<usize> {
-        let header = FixedHeader::decode(bytes).ok()??;
-        if header.packet_type != PacketType::Publish || header.flags != last.flags {
-            return None;
-        }
-        let (head_end, len) = (header.len + last.head.len(), header.packet_len());
-        let payload_len = len.checked_sub(head_end)?;
-        if payload_len > last.payload_len || len > bytes.len() || bytes.get(header.len..head_end)? != last.head {
-            return None;
-        }
-        // Over the rate, it is taken like any other packet: later.
-        if direction == Direction::ToBroker && !self.admit(direction, header, now).ok()? {
-            return None;
-        }
-        self.flow(direction).tally.again();
-        Some(len)
     }
 
     /// Of a delivery that is withheld because its head is too large, so many more bytes have arrived already.

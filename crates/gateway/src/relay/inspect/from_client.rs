@@ -145,7 +145,9 @@ impl Inspect {
             }
         } else {
             out.pass(head);
-            self.to_broker.is_passed_as_it_is = publish.qos == 0 && alias.is_none() && is_allowed;
+            // A payload that was looked at says nothing about the next one.
+            let is_decided_by_head = is_allowed && payload.is_none();
+            self.to_broker.is_passed_as_it_is = publish.qos == 0 && alias.is_none() && is_decided_by_head;
         }
         if let Some(alias) = alias {
             self.to_broker.aliases.mark_known(alias);
