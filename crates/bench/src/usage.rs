@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-/// Clock ticks per second in /proc/PID/stat, on all current Linux systems.
-const TICKS: u64 = 100;
-
 /// The CPU time and memory that a set of processes has used.
 #[derive(Debug)]
 pub(crate) struct Usage {
-    ticks: u64,
+    /// On a CPU, in user mode and in the kernel. The clock ticks of /proc/PID/stat would be too coarse: a thread that wakes up
+    /// for some microseconds at a time may meet none of them, or each.
+    cpu: Duration,
     /// Proportional set size in bytes.
     pub(crate) pss: u64,
 }
@@ -19,13 +18,13 @@ pub(crate) struct Usage {
 impl Usage {
     /// Reads the usage of these processes together.
     pub(crate) fn of(pids: &[u32]) -> anyhow::Result<Self> {
-        let (mut ticks, mut pss) = (0, 0);
+        let (mut nanoseconds, mut pss) = (0, 0);
         for pid in pids {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-            // Behind the command's name, which may contain anything: fields 14 and 15 of proc(5).
-            let (_, fields) = stat.rsplit_once(')').context("/proc/PID/stat is malformed")?;
-            let fields: Vec<&str> = fields.split_whitespace().collect();
-            ticks += fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+            for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+                let schedstat = fs::read_to_string(thread?.path().join("schedstat"))?;
+                let on_cpu = schedstat.split_whitespace().next().context("/proc/PID/task/TID/schedstat is empty")?;
+                nanoseconds += on_cpu.parse::<u64>()?;
+            }
             let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
             let line = rollup
                 .lines()
@@ -33,12 +32,12 @@ impl Usage {
                 .context("/proc/PID/smaps_rollup has no Pss")?;
             pss += line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024;
         }
-        Ok(Self { ticks, pss })
+        Ok(Self { cpu: Duration::from_nanos(nanoseconds), pss })
     }
 
-    /// The user and system time since an earlier reading.
+    /// The time on a CPU since an earlier reading. Threads that have ended meanwhile do not count.
     pub(crate) fn cpu_since(&self, earlier: &Self) -> Duration {
-        Duration::from_millis((self.ticks - earlier.ticks) * 1000 / TICKS)
+        self.cpu.saturating_sub(earlier.cpu)
     }
 }
 
