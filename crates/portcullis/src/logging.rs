@@ -1,11 +1,10 @@
 //! Where the gateway's log goes: standard error. A session never waits for it; lines that do not fit are dropped and counted.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 
 use portcullis_gateway::Process;
 use portcullis_gateway::config::tables::LogFormat;
-use portcullis_gateway::observe::{LineQueue, Observer};
-use tracing_appender::non_blocking::WorkerGuard;
+use portcullis_gateway::observe::{LineQueue, LineWriter, Observer};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::Registry;
@@ -24,7 +23,7 @@ fn own_level(targets: &Targets) -> Targets {
 /// The gateway's log. Dropping it writes the lines that are still queued.
 pub(crate) struct Logging {
     levels: reload::Handle<Targets, Registry>,
-    _guard: WorkerGuard,
+    _writer: LineWriter,
 }
 
 impl Logging {
@@ -42,18 +41,21 @@ fn targets(directives: &str) -> Targets {
 }
 
 /// Starts logging.
-pub(crate) fn start(process: &Process, observer: &Observer) -> Logging {
-    let (queue, guard) = LineQueue::start(std::io::stderr());
+///
+/// # Errors
+/// The system allows no more threads.
+pub(crate) fn start(process: &Process, observer: &Observer) -> io::Result<Logging> {
+    let (queue, writer) = LineQueue::start(io::stderr())?;
     // Set already if logging was started before: the first counter stays.
     let _ = observer.log_dropped.set(queue.lost().clone());
     let (filter, levels) = reload::Layer::new(targets(&process.log));
     let registry = tracing_subscriber::registry().with(filter);
     let format = tracing_subscriber::fmt::layer().with_writer(move || queue.clone());
     match process.log_format {
-        LogFormat::Text => registry.with(format.with_ansi(std::io::stderr().is_terminal())).init(),
+        LogFormat::Text => registry.with(format.with_ansi(io::stderr().is_terminal())).init(),
         LogFormat::Json => registry.with(format.json().flatten_event(true).with_ansi(false)).init(),
     }
-    Logging { levels, _guard: guard }
+    Ok(Logging { levels, _writer: writer })
 }
 
 #[cfg(test)]

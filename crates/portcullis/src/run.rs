@@ -25,7 +25,7 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     if !is_json {
         print_problems(&diagnostics);
     }
-    let logging = crate::logging::start(&runtime.process, &observer);
+    let logging = crate::logging::start(&runtime.process, &observer)?;
     if is_json {
         // What collects JSON does not understand anything else.
         diagnostics.lines().for_each(|line| tracing::warn!("{line}"));

@@ -9,10 +9,9 @@ use std::path::Path;
 
 use chrono::{DateTime, Local};
 use serde::Serialize;
-use tracing_appender::non_blocking::WorkerGuard;
 
 use super::info::SessionInfo;
-use super::line_queue::LineQueue;
+use super::line_queue::{LineQueue, LineWriter};
 use crate::outcome::{Outcome, Stage};
 
 /// The format of a line.
@@ -30,7 +29,7 @@ pub struct AccessLog {
     format: Format,
     queue: LineQueue,
     /// Dropping it writes the waiting lines.
-    _guard: WorkerGuard,
+    _writer: LineWriter,
 }
 
 impl AccessLog {
@@ -40,14 +39,14 @@ impl AccessLog {
     /// The file cannot be opened.
     pub fn open(path: &Path, format: Format) -> io::Result<Self> {
         if path == Path::new("-") {
-            return Ok(Self::to(io::stdout(), format));
+            return Self::to(io::stdout(), format);
         }
-        Ok(Self::to(OpenOptions::new().create(true).append(true).open(path)?, format))
+        Self::to(OpenOptions::new().create(true).append(true).open(path)?, format)
     }
 
-    fn to(writer: impl Write + Send + 'static, format: Format) -> Self {
-        let (queue, guard) = LineQueue::start(Reporting { writer, has_failed: false });
-        Self { format, queue, _guard: guard }
+    fn to(writer: impl Write + Send + 'static, format: Format) -> io::Result<Self> {
+        let (queue, writer) = LineQueue::start(Reporting { writer, has_failed: false })?;
+        Ok(Self { format, queue, _writer: writer })
     }
 
     /// The number of lines lost because the disk was too slow or full.

@@ -1,25 +1,48 @@
-//! Lines that wait for a disk or a pipe. Enters: whole lines. Leaves: the same lines, written by a thread. A writer never
-//! waits: if more than [`MAX_BYTES`] wait, further lines are dropped and counted.
+//! Lines that wait for a disk or a pipe. Enters: whole lines. Leaves: the same lines, written by a thread, many at once. A
+//! writer never waits: if more than [`MAX_BYTES`] wait, further lines are dropped and counted.
 
 use std::io::{self, Write};
+use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use parking_lot::{Condvar, Mutex};
 
-use super::escape::Escaping;
+use super::escape::escape_lines;
 
 /// The limit of what waits, in bytes. Clients choose the length of lines, so a limit of lines would not bound memory.
 const MAX_BYTES: usize = 16 << 20;
-/// What a line costs at least: its allocation and its place in the queue. It bounds the number of lines.
-const MIN_COST: usize = 256;
+/// How long the thread collects lines before it writes them: a line each would cost a system call and a wake-up each.
+const COLLECT: Duration = Duration::from_millis(20);
+/// What the thread keeps of its memory once all is written.
+const KEPT: usize = 64 << 10;
 
-/// A queue of lines. Clones share it. Dropping the guard that comes with it writes the waiting lines.
+/// A queue of lines. Clones share it.
 #[derive(Clone, Debug)]
-pub struct LineQueue {
-    writer: NonBlocking,
-    waiting: Arc<AtomicUsize>,
+pub struct LineQueue(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
     lost: LostLines,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    lines: Vec<u8>,
+    /// The bytes that the thread is writing.
+    writing: usize,
+    is_ended: bool,
+}
+
+/// The thread that writes. Dropping it writes the waiting lines.
+#[derive(Debug)]
+pub struct LineWriter {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// The number of lines that were lost because the disk was too slow or full.
@@ -31,34 +54,52 @@ impl LostLines {
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    fn add(&self, lines: u64) {
+        self.0.fetch_add(lines, Ordering::Relaxed);
+    }
 }
 
 impl LineQueue {
     /// Starts the thread that writes. It escapes what a reader of the log would not see.
-    pub fn start(writer: impl Write + Send + 'static) -> (Self, WorkerGuard) {
-        let (waiting, lost) = (Arc::<AtomicUsize>::default(), LostLines::default());
-        let drain = Drain { writer: Escaping(writer), waiting: Arc::clone(&waiting), lost: lost.clone() };
-        let (writer, guard) =
-            NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_BYTES / MIN_COST).finish(drain);
-        (Self { writer, waiting, lost }, guard)
+    ///
+    /// # Errors
+    /// The system allows no more threads.
+    pub fn start(writer: impl Write + Send + 'static) -> io::Result<(Self, LineWriter)> {
+        let shared = Arc::<Shared>::default();
+        let queue = Arc::clone(&shared);
+        let thread = Builder::new().name("log".to_owned()).spawn(move || write_lines(&queue, writer))?;
+        Ok((Self(Arc::clone(&shared)), LineWriter { shared, thread: Some(thread) }))
+    }
+
+    /// The bytes that are not written yet.
+    #[cfg(test)]
+    fn waiting(&self) -> usize {
+        let queue = self.0.queue.lock();
+        queue.lines.len() + queue.writing
     }
 
     /// The number of lines that were lost so far.
-    pub const fn lost(&self) -> &LostLines {
-        &self.lost
+    pub fn lost(&self) -> &LostLines {
+        &self.0.lost
     }
 }
 
 impl Write for LineQueue {
     /// Queues a line, or drops it. Never fails, and never blocks.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let cost = cost(line);
-        if self.waiting.fetch_add(cost, Ordering::Relaxed) + cost > MAX_BYTES {
-            self.waiting.fetch_sub(cost, Ordering::Relaxed);
-            self.lost.0.fetch_add(1, Ordering::Relaxed);
+        let mut queue = self.0.queue.lock();
+        if queue.is_ended || queue.lines.len() + queue.writing + line.len() > MAX_BYTES {
+            self.0.lost.add(1);
             return Ok(line.len());
         }
-        self.writer.write(line)
+        let is_first = queue.lines.is_empty();
+        queue.lines.extend_from_slice(line);
+        drop(queue);
+        if is_first {
+            self.0.changed.notify_one();
+        }
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -66,29 +107,54 @@ impl Write for LineQueue {
     }
 }
 
-fn cost(line: &[u8]) -> usize {
-    line.len().max(MIN_COST)
-}
-
-/// The end of the queue, on the thread that writes. It is given each line as it was queued.
-struct Drain<W> {
-    writer: W,
-    waiting: Arc<AtomicUsize>,
-    lost: LostLines,
-}
-
-impl<W: Write> Write for Drain<W> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.writer.write_all(line).is_err() {
-            self.lost.0.fetch_add(1, Ordering::Relaxed);
+impl Drop for LineWriter {
+    fn drop(&mut self) {
+        self.shared.queue.lock().is_ended = true;
+        self.shared.changed.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // It has panicked if this fails, and its lines are lost.
+            let _ = thread.join();
         }
-        self.waiting.fetch_sub(cost(line), Ordering::Relaxed);
-        Ok(line.len())
     }
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
+/// Writes lines until the queue has ended and all are written.
+fn write_lines(shared: &Shared, mut writer: impl Write) {
+    let mut lines = Vec::new();
+    loop {
+        let mut queue = shared.queue.lock();
+        queue.writing = 0;
+        while queue.lines.is_empty() && !queue.is_ended {
+            shared.changed.wait(&mut queue);
+        }
+        if !queue.is_ended {
+            // Woken earlier only by the end: those who add lines notify for the first one alone.
+            shared.changed.wait_for(&mut queue, COLLECT);
+        }
+        if queue.lines.is_empty() {
+            return;
+        }
+        mem::swap(&mut queue.lines, &mut lines);
+        queue.writing = lines.len();
+        drop(queue);
+        write_all(&mut writer, &escape_lines(&lines), &shared.lost);
+        lines.clear();
+        lines.shrink_to(KEPT);
     }
+}
+
+/// Writes as much as possible, and counts the lines that are not written whole.
+fn write_all(writer: &mut impl Write, mut lines: &[u8], lost: &LostLines) {
+    while !lines.is_empty() {
+        match writer.write(lines) {
+            Ok(written @ 1..) => lines = &lines[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => {
+                return lost.add(lines.split_inclusive(|byte| *byte == b'\n').count() as u64);
+            }
+        }
+    }
+    let _ = writer.flush();
 }
 
 #[cfg(test)]
@@ -117,19 +183,19 @@ mod tests {
         for len in [1, 300, 40_000, MAX_BYTES] {
             let (go, gate) = channel();
             let (taken, written) = channel();
-            let (mut queue, guard) = LineQueue::start(Stalled(gate, taken));
+            let (mut queue, writer) = LineQueue::start(Stalled(gate, taken)).unwrap();
             let line = vec![b'x'; len];
-            let fitting = MAX_BYTES / len.max(MIN_COST);
+            let fitting = MAX_BYTES / len;
             for _ in 0..fitting + 10 {
                 assert_eq!(queue.write(&line).unwrap(), len);
             }
-            assert!(queue.waiting.load(Ordering::Relaxed) <= MAX_BYTES);
+            assert!(queue.waiting() <= MAX_BYTES);
             assert_eq!(queue.lost().count(), 10, "{len}");
             // Once lines are written, there is room again.
             drop(go);
-            drop(guard);
-            assert_eq!(written.iter().take(fitting).sum::<usize>(), fitting * len, "nothing else is lost");
-            assert_eq!(queue.waiting.load(Ordering::Relaxed), 0);
+            drop(writer);
+            assert_eq!(written.iter().sum::<usize>(), fitting * len, "nothing else is lost");
+            assert_eq!(queue.waiting(), 0);
         }
     }
 
@@ -144,9 +210,9 @@ mod tests {
                 Ok(())
             }
         }
-        let (mut queue, guard) = LineQueue::start(Full);
+        let (mut queue, writer) = LineQueue::start(Full).unwrap();
         queue.write_all(b"a line\n").unwrap();
-        drop(guard);
+        drop(writer);
         assert_eq!(queue.lost().count(), 1);
     }
 }

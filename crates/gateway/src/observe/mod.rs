@@ -16,7 +16,7 @@ pub(crate) use decisions::Failure;
 pub use decisions::{Action, Decisions};
 pub use exceeded::{ExceededLimits, Limit};
 pub use info::{ConnectInfo, IdentityInfo, SessionInfo, ShownIdentity, TlsInfo, UpstreamInfo};
-pub use line_queue::{LineQueue, LostLines};
+pub use line_queue::{LineQueue, LineWriter, LostLines};
 pub(crate) use metrics::ServiceMetrics;
 pub use metrics::{Expiry, ListenerMetrics, Metrics, ServerMetrics};
 pub(crate) use rate_limit::RateLimit;
