@@ -5,6 +5,7 @@
 
 mod openssl;
 mod servers;
+mod signatures;
 mod subject_names;
 
 pub(crate) use servers::ServerVerifier;
@@ -22,7 +23,7 @@ use self::subject_names::SubjectConstraints;
 use crate::config::Complaint;
 use crate::files::read_certificates;
 use crate::outcome::ChainError;
-use crate::util::crypto::{provider, sha256};
+use crate::util::crypto::sha256;
 
 /// The certificates at which verified paths may end.
 #[derive(Default)]
@@ -169,8 +170,7 @@ impl TrustAnchors {
             return Err(webpki::Error::MaximumPathBuildCallsExceeded);
         }
         // Revocation is checked separately: webpki would verify the signature of each CRL in each handshake.
-        let algorithms = provider().signature_verification_algorithms.all;
-        leaf.verify_for_usage(algorithms, &self.list, rest, now, usage, None, Some(&check))
+        leaf.verify_for_usage(signatures::algorithms(), &self.list, rest, now, usage, None, Some(&check))
     }
 
     /// The limits of an anchor of a path. Of several certificates with the same name and key, a valid one counts.
