@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
 
-use crate::net::{Socket, Stream, bind, tune};
+use crate::net::{Socket, Stream, bind};
 use crate::outcome::Reject;
 use crate::peer::Peer;
 use crate::tls::{Failed, Secured, SecuredClient, ServerTls};
@@ -96,8 +96,6 @@ impl Arrived {
     /// The handshake failed.
     pub(crate) async fn secure(self, tls: Option<&ServerTls>) -> Result<Secured, Failed> {
         let Self { socket, address } = self;
-        // An error means that the connection is already closed, which the next read or write reports.
-        let _ = tune(&socket);
         match tls {
             Some(tls) => {
                 let handshake = tls.accept(socket, address);

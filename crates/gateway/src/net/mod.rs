@@ -1,12 +1,15 @@
 //! Sockets and byte streams. Enters: addresses and connected sockets. Leaves: any transport as one type of stream. Not here:
 //! what the bytes mean.
 
+mod record_layer;
 mod shortage;
 mod stream;
 mod tcp;
+mod tls_stream;
 mod write_deadline;
 
 pub(crate) use shortage::is_own_shortage;
 pub(crate) use stream::{Stream, discard_until_closed};
-pub(crate) use tcp::{Socket, acknowledge_now, bind, tune};
+pub(crate) use tcp::{Socket, acknowledge_now, bind, connect};
+pub(crate) use tls_stream::{Leftovers, TlsStream};
 pub(crate) use write_deadline::WriteDeadline;

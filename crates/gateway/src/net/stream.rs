@@ -8,12 +8,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::tcp::Socket;
+use super::tls_stream::TlsStream;
 
 /// A connection to a client or a broker. An enum rather than a trait object, because the relay polls it twice per packet.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Tcp(Socket),
-    FromDevice(Box<tokio_rustls::server::TlsStream<Socket>>),
+    FromDevice(Box<TlsStream<Socket>>),
     #[cfg(feature = "psk")]
     FromPskDevice(Box<portcullis_psk::PskStream<Socket>>),
     ToBroker(Box<tokio_rustls::client::TlsStream<Socket>>),

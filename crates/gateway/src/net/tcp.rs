@@ -12,13 +12,14 @@ pub(crate) type Socket = TcpStream;
 
 /// The length of the kernel's accept queue. The kernel caps it at its own limit.
 const BACKLOG: i32 = 4096;
-/// A peer that vanished is detected after 60 s of silence and 3 probes 15 s apart.
+/// A peer that vanished is detected after 60 s of silence, when it has not answered probes 15 s apart for the rest of
+/// [`USER_TIMEOUT`], which replaces a number of probes.
 const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(3);
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
 /// A peer that stops acknowledging bytes is detected after this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(105);
 
-/// Opens a listening socket. Port 0 picks a free one.
+/// Opens a listening socket, whose options accepted sockets inherit. Port 0 picks a free one.
 ///
 /// # Errors
 /// The address is in use, does not belong to this machine, or is not permitted.
@@ -29,19 +30,25 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         // `[::]` accepts IPv6 only, as in NGINX, so that `0.0.0.0` can be bound as well.
         socket.set_only_v6(true)?;
     }
+    set_options(&SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
-/// Sets the options of a connected socket: no Nagle delay, which would stall a TLS 1.3 handshake with tickets for 40 ms,
-/// and detection of dead peers.
+/// Connects to a server.
 ///
 /// # Errors
-/// The connection is already closed.
-pub(crate) fn tune(socket: &Socket) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    let socket = SockRef::from(socket);
+/// The server does not accept the connection, or this machine lacks descriptors or ports.
+pub(crate) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect(address).await?;
+    set_options(&SockRef::from(&socket))?;
+    Ok(socket)
+}
+
+/// No Nagle delay, which would stall a TLS 1.3 handshake with tickets for 40 ms, and detection of dead peers.
+fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&KEEPALIVE)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;

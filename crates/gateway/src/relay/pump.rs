@@ -32,8 +32,8 @@ use crate::net::{Stream, discard_until_closed};
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
 
-/// The size of the read buffer: one TLS record.
-const CHUNK: usize = 16 << 10;
+/// The size of the read buffer: four TLS records, so that a flood costs few system calls.
+const CHUNK: usize = 64 << 10;
 /// How long the other side may stay silent after one side has closed.
 const HALF_CLOSE: Duration = Duration::from_secs(10);
 /// How long the current packet and the DISCONNECT may take to write when the gateway closes the session.

@@ -6,18 +6,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use rustls::server::{Acceptor, CertificateType, NoServerSessionStorage, WantsServerCert};
+use rustls::server::{CertificateType, ClientHello, NoServerSessionStorage, ResolvesServerCert, WantsServerCert};
 use rustls::{ProtocolVersion, ServerConfig, SupportedProtocolVersion};
-use tokio_rustls::server::TlsStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::context::{Context, ListenerState};
-use super::handshake::Handshake;
+use super::handshake::{Handshake, HandshakeKeys};
 use super::identify::Finished;
 use super::keys::ServerKeys;
 use super::raw_keys::{KeyVerifier, KnownKeys, RawServerKeys};
 use super::resumption::{HandshakeResumption, Resumption, TicketKeys};
 use super::secured::{Failed, FailedConnection, Secured};
+use super::server_handshake::{Completed, Failure, ServerHandshake};
 use super::verifier::{DeviceVerifier, note_error, reject};
 use crate::config::tables::{self, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
@@ -159,63 +158,61 @@ impl CertificateTls {
     /// Performs the handshake with a device. The caller sets the deadline.
     pub(super) async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
         let handshake = Arc::new(Handshake::default());
-        let (accepted, device_key) = match &self.raw_keys {
-            None => {
-                let config = self.config(KeyFormat::Certificate, KeyFormat::Certificate, &handshake);
-                let accepted = TlsAcceptor::from(config).accept(socket).into_fallible().await;
-                (accepted.map_err(|(error, socket)| (error, Some(socket))), KeyFormat::Certificate)
-            }
-            Some(_) => self.choose_and_accept(socket, &handshake).await,
-        };
-        let stream = accepted.map_err(|(error, socket)| Failed {
-            reject: match reason(&error) {
-                // Where only keys count, a certificate is just one way to present one.
-                Reject::NoCertificate if self.trust.is_none() => Reject::UnknownKey,
-                reject => reject,
-            },
-            connection: socket.map(FailedConnection::Tcp),
-        })?;
-        let (tcp, session) = stream.get_ref();
+        let (completed, device_key) =
+            self.complete(ServerHandshake::new(socket), &handshake).await.map_err(|failure| {
+                let reject = match reason(&failure.error) {
+                    // Where only keys count, a certificate is just one way to present one.
+                    Reject::NoCertificate if self.trust.is_none() => Reject::UnknownKey,
+                    reject => reject,
+                };
+                Failed { reject, connection: Some(FailedConnection::Tcp(failure.socket)) }
+            })?;
+        let session = completed.state();
         if session.protocol_version() == Some(ProtocolVersion::TLSv1_3) && self.resumption.is_none() {
             // No ticket carries the acknowledgement.
-            acknowledge_now(tcp);
+            acknowledge_now(completed.socket());
         }
-        let finished = Finished { session, sni: session.server_name(), address };
+        let finished = Finished { session, sni: handshake.sni(), address };
         let identified = match device_key {
             KeyFormat::Raw => finished.by_raw_key(self.raw_keys.as_deref()),
             KeyFormat::Certificate if handshake.is_key() => finished.by_key_of_certificate(self.raw_keys.as_deref()),
             KeyFormat::Certificate => finished.by_certificate(&handshake),
         };
+        // Fails only for a configuration that keeps its secrets.
+        let stream = completed.into_stream().map_err(|_| Failed::without_connection(Reject::HandshakeFailed))?;
         match identified {
             Ok(client) => Ok(Secured { stream: Stream::FromDevice(Box::new(stream)), client }),
             Err(reject) => Err(Failed { reject, connection: Some(FailedConnection::Tls(Box::new(stream))) }),
         }
     }
 
-    /// Reads from the ClientHello which certificate types the device offers for itself and accepts from the server
-    /// [RFC 7250, 3], and completes the handshake with a configuration for them.
-    async fn choose_and_accept(
+    /// Where the listener accepts raw keys, reads from the ClientHello which certificate types the device offers for itself and
+    /// accepts from the server [RFC 7250, 3]. Completes the handshake with a configuration for them.
+    async fn complete(
         &self,
-        socket: Socket,
+        start: ServerHandshake<Socket>,
         handshake: &Arc<Handshake>,
-    ) -> (Result<TlsStream<Socket>, (io::Error, Option<Socket>)>, KeyFormat) {
-        let acceptor = LazyConfigAcceptor::new(Acceptor::default(), socket);
-        tokio::pin!(acceptor);
-        let start = match acceptor.as_mut().await {
-            Ok(start) => start,
-            Err(error) => return (Err((error, acceptor.take_io())), KeyFormat::Certificate),
+    ) -> Result<(Completed<Socket>, KeyFormat), Failure<Socket>> {
+        let (start, device_key, server_key) = match &self.raw_keys {
+            None => (start, KeyFormat::Certificate, KeyFormat::Certificate),
+            Some(_) => {
+                let (start, (device_key, server_key)) = start.peek(|hello| self.choose_formats(hello)).await?;
+                (start, device_key, server_key)
+            }
         };
-        let hello = start.client_hello();
+        let config = self.config(device_key, server_key, handshake);
+        Ok((start.complete(config).await?, device_key))
+    }
+
+    /// The formats of the device's key and of the server's.
+    fn choose_formats(&self, hello: &ClientHello<'_>) -> (KeyFormat, KeyFormat) {
         let offers_raw = hello.client_cert_types().is_some_and(|types| types.contains(&CertificateType::RawPublicKey));
         let wants_raw =
             hello.server_cert_types().is_some_and(|types| types.first() == Some(&CertificateType::RawPublicKey));
         // Where only raw keys are accepted, rustls rejects a device with a certificate with the alert for its type.
         let is_raw = offers_raw || (self.trust.is_none() && !self.accepts_keys_in_certificates());
-        let device_key = if is_raw { KeyFormat::Raw } else { KeyFormat::Certificate };
-        let server_key = if wants_raw { KeyFormat::Raw } else { KeyFormat::Certificate };
-        let config = self.config(device_key, server_key, handshake);
-        let accepted = start.into_stream(config).into_fallible().await;
-        (accepted.map_err(|(error, socket)| (error, Some(socket))), device_key)
+        let format = |is_raw| if is_raw { KeyFormat::Raw } else { KeyFormat::Certificate };
+        (format(is_raw), format(wants_raw))
     }
 
     /// The rustls configuration of one connection. One per connection, because a rustls configuration is either for
@@ -247,7 +244,7 @@ impl CertificateTls {
             let (resumption, handshake) = (Arc::clone(resumption), Arc::clone(handshake));
             Arc::new(HandshakeResumption { resumption, handshake })
         });
-        Arc::new(self.finish(builder, server_key, resumption))
+        Arc::new(self.finish(builder, server_key, resumption, handshake))
     }
 
     fn finish(
@@ -255,11 +252,16 @@ impl CertificateTls {
         builder: rustls::ConfigBuilder<ServerConfig, WantsServerCert>,
         server_key: KeyFormat,
         resumption: Option<Arc<HandshakeResumption>>,
+        handshake: &Arc<Handshake>,
     ) -> ServerConfig {
-        let mut config = match server_key {
-            KeyFormat::Raw => builder.with_cert_resolver(Arc::new(RawServerKeys(Arc::clone(&self.keys)))),
-            KeyFormat::Certificate => builder.with_cert_resolver(Arc::clone(&self.keys) as _),
+        let keys: Arc<dyn ResolvesServerCert> = match server_key {
+            KeyFormat::Raw => Arc::new(RawServerKeys(Arc::clone(&self.keys))),
+            KeyFormat::Certificate => Arc::clone(&self.keys) as _,
         };
+        let keys = HandshakeKeys { keys, handshake: Arc::clone(handshake) };
+        let mut config = builder.with_cert_resolver(Arc::new(keys));
+        // The record layer of `net` continues with them.
+        config.enable_secret_extraction = true;
         config.alpn_protocols.clone_from(&self.alpn);
         // All suites offered are secure. Auditing tools expect the server's preference to win.
         config.ignore_client_order = true;

@@ -4,7 +4,11 @@
 //! rustls' callbacks for tickets and certificates do not identify the handshake they belong to. Therefore each connection
 //! gets its own configuration, whose callbacks share one [`Handshake`].
 
+use std::sync::Arc;
+
 use parking_lot::Mutex;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 
 use crate::peer::Certificate;
@@ -25,6 +29,8 @@ struct HandshakeState {
     resumed: Option<FullHandshake>,
     /// The device presented a certificate that stands for its key alone.
     is_key: bool,
+    /// The name of the server that the device has requested.
+    sni: Option<Box<str>>,
 }
 
 /// What a device proved in a full handshake, and when.
@@ -63,6 +69,11 @@ impl Handshake {
         self.0.lock().is_key
     }
 
+    /// The name of the server that the device has requested.
+    pub(super) fn sni(&self) -> Option<Box<str>> {
+        self.0.lock().sni.clone()
+    }
+
     /// What the ticket of this session has to contain. `None`: sessions with keys are not resumed, because the key may
     /// have been removed.
     pub(super) fn full(&self) -> Option<FullHandshake> {
@@ -78,5 +89,23 @@ impl Handshake {
         let (full, leaf) =
             if is_resumed { (state.resumed.take(), None) } else { (state.verified.take(), state.leaf.take()) };
         (full.and_then(|full| full.chain), leaf)
+    }
+}
+
+/// The server's keys for one handshake, which notes the name that the device requests: rustls tells it to nobody else.
+#[derive(Debug)]
+pub(super) struct HandshakeKeys {
+    pub(super) keys: Arc<dyn ResolvesServerCert>,
+    pub(super) handshake: Arc<Handshake>,
+}
+
+impl ResolvesServerCert for HandshakeKeys {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.handshake.0.lock().sni = hello.server_name().map(Into::into);
+        self.keys.resolve(hello)
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        self.keys.only_raw_public_keys()
     }
 }

@@ -19,7 +19,7 @@ use crate::util::crypto::sha256;
 pub(super) struct Finished<'a> {
     pub(super) session: &'a CommonState,
     /// The name that the client requested.
-    pub(super) sni: Option<&'a str>,
+    pub(super) sni: Option<Box<str>>,
     pub(super) address: SocketAddr,
 }
 
@@ -100,7 +100,7 @@ impl Finished<'_> {
             },
             // rustls writes TLS13_ where the standard (RFC 8446, B.4), NGINX and OpenSSL write TLS_.
             cipher: suite.strip_prefix("TLS13_").map_or_else(|| suite.into(), |rest| format!("TLS_{rest}").into()),
-            sni: self.sni.map(Into::into),
+            sni: self.sni.clone(),
             alpn: self.session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
             resumed,
         };

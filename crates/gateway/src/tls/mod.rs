@@ -14,6 +14,7 @@ mod resumption;
 mod secured;
 mod server;
 mod server_chain;
+mod server_handshake;
 mod verifier;
 
 pub(crate) use client::ClientTls;

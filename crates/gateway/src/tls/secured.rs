@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
-use tokio_rustls::server::TlsStream;
 
 use crate::devices::{Entry, Replica};
 use crate::evidence::Evidence;
-use crate::net::{Socket, Stream, discard_until_closed};
+use crate::net::{Socket, Stream, TlsStream, discard_until_closed};
 use crate::outcome::{Reject, note_detail};
 use crate::peer::Peer;
 
@@ -59,11 +58,11 @@ impl Failed {
         if let FailedConnection::Tls(stream) = &mut connection {
             // With close_notify.
             let _ = stream.shutdown().await;
-            return discard_until_closed(stream.get_mut().0).await;
+            return discard_until_closed(stream.socket()).await;
         }
         let socket = match &mut connection {
             FailedConnection::Tcp(socket) => socket,
-            FailedConnection::Tls(stream) => stream.get_mut().0,
+            FailedConnection::Tls(stream) => stream.socket(),
             #[cfg(feature = "psk")]
             FailedConnection::Psk(stream) => stream.get_mut(),
         };

@@ -4,7 +4,6 @@
 use std::io;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::balance::Choice;
@@ -95,8 +94,7 @@ impl Upstream {
     /// Opens a connection to one server; the caller sets the deadline.
     pub(super) async fn connect(&self, endpoint: &Endpoint) -> io::Result<Stream> {
         let Some(address) = endpoint.address else { return embedded() };
-        let socket = TcpStream::connect(address).await?;
-        net::tune(&socket)?;
+        let socket = net::connect(address).await?;
         match &self.tls {
             None => Ok(Stream::Tcp(socket)),
             Some(tls) => Ok(Stream::ToBroker(Box::new(tls.connect(&endpoint.host, socket).await?))),

@@ -1,0 +1,324 @@
+//! The record layer of an established TLS connection, on the server's side. Enters: whole records, and plaintext. Leaves:
+//! plaintext, and records. rustls performs the handshake, derives keys and provides the ciphers; this file counts records and
+//! interprets what is not application data: alerts and key updates. Not here: sockets, buffers, any cryptography.
+//!
+//! Why not rustls' own: its connection keeps 4 KiB of buffer and the state of the handshake for each idle client, reads 4 KiB
+//! at a time, and copies each record twice.
+
+use rustls::crypto::cipher::{
+    InboundOpaqueMessage, MessageDecrypter, MessageEncrypter, OutboundChunks, OutboundPlainMessage,
+};
+use rustls::kernel::KernelConnection;
+use rustls::server::ServerConnectionData;
+use rustls::{
+    AlertDescription, ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets, HandshakeType, ProtocolVersion,
+    SupportedCipherSuite,
+};
+
+/// The length of a record's header [RFC 8446, 5.1].
+pub(super) const HEADER: usize = 5;
+/// The limit of plaintext in a record [RFC 8446, 5.1].
+pub(super) const MAX_PLAINTEXT: usize = 1 << 14;
+/// The limit of a protected record behind its header [RFC 8446, 5.2]; TLS 1.2 allows more, which no client uses: it is for
+/// compression and MACs that its ciphers here do not have.
+const MAX_PROTECTED: usize = MAX_PLAINTEXT + 256;
+/// The limit of records without content in a row: they cost the gateway more than the client.
+const MAX_EMPTY: u8 = 32;
+/// The limit of key updates that the client requests between two records with content.
+const MAX_KEY_UPDATES: u8 = 32;
+/// The limit of warnings, which only TLS 1.2 has.
+const MAX_WARNINGS: u8 = 4;
+/// Alerts are of two levels [RFC 8446, 6].
+const WARNING: u8 = 1;
+const FATAL: u8 = 2;
+
+/// Why a connection has to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// The client violates the protocol; it is sent this alert.
+    Alert(AlertDescription),
+    /// The client has sent a fatal alert, and is sent nothing.
+    Received(AlertDescription),
+}
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Broken::Alert(alert) => write!(f, "the client violates TLS: {alert:?}"),
+            Broken::Received(alert) => write!(f, "the client sent a fatal alert: {alert:?}"),
+        }
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// What a record contains.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Content<'a> {
+    /// Application data.
+    Data(&'a [u8]),
+    /// Something between the two ends of TLS.
+    Control,
+    /// close_notify: the client sends nothing more.
+    Closed,
+}
+
+/// The keys and counters of both directions.
+pub(super) struct RecordLayer {
+    decrypter: Box<dyn MessageDecrypter>,
+    encrypter: Box<dyn MessageEncrypter>,
+    received: u64,
+    sent: u64,
+    /// How many records may be encrypted with one key.
+    max_sent: u64,
+    /// Derives the keys that follow a key update.
+    keys: KernelConnection<ServerConnectionData>,
+    empty: u8,
+    key_updates: u8,
+    warnings: u8,
+    /// The client has requested that the gateway changes its key, too.
+    owes_key_update: bool,
+}
+
+impl std::fmt::Debug for RecordLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RecordLayer({:?})", self.keys.protocol_version())
+    }
+}
+
+impl RecordLayer {
+    /// Continues a connection whose handshake rustls has completed.
+    ///
+    /// # Errors
+    /// The cipher suite and the secrets do not belong together, which must not happen.
+    pub(super) fn new(secrets: ExtractedSecrets, keys: KernelConnection<ServerConnectionData>) -> Result<Self, Error> {
+        let suite = keys.negotiated_cipher_suite();
+        let max_sent = match suite {
+            SupportedCipherSuite::Tls13(suite) => suite.common.confidentiality_limit,
+            SupportedCipherSuite::Tls12(suite) => suite.common.confidentiality_limit,
+        };
+        let ((sent, tx), (received, rx)) = (secrets.tx, secrets.rx);
+        let mut encrypter = encrypter(suite, tx)?;
+        if sent > 0 {
+            // aws-lc takes the first nonce that it sees as that of record 0, and insists on increasing ones. The result is
+            // discarded, so no nonce is used twice.
+            encrypter.encrypt(plain(ContentType::ApplicationData, ProtocolVersion::TLSv1_2, &[]), 0)?;
+        }
+        let decrypter = decrypter(suite, rx)?;
+        Ok(Self {
+            decrypter,
+            encrypter,
+            received,
+            sent,
+            max_sent,
+            keys,
+            empty: 0,
+            key_updates: 0,
+            warnings: 0,
+            owes_key_update: false,
+        })
+    }
+
+    /// The length of the record at the beginning of `bytes`, with its header; `None`: the header is incomplete.
+    ///
+    /// # Errors
+    /// It is no record, or too long.
+    pub(super) fn record_len(bytes: &[u8]) -> Result<Option<usize>, Broken> {
+        let Some(&[content_type, major, _, high, low]) = bytes.first_chunk::<HEADER>() else { return Ok(None) };
+        let is_known =
+            (u8::from(ContentType::ChangeCipherSpec)..=u8::from(ContentType::ApplicationData)).contains(&content_type);
+        if !is_known || major != 3 {
+            return Err(Broken::Alert(AlertDescription::DecodeError));
+        }
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        if len > MAX_PROTECTED { Err(Broken::Alert(AlertDescription::RecordOverflow)) } else { Ok(Some(HEADER + len)) }
+    }
+
+    /// Decrypts a whole record in place.
+    ///
+    /// # Errors
+    /// The connection has to be closed.
+    pub(super) fn open<'b>(&mut self, record: &'b mut [u8]) -> Result<Content<'b>, Broken> {
+        let (header, payload) =
+            record.split_at_mut_checked(HEADER).ok_or(Broken::Alert(AlertDescription::DecodeError))?;
+        let outer = ContentType::from(header[0]);
+        // All records are protected now. A ChangeCipherSpec behind the handshake is as wrong as any other plaintext
+        // [RFC 8446, 5].
+        if outer == ContentType::ChangeCipherSpec || (self.is_tls13() && outer != ContentType::ApplicationData) {
+            return Err(Broken::Alert(AlertDescription::UnexpectedMessage));
+        }
+        let version = ProtocolVersion::from(u16::from_be_bytes([header[1], header[2]]));
+        let plain = self.decrypter.decrypt(InboundOpaqueMessage::new(outer, version, payload), self.received).map_err(
+            |error| match error {
+                Error::PeerSentOversizedRecord => Broken::Alert(AlertDescription::RecordOverflow),
+                Error::DecryptError => Broken::Alert(AlertDescription::BadRecordMac),
+                _ => Broken::Alert(AlertDescription::UnexpectedMessage),
+            },
+        )?;
+        self.received = self.received.checked_add(1).ok_or(Broken::Alert(AlertDescription::InternalError))?;
+        if !plain.payload.is_empty() {
+            self.empty = 0;
+        } else if self.empty == MAX_EMPTY {
+            return Err(Broken::Alert(AlertDescription::UnexpectedMessage));
+        } else {
+            self.empty += 1;
+        }
+        match plain.typ {
+            ContentType::ApplicationData => {
+                if !plain.payload.is_empty() {
+                    self.key_updates = 0;
+                }
+                Ok(Content::Data(plain.payload))
+            }
+            ContentType::Alert => self.take_alert(plain.payload),
+            ContentType::Handshake if self.is_tls13() => self.take_key_update(plain.payload),
+            // The client asks for a renegotiation, which could change who it is.
+            ContentType::Handshake => Err(Broken::Alert(AlertDescription::NoRenegotiation)),
+            _ => Err(Broken::Alert(AlertDescription::UnexpectedMessage)),
+        }
+    }
+
+    fn take_alert(&mut self, alert: &[u8]) -> Result<Content<'static>, Broken> {
+        let &[level, description] = alert else { return Err(Broken::Alert(AlertDescription::DecodeError)) };
+        let description = AlertDescription::from(description);
+        match (level, description) {
+            (WARNING | FATAL, AlertDescription::CloseNotify) => Ok(Content::Closed),
+            (WARNING, AlertDescription::UserCanceled) => self.take_warning(),
+            (WARNING, _) if self.is_tls13() => Err(Broken::Alert(AlertDescription::DecodeError)),
+            (WARNING, _) => self.take_warning(),
+            (FATAL, _) => Err(Broken::Received(description)),
+            _ => Err(Broken::Alert(AlertDescription::IllegalParameter)),
+        }
+    }
+
+    fn take_warning(&mut self) -> Result<Content<'static>, Broken> {
+        if self.warnings == MAX_WARNINGS {
+            return Err(Broken::Alert(AlertDescription::UnexpectedMessage));
+        }
+        self.warnings += 1;
+        Ok(Content::Control)
+    }
+
+    /// KeyUpdate is the only message that a client may send behind the handshake, and a record ends with it, since the next
+    /// one has another key [RFC 8446, 4.6.3, 5.1].
+    fn take_key_update(&mut self, message: &[u8]) -> Result<Content<'static>, Broken> {
+        let requested = match message {
+            [kind, 0, 0, 1, request @ (0 | 1)] if *kind == u8::from(HandshakeType::KeyUpdate) => *request == 1,
+            [kind, 0, 0, 1, _] if *kind == u8::from(HandshakeType::KeyUpdate) => {
+                return Err(Broken::Alert(AlertDescription::IllegalParameter));
+            }
+            _ => return Err(Broken::Alert(AlertDescription::UnexpectedMessage)),
+        };
+        if self.key_updates == MAX_KEY_UPDATES {
+            return Err(Broken::Alert(AlertDescription::UnexpectedMessage));
+        }
+        self.key_updates += 1;
+        let suite = self.keys.negotiated_cipher_suite();
+        let renewed = self.keys.update_rx_secret().and_then(|(received, secrets)| {
+            self.received = received;
+            decrypter(suite, secrets)
+        });
+        self.decrypter = renewed.map_err(|_| Broken::Alert(AlertDescription::InternalError))?;
+        self.owes_key_update |= requested;
+        Ok(Content::Control)
+    }
+
+    /// Encrypts at most [`MAX_PLAINTEXT`] bytes of application data, and what has to precede them. Each record is passed to
+    /// `send`.
+    ///
+    /// # Errors
+    /// The keys are used up, and TLS 1.2 has no new ones.
+    pub(super) fn seal(&mut self, data: &[u8], mut send: impl FnMut(Vec<u8>)) -> Result<(), Error> {
+        if self.owes_key_update || self.sent >= self.max_sent {
+            self.update_key(&mut send)?;
+        }
+        if !data.is_empty() {
+            send(self.encrypt(ContentType::ApplicationData, data)?);
+        }
+        Ok(())
+    }
+
+    /// An alert as a record. After it, nothing may be sent.
+    pub(super) fn seal_alert(&mut self, alert: AlertDescription) -> Result<Vec<u8>, Error> {
+        let level = if alert == AlertDescription::CloseNotify { WARNING } else { FATAL };
+        self.encrypt(ContentType::Alert, &[level, alert.into()])
+    }
+
+    #[cfg(test)]
+    pub(super) const fn limit_records(&mut self, max_sent: u64) {
+        self.max_sent = max_sent;
+    }
+
+    /// Announces a new key, and encrypts with it from then on.
+    fn update_key(&mut self, send: &mut impl FnMut(Vec<u8>)) -> Result<(), Error> {
+        if !self.is_tls13() {
+            return Err(Error::EncryptError);
+        }
+        let message = [HandshakeType::KeyUpdate.into(), 0, 0, 1, 0];
+        send(self.encrypt(ContentType::Handshake, &message)?);
+        let (first, secrets) = self.keys.update_tx_secret()?;
+        self.encrypter = encrypter(self.keys.negotiated_cipher_suite(), secrets)?;
+        (self.sent, self.owes_key_update) = (first, false);
+        Ok(())
+    }
+
+    fn encrypt(&mut self, content: ContentType, payload: &[u8]) -> Result<Vec<u8>, Error> {
+        let record = self.encrypter.encrypt(plain(content, ProtocolVersion::TLSv1_2, payload), self.sent)?;
+        self.sent += 1;
+        Ok(record.encode())
+    }
+
+    fn is_tls13(&self) -> bool {
+        self.keys.protocol_version() == ProtocolVersion::TLSv1_3
+    }
+}
+
+const fn plain(typ: ContentType, version: ProtocolVersion, payload: &[u8]) -> OutboundPlainMessage<'_> {
+    OutboundPlainMessage { typ, version, payload: OutboundChunks::Single(payload) }
+}
+
+/// The length of the part of a nonce that TLS 1.2 takes from the handshake for AES-GCM [RFC 5288, 3]; the rest is in each
+/// record.
+const FIXED_IV: usize = 4;
+
+fn encrypter(
+    suite: SupportedCipherSuite,
+    secrets: ConnectionTrafficSecrets,
+) -> Result<Box<dyn MessageEncrypter>, Error> {
+    use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
+    Ok(match (suite, secrets) {
+        (
+            SupportedCipherSuite::Tls13(suite),
+            Aes128Gcm { key, iv } | Aes256Gcm { key, iv } | Chacha20Poly1305 { key, iv },
+        ) => suite.aead_alg.encrypter(key, iv),
+        (SupportedCipherSuite::Tls12(suite), Aes128Gcm { key, iv } | Aes256Gcm { key, iv }) => {
+            let (fixed, explicit) = iv.as_ref().split_at(FIXED_IV);
+            suite.aead_alg.encrypter(key, fixed, explicit)
+        }
+        (SupportedCipherSuite::Tls12(suite), Chacha20Poly1305 { key, iv }) => {
+            suite.aead_alg.encrypter(key, iv.as_ref(), &[])
+        }
+        _ => return Err(Error::General("the secrets of another cipher suite".into())),
+    })
+}
+
+fn decrypter(
+    suite: SupportedCipherSuite,
+    secrets: ConnectionTrafficSecrets,
+) -> Result<Box<dyn MessageDecrypter>, Error> {
+    use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
+    Ok(match (suite, secrets) {
+        (
+            SupportedCipherSuite::Tls13(suite),
+            Aes128Gcm { key, iv } | Aes256Gcm { key, iv } | Chacha20Poly1305 { key, iv },
+        ) => suite.aead_alg.decrypter(key, iv),
+        (SupportedCipherSuite::Tls12(suite), Aes128Gcm { key, iv } | Aes256Gcm { key, iv }) => {
+            let (fixed, _) = iv.as_ref().split_at(FIXED_IV);
+            suite.aead_alg.decrypter(key, fixed)
+        }
+        (SupportedCipherSuite::Tls12(suite), Chacha20Poly1305 { key, iv }) => {
+            suite.aead_alg.decrypter(key, iv.as_ref())
+        }
+        _ => return Err(Error::General("the secrets of another cipher suite".into())),
+    })
+}

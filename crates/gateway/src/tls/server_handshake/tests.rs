@@ -1,0 +1,538 @@
+//! The handshake, the encrypted stream and its record layer, with clients of rustls at the other end.
+
+use std::io::Read;
+use std::pin::Pin;
+use std::sync::LazyLock;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::cipher::{MessageEncrypter, OutboundChunks, OutboundPlainMessage};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{
+    ClientConfig, ClientConnection, ConnectionTrafficSecrets, ContentType, ProtocolVersion, RootCertStore,
+    ServerConnection, SupportedCipherSuite, SupportedProtocolVersion,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::util::crypto::provider;
+
+static VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
+
+/// The server's and the client's configuration, for one version and cipher suite.
+struct Configs {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+    suite: SupportedCipherSuite,
+}
+
+impl Configs {
+    fn new(suite: SupportedCipherSuite) -> Self {
+        static PAIR: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
+            let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+            (pair.cert.der().to_vec(), pair.signing_key.serialize_der())
+        });
+        let (certificate, key) = (CertificateDer::from(&*PAIR.0), PrivateKeyDer::try_from(&*PAIR.1).unwrap());
+        let mut only = CryptoProvider::clone(&provider());
+        only.cipher_suites.retain(|other| other.suite() == suite.suite());
+        let (only, versions) = (Arc::new(only), [suite.version()]);
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&only))
+            .with_protocol_versions(&versions)
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone().into_owned()], key.clone_key())
+            .unwrap();
+        server.enable_secret_extraction = true;
+        server.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let mut client = ClientConfig::builder_with_provider(only)
+            .with_protocol_versions(&versions)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        client.enable_secret_extraction = true;
+        Self { server: server.into(), client: client.into(), suite }
+    }
+
+    /// One for each cipher suite of each version.
+    fn all() -> impl Iterator<Item = Self> {
+        provider().cipher_suites.clone().into_iter().filter(usable).map(Self::new)
+    }
+
+    /// One of each version.
+    fn of_each_version() -> impl Iterator<Item = Self> {
+        VERSIONS.into_iter().map(|version| {
+            let of_version = |suite: &SupportedCipherSuite| suite.version() == version && usable(suite);
+            Self::new(*provider().cipher_suites.iter().find(|suite| of_version(suite)).unwrap())
+        })
+    }
+}
+
+/// The key of the test's certificate is of ECDSA.
+fn usable(suite: &SupportedCipherSuite) -> bool {
+    suite.tls13().is_some() || format!("{suite:?}").contains("ECDSA")
+}
+
+fn name() -> ServerName<'static> {
+    ServerName::try_from("localhost").unwrap()
+}
+
+/// A transport that passes at most so many bytes at once.
+struct Trickle(DuplexStream, usize);
+
+impl AsyncRead for Trickle {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut some = vec![0; buf.remaining().min(self.1)];
+        let mut part = ReadBuf::new(&mut some);
+        std::task::ready!(Pin::new(&mut self.0).poll_read(cx, &mut part))?;
+        buf.put_slice(part.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Trickle {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let some = bytes.len().min(self.1);
+        Pin::new(&mut self.0).poll_write(cx, &bytes[..some])
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+async fn accept<S: AsyncRead + AsyncWrite + Unpin>(socket: S, configs: &Configs) -> TlsStream<S> {
+    let completed = ServerHandshake::new(socket).complete(Arc::clone(&configs.server)).await;
+    completed.unwrap_or_else(|failure| panic!("{}", failure.error)).into_stream().unwrap()
+}
+
+/// Bytes that differ from place to place.
+fn bytes(len: usize) -> Vec<u8> {
+    (0..=250).cycle().take(len).collect()
+}
+
+#[tokio::test]
+async fn bytes_pass_both_ways_however_they_are_cut() {
+    const LENGTHS: [usize; 8] = [1, 2, 100, 16_383, 16_384, 16_385, 40_000, 200_000];
+    for configs in Configs::all() {
+        for at_once in [3, 1000, 100_000] {
+            let (ours, theirs) = duplex(64 << 10);
+            let connector = TlsConnector::from(Arc::clone(&configs.client));
+            let client = tokio::spawn(async move {
+                let mut stream = connector.connect(name(), theirs).await.unwrap();
+                for len in LENGTHS {
+                    stream.write_all(&bytes(len)).await.unwrap();
+                    stream.flush().await.unwrap();
+                    let mut echo = vec![0; len];
+                    stream.read_exact(&mut echo).await.unwrap();
+                    assert!(echo == bytes(len), "{len}");
+                }
+                stream.shutdown().await.unwrap();
+                assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "close_notify");
+            });
+            let mut stream = accept(Trickle(ours, at_once), &configs).await;
+            for len in LENGTHS {
+                let mut received = vec![0; len];
+                stream.read_exact(&mut received).await.unwrap();
+                assert!(received == bytes(len), "{len}");
+                stream.write_all(&received).await.unwrap();
+                stream.flush().await.unwrap();
+            }
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "close_notify");
+            stream.shutdown().await.unwrap();
+            client.await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_closes_without_close_notify_was_cut_off() {
+    for configs in Configs::of_each_version() {
+        let (ours, theirs) = duplex(64 << 10);
+        let connector = TlsConnector::from(Arc::clone(&configs.client));
+        let client = tokio::spawn(async move {
+            let mut stream = connector.connect(name(), theirs).await.unwrap();
+            stream.write_all(b"abc").await.unwrap();
+            stream.flush().await.unwrap();
+        });
+        let mut stream = accept(ours, &configs).await;
+        stream.read_exact(&mut [0; 3]).await.unwrap();
+        client.await.unwrap();
+        assert_eq!(stream.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
+
+#[tokio::test]
+async fn keys_are_updated_by_the_client_and_on_its_request() {
+    let configs = Configs::of_each_version().last().unwrap();
+    let (ours, theirs) = duplex(64 << 10);
+    let connector = TlsConnector::from(Arc::clone(&configs.client));
+    let client = tokio::spawn(async move {
+        let mut stream = connector.connect(name(), theirs).await.unwrap();
+        for round in 0..100_u8 {
+            // Requests one of the server, too.
+            stream.get_mut().1.refresh_traffic_keys().unwrap();
+            stream.write_all(&[round; 100]).await.unwrap();
+            stream.flush().await.unwrap();
+            let mut echo = [0; 100];
+            stream.read_exact(&mut echo).await.unwrap();
+            assert_eq!(echo, [round; 100]);
+        }
+    });
+    let mut stream = accept(ours, &configs).await;
+    let mut received = [0; 100];
+    for _ in 0..100 {
+        stream.read_exact(&mut received).await.unwrap();
+        stream.write_all(&received).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+    client.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_gateway_renews_its_key_before_it_is_used_up() {
+    for configs in Configs::of_each_version() {
+        let is_tls13 = configs.suite.tls13().is_some();
+        let (ours, theirs) = duplex(64 << 10);
+        let connector = TlsConnector::from(Arc::clone(&configs.client));
+        let client = tokio::spawn(async move {
+            let mut stream = connector.connect(name(), theirs).await.unwrap();
+            let mut received = Vec::new();
+            let _ = stream.read_to_end(&mut received).await;
+            received.len()
+        });
+        let mut stream = accept(ours, &configs).await;
+        stream.limit_records(5);
+        let mut sent = 0;
+        while sent < 50 && stream.write_all(b"x").await.is_ok() {
+            sent += 1;
+        }
+        // TLS 1.2 has no other key, so the connection ends.
+        assert_eq!(sent, if is_tls13 { 50 } else { 4 });
+        let _ = stream.shutdown().await;
+        drop(stream);
+        assert_eq!(client.await.unwrap(), sent);
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_keeps_no_buffer() {
+    for configs in Configs::of_each_version() {
+        let (ours, theirs) = duplex(1 << 20);
+        let connector = TlsConnector::from(Arc::clone(&configs.client));
+        let client = tokio::spawn(async move {
+            let mut stream = connector.connect(name(), theirs).await.unwrap();
+            stream.write_all(&bytes(50_000)).await.unwrap();
+            stream.flush().await.unwrap();
+            let mut echo = vec![0; 50_000];
+            stream.read_exact(&mut echo).await.unwrap();
+            stream
+        });
+        let mut stream = accept(ours, &configs).await;
+        let mut received = vec![0; 50_000];
+        stream.read_exact(&mut received).await.unwrap();
+        stream.write_all(&received).await.unwrap();
+        stream.flush().await.unwrap();
+        let _client = client.await.unwrap();
+        let wait = tokio::time::timeout(Duration::from_millis(10), stream.read(&mut [0; 10])).await;
+        assert!(wait.is_err() && stream.buffered() == 0, "{}", stream.buffered());
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_fills_no_more_than_a_write() {
+    let configs = Configs::of_each_version().last().unwrap();
+    let (ours, theirs) = duplex(1000);
+    let connector = TlsConnector::from(Arc::clone(&configs.client));
+    let client = tokio::spawn(async move { connector.connect(name(), theirs).await.unwrap() });
+    let mut stream = accept(ours, &configs).await;
+    let write = async {
+        loop {
+            stream.write_all(&bytes(1 << 20)).await.unwrap();
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_millis(50), write).await.is_err());
+    assert!((10_000..70_000).contains(&stream.buffered()), "{}", stream.buffered());
+    client.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_handshake_that_fails_is_answered_with_an_alert() {
+    let configs = Configs::of_each_version().last().unwrap();
+    for (sent, alert) in
+        [(&b"GET / HTTP/1.1\r\n\r\n"[..], None), (b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", Some(50))]
+    {
+        let (ours, mut theirs) = duplex(64 << 10);
+        theirs.write_all(sent).await.unwrap();
+        let failure = ServerHandshake::new(ours).complete(Arc::clone(&configs.server)).await.err().unwrap();
+        let reason = failure.error.get_ref().and_then(|error| error.downcast_ref::<Error>());
+        assert!(reason.is_some(), "{}", failure.error);
+        drop(failure);
+        let mut answer = Vec::new();
+        theirs.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer.last().copied(), alert.or(answer.last().copied()));
+        assert!(answer.starts_with(&[21, 3]), "{answer:?}");
+    }
+}
+
+/// A client after its handshake, whose records the test makes itself.
+struct Forger {
+    encrypter: Box<dyn MessageEncrypter>,
+    sequence: u64,
+}
+
+impl Forger {
+    fn new(client: ClientConnection, suite: SupportedCipherSuite) -> Self {
+        let (sequence, secrets) = client.dangerous_extract_secrets().unwrap().tx;
+        let mut encrypter = match (suite, secrets) {
+            (
+                SupportedCipherSuite::Tls13(suite),
+                ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+                | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+                | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv },
+            ) => suite.aead_alg.encrypter(key, iv),
+            (
+                SupportedCipherSuite::Tls12(suite),
+                ConnectionTrafficSecrets::Aes128Gcm { key, iv } | ConnectionTrafficSecrets::Aes256Gcm { key, iv },
+            ) => suite.aead_alg.encrypter(key, &iv.as_ref()[..4], &iv.as_ref()[4..]),
+            _ => panic!("not a cipher suite of these tests"),
+        };
+        if sequence > 0 {
+            let empty = OutboundPlainMessage {
+                typ: ContentType::ApplicationData,
+                version: ProtocolVersion::TLSv1_2,
+                payload: OutboundChunks::Single(&[]),
+            };
+            encrypter.encrypt(empty, 0).unwrap();
+        }
+        Self { encrypter, sequence }
+    }
+
+    fn record(&mut self, typ: ContentType, payload: &[u8]) -> Vec<u8> {
+        let message =
+            OutboundPlainMessage { typ, version: ProtocolVersion::TLSv1_2, payload: OutboundChunks::Single(payload) };
+        let record = self.encrypter.encrypt(message, self.sequence).unwrap().encode();
+        self.sequence += 1;
+        record
+    }
+}
+
+/// What a server makes of records: the data it reads; whether it ends the connection, and whether with an alert.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict {
+    data: Vec<u8>,
+    is_broken: bool,
+    is_closed: bool,
+}
+
+/// A record that a client may send.
+#[derive(Clone, Debug)]
+enum Sent {
+    Record(ContentType, Vec<u8>),
+    /// Not encrypted.
+    Plain(Vec<u8>),
+    /// Encrypted, with a bit changed.
+    Damaged(Vec<u8>),
+}
+
+fn records(forger: &mut Forger, sent: &[Sent]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for one in sent {
+        match one {
+            Sent::Record(typ, payload) => out.extend(forger.record(*typ, payload)),
+            Sent::Plain(bytes) => out.extend(bytes),
+            Sent::Damaged(payload) => {
+                let mut record = forger.record(ContentType::ApplicationData, payload);
+                *record.last_mut().unwrap() ^= 1;
+                out.extend(record);
+            }
+        }
+    }
+    out
+}
+
+/// What rustls' own connection makes of it.
+fn by_rustls(configs: &Configs, sent: &[Sent]) -> Verdict {
+    let mut server = ServerConnection::new(Arc::clone(&configs.server)).unwrap();
+    let mut client = ClientConnection::new(Arc::clone(&configs.client), name()).unwrap();
+    while client.is_handshaking() || server.is_handshaking() || server.wants_write() {
+        let mut bytes = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut bytes).unwrap();
+        }
+        server.read_tls(&mut &*bytes).unwrap();
+        server.process_new_packets().unwrap();
+        bytes.clear();
+        while server.wants_write() {
+            server.write_tls(&mut bytes).unwrap();
+        }
+        client.read_tls(&mut &*bytes).unwrap();
+        client.process_new_packets().unwrap();
+    }
+    let received = records(&mut Forger::new(client, configs.suite), sent);
+    let mut verdict = Verdict { data: Vec::new(), is_broken: false, is_closed: false };
+    let mut rest = &*received;
+    while !rest.is_empty() && !verdict.is_broken && !verdict.is_closed {
+        server.read_tls(&mut rest).unwrap();
+        match server.process_new_packets() {
+            Ok(state) => verdict.is_closed = state.peer_has_closed(),
+            Err(_) => verdict.is_broken = true,
+        }
+        let mut buffer = vec![0; 1 << 20];
+        if let Ok(read) = server.reader().read(&mut buffer) {
+            verdict.data.extend_from_slice(&buffer[..read]);
+        }
+    }
+    verdict
+}
+
+/// What ours makes of it.
+async fn by_ours(configs: &Configs, sent: &[Sent], at_once: usize) -> Verdict {
+    let (ours, mut theirs) = duplex(1 << 20);
+    let mut client = ClientConnection::new(Arc::clone(&configs.client), name()).unwrap();
+    let handshake = async {
+        while client.is_handshaking() || client.wants_write() {
+            let mut bytes = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut bytes).unwrap();
+            }
+            theirs.write_all(&bytes).await.unwrap();
+            if client.is_handshaking() {
+                let mut buffer = vec![0; 64 << 10];
+                let read = theirs.read(&mut buffer).await.unwrap();
+                client.read_tls(&mut &buffer[..read]).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+    };
+    let server = async {
+        let mut stream = accept(Trickle(ours, at_once), configs).await;
+        if configs.suite.tls13().is_none() {
+            // The client waits for the end of the handshake, which is sent with the first bytes.
+            stream.flush().await.unwrap();
+        }
+        stream
+    };
+    let (mut stream, ()) = tokio::join!(server, handshake);
+    let received = records(&mut Forger::new(client, configs.suite), sent);
+    let keep = tokio::spawn(async move {
+        theirs.write_all(&received).await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        theirs.read_to_end(&mut answer).await.unwrap();
+    });
+    let mut verdict = Verdict { data: Vec::new(), is_broken: false, is_closed: false };
+    let mut buffer = vec![0; 5000];
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) => verdict.is_closed = true,
+            Ok(read) => {
+                verdict.data.extend_from_slice(&buffer[..read]);
+                continue;
+            }
+            Err(error) => verdict.is_broken = error.kind() != io::ErrorKind::UnexpectedEof,
+        }
+        break;
+    }
+    if verdict.is_broken {
+        assert!(stream.write_all(b"x").await.is_err(), "nothing follows an alert");
+    }
+    drop(stream);
+    keep.await.unwrap();
+    verdict
+}
+
+fn sent() -> impl Strategy<Value = Sent> {
+    use ContentType::{Alert, ApplicationData, ChangeCipherSpec, Handshake};
+    let record = |typ: ContentType, payloads: Vec<Vec<u8>>| {
+        prop::sample::select(payloads).prop_map(move |payload| Sent::Record(typ, payload))
+    };
+    let update = |request: u8| vec![24, 0, 0, 1, request];
+    prop_oneof![
+        8 => (0..3000_usize).prop_map(|len| Sent::Record(ApplicationData, bytes(len))),
+        2 => Just(Sent::Record(ApplicationData, Vec::new())),
+        1 => Just(Sent::Record(ApplicationData, bytes(1 << 14))),
+        1 => Just(Sent::Record(ApplicationData, bytes((1 << 14) + 1))),
+        2 => record(Alert, vec![vec![1, 0], vec![1, 90], vec![2, 0], vec![2, 40], vec![1, 41], vec![3, 0], vec![1], vec![], vec![1, 0, 0]]),
+        2 => record(
+            Handshake,
+            vec![vec![24, 0, 0, 1, 2], vec![24, 0, 0, 2, 0, 0], [update(0), update(0)].concat(), vec![24, 0], vec![1, 0, 0, 0], vec![]],
+        ),
+        1 => record(ChangeCipherSpec, vec![vec![1], vec![]]),
+        1 => Just(Sent::Record(ContentType::from(99), vec![1])),
+        1 => prop::sample::select(vec![
+            vec![20, 3, 3, 0, 1, 1], vec![21, 3, 3, 0, 2, 1, 0], vec![21, 3, 3, 0, 2, 2, 40], vec![23, 3, 3, 0, 0],
+            vec![23, 3, 3, 0xff, 0xff], vec![22, 3, 3, 0, 4, 1, 0, 0, 0], vec![0, 3, 3, 0, 1, 1], vec![23, 2, 0, 0, 1, 1],
+        ]).prop_map(Sent::Plain),
+        1 => Just(Sent::Damaged(bytes(10))),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    /// rustls itself is the judge: what it reads is read, and where it ends a connection, it ends. Ours is stricter with what no
+    /// client sends behind the handshake: parts of messages, and TLS 1.2's requests for a renegotiation.
+    #[test]
+    fn records_mean_what_they_mean_to_rustls(sent in prop::collection::vec(sent(), 1..8), at_once in 1..5000_usize) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for configs in Configs::of_each_version() {
+            let is_stricter = |sent: &Sent| match sent {
+                Sent::Record(ContentType::Handshake, message) => {
+                    configs.suite.tls13().is_none() || message.len() < 4 || message.len() < 4 + usize::from(message[3])
+                }
+                _ => false,
+            };
+            let (ours, theirs) = (runtime.block_on(by_ours(&configs, &sent, at_once)), by_rustls(&configs, &sent));
+            if sent.iter().any(is_stricter) {
+                prop_assert!(theirs.data.starts_with(&ours.data));
+                prop_assert!(ours.is_broken || ours == theirs, "{:?}: {ours:?} {theirs:?}", configs.suite);
+            } else {
+                prop_assert_eq!(ours, theirs, "{:?}", configs.suite);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_costs_the_gateway_more_than_the_client_is_limited() {
+    let empty = || Sent::Record(ContentType::ApplicationData, Vec::new());
+    for configs in Configs::of_each_version() {
+        for count in [32, 33] {
+            let sent: Vec<_> = (0..count).map(|_| empty()).collect();
+            let ours = by_ours(&configs, &sent, 1000).await;
+            assert_eq!((ours.is_broken, &ours), (count > 32, &by_rustls(&configs, &sent)));
+        }
+        let warnings = vec![Sent::Record(ContentType::Alert, vec![1, 90]); 5];
+        let ours = by_ours(&configs, &warnings, 1000).await;
+        assert_eq!((ours.is_broken, &ours), (true, &by_rustls(&configs, &warnings)));
+    }
+}
+
+#[test]
+fn the_client_hello_can_be_peeked_at_any_cut() {
+    let configs = Configs::of_each_version().last().unwrap();
+    let mut client = ClientConnection::new(Arc::clone(&configs.client), name()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for at_once in [1, 7, 100_000] {
+        let (ours, mut theirs) = duplex(64 << 10);
+        let names = runtime.block_on(async {
+            theirs.write_all(&hello).await.unwrap();
+            let start = ServerHandshake::new(Trickle(ours, at_once));
+            let peeked = start.peek(|hello| hello.server_name().map(str::to_owned)).await;
+            let (start, name) = peeked.unwrap_or_else(|failure| panic!("{}", failure.error));
+            assert_eq!(start.incoming, hello, "the handshake sees it again");
+            name
+        });
+        assert_eq!(names.as_deref(), Some("localhost"));
+    }
+}
