@@ -11,6 +11,7 @@ mod binding;
 mod budget;
 mod check;
 mod contradiction;
+mod direct;
 mod search;
 mod strict;
 mod syntax;
@@ -26,6 +27,7 @@ use cel::common::ast::IdedExpr;
 use cel::{Env, Value};
 
 pub(crate) use binding::ClientKind;
+use direct::Direct;
 use strict::{Strict, strict};
 pub(crate) use template::Template;
 
@@ -66,6 +68,8 @@ pub struct Expression {
     /// The patterns of `matches`.
     patterns: Arc<[budget::Pattern]>,
     names: Names,
+    /// How it is evaluated without CEL, if it has a form for which that is possible.
+    direct: Option<Direct>,
 }
 
 /// The names that an expression uses.
@@ -106,7 +110,9 @@ impl Expression {
         })?;
         let names = check::check(source, &program, wanted)?;
         let Strict { tree, patterns } = strict(program.expression().clone());
-        Ok(Self { name: source.into(), source: program.expression().clone(), tree, patterns: patterns.into(), names })
+        let source_tree = program.expression().clone();
+        let direct = Direct::of(&source_tree);
+        Ok(Self { name: source.into(), source: source_tree, tree, patterns: patterns.into(), names, direct })
     }
 
     /// Whether it uses this fact, or a fact below this name.
@@ -141,6 +147,9 @@ impl Expression {
     /// # Errors
     /// Why there is no value.
     pub fn try_bool(&self, facts: &Facts<'_>) -> Result<bool, String> {
+        if let Some(value) = self.direct.as_ref().and_then(|direct| direct.bool(facts)) {
+            return Ok(value);
+        }
         match self.evaluate(facts)? {
             Value::Bool(value) => Ok(value),
             _ => Err(self.because("not a boolean")),
@@ -160,6 +169,9 @@ impl Expression {
     /// # Errors
     /// Why there is no value.
     pub fn try_text(&self, facts: &Facts<'_>) -> Result<Arc<String>, String> {
+        if let Some(value) = self.direct.as_ref().and_then(|direct| direct.text(facts)) {
+            return Ok(Arc::new(value));
+        }
         match self.evaluate(facts)? {
             Value::String(value) => Ok(value),
             _ => Err(self.because("not a string")),

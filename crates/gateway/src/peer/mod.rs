@@ -56,7 +56,7 @@ pub enum Identity {
     #[default]
     None,
     /// The peer owns the private key of this certificate, whose chain was verified.
-    Certificate(Box<Certificate>),
+    Certificate(std::sync::Arc<Certificate>),
     /// The peer owns this key, which a file or the registry lists [RFC 7250].
     RawKey(RawKey),
     /// The peer and the gateway share this key.

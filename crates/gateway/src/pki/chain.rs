@@ -2,16 +2,17 @@
 //! chain again without its signatures. Enters: a path that webpki verified. Leaves: a [`VerifiedChain`].
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
 use x509_parser::oid_registry::{OID_PKIX_ACCESS_DESCRIPTOR_OCSP, OID_X509_EXT_CRL_DISTRIBUTION_POINTS};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::X509Certificate;
 
+use super::parsed::ParsedCertificate;
 use crate::outcome::{ChainError, note_detail};
 use crate::peer::Certificate;
-use crate::trust::{may_sign_certificates, may_sign_handshakes};
 use crate::util::crypto::sha256;
 
 /// A CA, identified by its name and key. By name alone, a CRL of one CA would cover certificates of another CA with the
@@ -126,34 +127,23 @@ impl VerifiedChain {
     /// # Errors
     /// A certificate cannot be parsed, has a serial number of more than 20 octets, or a keyUsage that does not allow what
     /// it is used for.
-    pub(super) fn of(path: &[CertificateDer<'_>], anchor: IssuerId) -> Result<(Self, Certificate), ChainError> {
-        let parsed = path.iter().map(|der| X509Certificate::from_der(der).map(|(_, certificate)| certificate).ok());
-        let certificates: Vec<X509Certificate<'_>> = parsed.collect::<Option<_>>().ok_or(ChainError::Malformed)?;
-        if certificates.first().is_some_and(|leaf| !may_sign_handshakes(leaf)) {
+    pub(super) fn of(path: &[CertificateDer<'_>], anchor: IssuerId) -> Result<(Self, Arc<Certificate>), ChainError> {
+        let parsed = path.iter().map(|der| ParsedCertificate::of(der));
+        let parsed: Vec<_> = parsed.collect::<Option<_>>().ok_or(ChainError::Malformed)?;
+        let (leaf, authorities) = parsed.split_first().ok_or(ChainError::Malformed)?;
+        if !leaf.may_sign_handshakes {
             note_detail("its key usage lacks digitalSignature");
             return Err(ChainError::Purpose);
         }
-        if let Some(authority) = certificates.iter().skip(1).find(|authority| !may_sign_certificates(authority)) {
-            note_detail(&format!("`{}`, which issued it, has a key usage without keyCertSign", authority.subject()));
+        if let Some(authority) = authorities.iter().find(|authority| !authority.may_sign_certificates) {
+            let subject = authority.certificate.subject.dn.as_deref().unwrap_or_default();
+            note_detail(&format!("`{subject}`, which issued it, has a key usage without keyCertSign"));
             return Err(ChainError::NotACa);
         }
-        let issuers = certificates.iter().skip(1).map(IssuerId::of).chain([anchor]);
-        let parsed = |(certificate, issuer): (&X509Certificate<'_>, IssuerId)| {
-            Some(ChainCertificate {
-                issuer,
-                serial: Serial::new(certificate.raw_serial())?,
-                not_before: certificate.validity().not_before.timestamp(),
-                not_after: certificate.validity().not_after.timestamp(),
-                distribution_points: distribution_points(certificate),
-                responder: responder(certificate),
-            })
-        };
-        let links: Option<Vec<ChainCertificate>> = certificates.iter().zip(issuers).map(parsed).collect();
-        let chain = || {
-            let (der, leaf) = (path.first()?, certificates.first()?);
-            Some((Self::new(sha256(der), links?)?, Certificate::of(der, leaf)?))
-        };
-        chain().ok_or(ChainError::Malformed)
+        let issuers = authorities.iter().map(|authority| authority.id).chain([anchor]);
+        let links: Option<Vec<_>> = parsed.iter().zip(issuers).map(|(it, issuer)| it.issued_by(issuer)).collect();
+        let chain = Self::new(leaf.digest, links.ok_or(ChainError::Malformed)?).ok_or(ChainError::Malformed)?;
+        Ok((chain, Arc::clone(&leaf.certificate)))
     }
 
     /// Whether `leaf`, in DER, is the device's own certificate of this chain.
@@ -189,7 +179,7 @@ impl VerifiedChain {
 
 /// The URLs in a certificate's CRL distribution points; `None` if it has none. Points with a cRLIssuer lead to indirect
 /// CRLs, points with reasons to partial ones: neither is supported, so both are left out.
-fn distribution_points(certificate: &X509Certificate<'_>) -> Option<Vec<String>> {
+pub(super) fn distribution_points(certificate: &X509Certificate<'_>) -> Option<Vec<String>> {
     let mut extensions = certificate.extensions().iter();
     let extension = extensions.find(|extension| extension.oid == OID_X509_EXT_CRL_DISTRIBUTION_POINTS)?;
     let ParsedExtension::CRLDistributionPoints(points) = extension.parsed_extension() else { return Some(Vec::new()) };

@@ -7,6 +7,7 @@ mod chain;
 mod crl;
 mod issuers;
 mod ocsp;
+mod parsed;
 mod revocation;
 mod signature;
 mod source;
@@ -15,6 +16,7 @@ mod verifier;
 
 pub use anchors::Anchors;
 pub use chain::{ChainCertificate, IssuerId, Key, Serial, VerifiedChain};
+pub(crate) use parsed::parse_verified;
 pub use revocation::RevocationStore;
 pub use source::CrlSummary;
 pub use verifier::ChainVerifier;

@@ -137,7 +137,7 @@ impl ChainVerifier {
         leaf: &CertificateDer<'_>,
         rest: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(VerifiedChain, Certificate), ChainError> {
+    ) -> Result<(VerifiedChain, Arc<Certificate>), ChainError> {
         let anchors = self.anchors.load();
         let explain = |error: &webpki::Error| note_detail(&self.explain(error, leaf, rest, now));
         let parsed = EndEntityCert::try_from(leaf).inspect_err(explain)?;

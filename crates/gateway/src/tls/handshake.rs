@@ -24,7 +24,7 @@ struct HandshakeState {
     /// From the certificate presented in this handshake.
     verified: Option<FullHandshake>,
     /// That certificate, parsed.
-    leaf: Option<Certificate>,
+    leaf: Option<Arc<Certificate>>,
     /// From the session that the device wants to resume.
     resumed: Option<FullHandshake>,
     /// The device presented a certificate that stands for its key alone.
@@ -44,7 +44,7 @@ pub(super) struct FullHandshake {
 
 impl Handshake {
     /// Records the chain that was verified in this handshake, and its parsed end-entity certificate.
-    pub(super) fn verified(&self, full: FullHandshake, leaf: Certificate) {
+    pub(super) fn verified(&self, full: FullHandshake, leaf: Arc<Certificate>) {
         let mut state = self.0.lock();
         (state.verified, state.leaf) = (Some(full), Some(leaf));
     }
@@ -84,7 +84,7 @@ impl Handshake {
 
     /// The chain that the finished handshake rests on; and the device's certificate, if it was parsed in this handshake,
     /// as it is in full ones.
-    pub(super) fn take(&self, is_resumed: bool) -> (Option<VerifiedChain>, Option<Certificate>) {
+    pub(super) fn take(&self, is_resumed: bool) -> (Option<VerifiedChain>, Option<Arc<Certificate>>) {
         let mut state = self.0.lock();
         let (full, leaf) =
             if is_resumed { (state.resumed.take(), None) } else { (state.verified.take(), state.leaf.take()) };

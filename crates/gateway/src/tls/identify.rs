@@ -13,6 +13,7 @@ use crate::devices::UsedCredential;
 use crate::evidence::Evidence;
 use crate::outcome::{Reject, note_certificate, note_detail, note_key};
 use crate::peer::{Certificate, Identity, KeyFormat, Peer, RawKey, TlsSession};
+use crate::pki::parse_verified;
 use crate::util::crypto::sha256;
 
 /// A finished handshake.
@@ -43,8 +44,8 @@ impl Finished<'_> {
             // webpki has parsed the leaf. If x509-parser cannot, reject the device rather than admit it without an
             // identity.
             Some(leaf) => {
-                let certificate = parsed.or_else(|| Certificate::from_der(leaf)).ok_or(Reject::CertificateInvalid)?;
-                Identity::Certificate(Box::new(certificate))
+                let certificate = parsed.or_else(|| parse_verified(leaf)).ok_or(Reject::CertificateInvalid)?;
+                Identity::Certificate(certificate)
             }
         };
         Ok(SecuredClient { peer: self.peer(identity, resumed), evidence: chain.map(Evidence::Chain), device: None })

@@ -9,23 +9,20 @@
 //!   fills nothing: webpki verifies from the anchor down, and stops at the first signature that is wrong.
 //! - Signatures that prove the possession of a key in the handshake do not come here: each is new.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::LazyLock;
 
-use parking_lot::Mutex;
 use rustls::pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm};
 
 use crate::util::crypto::{keyed_digest, provider};
+use crate::util::recent::{Key, Recent};
 
 /// The limit of remembered signatures. Each takes up to 80 bytes, so 8 MiB at most.
 const MAX: usize = 100_000;
-/// Parts with a lock each, so that handshakes on different threads hardly meet.
-const PARTS: usize = 16;
 
 /// The provider's algorithms for signatures of certificates, which remember.
 pub(super) fn algorithms() -> &'static [&'static dyn SignatureVerificationAlgorithm] {
-    static VALID: LazyLock<Remembered> = LazyLock::new(|| Remembered::new(MAX));
+    static VALID: LazyLock<Recent<()>> = LazyLock::new(|| Recent::new(MAX));
     static ALGORITHMS: LazyLock<Vec<Remembering<'static>>> = LazyLock::new(|| {
         let remember = |algorithm: &&'static dyn SignatureVerificationAlgorithm| Remembering {
             algorithm: *algorithm,
@@ -41,7 +38,7 @@ pub(super) fn algorithms() -> &'static [&'static dyn SignatureVerificationAlgori
 /// An algorithm, and the signatures that it found valid.
 struct Remembering<'r> {
     algorithm: &'static dyn SignatureVerificationAlgorithm,
-    valid: &'r Remembered,
+    valid: &'r Recent<()>,
 }
 
 impl fmt::Debug for Remembering<'_> {
@@ -53,11 +50,11 @@ impl fmt::Debug for Remembering<'_> {
 impl SignatureVerificationAlgorithm for Remembering<'_> {
     fn verify_signature(&self, public_key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
         let key = self.key(public_key, message, signature);
-        if self.valid.contains(&key) {
+        if self.valid.get(&key).is_some() {
             return Ok(());
         }
         self.algorithm.verify_signature(public_key, message, signature)?;
-        self.valid.add(key);
+        self.valid.add(key, (), 1);
         Ok(())
     }
 
@@ -74,67 +71,11 @@ impl SignatureVerificationAlgorithm for Remembering<'_> {
     }
 }
 
-type Key = [u8; 32];
-
 impl Remembering<'_> {
     /// A digest of everything that decides.
     fn key(&self, public_key: &[u8], message: &[u8], signature: &[u8]) -> Key {
         let (of_key, of_signature) = (self.public_key_alg_id(), self.signature_alg_id());
         keyed_digest(&[of_key.as_ref(), of_signature.as_ref(), public_key, message, signature])
-    }
-}
-
-/// A bounded set of keys, in parts.
-struct Remembered {
-    parts: [Mutex<Part>; PARTS],
-    /// The limit of keys in each generation of a part.
-    limit: usize,
-}
-
-/// Keys of two generations: what has not been looked up while `new` filled is forgotten with `old`.
-#[derive(Default)]
-struct Part {
-    new: HashSet<Key>,
-    old: HashSet<Key>,
-}
-
-impl Remembered {
-    fn new(max: usize) -> Self {
-        Self { parts: Default::default(), limit: (max / PARTS / 2).max(1) }
-    }
-
-    fn contains(&self, key: &Key) -> bool {
-        let mut part = self.part(key).lock();
-        if part.new.contains(key) {
-            return true;
-        }
-        let is_old = part.old.remove(key);
-        if is_old {
-            part.add(*key, self.limit);
-        }
-        is_old
-    }
-
-    fn add(&self, key: Key) {
-        self.part(&key).lock().add(key, self.limit);
-    }
-
-    fn part(&self, key: &Key) -> &Mutex<Part> {
-        &self.parts[usize::from(key[0]) % PARTS]
-    }
-
-    #[cfg(test)]
-    fn len(&self) -> usize {
-        self.parts.iter().map(Mutex::lock).map(|part| part.new.len() + part.old.len()).sum()
-    }
-}
-
-impl Part {
-    fn add(&mut self, key: Key, limit: usize) {
-        if self.new.len() >= limit {
-            self.old = std::mem::take(&mut self.new);
-        }
-        self.new.insert(key);
     }
 }
 
@@ -168,7 +109,7 @@ mod tests {
     #[test]
     fn what_is_valid_is_verified_once_and_nothing_else_is_remembered() {
         static EQUAL: Equal = Equal(AtomicUsize::new(0));
-        let valid = Remembered::new(1000);
+        let valid = Recent::new(1000);
         let algorithm = Remembering { algorithm: &EQUAL, valid: &valid };
         let verify = |key: &[u8], message: &[u8], signature: &[u8]| {
             let before = EQUAL.0.load(Ordering::Relaxed);
@@ -185,20 +126,6 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(verify(b"key", b"abc", b"abd"), (false, 1), "an invalid one is verified each time");
         }
-        assert_eq!(valid.len(), 2);
-    }
-
-    #[test]
-    fn it_is_bounded_and_keeps_what_is_used() {
-        let valid = Remembered::new(320);
-        let key = |number: u32| keyed_digest(&[&number.to_be_bytes()]);
-        valid.add(key(0));
-        for number in 1..10_000 {
-            valid.add(key(number));
-            assert!(valid.contains(&key(0)), "it is used all the time");
-            assert!(valid.len() <= 320);
-        }
-        assert!(!valid.contains(&key(1)), "it was used once");
     }
 
     #[test]

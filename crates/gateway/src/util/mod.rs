@@ -8,6 +8,7 @@ pub mod crypto;
 pub(crate) mod file;
 pub(crate) mod invisible;
 pub(crate) mod pem;
+pub(crate) mod recent;
 pub(crate) mod suggest;
 pub(crate) mod url;
 pub(crate) mod weak_map;
