@@ -15,7 +15,7 @@ use crate::config::{self, Diagnostics, Reported, Settings};
 use crate::devices::Replica;
 use crate::edge::{Endpoint, Transport};
 use crate::files::warn_if_expired;
-use crate::limits::{AddressRules, Bans, ConnectionLimits, Permits};
+use crate::limits::{AddressRules, Bans, ConnectionLimits, Handshakes, Permits};
 use crate::observe::{Expiry, ListenerMetrics, Observer};
 use crate::policy::{Admission, PacketPolicy, Rewriting, Signer, TopicPolicy};
 use crate::state::ProcessState;
@@ -71,6 +71,8 @@ pub struct Listener {
     pub(crate) rewriting: Rewriting,
     pub(crate) packets: PacketPolicy,
     pub(crate) rates: ConnectionLimits,
+    /// Those of all listeners.
+    pub(crate) handshakes: Arc<Handshakes>,
     pub(crate) max_session_lifetime: Option<Duration>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) metrics: Arc<ListenerMetrics>,
@@ -136,6 +138,7 @@ impl Runtime {
             authenticators: &authenticators,
             topics: &topics,
             signer: signer.as_ref(),
+            handshakes: &open_handshakes(&process, state),
             state,
         };
         let listeners =
@@ -212,11 +215,20 @@ impl Runtime {
 }
 
 /// The parts that listeners refer to.
+/// The handshakes of all listeners, within the limits of the settings.
+fn open_handshakes(process: &Process, state: &ProcessState) -> Arc<Handshakes> {
+    let Process { max_handshakes, handshake_queue, .. } = *process;
+    state.handshakes.get_or_insert_with((max_handshakes, handshake_queue), || {
+        Handshakes::new(max_handshakes, handshake_queue, process.threads())
+    })
+}
+
 struct Parts<'a> {
     upstreams: &'a [Arc<Upstream>],
     authenticators: &'a [Arc<Authenticator>],
     topics: &'a [Arc<TopicPolicy>],
     signer: Option<&'a Arc<Signer>>,
+    handshakes: &'a Arc<Handshakes>,
     state: &'a ProcessState,
 }
 
@@ -269,6 +281,7 @@ impl Parts<'_> {
             uses_device: admission.uses("device") || rewriting.uses("device") || packets.uses("device"),
             admission,
             rewriting,
+            handshakes: Arc::clone(self.handshakes),
             rates: ConnectionLimits::new(settings.limits.connections, patience, name, &self.state.connections),
             max_session_lifetime: settings.limits.max_session_lifetime,
             packets,

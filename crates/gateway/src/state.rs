@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::auth;
-use crate::limits::{AllConnectionCounts, BanCounters, Descriptors, Pending, Permits};
+use crate::limits::{AllConnectionCounts, BanCounters, Descriptors, Handshakes, Pending, Permits, RecentClients};
 use crate::observe::{Observer, RateLimit};
 use crate::pki::RevocationStore;
 use crate::sessions::Sessions;
@@ -24,6 +24,9 @@ pub struct ProcessState {
     pub(crate) connections: AllConnectionCounts,
     pub(crate) descriptors: Descriptors,
     pub(crate) pending: Arc<Pending>,
+    /// By their limits: sessions of an older configuration keep theirs.
+    pub(crate) handshakes: WeakMap<(usize, usize), Handshakes>,
+    pub(crate) recent_clients: RecentClients,
     /// Limits how often it is logged that there are too few.
     pub(crate) too_few_descriptors: RateLimit,
     /// By the listener's name.

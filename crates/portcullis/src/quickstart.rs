@@ -43,7 +43,7 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
     let Loaded { runtime, .. } =
         Runtime::load(&config, &state).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     let _logging = crate::logging::start(&runtime.process, &state.observer)?;
-    crate::run::tokio_runtime(runtime.process.worker_threads)?.block_on(async {
+    crate::run::tokio_runtime(runtime.process.threads())?.block_on(async {
         let gateway = Gateway::start(&config, runtime, Arc::clone(&state)).await.map_err(|error| {
             let hint = format!("set another `bind` in `{}`", config.display());
             match crate::run::start_failure(error) {

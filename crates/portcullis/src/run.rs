@@ -30,7 +30,7 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
         // What collects JSON does not understand anything else.
         diagnostics.lines().for_each(|line| tracing::warn!("{line}"));
     }
-    let tokio = tokio_runtime(runtime.process.worker_threads)?;
+    let tokio = tokio_runtime(runtime.process.threads())?;
     let result = tokio.block_on(serve(path, runtime, state, &logging, early.hangup()));
     // The drain is over. Dropping the remaining tasks still writes their access log lines.
     tokio.shutdown_timeout(SHUTDOWN);
@@ -38,13 +38,9 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     result
 }
 
-/// Builds the runtime that moves bytes, with the configured number of threads or one per core. A single thread gets the
+/// Builds the runtime that moves bytes, with this number of threads. A single thread gets the
 /// current-thread scheduler: work stealing would only cost time.
-pub(crate) fn tokio_runtime(worker_threads: Option<usize>) -> io::Result<tokio::runtime::Runtime> {
-    let threads = match worker_threads {
-        Some(threads) => threads,
-        None => std::thread::available_parallelism().map_or(1, usize::from),
-    };
+pub(crate) fn tokio_runtime(threads: usize) -> io::Result<tokio::runtime::Runtime> {
     let mut builder = match threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),

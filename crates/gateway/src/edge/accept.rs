@@ -4,9 +4,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
+use crate::limits::{Handshakes, RecentClients};
 use crate::net::{Socket, Stream, bind};
 use crate::outcome::Reject;
 use crate::peer::Peer;
@@ -89,18 +92,25 @@ impl Accepted {
 }
 
 impl Arrived {
-    /// Performs the TLS handshake within its deadline. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
+    /// Performs the TLS handshake within its deadline, when it is its turn among `handshakes`. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
     /// belongs here, within the deadline, and wraps the stream.
     ///
     /// # Errors
     /// The handshake failed.
-    pub(crate) async fn secure(self, tls: Option<&ServerTls>) -> Result<Secured, Failed> {
+    pub(crate) async fn secure(
+        self,
+        tls: Option<&ServerTls>,
+        handshakes: &Arc<Handshakes>,
+        recent: &RecentClients,
+    ) -> Result<Secured, Failed> {
         let Self { socket, address } = self;
         match tls {
             Some(tls) => {
-                let handshake = tls.accept(socket, address);
+                let deadline = Instant::now() + tls.handshake_timeout();
+                let mut turn = Arc::clone(handshakes).turn(address.ip(), deadline);
+                let handshake = tls.accept(socket, address, &mut turn, recent.has(address.ip()));
                 let timeout = |_| Err(Failed::without_connection(Reject::HandshakeTimeout));
-                tokio::time::timeout(tls.handshake_timeout(), handshake).await.unwrap_or_else(timeout)
+                tokio::time::timeout_at(deadline, handshake).await.unwrap_or_else(timeout)
             }
             None => {
                 let (stream, peer) = (Stream::Tcp(socket), Peer::plain(address));

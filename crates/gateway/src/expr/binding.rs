@@ -5,6 +5,7 @@
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 
 use super::Expression;
+use super::tree::{literal_of, path};
 use crate::peer::{FACTS, ROOTS, root_of};
 
 /// A kind of clients of a listener: those that one authenticator admits, with or without a certificate.
@@ -408,13 +409,6 @@ impl<'a> Analysis<'a> {
     }
 }
 
-pub(super) fn literal_of(node: &IdedExpr) -> Option<&str> {
-    match &node.expr {
-        Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
-        _ => None,
-    }
-}
-
 fn boolean_of(node: &IdedExpr) -> Option<bool> {
     match &node.expr {
         Expr::Literal(LiteralValue::Boolean(value)) => Some(*value.inner()),
@@ -477,20 +471,6 @@ fn appended_by(step: &IdedExpr) -> Option<&IdedExpr> {
             _ => None,
         },
         (operators::CONDITIONAL, [_, step, _]) => appended_by(step),
-        _ => None,
-    }
-}
-
-/// The path of a fact or variable; `None`: the node is something else.
-pub(super) fn path(node: &IdedExpr) -> Option<String> {
-    match &node.expr {
-        Expr::Ident(name) => Some(name.clone()),
-        Expr::Select(select) if !select.test => Some(path(&select.operand)? + "." + &select.field),
-        // `cert["subject"]` is `cert.subject`.
-        Expr::Call(call) if call.func_name == operators::INDEX => match call.args.as_slice() {
-            [of, index] => Some(path(of)? + "." + literal_of(index)?),
-            _ => None,
-        },
         _ => None,
     }
 }

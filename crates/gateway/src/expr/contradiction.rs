@@ -4,7 +4,7 @@
 use cel::common::ast::{Expr, IdedExpr, LiteralValue, operators};
 
 use super::Expression;
-use super::binding::{literal_of, path};
+use super::tree::{literal_of, path};
 use super::values;
 
 impl Expression {

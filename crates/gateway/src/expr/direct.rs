@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use cel::common::ast::{CallExpr, Expr, IdedExpr, operators};
 
-use super::binding::{literal_of, path};
+use super::tree::{literal_of, path};
 use crate::peer::{FACTS, FactType, FactValue, Facts};
 
 /// An expression of such a form.

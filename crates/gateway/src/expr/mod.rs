@@ -16,6 +16,7 @@ mod search;
 mod strict;
 mod syntax;
 mod template;
+mod tree;
 mod value;
 mod values;
 

@@ -18,6 +18,18 @@ use crate::util::client_network::{ClientNetwork, path_of};
 /// One network gets at most a quarter of what may wait, and a quarter of all slots once half of them are taken.
 const SHARE: usize = 4;
 
+/// Of clients that wait, those of the first class get a slot first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    Begun,
+    Known,
+    Unknown,
+}
+
+const CLASSES: usize = 3;
+/// Each such slot goes to the last class first, so that others cannot starve it.
+const TURN_OF_LAST: u8 = 8;
+
 /// Slots that clients share.
 #[derive(Clone, Debug)]
 pub(crate) struct FairSlots(Arc<Inner>);
@@ -26,6 +38,8 @@ pub(crate) struct FairSlots(Arc<Inner>);
 struct Inner {
     slots: usize,
     max_waiting: usize,
+    /// How many of those that wait may be of one network.
+    max_of_network: usize,
     state: Mutex<State>,
 }
 
@@ -33,8 +47,13 @@ struct Inner {
 struct State {
     taken: usize,
     taken_by: HashMap<ClientNetwork, usize>,
-    waiting: Rotation<ClientNetwork, Rotation<u16, Rotation<u16, Line>>>,
+    /// By class.
+    waiting: [Waiting; CLASSES],
+    /// Counts the slots that were passed on.
+    passed_on: u8,
 }
+
+type Waiting = Rotation<ClientNetwork, Rotation<u16, Rotation<u16, Line>>>;
 
 /// A slot. Dropping it passes it on.
 #[derive(Debug)]
@@ -47,22 +66,48 @@ pub(crate) struct Slot {
 impl FairSlots {
     /// `slots` can be taken at once, and `max_waiting` clients may wait for one; at least one each.
     pub(crate) fn new(slots: usize, max_waiting: usize) -> Self {
-        Self(Arc::new(Inner { slots: slots.max(1), max_waiting: max_waiting.max(1), state: Mutex::default() }))
+        let (slots, max_waiting) = (slots.max(1), max_waiting.max(1));
+        let max_of_network = max_waiting.div_ceil(SHARE);
+        Self(Arc::new(Inner { slots, max_waiting, max_of_network, state: Mutex::default() }))
+    }
+
+    /// The same, where one network may use the whole queue: once it is full, the network with most clients makes room for
+    /// others.
+    pub(super) fn shared_by_all(self) -> Self {
+        let Inner { slots, max_waiting, .. } = *self.0;
+        Self(Arc::new(Inner { slots, max_waiting, max_of_network: max_waiting, state: Mutex::default() }))
     }
 
     /// Waits for a slot. The caller sets the deadline: a client that stops waiting loses its turn. `None`: too many
     /// clients wait, or too many of this network.
     pub(crate) async fn take(&self, address: IpAddr) -> Option<Slot> {
+        self.take_as(address, || Class::Unknown).await
+    }
+
+    /// As [`take`](Self::take), with the client's class, which is only asked for if it has to wait.
+    pub(super) async fn take_as(&self, address: IpAddr, class: impl FnOnce() -> Class) -> Option<Slot> {
         let path = path_of(address);
+        if let Some(slot) = self.take_now(path.0) {
+            return Some(slot);
+        }
+        let class = class();
         let turn = {
             let mut state = self.0.state.lock();
             if state.has_place(path.0, &self.0) {
                 state.take(path.0);
                 return Some(Slot { inner: Arc::clone(&self.0), network: path.0 });
             }
-            state.wait(path, &self.0)?
+            state.wait(path, class, &self.0)?
         };
         turn.await.ok()
+    }
+
+    fn take_now(&self, network: ClientNetwork) -> Option<Slot> {
+        let mut state = self.0.state.lock();
+        state.has_place(network, &self.0).then(|| {
+            state.take(network);
+            Slot { inner: Arc::clone(&self.0), network }
+        })
     }
 }
 
@@ -105,33 +150,55 @@ impl State {
         }
     }
 
-    fn wait(&mut self, path: (ClientNetwork, (u16, (u16, ()))), inner: &Inner) -> Option<oneshot::Receiver<Slot>> {
-        let (network, max_of_network) = (path.0, inner.max_waiting.div_ceil(SHARE));
-        if self.waiting.len() >= inner.max_waiting || self.waiting.len_of(network) >= max_of_network {
-            self.waiting.remove_gone();
+    fn wait(
+        &mut self,
+        path: (ClientNetwork, (u16, (u16, ()))),
+        class: Class,
+        inner: &Inner,
+    ) -> Option<oneshot::Receiver<Slot>> {
+        let network = path.0;
+        if self.waiting() >= inner.max_waiting || self.waiting_of(network) >= inner.max_of_network {
+            self.waiting.iter_mut().for_each(Queue::remove_gone);
         }
-        let of_network = self.waiting.len_of(network);
-        if of_network >= max_of_network {
+        if self.waiting_of(network) >= inner.max_of_network {
             return None;
         }
-        if self.waiting.len() >= inner.max_waiting {
-            // The network with most clients loses one, if it still has no fewer than the newcomer's then.
-            if self.waiting.longest()? < of_network + 2 {
+        if self.waiting() >= inner.max_waiting {
+            // Of the last class that is waiting, the network with most clients loses one, if it still has no fewer than the
+            // newcomer's then. A newcomer of a class before takes its place.
+            let last = self.waiting.iter().rposition(|waiting| waiting.len() > 0)?;
+            let is_before = (class as usize) < last;
+            let waiting = &mut self.waiting[last];
+            if !is_before && (last < class as usize || waiting.longest()? < waiting.len_of(network) + 2) {
                 return None;
             }
-            self.waiting.remove_of_longest();
+            waiting.remove_of_longest();
         }
         let (turn, receiver) = oneshot::channel();
-        self.waiting.push(path, turn);
+        self.waiting[class as usize].push(path, turn);
         Some(receiver)
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting.iter().map(Queue::len).sum()
+    }
+
+    fn waiting_of(&self, network: ClientNetwork) -> usize {
+        self.waiting.iter().map(|waiting| waiting.len_of(network)).sum()
     }
 
     /// The client that gets the next slot, which is counted as taken.
     fn next(&mut self, inner: &Inner) -> Option<(ClientNetwork, Turn)> {
         let mut waiting = std::mem::take(&mut self.waiting);
-        let next = waiting.pop_if(|network| self.has_place(*network, inner));
+        let mut order: [usize; CLASSES] = std::array::from_fn(|class| class);
+        if self.passed_on % TURN_OF_LAST == TURN_OF_LAST - 1 {
+            order.rotate_right(1);
+        }
+        let mut in_order = order.into_iter();
+        let next = in_order.find_map(|class| waiting[class].pop_if(|network| self.has_place(*network, inner)));
         self.waiting = waiting;
         let (network, turn) = next?;
+        self.passed_on = self.passed_on.wrapping_add(1);
         self.take(network);
         Some((network, turn))
     }
@@ -387,7 +454,7 @@ mod tests {
         drop(held);
         assert!(take("192.0.2.9").await.is_some());
         let state = slots.0.state.lock();
-        assert_eq!((state.taken, state.taken_by.len(), state.waiting.len()), (0, 0, 0), "nobody is left");
+        assert_eq!((state.taken, state.taken_by.len(), state.waiting()), (0, 0, 0), "nobody is left");
     }
 
     #[tokio::test]
@@ -417,11 +484,11 @@ mod tests {
             clients.tasks.pop().unwrap().abort();
             tokio::task::yield_now().await;
         }
-        assert!(clients.slots.0.state.lock().waiting.len() <= 25);
+        assert!(clients.slots.0.state.lock().waiting() <= 25);
         clients.arrive("192.0.2.7 at last").await;
         let slots = clients.slots.clone();
         assert_eq!(clients.served().await, ["192.0.2.7 at last"]);
-        assert_eq!(slots.0.state.lock().waiting.len(), 0);
+        assert_eq!(slots.0.state.lock().waiting(), 0);
         assert!(slots.take(IpAddr::from([192, 0, 2, 8])).await.is_some());
     }
 }

@@ -38,6 +38,12 @@ super::reasons! {
         connack: Some(Refusal::QuotaExceeded), is_failed_proof: false,
         hint: Some("compare `detail` with [listener.limits]; behind a load balancer all clients have one address");
 
+    /// More handshakes than `max_handshakes` were in progress, and so many others waited that this one had no turn within
+    /// `handshake_timeout`, or did not fit into `handshake_queue`.
+    TooManyHandshakes = "too_many_handshakes", Handshake, Gateway, 503,
+        connack: None, is_failed_proof: false,
+        hint: Some("after an outage of the network the fleet comes back within minutes; if it lasts, add cores or gateways");
+
     /// The limit of open files leaves no descriptors for another connection.
     TooFewDescriptors = "too_few_descriptors", Accept, Gateway, 503,
         connack: None, is_failed_proof: false,

@@ -2,17 +2,12 @@
 //! chain again without its signatures. Enters: a path that webpki verified. Leaves: a [`VerifiedChain`].
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
 use x509_parser::oid_registry::{OID_PKIX_ACCESS_DESCRIPTOR_OCSP, OID_X509_EXT_CRL_DISTRIBUTION_POINTS};
 use x509_parser::prelude::X509Certificate;
 
-use super::parsed::ParsedCertificate;
-use crate::outcome::{ChainError, note_detail};
-use crate::peer::Certificate;
 use crate::util::crypto::sha256;
 
 /// A CA, identified by its name and key. By name alone, a CRL of one CA would cover certificates of another CA with the
@@ -119,31 +114,6 @@ impl VerifiedChain {
     /// The chain, verified with these constraints of its anchor.
     pub(super) fn constrained(self, anchor_constraints: u64) -> Self {
         Self { anchor_constraints, ..self }
-    }
-
-    /// Takes the certificates of a verified path, the device's own first, up to the one that `anchor` issued. Returns the
-    /// device's own certificate too, so that it is parsed once.
-    ///
-    /// # Errors
-    /// A certificate cannot be parsed, has a serial number of more than 20 octets, or a keyUsage that does not allow what
-    /// it is used for.
-    pub(super) fn of(path: &[CertificateDer<'_>], anchor: IssuerId) -> Result<(Self, Arc<Certificate>), ChainError> {
-        let parsed = path.iter().map(|der| ParsedCertificate::of(der));
-        let parsed: Vec<_> = parsed.collect::<Option<_>>().ok_or(ChainError::Malformed)?;
-        let (leaf, authorities) = parsed.split_first().ok_or(ChainError::Malformed)?;
-        if !leaf.may_sign_handshakes {
-            note_detail("its key usage lacks digitalSignature");
-            return Err(ChainError::Purpose);
-        }
-        if let Some(authority) = authorities.iter().find(|authority| !authority.may_sign_certificates) {
-            let subject = authority.certificate.subject.dn.as_deref().unwrap_or_default();
-            note_detail(&format!("`{subject}`, which issued it, has a key usage without keyCertSign"));
-            return Err(ChainError::NotACa);
-        }
-        let issuers = authorities.iter().map(|authority| authority.id).chain([anchor]);
-        let links: Option<Vec<_>> = parsed.iter().zip(issuers).map(|(it, issuer)| it.issued_by(issuer)).collect();
-        let chain = Self::new(leaf.digest, links.ok_or(ChainError::Malformed)?).ok_or(ChainError::Malformed)?;
-        Ok((chain, Arc::clone(&leaf.certificate)))
     }
 
     /// Whether `leaf`, in DER, is the device's own certificate of this chain.

@@ -4,9 +4,11 @@
 
 use std::sync::{Arc, LazyLock};
 
+use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::chain::{ChainCertificate, IssuerId, Serial, distribution_points, responder};
+use super::chain::{ChainCertificate, IssuerId, Serial, VerifiedChain, distribution_points, responder};
+use crate::outcome::{ChainError, note_detail};
 use crate::peer::Certificate;
 use crate::trust::{may_sign_certificates, may_sign_handshakes};
 use crate::util::crypto::sha256;
@@ -19,15 +21,15 @@ const OVERHEAD: usize = 1 << 10;
 
 /// A certificate, parsed.
 #[derive(Debug)]
-pub(super) struct ParsedCertificate {
+struct ParsedCertificate {
     /// SHA-256 of its DER.
-    pub(super) digest: [u8; 32],
+    digest: [u8; 32],
     /// Its identity as an authority.
-    pub(super) id: IssuerId,
-    pub(super) may_sign_handshakes: bool,
-    pub(super) may_sign_certificates: bool,
+    id: IssuerId,
+    may_sign_handshakes: bool,
+    may_sign_certificates: bool,
     /// Its fields, for expressions and logs.
-    pub(super) certificate: Arc<Certificate>,
+    certificate: Arc<Certificate>,
     /// `None`: it has more than 20 octets.
     serial: Option<Serial>,
     distribution_points: Option<Vec<String>>,
@@ -36,7 +38,7 @@ pub(super) struct ParsedCertificate {
 
 impl ParsedCertificate {
     /// From DER; `None`: it cannot be parsed.
-    pub(super) fn of(der: &[u8]) -> Option<Arc<Self>> {
+    fn of(der: &[u8]) -> Option<Arc<Self>> {
         static PARSED: LazyLock<Recent<Arc<ParsedCertificate>>> = LazyLock::new(|| Recent::new(MAX_BYTES));
         let digest = sha256(der);
         if let Some(known) = PARSED.get(&digest) {
@@ -58,7 +60,7 @@ impl ParsedCertificate {
     }
 
     /// As a certificate of a chain; `None`: its serial number is too long.
-    pub(super) fn issued_by(&self, issuer: IssuerId) -> Option<ChainCertificate> {
+    fn issued_by(&self, issuer: IssuerId) -> Option<ChainCertificate> {
         Some(ChainCertificate {
             issuer,
             serial: self.serial?,
@@ -68,6 +70,34 @@ impl ParsedCertificate {
             responder: self.responder.clone(),
         })
     }
+}
+
+/// Takes the certificates of a verified path, the device's own first, up to the one that `anchor` issued. Returns the chain, and
+/// the device's own certificate.
+///
+/// # Errors
+/// A certificate cannot be parsed, has a serial number of more than 20 octets, or a keyUsage that does not allow what it is
+/// used for.
+pub(super) fn verified_chain(
+    path: &[CertificateDer<'_>],
+    anchor: IssuerId,
+) -> Result<(VerifiedChain, Arc<Certificate>), ChainError> {
+    let parsed = path.iter().map(|der| ParsedCertificate::of(der));
+    let parsed: Vec<_> = parsed.collect::<Option<_>>().ok_or(ChainError::Malformed)?;
+    let (leaf, authorities) = parsed.split_first().ok_or(ChainError::Malformed)?;
+    if !leaf.may_sign_handshakes {
+        note_detail("its key usage lacks digitalSignature");
+        return Err(ChainError::Purpose);
+    }
+    if let Some(authority) = authorities.iter().find(|authority| !authority.may_sign_certificates) {
+        let subject = authority.certificate.subject.dn.as_deref().unwrap_or_default();
+        note_detail(&format!("`{subject}`, which issued it, has a key usage without keyCertSign"));
+        return Err(ChainError::NotACa);
+    }
+    let issuers = authorities.iter().map(|authority| authority.id).chain([anchor]);
+    let links: Option<Vec<_>> = parsed.iter().zip(issuers).map(|(it, issuer)| it.issued_by(issuer)).collect();
+    let chain = VerifiedChain::new(leaf.digest, links.ok_or(ChainError::Malformed)?).ok_or(ChainError::Malformed)?;
+    Ok((chain, Arc::clone(&leaf.certificate)))
 }
 
 /// The fields of a device's certificate, whose chain was verified; `None`: it cannot be parsed.

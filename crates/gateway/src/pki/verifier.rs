@@ -16,6 +16,7 @@ use super::anchors::Anchors;
 use super::chain::{ChainCertificate, VerifiedChain};
 use super::crl::Coverage;
 use super::ocsp::OcspStatus;
+use super::parsed::verified_chain;
 use super::revocation::RevocationStore;
 use super::source::{Origin, Source, Status};
 use crate::config::tables::{ClientCertificates, CrlOrigin, OcspScope, OnFailure};
@@ -146,7 +147,7 @@ impl ChainVerifier {
         let mut certificates = vec![parsed.der()];
         certificates.extend(path.intermediate_certificates().map(webpki::Cert::der));
         let anchor = anchors.id_of(path.anchor()).ok_or(ChainError::UnknownCa)?;
-        let (chain, leaf) = VerifiedChain::of(&certificates, anchor)?;
+        let (chain, leaf) = verified_chain(&certificates, anchor)?;
         let chain = chain.constrained(anchors.trusted().constraints_of(path.anchor(), now));
         for (authority, certificate) in certificates.iter().skip(1).zip(chain.certificates()) {
             let known = self.revocation.shared.issuers.get(&certificate.issuer);

@@ -113,10 +113,11 @@ async fn establish(
         note_detail(limit);
         return Err(Reject::QuotaExceeded.into());
     }
-    let mut secured = secure(arrived, listener, session, record).await?;
+    let mut secured = secure(arrived, listener, session, shared, record).await?;
     match negotiate(&mut secured, over_limit, listener, session, shared, record).await {
         Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec }) => {
             record.info.set_connected();
+            shared.state.recent_clients.add(record.info.address().ip());
             let ends = Ends {
                 client: secured.stream,
                 broker: dialed.stream,
@@ -173,9 +174,11 @@ async fn secure(
     arrived: Arrived,
     listener: &Listener,
     session: &SessionGuard,
+    shared: &Shared,
     record: &mut Record,
 ) -> Result<Secured, Reject> {
-    let mut secured = match arrived.secure(listener.tls.as_ref()).await {
+    let (handshakes, recent) = (&listener.handshakes, &shared.state.recent_clients);
+    let mut secured = match arrived.secure(listener.tls.as_ref(), handshakes, recent).await {
         Ok(secured) => secured,
         Err(failed) => {
             let reject = failed.reject;

@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 use rustls::server::{CertificateType, ClientHello, NoServerSessionStorage, ResolvesServerCert, WantsServerCert};
 use rustls::{ProtocolVersion, ServerConfig, SupportedProtocolVersion};
 
+use super::client_hello;
 use super::context::{Context, ListenerState};
 use super::handshake::{Handshake, HandshakeKeys};
 use super::identify::Finished;
@@ -20,6 +21,7 @@ use super::server_handshake::{Completed, Failure, ServerHandshake};
 use super::verifier::{DeviceVerifier, note_error, reject};
 use crate::config::tables::{self, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
+use crate::limits::{TooManyHandshakes, Turn};
 use crate::net::{Socket, Stream, acknowledge_now};
 use crate::outcome::Reject;
 use crate::peer::KeyFormat;
@@ -156,17 +158,23 @@ impl CertificateTls {
     }
 
     /// Performs the handshake with a device. The caller sets the deadline.
-    pub(super) async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
+    pub(super) async fn accept(
+        &self,
+        socket: Socket,
+        address: SocketAddr,
+        turn: &mut Turn,
+        is_recent: bool,
+    ) -> Result<Secured, Failed> {
         let handshake = Arc::new(Handshake::default());
-        let (completed, device_key) =
-            self.complete(ServerHandshake::new(socket), &handshake).await.map_err(|failure| {
-                let reject = match reason(&failure.error) {
-                    // Where only keys count, a certificate is just one way to present one.
-                    Reject::NoCertificate if self.trust.is_none() => Reject::UnknownKey,
-                    reject => reject,
-                };
-                Failed { reject, connection: Some(FailedConnection::Tcp(failure.socket)) }
-            })?;
+        let start = ServerHandshake::new(socket);
+        let (completed, device_key) = self.complete(start, &handshake, turn, is_recent).await.map_err(|failure| {
+            let reject = match reason(&failure.error) {
+                // Where only keys count, a certificate is just one way to present one.
+                Reject::NoCertificate if self.trust.is_none() => Reject::UnknownKey,
+                reject => reject,
+            };
+            Failed { reject, connection: Some(FailedConnection::Tcp(failure.socket)) }
+        })?;
         let session = completed.state();
         if session.protocol_version() == Some(ProtocolVersion::TLSv1_3) && self.resumption.is_none() {
             // No ticket carries the acknowledgement.
@@ -192,6 +200,8 @@ impl CertificateTls {
         &self,
         start: ServerHandshake<Socket>,
         handshake: &Arc<Handshake>,
+        turn: &mut Turn,
+        is_recent: bool,
     ) -> Result<(Completed<Socket>, KeyFormat), Failure<Socket>> {
         let (start, device_key, server_key) = match &self.raw_keys {
             None => (start, KeyFormat::Certificate, KeyFormat::Certificate),
@@ -201,7 +211,11 @@ impl CertificateTls {
             }
         };
         let config = self.config(device_key, server_key, handshake);
-        Ok((start.complete(config).await?, device_key))
+        let resumes = |received: &[u8]| {
+            let (resumption, ticket) = (self.resumption.as_ref(), client_hello::ticket(received));
+            resumption.zip(ticket).is_some_and(|(resumption, ticket)| resumption.has_issued(ticket))
+        };
+        Ok((start.complete(config, turn, |received| is_recent || resumes(received)).await?, device_key))
     }
 
     /// The formats of the device's key and of the server's.
@@ -282,11 +296,13 @@ impl CertificateTls {
 }
 
 fn reason(error: &io::Error) -> Reject {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+    let Some(inner) = error.get_ref() else { return Reject::HandshakeClosed };
+    match inner.downcast_ref::<rustls::Error>() {
         Some(error) => {
             note_error(error);
             reject(error)
         }
+        None if inner.is::<TooManyHandshakes>() => Reject::TooManyHandshakes,
         None => Reject::HandshakeClosed,
     }
 }

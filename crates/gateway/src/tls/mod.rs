@@ -3,6 +3,7 @@
 
 mod certificate;
 mod client;
+mod client_hello;
 mod context;
 mod handshake;
 mod identify;

@@ -15,6 +15,7 @@ use crate::config::{Complaint, Diagnostics, Reported, Setting, warn_if_exposed};
 use crate::devices::{Entry, Replica, SecretKey, UsedCredential};
 use crate::evidence::Evidence;
 use crate::files::read_entries;
+use crate::limits::Turn;
 use crate::net::{Socket, Stream, acknowledge_now};
 use crate::outcome::{Reject, note_key};
 use crate::peer::{self, Identity, Peer, TlsSession};
@@ -81,8 +82,20 @@ impl PskTls {
     }
 
     /// Performs the handshake with a device. The caller sets the deadline.
-    pub(super) async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
-        let mut accepted = self.0.accept(socket).await.map_err(|rejected| Failed {
+    pub(super) async fn accept(
+        &self,
+        socket: Socket,
+        address: SocketAddr,
+        turn: &mut Turn,
+        is_recent: bool,
+    ) -> Result<Secured, Failed> {
+        // A client that sends nothing has no turn. An error is reported by the handshake.
+        let _ = socket.readable().await;
+        if turn.begin(|| is_recent).await.is_err() {
+            return Err(Failed { reject: Reject::TooManyHandshakes, connection: Some(FailedConnection::Tcp(socket)) });
+        }
+        // OpenSSL computes within it, but little: a pre-shared key is proved by hashes.
+        let mut accepted = turn.wait_for(self.0.accept(socket)).await.map_err(|rejected| Failed {
             reject: self.0.lookup().or_registry_unavailable(reject(rejected.reason)),
             connection: rejected.stream.map(|stream| FailedConnection::Psk(Box::new(stream))),
         })?;

@@ -104,6 +104,15 @@ impl Resumption {
     }
 
     fn unseal(&self, ticket: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
+        self.unwrap(&self.open(ticket)?, handshake)
+    }
+
+    /// Whether a gateway with the same keys has issued this ticket. Whether its session may be resumed is not decided.
+    pub(super) fn has_issued(&self, ticket: &[u8]) -> bool {
+        self.gives_tickets && self.open(ticket).is_some()
+    }
+
+    fn open(&self, ticket: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (header, rest) = ticket.split_at_checked(HEADER_LEN)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
         let (version, epoch) = header.split_first()?;
@@ -113,8 +122,9 @@ impl Resumption {
         let key = self.keys().get(i64::from_be_bytes(epoch.try_into().ok()?), now() / EPOCH, self.lifetime)?;
         let mut sealed = Zeroizing::new(sealed.to_vec());
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let wrapped = key.open_in_place(nonce, Aad::from(header), &mut sealed).ok()?;
-        self.unwrap(wrapped, handshake)
+        let len = key.open_in_place(nonce, Aad::from(header), &mut sealed).ok()?.len();
+        sealed.truncate(len);
+        Some(sealed)
     }
 }
 

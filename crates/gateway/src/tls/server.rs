@@ -15,6 +15,7 @@ use crate::config::tables::{Tls, TlsMode};
 use crate::config::{Diagnostics, Reported};
 use crate::devices::{Replica, UsedCredential};
 use crate::evidence::Evidence;
+use crate::limits::Turn;
 use crate::net::Socket;
 use crate::outcome::CloseReason;
 use crate::pki::ChainVerifier;
@@ -59,15 +60,22 @@ impl ServerTls {
         Ok(Self { engine, handshake_timeout: settings.handshake_timeout })
     }
 
-    /// Performs the handshake with a device. The caller sets the deadline, [`ServerTls::handshake_timeout`].
+    /// Performs the handshake with a device, when it is its turn. `is_recent`: a client at its address was connected lately.
+    /// The caller sets the deadline, [`ServerTls::handshake_timeout`].
     ///
     /// # Errors
     /// Why it failed, and the connection, if it still has to be closed.
-    pub(crate) async fn accept(&self, socket: Socket, address: SocketAddr) -> Result<Secured, Failed> {
+    pub(crate) async fn accept(
+        &self,
+        socket: Socket,
+        address: SocketAddr,
+        turn: &mut Turn,
+        is_recent: bool,
+    ) -> Result<Secured, Failed> {
         match &self.engine {
-            Engine::Certificates(certificates) => certificates.accept(socket, address).await,
+            Engine::Certificates(certificates) => certificates.accept(socket, address, turn, is_recent).await,
             #[cfg(feature = "psk")]
-            Engine::Psk(psk) => psk.accept(socket, address).await,
+            Engine::Psk(psk) => psk.accept(socket, address, turn, is_recent).await,
         }
     }
 

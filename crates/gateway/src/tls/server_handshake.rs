@@ -8,10 +8,11 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::server::{Acceptor, ClientHello, UnbufferedServerConnection};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus};
 use rustls::{CommonState, Error, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::limits::Turn;
 use crate::net::{Leftovers, TlsStream};
 
 /// How much a handshake reads at once: most messages of a device fit.
@@ -76,70 +77,49 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
         }
     }
 
-    /// Completes the handshake. What the gateway sends last may still have to be sent: it goes with its first bytes, or when
-    /// it waits for the client.
-    pub(super) async fn complete(mut self, config: Arc<ServerConfig>) -> Result<Completed<S>, Failure<S>> {
-        let mut connection = match UnbufferedServerConnection::new(config) {
-            Ok(connection) => connection,
+    /// Completes the handshake. `is_known`: whether the client comes first, by what it has sent, if handshakes have to wait.
+    /// What the gateway sends last may still have to be sent: it goes with its first bytes, or when it waits for the client.
+    pub(super) async fn complete(
+        mut self,
+        config: Arc<ServerConfig>,
+        turn: &mut Turn,
+        is_known: impl Fn(&[u8]) -> bool,
+    ) -> Result<Completed<S>, Failure<S>> {
+        let mut rustls = match UnbufferedServerConnection::new(config) {
+            Ok(connection) => Rustls { connection, visible: 0 },
             Err(error) => return Err(self.failed(io::Error::other(error))),
         };
-        // How many of the bytes rustls may see: a record more whenever it wants one. What follows the handshake is not for it.
-        let mut visible = 0;
         loop {
-            let status = connection.process_tls_records(&mut self.incoming[..visible]);
-            let (used, mut must_wait) = (status.discard, false);
-            let failed = match status.state {
-                Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut self.outgoing).err(),
-                Ok(ConnectionState::TransmitTlsData(data)) => {
-                    // Sent when the client has to answer, together with what follows.
-                    data.done();
-                    None
-                }
-                Ok(ConnectionState::BlockedHandshake) => {
-                    must_wait = true;
-                    None
-                }
-                Ok(ConnectionState::WriteTraffic(_)) => {
-                    self.incoming.drain(..used);
+            if let Err(error) = turn.wait_for(self.next_record(rustls.visible)).await {
+                return Err(self.failed(error));
+            }
+            if let Err(error) = turn.begin(|| is_known(&self.incoming)).await {
+                return Err(self.failed(io::Error::other(error)));
+            }
+            let progress = match turn.compute().await {
+                Ok(_permit) => rustls.process(&mut self.incoming, &mut self.outgoing),
+                Err(error) => return Err(self.failed(io::Error::other(error))),
+            };
+            match progress {
+                Ok(Progress::NeedsMore) => {}
+                Ok(Progress::Complete) => {
                     let Self { socket, mut incoming, outgoing } = self;
                     incoming.shrink_to_fit();
-                    return Ok(Completed { socket, connection, leftovers: Leftovers { incoming, outgoing } });
+                    let leftovers = Leftovers { incoming, outgoing };
+                    return Ok(Completed { socket, connection: rustls.connection, leftovers });
                 }
-                // Application data and the end of the connection, which come behind the handshake, and early data, which is
-                // not accepted.
-                Ok(_) => Some(Error::General("rustls is in a state that no handshake has".into())),
-                Err(error) => Some(error),
-            };
-            self.incoming.drain(..used);
-            visible -= used;
-            if let Some(error) = failed {
-                // The alert, which comes before anything else is processed.
-                let status = connection.process_tls_records(&mut self.incoming[..visible]);
-                if let Ok(ConnectionState::EncodeTlsData(data)) = status.state {
-                    let _ = encode(data, &mut self.outgoing);
-                }
-                return Err(self.fail(error).await);
-            }
-            if must_wait {
-                visible += match self.next_record(visible).await {
-                    Ok(len) => len,
-                    Err(error) => return Err(self.failed(error)),
-                };
+                Err(error) => return Err(self.fail(error).await),
             }
         }
     }
 
-    /// The length of the record at this place. If it is incomplete, it is the client's turn: sends what waits, and reads.
-    async fn next_record(&mut self, at: usize) -> io::Result<usize> {
-        loop {
-            match record_len(&self.incoming[at..]) {
-                0 => {
-                    self.send().await?;
-                    self.read().await?;
-                }
-                len => return Ok(len),
-            }
+    /// Waits until there is a whole record at this place. It is the client's turn: sends what waits, and reads.
+    async fn next_record(&mut self, at: usize) -> io::Result<()> {
+        while record_len(&self.incoming[at..]) == 0 {
+            self.send().await?;
+            self.read().await?;
         }
+        Ok(())
     }
 
     async fn send(&mut self) -> io::Result<()> {
@@ -170,6 +150,64 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
 
     fn failed(self, error: io::Error) -> Failure<S> {
         Failure { error, socket: self.socket }
+    }
+}
+
+/// rustls' connection, and how many of the received bytes it may see: a record more whenever it wants one. What follows the
+/// handshake is not for it.
+struct Rustls {
+    connection: UnbufferedServerConnection,
+    visible: usize,
+}
+
+/// How far a handshake has come.
+enum Progress {
+    NeedsMore,
+    Complete,
+}
+
+impl Rustls {
+    /// Processes what was received as far as possible, and appends to `outgoing` what has to be sent.
+    ///
+    /// # Errors
+    /// rustls' reason. The alert is in `outgoing`.
+    fn process(&mut self, incoming: &mut Vec<u8>, outgoing: &mut Vec<u8>) -> Result<Progress, Error> {
+        loop {
+            let UnbufferedStatus { discard, state, .. } =
+                self.connection.process_tls_records(&mut incoming[..self.visible]);
+            let progress = match state {
+                Ok(ConnectionState::EncodeTlsData(data)) => encode(data, outgoing).map(|()| None),
+                Ok(ConnectionState::TransmitTlsData(data)) => {
+                    // Sent when the client has to answer, together with what follows.
+                    data.done();
+                    Ok(None)
+                }
+                Ok(ConnectionState::BlockedHandshake) => Ok(Some(Progress::NeedsMore)),
+                Ok(ConnectionState::WriteTraffic(_)) => Ok(Some(Progress::Complete)),
+                // Application data and the end of the connection, which come behind the handshake, and early data, which is
+                // not accepted.
+                Ok(_) => Err(Error::General("rustls is in a state that no handshake has".into())),
+                Err(error) => Err(error),
+            };
+            incoming.drain(..discard);
+            self.visible -= discard;
+            match progress {
+                Ok(None) => {}
+                Ok(Some(Progress::NeedsMore)) => match record_len(&incoming[self.visible..]) {
+                    0 => return Ok(Progress::NeedsMore),
+                    len => self.visible += len,
+                },
+                Ok(Some(Progress::Complete)) => return Ok(Progress::Complete),
+                Err(error) => {
+                    // The alert, which comes before anything else is processed.
+                    let status = self.connection.process_tls_records(&mut incoming[..self.visible]);
+                    if let Ok(ConnectionState::EncodeTlsData(data)) = status.state {
+                        let _ = encode(data, outgoing);
+                    }
+                    return Err(error);
+                }
+            }
+        }
     }
 }
 

@@ -19,6 +19,12 @@ use crate::util::suggest::suggest;
 pub(in crate::config) struct RuntimeTable {
     /// Threads that serve connections, 1 to 1024. Takes effect after a restart. Default: the number of cores.
     worker_threads: Option<Setting<usize>>,
+    /// The number of TLS handshakes that may be in progress at once, 1 to 65536. Others wait: those of clients that were
+    /// connected lately or resume a session come first. A handshake whose client does not answer for 250 ms does not count.
+    max_handshakes: Setting<usize>,
+    /// The number of handshakes that may wait, 1 to 1000000, each for `handshake_timeout` at most. Beyond it, connections are
+    /// closed before they cost anything.
+    handshake_queue: Setting<usize>,
     /// The time within which the gateway ends all sessions after SIGTERM, one after another.
     drain_timeout: Period,
     /// Log level: `error`, `warn`, `info`, `debug`, `trace`, also by target (`info,portcullis_gateway=debug`). Without a
@@ -32,6 +38,8 @@ impl Default for RuntimeTable {
     fn default() -> Self {
         Self {
             worker_threads: None,
+            max_handshakes: Setting::default_of(64),
+            handshake_queue: Setting::default_of(10_000),
             drain_timeout: Period(Duration::from_secs(30)),
             log: Setting::default_of("info".to_owned()),
             log_format: LogFormat::Text,
@@ -87,12 +95,23 @@ pub(in crate::config) struct AdminTable {
 pub struct Process {
     /// `None`: one for each core.
     pub worker_threads: Option<usize>,
+    /// How many handshakes may be in progress at once.
+    pub max_handshakes: usize,
+    /// How many more may wait.
+    pub handshake_queue: usize,
     /// How long sessions may continue after SIGTERM.
     pub drain_timeout: Duration,
     /// Log filter directives.
     pub log: String,
     /// The format of log lines.
     pub log_format: LogFormat,
+}
+
+impl Process {
+    /// The number of threads that serve connections.
+    pub fn threads(&self) -> usize {
+        self.worker_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
 }
 
 /// The access log, validated.
@@ -117,6 +136,13 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
     if let Some(threads) = table.worker_threads.as_ref().filter(|threads| !(1..=1024).contains(&threads.value)) {
         document.error(threads, "`worker_threads` must be between 1 and 1024");
     }
+    for (name, setting, max) in
+        [("max_handshakes", &table.max_handshakes, 1 << 16), ("handshake_queue", &table.handshake_queue, 1_000_000)]
+    {
+        if !(1..=max).contains(&setting.value) {
+            document.error(setting, format!("`{name}` must be between 1 and {max}"));
+        }
+    }
     if let Some(target) = misspelt_target(&table.log) {
         document.error(
             &table.log,
@@ -128,6 +154,8 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
     }
     Process {
         worker_threads: table.worker_threads.as_ref().map(|threads| threads.value),
+        max_handshakes: table.max_handshakes.value,
+        handshake_queue: table.handshake_queue.value,
         drain_timeout: table.drain_timeout.0,
         log: table.log.value.clone(),
         log_format: table.log_format,

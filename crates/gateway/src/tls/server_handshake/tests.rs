@@ -15,9 +15,11 @@ use rustls::{
     ServerConnection, SupportedCipherSuite, SupportedProtocolVersion,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::*;
+use crate::limits::Handshakes;
 use crate::util::crypto::provider;
 
 static VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
@@ -110,8 +112,14 @@ impl AsyncWrite for Trickle {
 }
 
 async fn accept<S: AsyncRead + AsyncWrite + Unpin>(socket: S, configs: &Configs) -> TlsStream<S> {
-    let completed = ServerHandshake::new(socket).complete(Arc::clone(&configs.server)).await;
+    let completed = ServerHandshake::new(socket).complete(Arc::clone(&configs.server), &mut turn(), |_| false).await;
     completed.unwrap_or_else(|failure| panic!("{}", failure.error)).into_stream().unwrap()
+}
+
+/// The turn of a client that is alone.
+fn turn() -> Turn {
+    let handshakes = Arc::new(Handshakes::new(1, 1, 1));
+    handshakes.turn([192, 0, 2, 1].into(), Instant::now() + Duration::from_secs(10))
 }
 
 /// Bytes that differ from place to place.
@@ -272,7 +280,11 @@ async fn a_handshake_that_fails_is_answered_with_an_alert() {
     {
         let (ours, mut theirs) = duplex(64 << 10);
         theirs.write_all(sent).await.unwrap();
-        let failure = ServerHandshake::new(ours).complete(Arc::clone(&configs.server)).await.err().unwrap();
+        let failure = ServerHandshake::new(ours)
+            .complete(Arc::clone(&configs.server), &mut turn(), |_| false)
+            .await
+            .err()
+            .unwrap();
         let reason = failure.error.get_ref().and_then(|error| error.downcast_ref::<Error>());
         assert!(reason.is_some(), "{}", failure.error);
         drop(failure);

@@ -1,0 +1,282 @@
+//! Handshakes in a storm: how many are in progress at once, in which order the others wait, and that sessions do not wait
+//! behind them. Enters: a client that is about to pay for a handshake with the gateway's CPU. Leaves: its turn, or the end of
+//! its patience.
+//!
+//! - **In progress.** A handshake takes a slot when its ClientHello is there, and gives it back when it is complete, or when
+//!   its client has not answered for [`GRACE`]: clients that stop in the middle hold up nobody.
+//! - **Order.** Those that have begun continue first, then clients that were connected lately or have a valid ticket: their
+//!   handshakes are cheap or likely to succeed. Within a class, networks take turns, and the oldest of a network is first.
+//! - **Computing.** As many handshakes compute at once as there are threads. Before one that had to wait goes on, its thread
+//!   runs what else is ready and looks for I/O: a message waits for one step of a handshake at most, not for all that have
+//!   arrived together.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::addresses::network_of;
+use super::fair::{Class, FairSlots, Slot};
+use crate::util::recent::{Key, Recent};
+
+/// How long a client may take to answer before its handshake no longer counts as being in progress.
+const GRACE: Duration = Duration::from_millis(250);
+/// The limit of addresses that are remembered as connected lately: 10 MB.
+const MAX_RECENT: usize = 100_000;
+
+/// The handshakes of all listeners.
+#[derive(Debug)]
+pub(crate) struct Handshakes {
+    slots: FairSlots,
+    computing: Semaphore,
+}
+
+/// Addresses of clients that had a session lately. Survives reloads.
+#[derive(Debug)]
+pub(crate) struct RecentClients(Recent<()>);
+
+/// Too many handshakes wait, or have waited too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooManyHandshakes;
+
+impl std::fmt::Display for TooManyHandshakes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("too many handshakes")
+    }
+}
+
+impl std::error::Error for TooManyHandshakes {}
+
+/// The turn of one handshake.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    handshakes: Arc<Handshakes>,
+    address: IpAddr,
+    /// When its client has no more patience.
+    deadline: Instant,
+    slot: Option<Slot>,
+    has_begun: bool,
+}
+
+impl Handshakes {
+    /// `max`: how many may be in progress at once; `max_waiting`: how many more may wait; `threads`: how many may compute.
+    pub(crate) fn new(max: usize, max_waiting: usize, threads: usize) -> Self {
+        Self { slots: FairSlots::new(max, max_waiting).shared_by_all(), computing: Semaphore::new(threads.max(1)) }
+    }
+
+    /// The turn of a client, until `deadline`.
+    pub(crate) const fn turn(self: Arc<Self>, address: IpAddr, deadline: Instant) -> Turn {
+        Turn { handshakes: self, address, deadline, slot: None, has_begun: false }
+    }
+}
+
+impl Turn {
+    /// Waits until the handshake is one of those in progress. `is_known`: whether the client was connected lately; only
+    /// asked if it has to wait.
+    ///
+    /// # Errors
+    /// Too many wait, or it has waited too long.
+    pub(crate) async fn begin(&mut self, is_known: impl FnOnce() -> bool) -> Result<(), TooManyHandshakes> {
+        if self.slot.is_none() {
+            let class = || match (self.has_begun, self.has_begun || is_known()) {
+                (true, _) => Class::Begun,
+                (false, true) => Class::Known,
+                (false, false) => Class::Unknown,
+            };
+            let slot = timeout_at(self.deadline, self.handshakes.slots.take_as(self.address, class)).await;
+            self.slot = Some(slot.ok().flatten().ok_or(TooManyHandshakes)?);
+        }
+        self.has_begun = true;
+        Ok(())
+    }
+
+    /// Waits until the handshake may compute. Drop the permit before waiting for anything else.
+    pub(crate) async fn compute(&self) -> Result<SemaphorePermit<'_>, TooManyHandshakes> {
+        if let Ok(permit) = self.handshakes.computing.try_acquire() {
+            return Ok(permit);
+        }
+        let permit = self.handshakes.computing.acquire().await.map_err(|_| TooManyHandshakes)?;
+        // Lets the thread look for I/O, and run what that makes ready.
+        tokio::task::yield_now().await;
+        Ok(permit)
+    }
+
+    /// Waits for the client, and gives the slot back if that takes long.
+    pub(crate) async fn wait_for<T>(&mut self, client: impl Future<Output = T>) -> T {
+        let mut client = std::pin::pin!(client);
+        if self.slot.is_some() {
+            if let Ok(result) = timeout(GRACE, &mut client).await {
+                return result;
+            }
+            self.slot = None;
+        }
+        client.await
+    }
+}
+
+impl RecentClients {
+    /// Remembers that a client at this address has a session.
+    pub(crate) fn add(&self, address: IpAddr) {
+        self.0.add(key(address), (), 1);
+    }
+
+    /// Whether a client at this address had a session lately.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        self.0.get(&key(address)).is_some()
+    }
+}
+
+impl Default for RecentClients {
+    fn default() -> Self {
+        Self(Recent::new(MAX_RECENT))
+    }
+}
+
+/// An address, not a digest: whoever has many addresses can fill one part of the map, and then replaces others there.
+fn key(address: IpAddr) -> Key {
+    let octets = match network_of(address) {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    };
+    let mut key = Key::default();
+    key[1..17].copy_from_slice(&octets);
+    key[0] = octets.iter().fold(0, |sum, octet| sum ^ octet);
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use parking_lot::Mutex;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn address(network: u8) -> IpAddr {
+        [192, 0, network, 1].into()
+    }
+
+    fn turn(handshakes: &Arc<Handshakes>, network: u8) -> Turn {
+        Arc::clone(handshakes).turn(address(network), Instant::now() + PATIENCE)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_have_begun_come_first_then_those_that_are_known_then_the_oldest() {
+        let handshakes = Arc::new(Handshakes::new(1, 100, 1));
+        let mut first = turn(&handshakes, 1);
+        first.begin(|| false).await.unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for (network, is_known) in [(2, false), (3, false), (4, true), (5, true)] {
+            let (mut turn, order) = (turn(&handshakes, network), Arc::clone(&order));
+            tasks.push(tokio::spawn(async move {
+                turn.begin(|| is_known).await.unwrap();
+                order.lock().push(network);
+            }));
+            sleep(Duration::from_millis(1)).await;
+        }
+        // Its client is silent, so another one is served; then it answers.
+        first.wait_for(sleep(GRACE * 2)).await;
+        assert!(first.slot.is_none());
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(*order.lock(), [4, 5, 2, 3]);
+
+        let mut other = turn(&handshakes, 6);
+        other.begin(|| false).await.unwrap();
+        let (waiting, order) = (Arc::clone(&order), Arc::clone(&order));
+        let mut known = turn(&handshakes, 7);
+        let known = tokio::spawn(async move {
+            known.begin(|| true).await.unwrap();
+            waiting.lock().push(7);
+        });
+        sleep(Duration::from_millis(1)).await;
+        let again = tokio::spawn(async move {
+            first.begin(|| false).await.unwrap();
+            order.lock().push(1);
+            order
+        });
+        sleep(Duration::from_millis(1)).await;
+        drop(other);
+        known.await.unwrap();
+        assert_eq!(again.await.unwrap().lock()[4..], [1, 7], "what has begun goes on first");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unknown_clients_are_not_starved() {
+        let handshakes = Arc::new(Handshakes::new(1, 1000, 1));
+        let mut first = turn(&handshakes, 1);
+        first.begin(|| false).await.unwrap();
+        let served = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for n in 0..40 {
+            let (mut turn, served) = (turn(&handshakes, n + 2), Arc::clone(&served));
+            tasks.push(tokio::spawn(async move {
+                turn.begin(|| n != 20).await.unwrap();
+                served.lock().push(n);
+            }));
+        }
+        sleep(Duration::from_millis(1)).await;
+        drop(first);
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let place = served.lock().iter().position(|n| *n == 20).unwrap();
+        assert!((1..20).contains(&place), "{place}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_and_the_queue_are_bounded() {
+        let handshakes = Arc::new(Handshakes::new(1, 2, 1));
+        let mut first = turn(&handshakes, 1);
+        first.begin(|| false).await.unwrap();
+        let begin = |network| {
+            let mut turn = turn(&handshakes, network);
+            tokio::spawn(async move { turn.begin(|| false).await })
+        };
+        let (second, third) = (begin(2), begin(3));
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(begin(4).await.unwrap(), Err(TooManyHandshakes), "the queue is full");
+        let before = Instant::now();
+        assert_eq!((second.await.unwrap(), third.await.unwrap()), (Err(TooManyHandshakes), Err(TooManyHandshakes)));
+        assert!(before.elapsed() < PATIENCE);
+    }
+
+    #[tokio::test]
+    async fn no_more_compute_than_there_are_threads() {
+        let handshakes = Arc::new(Handshakes::new(64, 100, 2));
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let tasks: Vec<_> = (0..50)
+            .map(|network| {
+                let (mut turn, now, most) = (turn(&handshakes, network), Arc::clone(&now), Arc::clone(&most));
+                tokio::spawn(async move {
+                    turn.begin(|| false).await.unwrap();
+                    let _permit = turn.compute().await.unwrap();
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    tokio::task::yield_now().await;
+                    now.fetch_sub(1, Ordering::SeqCst);
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(most.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn clients_are_remembered_by_their_network() {
+        let recent = RecentClients::default();
+        recent.add("192.0.2.1".parse().unwrap());
+        recent.add("2001:db8::1".parse().unwrap());
+        let has = |address: &str| recent.has(address.parse().unwrap());
+        assert!(has("192.0.2.1") && has("::ffff:192.0.2.1") && has("2001:db8::2"));
+        assert!(!has("192.0.2.2") && !has("2001:db8:0:1::1"));
+    }
+}

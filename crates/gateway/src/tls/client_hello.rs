@@ -1,0 +1,92 @@
+//! The tickets that a ClientHello offers [RFC 8446, 4.2.11; RFC 5077, 3.2]. Enters: the bytes that a client has sent first.
+//! Leaves: the tickets in them. Only for the order in which handshakes are served: rustls processes the message.
+
+const HANDSHAKE_RECORD: u8 = 22;
+const CLIENT_HELLO: u8 = 1;
+const SESSION_TICKET: u16 = 35;
+const PRE_SHARED_KEY: u16 = 41;
+/// The versions and the random of a ClientHello.
+const RANDOM_END: usize = 2 + 32;
+
+/// The ticket that the client offers; `None`: none, or the message is incomplete, in several records, or malformed.
+pub(super) fn ticket(received: &[u8]) -> Option<&[u8]> {
+    let mut record = Reader(received);
+    let ([HANDSHAKE_RECORD, 3, _], mut message) = (record.array::<3>()?, record.part::<2>()?) else { return None };
+    let ([CLIENT_HELLO], mut hello) = (message.array()?, message.part::<3>()?) else { return None };
+    hello.bytes(RANDOM_END)?;
+    let (_session_id, _suites, _compression) = (hello.part::<1>()?, hello.part::<2>()?, hello.part::<1>()?);
+    let mut extensions = hello.part::<2>()?;
+    while !extensions.0.is_empty() {
+        let (kind, mut content) = (u16::from_be_bytes(extensions.array()?), extensions.part::<2>()?);
+        let ticket = match kind {
+            SESSION_TICKET => content.0,
+            // Only the first identity, as rustls.
+            PRE_SHARED_KEY => content.part::<2>()?.part::<2>()?.0,
+            _ => continue,
+        };
+        if !ticket.is_empty() {
+            return Some(ticket);
+        }
+    }
+    None
+}
+
+/// Bytes from the beginning on.
+struct Reader<'b>(&'b [u8]);
+
+impl<'b> Reader<'b> {
+    fn bytes(&mut self, len: usize) -> Option<&'b [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.bytes(N)?.try_into().ok()
+    }
+
+    /// What follows its length of `N` bytes.
+    fn part<const N: usize>(&mut self) -> Option<Self> {
+        let len = self.array::<N>()?.into_iter().fold(0, |len, byte| len << 8 | usize::from(byte));
+        self.bytes(len).map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ClientHello with these extensions.
+    fn hello(extensions: &[(u16, &[u8])]) -> Vec<u8> {
+        let len = |len: usize| u16::try_from(len).unwrap().to_be_bytes();
+        let mut all = Vec::new();
+        for (kind, content) in extensions {
+            all.extend([&kind.to_be_bytes()[..], &len(content.len()), content].concat());
+        }
+        let random = [7; RANDOM_END];
+        let hello = [&random[..], &[1, 9], &len(2), &[0x13, 1], &[1, 0], &len(all.len()), &all].concat();
+        let message = [&[CLIENT_HELLO, 0][..], &len(hello.len()), &hello].concat();
+        [&[HANDSHAKE_RECORD, 3, 1][..], &len(message.len()), &message].concat()
+    }
+
+    #[test]
+    fn tickets_of_both_versions_are_found_and_nothing_else() {
+        let psk = [&[0, 10, 0, 4][..], b"tick", &[0, 0, 0, 1]].concat();
+        assert_eq!(ticket(&hello(&[(0, b"x"), (PRE_SHARED_KEY, &psk)])), Some(&b"tick"[..]));
+        assert_eq!(ticket(&hello(&[(SESSION_TICKET, b""), (PRE_SHARED_KEY, &psk)])), Some(&b"tick"[..]));
+        assert_eq!(ticket(&hello(&[(SESSION_TICKET, b"old")])), Some(&b"old"[..]));
+        assert_eq!(ticket(&hello(&[(SESSION_TICKET, b""), (51, b"key share")])), None);
+        let whole = hello(&[(PRE_SHARED_KEY, &psk)]);
+        for end in 0..whole.len() {
+            assert_eq!(ticket(&whole[..end]), None, "{end}");
+        }
+        for position in 0..whole.len() {
+            for value in [0, 1, 0xff] {
+                let mut changed = whole.clone();
+                changed[position] = value;
+                // Whatever it is, it is in what was received.
+                assert!(ticket(&changed).is_none_or(|ticket| changed.windows(ticket.len()).any(|it| it == ticket)));
+            }
+        }
+    }
+}
