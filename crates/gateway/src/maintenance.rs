@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::devices::Changed;
+use crate::limits::resident_memory;
 use crate::observe::Expiry;
 use crate::outcome::CloseReason;
 use crate::session::{self, Shared, evaluate};
@@ -21,6 +22,8 @@ use crate::util::clock::{now, rfc3339};
 const PERIOD: Duration = Duration::from_secs(1);
 /// A changed file is read after one or two of these periods.
 const FILES_PERIOD: Duration = Duration::from_millis(500);
+/// Between two looks at the memory of the process: a storm may take 50 MB a second.
+const MEMORY_PERIOD: Duration = Duration::from_millis(100);
 /// The numbers of days before a certificate's expiry at which the log warns of it.
 const WARN_AT: [i64; 4] = [30, 7, 1, 0];
 const DAY: i64 = 24 * 60 * 60;
@@ -30,7 +33,7 @@ const MAX_CHECKS: usize = 16;
 /// Runs until the gateway is dropped. Files have their own loop: a file system or PKCS#11 token that hangs must not
 /// keep sessions from being closed.
 pub(crate) async fn run(shared: Weak<Shared>) {
-    tokio::join!(maintain_sessions(shared.clone()), follow_files(shared));
+    tokio::join!(maintain_sessions(shared.clone()), follow_files(shared.clone()), watch_memory(shared));
 }
 
 async fn maintain_sessions(shared: Weak<Shared>) {
@@ -62,6 +65,34 @@ async fn follow_files(shared: Weak<Shared>) {
         if let Err(error) = tokio::task::spawn_blocking(move || read_files(&shared)).await {
             tracing::error!(%error, "checking files for changes failed; it runs again in half a second");
         }
+    }
+}
+
+async fn watch_memory(shared: Weak<Shared>) {
+    let mut ticks = ticks(MEMORY_PERIOD);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else { return };
+        check_memory(&shared);
+    }
+}
+
+/// Refuses new connections while the process has more memory than `memory_limit`, and logs when that begins and ends.
+fn check_memory(shared: &Shared) {
+    let limit = shared.runtime.load().process.memory_limit;
+    if limit.is_none() && !shared.state.memory.is_over() {
+        return;
+    }
+    // Where the system does not say, the guard cannot work, and does not refuse everybody.
+    let resident = resident_memory().unwrap_or(0);
+    match shared.state.memory.update(resident, limit) {
+        Some(true) => tracing::error!(
+            resident,
+            limit,
+            "the gateway has more memory than `memory_limit`: new connections are rejected, sessions stay"
+        ),
+        Some(false) => tracing::info!(resident, limit, "new connections are accepted again"),
+        None => {}
     }
 }
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::auth;
-use crate::limits::{AllConnectionCounts, BanCounters, Descriptors, Handshakes, Pending, Permits, RecentClients};
+use crate::limits::{
+    AllConnectionCounts, BanCounters, Descriptors, Handshakes, MemoryGuard, Pending, Permits, RecentClients,
+};
 use crate::observe::{Observer, RateLimit};
 use crate::pki::RevocationStore;
 use crate::sessions::Sessions;
@@ -27,6 +29,7 @@ pub struct ProcessState {
     /// By their limits: sessions of an older configuration keep theirs.
     pub(crate) handshakes: WeakMap<(usize, usize), Handshakes>,
     pub(crate) recent_clients: RecentClients,
+    pub(crate) memory: MemoryGuard,
     /// Limits how often it is logged that there are too few.
     pub(crate) too_few_descriptors: RateLimit,
     /// By the listener's name.

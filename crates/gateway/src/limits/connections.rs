@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::Instant;
 
 use super::addresses::network_of;
+use super::paced::{Paced, Tokens};
 use super::{Bucket, FairSlots};
 use crate::config::tables::{self, Rate};
 use crate::util::weak_map::WeakMap;
@@ -27,8 +28,8 @@ pub(crate) struct ConnectionLimits {
     per_address: Option<u32>,
     rate_per_address: Option<Rate>,
     rate: Option<Rate>,
-    /// The queue of connections over `rate`. Who is first in it waits for a token of the rate.
-    queue: FairSlots,
+    /// The connections over `rate`.
+    queue: Paced,
     /// How long a connection waits in it.
     patience: Duration,
     counts: Arc<ConnectionCounts>,
@@ -45,7 +46,7 @@ pub(crate) struct ConnectionCounts {
     open: Mutex<HashMap<IpAddr, u32>>,
     rates: Mutex<Rates>,
     /// For `connect_rate`.
-    connects: Mutex<Bucket>,
+    connects: Tokens,
 }
 
 /// The rates of addresses. An address whose bucket is full is forgotten.
@@ -66,7 +67,7 @@ impl Default for ConnectionCounts {
         Self {
             open: Mutex::default(),
             rates: Mutex::new(Rates { by_address: HashMap::new(), cleaned_at: now }),
-            connects: Mutex::new(Bucket::new(now)),
+            connects: Tokens::default(),
         }
     }
 }
@@ -85,7 +86,7 @@ impl ConnectionLimits {
             per_address: limits.per_address,
             rate_per_address: limits.rate_per_address,
             rate: limits.rate,
-            queue: FairSlots::new(1, usize::try_from(waiting).unwrap_or(usize::MAX)),
+            queue: Paced::new(FairSlots::new(1, usize::try_from(waiting).unwrap_or(usize::MAX))),
             patience,
             counts: counts.0.get_or_insert_with(listener.to_owned(), ConnectionCounts::default),
         }
@@ -112,24 +113,15 @@ impl ConnectionLimits {
         Ok(AddressPermit(Some(Box::new((Arc::clone(&self.counts), address)))))
     }
 
-    /// Waits until `connect_rate` allows another connection. Networks take turns: a queue in the order of arrival would
-    /// belong to whoever connects most. A connection that is given up meanwhile takes no token.
+    /// Waits until `connect_rate` allows another connection.
     ///
     /// # Errors
     /// The name of the limit: it would take too long, or too many connections wait.
     pub(crate) async fn wait(&self, address: IpAddr) -> Result<(), &'static str> {
-        const LIMIT: &str = "connect_rate";
         let Some(rate) = self.rate else { return Ok(()) };
-        let turn = async {
-            let _first = self.queue.take(address).await.ok_or(LIMIT)?;
-            // After a reload, those in the queue of before take tokens, too.
-            while !self.counts.connects.lock().try_take(rate, Instant::now()) {
-                let ready = self.counts.connects.lock().ready_at(rate, 1);
-                sleep_until(ready).await;
-            }
-            Ok(())
-        };
-        timeout(self.patience, turn).await.unwrap_or(Err(LIMIT))
+        // After a reload, those in the queue of before take tokens, too.
+        let deadline = Instant::now() + self.patience;
+        self.queue.wait(&self.counts.connects, rate, address, deadline).await.map_err(|_| "connect_rate")
     }
 }
 

@@ -8,6 +8,8 @@ mod connections;
 mod descriptors;
 mod fair;
 mod handshakes;
+mod memory;
+mod paced;
 mod pending;
 mod permits;
 mod window;
@@ -20,5 +22,7 @@ pub(crate) use connections::{AddressPermit, AllConnectionCounts, ConnectionLimit
 pub(crate) use descriptors::Descriptors;
 pub(crate) use fair::{FairSlots, Slot};
 pub(crate) use handshakes::{Handshakes, RecentClients, TooManyHandshakes, Turn};
+pub(crate) use memory::{MemoryGuard, resident_memory};
+pub(crate) use paced::{Paced, Tokens};
 pub(crate) use pending::{Fill, Pending, PendingPermit};
 pub(crate) use permits::{Permit, Permits};

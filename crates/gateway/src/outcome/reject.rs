@@ -44,6 +44,11 @@ super::reasons! {
         connack: None, is_failed_proof: false,
         hint: Some("after an outage of the network the fleet comes back within minutes; if it lasts, add cores or gateways");
 
+    /// The gateway has more memory than `memory_limit`, or has had and is not below nine tenths of it yet.
+    MemoryLimit = "memory_limit", Accept, Gateway, 503,
+        connack: None, is_failed_proof: false,
+        hint: Some("raise `memory_limit` of [runtime], or add a gateway; sessions that are connected stay");
+
     /// The limit of open files leaves no descriptors for another connection.
     TooFewDescriptors = "too_few_descriptors", Accept, Gateway, 503,
         connack: None, is_failed_proof: false,
@@ -283,10 +288,11 @@ super::reasons! {
     GatewayExhausted = "gateway_exhausted", Upstream, Gateway, 503,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,
         hint: Some("see the gateway's log; raise the limit of open files, or widen `net.ipv4.ip_local_port_range`");
-    /// Every server of the upstream already has its `max_connections`.
+    /// Every server of the upstream already has its `max_connections`, or gets so many CONNECTs that this one had no turn within
+    /// `connect_timeout` at its `max_connect_rate`.
     UpstreamFull = "upstream_full", Upstream, Upstream, 503,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,
-        hint: Some("raise the servers' `max_connections`, or add a server");
+        hint: Some("raise the servers' `max_connections` or `max_connect_rate`, or add a server");
     /// The broker closed the connection before it answered CONNECT.
     UpstreamClosed = "upstream_closed_early", Upstream, Upstream, 502,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,

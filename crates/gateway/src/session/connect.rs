@@ -248,7 +248,7 @@ async fn forward(
     listener: &Listener,
     record: &Record,
 ) -> Result<(Dialed, Vec<u8>, Option<u8>), Rejection> {
-    let mut dialed = listener.upstream.dial(hash_key.as_bytes()).await?;
+    let mut dialed = listener.upstream.dial(hash_key.as_bytes(), record.info.address().ip()).await?;
     record.info.set_server(Arc::clone(&dialed.upstream), Arc::clone(&dialed.server));
     let mut has_sent = false;
     let answered = while_allowed(send_connect(&mut dialed.stream, packets, &mut has_sent), codec, session).await;

@@ -157,6 +157,9 @@ fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Rec
     let arrived = accepted.arrive();
     let address = arrived.address.ip();
     record.info.set_address(arrived.address);
+    if shared.state.memory.is_over() {
+        return Err(Reject::MemoryLimit);
+    }
     if !listener.addresses.allows(address) {
         return Err(Reject::AddressDenied);
     }

@@ -2,6 +2,7 @@
 //! rejecting the client.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -29,11 +30,12 @@ pub(crate) struct Dialed {
 }
 
 impl Upstream {
-    /// Connects to the first server, in the order of the balancing method, that accepts the connection.
+    /// Connects to the first server, in the order of the balancing method, that accepts the connection. `client`: whose turn is
+    /// waited for, if there are more than `max_connect_rate`.
     ///
     /// # Errors
     /// [`Reject::UpstreamUnreachable`], [`Reject::UpstreamFull`] or [`Reject::GatewayExhausted`].
-    pub(crate) async fn dial(&self, key: &[u8]) -> Result<Dialed, Reject> {
+    pub(crate) async fn dial(&self, key: &[u8], client: IpAddr) -> Result<Dialed, Reject> {
         let deadline = Instant::now() + self.connect_timeout * MAX_CONNECT_TIMEOUTS;
         let (mut is_full, mut is_exhausted) = (false, false);
         let candidates = self.candidates(Choice { key });
@@ -45,6 +47,14 @@ impl Upstream {
                 is_full = true;
                 continue;
             };
+            if let Some(rate) = self.max_connect_rate {
+                let until = deadline.min(Instant::now() + self.connect_timeout);
+                if !endpoint.may_connect(rate, client, until).await {
+                    note_detail(&format!("{}: max_connect_rate", endpoint.label));
+                    is_full = true;
+                    continue;
+                }
+            }
             let health = &endpoint.state.health;
             let until = deadline.min(Instant::now() + self.connect_timeout);
             let error = match tokio::time::timeout_at(until, self.connect(&endpoint)).await {

@@ -1,15 +1,18 @@
 //! One address of a server: its sessions, health and metrics.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::health::Health;
-use crate::config::tables::{Server, Service};
-use crate::limits::{Permit, Permits};
+use crate::config::tables::{Rate, Server, Service};
+use crate::limits::{FairSlots, Paced, Permit, Permits, Tokens};
 use crate::observe::ServerMetrics;
+
+/// The limit of sessions that wait for one server, a quarter of them of one network.
+const MAX_WAITING: usize = 100_000;
 
 /// An address of a server: label, host and socket address.
 pub(super) type Resolved = (Arc<str>, Arc<str>, Option<SocketAddr>);
@@ -34,6 +37,9 @@ pub(super) struct Endpoint {
 #[derive(Debug)]
 pub(super) struct EndpointState {
     sessions: Arc<Permits>,
+    /// The sessions that wait for `max_connect_rate`.
+    waiting: Paced,
+    tokens: Tokens,
     pub(super) health: Health,
     pub(super) metrics: ServerMetrics,
 }
@@ -55,7 +61,8 @@ impl Lease {
 
 impl EndpointState {
     pub(super) fn new(metrics: ServerMetrics) -> Arc<Self> {
-        Arc::new(Self { sessions: Arc::default(), health: Health::new(), metrics })
+        let waiting = Paced::new(FairSlots::new(1, MAX_WAITING));
+        Arc::new(Self { sessions: Arc::default(), waiting, tokens: Tokens::default(), health: Health::new(), metrics })
     }
 }
 
@@ -78,6 +85,12 @@ impl Endpoint {
     pub(super) fn lease(&self) -> Option<Lease> {
         let permit = self.state.sessions.take(self.max_connections)?;
         Some(Lease { state: Arc::clone(&self.state), _permit: permit })
+    }
+
+    /// Waits until the server may be sent another CONNECT, or `deadline`. Returns whether it may.
+    pub(super) async fn may_connect(&self, rate: Rate, address: IpAddr, deadline: Instant) -> bool {
+        let EndpointState { waiting, tokens, .. } = &*self.state;
+        waiting.wait(tokens, rate, address, deadline).await.is_ok()
     }
 
     /// Whether it may be given new sessions.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::balance::{Balancer, Choice};
 use super::endpoint::{Endpoint, EndpointState, Resolved};
 use super::health::Check;
-use crate::config::tables::{self, Balance, PassiveHealth, Server, ServerAddress as Address, Service};
+use crate::config::tables::{self, Balance, PassiveHealth, Rate, Server, ServerAddress as Address, Service};
 use crate::config::{Diagnostics, Reported};
 use crate::expr::Expression;
 use crate::observe::{Observer, RateLimit};
@@ -35,6 +35,7 @@ pub(crate) struct Upstream {
     /// `None`: the client ID that is sent to the broker.
     hash_key: Option<Expression>,
     pub(super) connect_timeout: Duration,
+    pub(super) max_connect_rate: Option<Rate>,
     pub(super) check: Check,
     limits: PassiveHealth,
     pub(super) tls: Option<ClientTls>,
@@ -63,6 +64,7 @@ impl Upstream {
             balance: settings.balance,
             hash_key: settings.hash_key.map(|key| key.value),
             connect_timeout: settings.connect_timeout,
+            max_connect_rate: settings.max_connect_rate,
             check: Check::new(settings.health),
             limits: settings.passive,
             tls,

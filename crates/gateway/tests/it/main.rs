@@ -20,6 +20,7 @@ mod relay;
 mod reload;
 mod resumption;
 mod service;
+mod storm;
 mod tls;
 mod tokens;
 mod topics;

@@ -79,7 +79,7 @@ pub struct Rate {
 
 /// A rate of connections or messages.
 #[derive(Clone, Copy, Debug)]
-struct CountRate(Rate);
+pub(super) struct CountRate(pub(super) Rate);
 
 /// A rate of bytes.
 #[derive(Clone, Copy, Debug)]

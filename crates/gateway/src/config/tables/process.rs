@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
-use super::super::values::{Period, Setting};
+use super::super::values::{ByteSize, Period, Setting};
 use crate::util::suggest::suggest;
+
+/// With less, the gateway would reject everybody.
+const MIN_MEMORY: usize = 64 << 20;
 
 /// Settings of the process.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -25,6 +28,9 @@ pub(in crate::config) struct RuntimeTable {
     /// The number of handshakes that may wait, 1 to 1000000, each for `handshake_timeout` at most. Beyond it, connections are
     /// closed before they cost anything.
     handshake_queue: Setting<usize>,
+    /// Memory of the process (resident, without the kernel's buffers), 64 MiB at least. Above it, new connections are
+    /// rejected until it is below nine tenths of it; sessions stay. Default: no limit.
+    memory_limit: Option<Setting<ByteSize>>,
     /// The time within which the gateway ends all sessions after SIGTERM, one after another.
     drain_timeout: Period,
     /// Log level: `error`, `warn`, `info`, `debug`, `trace`, also by target (`info,portcullis_gateway=debug`). Without a
@@ -40,6 +46,7 @@ impl Default for RuntimeTable {
             worker_threads: None,
             max_handshakes: Setting::default_of(64),
             handshake_queue: Setting::default_of(10_000),
+            memory_limit: None,
             drain_timeout: Period(Duration::from_secs(30)),
             log: Setting::default_of("info".to_owned()),
             log_format: LogFormat::Text,
@@ -99,6 +106,8 @@ pub struct Process {
     pub max_handshakes: usize,
     /// How many more may wait.
     pub handshake_queue: usize,
+    /// In bytes.
+    pub memory_limit: Option<usize>,
     /// How long sessions may continue after SIGTERM.
     pub drain_timeout: Duration,
     /// Log filter directives.
@@ -143,6 +152,10 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
             document.error(setting, format!("`{name}` must be between 1 and {max}"));
         }
     }
+    if let Some(limit) = table.memory_limit.as_ref().filter(|limit| limit.value.0 < MIN_MEMORY) {
+        let hint = "an idle session takes 7 KB, a handshake 30 KB";
+        document.error(limit, Complaint::new("`memory_limit` must be at least \"64MiB\"").hint(hint));
+    }
     if let Some(target) = misspelt_target(&table.log) {
         document.error(
             &table.log,
@@ -156,6 +169,7 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
         worker_threads: table.worker_threads.as_ref().map(|threads| threads.value),
         max_handshakes: table.max_handshakes.value,
         handshake_queue: table.handshake_queue.value,
+        memory_limit: table.memory_limit.as_ref().map(|limit| limit.value.0),
         drain_timeout: table.drain_timeout.0,
         log: table.log.value.clone(),
         log_format: table.log_format,

@@ -15,6 +15,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
 use super::super::values::{Location, Period, Secret, Setting, Timeout};
+use super::limits::{CountRate, Rate};
 use super::tls::{PrivateKey, private_key};
 use super::{Named, compile, nonzero};
 use crate::expr::{Expression, Wanted};
@@ -45,6 +46,9 @@ pub(in crate::config) struct UpstreamTable {
     hash_key: Option<Setting<String>>,
     /// Time for a connection to one server, TLS included. All attempts for one client take at most three times as long.
     connect_timeout: Timeout,
+    /// CONNECTs to one server: `"1000/s"`, or `{ rate = "1000/s", burst = 2000 }`. Those over it wait for `connect_timeout` at
+    /// most, so that a broker that returns is not run over by the fleet. Default: no limit.
+    max_connect_rate: Option<CountRate>,
     /// Active health checks.
     pub(in crate::config) health: HealthTable,
     /// Failed connections within `fail_timeout` after which a server counts as down; `0`: never.
@@ -67,6 +71,7 @@ impl Default for UpstreamTable {
             balance: Setting::default_of(Balance::Hash),
             hash_key: None,
             connect_timeout: Timeout(Duration::from_secs(5)),
+            max_connect_rate: None,
             health: HealthTable::default(),
             max_fails: 1,
             fail_timeout: Timeout(Duration::from_secs(10)),
@@ -241,6 +246,8 @@ pub struct Upstream {
     pub hash_key: Option<Setting<Expression>>,
     /// Time for a connection to one server, TLS included.
     pub connect_timeout: Duration,
+    /// CONNECTs to one server; `None`: as many as come.
+    pub max_connect_rate: Option<Rate>,
     /// Active health checks.
     pub health: Health,
     /// Passive health checks.
@@ -356,6 +363,7 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
         balance,
         hash_key: hash_key?,
         connect_timeout: table.connect_timeout.0,
+        max_connect_rate: table.max_connect_rate.map(|rate| rate.0),
         health: Health {
             mode: table.health.mode,
             interval: table.health.interval.0.max(MIN_INTERVAL),

@@ -1,0 +1,144 @@
+//! Many clients at once: handshakes that wait, memory that runs out, brokers that return. Those who are connected notice
+//! nothing.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, tls_config};
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
+
+/// A client that sends its ClientHello and no more.
+async fn stop_after_hello(gateway: &TestGateway, pki: &Pki, from: [u8; 4]) -> Client {
+    let config = tls_config(pki, None, rustls::ALL_VERSIONS);
+    let name = ServerName::try_from("localhost").unwrap();
+    let (mut connection, mut hello) = (ClientConnection::new(Arc::new(config), name).unwrap(), Vec::new());
+    connection.write_tls(&mut hello).unwrap();
+    let mut client = Client::tcp_from(from, gateway.address()).await;
+    client.write(&hello).await;
+    client
+}
+
+#[tokio::test]
+async fn clients_that_stop_in_the_handshake_hold_up_nobody() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let runtime = "[runtime]\nmax_handshakes = 2\n";
+    let listener = format!("{}{}", TestGateway::LISTENER, pki.listener_tls());
+    let gateway = TestGateway::start(&format!("{listener}{}{runtime}", broker.upstream())).await;
+    let mut stopped = Vec::new();
+    for n in 0..20 {
+        stopped.push(stop_after_hello(&gateway, &pki, [127, 0, 1, n]).await);
+    }
+    // Ten turns of two, a quarter of a second each, if all of them were served first.
+    let mut client = Client::tls(gateway.address(), &pki, "dev-1").await;
+    client.greet(&broker, &connect("dev-1")).await;
+}
+
+#[tokio::test]
+async fn beyond_the_queue_connections_are_closed_and_the_client_is_not_blamed() {
+    let (pki, broker) = (Pki::new(), Broker::start().await);
+    let runtime = "[runtime]\nmax_handshakes = 1\nhandshake_queue = 1\n";
+    let ban = "[[listener.ban]]\non = [\"failure\"]\ncount = 1\n";
+    let listener = format!("{}{}{ban}", TestGateway::LISTENER, pki.listener_tls());
+    let gateway = TestGateway::start(&format!("{listener}{}{runtime}", broker.upstream())).await;
+    let mut stopped = Vec::new();
+    for n in 0..6 {
+        stopped.push(stop_after_hello(&gateway, &pki, [127, 0, 2, n]).await);
+    }
+    // One is in progress, and one waits.
+    let lines = gateway.lines(4).await;
+    let is_it = |line: &String| line.contains(" 503 ") && line.ends_with(" too_many_handshakes");
+    assert!(lines.iter().all(is_it), "{lines:#?}");
+    // The same addresses are served as soon as there is a turn.
+    drop(stopped);
+    let config = tls_config(&pki, Some("dev-1"), rustls::ALL_VERSIONS);
+    let mut client = eventually_connected(&gateway, &config).await;
+    client.greet(&broker, &connect("dev-1")).await;
+}
+
+async fn eventually_connected(gateway: &TestGateway, config: &rustls::ClientConfig) -> Client {
+    for _ in 0..100 {
+        if let Ok(client) = Client::try_tls(gateway.address(), config.clone(), "localhost").await {
+            return client;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no turn within two seconds");
+}
+
+fn resident() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+async fn is_admitted(gateway: &TestGateway, broker: &Broker) -> bool {
+    let mut client = Client::tcp(gateway.address()).await;
+    let _ = client.try_write(&connect("dev-2")).await;
+    tokio::select! {
+        mut connection = broker.accept() => {
+            connection.expect(&connect("dev-2")).await;
+            connection.write(&connack(4)).await;
+            client.expect(&connack(4)).await;
+            true
+        }
+        _ = client.try_read(1) => false,
+    }
+}
+
+#[tokio::test]
+async fn above_the_memory_limit_new_connections_are_rejected_and_sessions_stay() {
+    const BLOCK: usize = 600 << 20;
+    let broker = Broker::start().await;
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let limit = resident() + BLOCK / 2;
+    let runtime = format!("[runtime]\nmemory_limit = \"{limit}\"\n");
+    let gateway = TestGateway::start(&format!("{listener}{}{runtime}", broker.upstream())).await;
+    let (mut client, mut connection) = gateway.session(&broker, &connect("dev-1")).await;
+    let block = vec![1_u8; BLOCK];
+    // The guard looks ten times a second.
+    let mut admitted = 0;
+    while is_admitted(&gateway, &broker).await {
+        admitted += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let last = gateway.lines(admitted + 1).await.pop().unwrap();
+    assert!(last.contains(" 503 ") && last.ends_with(" memory_limit"), "{last}");
+    client.write(b"\xc0\x00").await;
+    connection.expect(b"\xc0\x00").await;
+    assert_eq!(block[BLOCK - 1], 1);
+    drop(block);
+    let again = gateway.session_at_last(&broker, &connect("dev-2")).await;
+    drop(again);
+}
+
+#[tokio::test]
+async fn a_server_gets_no_more_connects_than_its_rate() {
+    let broker = Broker::start().await;
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let upstream = broker.upstream() + "max_connect_rate = { rate = \"2/s\", burst = 2 }\nconnect_timeout = \"1s\"\n";
+    let gateway = TestGateway::start(&format!("{listener}{upstream}")).await;
+    let mut clients = Vec::new();
+    for n in 0..8 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect(&format!("dev-{n}"))).await;
+        clients.push(client);
+    }
+    // The burst at once, and two in a second.
+    let mut served = Vec::new();
+    for _ in 0..4 {
+        let mut connection = broker.accept().await;
+        connection.read(connect("dev-1").len()).await;
+        connection.write(&connack(4)).await;
+        served.push(connection);
+    }
+    let mut rejected = 0;
+    for client in &mut clients {
+        // Server unavailable, before MQTT 5.
+        let answer = client.try_read(4).await.unwrap();
+        rejected += usize::from(answer == b"\x20\x02\x00\x03");
+    }
+    assert_eq!(rejected, 4);
+    assert!(gateway.lines(4).await.iter().all(|line| line.ends_with(" upstream_full")));
+}
