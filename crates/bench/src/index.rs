@@ -12,7 +12,7 @@ use portcullis_gateway::outcome::CloseReason;
 use portcullis_gateway::pki::{ChainCertificate, IssuerId, Key, Serial, VerifiedChain};
 use portcullis_gateway::sessions::{SessionEntry, SessionGuard, Sessions};
 
-use crate::usage::Usage;
+use crate::usage::pss;
 
 /// Devices per intermediate CA: a fleet of a million has several.
 const DEVICES_OF_ONE: u32 = 100_000;
@@ -22,7 +22,7 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     let sessions = Sessions::new();
     let listener: Arc<str> = "devices".into();
     let address = (std::net::Ipv4Addr::LOCALHOST, 1).into();
-    let memory = Usage::of(&[std::process::id()])?.pss;
+    let memory = pss(&[std::process::id()])?;
     let open = |n: u32| {
         let info = SessionInfo::new(sessions.next_id(), Arc::clone(&listener), Protocol::Tls, address);
         let session = sessions.open(info);
@@ -32,7 +32,7 @@ pub(crate) fn run(count: u32) -> anyhow::Result<()> {
     let begin = Instant::now();
     let held: Vec<SessionGuard> = (0..count).map(open).collect();
     println!("{count} sessions added: {:?} each", begin.elapsed() / count);
-    println!("memory: {} bytes each", Usage::of(&[std::process::id()])?.pss.saturating_sub(memory) / u64::from(count));
+    println!("memory: {} bytes each", pss(&[std::process::id()])?.saturating_sub(memory) / u64::from(count));
 
     let none = |_: &SessionEntry| Ok(());
     let keys = |range: std::ops::Range<u32>| -> Vec<Key> { range.map(|n| chain(n).certificates()[0].key()).collect() };

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::load::{Load, Session};
 use crate::packets::inspected;
-use crate::proxies::{More, Proxy};
+use crate::peers::{More, Proxy};
 
 /// The beginning of a CONNECT.
 const HALF_A_CONNECT: &[u8] = b"\x10\x14\x00\x04MQTT\x04";
@@ -48,7 +48,7 @@ impl Client {
 
 /// Measures each stage with a new process.
 pub(crate) async fn run(binary: &Path, dir: &Path, clients: usize) -> anyhow::Result<()> {
-    let load = Load::prepare(dir).await?;
+    let load = Load::prepare(dir)?;
     println!("| where {clients} clients wait | bytes (PSS) each |\n| --- | --- |");
     let stages = ["TCP", "ClientHello", "TLS", "CONNECT"].into_iter().map(|stage| (stage, None));
     for (stage, half) in stages.chain(HALVES.map(|(stage, half)| (stage, Some(half)))) {
@@ -59,15 +59,15 @@ pub(crate) async fn run(binary: &Path, dir: &Path, clients: usize) -> anyhow::Re
             tls: "handshake_timeout = \"10m\"".to_owned(),
             ..base
         };
-        let proxy = Proxy::portcullis_with(binary, dir, load.broker, &more).await?;
-        let before = proxy.usage()?;
+        let proxy = Proxy::portcullis_with(binary, dir, load.broker.address, &more).await?;
+        let before = proxy.pss()?;
         let mut waiting = Vec::with_capacity(clients);
         while waiting.len() < clients {
             let from = u8::try_from(waiting.len() % usize::from(ADDRESSES)).unwrap_or(0);
             waiting.push(open(&load, &proxy, stage, half, from).await.context(stage)?);
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let grown = proxy.usage()?.pss.saturating_sub(before.pss);
+        let grown = proxy.pss()?.saturating_sub(before);
         println!("| {stage} | {:.0} |", grown as f64 / clients as f64);
         for client in &mut waiting {
             ensure!(client.is_open().await, "{stage}: the gateway has closed a connection");
@@ -81,7 +81,7 @@ pub(crate) async fn run(binary: &Path, dir: &Path, clients: usize) -> anyhow::Re
 /// `from`: the last byte of the client's address, less 1.
 async fn open(load: &Load, proxy: &Proxy, stage: &str, half: Option<&[u8]>, from: u8) -> anyhow::Result<Client> {
     if let Some(half) = half {
-        let mut session = load.sessions(proxy, 1).await?.remove(0);
+        let mut session = load.sessions(proxy.address, 1).await?.remove(0);
         session.write_all(half).await?;
         session.flush().await?;
         return Ok(Client::Secure(Box::new(session)));

@@ -11,8 +11,9 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
-use crate::load::{CONCURRENCY, Load, PINGREQ, PINGRESP, Session, session_as};
-use crate::proxies::{More, Proxy};
+use crate::load::mqtt::{self, PINGREQ, PINGRESP};
+use crate::load::{CONCURRENCY, Load, Session, session_as};
+use crate::peers::{More, Proxy};
 
 /// The device that is not revoked.
 const STAYING: &str = "thing001";
@@ -29,14 +30,13 @@ pub(crate) async fn run(
     entries: u32,
 ) -> anyhow::Result<()> {
     ensure!(revoked < sessions, "--revoked must be less than --sessions");
-    let (load, connectors) = Load::of(dir, &[STAYING, GOING]).await?;
+    let (load, connectors) = Load::of(dir, &[STAYING, GOING])?;
     let pki = dir.join("pki");
     let more = More { tls: "crl = [\"pki/crl.pem\"]".to_owned(), ..More::default() };
-    let proxy = Proxy::portcullis_with(binary, dir, load.broker, &more).await?;
+    let proxy = Proxy::portcullis_with(binary, dir, load.broker.address, &more).await?;
     let address = proxy.address;
     let open = async |count: usize, index: usize, name: &str| -> anyhow::Result<Vec<Session>> {
-        let mut connect = b"\x10\x14\x00\x04MQTT\x04\x02\x00\x00\x00\x08".to_vec();
-        connect.extend(name.as_bytes());
+        let connect = mqtt::connect(name);
         let mut opened = Vec::with_capacity(count);
         while opened.len() < count {
             let mut opening = JoinSet::new();

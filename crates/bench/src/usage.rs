@@ -1,49 +1,53 @@
-//! CPU time and memory of processes, as the kernel counts them.
+//! IDs of processes -> the CPU time and memory that they have used together, as the kernel counts them.
 
 use std::fs;
+use std::io;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::Context as _;
 
-/// The CPU time and memory that a set of processes has used.
-#[derive(Debug)]
-pub(crate) struct Usage {
-    /// On a CPU, in user mode and in the kernel. The clock ticks of /proc/PID/stat would be too coarse: a thread that wakes up
-    /// for some microseconds at a time may meet none of them, or each.
-    cpu: Duration,
-    /// Proportional set size in bytes.
-    pub(crate) pss: u64,
-}
-
-impl Usage {
-    /// Reads the usage of these processes together.
-    pub(crate) fn of(pids: &[u32]) -> anyhow::Result<Self> {
-        let (mut nanoseconds, mut pss) = (0, 0);
-        for pid in pids {
-            for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-                let schedstat = fs::read_to_string(thread?.path().join("schedstat"))?;
-                let on_cpu = schedstat.split_whitespace().next().context("/proc/PID/task/TID/schedstat is empty")?;
-                nanoseconds += on_cpu.parse::<u64>()?;
-            }
-            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-            let line = rollup
-                .lines()
-                .find_map(|line| line.strip_prefix("Pss:"))
-                .context("/proc/PID/smaps_rollup has no Pss")?;
-            pss += line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024;
+/// The time on a CPU, in user mode and in the kernel. Threads that have ended do not count. The clock ticks of /proc/PID/stat
+/// would be too coarse: a thread that wakes up for some microseconds at a time may meet none of them, or each.
+pub(crate) fn cpu(pids: &[u32]) -> anyhow::Result<Duration> {
+    let mut nanoseconds = 0;
+    for pid in pids {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let schedstat = match fs::read_to_string(thread?.path().join("schedstat")) {
+                Ok(schedstat) => schedstat,
+                // The thread has ended since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).context("/proc/PID/task/TID/schedstat"),
+            };
+            let on_cpu = schedstat.split_whitespace().next().context("/proc/PID/task/TID/schedstat is empty")?;
+            nanoseconds += on_cpu.parse::<u64>()?;
         }
-        Ok(Self { cpu: Duration::from_nanos(nanoseconds), pss })
     }
-
-    /// The time on a CPU since an earlier reading. Threads that have ended meanwhile do not count.
-    pub(crate) fn cpu_since(&self, earlier: &Self) -> Duration {
-        self.cpu.saturating_sub(earlier.cpu)
-    }
+    Ok(Duration::from_nanos(nanoseconds))
 }
 
-/// The IDs of a process and its children.
+/// The proportional set size in bytes.
+pub(crate) fn pss(pids: &[u32]) -> anyhow::Result<u64> {
+    let mut pss = 0;
+    for pid in pids {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let line = line.context("/proc/PID/smaps_rollup has no Pss")?;
+        pss += line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024;
+    }
+    Ok(pss)
+}
+
+/// The IDs of a process and its descendants.
 pub(crate) fn family(parent: u32) -> anyhow::Result<Vec<u32>> {
-    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
-    let children: Result<Vec<u32>, _> = children.split_whitespace().map(str::parse).collect();
-    Ok([vec![parent], children?].concat())
+    let mut family = vec![parent];
+    let mut next = 0;
+    while let Some(pid) = family.get(next).copied() {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let children = fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
+            let children: Result<Vec<u32>, _> = children.split_whitespace().map(str::parse).collect();
+            family.extend(children?);
+        }
+        next += 1;
+    }
+    Ok(family)
 }

@@ -1,0 +1,132 @@
+//! The broker of the comparison. Enters: connections of a proxy, with CONNECT. Leaves: CONNACK, PINGRESP, the number of bytes
+//! received, and a flood of messages to those who ask for it.
+//!
+//! It has a thread of its own, so that devices that are busy with cryptography do not keep it from accepting.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::mqtt;
+
+/// Whoever publishes here gets messages of [`FLOOD_LEN`] bytes until the connection ends.
+const FLOOD_TOPIC: &str = "flood/me";
+/// How long what has been sent may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Bytes of payload of each message of the flood.
+const FLOOD_LEN: usize = 64 << 10;
+/// Connections that wait to be accepted. A storm must not wait for repeated SYNs.
+pub(crate) const BACKLOG: u32 = 4096;
+
+/// A running broker. It ends with the process.
+pub(crate) struct Broker {
+    pub(crate) address: SocketAddr,
+    received: Arc<AtomicUsize>,
+}
+
+impl Broker {
+    pub(super) fn start() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let listener = {
+            let _entered = runtime.enter();
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+            socket.listen(BACKLOG).context("the broker cannot listen")?
+        };
+        let (address, received) = (listener.local_addr()?, Arc::new(AtomicUsize::new(0)));
+        let counter = Arc::clone(&received);
+        let thread = std::thread::Builder::new().name("broker".to_owned());
+        thread.spawn(move || runtime.block_on(accept(listener, counter)))?;
+        Ok(Self { address, received })
+    }
+
+    /// Bytes received behind CONNECT, over all connections.
+    pub(crate) fn received(&self) -> usize {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many bytes have arrived since there were `before`: all that was sent, and no more.
+    pub(crate) async fn wait_for(&self, before: usize, sent: usize) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        while self.received() < before + sent && begin.elapsed() < DEADLINE {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let arrived = self.received() - before;
+        ensure!(arrived == sent, "{arrived} of {sent} bytes arrived");
+        Ok(())
+    }
+}
+
+/// The packet that asks for a flood.
+pub(crate) fn flood_request() -> Vec<u8> {
+    mqtt::publish(FLOOD_TOPIC, 1)
+}
+
+async fn accept(listener: TcpListener, received: Arc<AtomicUsize>) {
+    // An error concerns one connection: the listener stays.
+    loop {
+        if let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(serve(socket, Arc::clone(&received)));
+        }
+    }
+}
+
+/// Accepts CONNECT, counts the bytes behind it, and answers what must be answered.
+async fn serve(mut socket: TcpStream, received: Arc<AtomicUsize>) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    // The proxy may have added a user name, so read the packet's length from its header: all are shorter than 128 bytes.
+    let mut head = [0; 2];
+    socket.read_exact(&mut head).await?;
+    let mut rest = vec![0; head[1].into()];
+    socket.read_exact(&mut rest).await?;
+    drop(rest);
+    socket.write_all(&mqtt::CONNACK).await?;
+    let request = flood_request();
+    loop {
+        socket.readable().await?;
+        match receive(&socket, &request) {
+            Ok(Received::End) => return Ok(()),
+            Ok(Received::Ping) => socket.write_all(&mqtt::PINGRESP).await?,
+            Ok(Received::FloodRequest) => break,
+            Ok(Received::Bytes(count)) => _ = received.fetch_add(count, Ordering::Relaxed),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        // One connection that floods must not keep the others waiting.
+        tokio::task::coop::consume_budget().await;
+    }
+    let message = mqtt::publish(mqtt::TOPIC, FLOOD_LEN);
+    loop {
+        socket.write_all(&message).await?;
+    }
+}
+
+enum Received {
+    End,
+    Ping,
+    FloodRequest,
+    Bytes(usize),
+}
+
+fn receive(socket: &TcpStream, flood_request: &[u8]) -> io::Result<Received> {
+    thread_local! {
+        // One for all connections: 10,000 of them wait at the same time.
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 << 10]);
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        let count = socket.try_read(buffer)?;
+        Ok(match &buffer[..count] {
+            [] => Received::End,
+            bytes if *bytes == mqtt::PINGREQ => Received::Ping,
+            bytes if bytes == flood_request => Received::FloodRequest,
+            _ => Received::Bytes(count),
+        })
+    })
+}

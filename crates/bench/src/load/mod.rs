@@ -1,0 +1,175 @@
+//! The load. Enters: the address of a proxy, numbers of connections. Leaves: sessions of devices with that proxy, and what the
+//! broker behind it has received.
+
+mod broker;
+pub(crate) mod mqtt;
+mod storm;
+mod tls;
+mod trusting;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use portcullis_pki::{Authority, Init, Purpose, Request};
+use rustls::client::Resumption;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+
+pub(crate) use broker::{BACKLOG, Broker, flood_request};
+pub(crate) use tls::{Session, session_as};
+
+const DEVICE: &str = "thing001";
+/// Not the common name of any certificate.
+const OTHER_DEVICE: &str = "thing999";
+/// Concurrent connects: enough to keep two cores busy.
+pub(crate) const CONCURRENCY: usize = 16;
+
+/// Certificates and a broker.
+pub(crate) struct Load {
+    pub(crate) broker: Broker,
+    connector: TlsConnector,
+    /// One for each worker, with the TLS sessions that it can resume.
+    resuming: Vec<TlsConnector>,
+}
+
+/// What to do with a session that is open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Close,
+    Keep,
+}
+
+impl Load {
+    /// Creates a PKI in `dir/pki` and starts the broker.
+    pub(crate) fn prepare(dir: &Path) -> anyhow::Result<Self> {
+        Self::of(dir, &[DEVICE]).map(|(load, _)| load)
+    }
+
+    /// As [`Load::prepare`], with connectors for several devices.
+    pub(crate) fn of(dir: &Path, devices: &[&str]) -> anyhow::Result<(Self, Vec<TlsConnector>)> {
+        let authority = Authority::init(&dir.join("pki"), &Init { name: "Bench".to_owned(), ..Init::default() })?;
+        let request = |name: &str, purpose| {
+            let names = if purpose == Purpose::Server { vec![name.to_owned()] } else { Vec::new() };
+            Request { name: name.to_owned(), organization: None, purpose, names, days: 2 }
+        };
+        authority.issue(&request("localhost", Purpose::Server))?;
+        let mut configs = Vec::new();
+        for device in devices {
+            authority.issue(&request(device, Purpose::Device))?;
+            configs.push(tls::client_config(&authority, device)?);
+        }
+        let resuming = (0..CONCURRENCY).map(|_| {
+            let mut config = configs[0].clone();
+            config.resumption = Resumption::in_memory_sessions(8);
+            TlsConnector::from(Arc::new(config))
+        });
+        let resuming = resuming.collect();
+        let connectors: Vec<_> = configs.into_iter().map(|config| TlsConnector::from(Arc::new(config))).collect();
+        Ok((Self { broker: Broker::start()?, connector: connectors[0].clone(), resuming }, connectors))
+    }
+
+    /// Whether the proxy admits a client ID that is not the certificate's common name.
+    pub(crate) async fn is_other_admitted(&self, proxy: SocketAddr) -> bool {
+        session_as(&self.connector, proxy, &mqtt::connect(OTHER_DEVICE)).await.is_ok()
+    }
+
+    /// Connects over TLS, without CONNECT.
+    pub(crate) async fn handshake(&self, socket: TcpStream) -> anyhow::Result<Session> {
+        tls::handshake(&self.connector, socket).await
+    }
+
+    /// Connects, waits for CONNACK and closes, `count` times.
+    pub(crate) async fn connect(&self, proxy: SocketAddr, count: usize) -> anyhow::Result<()> {
+        open(&vec![self.connector.clone(); CONCURRENCY], proxy, count, Then::Close).await.map(|_| ())
+    }
+
+    /// As [`Load::connect`], but each worker resumes its last TLS session. Returns how many connects were resumed.
+    pub(crate) async fn connect_again(&self, proxy: SocketAddr, count: usize) -> anyhow::Result<usize> {
+        for connector in &self.resuming {
+            open(std::slice::from_ref(connector), proxy, 1, Then::Close).await?;
+        }
+        Ok(open(&self.resuming, proxy, count, Then::Close).await?.resumed)
+    }
+
+    /// Opens sessions that stay connected, [`CONCURRENCY`] at a time.
+    pub(crate) async fn sessions(&self, proxy: SocketAddr, count: usize) -> anyhow::Result<Vec<Session>> {
+        Ok(open(&vec![self.connector.clone(); CONCURRENCY], proxy, count, Then::Keep).await?.sessions)
+    }
+
+    /// Opens sessions that stay connected, all at once.
+    pub(crate) async fn storm(&self, proxy: SocketAddr, count: usize) -> anyhow::Result<storm::Storm> {
+        storm::run(&self.connector, proxy, count).await
+    }
+
+    /// Publishes at this rate per second over all sessions together, at least ten. Each message must arrive. Returns their
+    /// number.
+    pub(crate) async fn paced(
+        &self,
+        sessions: &mut [Session],
+        message: &[u8],
+        pace: usize,
+        duration: Duration,
+    ) -> anyhow::Result<usize> {
+        let before = self.broker.received();
+        let gap = Duration::from_secs_f64(sessions.len() as f64 / pace as f64);
+        let mut tick = tokio::time::interval(gap / 10);
+        let begin = Instant::now();
+        let (part, mut sent) = (sessions.len() / 10, 0);
+        'load: loop {
+            for chunk in sessions.chunks_mut(part) {
+                tick.tick().await;
+                if begin.elapsed() >= duration {
+                    break 'load;
+                }
+                for session in chunk {
+                    session.write_all(message).await?;
+                    session.flush().await?;
+                    sent += 1;
+                }
+            }
+        }
+        self.broker.wait_for(before, sent * message.len()).await?;
+        Ok(sent)
+    }
+}
+
+#[derive(Default)]
+struct Opened {
+    sessions: Vec<Session>,
+    resumed: usize,
+}
+
+/// Opens `count` sessions, with one worker for each connector.
+async fn open(connectors: &[TlsConnector], proxy: SocketAddr, count: usize, then: Then) -> anyhow::Result<Opened> {
+    let (left, mut workers) = (Arc::new(AtomicUsize::new(count)), JoinSet::new());
+    let connect: Arc<[u8]> = mqtt::connect(DEVICE).into();
+    for connector in connectors {
+        let (left, connector, connect) = (Arc::clone(&left), connector.clone(), Arc::clone(&connect));
+        workers.spawn(async move {
+            let mut opened = Opened::default();
+            let take = |left: usize| left.checked_sub(1);
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                let mut session = session_as(&connector, proxy, &connect).await?;
+                opened.resumed += usize::from(tls::is_resumed(&session));
+                match then {
+                    Then::Close => session.shutdown().await.context("TLS close")?,
+                    Then::Keep => opened.sessions.push(session),
+                }
+            }
+            anyhow::Ok(opened)
+        });
+    }
+    let mut all = Opened::default();
+    while let Some(opened) = workers.join_next().await {
+        let opened = opened??;
+        all.sessions.extend(opened.sessions);
+        all.resumed += opened.resumed;
+    }
+    Ok(all)
+}

@@ -1,0 +1,55 @@
+//! Portcullis. Enters: a binary, keys in addition. Leaves: the gateway with identity check, rewriting, hash balancing, access log
+//! and metrics.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use tokio::process::Command;
+
+use super::process::{Proxy, free_address};
+
+/// What is added to the configuration of Portcullis.
+#[derive(Default)]
+pub(crate) struct More {
+    /// Keys of `[[listener]]`.
+    pub(crate) listener: String,
+    /// Keys of `[listener.tls]`.
+    pub(crate) tls: String,
+    /// Further tables.
+    pub(crate) tables: String,
+}
+
+impl Proxy {
+    /// Starts Portcullis with more keys.
+    pub(crate) async fn portcullis_with(
+        binary: &Path,
+        dir: &Path,
+        broker: SocketAddr,
+        more: &More,
+    ) -> anyhow::Result<Self> {
+        Self::portcullis_as("Portcullis", binary, dir, broker, more).await
+    }
+
+    /// As [`Proxy::portcullis_with`], under another name.
+    pub(super) async fn portcullis_as(
+        name: &'static str,
+        binary: &Path,
+        dir: &Path,
+        broker: SocketAddr,
+        more: &More,
+    ) -> anyhow::Result<Self> {
+        let address = free_address()?;
+        let configuration = include_str!("../../peers/portcullis.toml")
+            .replace("{address}", &address.to_string())
+            .replace("{broker}", &broker.to_string())
+            .replace("{listener}", &more.listener)
+            .replace("{tls}", &more.tls)
+            .replace("{tables}", &more.tables);
+        let file = dir.join("portcullis.toml");
+        fs::write(&file, configuration)?;
+        let mut command = Command::new(binary);
+        command.arg("run").arg("-c").arg(file);
+        Self::spawn(name, address, dir, command).await
+    }
+}

@@ -1,0 +1,33 @@
+//! A report -> JSON with the values of each round, for programs.
+
+use serde_json::{Map, Value, json};
+
+use super::{Line, Machine, Report};
+
+pub(super) fn of(report: &Report) -> anyhow::Result<String> {
+    let Machine { cpu, cores, kernel, date, rounds } = &report.machine;
+    let versions: Map<_, _> = report.peers.iter().map(|it| (it.peer.title().to_owned(), json!(it.version))).collect();
+    let failure = |it: &super::Failure| json!({ "row": it.row, "peer": it.peer.title(), "cause": it.cause });
+    let document = json!({
+        "machine": { "cpu": cpu, "cores": cores, "kernel": kernel },
+        "date": date,
+        "rounds": rounds,
+        "versions": versions,
+        "figures": report.lines.iter().map(|line| figure(report, line)).collect::<Vec<_>>(),
+        "failures": report.failures.iter().map(failure).collect::<Vec<_>>(),
+        "is_met": report.is_met(),
+    });
+    Ok(serde_json::to_string_pretty(&document)? + "\n")
+}
+
+fn figure(report: &Report, line: &Line) -> Value {
+    let values: Map<_, _> =
+        report.peers().zip(&line.values).map(|(peer, values)| (peer.title().to_owned(), json!(values))).collect();
+    json!({
+        "key": line.figure.key,
+        "title": line.figure.title,
+        "unit": line.figure.unit,
+        "values": values,
+        "is_goal_met": report.is_goal_met(line),
+    })
+}

@@ -1,0 +1,109 @@
+//! The report. Enters: figures, by peer and round. Leaves: tables, plots, JSON, and whether the goals are met.
+
+mod goals;
+mod json;
+mod machine;
+mod markdown;
+mod plot;
+mod spread;
+mod table;
+mod write;
+
+use std::path::Path;
+
+use crate::peers::Peer;
+pub(crate) use goals::Goal;
+pub(crate) use machine::Machine;
+use spread::Spread;
+pub(crate) use table::Table;
+
+/// Something that is measured.
+#[derive(Debug)]
+pub(crate) struct Figure {
+    /// Its name in files.
+    pub(crate) key: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) unit: &'static str,
+    /// What Portcullis is to reach.
+    pub(crate) goal: Option<Goal>,
+}
+
+/// Everything that a run has found.
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    peers: Vec<Described>,
+    lines: Vec<Line>,
+    failures: Vec<Failure>,
+}
+
+/// A peer, and the version that its program has printed.
+pub(crate) struct Described {
+    pub(crate) peer: Peer,
+    pub(crate) version: String,
+}
+
+/// The values of one figure.
+struct Line {
+    figure: &'static Figure,
+    /// In the order of the peers: a value for each round.
+    values: Vec<Vec<f64>>,
+}
+
+/// A measurement that has no result.
+struct Failure {
+    peer: Peer,
+    row: String,
+    cause: String,
+}
+
+impl Report {
+    pub(crate) fn new(machine: Machine, peers: Vec<Described>) -> Self {
+        Self { machine, peers, lines: Vec::new(), failures: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, peer: Peer, figure: &'static Figure, value: f64) {
+        let columns = self.peers.len();
+        let at = self.lines.iter().position(|line| line.figure.key == figure.key).unwrap_or_else(|| {
+            self.lines.push(Line { figure, values: vec![Vec::new(); columns] });
+            self.lines.len() - 1
+        });
+        if let Some(column) = self.peers.iter().position(|it| it.peer == peer) {
+            self.lines[at].values[column].push(value);
+        }
+    }
+
+    pub(crate) fn add_failure(&mut self, peer: Peer, row: String, cause: String) {
+        self.failures.push(Failure { peer, row, cause });
+    }
+
+    /// Whether Portcullis has met each goal that could be judged, and has done all the work.
+    pub(crate) fn is_met(&self) -> bool {
+        let is_ours = |failure: &Failure| failure.peer == Peer::Portcullis;
+        !self.failures.iter().any(is_ours) && self.lines.iter().all(|line| self.is_goal_met(line) != Some(false))
+    }
+
+    /// All tables in Markdown.
+    pub(crate) fn markdown(&self) -> String {
+        markdown::of(self)
+    }
+
+    /// All values of all rounds.
+    pub(crate) fn json(&self) -> anyhow::Result<String> {
+        json::of(self)
+    }
+
+    /// Writes tables between the markers of a document, and plots beside it.
+    pub(crate) fn write(&self, document: &Path) -> anyhow::Result<()> {
+        write::to(self, document)
+    }
+
+    /// The median, minimum and maximum of a peer; `None` if it has not been measured.
+    fn spread(&self, line: &Line, peer: Peer) -> Option<Spread> {
+        let column = self.peers.iter().position(|it| it.peer == peer)?;
+        Spread::of(&line.values[column])
+    }
+
+    fn peers(&self) -> impl Iterator<Item = Peer> {
+        self.peers.iter().map(|it| it.peer)
+    }
+}

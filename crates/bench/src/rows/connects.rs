@@ -1,0 +1,48 @@
+//! Connects: full, resumed, all at once.
+
+use anyhow::{bail, ensure};
+
+use super::{Bench, Goal, Measured, cpu_of, micros_each};
+use crate::report::Figure;
+
+static FULL: Figure =
+    Figure { key: "full-connect", title: "full connect", unit: "CPU µs", goal: Some(Goal::OfEnvoy(0.65)) };
+static RESUMED: Figure =
+    Figure { key: "resumed-connect", title: "resumed connect", unit: "CPU µs", goal: Some(Goal::OfEnvoy(0.7)) };
+static STORM: Figure =
+    Figure { key: "storm", title: "storm, until all are connected", unit: "ms", goal: Some(Goal::OfEnvoy(0.8)) };
+static STORM_CPU: Figure = Figure { key: "storm-cpu", title: "storm, each connect", unit: "CPU µs", goal: None };
+
+/// Connects before a measurement, so that what a process does once does not count.
+const WARM_UP: usize = 200;
+/// Of the connects that are to be resumed, so many must be.
+const MIN_RESUMED: f64 = 0.99;
+
+/// Full handshake, CONNECT, CONNACK, end.
+pub(super) async fn full(bench: &Bench<'_>) -> Measured {
+    let (address, count) = (bench.proxy.address, bench.amounts.connects);
+    bench.load.connect(address, WARM_UP).await?;
+    let (cpu, ()) = cpu_of(bench.proxy, bench.load.connect(address, count)).await?;
+    Ok(vec![(&FULL, micros_each(cpu, count))])
+}
+
+/// The same by ticket.
+pub(super) async fn resumed(bench: &Bench<'_>) -> Measured {
+    let (address, count) = (bench.proxy.address, bench.amounts.connects);
+    bench.load.connect_again(address, WARM_UP).await?;
+    let (cpu, resumed) = cpu_of(bench.proxy, bench.load.connect_again(address, count)).await?;
+    ensure!(resumed as f64 > count as f64 * MIN_RESUMED, "{resumed} of {count} connects were resumed");
+    Ok(vec![(&RESUMED, micros_each(cpu, count))])
+}
+
+/// Everybody connects at the same time, and stays.
+pub(super) async fn storm(bench: &Bench<'_>) -> Measured {
+    let (address, count) = (bench.proxy.address, bench.amounts.storm);
+    bench.load.connect(address, WARM_UP).await?;
+    let (cpu, storm) = cpu_of(bench.proxy, bench.load.storm(address, count)).await?;
+    if let Some(error) = storm.failures.first() {
+        bail!("{} of {count} connects failed, the first: {error:#}", storm.failures.len());
+    }
+    drop(storm.sessions);
+    Ok(vec![(&STORM, storm.elapsed.as_secs_f64() * 1e3), (&STORM_CPU, micros_each(cpu, count))])
+}
