@@ -17,6 +17,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("crl", pki::fuzz_crl),
     ("ocsp", pki::fuzz_ocsp),
     ("ticket", tls::fuzz_ticket),
+    ("client_hello", tls::fuzz_client_hello),
     ("token", auth::fuzz_token),
     ("service", auth::fuzz_response),
     ("session", relay::fuzz_session),

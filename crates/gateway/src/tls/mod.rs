@@ -24,6 +24,14 @@ pub(crate) use context::ListenerState;
 pub(crate) use secured::{Failed, Secured, SecuredClient};
 pub(crate) use server::ServerTls;
 
+/// Finds the ticket in what a client sends first: it is a part of that.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_client_hello(bytes: &[u8]) {
+    if let Some(ticket) = client_hello::ticket(bytes) {
+        assert!(!ticket.is_empty() && bytes.as_ptr_range().contains(&ticket.as_ptr()));
+    }
+}
+
 /// Decrypts a ticket, and reads the content of one.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz_ticket(bytes: &[u8]) {
