@@ -14,7 +14,7 @@ use super::escape::escape_lines;
 
 /// The limit of what waits, in bytes. Clients choose the length of lines, so a limit of lines would not bound memory.
 const MAX_BYTES: usize = 16 << 20;
-/// How long the thread collects lines before it writes them: a line each would cost a system call and a wake-up each.
+/// How long the thread collects lines after it has written some: each by itself would cost a system call and a wake-up.
 const COLLECT: Duration = Duration::from_millis(20);
 /// What the thread keeps of its memory once all is written.
 const KEPT: usize = 64 << 10;
@@ -35,6 +35,8 @@ struct Queue {
     lines: Vec<u8>,
     /// The bytes that the thread is writing.
     writing: usize,
+    /// The thread looks for lines by itself.
+    is_collecting: bool,
     is_ended: bool,
 }
 
@@ -93,10 +95,10 @@ impl Write for LineQueue {
             self.0.lost.add(1);
             return Ok(line.len());
         }
-        let is_first = queue.lines.is_empty();
+        let is_awaited = queue.lines.is_empty() && !queue.is_collecting;
         queue.lines.extend_from_slice(line);
         drop(queue);
-        if is_first {
+        if is_awaited {
             self.0.changed.notify_one();
         }
         Ok(line.len())
@@ -123,13 +125,8 @@ fn write_lines(shared: &Shared, mut writer: impl Write) {
     let mut lines = Vec::new();
     loop {
         let mut queue = shared.queue.lock();
-        queue.writing = 0;
         while queue.lines.is_empty() && !queue.is_ended {
             shared.changed.wait(&mut queue);
-        }
-        if !queue.is_ended {
-            // Woken earlier only by the end: those who add lines notify for the first one alone.
-            shared.changed.wait_for(&mut queue, COLLECT);
         }
         if queue.lines.is_empty() {
             return;
@@ -140,6 +137,14 @@ fn write_lines(shared: &Shared, mut writer: impl Write) {
         write_all(&mut writer, &escape_lines(&lines), &shared.lost);
         lines.clear();
         lines.shrink_to(KEPT);
+        let mut queue = shared.queue.lock();
+        queue.writing = 0;
+        if !queue.is_ended {
+            queue.is_collecting = true;
+            // Woken earlier only by the end.
+            shared.changed.wait_for(&mut queue, COLLECT);
+            queue.is_collecting = false;
+        }
     }
 }
 
