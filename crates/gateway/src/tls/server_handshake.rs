@@ -136,7 +136,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
             return Err(io::ErrorKind::InvalidData.into());
         }
         self.incoming.reserve(READ);
-        match self.socket.read_buf(&mut self.incoming).await? {
+        // No more, whatever memory a large message has left: what follows the handshake goes to a smaller buffer.
+        match (&mut self.socket).take(READ as u64).read_buf(&mut self.incoming).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }

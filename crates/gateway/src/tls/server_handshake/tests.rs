@@ -158,6 +158,28 @@ async fn bytes_pass_both_ways_however_they_are_cut() {
 }
 
 #[tokio::test]
+async fn what_follows_the_handshake_is_not_lost_however_large_both_are() {
+    const LEN: usize = 300_000;
+    for configs in Configs::of_each_version() {
+        let (ours, theirs) = duplex(1 << 20);
+        let mut client = ClientConfig::clone(&configs.client);
+        // 62 KiB of ClientHello.
+        client.alpn_protocols = (0..245).map(|_| vec![b'x'; 255]).collect();
+        let connector = TlsConnector::from(Arc::new(client));
+        let client = tokio::spawn(async move {
+            let mut stream = connector.connect(name(), theirs).await.unwrap();
+            stream.write_all(&bytes(LEN)).await.unwrap();
+            stream.shutdown().await.unwrap();
+        });
+        let mut stream = accept(ours, &configs).await;
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).await.unwrap();
+        assert!(received == bytes(LEN), "{}", received.len());
+        client.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_closes_without_close_notify_was_cut_off() {
     for configs in Configs::of_each_version() {
         let (ours, theirs) = duplex(64 << 10);
