@@ -9,9 +9,11 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::util::client_network::{ClientNetwork, path_of};
 
@@ -27,8 +29,11 @@ pub(super) enum Class {
 }
 
 const CLASSES: usize = 3;
-/// Each such slot goes to the last class first, so that others cannot starve it.
-const TURN_OF_LAST: u8 = 8;
+/// Each such slot goes first to another class than the first, in turn, so that none is starved.
+const TURN_OF_OTHERS: u8 = 8;
+/// The least time between two searches for clients that have given up, if more than so many wait: each looks at all of them.
+const CLEAN_EVERY: Duration = Duration::from_millis(100);
+const FEW: usize = 256;
 
 /// Slots that clients share.
 #[derive(Clone, Debug)]
@@ -51,6 +56,8 @@ struct State {
     waiting: [Waiting; CLASSES],
     /// Counts the slots that were passed on.
     passed_on: u8,
+    /// When clients that have given up were removed.
+    cleaned_at: Option<Instant>,
 }
 
 type Waiting = Rotation<ClientNetwork, Rotation<u16, Rotation<u16, Line>>>;
@@ -157,8 +164,12 @@ impl State {
         inner: &Inner,
     ) -> Option<oneshot::Receiver<Slot>> {
         let network = path.0;
-        if self.waiting() >= inner.max_waiting || self.waiting_of(network) >= inner.max_of_network {
+        let now = Instant::now();
+        if (self.waiting() >= inner.max_waiting || self.waiting_of(network) >= inner.max_of_network)
+            && (self.waiting() <= FEW || self.cleaned_at.is_none_or(|cleaned_at| now >= cleaned_at + CLEAN_EVERY))
+        {
             self.waiting.iter_mut().for_each(Queue::remove_gone);
+            self.cleaned_at = Some(now);
         }
         if self.waiting_of(network) >= inner.max_of_network {
             return None;
@@ -191,8 +202,8 @@ impl State {
     fn next(&mut self, inner: &Inner) -> Option<(ClientNetwork, Turn)> {
         let mut waiting = std::mem::take(&mut self.waiting);
         let mut order: [usize; CLASSES] = std::array::from_fn(|class| class);
-        if self.passed_on % TURN_OF_LAST == TURN_OF_LAST - 1 {
-            order.rotate_right(1);
+        if self.passed_on % TURN_OF_OTHERS == TURN_OF_OTHERS - 1 {
+            order.rotate_left(1 + usize::from(self.passed_on / TURN_OF_OTHERS) % (CLASSES - 1));
         }
         let mut in_order = order.into_iter();
         let next = in_order.find_map(|class| waiting[class].pop_if(|network| self.has_place(*network, inner)));

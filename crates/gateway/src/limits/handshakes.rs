@@ -2,27 +2,25 @@
 //! behind them. Enters: a client that is about to pay for a handshake with the gateway's CPU. Leaves: its turn, or the end of
 //! its patience.
 //!
-//! - **In progress.** A handshake takes a slot when its ClientHello is there, and gives it back when it is complete, or when
-//!   its client has not answered for [`GRACE`]: clients that stop in the middle hold up nobody.
-//! - **Order.** Those that have begun continue first, then clients that were connected lately or have a valid ticket: their
-//!   handshakes are cheap or likely to succeed. Within a class, networks take turns, and the oldest of a network is first.
+//! - **In progress.** A handshake takes a slot when the gateway has something to compute for it, and gives it back while it waits
+//!   for its client: the time that clients take costs nobody a slot, however slow they are.
+//! - **Order.** Those for which the gateway has computed already continue first, then clients that were connected lately or
+//!   have a ticket of the gateway: their handshakes are cheap or likely to succeed. Within a class, networks take turns, and the
+//!   oldest of a network is first. What only the client has begun, by half a ClientHello, counts for nothing.
 //! - **Computing.** As many handshakes compute at once as there are threads. Before one that had to wait goes on, its thread
 //!   runs what else is ready and looks for I/O: a message waits for one step of a handshake at most, not for all that have
 //!   arrived together.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::addresses::network_of;
 use super::fair::{Class, FairSlots, Slot};
 use crate::util::recent::{Key, Recent};
 
-/// How long a client may take to answer before its handshake no longer counts as being in progress.
-const GRACE: Duration = Duration::from_millis(250);
 /// The limit of addresses that are remembered as connected lately: 10 MB.
 const MAX_RECENT: usize = 100_000;
 
@@ -57,6 +55,7 @@ pub(crate) struct Turn {
     /// When its client has no more patience.
     deadline: Instant,
     slot: Option<Slot>,
+    /// The gateway has computed for it.
     has_begun: bool,
 }
 
@@ -74,22 +73,31 @@ impl Handshakes {
 
 impl Turn {
     /// Waits until the handshake is one of those in progress. `is_known`: whether the client was connected lately; only
-    /// asked if it has to wait.
+    /// asked if it has to wait. Returns whether it had to.
     ///
     /// # Errors
     /// Too many wait, or it has waited too long.
-    pub(crate) async fn begin(&mut self, is_known: impl FnOnce() -> bool) -> Result<(), TooManyHandshakes> {
-        if self.slot.is_none() {
-            let class = || match (self.has_begun, self.has_begun || is_known()) {
-                (true, _) => Class::Begun,
-                (false, true) => Class::Known,
-                (false, false) => Class::Unknown,
-            };
-            let slot = timeout_at(self.deadline, self.handshakes.slots.take_as(self.address, class)).await;
-            self.slot = Some(slot.ok().flatten().ok_or(TooManyHandshakes)?);
+    pub(crate) async fn begin(&mut self, is_known: impl FnOnce() -> bool) -> Result<bool, TooManyHandshakes> {
+        if self.slot.is_some() {
+            return Ok(false);
         }
+        let (has_begun, mut has_waited) = (self.has_begun, false);
+        let class = || {
+            has_waited = true;
+            match has_begun {
+                true => Class::Begun,
+                false if is_known() => Class::Known,
+                false => Class::Unknown,
+            }
+        };
+        let slot = timeout_at(self.deadline, self.handshakes.slots.take_as(self.address, class)).await;
+        self.slot = Some(slot.ok().flatten().ok_or(TooManyHandshakes)?);
+        Ok(has_waited)
+    }
+
+    /// Records that the gateway has computed for the handshake, so that it goes on before others.
+    pub(crate) const fn has_computed(&mut self) {
         self.has_begun = true;
-        Ok(())
     }
 
     /// Waits until the handshake may compute. Drop the permit before waiting for anything else.
@@ -103,16 +111,17 @@ impl Turn {
         Ok(permit)
     }
 
-    /// Waits for the client, and gives the slot back if that takes long.
+    /// Waits for the client, without a slot unless it has answered already.
     pub(crate) async fn wait_for<T>(&mut self, client: impl Future<Output = T>) -> T {
         let mut client = std::pin::pin!(client);
-        if self.slot.is_some() {
-            if let Ok(result) = timeout(GRACE, &mut client).await {
-                return result;
+        std::future::poll_fn(|cx| {
+            let polled = client.as_mut().poll(cx);
+            if polled.is_pending() {
+                self.slot = None;
             }
-            self.slot = None;
-        }
-        client.await
+            polled
+        })
+        .await
     }
 }
 
@@ -150,6 +159,8 @@ fn key(address: IpAddr) -> Key {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use std::time::Duration;
+
     use parking_lot::Mutex;
     use tokio::time::sleep;
 
@@ -180,8 +191,9 @@ mod tests {
             }));
             sleep(Duration::from_millis(1)).await;
         }
-        // Its client is silent, so another one is served; then it answers.
-        first.wait_for(sleep(GRACE * 2)).await;
+        // It waits for its client, so another one is served; then it answers.
+        first.has_computed();
+        first.wait_for(sleep(Duration::from_millis(1))).await;
         assert!(first.slot.is_none());
         for task in tasks {
             task.await.unwrap();
@@ -229,6 +241,36 @@ mod tests {
         }
         let place = served.lock().iter().position(|n| *n == 20).unwrap();
         assert!((1..20).contains(&place), "{place}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_go_on_do_not_starve_those_that_are_known() {
+        let handshakes = Arc::new(Handshakes::new(1, 1000, 1));
+        let mut first = turn(&handshakes, 1);
+        first.begin(|| false).await.unwrap();
+        let served = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for n in 0..100 {
+            let (mut turn, served) = (turn(&handshakes, n + 2), Arc::clone(&served));
+            tasks.push(tokio::spawn(async move {
+                match n {
+                    98 => turn.begin(|| false).await.unwrap(),
+                    99 => turn.begin(|| true).await.unwrap(),
+                    _ => {
+                        turn.has_computed();
+                        turn.begin(|| false).await.unwrap()
+                    }
+                };
+                served.lock().push(n);
+            }));
+        }
+        sleep(Duration::from_millis(1)).await;
+        drop(first);
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let place = |n| served.lock().iter().position(|other| *other == n).unwrap();
+        assert!(place(98) < 20 && place(99) < 20, "{} {}", place(98), place(99));
     }
 
     #[tokio::test(start_paused = true)]

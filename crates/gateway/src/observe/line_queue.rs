@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::thread::Builder;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -16,6 +16,8 @@ use super::escape::escape_lines;
 const MAX_BYTES: usize = 16 << 20;
 /// How long the thread collects lines after it has written some: each by itself would cost a system call and a wake-up.
 const COLLECT: Duration = Duration::from_millis(20);
+/// How long the last lines may take to write.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// What the thread keeps of its memory once all is written.
 const KEPT: usize = 64 << 10;
 
@@ -37,15 +39,15 @@ struct Queue {
     writing: usize,
     /// The thread looks for lines by itself.
     is_collecting: bool,
+    /// No more lines come.
     is_ended: bool,
+    /// The thread has written all lines.
+    is_written: bool,
 }
 
-/// The thread that writes. Dropping it writes the waiting lines.
+/// The thread that writes. Dropping it writes the waiting lines; for [`LAST_LINES`] at most, since nobody may read the pipe.
 #[derive(Debug)]
-pub struct LineWriter {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct LineWriter(Arc<Shared>);
 
 /// The number of lines that were lost because the disk was too slow or full.
 #[derive(Clone, Debug, Default)]
@@ -70,8 +72,12 @@ impl LineQueue {
     pub fn start(writer: impl Write + Send + 'static) -> io::Result<(Self, LineWriter)> {
         let shared = Arc::<Shared>::default();
         let queue = Arc::clone(&shared);
-        let thread = Builder::new().name("log".to_owned()).spawn(move || write_lines(&queue, writer))?;
-        Ok((Self(Arc::clone(&shared)), LineWriter { shared, thread: Some(thread) }))
+        Builder::new().name("log".to_owned()).spawn(move || {
+            write_lines(&queue, writer);
+            queue.queue.lock().is_written = true;
+            queue.changed.notify_all();
+        })?;
+        Ok((Self(Arc::clone(&shared)), LineWriter(shared)))
     }
 
     /// The bytes that are not written yet.
@@ -111,11 +117,14 @@ impl Write for LineQueue {
 
 impl Drop for LineWriter {
     fn drop(&mut self) {
-        self.shared.queue.lock().is_ended = true;
-        self.shared.changed.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // It has panicked if this fails, and its lines are lost.
-            let _ = thread.join();
+        let Shared { queue, changed, lost } = &*self.0;
+        let mut queue = queue.lock();
+        queue.is_ended = true;
+        changed.notify_all();
+        let until = Instant::now() + LAST_LINES;
+        while !queue.is_written && !changed.wait_until(&mut queue, until).timed_out() {}
+        if !queue.is_written {
+            lost.add(count(&queue.lines));
         }
     }
 }
@@ -148,6 +157,10 @@ fn write_lines(shared: &Shared, mut writer: impl Write) {
     }
 }
 
+fn count(lines: &[u8]) -> u64 {
+    lines.split_inclusive(|byte| *byte == b'\n').count() as u64
+}
+
 /// Writes as much as possible, and counts the lines that are not written whole.
 fn write_all(writer: &mut impl Write, mut lines: &[u8], lost: &LostLines) {
     while !lines.is_empty() {
@@ -155,7 +168,7 @@ fn write_all(writer: &mut impl Write, mut lines: &[u8], lost: &LostLines) {
             Ok(written @ 1..) => lines = &lines[written..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => {
-                return lost.add(lines.split_inclusive(|byte| *byte == b'\n').count() as u64);
+                return lost.add(count(lines));
             }
         }
     }

@@ -117,7 +117,9 @@ async fn establish(
     match negotiate(&mut secured, over_limit, listener, session, shared, record).await {
         Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec }) => {
             record.info.set_connected();
-            shared.state.recent_clients.add(record.info.address().ip());
+            if code == Some(0) {
+                shared.state.recent_clients.add(record.info.address().ip());
+            }
             let ends = Ends {
                 client: secured.stream,
                 broker: dialed.stream,

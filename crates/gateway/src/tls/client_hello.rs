@@ -5,6 +5,8 @@ const HANDSHAKE_RECORD: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const SESSION_TICKET: u16 = 35;
 const PRE_SHARED_KEY: u16 = 41;
+/// The length of a message's header [RFC 8446, 4].
+const HEADER: usize = 4;
 /// The versions and the random of a ClientHello.
 const RANDOM_END: usize = 2 + 32;
 
@@ -29,6 +31,28 @@ pub(super) fn ticket(received: &[u8]) -> Option<&[u8]> {
         }
     }
     None
+}
+
+/// Whether the first message is complete, in however many records. What is no ClientHello is for rustls to reject.
+pub(super) fn is_complete(received: &[u8]) -> bool {
+    let (mut records, mut header, mut len) = (Reader(received), Vec::with_capacity(HEADER), 0);
+    loop {
+        let Some([kind, major, _]) = records.array() else {
+            return received.first().is_some_and(|kind| *kind != HANDSHAKE_RECORD);
+        };
+        if kind != HANDSHAKE_RECORD || major != 3 {
+            return true;
+        }
+        let Some(part) = records.part::<2>() else { return false };
+        header.extend(part.0.iter().take(HEADER - header.len()));
+        len += part.0.len();
+        if let [kind, high, middle, low] = header[..] {
+            let message = HEADER + usize::from(u16::from_be_bytes([middle, low])) + (usize::from(high) << 16);
+            if kind != CLIENT_HELLO || len >= message {
+                return true;
+            }
+        }
+    }
 }
 
 /// Bytes from the beginning on.
@@ -79,6 +103,19 @@ mod tests {
         let whole = hello(&[(PRE_SHARED_KEY, &psk)]);
         for end in 0..whole.len() {
             assert_eq!(ticket(&whole[..end]), None, "{end}");
+            assert!(!is_complete(&whole[..end]), "{end}");
+        }
+        assert!(is_complete(&whole));
+        // In records of a byte each.
+        let small: Vec<u8> = whole[5..].iter().flat_map(|byte| [HANDSHAKE_RECORD, 3, 1, 0, 1, *byte]).collect();
+        assert!(is_complete(&small) && !is_complete(&small[..small.len() - 1]));
+        for other in [
+            &b"GET / HTTP/1.1"[..],
+            b"\x15\x03\x01\x00\x02\x01\x00",
+            b"\x16\x02\x00",
+            b"\x16\x03\x01\x00\x04\x02\x00\x00\x00",
+        ] {
+            assert!(is_complete(other), "{other:?}");
         }
         for position in 0..whole.len() {
             for value in [0, 1, 0xff] {

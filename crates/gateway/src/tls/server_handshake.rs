@@ -6,19 +6,23 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 
 use rustls::server::{Acceptor, ClientHello, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus};
-use rustls::{CommonState, Error, ServerConfig};
+use rustls::{CommonState, Error, InvalidMessage, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::client_hello;
 use crate::limits::Turn;
 use crate::net::{Leftovers, TlsStream};
 
 /// How much a handshake reads at once: most messages of a device fit.
 const READ: usize = 4 << 10;
-/// The limit of bytes of a handshake that are not processed yet: rustls takes messages of 64 KiB, in records.
-const MAX_INCOMING: usize = 72 << 10;
+/// The limit of a ClientHello: 2 KB are usual, with post-quantum key exchange and a ticket of a long chain 8.
+const MAX_HELLO: usize = 16 << 10;
+/// The limit of bytes of a handshake that are not processed yet: a chain of 16 KiB, in records, and what comes with it.
+const MAX_INCOMING: usize = 40 << 10;
 
 /// The length of a record's header, and the limit of a record with it, as rustls has it [RFC 5246, 6.2.3].
 const RECORD_HEADER: usize = 5;
@@ -89,19 +93,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
             Ok(connection) => Rustls { connection, visible: 0 },
             Err(error) => return Err(self.failed(io::Error::other(error))),
         };
+        if let Err(error) = turn.wait_for(self.client_hello()).await {
+            return Err(self.failed(error));
+        }
         loop {
             if let Err(error) = turn.wait_for(self.next_record(rustls.visible)).await {
                 return Err(self.failed(error));
             }
-            if let Err(error) = turn.begin(|| is_known(&self.incoming)).await {
-                return Err(self.failed(io::Error::other(error)));
+            match turn.begin(|| is_known(&self.incoming)).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    if let Err(error) = self.check_presence().await {
+                        return Err(self.failed(error));
+                    }
+                }
+                Err(error) => return Err(self.failed(io::Error::other(error))),
             }
             let progress = match turn.compute().await {
                 Ok(_permit) => rustls.process(&mut self.incoming, &mut self.outgoing),
                 Err(error) => return Err(self.failed(io::Error::other(error))),
             };
             match progress {
-                Ok(Progress::NeedsMore) => {}
+                Ok(Progress::NeedsMore) if self.outgoing.is_empty() => {}
+                Ok(Progress::NeedsMore) => turn.has_computed(),
                 Ok(Progress::Complete) => {
                     let Self { socket, mut incoming, outgoing } = self;
                     incoming.shrink_to_fit();
@@ -111,6 +125,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
                 Err(error) => return Err(self.fail(error).await),
             }
         }
+    }
+
+    /// Waits until the ClientHello is complete. Until then there is nothing to compute.
+    async fn client_hello(&mut self) -> io::Result<()> {
+        while !client_hello::is_complete(&self.incoming) {
+            if self.incoming.len() > MAX_HELLO {
+                return Err(too_large());
+            }
+            self.read().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the client is still there, after it has waited: nothing is computed for those that have gone.
+    async fn check_presence(&mut self) -> io::Result<()> {
+        let mut read = std::pin::pin!(self.read());
+        std::future::poll_fn(|cx| match read.as_mut().poll(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(())),
+        })
+        .await
     }
 
     /// Waits until there is a whole record at this place. It is the client's turn: sends what waits, and reads.
@@ -133,9 +168,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
 
     async fn read(&mut self) -> io::Result<()> {
         if self.incoming.len() >= MAX_INCOMING {
-            return Err(io::ErrorKind::InvalidData.into());
+            return Err(too_large());
         }
-        self.incoming.reserve(READ);
+        self.incoming.reserve_exact(READ);
         // No more, whatever memory a large message has left: what follows the handshake goes to a smaller buffer.
         match (&mut self.socket).take(READ as u64).read_buf(&mut self.incoming).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -222,6 +257,10 @@ fn record_len(bytes: &[u8]) -> usize {
         (true, false) => len,
         (false, _) => bytes.len(),
     }
+}
+
+fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, Error::InvalidMessage(InvalidMessage::HandshakePayloadTooLarge))
 }
 
 fn encode<D>(mut data: EncodeTlsData<'_, D>, outgoing: &mut Vec<u8>) -> Result<(), Error> {

@@ -43,10 +43,6 @@ impl Upstream {
             note_detail("no server takes sessions: all have `drain` or `down`, or no name has an address");
         }
         for endpoint in candidates {
-            let Some(lease) = endpoint.lease() else {
-                is_full = true;
-                continue;
-            };
             if let Some(rate) = self.max_connect_rate {
                 let until = deadline.min(Instant::now() + self.connect_timeout);
                 if !endpoint.may_connect(rate, client, until).await {
@@ -55,6 +51,11 @@ impl Upstream {
                     continue;
                 }
             }
+            // Only now: a session that waits takes no place of those that are connected.
+            let Some(lease) = endpoint.lease() else {
+                is_full = true;
+                continue;
+            };
             let health = &endpoint.state.health;
             let until = deadline.min(Instant::now() + self.connect_timeout);
             let error = match tokio::time::timeout_at(until, self.connect(&endpoint)).await {

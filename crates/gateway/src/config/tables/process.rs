@@ -23,9 +23,9 @@ pub(in crate::config) struct RuntimeTable {
     /// Threads that serve connections, 1 to 1024. Takes effect after a restart. Default: the number of cores.
     worker_threads: Option<Setting<usize>>,
     /// The number of TLS handshakes that may be in progress at once, 1 to 65536. Others wait: those of clients that were
-    /// connected lately or resume a session come first. A handshake whose client does not answer for 250 ms does not count.
+    /// connected lately or resume a session come first. A handshake that waits for its client does not count.
     max_handshakes: Setting<usize>,
-    /// The number of handshakes that may wait, 1 to 1000000, each for `handshake_timeout` at most. Beyond it, connections are
+    /// The number of handshakes that may wait, 1 to 100000, each for `handshake_timeout` at most. Beyond it, connections are
     /// closed before they cost anything.
     handshake_queue: Setting<usize>,
     /// Memory of the process (resident, without the kernel's buffers), 64 MiB at least. Above it, new connections are
@@ -146,7 +146,7 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
         document.error(threads, "`worker_threads` must be between 1 and 1024");
     }
     for (name, setting, max) in
-        [("max_handshakes", &table.max_handshakes, 1 << 16), ("handshake_queue", &table.handshake_queue, 1_000_000)]
+        [("max_handshakes", &table.max_handshakes, 1 << 16), ("handshake_queue", &table.handshake_queue, 100_000)]
     {
         if !(1..=max).contains(&setting.value) {
             document.error(setting, format!("`{name}` must be between 1 and {max}"));

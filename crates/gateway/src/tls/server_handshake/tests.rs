@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::*;
-use crate::limits::Handshakes;
+use crate::limits::{Handshakes, TooManyHandshakes};
 use crate::util::crypto::provider;
 
 static VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
@@ -163,8 +163,8 @@ async fn what_follows_the_handshake_is_not_lost_however_large_both_are() {
     for configs in Configs::of_each_version() {
         let (ours, theirs) = duplex(1 << 20);
         let mut client = ClientConfig::clone(&configs.client);
-        // 62 KiB of ClientHello.
-        client.alpn_protocols = (0..245).map(|_| vec![b'x'; 255]).collect();
+        // 15 KiB of ClientHello.
+        client.alpn_protocols = (0..58).map(|_| vec![b'x'; 255]).collect();
         let connector = TlsConnector::from(Arc::new(client));
         let client = tokio::spawn(async move {
             let mut stream = connector.connect(name(), theirs).await.unwrap();
@@ -311,6 +311,50 @@ async fn a_handshake_that_fails_is_answered_with_an_alert() {
         assert_eq!(answer.last().copied(), alert.or(answer.last().copied()));
         assert!(answer.starts_with(&[21, 3]), "{answer:?}");
     }
+}
+
+#[tokio::test]
+async fn without_a_turn_a_client_is_sent_nothing() {
+    let configs = Configs::of_each_version().last().unwrap();
+    let handshakes = Arc::new(Handshakes::new(1, 1, 1));
+    let turn = |patience| Arc::clone(&handshakes).turn([192, 0, 2, 1].into(), Instant::now() + patience);
+    let mut other = turn(Duration::from_secs(10));
+    other.begin(|| false).await.unwrap();
+    let (ours, theirs) = duplex(64 << 10);
+    let connector = TlsConnector::from(Arc::clone(&configs.client));
+    let client = tokio::spawn(async move { connector.connect(name(), theirs).await.unwrap_err().kind() });
+    let mut late = turn(Duration::from_millis(50));
+    let start = ServerHandshake::new(ours);
+    let failure = start.complete(Arc::clone(&configs.server), &mut late, |_| false).await.err().unwrap();
+    assert!(failure.error.get_ref().unwrap().is::<TooManyHandshakes>(), "{}", failure.error);
+    drop(failure);
+    assert_eq!(client.await.unwrap(), io::ErrorKind::UnexpectedEof, "no alert");
+}
+
+#[tokio::test]
+async fn nothing_is_computed_for_a_client_that_has_gone() {
+    let configs = Configs::of_each_version().last().unwrap();
+    let handshakes = Arc::new(Handshakes::new(1, 1, 1));
+    let turn = || Arc::clone(&handshakes).turn([192, 0, 2, 1].into(), Instant::now() + Duration::from_secs(10));
+    let mut other = turn();
+    other.begin(|| false).await.unwrap();
+    let (ours, mut theirs) = duplex(64 << 10);
+    let mut client = ClientConnection::new(Arc::clone(&configs.client), name()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    theirs.write_all(&hello).await.unwrap();
+    let (server, mut waiting) = (Arc::clone(&configs.server), turn());
+    let handshake = tokio::spawn(async move {
+        ServerHandshake::new(ours)
+            .complete(server, &mut waiting, |_| false)
+            .await
+            .err()
+            .map(|failure| failure.error.kind())
+    });
+    tokio::task::yield_now().await;
+    drop(theirs);
+    drop(other);
+    assert_eq!(handshake.await.unwrap(), Some(io::ErrorKind::UnexpectedEof));
 }
 
 #[test]
