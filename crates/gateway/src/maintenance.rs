@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::devices::Changed;
 use crate::limits::resident_memory;
@@ -85,7 +85,7 @@ fn check_memory(shared: &Shared) {
     }
     // Where the system does not say, the guard cannot work, and does not refuse everybody.
     let resident = resident_memory().unwrap_or(0);
-    match shared.state.memory.update(resident, limit) {
+    match shared.state.memory.update(resident, limit, Instant::now()) {
         Some(true) => tracing::error!(
             resident,
             limit,

@@ -20,10 +20,6 @@ use clap::{CommandFactory, Parser};
 use cli::{Arguments, Command};
 use report::Failure;
 
-/// Smaller and a little faster than glibc's allocator, by measurement: see `docs/performance.md`.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match dispatch(arguments.command) {

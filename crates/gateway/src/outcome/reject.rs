@@ -44,7 +44,7 @@ super::reasons! {
         connack: None, is_failed_proof: false,
         hint: Some("after an outage of the network the fleet comes back within minutes; if it lasts, add cores or gateways");
 
-    /// The gateway has more memory than `memory_limit`, or has had and is not below nine tenths of it yet.
+    /// The gateway has more memory than `memory_limit`, or has had it and is not below nine tenths of it yet.
     MemoryLimit = "memory_limit", Accept, Gateway, 503,
         connack: None, is_failed_proof: false,
         hint: Some("raise `memory_limit` of [runtime], or add a gateway; sessions that are connected stay");

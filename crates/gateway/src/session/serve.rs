@@ -159,7 +159,7 @@ fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Rec
     let arrived = accepted.arrive();
     let address = arrived.address.ip();
     record.info.set_address(arrived.address);
-    if shared.state.memory.is_over() {
+    if !shared.state.memory.accepts() {
         return Err(Reject::MemoryLimit);
     }
     if !listener.addresses.allows(address) {
