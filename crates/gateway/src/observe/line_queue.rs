@@ -45,7 +45,7 @@ struct Queue {
     is_written: bool,
 }
 
-/// The thread that writes. Dropping it writes the waiting lines; for [`LAST_LINES`] at most, since nobody may read the pipe.
+/// The thread that writes. Dropping it writes the waiting lines, for a second at most: nobody may read the pipe.
 #[derive(Debug)]
 pub struct LineWriter(Arc<Shared>);
 
