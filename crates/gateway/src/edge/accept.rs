@@ -92,7 +92,8 @@ impl Accepted {
 }
 
 impl Arrived {
-    /// Performs the TLS handshake within its deadline, when it is its turn among `handshakes`. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
+    /// Performs the TLS handshake within its deadline, when it is its turn among `handshakes`; clients at `recent` addresses
+    /// come first. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
     /// belongs here, within the deadline, and wraps the stream.
     ///
     /// # Errors

@@ -159,7 +159,8 @@ pub(super) async fn negotiate(
             // It was removed while the client was connecting.
             follow_rules(session.entry(), &shared.state.sessions, &runtime);
         }
-        // Compared last, so that nothing of an older configuration replaces what a change has set meanwhile. The will and what came after CONNECT are decided on already, by rules that may have been replaced meanwhile.
+        // Compared last, so that nothing of an older configuration replaces what a change has set meanwhile. The will and what
+        // came after CONNECT are decided on already, by rules that may have been replaced meanwhile.
         if Arc::ptr_eq(&shared.runtime.load(), &runtime) {
             break (listener, admitted);
         }
