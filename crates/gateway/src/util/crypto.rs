@@ -6,15 +6,21 @@ use aws_lc_rs::{digest, hmac, rand};
 use rustls::crypto::CryptoProvider;
 use zeroize::Zeroizing;
 
+use super::hkdf::with_fast_hkdf;
+
 /// Installs aws-lc-rs as the cryptography provider of the process. Call it before any use of rustls: with two providers
 /// in the dependency tree, rustls' builders panic unless one is installed.
 pub fn install_crypto_provider() {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites = provider.cipher_suites.iter().map(with_fast_hkdf).collect();
     // An error means that an earlier call has installed the provider.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let _ = provider.install_default();
 }
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {
-    install_crypto_provider();
+    if CryptoProvider::get_default().is_none() {
+        install_crypto_provider();
+    }
     Arc::clone(CryptoProvider::get_default().expect("it was just installed"))
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod clip;
 pub(crate) mod clock;
 pub mod crypto;
 pub(crate) mod file;
+mod hkdf;
 pub(crate) mod invisible;
 pub(crate) mod pem;
 pub(crate) mod recent;
