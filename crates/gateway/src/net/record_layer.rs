@@ -240,7 +240,11 @@ impl RecordLayer {
 
     /// An alert as a record. After it, nothing may be sent.
     pub(super) fn seal_alert(&mut self, alert: AlertDescription) -> Result<Vec<u8>, Error> {
-        let level = if alert == AlertDescription::CloseNotify { WARNING } else { FATAL };
+        let level = match alert {
+            // Whatever follows [RFC 8446, 6.1; RFC 5246, 7.2.2].
+            AlertDescription::CloseNotify | AlertDescription::NoRenegotiation => WARNING,
+            _ => FATAL,
+        };
         self.encrypt(ContentType::Alert, &[level, alert.into()])
     }
 

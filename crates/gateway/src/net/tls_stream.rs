@@ -269,10 +269,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
             add(std::mem::take(&mut this.outgoing));
         }
         let bytes = &bytes[..bytes.len().min(MAX_WRITE)];
-        for chunk in bytes.chunks(MAX_PLAINTEXT) {
-            this.records.seal(chunk, &mut add).map_err(io::Error::other)?;
+        let sealed = bytes.chunks(MAX_PLAINTEXT).try_for_each(|chunk| this.records.seal(chunk, &mut add));
+        if sealed.is_err()
+            && let Ok(end) = this.records.seal_alert(AlertDescription::CloseNotify)
+        {
+            // The keys are used up. The client is not to take that for an attack.
+            add(end);
+            this.is_ended = true;
         }
         this.send(cx, &records[..count])?;
+        sealed.map_err(io::Error::other)?;
         Poll::Ready(Ok(bytes.len()))
     }
 

@@ -43,6 +43,10 @@ impl Upstream {
             note_detail("no server takes sessions: all have `drain` or `down`, or no name has an address");
         }
         for endpoint in candidates {
+            if endpoint.is_full() {
+                is_full = true;
+                continue;
+            }
             if let Some(rate) = self.max_connect_rate {
                 let until = deadline.min(Instant::now() + self.connect_timeout);
                 if !endpoint.may_connect(rate, client, until).await {
@@ -51,7 +55,7 @@ impl Upstream {
                     continue;
                 }
             }
-            // Only now: a session that waits takes no place of those that are connected.
+            // Only now: a session that waits takes no place of those that are connected. Others may have taken the last one.
             let Some(lease) = endpoint.lease() else {
                 is_full = true;
                 continue;

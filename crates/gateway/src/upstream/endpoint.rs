@@ -87,6 +87,11 @@ impl Endpoint {
         Some(Lease { state: Arc::clone(&self.state), _permit: permit })
     }
 
+    /// Whether the server has `max_connections`.
+    pub(super) fn is_full(&self) -> bool {
+        self.active() >= self.max_connections
+    }
+
     /// Waits until the server may be sent another CONNECT, or `deadline`. Returns whether it may.
     pub(super) async fn may_connect(&self, rate: Rate, address: IpAddr, deadline: Instant) -> bool {
         let EndpointState { waiting, tokens, .. } = &*self.state;

@@ -110,3 +110,34 @@ async fn a_server_gets_no_more_connects_than_its_rate() {
     assert_eq!(rejected, 4);
     assert!(gateway.lines(4).await.iter().all(|line| line.ends_with(" upstream_full")));
 }
+
+#[tokio::test]
+async fn nobody_waits_for_the_turn_of_a_server_that_is_full() {
+    let brokers = [Broker::start().await, Broker::start().await];
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let servers = brokers.each_ref().map(|broker| format!("{{ address = \"{}\", max_connections = 1 }}", broker.address()));
+    let upstream = format!(
+        "[[upstream]]\nname = \"brokers\"\nservers = [{}]\nhealth = {{ mode = \"off\" }}\n\
+         max_connect_rate = {{ rate = \"1/h\", burst = 1 }}\nconnect_timeout = \"60s\"\n",
+        servers.join(", ")
+    );
+    let gateway = TestGateway::start(&format!("{listener}{upstream}")).await;
+    // All have the same client ID, so that the same server comes first.
+    let mut clients = Vec::new();
+    for n in 0..3 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect("dev-1")).await;
+        if n < 2 {
+            // Whichever server it is: its only place, and its only turn in an hour.
+            let mut connection = tokio::select! {
+                connection = brokers[0].accept() => connection,
+                connection = brokers[1].accept() => connection,
+            };
+            connection.read(connect("dev-1").len()).await;
+            connection.write(&connack(4)).await;
+            clients.push((client, connection));
+        } else {
+            assert_eq!(client.try_read(4).await.unwrap(), b"\x20\x02\x00\x03");
+        }
+    }
+}
