@@ -2,6 +2,7 @@
 //! broker behind it has received.
 
 mod broker;
+mod flights;
 pub(crate) mod mqtt;
 mod storm;
 mod tls;
@@ -22,9 +23,11 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 pub(crate) use broker::{BACKLOG, Broker, flood_request};
-pub(crate) use tls::{Session, session_as};
+pub(crate) use flights::{Flights, Stop};
+pub(crate) use storm::socket_from;
+pub(crate) use tls::{Session, client_config, session_as};
 
-const DEVICE: &str = "thing001";
+pub(crate) const DEVICE: &str = "thing001";
 /// Not the common name of any certificate.
 const OTHER_DEVICE: &str = "thing999";
 /// Concurrent connects: enough to keep two cores busy.
@@ -72,6 +75,11 @@ impl Load {
         let resuming = resuming.collect();
         let connectors: Vec<_> = configs.into_iter().map(|config| TlsConnector::from(Arc::new(config))).collect();
         Ok((Self { broker: Broker::start()?, connector: connectors[0].clone(), resuming }, connectors))
+    }
+
+    /// The device of all sessions that do not say otherwise.
+    pub(crate) fn connector(&self) -> TlsConnector {
+        self.connector.clone()
     }
 
     /// Whether the proxy admits a client ID that is not the certificate's common name.

@@ -87,7 +87,7 @@ impl Proxy {
 }
 
 /// An address of this machine where nobody listens.
-pub(super) fn free_address() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
