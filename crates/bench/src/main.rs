@@ -3,6 +3,7 @@
 
 mod calm;
 mod compare;
+mod crl;
 mod fleet;
 mod index;
 mod load;
@@ -12,6 +13,8 @@ mod probe;
 mod report;
 mod rows;
 mod slow;
+mod start;
+mod startup;
 mod sweep;
 mod usage;
 
@@ -76,6 +79,8 @@ enum Command {
     },
     /// Measure the latency of live sessions in storms. Exit code 1: a goal is missed
     Calm(calm::Options),
+    /// Measure how long a start takes, and how much a reload delays live sessions. Exit code 1: a goal is missed
+    Start(start::Options),
     /// Be a fleet of devices
     #[command(hide = true)]
     Fleet(fleet::Orders),
@@ -101,6 +106,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let is_met = match arguments.command {
         None => compare::run(binary, arguments.comparison, dir).await?,
         Some(Command::Calm(options)) => calm::run(&binary, dir, &options).await?,
+        Some(Command::Start(options)) => start::run(&binary, dir, &options).await?,
         Some(command) => {
             run(command, &binary, dir).await?;
             true
@@ -118,6 +124,6 @@ async fn run(command: Command, binary: &Path, dir: &Path) -> anyhow::Result<()> 
         Command::Index { sessions } => index::run(sessions),
         Command::Fleet(orders) => fleet::run(orders).await,
         Command::Bare { address, broker, pki } => bare::run(address, broker, pki).await,
-        Command::Calm(_) => Ok(()),
+        Command::Calm(_) | Command::Start(_) => Ok(()),
     }
 }

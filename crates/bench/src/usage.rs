@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+/// Descriptors that load and gateway need for other things than these connections.
+const SPARE_DESCRIPTORS: u64 = 600;
+
 /// The time on a CPU, in user mode and in the kernel. Threads that have ended do not count. The clock ticks of /proc/PID/stat
 /// would be too coarse: a thread that wakes up for some microseconds at a time may meet none of them, or each.
 pub(crate) fn cpu(pids: &[u32]) -> anyhow::Result<Duration> {
@@ -35,6 +38,13 @@ pub(crate) fn pss(pids: &[u32]) -> anyhow::Result<u64> {
         pss += line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024;
     }
     Ok(pss)
+}
+
+/// Lowers a number of connections to what the limit of descriptors allows: load and broker share it, and the gateway needs as
+/// many.
+pub(crate) fn affordable(connections: usize) -> anyhow::Result<usize> {
+    let limit = rlimit::increase_nofile_limit(u64::MAX)?;
+    Ok(connections.min(usize::try_from(limit.saturating_sub(SPARE_DESCRIPTORS) / 2)?))
 }
 
 /// The IDs of a process and its descendants.

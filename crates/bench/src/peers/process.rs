@@ -56,7 +56,7 @@ impl Proxy {
     /// Terminates the proxy and waits until its descendants have ended too. Killing it would leave its workers running.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         let family = family(self.pid()?)?;
-        Command::new("kill").arg(self.pid()?.to_string()).status().await.context("kill")?;
+        self.signal("TERM").await?;
         timeout(DEADLINE, self.process.wait()).await.with_context(|| format!("{} does not end", self.name))??;
         let is_running = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
         let ending = async {
@@ -65,6 +65,12 @@ impl Proxy {
             }
         };
         timeout(DEADLINE, ending).await.with_context(|| format!("{}: its workers do not end", self.name))
+    }
+
+    pub(crate) async fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let status = Command::new("kill").args(["-s", name, &self.pid()?.to_string()]).status().await.context("kill")?;
+        ensure!(status.success(), "kill: {status}");
+        Ok(())
     }
 
     /// The CPU time of the process and its descendants until now.
@@ -99,6 +105,11 @@ pub(super) async fn output_of(program: &Path, arguments: &[&str]) -> anyhow::Res
     ensure!(output.status.success(), "{} {} fails", program.display(), arguments.join(" "));
     let text = [output.stdout, output.stderr].concat();
     Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+/// What a proxy in this directory has written to standard error.
+pub(crate) fn errors(dir: &Path) -> String {
+    fs::read_to_string(dir.join(ERRORS)).unwrap_or_default()
 }
 
 /// The last lines of what a proxy has written.
