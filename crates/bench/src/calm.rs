@@ -201,9 +201,8 @@ impl Row {
     async fn measure(&mut self, binary: &Path, dir: &Path, load: &Load, devices: usize) -> anyhow::Result<()> {
         let broker = Broker::start()?;
         let gateway = free_address()?;
-        let rate = format!(
-            "max_connect_rate = {{ rate = \"{RATE}/s\", burst = {BURST} }}\nconnect_timeout = \"{PATIENCE}\""
-        );
+        let rate =
+            format!("max_connect_rate = {{ rate = \"{RATE}/s\", burst = {BURST} }}\nconnect_timeout = \"{PATIENCE}\"");
         let more = More {
             upstream: if self.storm == Storm::Return { rate } else { String::new() },
             tables: live_listener(gateway, broker.address),

@@ -1,16 +1,32 @@
-//! Long CRLs. Enters: a PKI, a number of entries. Leaves: PEM of its CRLs, of which that of the intermediate is long.
+//! Long CRLs. Enters: a PKI, a number of entries. Leaves: a CRL of its intermediate, alone or as PEM with that of the root.
 
 use std::path::Path;
 
 use portcullis_pki::Authority;
-use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
+use rcgen::{
+    CertificateRevocationList, CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams,
+    SerialNumber,
+};
 use time::OffsetDateTime;
 
-/// Returns the root's CRL, and a CRL of the intermediate that revokes this many certificates that nobody has, and those of
-/// these devices.
-pub(crate) fn long(pki: &Path, entries: u32, devices: &[&str]) -> anyhow::Result<String> {
+/// Of serial numbers, in bytes, as authorities usually have them.
+const SERIAL_LEN: usize = 16;
+
+/// The root's CRL, and a CRL of the intermediate as [`long`] makes it.
+pub(crate) fn with_root(pki: &Path, entries: u32, devices: &[&str]) -> anyhow::Result<String> {
     let text = std::fs::read_to_string(pki.join("crl.pem"))?;
     let root = &text[text.rfind("-----BEGIN X509 CRL").unwrap_or(0)..];
+    Ok(long(pki, entries, SERIAL_LEN, devices)?.pem()? + root)
+}
+
+/// A CRL of the intermediate that revokes this many certificates that nobody has, and those of these devices.
+/// `serial_len`: of the former, at least 5 bytes.
+pub(crate) fn long(
+    pki: &Path,
+    entries: u32,
+    serial_len: usize,
+    devices: &[&str],
+) -> anyhow::Result<CertificateRevocationList> {
     let read = |what: &str| std::fs::read_to_string(pki.join(format!("intermediate.{what}")));
     let issuer = Issuer::from_ca_cert_pem(&read("pem")?, KeyPair::from_pem(&read("key")?)?)?;
     let now = OffsetDateTime::now_utc();
@@ -20,10 +36,11 @@ pub(crate) fn long(pki: &Path, entries: u32, devices: &[&str]) -> anyhow::Result
         reason_code: None,
         invalidity_date: None,
     };
-    let issued = Authority::open(pki)?.list()?;
-    let revoked = issued.iter().filter(|it| devices.contains(&it.name.as_str()));
+    let known = Authority::open(pki)?.list()?;
+    let revoked = known.iter().filter(|it| devices.contains(&it.name.as_str()));
     let revoked = revoked.map(|it| Ok(entry(&bytes(&it.serial)?))).collect::<anyhow::Result<Vec<_>>>()?;
-    let others = (0..entries).map(|n| entry(&[&[0x41; 12], &n.to_be_bytes()[..]].concat()));
+    let rest = vec![0x41; serial_len.saturating_sub(4)];
+    let others = (0..entries).map(|n| entry(&[&rest[..], &n.to_be_bytes()].concat()));
     let params = CertificateRevocationListParams {
         this_update: now,
         next_update: now + time::Duration::days(1),
@@ -32,7 +49,7 @@ pub(crate) fn long(pki: &Path, entries: u32, devices: &[&str]) -> anyhow::Result
         revoked_certs: others.chain(revoked).collect(),
         key_identifier_method: KeyIdMethod::Sha256,
     };
-    Ok(params.signed_by(&issuer)?.pem()? + root)
+    Ok(params.signed_by(&issuer)?)
 }
 
 fn bytes(hex: &str) -> anyhow::Result<Vec<u8>> {

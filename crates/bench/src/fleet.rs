@@ -120,7 +120,8 @@ pub(crate) async fn run(orders: Orders) -> anyhow::Result<()> {
     let (mut devices, done) = all(&config, &orders, Duration::ZERO).await?;
     println!("{done}");
     if orders.conduct == Conduct::Return {
-        let mut closing: JoinSet<_> = devices.drain(..).map(|mut device| async move { device.closed().await }).collect();
+        let mut closing: JoinSet<_> =
+            devices.drain(..).map(|mut device| async move { device.closed().await }).collect();
         closing.join_next().await;
         drop(closing);
         let (returned, done) = all(&config, &orders, BACK_OFF).await?;
@@ -133,11 +134,7 @@ pub(crate) async fn run(orders: Orders) -> anyhow::Result<()> {
 }
 
 /// All devices at once. With `again`, those that fail try again after this time.
-async fn all(
-    config: &Arc<ClientConfig>,
-    orders: &Orders,
-    again: Duration,
-) -> anyhow::Result<(Vec<Flights>, String)> {
+async fn all(config: &Arc<ClientConfig>, orders: &Orders, again: Duration) -> anyhow::Result<(Vec<Flights>, String)> {
     let (begin, mut tasks) = (Instant::now(), JoinSet::new());
     for n in 0..orders.count {
         let (config, address) = (Arc::clone(config), orders.address);
@@ -177,7 +174,7 @@ async fn one(
     let mut device = Flights::new(Arc::clone(config), socket_from(n, address).await?)?;
     match conduct {
         Conduct::Connect | Conduct::Return => device.connect(&mqtt::connect(DEVICE), delay).await?,
-        Conduct::Stop => device.stop_in(if n % 2 == 0 { Stop::Hello } else { Stop::Certificate }).await?,
+        Conduct::Stop => device.stop_in(if n.is_multiple_of(2) { Stop::Hello } else { Stop::Certificate }).await?,
     }
     Ok(device)
 }

@@ -5,6 +5,7 @@ mod calm;
 mod compare;
 mod crl;
 mod fleet;
+mod growth;
 mod index;
 mod load;
 mod packets;
@@ -81,6 +82,8 @@ enum Command {
     Calm(calm::Options),
     /// Measure how long a start takes, and how much a reload delays live sessions. Exit code 1: a goal is missed
     Start(start::Options),
+    /// Measure how costs grow with connections, topic rules, devices, and entries of a CRL
+    Growth(growth::Options),
     /// Be a fleet of devices
     #[command(hide = true)]
     Fleet(fleet::Orders),
@@ -122,6 +125,7 @@ async fn run(command: Command, binary: &Path, dir: &Path) -> anyhow::Result<()> 
         Command::Packets { rounds, seconds, rules } => packets::run(binary, dir, rounds, seconds, rules).await,
         Command::Slow { clients } => slow::run(binary, dir, clients).await,
         Command::Index { sessions } => index::run(sessions),
+        Command::Growth(options) => growth::run(binary, dir, &options).await,
         Command::Fleet(orders) => fleet::run(orders).await,
         Command::Bare { address, broker, pki } => bare::run(address, broker, pki).await,
         Command::Calm(_) | Command::Start(_) => Ok(()),

@@ -52,7 +52,8 @@ pub(crate) async fn run(binary: &Path, dir: &Path, options: &Options) -> anyhow:
     let load = Load::prepare(dir)?;
     let (listening, serving) = starts(binary, dir, &load, options.starts)?;
     let reloads = Reloads::measure(binary, dir, &load, options).await?;
-    let goal = |value: f64, goal: f64| format!("{} ms | {}", number(goal), if value <= goal { "yes" } else { "**no**" });
+    let goal =
+        |value: f64, goal: f64| format!("{} ms | {}", number(goal), if value <= goal { "yes" } else { "**no**" });
     let markdown = format!(
         "{} {} starts: TLS with client certificates, CRL, {RULES} topic rules, access log, admin interface. {} reloads while {} sessions \
          are connected: each with one topic rule more, certificates read again, and a new CRL of {} entries; for {} s from each signal \
@@ -88,8 +89,8 @@ fn starts(binary: &Path, dir: &Path, load: &Load, count: usize) -> anyhow::Resul
     // The first fills the page cache.
     for n in 0..=count {
         let address = free_address()?;
-        let command = full(RULES).write(binary, dir, address, load.broker.address)?;
-        let startup = startup::measure(load, command, address)?;
+        let mut command = full(RULES).write(binary, dir, address, load.broker.address)?;
+        let startup = startup::measure(load, &mut command, address)?;
         if n > 0 {
             listening.push(startup.listening.as_secs_f64() * 1e3);
             serving.push(startup.serving.as_secs_f64() * 1e3);
@@ -133,7 +134,7 @@ impl Reloads {
         let (mut took, mut quiet, mut reloading) = (Vec::new(), Vec::new(), Vec::new());
         for n in 0..options.reloads {
             eprintln!("reload {} of {}", n + 1, options.reloads);
-            let crl = crl::long(&pki, options.entries, &[])?;
+            let crl = crl::with_root(&pki, options.entries, &[])?;
             quiet.push(Instant::now());
             sleep(WINDOW).await;
             full(RULES + n + 1).write(binary, dir, proxy.address, load.broker.address)?;

@@ -56,7 +56,7 @@ pub(crate) async fn run(
     tokio::time::sleep(WATCHED).await;
 
     // The CRL also revokes many other certificates, so the gateway has a long CRL to read and compare.
-    let crl = crl::long(&pki, entries, &[GOING])?;
+    let crl = crl::with_root(&pki, entries, &[GOING])?;
     let new = pki.join("crl.new");
     std::fs::write(&new, crl)?;
     std::fs::rename(&new, pki.join("crl.pem"))?;

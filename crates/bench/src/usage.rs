@@ -32,12 +32,22 @@ pub(crate) fn cpu(pids: &[u32]) -> anyhow::Result<Duration> {
 pub(crate) fn pss(pids: &[u32]) -> anyhow::Result<u64> {
     let mut pss = 0;
     for pid in pids {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let line = line.context("/proc/PID/smaps_rollup has no Pss")?;
-        pss += line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024;
+        pss += field(*pid, "smaps_rollup", "Pss:")?;
     }
     Ok(pss)
+}
+
+/// The greatest resident set size that a process has had, in bytes.
+pub(crate) fn peak(pid: u32) -> anyhow::Result<u64> {
+    field(pid, "status", "VmHWM:")
+}
+
+/// A field in kB of a file in /proc/PID, in bytes.
+fn field(pid: u32, file: &str, name: &str) -> anyhow::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/{file}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let line = line.with_context(|| format!("/proc/PID/{file} has no {name}"))?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
 /// Lowers a number of connections to what the limit of descriptors allows: load and broker share it, and the gateway needs as

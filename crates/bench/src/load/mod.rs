@@ -115,20 +115,21 @@ impl Load {
         storm::run(&self.connector, proxy, count).await
     }
 
-    /// Publishes at this rate per second over all sessions together, at least ten. Each message must arrive. Returns their
-    /// number.
+    /// Publishes these messages in turn, at this rate per second over all sessions together, at least ten. Each message must
+    /// arrive. Returns their number.
     pub(crate) async fn paced(
         &self,
         sessions: &mut [Session],
-        message: &[u8],
+        messages: &[Vec<u8>],
         pace: usize,
         duration: Duration,
     ) -> anyhow::Result<usize> {
         let before = self.broker.received();
-        let gap = Duration::from_secs_f64(sessions.len() as f64 / pace as f64);
-        let mut tick = tokio::time::interval(gap / 10);
+        // Few at once: what arrives together costs less.
+        let part = (sessions.len() / 10).min(10);
+        let mut tick = tokio::time::interval(Duration::from_secs_f64(part as f64 / pace as f64));
         let begin = Instant::now();
-        let (part, mut sent) = (sessions.len() / 10, 0);
+        let (mut sent, mut bytes) = (0, 0);
         'load: loop {
             for chunk in sessions.chunks_mut(part) {
                 tick.tick().await;
@@ -136,13 +137,15 @@ impl Load {
                     break 'load;
                 }
                 for session in chunk {
+                    let message = &messages[sent % messages.len()];
                     session.write_all(message).await?;
                     session.flush().await?;
                     sent += 1;
+                    bytes += message.len();
                 }
             }
         }
-        self.broker.wait_for(before, sent * message.len()).await?;
+        self.broker.wait_for(before, bytes).await?;
         Ok(sent)
     }
 }

@@ -11,10 +11,10 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::usage::{cpu, family, pss};
+use crate::usage::{cpu, family, peak, pss};
 
 /// How long a proxy may take until it listens, and until it has ended.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 /// Standard output and standard error of a proxy, in its directory. The former is the access log of some.
 const OUTPUT: &str = "output.log";
@@ -68,7 +68,8 @@ impl Proxy {
     }
 
     pub(crate) async fn signal(&self, name: &str) -> anyhow::Result<()> {
-        let status = Command::new("kill").args(["-s", name, &self.pid()?.to_string()]).status().await.context("kill")?;
+        let status =
+            Command::new("kill").args(["-s", name, &self.pid()?.to_string()]).status().await.context("kill")?;
         ensure!(status.success(), "kill: {status}");
         Ok(())
     }
@@ -81,6 +82,11 @@ impl Proxy {
     /// The memory (PSS) of the process and its descendants, in bytes.
     pub(crate) fn pss(&self) -> anyhow::Result<u64> {
         pss(&self.family()?)
+    }
+
+    /// The greatest resident memory that the process has had, in bytes.
+    pub(crate) fn peak(&self) -> anyhow::Result<u64> {
+        peak(self.pid()?)
     }
 
     fn family(&self) -> anyhow::Result<Vec<u32>> {

@@ -1,17 +1,20 @@
 //! The report. Enters: figures, by peer and round. Leaves: tables, plots, JSON, and whether the goals are met.
 
+mod family;
 mod goals;
 mod json;
 mod machine;
 mod markdown;
 mod plot;
 mod spread;
+mod svg;
 mod table;
 mod write;
 
 use std::path::Path;
 
 use crate::peers::Peer;
+pub(crate) use family::Family;
 pub(crate) use goals::Goal;
 pub(crate) use machine::Machine;
 pub(crate) use spread::{Spread, number};
