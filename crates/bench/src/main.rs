@@ -1,19 +1,26 @@
 //! Measures Portcullis next to other proxies that do the same work: mutual TLS, the common name equals the client ID, a broker
 //! chosen by hash, one access line. README.md explains the rows and the peers; subcommands measure Portcullis alone.
 
+mod calm;
 mod compare;
+mod crl;
+mod fleet;
+mod growth;
 mod index;
 mod load;
 mod packets;
 mod peers;
+mod probe;
 mod report;
 mod rows;
 mod slow;
+mod start;
+mod startup;
 mod sweep;
 mod usage;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -71,6 +78,15 @@ enum Command {
         #[arg(long, default_value_t = 1_000_000)]
         sessions: u32,
     },
+    /// Measure the latency of live sessions in storms. Exit code 1: a goal is missed
+    Calm(calm::Options),
+    /// Measure how long a start takes, and how much a reload delays live sessions. Exit code 1: a goal is missed
+    Start(start::Options),
+    /// Measure how costs grow with connections, topic rules, devices, and entries of a CRL
+    Growth(growth::Options),
+    /// Be a fleet of devices
+    #[command(hide = true)]
+    Fleet(fleet::Orders),
     /// Be the bare proxy of the comparison
     #[command(hide = true)]
     Bare {
@@ -90,20 +106,28 @@ async fn main() -> anyhow::Result<ExitCode> {
     rlimit::increase_nofile_limit(u64::MAX)?;
     let (binary, dir) = (arguments.portcullis, tempfile::tempdir()?);
     let dir = dir.path();
-    match arguments.command {
-        None => {
-            let is_met = compare::run(binary, arguments.comparison, dir).await?;
-            return Ok(if is_met { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    let is_met = match arguments.command {
+        None => compare::run(binary, arguments.comparison, dir).await?,
+        Some(Command::Calm(options)) => calm::run(&binary, dir, &options).await?,
+        Some(Command::Start(options)) => start::run(&binary, dir, &options).await?,
+        Some(command) => {
+            run(command, &binary, dir).await?;
+            true
         }
-        Some(Command::Sweep { sessions, revoked, entries }) => {
-            sweep::run(&binary, dir, sessions, revoked, entries).await?;
-        }
-        Some(Command::Packets { rounds, seconds, rules }) => {
-            packets::run(&binary, dir, rounds, seconds, rules).await?;
-        }
-        Some(Command::Slow { clients }) => slow::run(&binary, dir, clients).await?,
-        Some(Command::Index { sessions }) => index::run(sessions)?,
-        Some(Command::Bare { address, broker, pki }) => bare::run(address, broker, pki).await?,
+    };
+    Ok(if is_met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What has no goals.
+async fn run(command: Command, binary: &Path, dir: &Path) -> anyhow::Result<()> {
+    match command {
+        Command::Sweep { sessions, revoked, entries } => sweep::run(binary, dir, sessions, revoked, entries).await,
+        Command::Packets { rounds, seconds, rules } => packets::run(binary, dir, rounds, seconds, rules).await,
+        Command::Slow { clients } => slow::run(binary, dir, clients).await,
+        Command::Index { sessions } => index::run(sessions),
+        Command::Growth(options) => growth::run(binary, dir, &options).await,
+        Command::Fleet(orders) => fleet::run(orders).await,
+        Command::Bare { address, broker, pki } => bare::run(address, broker, pki).await,
+        Command::Calm(_) | Command::Start(_) => Ok(()),
     }
-    Ok(ExitCode::SUCCESS)
 }

@@ -5,12 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use portcullis_pki::Authority;
-use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
-use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
+use crate::crl;
 use crate::load::mqtt::{self, PINGREQ, PINGRESP};
 use crate::load::{CONCURRENCY, Load, Session, session_as};
 use crate::peers::{More, Proxy};
@@ -58,7 +56,7 @@ pub(crate) async fn run(
     tokio::time::sleep(WATCHED).await;
 
     // The CRL also revokes many other certificates, so the gateway has a long CRL to read and compare.
-    let crl = long_crl(&pki, entries)?;
+    let crl = crl::with_root(&pki, entries, &[GOING])?;
     let new = pki.join("crl.new");
     std::fs::write(&new, crl)?;
     std::fs::rename(&new, pki.join("crl.pem"))?;
@@ -115,33 +113,4 @@ async fn ping(mut session: Session, duration: Duration) -> anyhow::Result<Vec<(D
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(times)
-}
-
-/// Returns the root's CRL, and a CRL of the intermediate that revokes the device and this many other certificates.
-fn long_crl(pki: &Path, entries: u32) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(pki.join("crl.pem"))?;
-    let root = &text[text.rfind("-----BEGIN X509 CRL").unwrap_or(0)..];
-    let read = |what: &str| std::fs::read_to_string(pki.join(format!("intermediate.{what}")));
-    let issuer = Issuer::from_ca_cert_pem(&read("pem")?, KeyPair::from_pem(&read("key")?)?)?;
-    let going = Authority::open(pki)?.list()?.into_iter().find(|entry| entry.name == GOING);
-    let serial = going.map(|entry| entry.serial).unwrap_or_default();
-    let byte = |at: usize| u8::from_str_radix(&serial[at..at + 2], 16);
-    let serial = (0..serial.len()).step_by(2).map(byte).collect::<Result<Vec<u8>, _>>()?;
-    let now = OffsetDateTime::now_utc();
-    let entry = |serial: &[u8]| RevokedCertParams {
-        serial_number: SerialNumber::from_slice(serial),
-        revocation_time: now,
-        reason_code: None,
-        invalidity_date: None,
-    };
-    let others = (0..entries).map(|n| entry(&[&[0x41; 12], &n.to_be_bytes()[..]].concat()));
-    let params = CertificateRevocationListParams {
-        this_update: now,
-        next_update: now + time::Duration::days(1),
-        crl_number: SerialNumber::from(u64::MAX),
-        issuing_distribution_point: None,
-        revoked_certs: others.chain([entry(&serial)]).collect(),
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    Ok(params.signed_by(&issuer)?.pem()? + root)
 }

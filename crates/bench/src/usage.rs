@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+/// Descriptors that load and gateway need for other things than these connections.
+const SPARE_DESCRIPTORS: u64 = 600;
+
 /// The time on a CPU, in user mode and in the kernel. Threads that have ended do not count. The clock ticks of /proc/PID/stat
 /// would be too coarse: a thread that wakes up for some microseconds at a time may meet none of them, or each.
 pub(crate) fn cpu(pids: &[u32]) -> anyhow::Result<Duration> {
@@ -29,12 +32,29 @@ pub(crate) fn cpu(pids: &[u32]) -> anyhow::Result<Duration> {
 pub(crate) fn pss(pids: &[u32]) -> anyhow::Result<u64> {
     let mut pss = 0;
     for pid in pids {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let line = line.context("/proc/PID/smaps_rollup has no Pss")?;
-        pss += line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024;
+        pss += field(*pid, "smaps_rollup", "Pss:")?;
     }
     Ok(pss)
+}
+
+/// The greatest resident set size that a process has had, in bytes.
+pub(crate) fn peak(pid: u32) -> anyhow::Result<u64> {
+    field(pid, "status", "VmHWM:")
+}
+
+/// A field in kB of a file in /proc/PID, in bytes.
+fn field(pid: u32, file: &str, name: &str) -> anyhow::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/{file}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let line = line.with_context(|| format!("/proc/PID/{file} has no {name}"))?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}
+
+/// Lowers a number of connections to what the limit of descriptors allows: load and broker share it, and the gateway needs as
+/// many.
+pub(crate) fn affordable(connections: usize) -> anyhow::Result<usize> {
+    let limit = rlimit::increase_nofile_limit(u64::MAX)?;
+    Ok(connections.min(usize::try_from(limit.saturating_sub(SPARE_DESCRIPTORS) / 2)?))
 }
 
 /// The IDs of a process and its descendants.

@@ -1,5 +1,5 @@
-//! The broker of the comparison. Enters: connections of a proxy, with CONNECT. Leaves: CONNACK, PINGRESP, the number of bytes
-//! received, and a flood of messages to those who ask for it.
+//! The broker of the comparison. Enters: connections of a proxy, with CONNECT. Leaves: CONNACK, PINGRESP, the numbers of
+//! connects and bytes received, and a flood of messages to those who ask for it.
 //!
 //! It has a thread of its own, so that devices that are busy with cryptography do not keep it from accepting.
 
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use super::mqtt;
 
@@ -28,11 +30,20 @@ pub(crate) const BACKLOG: u32 = 4096;
 /// A running broker. It ends with the process.
 pub(crate) struct Broker {
     pub(crate) address: SocketAddr,
-    received: Arc<AtomicUsize>,
+    counts: Arc<Counts>,
+    closing: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Counts {
+    /// CONNECTs.
+    connects: AtomicUsize,
+    /// Bytes behind CONNECT.
+    received: AtomicUsize,
 }
 
 impl Broker {
-    pub(super) fn start() -> anyhow::Result<Self> {
+    pub(crate) fn start() -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let listener = {
             let _entered = runtime.enter();
@@ -40,16 +51,27 @@ impl Broker {
             socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
             socket.listen(BACKLOG).context("the broker cannot listen")?
         };
-        let (address, received) = (listener.local_addr()?, Arc::new(AtomicUsize::new(0)));
-        let counter = Arc::clone(&received);
+        let address = listener.local_addr()?;
+        let (counts, closing) = (Arc::<Counts>::default(), Arc::<Notify>::default());
+        let serving = accept(listener, Arc::clone(&counts), Arc::clone(&closing));
         let thread = std::thread::Builder::new().name("broker".to_owned());
-        thread.spawn(move || runtime.block_on(accept(listener, counter)))?;
-        Ok(Self { address, received })
+        thread.spawn(move || runtime.block_on(serving))?;
+        Ok(Self { address, counts, closing })
     }
 
     /// Bytes received behind CONNECT, over all connections.
     pub(crate) fn received(&self) -> usize {
-        self.received.load(Ordering::Relaxed)
+        self.counts.received.load(Ordering::Relaxed)
+    }
+
+    /// CONNECTs received.
+    pub(crate) fn connects(&self) -> usize {
+        self.counts.connects.load(Ordering::Relaxed)
+    }
+
+    /// Closes all connections at once, and goes on accepting: a broker that has restarted.
+    pub(crate) fn close_all(&self) {
+        self.closing.notify_one();
     }
 
     /// Waits until so many bytes have arrived since there were `before`: all that was sent, and no more.
@@ -69,17 +91,22 @@ pub(crate) fn flood_request() -> Vec<u8> {
     mqtt::publish(FLOOD_TOPIC, 1)
 }
 
-async fn accept(listener: TcpListener, received: Arc<AtomicUsize>) {
-    // An error concerns one connection: the listener stays.
+async fn accept(listener: TcpListener, counts: Arc<Counts>, closing: Arc<Notify>) {
+    let mut connections = JoinSet::new();
     loop {
-        if let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(serve(socket, Arc::clone(&received)));
+        tokio::select! {
+            // An error concerns one connection: the listener stays.
+            accepted = listener.accept() => if let Ok((socket, _)) = accepted {
+                connections.spawn(serve(socket, Arc::clone(&counts)));
+            },
+            Some(_) = connections.join_next() => {}
+            () = closing.notified() => connections.abort_all(),
         }
     }
 }
 
 /// Accepts CONNECT, counts the bytes behind it, and answers what must be answered.
-async fn serve(mut socket: TcpStream, received: Arc<AtomicUsize>) -> io::Result<()> {
+async fn serve(mut socket: TcpStream, counts: Arc<Counts>) -> io::Result<()> {
     socket.set_nodelay(true)?;
     // The proxy may have added a user name, so read the packet's length from its header: all are shorter than 128 bytes.
     let mut head = [0; 2];
@@ -87,15 +114,16 @@ async fn serve(mut socket: TcpStream, received: Arc<AtomicUsize>) -> io::Result<
     let mut rest = vec![0; head[1].into()];
     socket.read_exact(&mut rest).await?;
     drop(rest);
+    counts.connects.fetch_add(1, Ordering::Relaxed);
     socket.write_all(&mqtt::CONNACK).await?;
     let request = flood_request();
     loop {
         socket.readable().await?;
         match receive(&socket, &request) {
             Ok(Received::End) => return Ok(()),
-            Ok(Received::Ping) => socket.write_all(&mqtt::PINGRESP).await?,
+            Ok(Received::Pings(count)) => socket.write_all(&mqtt::PINGRESP.repeat(count)).await?,
             Ok(Received::FloodRequest) => break,
-            Ok(Received::Bytes(count)) => _ = received.fetch_add(count, Ordering::Relaxed),
+            Ok(Received::Bytes(count)) => _ = counts.received.fetch_add(count, Ordering::Relaxed),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
@@ -110,7 +138,7 @@ async fn serve(mut socket: TcpStream, received: Arc<AtomicUsize>) -> io::Result<
 
 enum Received {
     End,
-    Ping,
+    Pings(usize),
     FloodRequest,
     Bytes(usize),
 }
@@ -124,9 +152,13 @@ fn receive(socket: &TcpStream, flood_request: &[u8]) -> io::Result<Received> {
         let count = socket.try_read(buffer)?;
         Ok(match &buffer[..count] {
             [] => Received::End,
-            bytes if *bytes == mqtt::PINGREQ => Received::Ping,
             bytes if bytes == flood_request => Received::FloodRequest,
+            bytes if is_pings(bytes) => Received::Pings(count / mqtt::PINGREQ.len()),
             _ => Received::Bytes(count),
         })
     })
+}
+
+fn is_pings(bytes: &[u8]) -> bool {
+    bytes.chunks(mqtt::PINGREQ.len()).all(|packet| packet == mqtt::PINGREQ)
 }

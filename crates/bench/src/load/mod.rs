@@ -2,6 +2,7 @@
 //! broker behind it has received.
 
 mod broker;
+mod flights;
 pub(crate) mod mqtt;
 mod storm;
 mod tls;
@@ -22,9 +23,11 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 pub(crate) use broker::{BACKLOG, Broker, flood_request};
-pub(crate) use tls::{Session, session_as};
+pub(crate) use flights::{Flights, Stop};
+pub(crate) use storm::socket_from;
+pub(crate) use tls::{Session, client_config, session_as};
 
-const DEVICE: &str = "thing001";
+pub(crate) const DEVICE: &str = "thing001";
 /// Not the common name of any certificate.
 const OTHER_DEVICE: &str = "thing999";
 /// Concurrent connects: enough to keep two cores busy.
@@ -74,6 +77,11 @@ impl Load {
         Ok((Self { broker: Broker::start()?, connector: connectors[0].clone(), resuming }, connectors))
     }
 
+    /// The device of all sessions that do not say otherwise.
+    pub(crate) fn connector(&self) -> TlsConnector {
+        self.connector.clone()
+    }
+
     /// Whether the proxy admits a client ID that is not the certificate's common name.
     pub(crate) async fn is_other_admitted(&self, proxy: SocketAddr) -> bool {
         session_as(&self.connector, proxy, &mqtt::connect(OTHER_DEVICE)).await.is_ok()
@@ -107,20 +115,21 @@ impl Load {
         storm::run(&self.connector, proxy, count).await
     }
 
-    /// Publishes at this rate per second over all sessions together, at least ten. Each message must arrive. Returns their
-    /// number.
+    /// Publishes these messages in turn, at this rate per second over all sessions together, at least ten. Each message must
+    /// arrive. Returns their number.
     pub(crate) async fn paced(
         &self,
         sessions: &mut [Session],
-        message: &[u8],
+        messages: &[Vec<u8>],
         pace: usize,
         duration: Duration,
     ) -> anyhow::Result<usize> {
         let before = self.broker.received();
-        let gap = Duration::from_secs_f64(sessions.len() as f64 / pace as f64);
-        let mut tick = tokio::time::interval(gap / 10);
+        // Few at once: what arrives together costs less.
+        let part = (sessions.len() / 10).min(10);
+        let mut tick = tokio::time::interval(Duration::from_secs_f64(part as f64 / pace as f64));
         let begin = Instant::now();
-        let (part, mut sent) = (sessions.len() / 10, 0);
+        let (mut sent, mut bytes) = (0, 0);
         'load: loop {
             for chunk in sessions.chunks_mut(part) {
                 tick.tick().await;
@@ -128,13 +137,15 @@ impl Load {
                     break 'load;
                 }
                 for session in chunk {
+                    let message = &messages[sent % messages.len()];
                     session.write_all(message).await?;
                     session.flush().await?;
                     sent += 1;
+                    bytes += message.len();
                 }
             }
         }
-        self.broker.wait_for(before, sent * message.len()).await?;
+        self.broker.wait_for(before, bytes).await?;
         Ok(sent)
     }
 }

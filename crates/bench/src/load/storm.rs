@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
@@ -48,8 +48,13 @@ pub(super) async fn run(connector: &TlsConnector, proxy: SocketAddr, count: usiz
 }
 
 async fn open(connector: &TlsConnector, n: usize, proxy: SocketAddr, connect: &[u8]) -> anyhow::Result<Session> {
+    session_over(connector, socket_from(n, proxy).await?, connect).await
+}
+
+/// The connection of the `n`th device.
+pub(crate) async fn socket_from(n: usize, proxy: SocketAddr) -> anyhow::Result<TcpStream> {
     let [.., host] = (1 + n % ADDRESSES).to_be_bytes();
     let socket = TcpSocket::new_v4()?;
     socket.bind((Ipv4Addr::new(127, 0, 0, host), 0).into())?;
-    session_over(connector, socket.connect(proxy).await.context("TCP connect")?, connect).await
+    socket.connect(proxy).await.context("TCP connect")
 }

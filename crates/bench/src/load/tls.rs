@@ -25,7 +25,7 @@ pub(crate) type Session = TlsStream<TcpStream>;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A device that never resumes: TLS 1.3, X25519, AES-256-GCM, the whole chain.
-pub(super) fn client_config(authority: &Authority, device: &str) -> anyhow::Result<ClientConfig> {
+pub(crate) fn client_config(authority: &Authority, device: &str) -> anyhow::Result<ClientConfig> {
     let chain = CertificateDer::pem_file_iter(authority.chain_of(device))?.collect::<Result<_, _>>()?;
     let key = PrivateKeyDer::from_pem_file(authority.key_of(device))?;
     // A group that all peers support: OpenSSL 3.0 has no post-quantum key exchange.

@@ -14,7 +14,7 @@ use clap::ValueEnum;
 
 use crate::load::Load;
 pub(crate) use portcullis::More;
-pub(crate) use process::Proxy;
+pub(crate) use process::{Proxy, errors, free_address};
 use third_party::ThirdParty;
 
 /// A proxy that can be measured, in the order of the columns.

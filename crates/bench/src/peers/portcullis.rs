@@ -4,8 +4,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-
-use tokio::process::Command;
+use std::process::Command;
 
 use super::process::{Proxy, free_address};
 
@@ -16,8 +15,12 @@ pub(crate) struct More {
     pub(crate) listener: String,
     /// Keys of `[listener.tls]`.
     pub(crate) tls: String,
+    /// Keys of `[[upstream]]`.
+    pub(crate) upstream: String,
     /// Further tables.
     pub(crate) tables: String,
+    /// Whether the gateway logs what it does, too: `info` in place of `warn`.
+    pub(crate) is_informing: bool,
 }
 
 impl Proxy {
@@ -40,16 +43,32 @@ impl Proxy {
         more: &More,
     ) -> anyhow::Result<Self> {
         let address = free_address()?;
+        let command = more.write(binary, dir, address, broker)?;
+        Self::spawn(name, address, dir, command.into()).await
+    }
+}
+
+impl More {
+    /// Writes the configuration into `dir`. Returns the command that starts the gateway with it.
+    pub(crate) fn write(
+        &self,
+        binary: &Path,
+        dir: &Path,
+        address: SocketAddr,
+        broker: SocketAddr,
+    ) -> anyhow::Result<Command> {
         let configuration = include_str!("../../peers/portcullis.toml")
             .replace("{address}", &address.to_string())
             .replace("{broker}", &broker.to_string())
-            .replace("{listener}", &more.listener)
-            .replace("{tls}", &more.tls)
-            .replace("{tables}", &more.tables);
+            .replace("{log}", if self.is_informing { "info" } else { "warn" })
+            .replace("{listener}", &self.listener)
+            .replace("{tls}", &self.tls)
+            .replace("{upstream}", &self.upstream)
+            .replace("{tables}", &self.tables);
         let file = dir.join("portcullis.toml");
         fs::write(&file, configuration)?;
         let mut command = Command::new(binary);
         command.arg("run").arg("-c").arg(file);
-        Self::spawn(name, address, dir, command).await
+        Ok(command)
     }
 }

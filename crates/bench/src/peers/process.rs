@@ -11,10 +11,10 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::usage::{cpu, family, pss};
+use crate::usage::{cpu, family, peak, pss};
 
 /// How long a proxy may take until it listens, and until it has ended.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 /// Standard output and standard error of a proxy, in its directory. The former is the access log of some.
 const OUTPUT: &str = "output.log";
@@ -56,7 +56,7 @@ impl Proxy {
     /// Terminates the proxy and waits until its descendants have ended too. Killing it would leave its workers running.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         let family = family(self.pid()?)?;
-        Command::new("kill").arg(self.pid()?.to_string()).status().await.context("kill")?;
+        self.signal("TERM").await?;
         timeout(DEADLINE, self.process.wait()).await.with_context(|| format!("{} does not end", self.name))??;
         let is_running = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
         let ending = async {
@@ -65,6 +65,13 @@ impl Proxy {
             }
         };
         timeout(DEADLINE, ending).await.with_context(|| format!("{}: its workers do not end", self.name))
+    }
+
+    pub(crate) async fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let status =
+            Command::new("kill").args(["-s", name, &self.pid()?.to_string()]).status().await.context("kill")?;
+        ensure!(status.success(), "kill: {status}");
+        Ok(())
     }
 
     /// The CPU time of the process and its descendants until now.
@@ -77,6 +84,11 @@ impl Proxy {
         pss(&self.family()?)
     }
 
+    /// The greatest resident memory that the process has had, in bytes.
+    pub(crate) fn peak(&self) -> anyhow::Result<u64> {
+        peak(self.pid()?)
+    }
+
     fn family(&self) -> anyhow::Result<Vec<u32>> {
         family(self.pid()?).with_context(|| format!("{} has ended", self.name))
     }
@@ -87,7 +99,7 @@ impl Proxy {
 }
 
 /// An address of this machine where nobody listens.
-pub(super) fn free_address() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
@@ -99,6 +111,11 @@ pub(super) async fn output_of(program: &Path, arguments: &[&str]) -> anyhow::Res
     ensure!(output.status.success(), "{} {} fails", program.display(), arguments.join(" "));
     let text = [output.stdout, output.stderr].concat();
     Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+/// What a proxy in this directory has written to standard error.
+pub(crate) fn errors(dir: &Path) -> String {
+    fs::read_to_string(dir.join(ERRORS)).unwrap_or_default()
 }
 
 /// The last lines of what a proxy has written.

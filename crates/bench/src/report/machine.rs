@@ -1,5 +1,6 @@
 //! /proc and the clock -> the machine and the day of a run.
 
+use std::fmt;
 use std::fs;
 use std::thread::available_parallelism;
 
@@ -29,5 +30,13 @@ impl Machine {
             date: OffsetDateTime::now_utc().date().to_string(),
             rounds,
         }
+    }
+}
+
+/// A sentence.
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu, cores, kernel, date, .. } = self;
+        write!(f, "Measured on {date}: {cpu}, {cores} cores shared by load, proxy and broker, Linux {kernel}.")
     }
 }

@@ -11,11 +11,7 @@ pub(super) fn of(report: &Report) -> String {
 }
 
 fn head(machine: &Machine) -> String {
-    let Machine { cpu, cores, kernel, date, rounds } = machine;
-    format!(
-        "Measured on {date}: {cpu}, {cores} cores shared by load, proxy and broker, Linux {kernel}. Medians of {rounds} rounds, with \
-         minimum and maximum; lower is better.\n"
-    )
+    format!("{machine} Medians of {} rounds, with minimum and maximum; lower is better.\n", machine.rounds)
 }
 
 fn values(report: &Report) -> String {

@@ -1,21 +1,25 @@
 //! The report. Enters: figures, by peer and round. Leaves: tables, plots, JSON, and whether the goals are met.
 
+mod family;
 mod goals;
 mod json;
 mod machine;
 mod markdown;
 mod plot;
 mod spread;
+mod svg;
 mod table;
 mod write;
 
 use std::path::Path;
 
 use crate::peers::Peer;
+pub(crate) use family::Family;
 pub(crate) use goals::Goal;
 pub(crate) use machine::Machine;
-use spread::Spread;
+pub(crate) use spread::{Spread, number};
 pub(crate) use table::Table;
+pub(crate) use write::{Plot, write_block};
 
 /// Something that is measured.
 #[derive(Debug)]
@@ -94,7 +98,12 @@ impl Report {
 
     /// Writes tables between the markers of a document, and plots beside it.
     pub(crate) fn write(&self, document: &Path) -> anyhow::Result<()> {
-        write::to(self, document)
+        let plot = |line: &Line| {
+            let (name, title) = (line.figure.key.to_owned(), line.figure.title.to_owned());
+            Some(Plot { name, title, svg: plot::of(self, line)? })
+        };
+        let plots: Vec<Plot> = self.lines.iter().filter_map(plot).collect();
+        write_block(document, "measurements", &self.markdown(), &plots)
     }
 
     /// The median, minimum and maximum of a peer; `None` if it has not been measured.

@@ -1,7 +1,7 @@
 //! The values of a figure -> a plot in SVG: a bar for each peer's median, whiskers from minimum to maximum.
 
 use super::spread::{Spread, number};
-use super::{Line, Report};
+use super::{Line, Report, svg};
 use crate::peers::Peer;
 
 /// In pixels.
@@ -11,16 +11,6 @@ const BAR_LEN: f64 = 400.0;
 const ROW_HEIGHT: f64 = 28.0;
 const BAR_HEIGHT: f64 = 18.0;
 const HEAD: f64 = 44.0;
-
-/// Colours for light and dark surroundings. The plot has its own background: it must be readable on any page.
-const STYLE: &str = "
-    .back { fill: #ffffff } text { fill: #24292f; font: 13px sans-serif } .title { font-weight: bold }
-    .bar { fill: #9aa4b2 } .ours { fill: #2f6fde } .aside { fill: #d5dae1 } .whisker { stroke: #24292f; stroke-width: 1.5 }
-    @media (prefers-color-scheme: dark) {
-        .back { fill: #161b22 } text { fill: #e6edf3 } .bar { fill: #6e7a89 } .ours { fill: #5b93f5 }
-        .aside { fill: #3d4652 } .whisker { stroke: #e6edf3 }
-    }
-";
 
 /// `None` if nobody has a value.
 pub(super) fn of(report: &Report, line: &Line) -> Option<String> {
@@ -32,18 +22,11 @@ pub(super) fn of(report: &Report, line: &Line) -> Option<String> {
     }
     let height = HEAD + ROW_HEIGHT * spreads.len() as f64 + 8.0;
     let title = format!("{}, {}", line.figure.title, line.figure.unit);
-    let mut out = format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" role="img">
-<title>{title}</title>
-<style>{STYLE}</style>
-<rect class="back" width="100%" height="100%" rx="6"/>
-<text class="title" x="16" y="26">{title} (lower is better)</text>
-"#
-    );
+    let mut out = format!("<text class=\"title\" x=\"16\" y=\"26\">{title} (lower is better)</text>\n");
     for (n, (peer, spread)) in spreads.iter().enumerate() {
         out += &row(HEAD + ROW_HEIGHT * n as f64, *peer, spread, BAR_LEN / longest);
     }
-    Some(out + "</svg>\n")
+    Some(svg::page(WIDTH, height, &title, &out))
 }
 
 /// The bar of a peer, `y` pixels below the top, with `scale` pixels a unit.

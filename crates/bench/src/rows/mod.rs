@@ -104,7 +104,10 @@ impl Row {
 const AFTERWARDS: Duration = Duration::from_millis(300);
 
 /// Does some work. Returns the CPU time that the proxy has spent on it, and its result.
-async fn cpu_of<T>(proxy: &Proxy, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<(Duration, T)> {
+pub(crate) async fn cpu_of<T>(
+    proxy: &Proxy,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<(Duration, T)> {
     let begin = proxy.cpu()?;
     let result = work.await?;
     tokio::time::sleep(AFTERWARDS).await;
@@ -112,6 +115,6 @@ async fn cpu_of<T>(proxy: &Proxy, work: impl Future<Output = anyhow::Result<T>>)
 }
 
 /// µs for each of `count`.
-fn micros_each(cpu: Duration, count: usize) -> f64 {
+pub(crate) fn micros_each(cpu: Duration, count: usize) -> f64 {
     cpu.as_secs_f64() * 1e6 / count as f64
 }

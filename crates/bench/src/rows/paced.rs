@@ -1,5 +1,7 @@
 //! Messages at a rate that leaves the machine idle most of the time: what a wake-up costs.
 
+use std::slice;
+
 use super::{Bench, Goal, Measured, cpu_of, micros_each};
 use crate::load::mqtt;
 use crate::report::Figure;
@@ -32,8 +34,8 @@ async fn paced(bench: &Bench<'_>, payload: usize, pace: usize) -> anyhow::Result
     let mut sessions = bench.load.sessions(bench.proxy.address, CONNECTIONS).await?;
     let message = mqtt::publish(mqtt::TOPIC, payload);
     // The same once before, so that buffers have grown.
-    bench.load.paced(&mut sessions, &message, pace, bench.amounts.duration() / 10).await?;
-    let work = bench.load.paced(&mut sessions, &message, pace, bench.amounts.duration());
+    bench.load.paced(&mut sessions, slice::from_ref(&message), pace, bench.amounts.duration() / 10).await?;
+    let work = bench.load.paced(&mut sessions, slice::from_ref(&message), pace, bench.amounts.duration());
     let (cpu, sent) = cpu_of(bench.proxy, work).await?;
     Ok(micros_each(cpu, sent))
 }

@@ -1,0 +1,89 @@
+//! Numbers of devices in a registry -> memory, start, the cost of a connect, and how long it takes to disable a device.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Command;
+use tokio::time::{sleep, timeout};
+
+use super::{Bench, connect_cost, mib};
+use crate::load::{DEVICE, mqtt, session_as};
+use crate::peers::{More, Proxy};
+use crate::report::Family;
+
+const SIZES: [usize; 3] = [1000, 100_000, 1_000_000];
+const DEADLINE: Duration = Duration::from_secs(900);
+/// Between two attempts to connect while the registry is loaded.
+const PAUSE: Duration = Duration::from_millis(50);
+
+pub(super) async fn measure(bench: &Bench<'_>) -> anyhow::Result<Family> {
+    let mut family = Family::new("devices in the registry");
+    let database = bench.dir.join("devices.db");
+    let url = format!("sqlite:{}", database.display());
+    for size in SIZES {
+        eprintln!("{size} devices");
+        let file = bench.dir.join("devices.csv");
+        list(&file, size)?;
+        let begin = Instant::now();
+        device(bench.binary, &url, &["import", &file.display().to_string()]).await?;
+        family.add("import", "s", size, begin.elapsed().as_secs_f64());
+
+        let more = More {
+            listener: "authenticate = [\"fleet\"]".to_owned(),
+            tables: format!(
+                "[[authenticator]]\nname = \"fleet\"\nkind = \"registry\"\ndatabase = \"{url}\"\ndevice = 'cert.subject.cn'\n"
+            ),
+            ..More::default()
+        };
+        let (load, begin) = (bench.load, Instant::now());
+        let proxy = Proxy::portcullis_with(bench.binary, bench.dir, load.broker.address, &more).await?;
+        let (connector, connect) = (load.connector(), mqtt::connect(DEVICE));
+        let mut session = loop {
+            match session_as(&connector, proxy.address, &connect).await {
+                Ok(session) => break session,
+                Err(error) => ensure!(begin.elapsed() < DEADLINE, "the device is never admitted: {error:#}"),
+            }
+            sleep(PAUSE).await;
+        };
+        family.add("start, until a device is admitted", "s", size, begin.elapsed().as_secs_f64());
+        family.add("memory (PSS)", "MiB", size, mib(proxy.pss()?));
+        family.add("full connect", "CPU µs", size, connect_cost(load, &proxy).await?);
+
+        device(bench.binary, &url, &["disable", DEVICE]).await?;
+        let begin = Instant::now();
+        let mut buffer = [0; 16];
+        let _ = timeout(DEADLINE, session.read(&mut buffer))
+            .await
+            .context("the session of a disabled device does not end")?;
+        family.add("from a change to the end of the session", "ms", size, begin.elapsed().as_secs_f64() * 1e3);
+        let again = session_as(&connector, proxy.address, &connect).await;
+        ensure!(again.is_err(), "a disabled device is admitted");
+        proxy.stop().await?;
+        for end in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{end}", database.display()));
+        }
+    }
+    Ok(family)
+}
+
+/// A CSV file with the device that connects, and others.
+fn list(file: &Path, size: usize) -> anyhow::Result<()> {
+    let mut out = BufWriter::new(File::create(file)?);
+    writeln!(out, "id,groups,site\n{DEVICE},pumps,lyon")?;
+    for n in 1..size {
+        writeln!(out, "other{n:07},pumps,lyon")?;
+    }
+    Ok(out.flush()?)
+}
+
+async fn device(binary: &Path, url: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    let mut command = Command::new(binary);
+    command.arg("device").args(arguments).args(["--database", url]).kill_on_drop(true);
+    let output = timeout(DEADLINE, command.output()).await.context("the registry does not answer")??;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
