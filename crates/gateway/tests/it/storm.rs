@@ -115,7 +115,8 @@ async fn a_server_gets_no_more_connects_than_its_rate() {
 async fn nobody_waits_for_the_turn_of_a_server_that_is_full() {
     let brokers = [Broker::start().await, Broker::start().await];
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
-    let servers = brokers.each_ref().map(|broker| format!("{{ address = \"{}\", max_connections = 1 }}", broker.address()));
+    let servers =
+        brokers.each_ref().map(|broker| format!("{{ address = \"{}\", max_connections = 1 }}", broker.address()));
     let upstream = format!(
         "[[upstream]]\nname = \"brokers\"\nservers = [{}]\nhealth = {{ mode = \"off\" }}\n\
          max_connect_rate = {{ rate = \"1/h\", burst = 1 }}\nconnect_timeout = \"60s\"\n",
