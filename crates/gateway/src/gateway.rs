@@ -24,6 +24,7 @@ use crate::edge::Acceptor;
 use crate::maintenance;
 use crate::observe::AccessLog;
 use crate::outcome::{CloseReason, RAISE_OPEN_FILES, Reject};
+use crate::relay::RelayThreads;
 use crate::runtime::{Loaded, Runtime, SocketKey};
 use crate::session::{self, Shared};
 use crate::state::ProcessState;
@@ -38,6 +39,8 @@ const ADMIN_RETRY: Duration = Duration::from_millis(500);
 const DRAIN_STEP: Duration = Duration::from_millis(50);
 /// How long sessions may take to send DISCONNECT after the drain timeout.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long what is left may take to be dropped.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A running gateway. Dropping it closes the listening sockets; sessions continue until the process exits.
 pub struct Gateway(Handle);
@@ -89,6 +92,8 @@ pub enum StartError {
     Admin(String, io::Error),
     /// The access log cannot be opened.
     AccessLog(PathBuf, io::Error),
+    /// The threads of `worker_threads` cannot be started.
+    Threads(io::Error),
 }
 
 impl fmt::Display for StartError {
@@ -97,6 +102,7 @@ impl fmt::Display for StartError {
             StartError::Bind(address, _) => write!(f, "cannot listen on {address}"),
             StartError::Admin(address, _) => write!(f, "cannot listen on {address} for the admin interface"),
             StartError::AccessLog(path, _) => write!(f, "cannot open the access log {}", path.display()),
+            StartError::Threads(_) => write!(f, "cannot start the threads of `worker_threads`"),
         }
     }
 }
@@ -104,7 +110,10 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            StartError::Bind(_, error) | StartError::Admin(_, error) | StartError::AccessLog(_, error) => Some(error),
+            StartError::Bind(_, error)
+            | StartError::Admin(_, error)
+            | StartError::AccessLog(_, error)
+            | StartError::Threads(error) => Some(error),
         }
     }
 }
@@ -142,8 +151,9 @@ impl Gateway {
         runtime.activate(None, &state.observer).await;
         let started = Started { process: runtime.process.clone(), admin: runtime.admin.clone() };
         state.observer.access_log.store(access_log);
-        let shared = Arc::new(Shared { runtime: ArcSwap::from_pointee(runtime), state });
         let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
+        let relays = RelayThreads::start(runtime.process.threads(), tasks.clone()).map_err(StartError::Threads)?;
+        let shared = Arc::new(Shared { runtime: ArcSwap::from_pointee(runtime), state, relays: Arc::new(relays) });
         let admin = match &started.admin {
             Some(bind) => start_admin(bind, &shared, &draining)?,
             None => None,
@@ -178,9 +188,10 @@ impl Deref for Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        let Running { draining, sockets, .. } = &*self.0.0;
+        let Running { draining, sockets, tasks, .. } = &*self.0.0;
         draining.cancel();
         sockets.lock().clear();
+        tasks.close();
     }
 }
 
@@ -343,7 +354,9 @@ impl Handle {
         self.0.sockets.lock().clear();
         self.0.tasks.close();
         self.0.shared.state.sessions.sweep(|_| Err(CloseReason::Drained));
-        let _ = tokio::time::timeout(STOP_TIMEOUT, self.0.tasks.wait()).await;
+        if tokio::time::timeout(STOP_TIMEOUT, self.0.tasks.wait()).await.is_err() {
+            let _ = tokio::time::timeout(ABORT_TIMEOUT, self.0.shared.relays.abort()).await;
+        }
     }
 }
 
@@ -479,7 +492,9 @@ fn raise_descriptor_limit() -> Option<u64> {
 /// Limits the connections of clients to what the limit of open files allows. Warns if the listeners could have more.
 fn divide_descriptors(limit: Option<u64>, runtime: &Runtime, state: &ProcessState) {
     let Some(limit) = limit else { return };
-    let (max, is_new) = state.descriptors.divide(limit, runtime.descriptors() + admin::MAX_CONNECTIONS as u64);
+    let threads = RelayThreads::descriptors(runtime.process.threads());
+    let reserved = runtime.descriptors() + threads + admin::MAX_CONNECTIONS as u64;
+    let (max, is_new) = state.descriptors.divide(limit, reserved);
     let wanted: u64 = runtime.listeners.iter().map(|listener| u64::from(listener.max_connections)).sum();
     if is_new && wanted > max.into() {
         tracing::warn!(

@@ -45,3 +45,4 @@ pub use runtime::{Listener, Loaded, Runtime};
 pub use state::ProcessState;
 pub use status::CertificateStatus;
 pub use util::crypto;
+pub use util::priority::Priority;

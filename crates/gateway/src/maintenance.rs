@@ -216,6 +216,8 @@ pub(crate) async fn check_revocation_of_all(shared: Arc<Shared>) {
         if let (Some(chain), Some(trust)) = (entry.chain(), trust) {
             // A missing CRL or OCSP response closes no session.
             let _ = trust.check_revocation(chain).await;
+            // Most are known already, and would all be checked before anything else has a turn.
+            tokio::task::consume_budget().await;
         }
     };
     futures_util::stream::iter(shared.state.sessions.all()).for_each_concurrent(MAX_CHECKS, check_revocation).await;

@@ -218,9 +218,9 @@ impl Runtime {
 /// The handshakes of all listeners, within the limits of the settings.
 fn open_handshakes(process: &Process, state: &ProcessState) -> Arc<Handshakes> {
     let Process { max_handshakes, handshake_queue, .. } = *process;
-    state.handshakes.get_or_insert_with((max_handshakes, handshake_queue), || {
-        Handshakes::new(max_handshakes, handshake_queue, process.threads())
-    })
+    state
+        .handshakes
+        .get_or_insert_with((max_handshakes, handshake_queue), || Handshakes::new(max_handshakes, handshake_queue))
 }
 
 struct Parts<'a> {

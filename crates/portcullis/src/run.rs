@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_gateway::config::tables::LogFormat;
-use portcullis_gateway::{Gateway, Loaded, ProcessState, Runtime, StartError};
+use portcullis_gateway::{Gateway, Loaded, Priority, ProcessState, Runtime, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::logging::Logging;
@@ -38,17 +38,10 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     result
 }
 
-/// Builds the runtime that moves bytes, with this number of threads. A single thread gets the
-/// current-thread scheduler: work stealing would only cost time.
+/// Builds the runtime that connects clients, with this number of threads; as many relay.
 pub(crate) fn tokio_runtime(threads: usize) -> io::Result<tokio::runtime::Runtime> {
-    let mut builder = match threads {
-        1 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
-    };
-    if threads > 1 {
-        builder.worker_threads(threads);
-    }
-    builder.enable_all().build()
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).on_thread_start(|| Priority::Connecting.apply()).enable_all().build()
 }
 
 /// `reload`: whether to reload at once.
@@ -100,6 +93,7 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
             _ => None,
         },
         StartError::AccessLog(..) => None,
+        StartError::Threads(_) => Some("check the limits of open files (`ulimit -n`) and of processes (`ulimit -u`)"),
     };
     Failure::Error(error.into(), hint.map(str::to_owned))
 }

@@ -23,13 +23,12 @@ use super::cache::{Cache, CacheKey};
 use crate::limits::{FairSlots, Slot};
 use crate::outcome::Reject;
 use crate::util::crypto::tag;
+use crate::util::priority::Priority;
 
 /// Maximum length of the queue, of which one network gets a quarter. A verification takes 20 to 100 ms.
 const MAX_WAITING: usize = 256;
 /// How long a client waits for its verification.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
-/// `nice` value of the verifying threads.
-const NICENESS: i32 = 10;
 
 // Maximum cost of a hash: one wrong line in a file must not block all clients.
 const MAX_ARGON2_MEMORY_KIB: u32 = 256 << 10;
@@ -288,8 +287,7 @@ impl Threads {
 }
 
 fn work(jobs: &Mutex<Receiver<Job>>) {
-    // On Linux this applies to the calling thread only. An error leaves the thread at normal priority.
-    let _ = rustix::process::setpriority_process(None, NICENESS);
+    Priority::Passwords.apply();
     loop {
         let job = jobs.lock().recv();
         let Ok(Job { hash, password, result, slot }) = job else { return };

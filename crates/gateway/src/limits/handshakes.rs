@@ -1,20 +1,16 @@
-//! Handshakes in a storm: how many are in progress at once, in which order the others wait, and that sessions do not wait
-//! behind them. Enters: a client that is about to pay for a handshake with the gateway's CPU. Leaves: its turn, or the end of
-//! its patience.
+//! Handshakes in a storm: how many are in progress at once, and in which order the others wait. Enters: a client that is about
+//! to be paid for with the gateway's CPU. Leaves: its turn, or the end of its patience. Not here: that sessions do not wait
+//! behind handshakes, for which they have threads of their own (`relay/threads.rs`).
 //!
 //! - **In progress.** A handshake takes a slot when the gateway has something to compute for it, and gives it back while it waits
 //!   for its client: the time that clients take costs nobody a slot, however slow they are.
 //! - **Order.** Those for which the gateway has computed already continue first, then clients that were connected lately or
 //!   have a ticket of the gateway: their handshakes are cheap or likely to succeed. Within a class, networks take turns, and the
 //!   oldest of a network is first. What only the client has begun, by half a ClientHello, counts for nothing.
-//! - **Computing.** As many handshakes compute at once as there are threads. Before one that had to wait goes on, its thread
-//!   runs what else is ready and looks for I/O: a message waits for one step of a handshake at most, not for all that have
-//!   arrived together.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use super::addresses::network_of;
@@ -28,7 +24,6 @@ const MAX_RECENT: usize = 100_000;
 #[derive(Debug)]
 pub(crate) struct Handshakes {
     slots: FairSlots,
-    computing: Semaphore,
 }
 
 /// Addresses of clients that had a session lately. Survives reloads.
@@ -60,9 +55,9 @@ pub(crate) struct Turn {
 }
 
 impl Handshakes {
-    /// `max`: how many may be in progress at once; `max_waiting`: how many more may wait; `threads`: how many may compute.
-    pub(crate) fn new(max: usize, max_waiting: usize, threads: usize) -> Self {
-        Self { slots: FairSlots::new(max, max_waiting).shared_by_all(), computing: Semaphore::new(threads.max(1)) }
+    /// `max`: how many may be in progress at once; `max_waiting`: how many more may wait.
+    pub(crate) fn new(max: usize, max_waiting: usize) -> Self {
+        Self { slots: FairSlots::new(max, max_waiting).shared_by_all() }
     }
 
     /// The turn of a client, until `deadline`.
@@ -98,17 +93,6 @@ impl Turn {
     /// Records that the gateway has computed for the handshake, so that it goes on before others.
     pub(crate) const fn has_computed(&mut self) {
         self.has_begun = true;
-    }
-
-    /// Waits until the handshake may compute. Drop the permit before waiting for anything else.
-    pub(crate) async fn compute(&self) -> Result<SemaphorePermit<'_>, TooManyHandshakes> {
-        if let Ok(permit) = self.handshakes.computing.try_acquire() {
-            return Ok(permit);
-        }
-        let permit = self.handshakes.computing.acquire().await.map_err(|_| TooManyHandshakes)?;
-        // Lets the thread look for I/O, and run what that makes ready.
-        tokio::task::yield_now().await;
-        Ok(permit)
     }
 
     /// Waits for the client, without a slot unless it has answered already.
@@ -157,8 +141,6 @@ fn key(address: IpAddr) -> Key {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use std::time::Duration;
 
     use parking_lot::Mutex;
@@ -178,7 +160,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_that_have_begun_come_first_then_those_that_are_known_then_the_oldest() {
-        let handshakes = Arc::new(Handshakes::new(1, 100, 1));
+        let handshakes = Arc::new(Handshakes::new(1, 100));
         let mut first = turn(&handshakes, 1);
         first.begin(|| false).await.unwrap();
         let order = Arc::new(Mutex::new(Vec::new()));
@@ -222,7 +204,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn unknown_clients_are_not_starved() {
-        let handshakes = Arc::new(Handshakes::new(1, 1000, 1));
+        let handshakes = Arc::new(Handshakes::new(1, 1000));
         let mut first = turn(&handshakes, 1);
         first.begin(|| false).await.unwrap();
         let served = Arc::new(Mutex::new(Vec::new()));
@@ -245,7 +227,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_that_go_on_do_not_starve_those_that_are_known() {
-        let handshakes = Arc::new(Handshakes::new(1, 1000, 1));
+        let handshakes = Arc::new(Handshakes::new(1, 1000));
         let mut first = turn(&handshakes, 1);
         first.begin(|| false).await.unwrap();
         let served = Arc::new(Mutex::new(Vec::new()));
@@ -275,7 +257,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn patience_and_the_queue_are_bounded() {
-        let handshakes = Arc::new(Handshakes::new(1, 2, 1));
+        let handshakes = Arc::new(Handshakes::new(1, 2));
         let mut first = turn(&handshakes, 1);
         first.begin(|| false).await.unwrap();
         let begin = |network| {
@@ -288,28 +270,6 @@ mod tests {
         let before = Instant::now();
         assert_eq!((second.await.unwrap(), third.await.unwrap()), (Err(TooManyHandshakes), Err(TooManyHandshakes)));
         assert!(before.elapsed() < PATIENCE);
-    }
-
-    #[tokio::test]
-    async fn no_more_compute_than_there_are_threads() {
-        let handshakes = Arc::new(Handshakes::new(64, 100, 2));
-        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let tasks: Vec<_> = (0..50)
-            .map(|network| {
-                let (mut turn, now, most) = (turn(&handshakes, network), Arc::clone(&now), Arc::clone(&most));
-                tokio::spawn(async move {
-                    turn.begin(|| false).await.unwrap();
-                    let _permit = turn.compute().await.unwrap();
-                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    tokio::task::yield_now().await;
-                    now.fetch_sub(1, Ordering::SeqCst);
-                })
-            })
-            .collect();
-        for task in tasks {
-            task.await.unwrap();
-        }
-        assert_eq!(most.load(Ordering::SeqCst), 2);
     }
 
     #[test]

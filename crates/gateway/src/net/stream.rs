@@ -1,6 +1,7 @@
 //! Any transport as a byte stream.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,6 +22,41 @@ pub(crate) enum Stream {
     /// The built-in broker.
     #[cfg(feature = "embedded-broker")]
     Memory(tokio::io::DuplexStream),
+}
+
+impl Stream {
+    /// Lets the runtime of the caller wait for the socket, in place of the one in which it was opened.
+    ///
+    /// # Errors
+    /// The system has no resources left. The connection is closed then.
+    pub(crate) fn attach(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(socket) => Self::Tcp(attach(socket)?),
+            Self::FromDevice(stream) => Self::FromDevice(stream.try_map(attach)?),
+            #[cfg(feature = "psk")]
+            Self::FromPskDevice(mut stream) => {
+                attach_duplicate(stream.get_mut())?;
+                Self::FromPskDevice(stream)
+            }
+            Self::ToBroker(mut stream) => {
+                attach_duplicate(stream.get_mut().0)?;
+                Self::ToBroker(stream)
+            }
+            #[cfg(feature = "embedded-broker")]
+            memory @ Self::Memory(_) => memory,
+        })
+    }
+}
+
+fn attach(socket: Socket) -> io::Result<Socket> {
+    Socket::from_std(socket.into_std()?)
+}
+
+/// The same for a socket that cannot be taken out of the stream around it.
+fn attach_duplicate(socket: &mut Socket) -> io::Result<()> {
+    let duplicate = socket.as_fd().try_clone_to_owned()?;
+    *socket = Socket::from_std(duplicate.into())?;
+    Ok(())
 }
 
 macro_rules! each {

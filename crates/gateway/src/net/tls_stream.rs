@@ -83,6 +83,17 @@ impl<S> TlsStream<S> {
         })
     }
 
+    /// Replaces the socket below, in the same memory.
+    ///
+    /// # Errors
+    /// Those of `replace`.
+    pub(crate) fn try_map(mut self: Box<Self>, replace: impl FnOnce(S) -> io::Result<S>) -> io::Result<Box<Self>> {
+        let stream = *self;
+        let socket = replace(stream.socket)?;
+        *self = Self { socket, ..stream };
+        Ok(self)
+    }
+
     /// Lets one key encrypt no more than so many records.
     #[cfg(test)]
     pub(crate) const fn limit_records(&mut self, max_sent: u64) {

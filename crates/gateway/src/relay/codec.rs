@@ -8,11 +8,14 @@
 
 use std::sync::Arc;
 
-use portcullis_wire::Disconnect;
+use portcullis_wire::{Disconnect, PacketType};
 use tokio::time::Instant;
 
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
+
+/// A DISCONNECT of the client, in every version: the broker discards the will [MQTT-3.14.4-3].
+pub(crate) const DISCARD_WILL: [u8; 2] = [(PacketType::Disconnect as u8) << 4, 0];
 
 /// Which way bytes move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,9 @@
 //! - a codec (`codec.rs`) decides what to do with them. `opaque.rs` passes all of them unchanged; `inspect/` looks at
 //!   packets, where a listener has rules or limits for them.
 //!
+//! It has two parts in time as well: [`Relay::run`] until the session begins to end, [`Relay::end`] from then on. The first
+//! has threads of its own (`threads.rs`).
+//!
 //! Not here: the decision whether the client may stay connected, which the caller reports. An idle session holds no
 //! buffer.
 
@@ -15,29 +18,29 @@ mod inspect;
 mod opaque;
 mod pump;
 mod side;
+mod threads;
 
 use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures_util::future::Either;
-use portcullis_wire::{Connect, PacketType};
+use portcullis_wire::Connect;
 
-pub(crate) use codec::Ending;
 use codec::{Codec, Direction, Injected};
+pub(crate) use codec::{DISCARD_WILL, Ending};
 use inspect::Inspect;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use inspect::script::check_session as fuzz_session;
 use opaque::Opaque;
 pub(crate) use pump::Ends;
+use pump::{Pump, Until};
+pub(crate) use threads::RelayThreads;
 
 use crate::observe::{Record, SessionInfo};
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
 use crate::sessions::SessionEvent;
-
-/// A DISCONNECT of the client, in every version: the broker discards the will [MQTT-3.14.4-3].
-pub(crate) const DISCARD_WILL: [u8; 2] = [(PacketType::Disconnect as u8) << 4, 0];
 
 /// What becomes of a session's bytes, from the first one after CONNECT on. Made at admission, where it is known what the
 /// client may do.
@@ -106,32 +109,75 @@ fn take_early(codec: &mut impl Codec, bytes: &[u8], packets: &mut Vec<u8>) -> Re
     Ok(())
 }
 
-/// Moves bytes until both sides have closed, one is lost, or the session has to close. Returns why, and what happened.
-///
-/// Bytes are counted in `record` as they move, so that the record of an aborted session is correct, too.
-///
-/// `poll_event` is ready with what happens to the session from outside.
-pub(crate) fn relay(
-    ends: Ends,
-    codec: SessionCodec,
-    record: &Record,
-    poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
-) -> impl Future<Output = (CloseReason, Option<Box<str>>)> {
-    // No `async fn`, whose future would hold its parameters twice.
-    match codec {
-        SessionCodec::Opaque(codec) => Either::Left(run(ends, codec, record, poll_event)),
-        SessionCodec::Inspect(codec) => Either::Right(run(ends, codec, record, poll_event)),
+/// The bytes of one session, from CONNACK to the end.
+pub(crate) struct Relay(AnyPump);
+
+enum AnyPump {
+    /// Packets are not looked at.
+    Opaque(Pump<Opaque>),
+    /// They are.
+    Inspect(Pump<Box<Inspect>>),
+}
+
+macro_rules! each {
+    ($this:expr, $pump:ident => $body:expr) => {
+        match $this {
+            AnyPump::Opaque($pump) => $body,
+            AnyPump::Inspect($pump) => $body,
+        }
+    };
+}
+
+impl Relay {
+    pub(crate) fn new(ends: Ends, codec: SessionCodec) -> Self {
+        Self(match codec {
+            SessionCodec::Opaque(codec) => AnyPump::Opaque(Pump::new(ends, codec)),
+            SessionCodec::Inspect(codec) => AnyPump::Inspect(Pump::new(ends, codec)),
+        })
+    }
+
+    /// Lets the runtime of the caller wait for the sockets, in place of the one in which they were opened.
+    ///
+    /// # Errors
+    /// The system has no resources left.
+    pub(crate) fn attach(self) -> io::Result<Self> {
+        Ok(Self(match self.0 {
+            AnyPump::Opaque(pump) => AnyPump::Opaque(pump.attach()?),
+            AnyPump::Inspect(pump) => AnyPump::Inspect(pump.attach()?),
+        }))
+    }
+
+    /// Moves bytes until the session begins to end: a side has closed or is lost, or the gateway closes the session.
+    ///
+    /// Bytes are counted in `record` as they move, so that the record of an aborted session is correct, too.
+    ///
+    /// `poll_event` is ready with what happens to the session from outside.
+    pub(crate) async fn run(&mut self, record: &Record, poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>) {
+        each!(&mut self.0, pump => run(pump, Until::End, record, poll_event).await);
+    }
+
+    /// Ends the session: moves what is still on its way, closes both connections. Returns why it ended, and what happened.
+    pub(crate) async fn end(
+        mut self,
+        record: &Record,
+        poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
+    ) -> (CloseReason, Option<Box<str>>) {
+        each!(&mut self.0, pump => {
+            let reason = run(pump, Until::Closed, record, poll_event).await;
+            pump.close().await;
+            (reason, pump.take_detail())
+        })
     }
 }
 
+/// Moves bytes until so far, and returns why the session ends.
 async fn run<C: Codec>(
-    ends: Ends,
-    codec: C,
+    pump: &mut Pump<C>,
+    until: Until,
     record: &Record,
     mut poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
-) -> (CloseReason, Option<Box<str>>) {
-    let mut pump = pump::Pump::new(ends, codec);
-    let reason = poll_fn(|cx| {
+) -> CloseReason {
+    poll_fn(|cx| {
         while !pump.is_stopping()
             && let Poll::Ready(event) = poll_event(cx)
         {
@@ -140,12 +186,10 @@ async fn run<C: Codec>(
                 SessionEvent::Rules(rules) => pump.set_rules(rules),
             }
         }
-        let poll = pump.poll(cx);
+        let poll = pump.poll(cx, until);
         let (received, sent) = pump.take_counts();
         record.count_bytes(received, sent);
         poll
     })
-    .await;
-    pump.close().await;
-    (reason, pump.take_detail())
+    .await
 }

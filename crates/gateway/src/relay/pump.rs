@@ -25,8 +25,7 @@ use portcullis_wire::Disconnect;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::DISCARD_WILL;
-use super::codec::{Boundary, Codec, Direction, Ending, Injected, Stalled};
+use super::codec::{Boundary, Codec, DISCARD_WILL, Direction, Ending, Injected, Stalled};
 use super::side::{Input, Output, Side};
 use crate::net::{Stream, discard_until_closed};
 use crate::outcome::CloseReason;
@@ -78,6 +77,8 @@ pub(super) struct Pump<C> {
     /// What happened, if the codec closed the session.
     detail: Option<Box<str>>,
     is_stopping: bool,
+    /// The close reason, once a connection is lost: there is nothing to close in order.
+    over: Option<CloseReason>,
     /// The broker accepts no more bytes, but may still send some.
     is_broker_lost: bool,
     /// The direction that is polled first. It alternates, so that a flood in one does not starve the other.
@@ -86,6 +87,15 @@ pub(super) struct Pump<C> {
     deadline: Option<Pin<Box<Sleep>>>,
     /// Set if the codec has to be woken.
     alarm: Option<Pin<Box<Sleep>>>,
+}
+
+/// How far the pump goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Until the session begins to end. It closes nothing.
+    End,
+    /// Until both connections are closed.
+    Closed,
 }
 
 /// What interrupts a direction.
@@ -109,11 +119,17 @@ impl<C: Codec> Pump<C> {
             reason: None,
             detail: None,
             is_stopping: false,
+            over: None,
             is_broker_lost: false,
             first: Direction::ToBroker,
             deadline: None,
             alarm: None,
         }
+    }
+
+    /// As [`Stream::attach`], for both sides.
+    pub(super) fn attach(self) -> io::Result<Self> {
+        Ok(Self { client: self.client.attach()?, broker: self.broker.attach()?, ..self })
     }
 
     /// Begins with what the broker has sent already.
@@ -145,10 +161,11 @@ impl<C: Codec> Pump<C> {
         self.detail.take()
     }
 
-    /// Moves bytes in both directions as far as possible. Ready with the close reason when the session is over.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+    /// Moves bytes in both directions as far as possible. Ready with the close reason, which may still change before the
+    /// connections are closed.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, until: Until) -> Poll<CloseReason> {
         self.begin();
-        self.poll_sides(cx).map(|reason| {
+        self.poll_sides(cx, until).map(|reason| {
             let is_of_connection = matches!(
                 reason,
                 CloseReason::UpstreamClosed
@@ -165,15 +182,20 @@ impl<C: Codec> Pump<C> {
         })
     }
 
-    fn poll_sides(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+    fn poll_sides(&mut self, cx: &mut Context<'_>, until: Until) -> Poll<CloseReason> {
+        if let Some(reason) = self.over {
+            return Poll::Ready(reason);
+        }
         // Polled first: a flood of bytes must not starve the deadline.
         let is_late = self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
         self.poll_alarm(cx);
         self.first = self.first.reverse();
         let waits_for = self.waits_for();
         for direction in [self.first, self.first.reverse()] {
-            if let Some(lost) = self.poll_direction(cx, direction) {
-                return Poll::Ready(self.end_because(lost));
+            if let Some(lost) = self.poll_direction(cx, direction, until) {
+                let reason = self.end_because(lost);
+                self.over = Some(reason);
+                return Poll::Ready(reason);
             }
         }
         if waits_for != self.waits_for() {
@@ -189,7 +211,10 @@ impl<C: Codec> Pump<C> {
         if self.reason.is_none() && !self.is_broker_lost {
             return Poll::Pending;
         }
-        self.poll_over(cx, is_late)
+        match until {
+            Until::End => Poll::Ready(self.reason.unwrap_or(CloseReason::UpstreamLost)),
+            Until::Closed => self.poll_over(cx, is_late),
+        }
     }
 
     /// What the codec waits for: which directions are not read, and until when.
@@ -240,12 +265,13 @@ impl<C: Codec> Pump<C> {
     }
 
     /// Moves bytes in one direction. `Some`: the session is over at once.
-    fn poll_direction(&mut self, cx: &mut Context<'_>, direction: Direction) -> Option<CloseReason> {
+    fn poll_direction(&mut self, cx: &mut Context<'_>, direction: Direction, until: Until) -> Option<CloseReason> {
         let (from, to) = match direction {
             Direction::ToBroker => (&mut self.client, &mut self.broker),
             Direction::ToClient => (&mut self.broker, &mut self.client),
         };
-        let Poll::Ready(Err(interrupt)) = poll_direction(cx, &mut self.codec, direction, from, to) else { return None };
+        let polled = poll_direction(cx, &mut self.codec, direction, from, to, until);
+        let Poll::Ready(Err(interrupt)) = polled else { return None };
         match (interrupt, direction) {
             (Interrupt::Reading, Direction::ToBroker) | (Interrupt::Writing, Direction::ToClient) => {
                 Some(CloseReason::ClientLost)
@@ -327,6 +353,7 @@ fn poll_direction<C: Codec>(
     direction: Direction,
     from: &mut Side,
     to: &mut Side,
+    until: Until,
 ) -> Poll<Result<(), Interrupt>> {
     loop {
         let is_open = match from.input {
@@ -338,6 +365,7 @@ fn poll_direction<C: Codec>(
         ready!(to.poll_write_all(cx)).map_err(|_| Interrupt::Writing)?;
         match to.output {
             Output::Closed => return Poll::Ready(Ok(())),
+            Output::Ending if until == Until::End => return Poll::Ready(Ok(())),
             Output::Ending => ready!(to.poll_shutdown(cx)),
             Output::Open | Output::UntilBoundary(_) => {
                 if !may_move || poll_chunk(cx, codec, direction, from, to)?.is_pending() {

@@ -74,6 +74,11 @@ impl Side {
         }
     }
 
+    /// As [`Stream::attach`].
+    pub(super) fn attach(self) -> io::Result<Self> {
+        Ok(Self { stream: self.stream.attach()?, ..self })
+    }
+
     /// Writes `bytes` as far as the side accepts them, and keeps the rest before the pending bytes. All bytes that precede
     /// them must have been written.
     ///

@@ -15,6 +15,7 @@ pub(crate) use evaluate::evaluate;
 pub(crate) use rules::follow_rules;
 pub(crate) use serve::{reject, serve};
 
+use crate::relay::RelayThreads;
 use crate::runtime::Runtime;
 use crate::state::ProcessState;
 
@@ -25,4 +26,6 @@ pub(crate) struct Shared {
     pub runtime: ArcSwap<Runtime>,
     /// What survives reloads.
     pub state: Arc<ProcessState>,
+    /// Where established sessions go on.
+    pub relays: Arc<RelayThreads>,
 }

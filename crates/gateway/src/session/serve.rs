@@ -17,7 +17,7 @@ use crate::limits::{AddressPermit, Fill, PendingPermit, Permit};
 use crate::net::{Stream, discard_until_closed};
 use crate::observe::{Record, SessionInfo};
 use crate::outcome::{CloseReason, Outcome, Reject, Trace, note_detail, noted, traced};
-use crate::relay::{Ends, SessionCodec, relay};
+use crate::relay::{Ends, Relay, RelayThreads};
 use crate::runtime::Listener;
 use crate::sessions::SessionGuard;
 use crate::tls::Secured;
@@ -38,7 +38,7 @@ fn info_of(accepted: &Accepted, listener: &Listener, shared: &Shared) -> Arc<Ses
     SessionInfo::new(id, Arc::clone(&listener.name), listener.protocol, accepted.address)
 }
 
-/// Serves a connection to its end. `descriptors` is what it may use.
+/// Serves a connection until its session is established, which then goes on by itself. `descriptors` is what it may use.
 pub(crate) async fn serve(accepted: Accepted, descriptors: Permit, listener: Arc<Listener>, shared: Arc<Shared>) {
     let info = info_of(&accepted, &listener, &shared);
     let session = shared.state.sessions.open(Arc::clone(&info));
@@ -59,32 +59,55 @@ pub(crate) async fn serve(accepted: Accepted, descriptors: Permit, listener: Arc
         // If the connection was rejected already, that is the outcome: the client is only being told.
         reason = session.ended() => Err(record.decided().unwrap_or(Outcome::Closed(reason))),
     };
-    // Release the configuration: sessions outlive reloads.
-    drop((listener, shared));
-    let outcome = match established {
-        Ok(Established { ends, codec, is_rejected, permits, lease }) => {
-            let (reason, detail) = relay(ends, codec, &record, |cx| session.poll_event(cx)).await;
-            drop(lease);
-            if detail.is_some() {
-                record.info.set_trace(Trace { detail, ..Trace::default() });
-            }
-            record.finish(Outcome::Closed(if is_rejected { CloseReason::UpstreamRefused } else { reason }));
-            return drop((permits, descriptors));
+    match established {
+        // The configuration is released: sessions outlive reloads.
+        Ok(established) => {
+            let threads = Arc::clone(&shared.relays);
+            shared.relays.spawn_relay(relay_until_end(established, session, record, descriptors, threads));
         }
-        Err(outcome) => outcome,
-    };
-    record.finish(outcome);
-    drop(descriptors);
+        Err(outcome) => {
+            record.finish(outcome);
+            drop(descriptors);
+        }
+    }
 }
 
 /// A session whose CONNECT the broker has answered.
 struct Established {
-    ends: Ends,
-    codec: SessionCodec,
+    relay: Relay,
     /// The broker rejected it.
     is_rejected: bool,
     permits: (Permit, AddressPermit),
     lease: Lease,
+}
+
+/// Relays until the session begins to end, which it does where connections begin: when many end at once, the others go on.
+async fn relay_until_end(
+    established: Established,
+    session: SessionGuard,
+    record: Box<Record>,
+    descriptors: Permit,
+    threads: Arc<RelayThreads>,
+) {
+    let Established { relay, is_rejected, permits, lease } = established;
+    let mut relay = match relay.attach() {
+        Ok(relay) => relay,
+        Err(error) => {
+            record.info.set_trace(Trace { detail: Some(error.to_string().into()), ..Trace::default() });
+            return record.finish(Outcome::Closed(CloseReason::InternalError));
+        }
+    };
+    relay.run(&record, |cx| session.poll_event(cx)).await;
+    let end = async move {
+        let (reason, detail) = relay.end(&record, |cx| session.poll_event(cx)).await;
+        drop(lease);
+        if detail.is_some() {
+            record.info.set_trace(Trace { detail, ..Trace::default() });
+        }
+        record.finish(Outcome::Closed(if is_rejected { CloseReason::UpstreamRefused } else { reason }));
+        drop((permits, descriptors));
+    };
+    threads.spawn(end);
 }
 
 async fn establish(
@@ -129,8 +152,7 @@ async fn establish(
                     && max_packet_size >= Disconnect::PACKET_LEN,
             };
             Ok(Established {
-                ends,
-                codec,
+                relay: Relay::new(ends, codec),
                 is_rejected: code.is_some_and(|code| code != 0),
                 permits: (permit, of_address.unwrap_or_default()),
                 lease: dialed.lease,
@@ -241,10 +263,10 @@ mod tests {
     /// An established session costs this much besides its sockets, TLS state and record.
     #[test]
     fn the_future_of_a_session_is_small() {
-        const fn of<A, B, C, D, F>(_: &impl Fn(A, B, C, D) -> F) -> usize {
+        const fn of<A, B, C, D, E, F>(_: &impl Fn(A, B, C, D, E) -> F) -> usize {
             size_of::<F>()
         }
-        let size = of(&super::serve);
+        let size = of(&super::relay_until_end);
         assert!(size <= 1024, "{size} bytes");
     }
 }

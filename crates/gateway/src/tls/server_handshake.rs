@@ -109,11 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
                 }
                 Err(error) => return Err(self.failed(io::Error::other(error))),
             }
-            let progress = match turn.compute().await {
-                Ok(_permit) => rustls.process(&mut self.incoming, &mut self.outgoing),
-                Err(error) => return Err(self.failed(io::Error::other(error))),
-            };
-            match progress {
+            match rustls.process(&mut self.incoming, &mut self.outgoing) {
                 Ok(Progress::NeedsMore) if self.outgoing.is_empty() => {}
                 Ok(Progress::NeedsMore) => turn.has_computed(),
                 Ok(Progress::Complete) => {

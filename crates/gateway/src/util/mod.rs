@@ -9,6 +9,7 @@ pub(crate) mod file;
 mod hkdf;
 pub(crate) mod invisible;
 pub(crate) mod pem;
+pub(crate) mod priority;
 pub(crate) mod recent;
 pub(crate) mod suggest;
 pub(crate) mod url;

@@ -17,6 +17,7 @@ mod names;
 mod passwords;
 mod paths;
 mod relay;
+mod relay_threads;
 mod reload;
 mod resumption;
 mod service;

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::process::Stdio;
 
-use crate::processes::{Gateway, Mosquitto, Process, eventually, finish, subscriber};
+use crate::processes::{Gateway, Mosquitto, Process, eventually, finish, output_at_exit, subscriber};
 
 #[test]
 fn sighup_reloads_without_dropping_a_session_and_a_bad_file_changes_nothing() {
@@ -45,7 +45,7 @@ fn sighup_reloads_without_dropping_a_session_and_a_bad_file_changes_nothing() {
 fn sigterm_drains_with_a_deadline_and_tells_mqtt_5_clients() {
     let broker = Mosquitto::start();
     let mut gateway = Gateway::start(broker.port);
-    let mut subscriber = gateway
+    let subscriber = gateway
         .mosquitto("mosquitto_sub", "sub", "sub")
         .args(["-V", "mqttv5", "-t", "test/#", "-d", "-W", "20"])
         .stdout(Stdio::piped())
@@ -57,9 +57,7 @@ fn sigterm_drains_with_a_deadline_and_tells_mqtt_5_clients() {
     assert_eq!(gateway.process.exit_code(), Some(0));
     let line = gateway.lines(1).remove(0);
     assert!(line.ends_with(" sub drained"), "{line}");
-    let _ = subscriber.kill();
-    let output = subscriber.wait_with_output().unwrap();
-    let output = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let output = output_at_exit(subscriber);
     assert!(output.to_lowercase().contains("received disconnect (139)"), "0x8B, server shutting down: {output}");
 }
 

@@ -65,7 +65,18 @@ pub(crate) fn finish(command: &mut Command) -> Output {
 /// Runs a command until it exits. Panics after this time.
 pub(crate) fn finish_within(patience: Duration, command: &mut Command) -> Output {
     let name = format!("{command:?}");
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    output_within(patience, &name, child)
+}
+
+/// Waits until a client that the gateway has disconnected exits by itself: a client that is killed may not have written yet
+/// what it was told. Returns its standard output and error together.
+pub(crate) fn output_at_exit(client: Child) -> String {
+    let output = output_within(PATIENCE, "a client that was disconnected", client);
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+fn output_within(patience: Duration, name: &str, mut child: Child) -> Output {
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if begin.elapsed() > patience {

@@ -20,7 +20,8 @@ const MIN_MEMORY: usize = 64 << 20;
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Runtime")]
 pub(in crate::config) struct RuntimeTable {
-    /// Threads that serve connections, 1 to 1024. Takes effect after a restart. Default: the number of cores.
+    /// Threads that relay established sessions, and as many more that connect clients and end sessions, at a lower priority:
+    /// 1 to 1024. Takes effect after a restart. Default: the number of cores.
     worker_threads: Option<Setting<usize>>,
     /// The number of TLS handshakes that may be in progress at once, 1 to 65536. Others wait: those of clients that were
     /// connected lately or resume a session come first. A handshake that waits for its client does not count.
@@ -117,7 +118,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// The number of threads that serve connections.
+    /// The number of threads that relay, and of those that connect clients.
     pub fn threads(&self) -> usize {
         self.worker_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }

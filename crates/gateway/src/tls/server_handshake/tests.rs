@@ -114,7 +114,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(socket: S, configs: &Configs)
 
 /// The turn of a client that is alone.
 fn turn() -> Turn {
-    let handshakes = Arc::new(Handshakes::new(1, 1, 1));
+    let handshakes = Arc::new(Handshakes::new(1, 1));
     handshakes.turn([192, 0, 2, 1].into(), Instant::now() + Duration::from_secs(10))
 }
 
@@ -319,7 +319,7 @@ async fn a_handshake_that_fails_is_answered_with_an_alert() {
 #[tokio::test]
 async fn without_a_turn_a_client_is_sent_nothing() {
     let configs = Configs::of_each_version().last().unwrap();
-    let handshakes = Arc::new(Handshakes::new(1, 1, 1));
+    let handshakes = Arc::new(Handshakes::new(1, 1));
     let turn = |patience| Arc::clone(&handshakes).turn([192, 0, 2, 1].into(), Instant::now() + patience);
     let mut other = turn(Duration::from_secs(10));
     other.begin(|| false).await.unwrap();
@@ -337,7 +337,7 @@ async fn without_a_turn_a_client_is_sent_nothing() {
 #[tokio::test]
 async fn nothing_is_computed_for_a_client_that_has_gone() {
     let configs = Configs::of_each_version().last().unwrap();
-    let handshakes = Arc::new(Handshakes::new(1, 1, 1));
+    let handshakes = Arc::new(Handshakes::new(1, 1));
     let turn = || Arc::clone(&handshakes).turn([192, 0, 2, 1].into(), Instant::now() + Duration::from_secs(10));
     let mut other = turn();
     other.begin(|| false).await.unwrap();

@@ -1,0 +1,101 @@
+//! Sessions have threads of their own: what keeps the others busy delays no message.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use portcullis_testkit::{TestGateway, connack, connect};
+use tokio::task::spawn_blocking;
+
+/// Both ends of a session. They need no runtime, which the tests keep busy.
+struct Ends {
+    client: TcpStream,
+    broker: TcpStream,
+}
+
+impl Ends {
+    async fn connect(gateway: &TestGateway, broker: &TcpListener, client_id: &'static str) -> Self {
+        let (address, broker) = (gateway.address(), broker.try_clone().unwrap());
+        let connected = spawn_blocking(move || {
+            let mut client = TcpStream::connect(address).unwrap();
+            client.write_all(&connect(client_id)).unwrap();
+            let (broker, _) = broker.accept().unwrap();
+            for socket in [&client, &broker] {
+                socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            }
+            let mut ends = Self { client, broker };
+            expect(&mut ends.broker, &connect(client_id));
+            ends.broker.write_all(&connack(4)).unwrap();
+            expect(&mut ends.client, &connack(4));
+            ends
+        });
+        connected.await.unwrap()
+    }
+
+    fn exchange(&mut self) {
+        self.client.write_all(b"\xc0\x00").unwrap();
+        expect(&mut self.broker, b"\xc0\x00");
+        self.broker.write_all(b"\xd0\x00").unwrap();
+        expect(&mut self.client, b"\xd0\x00");
+    }
+}
+
+fn expect(socket: &mut TcpStream, bytes: &[u8]) {
+    let mut received = vec![0; bytes.len()];
+    socket.read_exact(&mut received).expect("bytes that do not come");
+    assert_eq!(received, bytes);
+}
+
+async fn gateway() -> (TestGateway, TcpListener) {
+    let broker = TcpListener::bind("127.0.0.1:0").unwrap();
+    let upstream = format!(
+        "[[upstream]]\nname = \"brokers\"\nservers = [\"{}\"]\nhealth = {{ mode = \"off\" }}\n[runtime]\nworker_threads = 2\n",
+        broker.local_addr().unwrap()
+    );
+    (TestGateway::plain(&upstream).await, broker)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn messages_pass_while_the_threads_that_connect_are_busy() {
+    let (gateway, broker) = gateway().await;
+    let mut sessions = Vec::new();
+    // One on each of the threads that relay.
+    for client_id in ["thing001", "thing002"] {
+        sessions.push(Ends::connect(&gateway, &broker, client_id).await);
+    }
+    let (begun, is_busy) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let busy = tokio::spawn(async move {
+        begun.send(()).unwrap();
+        // Blocks the only thread that connects.
+        let _ = released.recv();
+    });
+    is_busy.recv_timeout(Duration::from_secs(10)).unwrap();
+    sessions.iter_mut().for_each(Ends::exchange);
+    drop(release);
+    busy.await.unwrap();
+    drop(sessions);
+    assert_eq!(gateway.lines(2).await.len(), 2, "they end where connections begin");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn sessions_outlive_the_gateway_that_is_dropped() {
+    let (gateway, broker) = gateway().await;
+    let mut session = Ends::connect(&gateway, &broker, "thing001").await;
+    let TestGateway { gateway, .. } = gateway;
+    drop(gateway);
+    session.exchange();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stop_ends_sessions_on_all_threads() {
+    let (gateway, broker) = gateway().await;
+    let mut sessions = Vec::new();
+    for client_id in ["thing001", "thing002", "thing003"] {
+        sessions.push(Ends::connect(&gateway, &broker, client_id).await);
+    }
+    gateway.gateway.stop().await;
+    let lines = gateway.lines(3).await;
+    assert!(lines.iter().all(|line| line.ends_with(" drained")), "{lines:?}");
+}
