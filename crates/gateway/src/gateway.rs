@@ -226,6 +226,12 @@ impl Handle {
         maintenance::run_once(Arc::clone(&self.0.shared)).await;
     }
 
+    /// The number of sessions on the threads that relay.
+    #[cfg(feature = "test-util")]
+    pub fn relayed_sessions(&self) -> usize {
+        self.0.shared.relays.sessions()
+    }
+
     /// The number of open connections, with or without a session.
     pub fn connections(&self) -> usize {
         self.0.tasks.len()

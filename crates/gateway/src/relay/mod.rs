@@ -158,7 +158,7 @@ impl Relay {
 
     /// Ends the session: moves what is still on its way, closes both connections. Returns why it ended, and what happened.
     pub(crate) async fn end(
-        mut self,
+        &mut self,
         record: &Record,
         poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
     ) -> (CloseReason, Option<Box<str>>) {

@@ -87,6 +87,12 @@ impl RelayThreads {
         drop(self.tasks.spawn_on(session, runtime));
     }
 
+    /// The number of sessions on the threads.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn sessions(&self) -> usize {
+        self.relaying.iter().map(|runtime| runtime.metrics().num_alive_tasks()).sum()
+    }
+
     /// Ends the threads at once, and with them the sessions that they still have. Returns once they have ended.
     pub(crate) async fn abort(&self) {
         self.abort.cancel();

@@ -25,6 +25,9 @@ use crate::upstream::Lease;
 
 /// How long the CONNACK for a rejected client may take to write. A client that does not read it is disconnected without.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// When a session goes on on a thread that relays. The move costs a fifth of a handshake, which is not for clients that
+/// connect, publish and leave.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 /// Closes a connection for which the gateway has no descriptors to spare.
 pub(crate) fn reject(accepted: Accepted, reject: Reject, listener: &Listener, shared: &Shared) {
@@ -59,16 +62,72 @@ pub(crate) async fn serve(accepted: Accepted, descriptors: Permit, listener: Arc
         // If the connection was rejected already, that is the outcome: the client is only being told.
         reason = session.ended() => Err(record.decided().unwrap_or(Outcome::Closed(reason))),
     };
-    match established {
-        // The configuration is released: sessions outlive reloads.
-        Ok(established) => {
-            let threads = Arc::clone(&shared.relays);
-            shared.relays.spawn_relay(relay_until_end(established, session, record, descriptors, threads));
+    let Established { relay, is_rejected, permits, lease } = match established {
+        Ok(established) => established,
+        Err(outcome) => return record.finish(outcome),
+    };
+    let threads = Arc::clone(&shared.relays);
+    // Release the configuration: sessions outlive reloads.
+    drop((listener, shared));
+    let resources = (lease, permits, descriptors);
+    let mut session = Box::new(Session { relay, guard: session, record, is_rejected, resources });
+    match timeout(SETTLED_AFTER, session.run()).await {
+        Ok(()) => session.end().await,
+        Err(_) => threads.spawn_relay(session.settle(Arc::clone(&threads))),
+    }
+}
+
+/// A session that is established. In a box, which moves between threads.
+struct Session {
+    relay: Relay,
+    guard: SessionGuard,
+    record: Box<Record>,
+    /// The broker rejected it.
+    is_rejected: bool,
+    resources: (Lease, (Permit, AddressPermit), Permit),
+}
+
+impl Session {
+    /// Relays on the thread of the caller. A session ends where connections begin: when many end at once, the others go on.
+    async fn settle(self: Box<Self>, threads: Arc<RelayThreads>) {
+        if let Some(mut session) = self.attach() {
+            session.run().await;
+            threads.spawn(session.end());
         }
-        Err(outcome) => {
-            record.finish(outcome);
-            drop(descriptors);
+    }
+
+    /// As [`Relay::attach`]. `None`: the session has ended, the system has no resources left.
+    fn attach(mut self: Box<Self>) -> Option<Box<Self>> {
+        let Self { relay, guard, record, is_rejected, resources } = *self;
+        match relay.attach() {
+            Ok(relay) => {
+                *self = Self { relay, guard, record, is_rejected, resources };
+                Some(self)
+            }
+            Err(error) => {
+                record.info.set_trace(Trace { detail: Some(error.to_string().into()), ..Trace::default() });
+                record.finish(Outcome::Closed(CloseReason::InternalError));
+                None
+            }
         }
+    }
+
+    /// Relays until the session begins to end.
+    fn run(&mut self) -> impl Future<Output = ()> {
+        let Self { relay, guard, record, .. } = self;
+        relay.run(record, |cx| guard.poll_event(cx))
+    }
+
+    async fn end(mut self: Box<Self>) {
+        let Self { relay, guard, record, .. } = &mut *self;
+        let (reason, detail) = relay.end(record, |cx| guard.poll_event(cx)).await;
+        let Self { relay, guard: _guard, record, is_rejected, resources: (lease, ..) } = *self;
+        // Whoever reads the line finds the connections closed and the server's slot free.
+        drop((relay, lease));
+        if detail.is_some() {
+            record.info.set_trace(Trace { detail, ..Trace::default() });
+        }
+        record.finish(Outcome::Closed(if is_rejected { CloseReason::UpstreamRefused } else { reason }));
     }
 }
 
@@ -79,35 +138,6 @@ struct Established {
     is_rejected: bool,
     permits: (Permit, AddressPermit),
     lease: Lease,
-}
-
-/// Relays until the session begins to end, which it does where connections begin: when many end at once, the others go on.
-async fn relay_until_end(
-    established: Established,
-    session: SessionGuard,
-    record: Box<Record>,
-    descriptors: Permit,
-    threads: Arc<RelayThreads>,
-) {
-    let Established { relay, is_rejected, permits, lease } = established;
-    let mut relay = match relay.attach() {
-        Ok(relay) => relay,
-        Err(error) => {
-            record.info.set_trace(Trace { detail: Some(error.to_string().into()), ..Trace::default() });
-            return record.finish(Outcome::Closed(CloseReason::InternalError));
-        }
-    };
-    relay.run(&record, |cx| session.poll_event(cx)).await;
-    let end = async move {
-        let (reason, detail) = relay.end(&record, |cx| session.poll_event(cx)).await;
-        drop(lease);
-        if detail.is_some() {
-            record.info.set_trace(Trace { detail, ..Trace::default() });
-        }
-        record.finish(Outcome::Closed(if is_rejected { CloseReason::UpstreamRefused } else { reason }));
-        drop((permits, descriptors));
-    };
-    threads.spawn(end);
 }
 
 async fn establish(
@@ -263,10 +293,10 @@ mod tests {
     /// An established session costs this much besides its sockets, TLS state and record.
     #[test]
     fn the_future_of_a_session_is_small() {
-        const fn of<A, B, C, D, E, F>(_: &impl Fn(A, B, C, D, E) -> F) -> usize {
+        const fn of<A, B, F>(_: &impl Fn(A, B) -> F) -> usize {
             size_of::<F>()
         }
-        let size = of(&super::relay_until_end);
-        assert!(size <= 1024, "{size} bytes");
+        let size = of(&super::Session::settle) + size_of::<super::Session>();
+        assert!(size <= 512, "{size} bytes");
     }
 }

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use portcullis_testkit::{TestGateway, connack, connect};
+use portcullis_testkit::{TestGateway, connack, connect, eventually};
 use tokio::task::spawn_blocking;
 
 /// Both ends of a session. They need no runtime, which the tests keep busy.
@@ -47,6 +47,16 @@ fn expect(socket: &mut TcpStream, bytes: &[u8]) {
     assert_eq!(received, bytes);
 }
 
+/// So many sessions, once they are on the threads that relay.
+async fn sessions(gateway: &TestGateway, broker: &TcpListener, count: usize) -> Vec<Ends> {
+    let mut sessions = Vec::new();
+    for client_id in ["thing001", "thing002", "thing003"].into_iter().take(count) {
+        sessions.push(Ends::connect(gateway, broker, client_id).await);
+    }
+    eventually("the move to the threads", || (gateway.gateway.relayed_sessions() == count).then_some(())).await;
+    sessions
+}
+
 async fn gateway() -> (TestGateway, TcpListener) {
     let broker = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = format!(
@@ -59,11 +69,8 @@ async fn gateway() -> (TestGateway, TcpListener) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn messages_pass_while_the_threads_that_connect_are_busy() {
     let (gateway, broker) = gateway().await;
-    let mut sessions = Vec::new();
     // One on each of the threads that relay.
-    for client_id in ["thing001", "thing002"] {
-        sessions.push(Ends::connect(&gateway, &broker, client_id).await);
-    }
+    let mut sessions = sessions(&gateway, &broker, 2).await;
     let (begun, is_busy) = mpsc::channel();
     let (release, released) = mpsc::channel::<()>();
     let busy = tokio::spawn(async move {
@@ -82,19 +89,16 @@ async fn messages_pass_while_the_threads_that_connect_are_busy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sessions_outlive_the_gateway_that_is_dropped() {
     let (gateway, broker) = gateway().await;
-    let mut session = Ends::connect(&gateway, &broker, "thing001").await;
+    let mut sessions = sessions(&gateway, &broker, 1).await;
     let TestGateway { gateway, .. } = gateway;
     drop(gateway);
-    session.exchange();
+    sessions[0].exchange();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stop_ends_sessions_on_all_threads() {
     let (gateway, broker) = gateway().await;
-    let mut sessions = Vec::new();
-    for client_id in ["thing001", "thing002", "thing003"] {
-        sessions.push(Ends::connect(&gateway, &broker, client_id).await);
-    }
+    let _sessions = sessions(&gateway, &broker, 3).await;
     gateway.gateway.stop().await;
     let lines = gateway.lines(3).await;
     assert!(lines.iter().all(|line| line.ends_with(" drained")), "{lines:?}");
