@@ -1,16 +1,13 @@
-//! `[[upstream]]`.
+//! `[[upstream]]`. `server.rs` has its servers.
 
-use std::fmt;
-use std::net::SocketAddr;
+mod server;
+
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::Serialize;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
@@ -19,14 +16,14 @@ use super::limits::{CountRate, Rate};
 use super::tls::{PrivateKey, private_key};
 use super::{Named, compile, nonzero};
 use crate::expr::{Expression, Wanted};
+use server::ServerTable;
+pub use server::{Server, ServerAddress, Service};
 
-/// A higher weight would fill a hash ring with a million points for one server.
-const MAX_WEIGHT: u32 = 1000;
 /// Shortest time between two health checks of a server.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A group of brokers that serve the same clients.
-#[derive(Debug, serde::Deserialize, JsonSchema)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Upstream", extend("required" = ["name", "servers"]))]
 pub(in crate::config) struct UpstreamTable {
@@ -87,71 +84,8 @@ impl Named for UpstreamTable {
     }
 }
 
-/// One broker.
-#[derive(Debug, JsonSchema)]
-#[serde(untagged)]
-#[schemars(rename = "Server")]
-enum ServerTable {
-    /// `host:port`, or `embedded`.
-    Address(String),
-    /// With more settings.
-    Table(ServerOptions),
-}
-
-/// One broker with its settings.
-#[derive(Debug, serde::Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(extend("required" = ["address"]))]
-struct ServerOptions {
-    /// `host:port`, or `embedded`.
-    address: Option<String>,
-    /// Share of the sessions relative to other servers, 1 to 1000.
-    #[serde(default = "default_weight")]
-    weight: u32,
-    /// Maximum number of concurrent sessions. Default: no limit.
-    max_connections: Option<NonZeroU32>,
-    /// Used only when no other server is up.
-    #[serde(default)]
-    backup: bool,
-    /// Takes no new sessions, and its sessions end at `drain_pace`: clients that connect again reach other servers.
-    #[serde(default)]
-    drain: bool,
-    /// Takes no new sessions; its sessions stay until they end.
-    #[serde(default)]
-    down: bool,
-}
-
-const fn default_weight() -> u32 {
-    1
-}
-
-/// Implemented by hand for its errors: those of serde's untagged enums name neither the key nor its location.
-impl<'de> Deserialize<'de> for ServerTable {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ServerVisitor)
-    }
-}
-
-struct ServerVisitor;
-
-impl<'de> Visitor<'de> for ServerVisitor {
-    type Value = ServerTable;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("`host:port` or a table")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, address: &str) -> Result<ServerTable, E> {
-        Ok(ServerTable::Address(address.to_owned()))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ServerTable, A::Error> {
-        ServerOptions::deserialize(MapAccessDeserializer::new(map)).map(ServerTable::Table)
-    }
-}
-
 /// How the gateway selects a server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
     /// Ketama consistent hashing: a client keeps its broker while that is up.
@@ -166,7 +100,7 @@ pub enum Balance {
 }
 
 /// Active health checks.
-#[derive(Debug, serde::Deserialize, JsonSchema)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Health")]
 pub(in crate::config) struct HealthTable {
@@ -201,7 +135,7 @@ impl Default for HealthTable {
 }
 
 /// What a health check does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthMode {
     /// Sends a CONNECT of MQTT 3.1.1 and expects a CONNACK.
@@ -213,7 +147,7 @@ pub enum HealthMode {
 }
 
 /// TLS towards brokers.
-#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "UpstreamTls")]
 struct UpstreamTlsTable {
@@ -254,43 +188,6 @@ pub struct Upstream {
     pub passive: PassiveHealth,
     /// `None`: MQTT in the clear.
     pub tls: Option<UpstreamTls>,
-}
-
-/// One broker.
-#[derive(Clone, Debug)]
-pub struct Server {
-    /// The address of the broker.
-    pub address: ServerAddress,
-    /// Share of the sessions relative to other servers.
-    pub weight: u32,
-    /// Maximum number of concurrent sessions; `None`: no limit.
-    pub max_connections: Option<NonZeroU32>,
-    /// Used only when no other server is up.
-    pub backup: bool,
-    /// Whether it takes sessions.
-    pub service: Service,
-}
-
-/// Whether a server takes sessions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
-    /// It does.
-    Active,
-    /// It takes no new ones, and those that it has are ended step by step.
-    Drain,
-    /// It takes no new ones, and keeps those that it has.
-    Down,
-}
-
-/// The address of a broker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServerAddress {
-    /// The embedded broker, in this process.
-    Embedded,
-    /// An address and port.
-    Socket(SocketAddr),
-    /// A host name and port.
-    Name(Arc<str>, u16),
 }
 
 /// Active health checks.
@@ -398,8 +295,6 @@ fn validate_credentials(health: &HealthTable, document: &mut Document) {
     }
 }
 
-const SERVER_HINT: &str = "write \"host:port\", for example \"10.0.0.113:1883\"";
-
 fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> Result<Vec<Server>, Reported> {
     let servers = document.require(table.servers.as_ref(), table, "servers", "servers = [\"10.0.0.113:1883\"]")?;
     if servers.is_empty() {
@@ -407,7 +302,13 @@ fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> 
     }
     let mut validated = Ok(Vec::new());
     for server in &servers.value {
-        match (validate_server(server, table, document), &mut validated) {
+        let server = server::validate(server, document);
+        if let (Ok(server), Some(tls)) = (&server, &table.tls)
+            && server.address == ServerAddress::Embedded
+        {
+            document.error(tls, "the embedded broker runs inside the gateway and does not support TLS");
+        }
+        match (server, &mut validated) {
             (Ok(server), Ok(validated)) => validated.push(server),
             (Ok(_), Err(_)) => {}
             (Err(reported), _) => validated = Err(reported),
@@ -417,75 +318,6 @@ fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> 
         document.warning(servers, "no server takes new sessions: all have `drain` or `down`");
     }
     validated
-}
-
-fn validate_server(
-    server: &Setting<ServerTable>,
-    table: &Setting<UpstreamTable>,
-    document: &mut Document,
-) -> Result<Server, Reported> {
-    let validated = match &server.value {
-        ServerTable::Address(address) => validate_address(address, server, document).map(|address| Server {
-            address,
-            weight: default_weight(),
-            max_connections: None,
-            backup: false,
-            service: Service::Active,
-        }),
-        ServerTable::Table(options) => {
-            let address = document.require(options.address.as_ref(), server, "address", SERVER_HINT);
-            let address = address.and_then(|address| validate_address(address, server, document));
-            let service = match (options.drain, options.down) {
-                (true, true) => {
-                    let message = "a server has either `drain` or `down`: with `down`, its sessions stay";
-                    Err(document.error(server, message))
-                }
-                (true, false) => Ok(Service::Drain),
-                (false, true) => Ok(Service::Down),
-                (false, false) => Ok(Service::Active),
-            };
-            if !(1..=MAX_WEIGHT).contains(&options.weight) {
-                return Err(document.error(server, format!("`weight` must be between 1 and {MAX_WEIGHT}")));
-            }
-            let ServerOptions { weight, max_connections, backup, .. } = *options;
-            Ok(Server { address: address?, weight, max_connections, backup, service: service? })
-        }
-    }?;
-    if matches!(validated.address, ServerAddress::Embedded) {
-        let message = "the embedded broker keeps all data in memory and does not authenticate clients";
-        document.warning(server, Complaint::new(message).hint("use it only for tests and trials"));
-        if let Some(tls) = &table.tls {
-            document.error(tls, "the embedded broker runs inside the gateway and does not support TLS");
-        }
-    }
-    Ok(validated)
-}
-
-fn validate_address(
-    address: &str,
-    server: &Setting<ServerTable>,
-    document: &mut Document,
-) -> Result<ServerAddress, Reported> {
-    parse_address(address).map_err(|message| document.error(server, Complaint::new(message).hint(SERVER_HINT)))
-}
-
-fn parse_address(text: &str) -> Result<ServerAddress, String> {
-    if text == "embedded" {
-        return if cfg!(feature = "embedded-broker") {
-            Ok(ServerAddress::Embedded)
-        } else {
-            Err("this binary was built without the feature `embedded-broker`".to_owned())
-        };
-    }
-    if let Ok(address) = text.parse() {
-        return Ok(ServerAddress::Socket(address));
-    }
-    let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("`{text}` has no port"))?;
-    let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
-    if port == 0 || host.is_empty() || host.contains([':', '/', ' ']) {
-        return Err(format!("`{text}` is not an address"));
-    }
-    Ok(ServerAddress::Name(host.into(), port))
 }
 
 fn validate_tls(table: &Setting<UpstreamTlsTable>, document: &mut Document) -> Result<UpstreamTls, Reported> {

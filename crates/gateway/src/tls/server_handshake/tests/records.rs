@@ -4,23 +4,41 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use rustls::crypto::cipher::{MessageEncrypter, OutboundChunks, OutboundPlainMessage};
+use rustls::crypto::cipher::{
+    InboundOpaqueMessage, MessageDecrypter, MessageEncrypter, OutboundChunks, OutboundPlainMessage,
+};
 use rustls::{
     ClientConnection, ConnectionTrafficSecrets, ContentType, ProtocolVersion, ServerConnection, SupportedCipherSuite,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-use super::{Configs, Trickle, accept, bytes, name};
+use super::{Configs, TlsStream, Trickle, accept, bytes, name};
 
-/// A client after its handshake, whose records the test makes itself.
+/// A client after its handshake, whose records the test makes and reads itself.
 struct Forger {
     encrypter: Box<dyn MessageEncrypter>,
     sequence: u64,
+    decrypter: Box<dyn MessageDecrypter>,
+    received: u64,
 }
 
 impl Forger {
     fn new(client: ClientConnection, suite: SupportedCipherSuite) -> Self {
-        let (sequence, secrets) = client.dangerous_extract_secrets().unwrap().tx;
+        let extracted = client.dangerous_extract_secrets().unwrap();
+        let ((sequence, secrets), (received, theirs)) = (extracted.tx, extracted.rx);
+        let decrypter = match (suite, theirs) {
+            (
+                SupportedCipherSuite::Tls13(suite),
+                ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+                | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+                | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv },
+            ) => suite.aead_alg.decrypter(key, iv),
+            (
+                SupportedCipherSuite::Tls12(suite),
+                ConnectionTrafficSecrets::Aes128Gcm { key, iv } | ConnectionTrafficSecrets::Aes256Gcm { key, iv },
+            ) => suite.aead_alg.decrypter(key, &iv.as_ref()[..4]),
+            _ => panic!("not a cipher suite of these tests"),
+        };
         let mut encrypter = match (suite, secrets) {
             (
                 SupportedCipherSuite::Tls13(suite),
@@ -42,7 +60,7 @@ impl Forger {
             };
             encrypter.encrypt(empty, 0).unwrap();
         }
-        Self { encrypter, sequence }
+        Self { encrypter, sequence, decrypter, received }
     }
 
     fn record(&mut self, typ: ContentType, payload: &[u8]) -> Vec<u8> {
@@ -51,6 +69,20 @@ impl Forger {
         let record = self.encrypter.encrypt(message, self.sequence).unwrap().encode();
         self.sequence += 1;
         record
+    }
+
+    /// The content of the last of the gateway's records.
+    fn last(&mut self, mut records: &[u8]) -> (ContentType, Vec<u8>) {
+        let mut last = None;
+        while let [typ, _, _, high, low, rest @ ..] = records {
+            let (payload, rest) = rest.split_at(usize::from(u16::from_be_bytes([*high, *low])));
+            let mut payload = payload.to_vec();
+            let record = InboundOpaqueMessage::new(ContentType::from(*typ), ProtocolVersion::TLSv1_2, &mut payload);
+            let plain = self.decrypter.decrypt(record, self.received).unwrap();
+            last = Some((plain.typ, plain.payload.to_vec()));
+            (self.received, records) = (self.received + 1, rest);
+        }
+        last.expect("the gateway sent a record")
     }
 }
 
@@ -123,8 +155,8 @@ fn by_rustls(configs: &Configs, sent: &[Sent]) -> Verdict {
     verdict
 }
 
-/// What ours makes of it.
-async fn by_ours(configs: &Configs, sent: &[Sent], at_once: usize) -> Verdict {
+/// A connection after its handshake: the gateway's side, and the client's with its socket.
+async fn connected(configs: &Configs, at_once: usize) -> (TlsStream<Trickle>, ClientConnection, DuplexStream) {
     let (ours, mut theirs) = duplex(1 << 20);
     let mut client = ClientConnection::new(Arc::clone(&configs.client), name()).unwrap();
     let handshake = async {
@@ -150,7 +182,13 @@ async fn by_ours(configs: &Configs, sent: &[Sent], at_once: usize) -> Verdict {
         }
         stream
     };
-    let (mut stream, ()) = tokio::join!(server, handshake);
+    let (stream, ()) = tokio::join!(server, handshake);
+    (stream, client, theirs)
+}
+
+/// What ours makes of it.
+async fn by_ours(configs: &Configs, sent: &[Sent], at_once: usize) -> Verdict {
+    let (mut stream, client, mut theirs) = connected(configs, at_once).await;
     let received = records(&mut Forger::new(client, configs.suite), sent);
     let keep = tokio::spawn(async move {
         theirs.write_all(&received).await.unwrap();
@@ -242,5 +280,39 @@ async fn what_costs_the_gateway_more_than_the_client_is_limited() {
         let warnings = vec![Sent::Record(ContentType::Alert, vec![1, 90]); 5];
         let ours = by_ours(&configs, &warnings, 1000).await;
         assert_eq!((ours.is_broken, &ours), (true, &by_rustls(&configs, &warnings)));
+    }
+}
+
+/// An alert has the level that is prescribed for it [RFC 5246, 7.2; RFC 8446, 6]: the gateway ends a connection whose client asks
+/// for a renegotiation, but tells it so by a warning.
+#[tokio::test]
+async fn alerts_have_their_level() {
+    const NO_RENEGOTIATION: [u8; 2] = [1, 100];
+    const UNEXPECTED_MESSAGE: [u8; 2] = [2, 10];
+    const BAD_RECORD_MAC: [u8; 2] = [2, 20];
+    for configs in Configs::of_each_version() {
+        let client_hello = Sent::Record(ContentType::Handshake, vec![1, 0, 0, 0]);
+        let refusal = if configs.suite.tls13().is_some() { UNEXPECTED_MESSAGE } else { NO_RENEGOTIATION };
+        for (sent, alert) in [
+            (client_hello, refusal),
+            (Sent::Record(ContentType::ChangeCipherSpec, vec![1]), UNEXPECTED_MESSAGE),
+            (Sent::Damaged(bytes(10)), BAD_RECORD_MAC),
+        ] {
+            let (mut stream, client, mut theirs) = connected(&configs, 1000).await;
+            let mut forger = Forger::new(client, configs.suite);
+            theirs.write_all(&records(&mut forger, &[sent])).await.unwrap();
+            assert_eq!(stream.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+            drop(stream);
+            let mut answer = Vec::new();
+            theirs.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(forger.last(&answer), (ContentType::Alert, alert.to_vec()), "{:?}", configs.suite);
+        }
+        let (mut stream, client, mut theirs) = connected(&configs, 1000).await;
+        stream.shutdown().await.unwrap();
+        drop(stream);
+        let mut answer = Vec::new();
+        theirs.read_to_end(&mut answer).await.unwrap();
+        let close_notify = (ContentType::Alert, vec![1, 0]);
+        assert_eq!(Forger::new(client, configs.suite).last(&answer), close_notify, "{:?}", configs.suite);
     }
 }
