@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use rustls::crypto::CryptoProvider;
 use rustls::server::{CertificateType, ClientHello, NoServerSessionStorage, ResolvesServerCert, WantsServerCert};
 use rustls::{ProtocolVersion, ServerConfig, SupportedProtocolVersion};
 
@@ -19,7 +20,7 @@ use super::resumption::{HandshakeResumption, Resumption, TicketKeys};
 use super::secured::{Failed, FailedConnection, Secured};
 use super::server_handshake::{Completed, Failure, ServerHandshake};
 use super::verifier::{DeviceVerifier, note_error, reject};
-use crate::config::tables::{self, Tls, TlsVersion};
+use crate::config::tables::{self, CipherPreference, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
 use crate::limits::{TooManyHandshakes, Turn};
 use crate::net::{Socket, Stream, acknowledge_now};
@@ -27,11 +28,13 @@ use crate::outcome::Reject;
 use crate::peer::KeyFormat;
 use crate::pki::{Anchors, ChainVerifier};
 use crate::util::clock::WallClock;
-use crate::util::crypto::provider;
+use crate::util::crypto::{provider, provider_preferring_aes128};
 
 /// TLS settings of a listener with a server certificate, compiled.
 #[derive(Debug)]
 pub(super) struct CertificateTls {
+    /// With the cipher suites in the listener's order of preference.
+    provider: Arc<CryptoProvider>,
     versions: Vec<&'static SupportedProtocolVersion>,
     keys: Arc<ServerKeys>,
     /// `None`: the listener requests no client certificates.
@@ -81,6 +84,10 @@ impl CertificateTls {
             })
         });
         Ok(Self {
+            provider: match tls.cipher_preference {
+                CipherPreference::Aes256 => provider(),
+                CipherPreference::Aes128 => provider_preferring_aes128(),
+            },
             versions: settings.versions.iter().map(version).collect(),
             keys,
             anchors: ArcSwapOption::new(trust.as_ref().map(|trust| trust.anchors())),
@@ -236,7 +243,7 @@ impl CertificateTls {
             KeyFormat::Certificate => &self.versions,
             KeyFormat::Raw => &[&rustls::version::TLS13],
         };
-        let builder = ServerConfig::builder_with_details(provider(), Arc::new(WallClock))
+        let builder = ServerConfig::builder_with_details(Arc::clone(&self.provider), Arc::new(WallClock))
             .with_protocol_versions(versions)
             .expect("aws-lc-rs speaks TLS 1.2 and 1.3");
         let accepts_keys = self.accepts_keys_in_certificates();

@@ -3,6 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::{digest, hmac, rand};
+use rustls::CipherSuite;
 use rustls::crypto::CryptoProvider;
 use zeroize::Zeroizing;
 
@@ -22,6 +23,26 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
         install_crypto_provider();
     }
     Arc::clone(CryptoProvider::get_default().expect("it was just installed"))
+}
+
+/// The same provider with the AES-128 cipher suites in front. A server chooses the first one that the client offers.
+pub(crate) fn provider_preferring_aes128() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let mut provider = CryptoProvider::clone(&provider());
+        // The sort is stable, so the others keep their order.
+        provider.cipher_suites.sort_by_key(|suite| !is_aes128(suite.suite()));
+        Arc::new(provider)
+    });
+    Arc::clone(&PROVIDER)
+}
+
+const fn is_aes128(suite: CipherSuite) -> bool {
+    matches!(
+        suite,
+        CipherSuite::TLS13_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+    )
 }
 
 /// SHA-256.

@@ -5,6 +5,7 @@ mod admin;
 mod admit;
 mod bad_input;
 mod bans;
+mod ciphers;
 mod configuration;
 mod details;
 mod devices;

@@ -284,3 +284,34 @@ async fn sessions_outlive_a_reload() {
         assert_eq!(gateway.field(2, "tls_resumed").await, "true");
     }
 }
+
+#[tokio::test]
+async fn where_another_cipher_suite_is_preferred_a_full_handshake_follows() {
+    for versions in BOTH {
+        for (ways, by_number) in [("tickets", false), ("cache", true)] {
+            let (pki, broker) = (Pki::new(), Broker::start().await);
+            let tls = format!("{}resumption = \"{ways}\"\ncipher_preference = \"aes-256\"\n", pki.listener_tls());
+            let gateway = gateway(&broker, &tls).await;
+            let mut config = tls_config(&pki, Some("thing001"), versions);
+            if by_number {
+                config.resumption = Resumption::in_memory_sessions(8).tls12_resumption(Tls12Resumption::SessionIdOnly);
+            }
+            let mut line = 0;
+            let mut connects_resumed = async || {
+                line += 1;
+                assert!(attempt(&gateway, &config, &broker).await);
+                assert!(gateway.field(line, "cert_subject").await.contains("CN=thing001"));
+                gateway.field(line, "tls_resumed").await
+            };
+            assert_eq!(connects_resumed().await, "false");
+            for (before, after) in [("aes-256", "aes-128"), ("aes-128", "aes-256")] {
+                assert_eq!(connects_resumed().await, "true");
+                let text = fs::read_to_string(gateway.path()).unwrap();
+                fs::write(gateway.path(), text.replace(before, after)).unwrap();
+                gateway.gateway.reload().await.unwrap();
+                assert_eq!(connects_resumed().await, "false", "{ways} {versions:?}: sessions have a cipher suite");
+                assert_eq!(connects_resumed().await, "true", "{ways} {versions:?}: the session that followed");
+            }
+        }
+    }
+}

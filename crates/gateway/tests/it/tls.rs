@@ -214,7 +214,11 @@ async fn an_x509_version_1_certificate_has_its_own_reason() {
 }
 
 /// A self-signed server certificate and its key, in files.
-fn server_pair(dir: &std::path::Path, name: &str, algorithm: &'static rcgen::SignatureAlgorithm) -> (String, Vec<u8>) {
+pub(crate) fn server_pair(
+    dir: &std::path::Path,
+    name: &str,
+    algorithm: &'static rcgen::SignatureAlgorithm,
+) -> (String, Vec<u8>) {
     let key = KeyPair::generate_for(algorithm).unwrap();
     let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
     let (chain, private) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));

@@ -3,8 +3,12 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
-use crate::processes::{ADMIT, Gateway, Mosquitto, command, eventually, finish, installed, subscriber};
+use portcullis_testkit::Pki;
+
+use crate::processes::{ADMIT, Gateway, Launch, Mosquitto, command, eventually, finish, installed, subscriber};
+use crate::trust::{s_client, upstream};
 
 #[test]
 fn mosquitto_clients_in_all_three_versions() {
@@ -159,4 +163,40 @@ fn openssl_s_client_in_both_tls_versions() {
     eventually("the reason in the access log", || {
         gateway.lines(3).iter().any(|line| line.ends_with(" tls_version")).then_some(())
     });
+}
+
+#[test]
+fn openssl_begins_anew_where_another_cipher_suite_is_preferred() {
+    let (broker, pki) = (Mosquitto::start(), Arc::new(Pki::new()));
+    let gateway = |preference: &str| {
+        let launch = Launch::new(Arc::clone(&pki), &upstream(&broker));
+        // The client waits for so long.
+        let launch = launch.listener("connect_timeout = \"1s\"\n").file("secret", "0123456789abcdef0123456789abcdef");
+        launch.tls(&format!("ticket_secret = \"${{FILE:secret}}\"\ncipher_preference = \"{preference}\"\n")).start()
+    };
+    let (first, second) = (gateway("aes-256"), gateway("aes-128"));
+    for (version, aes256, aes128) in [
+        ("-tls1_3", "TLSv1.3, Cipher is TLS_AES_256_GCM_SHA384", "TLSv1.3, Cipher is TLS_AES_128_GCM_SHA256"),
+        (
+            "-tls1_2",
+            "TLSv1.2, Cipher is ECDHE-ECDSA-AES256-GCM-SHA384",
+            "TLSv1.2, Cipher is ECDHE-ECDSA-AES128-GCM-SHA256",
+        ),
+    ] {
+        let session = pki.dir().join(format!("session{version}"));
+        let session = session.to_str().unwrap();
+        // In TLS 1.3 the ticket arrives after the handshake, so the client waits for data.
+        let connect = |gateway, options: &[&str]| {
+            s_client(gateway, &pki, "thing001", &[&[version, "-sess_out", session, "-ign_eof"], options].concat())
+        };
+        let resume = |gateway| connect(gateway, &["-sess_in", session]);
+        for (output, expected) in [
+            (connect(&first, &[]), format!("New, {aes256}")),
+            (resume(&first), format!("Reused, {aes256}")),
+            (resume(&second), format!("New, {aes128}")),
+            (resume(&second), format!("Reused, {aes128}")),
+        ] {
+            assert!(output.contains(&expected), "{expected}: {output}");
+        }
+    }
 }

@@ -25,8 +25,8 @@ pub use limits::{ConnectionLimits, Limits, OnExceed, PacketLimits, Rate};
 pub use listener::{Listener, OnReject, Protocol};
 pub use process::{AccessLog, AccessLogFormat, AdminBind, LogFormat, Process};
 pub use tls::{
-    CertificateFiles, CertificateTls, ClientCertificates, Crl, CrlOrigin, Ocsp, OcspScope, OnFailure, PrivateKey, Psk,
-    PskFormat, RawKeys, Resumption, Tls, TlsMode, TlsVersion,
+    CertificateFiles, CertificateTls, CipherPreference, ClientCertificates, Crl, CrlOrigin, Ocsp, OcspScope, OnFailure,
+    PrivateKey, Psk, PskFormat, RawKeys, Resumption, Tls, TlsMode, TlsVersion,
 };
 pub(crate) use topics::MAX_PATTERN_LEVELS;
 pub use topics::{Effect, OnDeny, PolicyMode, TopicPolicy, TopicRule};

@@ -18,11 +18,11 @@ pub(super) use server::private_key;
 pub use server::{CertificateFiles, PrivateKey};
 use table::ResumptionMode;
 pub(super) use table::TlsTable;
-pub use table::{OcspScope, OnFailure, PskFormat, TlsVersion};
+pub use table::{CipherPreference, OcspScope, OnFailure, PskFormat, TlsVersion};
 
-/// The longest lifetime of a ticket [RFC 8446, 4.6.1].
 /// What the wire has room for: a name has at most 255 bytes, all together 65,535 [RFC 7301, 3.1].
 const MAX_ALPN: usize = 128;
+/// The longest lifetime of a ticket [RFC 8446, 4.6.1].
 const MAX_SESSION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Shortest secret that ticket keys may be derived from, in bytes.
 const MIN_TICKET_SECRET: usize = 32;
@@ -62,6 +62,8 @@ pub struct CertificateTls {
     pub raw_keys: Option<RawKeys>,
     /// How clients resume sessions.
     pub resumption: Resumption,
+    /// The cipher suites that the gateway chooses first.
+    pub cipher_preference: CipherPreference,
 }
 
 /// How sessions are resumed.
@@ -125,6 +127,7 @@ fn validate_certificate_tls(
         client: client?,
         raw_keys: raw_keys?,
         resumption: resumption?,
+        cipher_preference: table.cipher_preference.value,
     })
 }
 
@@ -180,6 +183,7 @@ fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
         session_lifetime,
         ticket_secret,
         raw_keys,
+        cipher_preference,
         psk: _,
         versions: _,
         handshake_timeout: _,
@@ -206,11 +210,17 @@ fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
         ("session_lifetime", session_lifetime.location()),
         ("ticket_secret", at(ticket_secret.as_ref())),
         ("raw_keys", at(raw_keys.as_ref())),
+        ("cipher_preference", cipher_preference.location()),
     ];
     for (key, location) in others {
         let Some(location) = location else { continue };
         let complaint = Complaint::new(format!("`{key}` cannot be combined with `psk`")).hide_line();
-        let hint = "pre-shared keys require their own listener, without certificates and without resumption";
+        let hint = match key {
+            "cipher_preference" => {
+                "pre-shared keys have cipher suites of their own, of which TLS 1.3 chooses AES-128 first"
+            }
+            _ => "pre-shared keys require their own listener, without certificates and without resumption",
+        };
         document.error(location, complaint.hint(hint));
     }
 }

@@ -68,6 +68,10 @@ pub(in crate::config::tables) struct TlsTable {
     pub(super) raw_keys: Option<Setting<RawKeysTable>>,
     /// TLS versions offered: `1.2`, `1.3`, or both.
     pub(super) versions: Setting<Vec<TlsVersion>>,
+    /// AES cipher suites that the gateway chooses where a client offers both: `aes-256`, or `aes-128`, which costs less. It
+    /// accepts the same cipher suites either way. Where it chooses another one than before, sessions are not resumed. Not with
+    /// `psk`.
+    pub(super) cipher_preference: Setting<CipherPreference>,
     /// Time for the TLS handshake, from accept.
     pub(super) handshake_timeout: Timeout,
     /// Application protocols offered by ALPN. A client that offers none is served; a client that offers only others is
@@ -101,6 +105,7 @@ impl Default for TlsTable {
             psk: None,
             raw_keys: None,
             versions: Setting::default_of(vec![TlsVersion::V12, TlsVersion::V13]),
+            cipher_preference: Setting::default_of(CipherPreference::Aes256),
             handshake_timeout: Timeout(Duration::from_secs(10)),
             alpn: vec!["mqtt".to_owned()],
         }
@@ -200,6 +205,17 @@ pub enum TlsVersion {
     /// TLS 1.3 (RFC 8446).
     #[serde(rename = "1.3")]
     V13,
+}
+
+/// The cipher suites that the gateway chooses first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum CipherPreference {
+    /// Those with AES-256-GCM and SHA-384.
+    #[serde(rename = "aes-256")]
+    Aes256,
+    /// Those with AES-128-GCM and SHA-256.
+    #[serde(rename = "aes-128")]
+    Aes128,
 }
 
 /// TLS with pre-shared keys (RFC 4279, RFC 5489, RFC 8446), in place of certificates.
