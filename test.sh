@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs all of them: format, lints, unit, integration and interop tests, the commands of
-# README.md, documentation, licences. Requires Debian, a Rust toolchain and a C compiler.
+# Installs what the tests need and runs all of them: format, lints, unit, integration and interop tests, counted work, the
+# commands of README.md, documentation, licences. Requires Debian, a Rust toolchain and a C compiler.
 #
 #   ./test.sh            everything
 #   ./test.sh --offline  installs nothing: a test whose program is missing fails with a message
@@ -31,6 +31,8 @@ python3-venv python3
 nodejs node
 npm npm
 pkg-config pkg-config
+strace strace
+valgrind valgrind
 LIST
     [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
     if [ ${#missing[@]} -gt 0 ]; then
@@ -70,6 +72,10 @@ step "clippy without default features"
 cargo clippy --package portcullis --no-default-features --locked --quiet -- -D warnings
 step "tests"
 cargo test --workspace --locked --no-fail-fast
+step "counted work: the ceilings of crates/bench/ceilings.toml"
+# Together, so that what both depend on is built once; `release`, because `dist` takes several times as long to build.
+cargo build --release --locked --quiet --package portcullis --package portcullis-bench
+target/release/portcullis-bench count
 step "the commands of README.md, in a clean clone"
 scripts/readme.sh
 step "documentation"

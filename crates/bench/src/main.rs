@@ -3,6 +3,7 @@
 
 mod calm;
 mod compare;
+mod count;
 mod crl;
 mod fleet;
 mod growth;
@@ -33,9 +34,9 @@ use peers::bare;
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// The Portcullis binary
-    #[arg(long, global = true, default_value = "target/dist/portcullis")]
-    portcullis: PathBuf,
+    /// The Portcullis binary [default: target/dist/portcullis; of `count`: target/release/portcullis]
+    #[arg(long, global = true)]
+    portcullis: Option<PathBuf>,
     #[command(flatten)]
     comparison: Comparison,
 }
@@ -84,6 +85,14 @@ enum Command {
     Start(start::Options),
     /// Measure how costs grow with connections, topic rules, devices, and entries of a CRL
     Growth(growth::Options),
+    /// Count the gateway's work: system calls, instructions, allocations, the heap of idle sessions
+    ///
+    /// Starts the gateway under strace and valgrind, with one worker, and does one thing at a time. Prints a hint if a count is well
+    /// below its ceiling. Exit code 1: a count exceeds its ceiling, or something failed.
+    Count(count::Options),
+    /// Parse packets, for `count`
+    #[command(hide = true)]
+    Parse(count::Parse),
     /// Be a fleet of devices
     #[command(hide = true)]
     Fleet(fleet::Orders),
@@ -104,12 +113,15 @@ async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     portcullis_gateway::crypto::install_crypto_provider();
     rlimit::increase_nofile_limit(u64::MAX)?;
-    let (binary, dir) = (arguments.portcullis, tempfile::tempdir()?);
+    let profile = if matches!(arguments.command, Some(Command::Count(_))) { "release" } else { "dist" };
+    let binary = arguments.portcullis.unwrap_or_else(|| Path::new("target").join(profile).join("portcullis"));
+    let dir = tempfile::tempdir()?;
     let dir = dir.path();
     let is_met = match arguments.command {
         None => compare::run(binary, arguments.comparison, dir).await?,
         Some(Command::Calm(options)) => calm::run(&binary, dir, &options).await?,
         Some(Command::Start(options)) => start::run(&binary, dir, &options).await?,
+        Some(Command::Count(options)) => count::run(&binary, dir, &options).await?,
         Some(command) => {
             run(command, &binary, dir).await?;
             true
@@ -128,6 +140,7 @@ async fn run(command: Command, binary: &Path, dir: &Path) -> anyhow::Result<()> 
         Command::Growth(options) => growth::run(binary, dir, &options).await,
         Command::Fleet(orders) => fleet::run(orders).await,
         Command::Bare { address, broker, pki } => bare::run(address, broker, pki).await,
-        Command::Calm(_) | Command::Start(_) => Ok(()),
+        Command::Parse(orders) => count::parse(&orders),
+        Command::Calm(_) | Command::Start(_) | Command::Count(_) => Ok(()),
     }
 }

@@ -8,13 +8,14 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::mqtt;
 
@@ -40,6 +41,32 @@ struct Counts {
     connects: AtomicUsize,
     /// Bytes behind CONNECT.
     received: AtomicUsize,
+    /// Connections that have ended.
+    ended: AtomicUsize,
+    /// Something else than `connects` has changed.
+    changed: Notify,
+}
+
+impl Counts {
+    fn add(&self, to: &AtomicUsize, count: usize) {
+        to.fetch_add(count, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until a count is so high, or the deadline is over. Returns it.
+    async fn wait_for(&self, of: &AtomicUsize, goal: usize) -> usize {
+        let reached = async {
+            loop {
+                let changed = self.changed.notified();
+                if of.load(Ordering::Relaxed) >= goal {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let _ = timeout(DEADLINE, reached).await;
+        of.load(Ordering::Relaxed)
+    }
 }
 
 impl Broker {
@@ -76,12 +103,20 @@ impl Broker {
 
     /// Waits until so many bytes have arrived since there were `before`: all that was sent, and no more.
     pub(crate) async fn wait_for(&self, before: usize, sent: usize) -> anyhow::Result<()> {
-        let begin = Instant::now();
-        while self.received() < before + sent && begin.elapsed() < DEADLINE {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let arrived = self.received() - before;
+        let arrived = self.counts.wait_for(&self.counts.received, before + sent).await - before;
         ensure!(arrived == sent, "{arrived} of {sent} bytes arrived");
+        Ok(())
+    }
+
+    /// Connections that have ended.
+    pub(crate) fn ended(&self) -> usize {
+        self.counts.ended.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many connections have ended since the start.
+    pub(crate) async fn wait_for_ended(&self, goal: usize) -> anyhow::Result<()> {
+        let ended = self.counts.wait_for(&self.counts.ended, goal).await;
+        ensure!(ended >= goal, "{ended} of {goal} connections have ended");
         Ok(())
     }
 }
@@ -97,7 +132,12 @@ async fn accept(listener: TcpListener, counts: Arc<Counts>, closing: Arc<Notify>
         tokio::select! {
             // An error concerns one connection: the listener stays.
             accepted = listener.accept() => if let Ok((socket, _)) = accepted {
-                connections.spawn(serve(socket, Arc::clone(&counts)));
+                let counts = Arc::clone(&counts);
+                connections.spawn(async move {
+                    let result = serve(socket, &counts).await;
+                    counts.add(&counts.ended, 1);
+                    result
+                });
             },
             Some(_) = connections.join_next() => {}
             () = closing.notified() => connections.abort_all(),
@@ -106,7 +146,7 @@ async fn accept(listener: TcpListener, counts: Arc<Counts>, closing: Arc<Notify>
 }
 
 /// Accepts CONNECT, counts the bytes behind it, and answers what must be answered.
-async fn serve(mut socket: TcpStream, counts: Arc<Counts>) -> io::Result<()> {
+async fn serve(mut socket: TcpStream, counts: &Counts) -> io::Result<()> {
     socket.set_nodelay(true)?;
     // The proxy may have added a user name, so read the packet's length from its header: all are shorter than 128 bytes.
     let mut head = [0; 2];
@@ -123,7 +163,7 @@ async fn serve(mut socket: TcpStream, counts: Arc<Counts>) -> io::Result<()> {
             Ok(Received::End) => return Ok(()),
             Ok(Received::Pings(count)) => socket.write_all(&mqtt::PINGRESP.repeat(count)).await?,
             Ok(Received::FloodRequest) => break,
-            Ok(Received::Bytes(count)) => _ = counts.received.fetch_add(count, Ordering::Relaxed),
+            Ok(Received::Bytes(count)) => counts.add(&counts.received, count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }

@@ -105,6 +105,32 @@ impl Load {
         Ok(open(&self.resuming, proxy, count, Then::Close).await?.resumed)
     }
 
+    /// Connects one after another: the next when both sides know the end of the one before. Returns how many were resumed: all
+    /// but the first, if this is wanted, or none.
+    pub(crate) async fn connect_in_turn(
+        &self,
+        proxy: SocketAddr,
+        count: usize,
+        is_resuming: bool,
+    ) -> anyhow::Result<usize> {
+        let connector = if is_resuming { &self.resuming[0] } else { &self.connector };
+        let (connect, mut resumed) = (mqtt::connect(DEVICE), 0);
+        for _ in 0..count {
+            let ended = self.broker.ended();
+            let mut session = session_as(connector, proxy, &connect).await?;
+            resumed += usize::from(tls::is_resumed(&session));
+            session.shutdown().await.context("TLS close")?;
+            tls::wait_for_end(&mut session).await?;
+            self.broker.wait_for_ended(ended + 1).await?;
+        }
+        Ok(resumed)
+    }
+
+    /// Opens sessions that stay connected, one after another.
+    pub(crate) async fn sessions_in_turn(&self, proxy: SocketAddr, count: usize) -> anyhow::Result<Vec<Session>> {
+        Ok(open(std::slice::from_ref(&self.connector), proxy, count, Then::Keep).await?.sessions)
+    }
+
     /// Opens sessions that stay connected, [`CONCURRENCY`] at a time.
     pub(crate) async fn sessions(&self, proxy: SocketAddr, count: usize) -> anyhow::Result<Vec<Session>> {
         Ok(open(&vec![self.connector.clone(); CONCURRENCY], proxy, count, Then::Keep).await?.sessions)

@@ -73,6 +73,13 @@ pub(super) async fn session_over(
     Ok(stream)
 }
 
+/// Waits until the other side has closed the connection. What it sends before is not expected.
+pub(super) async fn wait_for_end(session: &mut Session) -> anyhow::Result<()> {
+    let count = timeout(DEADLINE, session.read(&mut [0])).await.context("the connection stays open")??;
+    ensure!(count == 0, "something else than the end of the connection");
+    Ok(())
+}
+
 pub(super) fn is_resumed(session: &Session) -> bool {
     session.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)
 }

@@ -21,6 +21,8 @@ pub(crate) struct More {
     pub(crate) tables: String,
     /// Whether the gateway logs what it does, too: `info` in place of `warn`.
     pub(crate) is_informing: bool,
+    /// Whether it has one worker in place of two.
+    pub(crate) is_single: bool,
 }
 
 impl Proxy {
@@ -32,6 +34,20 @@ impl Proxy {
         more: &More,
     ) -> anyhow::Result<Self> {
         Self::portcullis_as("Portcullis", binary, dir, broker, more).await
+    }
+
+    /// As [`Proxy::portcullis_with`], as the last argument of another command, which ends with it.
+    pub(crate) async fn portcullis_under(
+        mut tracer: Command,
+        binary: &Path,
+        dir: &Path,
+        broker: SocketAddr,
+        more: &More,
+    ) -> anyhow::Result<Self> {
+        let address = free_address()?;
+        let command = more.write(binary, dir, address, broker)?;
+        tracer.arg(command.get_program()).args(command.get_args());
+        Self::spawn("Portcullis", address, dir, tracer.into()).await
     }
 
     /// As [`Proxy::portcullis_with`], under another name.
@@ -60,6 +76,7 @@ impl More {
         let configuration = include_str!("../../peers/portcullis.toml")
             .replace("{address}", &address.to_string())
             .replace("{broker}", &broker.to_string())
+            .replace("{workers}", if self.is_single { "1" } else { "2" })
             .replace("{log}", if self.is_informing { "info" } else { "warn" })
             .replace("{listener}", &self.listener)
             .replace("{tls}", &self.tls)

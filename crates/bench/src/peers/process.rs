@@ -93,7 +93,7 @@ impl Proxy {
         family(self.pid()?).with_context(|| format!("{} has ended", self.name))
     }
 
-    fn pid(&self) -> anyhow::Result<u32> {
+    pub(crate) fn pid(&self) -> anyhow::Result<u32> {
         self.process.id().with_context(|| format!("{} has ended", self.name))
     }
 }

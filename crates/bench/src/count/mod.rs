@@ -1,0 +1,256 @@
+//! The short form of the measurements, which counts work and does not time it: the counts of two runs on a busy machine differ by
+//! a percent, so a test can fail when the work grows. Enters: a gateway, ceilings. Leaves: counts, and which exceed theirs.
+
+mod ceilings;
+mod parse;
+mod strace;
+mod valgrind;
+mod work;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clap::{Args, ValueEnum as _};
+use tokio::time::sleep;
+
+use crate::load::Load;
+use crate::peers::{More, Proxy};
+use crate::report::{Machine, number, write_block};
+use ceilings::Ceilings;
+use parse::Parsed;
+pub(crate) use parse::{Parse, parse};
+use strace::Strace;
+use valgrind::{ALLOCATIONS, Callgrind, INSTRUCTIONS};
+use work::{Unit, Work, configuration};
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cargo build --release --package portcullis --package portcullis-bench --locked
+  target/release/portcullis-bench count
+  target/release/portcullis-bench count --write docs/performance.md
+  target/release/portcullis-bench count --keep counted && callgrind_annotate counted/callgrind.out.4
+
+With CARGO_PROFILE_RELEASE_STRIP=none, the profiles that --keep keeps have the names of functions.")]
+pub(crate) struct Options {
+    /// The ceilings of all counts
+    #[arg(long, value_name = "FILE", default_value = "crates/bench/ceilings.toml")]
+    ceilings: PathBuf,
+    /// Replace the table in this Markdown document
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Keep traces and profiles in this directory, which must be new
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+}
+
+/// How long a step of the work may take: valgrind is about 50 times slower.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// Until the gateway has done what follows a piece of work: it logs and waits again.
+const SETTLED: Duration = Duration::from_millis(100);
+/// How long the gateway is counted while nothing happens, so that what the clock causes does not count.
+const IDLE: Duration = Duration::from_secs(5);
+/// How many of each unit are counted. Once a second, the gateway looks at its files and sessions, with 260 allocations: one of these
+/// more or less must not count.
+const CONNECTS: usize = 200;
+const MESSAGES: usize = 10_000;
+/// Two numbers of idle sessions; what counts is the difference.
+const SESSIONS: [usize; 2] = [50, 250];
+const PARSES: usize = 10_000;
+
+/// The tables of the file of ceilings.
+const TABLES: [&str; 4] = [SYSTEM_CALLS, INSTRUCTIONS, ALLOCATIONS, IDLE_SESSION];
+const SYSTEM_CALLS: &str = "system-calls";
+const IDLE_SESSION: &str = "idle-session";
+
+/// A count, and where its ceiling is.
+struct Figure {
+    /// One of [`TABLES`], and its key there.
+    table: &'static str,
+    key: &'static str,
+    title: &'static str,
+    value: f64,
+}
+
+/// What can say what has been done so far.
+trait Counter {
+    /// By name: what has been done since this was last asked.
+    async fn take(&mut self) -> anyhow::Result<BTreeMap<String, f64>>;
+}
+
+/// Returns whether no ceiling is exceeded.
+pub(crate) async fn run(binary: &Path, dir: &Path, options: &Options) -> anyhow::Result<bool> {
+    let ceilings = Ceilings::read(&options.ceilings)?;
+    for (program, package) in [("strace", "strace"), ("valgrind", "valgrind"), ("vgdb", "valgrind")] {
+        let status = Command::new(program).arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        status.with_context(|| format!("cannot run {program}: install the Debian package `{package}`"))?;
+    }
+    ensure!(
+        binary.exists(),
+        "{} is missing: build it by `cargo build --release --package portcullis --locked`, or name another by --portcullis",
+        binary.display()
+    );
+    let dir = match &options.keep {
+        Some(keep) => {
+            std::fs::create_dir(keep).with_context(|| keep.display().to_string())?;
+            keep.canonicalize()?
+        }
+        None => dir.to_owned(),
+    };
+    let load = Load::prepare(&dir)?;
+    let (mut figures, by_name) = system_calls(binary, &dir, &load).await?;
+    figures.extend(instructions(binary, &dir, &load).await?);
+    figures.extend(heap(binary, &dir, &load).await?);
+    figures.extend(parses(&dir).await?);
+    figures.sort_by_key(|figure| TABLES.iter().position(|table| *table == figure.table));
+    let markdown = format!("{}\n\n{}\n{by_name}", Machine::here(1), ceilings.markdown(&figures));
+    println!("{markdown}");
+    if let Some(document) = &options.write {
+        write_block(document, "count", &markdown, &[])?;
+    }
+    let verdict = ceilings.judge(&figures);
+    verdict.hints.iter().for_each(|hint| eprintln!("{hint}"));
+    verdict.failures.iter().for_each(|failure| eprintln!("{failure}"));
+    Ok(verdict.failures.is_empty())
+}
+
+/// The system calls of each unit, and the most frequent of them, in words.
+async fn system_calls(binary: &Path, dir: &Path, load: &Load) -> anyhow::Result<(Vec<Figure>, String)> {
+    const UNITS: [(Unit, usize, &str, &str); 4] = [
+        (Unit::Full, CONNECTS, "full-connect", "full connect"),
+        (Unit::Resumed, CONNECTS, "resumed-connect", "resumed connect"),
+        (Unit::Message, MESSAGES, "message", "64 B message to the broker"),
+        (Unit::Ping, MESSAGES, "ping", "PINGREQ and PINGRESP"),
+    ];
+    eprintln!("system calls");
+    let (more, inspecting) = configuration()?;
+    let (mut strace, command) = Strace::new(dir);
+    let proxy = Proxy::portcullis_under(command, binary, dir, load.broker.address, &more).await?;
+    let counting = async {
+        let mut work = Work::open(load, proxy.address, inspecting).await?;
+        let background = background(&mut strace).await?;
+        let (mut figures, mut by_name) = (Vec::new(), "System calls:\n\n".to_owned());
+        for (unit, count, key, title) in UNITS {
+            let calls = each(&mut strace, &background, &mut work, unit, count).await?;
+            figures.push(Figure { table: SYSTEM_CALLS, key, title, value: calls.values().sum() });
+            by_name += &format!("- {title}: {}\n", most_frequent(&calls));
+        }
+        anyhow::Ok((figures, by_name))
+    };
+    let result = counting.await;
+    // Even after an error: strace would leave the gateway running.
+    let stopped = proxy.stop().await;
+    result.and_then(|counted| stopped.map(|()| counted))
+}
+
+/// The instructions and allocations of each unit.
+async fn instructions(binary: &Path, dir: &Path, load: &Load) -> anyhow::Result<Vec<Figure>> {
+    const UNITS: [(Unit, usize, &str, &str); 5] = [
+        (Unit::Full, CONNECTS, "full-connect", "full connect"),
+        (Unit::Resumed, CONNECTS, "resumed-connect", "resumed connect"),
+        (Unit::Message, MESSAGES, "message", "64 B message to the broker"),
+        (Unit::Inspected, MESSAGES, "inspected-message", "64 B message that topic rules decide on"),
+        (Unit::Ping, MESSAGES, "ping", "PINGREQ and PINGRESP"),
+    ];
+    eprintln!("instructions and allocations");
+    let (more, inspecting) = configuration()?;
+    let command = Callgrind::command(dir);
+    let proxy = Proxy::portcullis_under(command, binary, dir, load.broker.address, &more).await?;
+    let mut callgrind = Callgrind::of(proxy.pid()?, dir);
+    let mut work = Work::open(load, proxy.address, inspecting).await?;
+    let background = background(&mut callgrind).await?;
+    let mut figures = Vec::new();
+    for (unit, count, key, title) in UNITS {
+        let counts = each(&mut callgrind, &background, &mut work, unit, count).await?;
+        for table in [INSTRUCTIONS, ALLOCATIONS] {
+            figures.push(Figure { table, key, title, value: counts.get(table).copied().unwrap_or_default() });
+        }
+    }
+    drop(work);
+    proxy.stop().await?;
+    Ok(figures)
+}
+
+/// The heap of an idle session.
+async fn heap(binary: &Path, dir: &Path, load: &Load) -> anyhow::Result<Vec<Figure>> {
+    eprintln!("heap of idle sessions");
+    let mut heaps = Vec::new();
+    for sessions in SESSIONS {
+        let more = More { is_single: true, ..More::default() };
+        let proxy = Proxy::portcullis_under(valgrind::dhat(dir), binary, dir, load.broker.address, &more).await?;
+        let sessions = load.sessions_in_turn(proxy.address, sessions).await?;
+        sleep(SETTLED).await;
+        drop(sessions);
+        proxy.stop().await?;
+        heaps.push(valgrind::greatest_heap(dir)?);
+    }
+    let more = (SESSIONS[1] - SESSIONS[0]) as f64;
+    let [bytes, blocks] = [heaps[1].0 - heaps[0].0, heaps[1].1 - heaps[0].1].map(|grown| grown / more);
+    let table = IDLE_SESSION;
+    Ok(vec![
+        Figure { table, key: "heap-bytes", title: "bytes of the heap", value: bytes },
+        Figure { table, key: "heap-blocks", title: "blocks of the heap", value: blocks },
+    ])
+}
+
+/// The instructions of `wire` alone.
+async fn parses(dir: &Path) -> anyhow::Result<Vec<Figure>> {
+    eprintln!("parsers");
+    let of = async |packet: Parsed, count: usize| {
+        let packet = packet.to_possible_value().context("unknown packet")?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("parse").arg(packet.get_name()).arg(count.to_string());
+        valgrind::instructions(&command, dir).await
+    };
+    let start = of(Parsed::Connect, 0).await?;
+    let mut figures = Vec::new();
+    for (packet, key, title) in [
+        (Parsed::Connect, "parse-connect", "CONNECT parsed"),
+        (Parsed::Publish, "parse-publish", "head of PUBLISH parsed"),
+    ] {
+        let value = (of(packet, PARSES).await? - start) / PARSES as f64;
+        figures.push(Figure { table: INSTRUCTIONS, key, title, value });
+    }
+    Ok(figures)
+}
+
+/// What is done in a second in which nothing happens.
+async fn background(counter: &mut impl Counter) -> anyhow::Result<BTreeMap<String, f64>> {
+    sleep(SETTLED).await;
+    counter.take().await?;
+    let begin = Instant::now();
+    sleep(IDLE).await;
+    let mut counts = counter.take().await?;
+    counts.values_mut().for_each(|count| *count /= begin.elapsed().as_secs_f64());
+    Ok(counts)
+}
+
+/// What each of `count` units adds to the background.
+async fn each(
+    counter: &mut impl Counter,
+    background: &BTreeMap<String, f64>,
+    work: &mut Work<'_>,
+    unit: Unit,
+    count: usize,
+) -> anyhow::Result<BTreeMap<String, f64>> {
+    counter.take().await?;
+    let begin = Instant::now();
+    work.run(unit, count).await?;
+    sleep(SETTLED).await;
+    let mut counts = counter.take().await?;
+    let elapsed = begin.elapsed().as_secs_f64();
+    for (name, value) in &mut counts {
+        *value = (*value - background.get(name).copied().unwrap_or_default() * elapsed) / count as f64;
+    }
+    Ok(counts)
+}
+
+/// Names with their counts, the greatest first.
+fn most_frequent(calls: &BTreeMap<String, f64>) -> String {
+    let mut calls: Vec<_> = calls.iter().filter(|(_, count)| **count >= 0.05).collect();
+    calls.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+    calls.truncate(10);
+    calls.iter().map(|(name, count)| format!("`{name}` {}", number(**count))).collect::<Vec<_>>().join(", ")
+}
