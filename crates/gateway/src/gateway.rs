@@ -1,8 +1,9 @@
 //! The running gateway: start, reload, drain and stop. Enters: a loaded configuration, and operators' requests. Leaves:
 //! listening sockets whose connections are served. Not here: what happens on a connection.
 
+mod errors;
+
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -30,6 +31,8 @@ use crate::session::{self, Shared};
 use crate::state::ProcessState;
 use crate::status::{self, CertificateStatus};
 use crate::util::causes::with_causes;
+
+pub use errors::{ReloadError, StartError};
 
 /// The pause after an accept that failed for lack of file descriptors or memory, until other connections release some.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
@@ -82,61 +85,6 @@ impl Drop for Socket {
         self.accepting.abort();
     }
 }
-
-/// Why a gateway did not start.
-#[derive(Debug)]
-pub enum StartError {
-    /// An address cannot be listened on.
-    Bind(SocketAddr, io::Error),
-    /// The admin interface cannot listen.
-    Admin(String, io::Error),
-    /// The access log cannot be opened.
-    AccessLog(PathBuf, io::Error),
-    /// The threads of `worker_threads` cannot be started.
-    Threads(io::Error),
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            StartError::Bind(address, _) => write!(f, "cannot listen on {address}"),
-            StartError::Admin(address, _) => write!(f, "cannot listen on {address} for the admin interface"),
-            StartError::AccessLog(path, _) => write!(f, "cannot open the access log {}", path.display()),
-            StartError::Threads(_) => write!(f, "cannot start the threads of `worker_threads`"),
-        }
-    }
-}
-
-impl std::error::Error for StartError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            StartError::Bind(_, error)
-            | StartError::Admin(_, error)
-            | StartError::AccessLog(_, error)
-            | StartError::Threads(error) => Some(error),
-        }
-    }
-}
-
-/// Why a reload changed nothing.
-#[derive(Debug)]
-pub enum ReloadError {
-    /// The configuration cannot be used.
-    Configuration(Diagnostics),
-    /// A socket or file that the configuration names cannot be opened.
-    Start(StartError),
-}
-
-impl fmt::Display for ReloadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ReloadError::Configuration(problems) => problems.fmt(f),
-            ReloadError::Start(error) => f.write_str(&with_causes(error)),
-        }
-    }
-}
-
-impl std::error::Error for ReloadError {}
 
 impl Gateway {
     /// Starts to serve with the configuration `runtime`. A reload reads it again from `path`.
