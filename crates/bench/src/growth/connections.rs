@@ -24,7 +24,7 @@ const QUIET: Duration = Duration::from_secs(2);
 
 pub(super) async fn measure(bench: &Bench<'_>) -> anyhow::Result<Family> {
     let mut family = Family::new("idle connections");
-    for size in SIZES {
+    for size in bench.sizes(&SIZES) {
         let idle = affordable(size + BUSY)? - BUSY;
         eprintln!("{idle} idle connections");
         let load = bench.load;

@@ -10,15 +10,19 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::load::Load;
-use crate::peers::Proxy;
+use crate::peers::{More, Proxy, free_address};
 use crate::report::{Family, Machine, Plot, write_block};
 use crate::rows::{cpu_of, micros_each};
+use crate::startup;
 
 #[derive(Args)]
 pub(crate) struct Options {
     /// What is to grow, separated by commas; all by default
     #[arg(long, value_delimiter = ',')]
     parts: Vec<Part>,
+    /// Leave out greater sizes
+    #[arg(long, value_name = "SIZE", default_value_t = usize::MAX, hide_default_value = true)]
+    up_to: usize,
     /// Replace the tables in this Markdown document, and the plot in plots/ beside it
     #[arg(long)]
     write: Option<PathBuf>,
@@ -41,11 +45,12 @@ struct Bench<'a> {
     binary: &'a Path,
     dir: &'a Path,
     load: &'a Load,
+    up_to: usize,
 }
 
 pub(crate) async fn run(binary: &Path, dir: &Path, options: &Options) -> anyhow::Result<()> {
     let load = Load::prepare(dir)?;
-    let bench = Bench { binary, dir, load: &load };
+    let bench = Bench { binary, dir, load: &load, up_to: options.up_to };
     let parts = if options.parts.is_empty() { Part::value_variants() } else { &options.parts };
     let mut families = Vec::new();
     for part in parts {
@@ -64,6 +69,23 @@ pub(crate) async fn run(binary: &Path, dir: &Path, options: &Options) -> anyhow:
         write_block(document, "growth", &markdown, &[Plot { name, title, svg: Family::plot(&families) }])?;
     }
     Ok(())
+}
+
+impl Bench<'_> {
+    /// Those that are to be measured.
+    fn sizes(&self, all: &'static [usize]) -> impl Iterator<Item = usize> {
+        all.iter().copied().filter(|size| *size <= self.up_to)
+    }
+
+    /// Measures how long a gateway takes to start, and its memory. Returns it, running.
+    async fn start(&self, more: &More, size: usize, family: &mut Family) -> anyhow::Result<Proxy> {
+        let (broker, address) = (self.load.broker.address, free_address()?);
+        let command = more.write(self.binary, self.dir, address, broker)?;
+        family.add_total("start", "ms", size, startup::median(self.load, command, address)?);
+        let proxy = Proxy::portcullis_with(self.binary, self.dir, broker, more).await?;
+        family.add_total("memory (PSS)", "MiB", size, mib(proxy.pss()?));
+        Ok(proxy)
+    }
 }
 
 /// CPU µs of a full connect.

@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Bench, mib};
+use super::Bench;
 use crate::load::mqtt::publish;
 use crate::packets::inspected;
-use crate::peers::{Proxy, free_address};
 use crate::report::Family;
 use crate::rows::floods::to_broker;
 use crate::rows::{cpu_of, micros_each};
-use crate::startup;
 
 const SIZES: [usize; 3] = [10, 1000, 10_000];
 /// Topics, which as many different rules decide on, as far as there are.
@@ -20,16 +18,10 @@ const DURATION: Duration = Duration::from_secs(3);
 
 pub(super) async fn measure(bench: &Bench<'_>) -> anyhow::Result<Family> {
     let mut family = Family::new("topic rules");
-    for size in SIZES {
+    for size in bench.sizes(&SIZES) {
         eprintln!("{size} topic rules");
         let (load, more) = (bench.load, inspected(size));
-        let address = free_address()?;
-        let command = more.write(bench.binary, bench.dir, address, load.broker.address)?;
-        let start = startup::median(load, command, address)?;
-        family.add("start", "ms", size, start);
-
-        let proxy = Proxy::portcullis_with(bench.binary, bench.dir, load.broker.address, &more).await?;
-        family.add("memory (PSS)", "MiB", size, mib(proxy.pss()?));
+        let proxy = bench.start(&more, size, &mut family).await?;
         let messages: Vec<Vec<u8>> = (0..TOPICS).map(|n| publish(&topic(n, size), 64)).collect();
         let mut sessions = load.sessions(proxy.address, CONNECTIONS).await?;
         let (cpu, sent) = cpu_of(&proxy, load.paced(&mut sessions, &messages, PACE, DURATION)).await?;

@@ -2,7 +2,7 @@
 //! and metrics.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 
@@ -21,6 +21,8 @@ pub(crate) struct More {
     pub(crate) tables: String,
     /// Whether the gateway logs what it does, too: `info` in place of `warn`.
     pub(crate) is_informing: bool,
+    /// Where its admin interface listens, if this has to be known.
+    pub(crate) admin: Option<SocketAddr>,
     /// Whether it has one worker in place of two.
     pub(crate) is_single: bool,
 }
@@ -76,6 +78,7 @@ impl More {
         let configuration = include_str!("../../peers/portcullis.toml")
             .replace("{address}", &address.to_string())
             .replace("{broker}", &broker.to_string())
+            .replace("{admin}", &self.admin.unwrap_or((Ipv4Addr::LOCALHOST, 0).into()).to_string())
             .replace("{workers}", if self.is_single { "1" } else { "2" })
             .replace("{log}", if self.is_informing { "info" } else { "warn" })
             .replace("{listener}", &self.listener)

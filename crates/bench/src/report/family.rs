@@ -1,4 +1,5 @@
-//! Costs by size -> a table, and a page of plots.
+//! Costs by size -> a table, and a page of plots. All costs have a linear scale from 0: what is the same for all sizes is a
+//! horizontal line, and what grows in proportion to the size is a straight one.
 
 use super::spread::number;
 use super::svg;
@@ -13,34 +14,54 @@ pub(crate) struct Family {
 struct Curve {
     title: &'static str,
     unit: &'static str,
+    kind: Kind,
     /// Size and cost.
     points: Vec<(f64, f64)>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The cost of one operation, best the same whatever the size. Sizes have a logarithmic scale.
+    Each,
+    /// The cost of everything that has grown, best in proportion to the size. Sizes have a linear scale.
+    Total,
+}
+
 /// In pixels: a panel, and the plot in it.
-const PANEL: (f64, f64) = (300.0, 220.0);
+const PANEL: (f64, f64) = (320.0, 226.0);
 const COLUMNS: usize = 3;
-const LEFT: f64 = 20.0;
+const LEFT: f64 = 52.0;
 const TOP: f64 = 64.0;
 const WIDTH: f64 = 240.0;
 const HEIGHT: f64 = 110.0;
-/// Costs that differ by more than this factor have a logarithmic scale.
-const LINEAR: f64 = 8.0;
+/// Between the labels of two points, at least.
+const LABEL: f64 = 64.0;
 
 impl Family {
     pub(crate) const fn new(of: &'static str) -> Self {
         Self { of, curves: Vec::new() }
     }
 
+    /// What one operation costs at this size.
     pub(crate) fn add(&mut self, title: &'static str, unit: &'static str, size: usize, cost: f64) {
+        self.push(title, unit, Kind::Each, size, cost);
+    }
+
+    /// What this size costs as a whole.
+    pub(crate) fn add_total(&mut self, title: &'static str, unit: &'static str, size: usize, cost: f64) {
+        self.push(title, unit, Kind::Total, size, cost);
+    }
+
+    fn push(&mut self, title: &'static str, unit: &'static str, kind: Kind, size: usize, cost: f64) {
         eprintln!("  {title}: {} {unit}", number(cost));
         let at = self.curves.iter().position(|curve| curve.title == title).unwrap_or_else(|| {
-            self.curves.push(Curve { title, unit, points: Vec::new() });
+            self.curves.push(Curve { title, unit, kind, points: Vec::new() });
             self.curves.len() - 1
         });
         self.curves[at].points.push((size as f64, cost));
     }
 
+    /// A row for each size, and what each more costs from one size to the next.
     pub(crate) fn markdown(&self) -> String {
         let titles: Vec<String> = self.curves.iter().map(|it| format!("{}, {}", it.title, it.unit)).collect();
         let mut out = format!("| {} | {} |\n| --- |{}\n", self.of, titles.join(" | "), " --- |".repeat(titles.len()));
@@ -50,11 +71,14 @@ impl Family {
             let cells: Vec<String> = self.curves.iter().map(cell).collect();
             out += &format!("| {} | {} |\n", text(*size), cells.join(" | "));
         }
+        let slopes: Vec<String> = self.curves.iter().filter_map(Curve::slopes).collect();
+        if !slopes.is_empty() {
+            out += &format!("\nEach more, from one size to the next: {}.\n", slopes.join("; "));
+        }
         out
     }
 
-    /// A panel for each cost. Sizes have a logarithmic scale; a cost that grows with them has one, too, so that it is a straight
-    /// line.
+    /// A panel for each cost.
     pub(crate) fn plot(families: &[Self]) -> String {
         let mut panels = String::new();
         let mut row = 0;
@@ -70,50 +94,75 @@ impl Family {
 }
 
 impl Curve {
+    /// What each more adds to a total. The same from each size to the next: the cost is a straight line.
+    fn slopes(&self) -> Option<String> {
+        let (factor, unit) = finer(self.unit);
+        let slope = |pair: &[(f64, f64)]| number((pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0) * factor);
+        let slopes: Vec<String> = self.points.windows(2).map(slope).collect();
+        (self.kind == Kind::Total && !slopes.is_empty()).then(|| format!("{} {} {unit}", self.title, slopes.join(", ")))
+    }
+
     fn panel(&self, of: &str) -> String {
-        let costs = || self.points.iter().map(|(_, cost)| *cost);
-        let (low, high) = (costs().fold(f64::MAX, f64::min), costs().fold(0.0, f64::max));
-        let is_log = low > 0.0 && high / low > LINEAR;
-        let across = Scale::log(self.points.iter().map(|(size, _)| *size));
-        let up =
-            if is_log { Scale::log(costs()) } else { Scale { begin: 0.0, end: high.max(f64::MIN_POSITIVE), is_log } };
-        let at =
-            |&(size, cost): &(f64, f64)| (LEFT + across.share(size) * WIDTH, TOP + (1.0 - up.share(cost)) * HEIGHT);
-        let places: Vec<String> = self.points.iter().map(at).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        let kind = if is_log { ", logarithmic" } else { "" };
-        let (bottom, right) = (TOP + HEIGHT, LEFT + WIDTH);
+        let (first, last) = (self.points[0].0, self.points[self.points.len() - 1].0);
+        let across = |size: f64| match self.kind {
+            _ if last <= first => 0.0,
+            Kind::Each => (size / first).ln() / (last / first).ln(),
+            Kind::Total => size / last,
+        };
+        let highest = self.points.iter().map(|(_, cost)| *cost).fold(f64::MIN_POSITIVE, f64::max);
+        let at = |&(size, cost): &(f64, f64)| (LEFT + across(size) * WIDTH, TOP + (1.0 - cost / highest) * HEIGHT);
+        let places: Vec<(f64, f64)> = self.points.iter().map(at).collect();
+        let line = |places: &[(f64, f64)]| {
+            let places: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+            places.join(" ")
+        };
+        let (bottom, right, tick) = (TOP + HEIGHT, LEFT + WIDTH, LEFT - 6.0);
         let mut out = format!(
             r#"<text class="title" x="{LEFT}" y="24">{}</text>
-<text x="{LEFT}" y="42">{}{kind}</text>
+<text class="small" x="{LEFT}" y="40">{}</text>
 <polyline class="axis" points="{LEFT},{TOP} {LEFT},{bottom} {right},{bottom}"/>
-<polyline class="curve" points="{}"/>
+<text class="small" x="{tick}" y="{:.1}" text-anchor="end">{}</text>
+<text class="small" x="{tick}" y="{bottom}" text-anchor="end">0</text>
 "#,
             self.title,
             self.unit,
-            places.join(" ")
+            TOP + 4.0,
+            number(highest),
         );
-        for (n, point) in self.points.iter().enumerate() {
-            let (x, y) = at(point);
-            let anchor = if n == 0 {
-                "start"
-            } else if n + 1 == self.points.len() {
+        if self.kind == Kind::Total {
+            // Whatever leaves it is not in proportion.
+            let straight = [places[0], places[places.len() - 1]];
+            out += &format!("<polyline class=\"straight\" points=\"{}\"/>\n", line(&straight));
+        }
+        out += &format!("<polyline class=\"curve\" points=\"{}\"/>\n", line(&places));
+        // The greatest first: of sizes that are too near to each other, they have the labels.
+        let mut labelled = f64::INFINITY;
+        for ((x, y), (size, cost)) in places.iter().zip(&self.points).rev() {
+            out += &format!("<circle class=\"ours\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\"/>\n");
+            if labelled - x < LABEL {
+                continue;
+            }
+            labelled = *x;
+            let anchor = if x + LABEL / 2.0 > right {
                 "end"
+            } else if x - LABEL / 2.0 < LEFT {
+                "start"
             } else {
                 "middle"
             };
             out += &format!(
-                r#"<circle class="ours" cx="{x:.1}" cy="{y:.1}" r="3.5"/>
-<text x="{x:.1}" y="{:.1}" text-anchor="{anchor}">{}</text>
+                r#"<text x="{x:.1}" y="{:.1}" text-anchor="{anchor}">{}</text>
 <text class="small" x="{x:.1}" y="{:.1}" text-anchor="{anchor}">{}</text>
 "#,
                 y - 8.0,
-                number(point.1),
+                number(*cost),
                 bottom + 16.0,
-                text(point.0)
+                text(*size)
             );
         }
+        let scale = if self.kind == Kind::Each { ", logarithmic" } else { "" };
         out + &format!(
-            "<text class=\"small\" x=\"{right}\" y=\"{:.1}\" text-anchor=\"end\">{of}</text>\n",
+            "<text class=\"small\" x=\"{right}\" y=\"{:.1}\" text-anchor=\"end\">{of}{scale}</text>\n",
             bottom + 31.0
         )
     }
@@ -124,28 +173,13 @@ fn text(size: f64) -> String {
     number(size).trim_end_matches(".0").to_owned()
 }
 
-struct Scale {
-    begin: f64,
-    end: f64,
-    is_log: bool,
-}
-
-impl Scale {
-    fn log(values: impl Iterator<Item = f64>) -> Self {
-        let (begin, end) = values.fold((f64::MAX, 0.0), |(low, high), it| (f64::min(low, it), f64::max(high, it)));
-        Self { begin, end, is_log: true }
-    }
-
-    /// Where a value is, from 0 to 1.
-    fn share(&self, value: f64) -> f64 {
-        if self.end <= self.begin {
-            return 0.0;
-        }
-        if self.is_log {
-            (value / self.begin).ln() / (self.end / self.begin).ln()
-        } else {
-            (value - self.begin) / (self.end - self.begin)
-        }
+/// The unit of what one of many costs, and how many of it are one of the whole's.
+fn finer(unit: &'static str) -> (f64, &'static str) {
+    match unit {
+        "s" => (1e6, "µs"),
+        "ms" => (1e6, "ns"),
+        "MiB" => (f64::from(1 << 20), "bytes"),
+        _ => (1.0, unit),
     }
 }
 
@@ -153,19 +187,30 @@ impl Scale {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_grows_with_the_size_is_a_straight_line() {
-        let scale = Scale::log([10.0, 1000.0].into_iter());
-        let shares = [10.0, 100.0, 1000.0].map(|value| scale.share(value));
-        assert!(shares.iter().zip([0.0, 0.5, 1.0]).all(|(one, other)| (one - other).abs() < 1e-9), "{shares:?}");
+    fn family(costs: [(usize, f64); 3]) -> Family {
+        let mut family = Family::new("rules");
+        for (size, cost) in costs {
+            family.add_total("start", "ms", size, cost);
+            family.add("connect", "µs", size, 5.0);
+        }
+        family
     }
 
     #[test]
-    fn costs_are_listed_by_size() {
-        let mut family = Family::new("rules");
-        for (size, cost) in [(10, 1.5), (1000, 150.0)] {
-            family.add("start", "ms", size, cost);
-        }
-        assert_eq!(family.markdown(), "| rules | start, ms |\n| --- | --- |\n| 10 | 1.50 |\n| 1,000 | 150 |\n");
+    fn costs_are_listed_by_size_with_what_each_more_costs() {
+        let costs = family([(10, 1.5), (1000, 150.0), (2000, 151.0)]);
+        let table = "| rules | start, ms | connect, µs |\n| --- | --- | --- |\n| 10 | 1.50 | 5.00 |\n\
+                     | 1,000 | 150 | 5.00 |\n| 2,000 | 151 | 5.00 |\n\n\
+                     Each more, from one size to the next: start 150,000, 1,000 ns.\n";
+        assert_eq!(costs.markdown(), table);
+    }
+
+    #[test]
+    fn what_is_in_proportion_is_on_the_straight_line_and_what_is_the_same_is_flat() {
+        let plot = Family::plot(&[family([(10, 1.0), (500, 50.0), (1000, 100.0)])]);
+        // 110 pixels high, 240 wide; the second panel has a logarithmic scale of sizes.
+        assert!(plot.contains(r#"class="curve" points="54.4,172.9 172.0,119.0 292.0,64.0""#), "{plot}");
+        assert!(plot.contains(r#"class="straight" points="54.4,172.9 292.0,64.0""#), "{plot}");
+        assert!(plot.contains(r#"class="curve" points="52.0,64.0 255.9,64.0 292.0,64.0""#), "{plot}");
     }
 }

@@ -6,9 +6,10 @@ const STYLE: &str = "
     text.small { font-size: 11px }
     .bar { fill: #9aa4b2 } .ours { fill: #2f6fde } .aside { fill: #d5dae1 } .whisker { stroke: #24292f; stroke-width: 1.5 }
     .axis { fill: none; stroke: #9aa4b2 } .curve { fill: none; stroke: #2f6fde; stroke-width: 1.5 }
+    .straight { fill: none; stroke: #9aa4b2; stroke-dasharray: 4 3 }
     @media (prefers-color-scheme: dark) {
         .back { fill: #161b22 } text { fill: #e6edf3 } .bar { fill: #6e7a89 } .ours { fill: #5b93f5 }
-        .aside { fill: #3d4652 } .whisker { stroke: #e6edf3 } .axis { stroke: #6e7a89 } .curve { stroke: #5b93f5 }
+        .aside { fill: #3d4652 } .whisker { stroke: #e6edf3 } .axis, .straight { stroke: #6e7a89 } .curve { stroke: #5b93f5 }
     }
 ";
 
