@@ -102,7 +102,9 @@ async fn server_certificates_and_address_rules_follow_a_reload() {
     gateway.gateway.reload().await.unwrap();
     let mut denied = Client::tcp(gateway.address()).await;
     assert!(denied.read_to_end().await.is_empty());
-    assert!(gateway.lines(3).await[2].ends_with("address_denied"));
+    // The end of a connection before may be logged later.
+    let lines = gateway.lines(3).await;
+    assert!(lines.iter().any(|line| line.ends_with("address_denied")), "{lines:?}");
 }
 
 #[tokio::test]
