@@ -93,14 +93,14 @@ impl Gateway {
     /// A socket or file cannot be opened. Nothing is started then.
     pub async fn start(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Result<Self, StartError> {
         let descriptor_limit = raise_descriptor_limit();
-        divide_descriptors(descriptor_limit, &runtime, &state);
+        let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
+        let relays = RelayThreads::start(runtime.process.threads(), tasks.clone()).map_err(StartError::Threads)?;
+        divide_descriptors(descriptor_limit, &runtime, &relays, &state);
         let access_log = open_access_log(&runtime)?;
         let bound = bind_new(&runtime, &HashMap::new())?;
         runtime.activate(None, &state.observer).await;
         let started = Started { process: runtime.process.clone(), admin: runtime.admin.clone() };
         state.observer.access_log.store(access_log);
-        let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
-        let relays = RelayThreads::start(runtime.process.threads(), tasks.clone()).map_err(StartError::Threads)?;
         let shared = Arc::new(Shared { runtime: ArcSwap::from_pointee(runtime), state, relays: Arc::new(relays) });
         let admin = match &started.admin {
             Some(bind) => start_admin(bind, &shared, &draining)?,
@@ -136,10 +136,9 @@ impl Deref for Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        let Running { draining, sockets, tasks, .. } = &*self.0.0;
+        let Running { draining, sockets, .. } = &*self.0.0;
         draining.cancel();
         sockets.lock().clear();
-        tasks.close();
     }
 }
 
@@ -252,7 +251,7 @@ impl Handle {
         let previous = self.0.shared.runtime.load_full();
         runtime.activate(Some(&previous), &self.0.shared.state.observer).await;
         self.0.started.warn_of_changes(&runtime);
-        divide_descriptors(self.0.descriptor_limit, &runtime, &self.0.shared.state);
+        divide_descriptors(self.0.descriptor_limit, &runtime, &self.0.shared.relays, &self.0.shared.state);
         let wanted: Vec<SocketKey> = runtime.sockets().map(|(key, _)| key).collect();
         // Stop accepting on removed sockets before their listeners are removed.
         let closed: Vec<Socket> =
@@ -444,10 +443,9 @@ fn raise_descriptor_limit() -> Option<u64> {
 }
 
 /// Limits the connections of clients to what the limit of open files allows. Warns if the listeners could have more.
-fn divide_descriptors(limit: Option<u64>, runtime: &Runtime, state: &ProcessState) {
+fn divide_descriptors(limit: Option<u64>, runtime: &Runtime, relays: &RelayThreads, state: &ProcessState) {
     let Some(limit) = limit else { return };
-    let threads = RelayThreads::descriptors(runtime.process.threads());
-    let reserved = runtime.descriptors() + threads + admin::MAX_CONNECTIONS as u64;
+    let reserved = runtime.descriptors() + relays.descriptors() + admin::MAX_CONNECTIONS as u64;
     let (max, is_new) = state.descriptors.divide(limit, reserved);
     let wanted: u64 = runtime.listeners.iter().map(|listener| u64::from(listener.max_connections)).sum();
     if is_new && wanted > max.into() {

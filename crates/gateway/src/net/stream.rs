@@ -35,11 +35,11 @@ impl Stream {
             Self::FromDevice(stream) => Self::FromDevice(stream.try_map(attach)?),
             #[cfg(feature = "psk")]
             Self::FromPskDevice(mut stream) => {
-                attach_duplicate(stream.get_mut())?;
+                attach_duplicate(stream.get_mut());
                 Self::FromPskDevice(stream)
             }
             Self::ToBroker(mut stream) => {
-                attach_duplicate(stream.get_mut().0)?;
+                attach_duplicate(stream.get_mut().0);
                 Self::ToBroker(stream)
             }
             #[cfg(feature = "embedded-broker")]
@@ -52,11 +52,13 @@ fn attach(socket: Socket) -> io::Result<Socket> {
     Socket::from_std(socket.into_std()?)
 }
 
-/// The same for a socket that cannot be taken out of the stream around it.
-fn attach_duplicate(socket: &mut Socket) -> io::Result<()> {
-    let duplicate = socket.as_fd().try_clone_to_owned()?;
-    *socket = Socket::from_std(duplicate.into())?;
-    Ok(())
+/// The same for a socket that cannot be taken out of the stream around it. Without a descriptor to spare it stays where it is,
+/// which only costs time.
+fn attach_duplicate(socket: &mut Socket) {
+    let duplicate = socket.as_fd().try_clone_to_owned();
+    if let Ok(duplicate) = duplicate.and_then(|duplicate| Socket::from_std(duplicate.into())) {
+        *socket = duplicate;
+    }
 }
 
 macro_rules! each {

@@ -168,7 +168,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
                 let had = self.incoming.len();
                 let mut received = had;
                 buffer[..had].copy_from_slice(&self.incoming);
-                let first = RecordLayer::record_len(&self.incoming).unwrap_or_default();
+                // Without waiting for more bytes if the header is not one.
+                let first = RecordLayer::record_len(&self.incoming).unwrap_or(Some(0));
                 // What a handshake leaves may be a whole record.
                 if first.is_none_or(|first| first > had) {
                     // Plaintext is shorter than its records, so what fills the reader's buffer fits into it; of full records,

@@ -163,6 +163,7 @@ impl Relay {
         poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
     ) -> (CloseReason, Option<Box<str>>) {
         each!(&mut self.0, pump => {
+            pump.reset_timers();
             let reason = run(pump, Until::Closed, record, poll_event).await;
             pump.close().await;
             (reason, pump.take_detail())

@@ -33,6 +33,8 @@ use crate::policy::PacketRules;
 
 /// The size of the read buffer: four TLS records, so that a flood costs few system calls.
 const CHUNK: usize = 64 << 10;
+/// How many of them one direction moves before other sessions have their turn.
+const MAX_CHUNKS: usize = 4;
 /// How long the other side may stay silent after one side has closed.
 const HALF_CLOSE: Duration = Duration::from_secs(10);
 /// How long the current packet and the DISCONNECT may take to write when the gateway closes the session.
@@ -129,7 +131,12 @@ impl<C: Codec> Pump<C> {
 
     /// As [`Stream::attach`], for both sides.
     pub(super) fn attach(self) -> io::Result<Self> {
-        Ok(Self { client: self.client.attach()?, broker: self.broker.attach()?, ..self })
+        Ok(Self { client: self.client.attach()?, broker: self.broker.attach()?, alarm: None, ..self })
+    }
+
+    /// Drops the timers, which the runtime keeps in which they were first polled. The next poll sets them again.
+    pub(super) fn reset_timers(&mut self) {
+        (self.alarm, self.deadline) = (None, None);
     }
 
     /// Begins with what the broker has sent already.
@@ -355,7 +362,7 @@ fn poll_direction<C: Codec>(
     to: &mut Side,
     until: Until,
 ) -> Poll<Result<(), Interrupt>> {
-    loop {
+    for _ in 0..MAX_CHUNKS {
         let is_open = match from.input {
             Input::Open => true,
             Input::AwaitsReply => from.poll_reply_taken(cx).is_ready(),
@@ -376,6 +383,9 @@ fn poll_direction<C: Codec>(
             }
         }
     }
+    // The others of the thread have their turn first.
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }
 
 /// Reads once, and writes the bytes that the codec passes, as far as the receiver accepts them.

@@ -6,22 +6,25 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use tokio::runtime::{Builder, Handle, RuntimeFlavor};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::util::priority::Priority;
+
 /// The descriptors of one thread: epoll, its wake-up, signals.
 const DESCRIPTORS: u64 = 4;
 
-/// The threads that relay, and the scheduler of everything else. The threads run until all connections are closed, after
-/// `tasks` is closed.
+/// The threads that relay, and the scheduler of everything else. The threads end when this is dropped, which each of their
+/// sessions keeps from happening.
 #[derive(Debug)]
 pub(crate) struct RelayThreads {
     /// Runs connections before and after the relay.
     connecting: Handle,
     /// One for each thread. None: sessions stay where they began.
-    relaying: Box<[Handle]>,
+    relaying: Vec<Handle>,
     next: AtomicUsize,
     /// The connections, wherever they run.
     tasks: TaskTracker,
@@ -42,38 +45,41 @@ impl RelayThreads {
         let count = if connecting.runtime_flavor() == RuntimeFlavor::CurrentThread { 0 } else { count };
         let (abort, threads) = (CancellationToken::new(), TaskTracker::new());
         threads.close();
-        let start = |_| {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
-            let handle = runtime.handle().clone();
-            let (tasks, abort, running) = (tasks.clone(), abort.clone(), threads.token());
-            let run = move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        () = tasks.wait() => {}
-                        () = abort.cancelled() => {}
-                    }
-                });
-                // What still runs is dropped, and writes its access line.
-                drop(runtime);
-                drop(running);
-            };
-            std::thread::Builder::new().name("relay".to_owned()).spawn(run)?;
-            Ok(handle)
-        };
-        let relaying = (0..count).map(start).collect::<io::Result<_>>();
-        if relaying.is_err() {
-            abort.cancel();
+        // Dropped on errors, which ends the threads that were started.
+        let mut this = Self { connecting, relaying: Vec::new(), next: AtomicUsize::new(0), tasks, abort, threads };
+        for _ in 0..count {
+            this.relaying.push(this.start_thread()?);
         }
-        Ok(Self { connecting, relaying: relaying?, next: AtomicUsize::new(0), tasks, abort, threads })
+        Ok(this)
     }
 
-    /// The number of descriptors that `count` threads have.
-    pub(crate) const fn descriptors(count: usize) -> u64 {
-        count as u64 * DESCRIPTORS
+    fn start_thread(&self) -> io::Result<Handle> {
+        let (send, started) = mpsc::sync_channel(1);
+        let (abort, running) = (self.abort.clone(), self.threads.token());
+        let run = move || {
+            Priority::Relay.apply();
+            // Here, since a runtime cannot be dropped where the gateway starts.
+            let runtime = match Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(send.send(Err(error))),
+            };
+            let _ = send.send(Ok(runtime.handle().clone()));
+            runtime.block_on(abort.cancelled());
+            // What still runs is dropped, and writes its access line.
+            drop(runtime);
+            drop(running);
+        };
+        std::thread::Builder::new().name("relay".to_owned()).spawn(run)?;
+        started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
 
-    /// Runs what a connection does before the relay.
-    pub(crate) fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
+    /// The number of descriptors that the threads have.
+    pub(crate) fn descriptors(&self) -> u64 {
+        self.relaying.len() as u64 * DESCRIPTORS
+    }
+
+    /// Runs the end of a session where connections begin.
+    pub(crate) fn spawn_end(&self, connection: impl Future<Output = ()> + Send + 'static) {
         drop(self.tasks.spawn_on(connection, &self.connecting));
     }
 
@@ -93,10 +99,17 @@ impl RelayThreads {
         self.relaying.iter().map(|runtime| runtime.metrics().num_alive_tasks()).sum()
     }
 
-    /// Ends the threads at once, and with them the sessions that they still have. Returns once they have ended.
+    /// Ends the threads at once, and with them the sessions that they still have. Returns once they have ended. Connections on
+    /// other threads stay.
     pub(crate) async fn abort(&self) {
         self.abort.cancel();
         self.threads.wait().await;
+    }
+}
+
+impl Drop for RelayThreads {
+    fn drop(&mut self) {
+        self.abort.cancel();
     }
 }
 
@@ -106,19 +119,20 @@ mod tests {
     use std::sync::Arc;
     use std::thread;
 
-    use tokio::sync::{mpsc, oneshot};
+    use tokio::sync::mpsc::unbounded_channel;
+    use tokio::sync::oneshot;
 
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn sessions_are_spread_over_the_threads_and_end_where_they_began() {
         let threads = Arc::new(RelayThreads::start(2, TaskTracker::new()).unwrap());
-        let (seen, mut ids) = mpsc::unbounded_channel();
+        let (seen, mut ids) = unbounded_channel();
         for _ in 0..4 {
             let (again, seen) = (Arc::clone(&threads), seen.clone());
             threads.spawn_relay(async move {
                 let relayed = thread::current().id();
-                again.spawn(async move { seen.send((relayed, thread::current().id())).unwrap() });
+                again.spawn_end(async move { seen.send((relayed, thread::current().id())).unwrap() });
             });
         }
         let mut relayed = Vec::new();
@@ -132,12 +146,14 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn threads_run_until_the_last_connection_has_ended() {
-        let tasks = TaskTracker::new();
-        let threads = RelayThreads::start(2, tasks.clone()).unwrap();
+    async fn threads_run_until_the_last_session_has_ended() {
+        let threads = Arc::new(RelayThreads::start(2, TaskTracker::new()).unwrap());
         let (release, released) = oneshot::channel::<()>();
-        threads.spawn_relay(async move { drop(released.await) });
-        tasks.close();
+        let kept = Arc::clone(&threads);
+        threads.spawn_relay(async move {
+            let _kept = kept;
+            let _ = released.await;
+        });
         let running = threads.threads.clone();
         drop(threads);
         assert_eq!(running.len(), 2);

@@ -41,7 +41,7 @@ fn info_of(accepted: &Accepted, listener: &Listener, shared: &Shared) -> Arc<Ses
     SessionInfo::new(id, Arc::clone(&listener.name), listener.protocol, accepted.address)
 }
 
-/// Serves a connection until its session is established, which then goes on by itself. `descriptors` is what it may use.
+/// Serves a connection until its session has lasted [`SETTLED_AFTER`], and then goes on elsewhere. `descriptors` is what it may use.
 pub(crate) async fn serve(accepted: Accepted, descriptors: Permit, listener: Arc<Listener>, shared: Arc<Shared>) {
     let info = info_of(&accepted, &listener, &shared);
     let session = shared.state.sessions.open(Arc::clone(&info));
@@ -92,7 +92,7 @@ impl Session {
     async fn settle(self: Box<Self>, threads: Arc<RelayThreads>) {
         if let Some(mut session) = self.attach() {
             session.run().await;
-            threads.spawn(session.end());
+            threads.spawn_end(session.end());
         }
     }
 
@@ -105,6 +105,7 @@ impl Session {
                 Some(self)
             }
             Err(error) => {
+                drop((guard, resources));
                 record.info.set_trace(Trace { detail: Some(error.to_string().into()), ..Trace::default() });
                 record.finish(Outcome::Closed(CloseReason::InternalError));
                 None
@@ -211,14 +212,15 @@ fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Rec
     let arrived = accepted.arrive();
     let address = arrived.address.ip();
     record.info.set_address(arrived.address);
-    if !shared.state.memory.accepts() {
-        return Err(Reject::MemoryLimit);
-    }
     if !listener.addresses.allows(address) {
         return Err(Reject::AddressDenied);
     }
     if listener.bans.rejects_connect(address) {
         return Err(Reject::Banned);
+    }
+    // Above the limit it accepts few, which are not for those that are rejected anyway.
+    if !shared.state.memory.accepts() {
+        return Err(Reject::MemoryLimit);
     }
     let permit = listener.permits.take(listener.max_connections).ok_or(Reject::TooManyConnections)?;
     let of_listener = Fill { taken: listener.permits.taken(), max: listener.max_connections };

@@ -118,7 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
                     let leftovers = Leftovers { incoming, outgoing };
                     return Ok(Completed { socket, connection: rustls.connection, leftovers });
                 }
-                Err(error) => return Err(self.fail(error).await),
+                Err(error) => return Err(turn.wait_for(self.fail(error)).await),
             }
         }
     }

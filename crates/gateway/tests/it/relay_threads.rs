@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use portcullis_testkit::{TestGateway, connack, connect, eventually};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Both ends of a session. They need no runtime, which the tests keep busy.
 struct Ends {
@@ -53,42 +53,81 @@ async fn sessions(gateway: &TestGateway, broker: &TcpListener, count: usize) -> 
     for client_id in ["thing001", "thing002", "thing003"].into_iter().take(count) {
         sessions.push(Ends::connect(gateway, broker, client_id).await);
     }
-    eventually("the move to the threads", || (gateway.gateway.relayed_sessions() == count).then_some(())).await;
+    moved(gateway, count).await;
     sessions
 }
 
-async fn gateway() -> (TestGateway, TcpListener) {
+async fn moved(gateway: &TestGateway, count: usize) {
+    eventually("the move to the threads", || (gateway.gateway.relayed_sessions() == count).then_some(())).await;
+}
+
+/// Blocks the only thread that connects.
+struct Busy {
+    release: mpsc::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Busy {
+    async fn keep() -> Self {
+        let (started, starts) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let task = tokio::spawn(async move {
+            started.send(()).unwrap();
+            let _ = released.recv();
+        });
+        starts.recv_timeout(Duration::from_secs(10)).unwrap();
+        Self { release, task }
+    }
+
+    async fn end(self) {
+        drop(self.release);
+        self.task.await.unwrap();
+    }
+}
+
+/// `limits` are the listener's.
+async fn gateway(limits: &str) -> (TestGateway, TcpListener) {
     let broker = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = format!(
-        "[[upstream]]\nname = \"brokers\"\nservers = [\"{}\"]\nhealth = {{ mode = \"off\" }}\n[runtime]\nworker_threads = 2\n",
+        "{limits}[[upstream]]\nname = \"brokers\"\nservers = [\"{}\"]\nhealth = {{ mode = \"off\" }}\n[runtime]\nworker_threads = 2\n",
         broker.local_addr().unwrap()
     );
     (TestGateway::plain(&upstream).await, broker)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_delayed_client_goes_on_while_the_threads_that_connect_are_busy() {
+    let rate = "[listener.limits]\nmessage_rate = { rate = \"2/s\", burst = 1 }\non_exceed = \"delay\"\n";
+    let (gateway, broker) = gateway(rate).await;
+    let mut sessions = vec![Ends::connect(&gateway, &broker, "thing001").await];
+    let publish = b"\x30\x04\x00\x01aX".as_slice();
+    // Its timer is set before the session moves, and after it.
+    for _ in 0..2 {
+        sessions[0].client.write_all(&publish.repeat(2)).unwrap();
+        expect(&mut sessions[0].broker, &publish.repeat(2));
+        moved(&gateway, 1).await;
+        let busy = Busy::keep().await;
+        sessions[0].client.write_all(&publish.repeat(2)).unwrap();
+        expect(&mut sessions[0].broker, &publish.repeat(2));
+        busy.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn messages_pass_while_the_threads_that_connect_are_busy() {
-    let (gateway, broker) = gateway().await;
+    let (gateway, broker) = gateway("").await;
     // One on each of the threads that relay.
     let mut sessions = sessions(&gateway, &broker, 2).await;
-    let (begun, is_busy) = mpsc::channel();
-    let (release, released) = mpsc::channel::<()>();
-    let busy = tokio::spawn(async move {
-        begun.send(()).unwrap();
-        // Blocks the only thread that connects.
-        let _ = released.recv();
-    });
-    is_busy.recv_timeout(Duration::from_secs(10)).unwrap();
+    let busy = Busy::keep().await;
     sessions.iter_mut().for_each(Ends::exchange);
-    drop(release);
-    busy.await.unwrap();
+    busy.end().await;
     drop(sessions);
     assert_eq!(gateway.lines(2).await.len(), 2, "they end where connections begin");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sessions_outlive_the_gateway_that_is_dropped() {
-    let (gateway, broker) = gateway().await;
+    let (gateway, broker) = gateway("").await;
     let mut sessions = sessions(&gateway, &broker, 1).await;
     let TestGateway { gateway, .. } = gateway;
     drop(gateway);
@@ -97,7 +136,7 @@ async fn sessions_outlive_the_gateway_that_is_dropped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stop_ends_sessions_on_all_threads() {
-    let (gateway, broker) = gateway().await;
+    let (gateway, broker) = gateway("").await;
     let _sessions = sessions(&gateway, &broker, 3).await;
     gateway.gateway.stop().await;
     let lines = gateway.lines(3).await;
