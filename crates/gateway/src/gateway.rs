@@ -285,7 +285,8 @@ impl Handle {
         sessions.shuffle(&mut rand::rng());
         let steps = u32::try_from(within.as_millis() / DRAIN_STEP.as_millis()).unwrap_or(u32::MAX).max(1);
         let each = sessions.len().div_ceil(steps as usize).max(1);
-        let mut pace = tokio::time::interval(within / steps);
+        // An interval has to have a duration, and `drain_timeout` may be none.
+        let mut pace = tokio::time::interval((within / steps).max(Duration::from_millis(1)));
         // The first tick is immediate.
         pace.tick().await;
         for some in sessions.chunks(each) {

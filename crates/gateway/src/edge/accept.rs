@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::limits::{Handshakes, RecentClients};
-use crate::net::{Socket, Stream, bind};
+use crate::net::{Socket, Stream, bind, left};
 use crate::outcome::Reject;
 use crate::peer::Peer;
 use crate::tls::{Failed, Secured, SecuredClient, ServerTls};
@@ -92,6 +92,11 @@ impl Accepted {
 }
 
 impl Arrived {
+    /// As [`Stream::left`].
+    pub(crate) async fn left(&self) {
+        left(&self.socket).await;
+    }
+
     /// Performs the TLS handshake within its deadline, when it is its turn among `handshakes`; clients at `recent` addresses
     /// come first. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
     /// belongs here, within the deadline, and wraps the stream.

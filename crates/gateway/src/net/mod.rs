@@ -9,7 +9,7 @@ mod tls_stream;
 mod write_deadline;
 
 pub(crate) use shortage::is_own_shortage;
-pub(crate) use stream::{Stream, discard_until_closed};
+pub(crate) use stream::{Stream, discard_until_closed, left};
 pub(crate) use tcp::{Socket, acknowledge_now, bind, connect};
 pub(crate) use tls_stream::{Leftovers, TlsStream};
 pub(crate) use write_deadline::WriteDeadline;

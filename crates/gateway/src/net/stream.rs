@@ -6,7 +6,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
+use tokio::time::sleep;
 
 use super::tcp::Socket;
 use super::tls_stream::TlsStream;
@@ -25,6 +26,19 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
+    /// Waits until the peer has closed the connection, or its half of it. Bytes that it has sent before stay unread.
+    pub(crate) async fn left(&mut self) {
+        match self {
+            Self::Tcp(socket) => left(socket).await,
+            Self::FromDevice(stream) => left(stream.socket()).await,
+            #[cfg(feature = "psk")]
+            Self::FromPskDevice(stream) => left(stream.get_mut()).await,
+            Self::ToBroker(stream) => left(stream.get_mut().0).await,
+            #[cfg(feature = "embedded-broker")]
+            Self::Memory(_) => std::future::pending().await,
+        }
+    }
+
     /// Lets the runtime of the caller wait for the socket, in place of the one in which it was opened.
     ///
     /// # Errors
@@ -45,6 +59,14 @@ impl Stream {
             #[cfg(feature = "embedded-broker")]
             memory @ Self::Memory(_) => memory,
         })
+    }
+}
+
+/// As [`Stream::left`].
+pub(crate) async fn left(socket: &Socket) {
+    while !socket.ready(Interest::READABLE).await.is_ok_and(tokio::io::Ready::is_read_closed) {
+        // Bytes wait. What comes behind them shows only if one looks again.
+        sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -95,6 +117,8 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// How often it is looked for the end of a connection that has bytes to read.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The limits of bytes and time for data that a peer still sends after the end of the connection.
 const DISCARD_AT_MOST: usize = 64 << 10;
 const DISCARD_FOR: Duration = Duration::from_millis(500);

@@ -134,6 +134,11 @@ super::reasons! {
 }
 
 impl CloseReason {
+    /// Whether the client may do nothing more, as opposed to a session that ends for reasons of the gateway's own.
+    pub(crate) const fn stops_client(self) -> bool {
+        !matches!(self, Self::Drained | Self::ServerDrained)
+    }
+
     /// Whether the broker must not publish the will: rules that no longer apply have allowed it.
     pub(crate) const fn discards_will(self) -> bool {
         matches!(self, Self::SessionPolicyChanged)

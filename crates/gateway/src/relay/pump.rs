@@ -317,6 +317,10 @@ impl<C: Codec> Pump<C> {
             self.detail = detail;
         }
         self.deadline = None;
+        if reason.stops_client() && self.client.input != Input::Ended {
+            // It may take until `STOP` until a client that does not read is disconnected.
+            self.client.input = Input::Stopped;
+        }
         if reason.discards_will() && self.broker.output == Output::Open && self.codec.is_between_packets_to_broker() {
             self.broker.push(&DISCARD_WILL);
         }

@@ -167,7 +167,8 @@ pub(super) async fn negotiate(
     };
     let listener = &*listener;
 
-    let forwarded = forward(&hash_key, &packets, &mut codec, session, listener, record).await;
+    let client = &mut secured.stream;
+    let forwarded = forward(client, &hash_key, &packets, &mut codec, session, listener, record).await;
     let (dialed, answer, code) =
         forwarded.map_err(|Rejection { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
     Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec })
@@ -242,6 +243,7 @@ fn admit<'b>(
 /// Connects to a broker and presents the client to it. Returns the connection, what the broker has sent, and the code if
 /// that is a CONNACK.
 async fn forward(
+    client: &mut Stream,
     hash_key: &str,
     packets: &[u8],
     codec: &mut SessionCodec,
@@ -249,7 +251,7 @@ async fn forward(
     listener: &Listener,
     record: &Record,
 ) -> Result<(Dialed, Vec<u8>, Option<u8>), Rejection> {
-    let mut dialed = listener.upstream.dial(hash_key.as_bytes(), record.info.address().ip()).await?;
+    let mut dialed = listener.upstream.dial(hash_key.as_bytes(), client, record.info.address().ip()).await?;
     record.info.set_server(Arc::clone(&dialed.upstream), Arc::clone(&dialed.server));
     let mut has_sent = false;
     let answered = while_allowed(send_connect(&mut dialed.stream, packets, &mut has_sent), codec, session).await;

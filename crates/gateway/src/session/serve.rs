@@ -161,11 +161,8 @@ async fn establish(
         }
     };
     // Who exceeds a limit of its own takes no turn of others.
-    if over_limit.is_none()
-        && let Err(limit) = listener.rates.wait(arrived.address.ip()).await
-    {
-        note_detail(limit);
-        return Err(Reject::QuotaExceeded.into());
+    if over_limit.is_none() {
+        wait_for_rate(&arrived, listener).await?;
     }
     let mut secured = secure(arrived, listener, session, shared, record).await?;
     match negotiate(&mut secured, over_limit, listener, session, shared, record).await {
@@ -218,15 +215,31 @@ fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Rec
     if listener.bans.rejects_connect(address) {
         return Err(Reject::Banned);
     }
-    // Above the limit it accepts few, which are not for those that are rejected anyway.
-    if !shared.state.memory.accepts() {
-        return Err(Reject::MemoryLimit);
-    }
     let permit = listener.permits.take(listener.max_connections).ok_or(Reject::TooManyConnections)?;
     let of_listener = Fill { taken: listener.permits.taken(), max: listener.max_connections };
     let pending = shared.state.pending.take(address, [of_listener, shared.state.descriptors.fill()]);
     let of_address = listener.rates.take(address);
-    Ok(Admission { arrived, permit, of_address, _pending: pending.ok_or(Reject::TooManyPending)? })
+    let pending = pending.ok_or(Reject::TooManyPending)?;
+    // Above the limit it accepts few, which are not for those that are rejected anyway.
+    let has_memory = if of_address.is_ok() { shared.state.memory.accepts() } else { !shared.state.memory.is_over() };
+    if !has_memory {
+        return Err(Reject::MemoryLimit);
+    }
+    Ok(Admission { arrived, permit, of_address, _pending: pending })
+}
+
+/// Waits until `connect_rate` allows the connection. A client that leaves meanwhile takes nobody's turn.
+async fn wait_for_rate(arrived: &Arrived, listener: &Listener) -> Result<(), Reject> {
+    tokio::select! {
+        biased;
+        waited = listener.rates.wait(arrived.address.ip()) => waited.map_err(|limit| {
+            note_detail(limit);
+            Reject::QuotaExceeded
+        }),
+        () = arrived.left() => {
+            Err(if listener.tls.is_some() { Reject::HandshakeClosed } else { Reject::ClosedBeforeConnect })
+        }
+    }
 }
 
 async fn secure(

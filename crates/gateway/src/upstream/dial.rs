@@ -30,12 +30,13 @@ pub(crate) struct Dialed {
 }
 
 impl Upstream {
-    /// Connects to the first server, in the order of the balancing method, that accepts the connection. `client`: whose turn is
-    /// waited for, if there are more than `max_connect_rate`.
+    /// Connects to the first server, in the order of the balancing method, that accepts the connection. `client` and its
+    /// address: whose turn is waited for, if there are more than `max_connect_rate`. A client that leaves meanwhile takes none:
+    /// its CONNECT would end a session that it has opened since.
     ///
     /// # Errors
-    /// [`Reject::UpstreamUnreachable`], [`Reject::UpstreamFull`] or [`Reject::GatewayExhausted`].
-    pub(crate) async fn dial(&self, key: &[u8], client: IpAddr) -> Result<Dialed, Reject> {
+    /// [`Reject::UpstreamUnreachable`], [`Reject::UpstreamFull`], [`Reject::GatewayExhausted`] or [`Reject::ClientLeft`].
+    pub(crate) async fn dial(&self, key: &[u8], client: &mut Stream, address: IpAddr) -> Result<Dialed, Reject> {
         let deadline = Instant::now() + self.connect_timeout * MAX_CONNECT_TIMEOUTS;
         let (mut is_full, mut is_exhausted) = (false, false);
         let candidates = self.candidates(Choice { key });
@@ -49,7 +50,12 @@ impl Upstream {
             }
             if let Some(rate) = self.max_connect_rate {
                 let until = deadline.min(Instant::now() + self.connect_timeout);
-                if !endpoint.may_connect(rate, client, until).await {
+                let may_connect = tokio::select! {
+                    biased;
+                    may_connect = endpoint.may_connect(rate, address, until) => may_connect,
+                    () = client.left() => return Err(Reject::ClientLeft),
+                };
+                if !may_connect {
                     note_detail(&format!("{}: max_connect_rate", endpoint.label));
                     is_full = true;
                     continue;

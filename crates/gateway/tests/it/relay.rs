@@ -101,6 +101,20 @@ async fn what_is_sent_is_what_is_counted() {
 }
 
 #[tokio::test]
+async fn a_drain_without_time_ends_all_at_once() {
+    let broker = Broker::start().await;
+    let gateway = TestGateway::plain(&format!("{}\n[runtime]\ndrain_timeout = \"0s\"\n", broker.upstream())).await;
+    let (mut client, _connection) = session_on(&gateway, &broker, 5).await;
+    let client = tokio::spawn(async move {
+        client.expect(b"\xe0\x02\x8b\x00").await;
+        client.shutdown().await;
+    });
+    soon("the drain", gateway.gateway.drain()).await;
+    client.await.unwrap();
+    assert_eq!(gateway.outcome().await, "200 drained");
+}
+
+#[tokio::test]
 async fn a_half_that_stays_open_has_its_time_and_no_more() {
     let (gateway, mut client, mut connection) = session(4).await;
     client.shutdown().await;

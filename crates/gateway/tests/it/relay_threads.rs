@@ -68,7 +68,7 @@ struct Busy {
 }
 
 impl Busy {
-    async fn keep() -> Self {
+    fn keep() -> Self {
         let (started, starts) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         let task = tokio::spawn(async move {
@@ -99,14 +99,14 @@ async fn gateway(limits: &str) -> (TestGateway, TcpListener) {
 async fn a_delayed_client_goes_on_while_the_threads_that_connect_are_busy() {
     let rate = "[listener.limits]\nmessage_rate = { rate = \"2/s\", burst = 1 }\non_exceed = \"delay\"\n";
     let (gateway, broker) = gateway(rate).await;
-    let mut sessions = vec![Ends::connect(&gateway, &broker, "thing001").await];
+    let mut sessions = [Ends::connect(&gateway, &broker, "thing001").await];
     let publish = b"\x30\x04\x00\x01aX".as_slice();
     // Its timer is set before the session moves, and after it.
     for _ in 0..2 {
         sessions[0].client.write_all(&publish.repeat(2)).unwrap();
         expect(&mut sessions[0].broker, &publish.repeat(2));
         moved(&gateway, 1).await;
-        let busy = Busy::keep().await;
+        let busy = Busy::keep();
         sessions[0].client.write_all(&publish.repeat(2)).unwrap();
         expect(&mut sessions[0].broker, &publish.repeat(2));
         busy.end().await;
@@ -118,7 +118,7 @@ async fn messages_pass_while_the_threads_that_connect_are_busy() {
     let (gateway, broker) = gateway("").await;
     // One on each of the threads that relay.
     let mut sessions = sessions(&gateway, &broker, 2).await;
-    let busy = Busy::keep().await;
+    let busy = Busy::keep();
     sessions.iter_mut().for_each(Ends::exchange);
     busy.end().await;
     drop(sessions);

@@ -112,6 +112,32 @@ async fn a_server_gets_no_more_connects_than_its_rate() {
 }
 
 #[tokio::test]
+async fn clients_that_have_left_take_no_turn_and_reach_no_broker() {
+    let broker = Broker::start().await;
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    for (limits, upstream, reason) in [
+        ("", "max_connect_rate = { rate = \"2/s\", burst = 1 }\nconnect_timeout = \"20s\"\n", " client_left"),
+        ("[listener.limits]\nconnect_rate = { rate = \"2/s\", burst = 1 }\n", "", " closed_before_connect"),
+    ] {
+        let gateway = TestGateway::start(&format!("{listener}{limits}{}{upstream}", broker.upstream())).await;
+        let _first = gateway.session(&broker, &connect("dev-1")).await;
+        for _ in 0..20 {
+            let mut client = Client::tcp(gateway.address()).await;
+            client.write(&connect("dev-2")).await;
+            // Some with bytes behind CONNECT, which hide the end from who reads only a little.
+            client.write(b"\xc0\x00").await;
+            drop(client);
+        }
+        let begin = std::time::Instant::now();
+        // The next that a broker sees. Those before it would have taken ten seconds.
+        let _last = gateway.session(&broker, &connect("dev-3")).await;
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        let lines = gateway.lines(20).await;
+        assert!(lines.iter().all(|line| line.ends_with(reason)), "{lines:?}");
+    }
+}
+
+#[tokio::test]
 async fn nobody_waits_for_the_turn_of_a_server_that_is_full() {
     let brokers = [Broker::start().await, Broker::start().await];
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");

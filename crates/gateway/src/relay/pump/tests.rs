@@ -166,6 +166,25 @@ async fn a_stop_between_packets_is_told_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_more_of_a_client_passes_once_it_may_do_nothing() {
+    for (reason, passes) in [(CloseReason::CertificateRevoked, false), (CloseReason::Drained, true)] {
+        // It does not read: it is disconnected after `STOP` only.
+        let (mut pump, mut client, mut broker) = session(Opaque::default(), &b"\x30\x7e\x00\x01aaaaa".repeat(20));
+        pump.stop(reason);
+        client.write_all(PINGRESP).await.unwrap();
+        let (ended, received) = tokio::join!(
+            async {
+                let ended = run(&mut pump).await;
+                drop(pump);
+                ended
+            },
+            rest(&mut broker)
+        );
+        assert_eq!((ended, !received.is_empty()), (reason, passes), "{received:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_within_a_packet_waits_for_the_boundary() {
     let (mut pump, mut client, mut broker) = session(Opaque::default(), b"\x30\x06\x00\x01a");
     pump.stop(CloseReason::Drained);
