@@ -68,7 +68,7 @@ pub(in crate::config::tables) struct TlsTable {
     pub(super) raw_keys: Option<Setting<RawKeysTable>>,
     /// TLS versions offered: `1.2`, `1.3`, or both.
     pub(super) versions: Setting<Vec<TlsVersion>>,
-    /// AES cipher suites that the gateway chooses where a client offers both: `aes-256`, or `aes-128`, which costs less. It
+    /// AES cipher suites that the gateway chooses where a client offers both: `aes-256`, or `aes-128`, whose handshakes take fewer instructions. It
     /// accepts the same cipher suites either way. Where it chooses another one than before, sessions are not resumed. Not with
     /// `psk`.
     pub(super) cipher_preference: Setting<CipherPreference>,
