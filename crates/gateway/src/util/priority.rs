@@ -21,8 +21,9 @@ impl Priority {
     pub fn apply(self) {
         let below = match self {
             Self::Relay => 0,
-            // A third of the weight of the relay: sessions come first, and cannot starve those that connect.
-            Self::Connecting => 5,
+            // A tenth of the weight of the relay: with a third of it, a message still waits several milliseconds in a storm. It is
+            // enough that busy sessions cannot keep others out.
+            Self::Connecting => 10,
             Self::Passwords => 15,
         };
         // On Linux, these are of the main thread and of the calling one. Elsewhere both would be of the process.
