@@ -1,6 +1,7 @@
 //! Sockets and byte streams. Enters: addresses and connected sockets. Leaves: any transport as one type of stream. Not here:
 //! what the bytes mean.
 
+mod record_keys;
 mod record_layer;
 mod shortage;
 mod stream;
@@ -8,6 +9,7 @@ mod tcp;
 mod tls_stream;
 mod write_deadline;
 
+pub(crate) use record_keys::TrafficSecrets;
 pub(crate) use shortage::is_own_shortage;
 pub(crate) use stream::{Stream, discard_until_closed, left};
 pub(crate) use tcp::{Socket, acknowledge_now, bind, connect};

@@ -1,22 +1,17 @@
 //! The record layer of an established TLS connection, on the server's side. Enters: whole records, and plaintext. Leaves:
-//! plaintext, and records. rustls performs the handshake, derives keys and provides the ciphers; this file counts records and
-//! interprets what is not application data: alerts and key updates. Not here: sockets, buffers, any cryptography.
+//! plaintext, and records. rustls performs the handshake; this file counts records and interprets what is not application data:
+//! alerts and key updates. Not here: sockets, buffers, ciphers and keys (`record_keys.rs`).
 //!
 //! Why not rustls' own: its connection keeps 4 KiB of buffer and the state of the handshake for each idle client, reads 4 KiB
 //! at a time, and copies each record twice.
 
-use rustls::crypto::cipher::{
-    InboundOpaqueMessage, MessageDecrypter, MessageEncrypter, OutboundChunks, OutboundPlainMessage,
-};
-use rustls::kernel::KernelConnection;
-use rustls::server::ServerConnectionData;
+use rustls::crypto::cipher::InboundOpaqueMessage;
 use rustls::{
-    AlertDescription, ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets, HandshakeType, ProtocolVersion,
-    SupportedCipherSuite,
+    AlertDescription, ContentType, Error, ExtractedSecrets, HandshakeType, ProtocolVersion, SupportedCipherSuite,
 };
 
-/// The length of a record's header [RFC 8446, 5.1].
-pub(super) const HEADER: usize = 5;
+use super::record_keys::{HEADER, Opener, Sealer, TrafficSecrets};
+
 /// The limit of plaintext in a record [RFC 8446, 5.1].
 pub(super) const MAX_PLAINTEXT: usize = 1 << 14;
 /// The limit of a protected record behind its header [RFC 8446, 5.2]; TLS 1.2 allows more, which no client uses: it is for
@@ -65,14 +60,13 @@ pub(super) enum Content<'a> {
 
 /// The keys and counters of both directions.
 pub(super) struct RecordLayer {
-    decrypter: Box<dyn MessageDecrypter>,
-    encrypter: Box<dyn MessageEncrypter>,
+    suite: SupportedCipherSuite,
+    opener: Opener,
+    sealer: Sealer,
     received: u64,
     sent: u64,
     /// How many records may be encrypted with one key.
     max_sent: u64,
-    /// Derives the keys that follow a key update.
-    keys: KernelConnection<ServerConnectionData>,
     empty: u8,
     key_updates: u8,
     warnings: u8,
@@ -82,36 +76,33 @@ pub(super) struct RecordLayer {
 
 impl std::fmt::Debug for RecordLayer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RecordLayer({:?})", self.keys.protocol_version())
+        write!(f, "RecordLayer({:?})", self.suite)
     }
 }
 
 impl RecordLayer {
-    /// Continues a connection whose handshake rustls has completed.
+    /// Continues a connection whose handshake rustls has completed. `secrets` were the key log of that handshake.
     ///
     /// # Errors
     /// The cipher suite and the secrets do not belong together, which must not happen.
-    pub(super) fn new(secrets: ExtractedSecrets, keys: KernelConnection<ServerConnectionData>) -> Result<Self, Error> {
-        let suite = keys.negotiated_cipher_suite();
+    pub(super) fn new(
+        suite: SupportedCipherSuite,
+        extracted: ExtractedSecrets,
+        secrets: &TrafficSecrets,
+    ) -> Result<Self, Error> {
         let max_sent = match suite {
             SupportedCipherSuite::Tls13(suite) => suite.common.confidentiality_limit,
             SupportedCipherSuite::Tls12(suite) => suite.common.confidentiality_limit,
         };
-        let ((sent, tx), (received, rx)) = (secrets.tx, secrets.rx);
-        let mut encrypter = encrypter(suite, tx)?;
-        if sent > 0 {
-            // aws-lc takes the first nonce that it sees as that of record 0, and insists on increasing ones. The result is
-            // discarded, so no nonce is used twice.
-            encrypter.encrypt(plain(ContentType::ApplicationData, ProtocolVersion::TLSv1_2, &[]), 0)?;
-        }
-        let decrypter = decrypter(suite, rx)?;
+        let ((sent, tx), (received, rx)) = (extracted.tx, extracted.rx);
+        let mut secrets = secrets.take();
         Ok(Self {
-            decrypter,
-            encrypter,
+            suite,
+            opener: Opener::new(suite, rx, &mut secrets)?,
+            sealer: Sealer::new(suite, tx, &mut secrets, sent)?,
             received,
             sent,
             max_sent,
-            keys,
             empty: 0,
             key_updates: 0,
             warnings: 0,
@@ -148,13 +139,12 @@ impl RecordLayer {
             return Err(Broken::Alert(AlertDescription::UnexpectedMessage));
         }
         let version = ProtocolVersion::from(u16::from_be_bytes([header[1], header[2]]));
-        let plain = self.decrypter.decrypt(InboundOpaqueMessage::new(outer, version, payload), self.received).map_err(
-            |error| match error {
-                Error::PeerSentOversizedRecord => Broken::Alert(AlertDescription::RecordOverflow),
-                Error::DecryptError => Broken::Alert(AlertDescription::BadRecordMac),
-                _ => Broken::Alert(AlertDescription::UnexpectedMessage),
-            },
-        )?;
+        let record = InboundOpaqueMessage::new(outer, version, payload);
+        let plain = self.opener.open(record, self.received).map_err(|error| match error {
+            Error::PeerSentOversizedRecord => Broken::Alert(AlertDescription::RecordOverflow),
+            Error::DecryptError => Broken::Alert(AlertDescription::BadRecordMac),
+            _ => Broken::Alert(AlertDescription::UnexpectedMessage),
+        })?;
         self.received = self.received.checked_add(1).ok_or(Broken::Alert(AlertDescription::InternalError))?;
         if !plain.payload.is_empty() {
             self.empty = 0;
@@ -213,12 +203,8 @@ impl RecordLayer {
             return Err(Broken::Alert(AlertDescription::UnexpectedMessage));
         }
         self.key_updates += 1;
-        let suite = self.keys.negotiated_cipher_suite();
-        let renewed = self.keys.update_rx_secret().and_then(|(received, secrets)| {
-            self.received = received;
-            decrypter(suite, secrets)
-        });
-        self.decrypter = renewed.map_err(|_| Broken::Alert(AlertDescription::InternalError))?;
+        self.opener.update(self.suite).map_err(|_| Broken::Alert(AlertDescription::InternalError))?;
+        self.received = 0;
         self.owes_key_update |= requested;
         Ok(Content::Control)
     }
@@ -260,69 +246,18 @@ impl RecordLayer {
         }
         let message = [HandshakeType::KeyUpdate.into(), 0, 0, 1, 0];
         send(self.encrypt(ContentType::Handshake, &message)?);
-        let (first, secrets) = self.keys.update_tx_secret()?;
-        self.encrypter = encrypter(self.keys.negotiated_cipher_suite(), secrets)?;
-        (self.sent, self.owes_key_update) = (first, false);
+        self.sealer.update(self.suite)?;
+        (self.sent, self.owes_key_update) = (0, false);
         Ok(())
     }
 
     fn encrypt(&mut self, content: ContentType, payload: &[u8]) -> Result<Vec<u8>, Error> {
-        let record = self.encrypter.encrypt(plain(content, ProtocolVersion::TLSv1_2, payload), self.sent)?;
+        let record = self.sealer.seal(content, payload, self.sent)?;
         self.sent += 1;
-        Ok(record.encode())
+        Ok(record)
     }
 
-    fn is_tls13(&self) -> bool {
-        self.keys.protocol_version() == ProtocolVersion::TLSv1_3
+    const fn is_tls13(&self) -> bool {
+        matches!(self.suite, SupportedCipherSuite::Tls13(_))
     }
-}
-
-const fn plain(typ: ContentType, version: ProtocolVersion, payload: &[u8]) -> OutboundPlainMessage<'_> {
-    OutboundPlainMessage { typ, version, payload: OutboundChunks::Single(payload) }
-}
-
-/// The length of the part of a nonce that TLS 1.2 takes from the handshake for AES-GCM [RFC 5288, 3]; the rest is in each
-/// record.
-const FIXED_IV: usize = 4;
-
-fn encrypter(
-    suite: SupportedCipherSuite,
-    secrets: ConnectionTrafficSecrets,
-) -> Result<Box<dyn MessageEncrypter>, Error> {
-    use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
-    Ok(match (suite, secrets) {
-        (
-            SupportedCipherSuite::Tls13(suite),
-            Aes128Gcm { key, iv } | Aes256Gcm { key, iv } | Chacha20Poly1305 { key, iv },
-        ) => suite.aead_alg.encrypter(key, iv),
-        (SupportedCipherSuite::Tls12(suite), Aes128Gcm { key, iv } | Aes256Gcm { key, iv }) => {
-            let (fixed, explicit) = iv.as_ref().split_at(FIXED_IV);
-            suite.aead_alg.encrypter(key, fixed, explicit)
-        }
-        (SupportedCipherSuite::Tls12(suite), Chacha20Poly1305 { key, iv }) => {
-            suite.aead_alg.encrypter(key, iv.as_ref(), &[])
-        }
-        _ => return Err(Error::General("the secrets of another cipher suite".into())),
-    })
-}
-
-fn decrypter(
-    suite: SupportedCipherSuite,
-    secrets: ConnectionTrafficSecrets,
-) -> Result<Box<dyn MessageDecrypter>, Error> {
-    use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
-    Ok(match (suite, secrets) {
-        (
-            SupportedCipherSuite::Tls13(suite),
-            Aes128Gcm { key, iv } | Aes256Gcm { key, iv } | Chacha20Poly1305 { key, iv },
-        ) => suite.aead_alg.decrypter(key, iv),
-        (SupportedCipherSuite::Tls12(suite), Aes128Gcm { key, iv } | Aes256Gcm { key, iv }) => {
-            let (fixed, _) = iv.as_ref().split_at(FIXED_IV);
-            suite.aead_alg.decrypter(key, fixed)
-        }
-        (SupportedCipherSuite::Tls12(suite), Chacha20Poly1305 { key, iv }) => {
-            suite.aead_alg.decrypter(key, iv.as_ref())
-        }
-        _ => return Err(Error::General("the secrets of another cipher suite".into())),
-    })
 }

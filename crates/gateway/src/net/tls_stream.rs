@@ -10,12 +10,11 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustls::kernel::KernelConnection;
-use rustls::server::ServerConnectionData;
-use rustls::{AlertDescription, Error, ExtractedSecrets};
+use rustls::{AlertDescription, Error, ExtractedSecrets, SupportedCipherSuite};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::record_layer::{Broken, Content, HEADER, MAX_PLAINTEXT, RecordLayer};
+use super::record_keys::{HEADER, TrafficSecrets};
+use super::record_layer::{Broken, Content, MAX_PLAINTEXT, RecordLayer};
 
 /// What a record adds to its plaintext at most, in the ciphers that the gateway has: header, explicit nonce or type, tag.
 const OVERHEAD: usize = 32;
@@ -60,19 +59,20 @@ pub(crate) struct Leftovers {
 }
 
 impl<S> TlsStream<S> {
-    /// Continues a connection whose handshake rustls has completed.
+    /// Continues a connection whose handshake rustls has completed. `secrets` were the key log of that handshake.
     ///
     /// # Errors
     /// As [`RecordLayer::new`].
     pub(crate) fn new(
         socket: S,
-        secrets: ExtractedSecrets,
-        keys: KernelConnection<ServerConnectionData>,
+        suite: SupportedCipherSuite,
+        extracted: ExtractedSecrets,
+        secrets: &TrafficSecrets,
         leftovers: Leftovers,
     ) -> Result<Self, Error> {
         Ok(Self {
             socket,
-            records: RecordLayer::new(secrets, keys)?,
+            records: RecordLayer::new(suite, extracted, secrets)?,
             incoming: leftovers.incoming,
             plain: Vec::new(),
             outgoing: leftovers.outgoing,

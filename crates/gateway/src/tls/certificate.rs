@@ -193,7 +193,7 @@ impl CertificateTls {
             KeyFormat::Certificate if handshake.is_key() => finished.by_key_of_certificate(self.raw_keys.as_deref()),
             KeyFormat::Certificate => finished.by_certificate(&handshake),
         };
-        // Fails only for a configuration that keeps its secrets.
+        // Fails only if rustls keeps the secrets to itself, which must not happen.
         let stream = completed.into_stream().map_err(|_| Failed::without_connection(Reject::HandshakeFailed))?;
         match identified {
             Ok(client) => Ok(Secured { stream: Stream::FromDevice(Box::new(stream)), client }),
@@ -238,7 +238,7 @@ impl CertificateTls {
 
     /// The rustls configuration of one connection. One per connection, because a rustls configuration is either for
     /// certificates or for raw keys, and because its callbacks do not identify the handshake they belong to.
-    fn config(&self, device_key: KeyFormat, server_key: KeyFormat, handshake: &Arc<Handshake>) -> Arc<ServerConfig> {
+    fn config(&self, device_key: KeyFormat, server_key: KeyFormat, handshake: &Arc<Handshake>) -> ServerConfig {
         let versions: &[_] = match device_key {
             KeyFormat::Certificate => &self.versions,
             KeyFormat::Raw => &[&rustls::version::TLS13],
@@ -265,7 +265,7 @@ impl CertificateTls {
             let (resumption, handshake) = (Arc::clone(resumption), Arc::clone(handshake));
             Arc::new(HandshakeResumption { resumption, handshake })
         });
-        Arc::new(self.finish(builder, server_key, resumption, handshake))
+        self.finish(builder, server_key, resumption, handshake)
     }
 
     fn finish(
@@ -281,8 +281,6 @@ impl CertificateTls {
         };
         let keys = HandshakeKeys { keys, handshake: Arc::clone(handshake) };
         let mut config = builder.with_cert_resolver(Arc::new(keys));
-        // The record layer of `net` continues with them.
-        config.enable_secret_extraction = true;
         config.alpn_protocols.clone_from(&self.alpn);
         // All suites offered are secure. Auditing tools expect the server's preference to win.
         config.ignore_client_order = true;

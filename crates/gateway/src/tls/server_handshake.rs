@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::client_hello;
 use crate::limits::Turn;
-use crate::net::{Leftovers, TlsStream};
+use crate::net::{Leftovers, TlsStream, TrafficSecrets};
 
 /// How much a handshake reads at once: most messages of a device fit.
 const READ: usize = 4 << 10;
@@ -47,6 +47,7 @@ pub(super) struct Failure<S> {
 pub(super) struct Completed<S> {
     socket: S,
     connection: UnbufferedServerConnection,
+    secrets: Arc<TrafficSecrets>,
     leftovers: Leftovers,
 }
 
@@ -81,15 +82,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
         }
     }
 
-    /// Completes the handshake. `is_known`: whether the client comes first, by what it has sent, if handshakes have to wait.
+    /// Completes the handshake. `config` is for this connection alone. `is_known`: whether the client comes first, by what it has sent, if handshakes have to wait.
     /// What the gateway sends last may still have to be sent: it goes with its first bytes, or when it waits for the client.
     pub(super) async fn complete(
         mut self,
-        config: Arc<ServerConfig>,
+        mut config: ServerConfig,
         turn: &mut Turn,
         is_known: impl Fn(&[u8]) -> bool,
     ) -> Result<Completed<S>, Failure<S>> {
-        let mut rustls = match UnbufferedServerConnection::new(config) {
+        // The record layer of `net` continues with them.
+        let secrets = Arc::<TrafficSecrets>::default();
+        (config.key_log, config.enable_secret_extraction) = (Arc::clone(&secrets) as _, true);
+        let mut rustls = match UnbufferedServerConnection::new(Arc::new(config)) {
             Ok(connection) => Rustls { connection, visible: 0 },
             Err(error) => return Err(self.failed(io::Error::other(error))),
         };
@@ -116,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
                     let Self { socket, mut incoming, outgoing } = self;
                     incoming.shrink_to_fit();
                     let leftovers = Leftovers { incoming, outgoing };
-                    return Ok(Completed { socket, connection: rustls.connection, leftovers });
+                    return Ok(Completed { socket, connection: rustls.connection, secrets, leftovers });
                 }
                 Err(error) => return Err(turn.wait_for(self.fail(error)).await),
             }
@@ -280,11 +284,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Completed<S> {
         &self.socket
     }
 
-    /// The encrypted stream. The configuration must have allowed to extract the secrets.
+    /// The encrypted stream.
+    ///
+    /// # Errors
+    /// rustls does not give the secrets of its handshake, which must not happen.
     pub(super) fn into_stream(self) -> Result<TlsStream<S>, Error> {
-        let Self { socket, connection, leftovers } = self;
-        let (secrets, keys) = connection.dangerous_into_kernel_connection()?;
-        TlsStream::new(socket, secrets, keys, leftovers)
+        let Self { socket, connection, secrets, leftovers } = self;
+        let suite = connection.negotiated_cipher_suite().ok_or(Error::HandshakeNotComplete)?;
+        // The rest of the connection is not kept.
+        let (extracted, _) = connection.dangerous_into_kernel_connection()?;
+        TlsStream::new(socket, suite, extracted, &secrets, leftovers)
     }
 }
 
