@@ -99,7 +99,8 @@ pub(super) fn key(issuer: &IssuerId, serial: &Serial) -> Key {
 pub struct VerifiedChain {
     /// SHA-256 of the device's own certificate.
     leaf: [u8; 32],
-    certificates: Vec<ChainCertificate>,
+    /// No larger than needed: it lasts as long as the session.
+    certificates: Box<[ChainCertificate]>,
     /// Tells the constraints of the anchor's certificate from others; 0: it has none.
     anchor_constraints: u64,
 }
@@ -108,6 +109,7 @@ impl VerifiedChain {
     /// Takes the SHA-256 of the device's own certificate, and the certificates from it up to the one that a trust anchor
     /// issued. `None` if `certificates` is empty.
     pub fn new(leaf: [u8; 32], certificates: Vec<ChainCertificate>) -> Option<Self> {
+        let certificates = certificates.into_boxed_slice();
         (!certificates.is_empty()).then_some(Self { leaf, certificates, anchor_constraints: 0 })
     }
 

@@ -7,7 +7,7 @@
 //! - a codec (`codec.rs`) decides what to do with them. `opaque.rs` passes all of them unchanged; `inspect/` looks at
 //!   packets, where a listener has rules or limits for them.
 //!
-//! It has two parts in time as well: [`Relay::run`] until the session begins to end, [`Relay::end`] from then on. The first
+//! It has two parts in time as well: [`Relay::poll_run`] until the session begins to end, [`Relay::end`] from then on. The first
 //! has threads of its own (`threads.rs`).
 //!
 //! Not here: the decision whether the client may stay connected, which the caller reports. An idle session holds no
@@ -147,50 +147,54 @@ impl Relay {
         }))
     }
 
-    /// Moves bytes until the session begins to end: a side has closed or is lost, or the gateway closes the session.
+    /// Moves bytes as far as possible. Ready when the session begins to end: a side has closed or is lost, or the gateway closes
+    /// the session.
     ///
     /// Bytes are counted in `record` as they move, so that the record of an aborted session is correct, too.
     ///
     /// `poll_event` is ready with what happens to the session from outside.
-    pub(crate) async fn run(&mut self, record: &Record, poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>) {
-        each!(&mut self.0, pump => run(pump, Until::End, record, poll_event).await);
+    pub(crate) fn poll_run(
+        &mut self,
+        cx: &mut Context<'_>,
+        record: &Record,
+        poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
+    ) -> Poll<()> {
+        each!(&mut self.0, pump => poll(pump, cx, Until::End, record, poll_event).map(drop))
     }
 
     /// Ends the session: moves what is still on its way, closes both connections. Returns why it ended, and what happened.
     pub(crate) async fn end(
         &mut self,
         record: &Record,
-        poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
+        mut poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
     ) -> (CloseReason, Option<Box<str>>) {
         each!(&mut self.0, pump => {
             pump.reset_timers();
-            let reason = run(pump, Until::Closed, record, poll_event).await;
+            let reason = poll_fn(|cx| poll(pump, cx, Until::Closed, record, &mut poll_event)).await;
             pump.close().await;
             (reason, pump.take_detail())
         })
     }
 }
 
-/// Moves bytes until so far, and returns why the session ends.
-async fn run<C: Codec>(
+/// Moves bytes as far as possible. Ready so far, with the reason why the session ends.
+fn poll<C: Codec>(
     pump: &mut Pump<C>,
+    cx: &mut Context<'_>,
     until: Until,
     record: &Record,
     mut poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
-) -> CloseReason {
-    poll_fn(|cx| {
-        while !pump.is_stopping()
-            && let Poll::Ready(event) = poll_event(cx)
-        {
-            match event {
-                SessionEvent::End(reason) => pump.stop(reason),
-                SessionEvent::Rules(rules) => pump.set_rules(rules),
-            }
+) -> Poll<CloseReason> {
+    while !pump.is_stopping()
+        && let Poll::Ready(event) = poll_event(cx)
+    {
+        match event {
+            SessionEvent::End(reason) => pump.stop(reason),
+            SessionEvent::Rules(rules) => pump.set_rules(rules),
         }
-        let poll = pump.poll(cx, until);
-        let (received, sent) = pump.take_counts();
-        record.count_bytes(received, sent);
-        poll
-    })
-    .await
+    }
+    let poll = pump.poll(cx, until);
+    let (received, sent) = pump.take_counts();
+    record.count_bytes(received, sent);
+    poll
 }

@@ -83,14 +83,25 @@ impl RelayThreads {
         drop(self.tasks.spawn_on(connection, &self.connecting));
     }
 
-    /// Runs an established session on the next of the threads.
-    pub(crate) fn spawn_relay(&self, session: impl Future<Output = ()> + Send + 'static) {
+    /// Runs an established session on the next of the threads: what `begin` returns. That is called here, but the sockets that
+    /// it registers are for that thread.
+    pub(crate) fn spawn_relay<F>(&self, begin: impl FnOnce() -> Option<F>)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if self.abort.is_cancelled() {
+            // Its end is that of what the threads still have.
+            return;
+        }
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         let runtime = match self.relaying.len() {
             0 => &self.connecting,
             count => &self.relaying[next % count],
         };
-        drop(self.tasks.spawn_on(session, runtime));
+        let entered = runtime.enter();
+        let session = begin();
+        drop(entered);
+        session.into_iter().for_each(|session| drop(self.tasks.spawn_on(session, runtime)));
     }
 
     /// The number of sessions on the threads.
@@ -130,9 +141,11 @@ mod tests {
         let (seen, mut ids) = unbounded_channel();
         for _ in 0..4 {
             let (again, seen) = (Arc::clone(&threads), seen.clone());
-            threads.spawn_relay(async move {
-                let relayed = thread::current().id();
-                again.spawn_end(async move { seen.send((relayed, thread::current().id())).unwrap() });
+            threads.spawn_relay(|| {
+                Some(async move {
+                    let relayed = thread::current().id();
+                    again.spawn_end(async move { seen.send((relayed, thread::current().id())).unwrap() });
+                })
             });
         }
         let mut relayed = Vec::new();
@@ -150,9 +163,11 @@ mod tests {
         let threads = Arc::new(RelayThreads::start(2, TaskTracker::new()).unwrap());
         let (release, released) = oneshot::channel::<()>();
         let kept = Arc::clone(&threads);
-        threads.spawn_relay(async move {
-            let _kept = kept;
-            let _ = released.await;
+        threads.spawn_relay(|| {
+            Some(async move {
+                let _kept = kept;
+                let _ = released.await;
+            })
         });
         let running = threads.threads.clone();
         drop(threads);
@@ -165,9 +180,11 @@ mod tests {
     async fn what_still_runs_is_dropped_at_the_end() {
         let threads = RelayThreads::start(1, TaskTracker::new()).unwrap();
         let (guard, dropped) = oneshot::channel::<()>();
-        threads.spawn_relay(async move {
-            let _guard = guard;
-            pending::<()>().await;
+        threads.spawn_relay(|| {
+            Some(async move {
+                let _guard = guard;
+                pending::<()>().await;
+            })
         });
         threads.abort().await;
         assert!(dropped.await.is_err());
