@@ -8,6 +8,7 @@ mod crl;
 mod fleet;
 mod growth;
 mod index;
+mod kinds;
 mod load;
 mod packets;
 mod peers;
@@ -79,6 +80,8 @@ enum Command {
         #[arg(long, default_value_t = 1_000_000)]
         sessions: u32,
     },
+    /// Measure the memory of idle sessions, by their kind: TLS or TCP, topic rules, TLS to the broker, pre-shared keys
+    Kinds(kinds::Options),
     /// Measure the latency of live sessions in storms. Exit code 1: a goal is missed
     Calm(calm::Options),
     /// Measure how long a start takes, and how much a reload delays live sessions. Exit code 1: a goal is missed
@@ -138,6 +141,7 @@ async fn run(command: Command, binary: &Path, dir: &Path) -> anyhow::Result<()> 
         Command::Slow { clients } => slow::run(binary, dir, clients).await,
         Command::Index { sessions } => index::run(sessions),
         Command::Growth(options) => growth::run(binary, dir, &options).await,
+        Command::Kinds(options) => kinds::run(binary, dir, &options).await,
         Command::Fleet(orders) => fleet::run(orders).await,
         Command::Bare { address, broker, pki } => bare::run(address, broker, pki).await,
         Command::Parse(orders) => count::parse(&orders),

@@ -37,6 +37,11 @@ pub(crate) fn pss(pids: &[u32]) -> anyhow::Result<u64> {
     Ok(pss)
 }
 
+/// Memory of the process alone, without files and libraries, in bytes: of a library, other processes may have a share.
+pub(crate) fn anonymous(pid: u32) -> anyhow::Result<u64> {
+    field(pid, "smaps_rollup", "Pss_Anon:")
+}
+
 /// The greatest resident set size that a process has had, in bytes.
 pub(crate) fn peak(pid: u32) -> anyhow::Result<u64> {
     field(pid, "status", "VmHWM:")

@@ -58,6 +58,10 @@ const CONNECTS: usize = 200;
 const MESSAGES: usize = 10_000;
 /// Two numbers of idle sessions; what counts is the difference.
 const SESSIONS: [usize; 2] = [50, 250];
+/// So many of them are opened at once, and then this time passes: established sessions change threads after a second, and what
+/// they need until then is not to count. At the moment when the heap is greatest, all but as many are idle.
+const AT_ONCE: usize = 25;
+const ESTABLISHED: Duration = Duration::from_millis(1500);
 const PARSES: usize = 10_000;
 
 /// The tables of the file of ceilings.
@@ -180,10 +184,15 @@ async fn heap(binary: &Path, dir: &Path, load: &Load) -> anyhow::Result<Vec<Figu
     for sessions in SESSIONS {
         let more = More { is_single: true, ..More::default() };
         let proxy = Proxy::portcullis_under(valgrind::dhat(dir), binary, dir, load.broker.address, &more).await?;
-        let sessions = load.sessions_in_turn(proxy.address, sessions).await?;
+        let mut open = Vec::with_capacity(sessions);
+        while open.len() < sessions {
+            sleep(ESTABLISHED).await;
+            open.extend(load.sessions_in_turn(proxy.address, AT_ONCE).await?);
+        }
         sleep(SETTLED).await;
-        drop(sessions);
+        // Ends one session after another: many that end at once would need more than they do while they are idle.
         proxy.stop().await?;
+        drop(open);
         heaps.push(valgrind::greatest_heap(dir)?);
     }
     let more = (SESSIONS[1] - SESSIONS[0]) as f64;

@@ -3,7 +3,7 @@
 pub(crate) const PINGREQ: [u8; 2] = [0xc0, 0];
 pub(crate) const PINGRESP: [u8; 2] = [0xd0, 0];
 /// Accepted, no session present.
-pub(super) const CONNACK: [u8; 4] = [0x20, 2, 0, 0];
+pub(crate) const CONNACK: [u8; 4] = [0x20, 2, 0, 0];
 /// The topic of all messages.
 pub(crate) const TOPIC: &str = "a/b/cd";
 

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::usage::{cpu, family, peak, pss};
+use crate::usage::{anonymous, cpu, family, peak, pss};
 
 /// How long a proxy may take until it listens, and until it has ended.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -82,6 +82,11 @@ impl Proxy {
     /// The memory (PSS) of the process and its descendants, in bytes.
     pub(crate) fn pss(&self) -> anyhow::Result<u64> {
         pss(&self.family()?)
+    }
+
+    /// The memory of the process without files and libraries, in bytes.
+    pub(crate) fn anonymous(&self) -> anyhow::Result<u64> {
+        anonymous(self.pid()?)
     }
 
     /// The greatest resident memory that the process has had, in bytes.
