@@ -43,6 +43,12 @@ impl Ceilings {
                      profiles), and do without it. If it has to be, raise `{key}` in [{table}] of {file}, and say there what it is for",
                     precise(ceiling)
                 )),
+                // Nobody halves the work without noticing; a tool whose output has changed counts nothing.
+                Some(ceiling) if ceiling >= 1.0 && (value.is_nan() || *value < ceiling / 2.0) => verdict.failures.push(format!(
+                    "{what} is less than half of its ceiling of {}. Either the counter is broken, or lower `{key}` in [{table}] \
+                     of {file}",
+                    precise(ceiling)
+                )),
                 // Of what is next to nothing, 10 % are chance.
                 Some(ceiling) if ceiling - value > (ceiling / 10.0).max(0.2) => verdict.hints.push(format!(
                     "{what} is more than 10 % below its ceiling of {}. Lower `{key}` in [{table}] of {file}",
@@ -107,6 +113,13 @@ mod tests {
         let below = judged(89.0, "[instructions]\nping = 100");
         assert!(below.failures.is_empty() && below.hints.len() == 1, "{below:?}");
         assert_eq!(judged(0.0, "[instructions]\nping = 0.1"), Verdict::default());
+    }
+
+    #[test]
+    fn a_counter_that_counts_nothing_fails() {
+        for value in [0.0, 49.0, f64::NAN] {
+            assert_eq!(judged(value, "[instructions]\nping = 100").failures.len(), 1, "{value}");
+        }
     }
 
     #[test]
