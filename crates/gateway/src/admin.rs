@@ -127,11 +127,14 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
     if is_socket && is_refused() { std::fs::remove_file(path) } else { Ok(()) }
 }
 
-/// Ready while the gateway accepts connections and every upstream has a server that is up.
+/// Ready while the gateway accepts connections, has memory for them, and every upstream has a server that is up.
 async fn ready(State(Served { shared, draining, .. }): State<Served>) -> impl IntoResponse {
     let mut problems = String::new();
     if draining.is_cancelled() {
         problems.push_str("draining\n");
+    }
+    if shared.state.memory.is_over() {
+        problems.push_str("more memory than `memory_limit`\n");
     }
     for upstream in shared.runtime.load().upstreams.iter().filter(|upstream| !upstream.is_up()) {
         // Writing to a String cannot fail.

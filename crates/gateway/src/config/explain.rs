@@ -146,7 +146,9 @@ fn explain_type(message: &str) -> Option<Complaint> {
         "a sequence" => ("a list", "write it in brackets: [\"...\"]"),
         "a map" => ("a table", "write it as { key = \"value\" }, or under a header of its own"),
         "a boolean" => ("a boolean", "write `true` or `false` without quotes"),
-        "u8" | "u16" | "u32" | "u64" | "usize" => ("a number", "write a whole number, 0 or greater, without quotes"),
+        "u8" | "u16" | "u32" | "u64" | "usize" => {
+            ("a whole number", "write it without quotes, sign and decimals; for the default, leave the key out")
+        }
         "a nonzero u32" if found.trim_start_matches("the number ").parse::<u64>().is_ok_and(|it| it > 0) => {
             ("a number of 4294967295 at most", "write a smaller number")
         }

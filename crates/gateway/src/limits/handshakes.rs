@@ -30,13 +30,21 @@ pub(crate) struct Handshakes {
 #[derive(Debug)]
 pub(crate) struct RecentClients(Recent<()>);
 
-/// Too many handshakes wait, or have waited too long.
+/// A handshake has no turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooManyHandshakes;
+pub(crate) enum TooManyHandshakes {
+    /// So many wait, or so many of its client network.
+    QueueFull,
+    /// It has waited until its deadline.
+    Late,
+}
 
 impl std::fmt::Display for TooManyHandshakes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("too many handshakes")
+        f.write_str(match self {
+            Self::QueueFull => "handshake_queue is full",
+            Self::Late => "no turn within handshake_timeout",
+        })
     }
 }
 
@@ -86,7 +94,7 @@ impl Turn {
             }
         };
         let slot = timeout_at(self.deadline, self.handshakes.slots.take_as(self.address, class)).await;
-        self.slot = Some(slot.ok().flatten().ok_or(TooManyHandshakes)?);
+        self.slot = Some(slot.map_err(|_| TooManyHandshakes::Late)?.ok_or(TooManyHandshakes::QueueFull)?);
         Ok(has_waited)
     }
 
@@ -266,9 +274,10 @@ mod tests {
         };
         let (second, third) = (begin(2), begin(3));
         sleep(Duration::from_millis(1)).await;
-        assert_eq!(begin(4).await.unwrap(), Err(TooManyHandshakes), "the queue is full");
+        assert_eq!(begin(4).await.unwrap(), Err(TooManyHandshakes::QueueFull));
         let before = Instant::now();
-        assert_eq!((second.await.unwrap(), third.await.unwrap()), (Err(TooManyHandshakes), Err(TooManyHandshakes)));
+        let late = Err(TooManyHandshakes::Late);
+        assert_eq!((second.await.unwrap(), third.await.unwrap()), (late, late));
         assert!(before.elapsed() < PATIENCE);
     }
 

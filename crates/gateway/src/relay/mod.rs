@@ -24,8 +24,10 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use portcullis_wire::Connect;
+use tokio::time::timeout;
 
 use codec::{Codec, Direction, Injected};
 pub(crate) use codec::{DISCARD_WILL, Ending};
@@ -41,6 +43,9 @@ use crate::observe::{Record, SessionInfo};
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
 use crate::sessions::SessionEvent;
+
+/// How long the other side may go on sending once one has closed: it does so on the threads that connect.
+const LONGEST_END: Duration = Duration::from_secs(60);
 
 /// What becomes of a session's bytes, from the first one after CONNECT on. Made at admission, where it is known what the
 /// client may do.
@@ -170,7 +175,8 @@ impl Relay {
     ) -> (CloseReason, Option<Box<str>>) {
         each!(&mut self.0, pump => {
             pump.reset_timers();
-            let reason = poll_fn(|cx| poll(pump, cx, Until::Closed, record, &mut poll_event)).await;
+            let closed = poll_fn(|cx| poll(pump, cx, Until::Closed, record, &mut poll_event));
+            let reason = timeout(LONGEST_END, closed).await.unwrap_or(CloseReason::HalfCloseTimeout);
             pump.close().await;
             (reason, pump.take_detail())
         })

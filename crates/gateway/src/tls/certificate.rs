@@ -24,7 +24,7 @@ use crate::config::tables::{self, CipherPreference, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
 use crate::limits::{TooManyHandshakes, Turn};
 use crate::net::{Socket, Stream, acknowledge_now};
-use crate::outcome::Reject;
+use crate::outcome::{Reject, note_detail};
 use crate::peer::KeyFormat;
 use crate::pki::{Anchors, ChainVerifier};
 use crate::util::clock::WallClock;
@@ -307,7 +307,12 @@ fn reason(error: &io::Error) -> Reject {
             note_error(error);
             reject(error)
         }
-        None if inner.is::<TooManyHandshakes>() => Reject::TooManyHandshakes,
-        None => Reject::HandshakeClosed,
+        None => match inner.downcast_ref::<TooManyHandshakes>() {
+            Some(error) => {
+                note_detail(&error.to_string());
+                Reject::TooManyHandshakes
+            }
+            None => Reject::HandshakeClosed,
+        },
     }
 }

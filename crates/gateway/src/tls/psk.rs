@@ -17,7 +17,7 @@ use crate::evidence::Evidence;
 use crate::files::read_entries;
 use crate::limits::Turn;
 use crate::net::{Socket, Stream, acknowledge_now};
-use crate::outcome::{Reject, note_key};
+use crate::outcome::{Reject, note_detail, note_key};
 use crate::peer::{self, Identity, Peer, TlsSession};
 use crate::refresh::FromFiles;
 use crate::util::crypto::tag;
@@ -91,7 +91,8 @@ impl PskTls {
     ) -> Result<Secured, Failed> {
         // A client that sends nothing has no turn. An error is reported by the handshake.
         let _ = socket.readable().await;
-        if turn.begin(|| is_recent).await.is_err() {
+        if let Err(error) = turn.begin(|| is_recent).await {
+            note_detail(&error.to_string());
             return Err(Failed { reject: Reject::TooManyHandshakes, connection: Some(FailedConnection::Tcp(socket)) });
         }
         // OpenSSL computes within it, but little: a pre-shared key is proved by hashes.

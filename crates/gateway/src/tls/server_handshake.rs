@@ -82,8 +82,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
         }
     }
 
-    /// Completes the handshake. `config` is for this connection alone. `is_known`: whether the client comes first, by what it has sent, if handshakes have to wait.
-    /// What the gateway sends last may still have to be sent: it goes with its first bytes, or when it waits for the client.
+    /// Completes the handshake. `config` is for this connection alone. `is_known`: whether the client comes first, by what it
+    /// has sent, if handshakes have to wait. What the gateway sends last may still have to be sent: it goes with its first bytes, or when it waits for the client.
     pub(super) async fn complete(
         mut self,
         mut config: ServerConfig,

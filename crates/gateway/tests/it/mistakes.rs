@@ -357,3 +357,20 @@ fn mistakes_in_topic_rules_are_explained() {
         assert_eq!(found("", &rules(rule)), "", "{rule}");
     }
 }
+
+#[test]
+fn mistakes_in_the_limits_of_the_process_are_explained() {
+    for (keys, problem, hint) in [
+        ("worker_threads = 0", "`worker_threads` must be between 1 and 1024", "leave the key out"),
+        ("max_handshakes = 0", "`max_handshakes` must be between 1 and 65536", "for 64, leave the key out"),
+        ("handshake_queue = 0", "`handshake_queue` must be between 1 and 100000", "for 10000, leave the key out"),
+        ("max_handshakes = -1", "expected a whole number", "without quotes, sign and decimals"),
+        ("memory_limit = \"0\"", "`memory_limit` must be at least \"64MiB\"", "for no limit, leave the key out"),
+        ("maxsslrate = 100", "unknown key `maxsslrate`", "`max_handshakes` of [runtime]"),
+        ("concurrency = 4", "unknown key `concurrency`", "`worker_threads` of [runtime]"),
+        ("max_heap_size = \"1GiB\"", "unknown key `max_heap_size`", "`memory_limit` of [runtime]"),
+    ] {
+        let text = problems(&(listener("", "", &["true"]) + &format!("[runtime]\n{keys}\n")));
+        assert!(text.contains(problem) && text.contains(hint), "{keys}: {text}");
+    }
+}

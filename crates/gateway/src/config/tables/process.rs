@@ -144,17 +144,21 @@ pub enum AdminBind {
 
 pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) -> Process {
     if let Some(threads) = table.worker_threads.as_ref().filter(|threads| !(1..=1024).contains(&threads.value)) {
-        document.error(threads, "`worker_threads` must be between 1 and 1024");
+        let hint = "for as many as there are cores, leave the key out";
+        document.error(threads, Complaint::new("`worker_threads` must be between 1 and 1024").hint(hint));
     }
-    for (name, setting, max) in
-        [("max_handshakes", &table.max_handshakes, 1 << 16), ("handshake_queue", &table.handshake_queue, 100_000)]
-    {
+    let default = RuntimeTable::default();
+    for (name, setting, default, max) in [
+        ("max_handshakes", &table.max_handshakes, default.max_handshakes, 1 << 16),
+        ("handshake_queue", &table.handshake_queue, default.handshake_queue, 100_000),
+    ] {
         if !(1..=max).contains(&setting.value) {
-            document.error(setting, format!("`{name}` must be between 1 and {max}"));
+            let hint = format!("for {}, leave the key out", default.value);
+            document.error(setting, Complaint::new(format!("`{name}` must be between 1 and {max}")).hint(hint));
         }
     }
     if let Some(limit) = table.memory_limit.as_ref().filter(|limit| limit.value.0 < MIN_MEMORY) {
-        let hint = "an idle session takes 7 KB, a handshake 30 KB";
+        let hint = "for no limit, leave the key out; an idle session takes 5 KB here and 9 KB in the kernel, a handshake 30 KB";
         document.error(limit, Complaint::new("`memory_limit` must be at least \"64MiB\"").hint(hint));
     }
     if let Some(target) = misspelt_target(&table.log) {
