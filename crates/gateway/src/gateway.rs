@@ -307,7 +307,7 @@ impl Handle {
         self.0.draining.cancel();
         self.0.sockets.lock().clear();
         self.0.tasks.close();
-        self.0.shared.state.sessions.sweep(|_| Err(CloseReason::Drained));
+        self.0.shared.state.sessions.drain();
         if tokio::time::timeout(STOP_TIMEOUT, self.0.tasks.wait()).await.is_err() {
             let _ = tokio::time::timeout(ABORT_TIMEOUT, self.0.shared.relays.abort()).await;
         }

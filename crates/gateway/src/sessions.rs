@@ -11,7 +11,7 @@ pub use inventory::Inventory;
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -38,6 +38,8 @@ type Id = u64;
 #[derive(Debug, Default)]
 pub struct Sessions {
     next: AtomicU64,
+    /// Whether the gateway stops: what opens now ends at once.
+    is_draining: AtomicBool,
     by_id: Sharded<BTreeMap<Id, Arc<SessionEntry>>>,
     by_key: Sharded<BTreeSet<(Key, Id)>>,
     /// Seconds since 1970.
@@ -58,8 +60,6 @@ pub struct SessionEntry {
     admission: Mutex<Option<Admission>>,
     /// Rules that replace those of the session.
     new_rules: ArcSwapOption<PacketRules>,
-    /// 0 while the session may continue, else the index of the close reason in [`CloseReason::ALL`] plus one.
-    end: AtomicU8,
     waker: AtomicWaker,
 }
 
@@ -181,17 +181,11 @@ impl SessionEntry {
     ///
     /// Returns whether this is the first reason.
     pub fn end(&self, reason: CloseReason) -> bool {
-        let is_first = self.end.compare_exchange(0, reason as u8 + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let is_first = self.info.end_because(reason);
         if is_first {
             self.waker.wake();
         }
         is_first
-    }
-
-    fn reason(&self) -> Option<CloseReason> {
-        let position = usize::from(self.end.load(Ordering::Acquire)).checked_sub(1)?;
-        // What is in no row of the table is a fault, and no clean end.
-        Some(CloseReason::ALL.get(position).copied().unwrap_or(CloseReason::InternalError))
     }
 }
 
@@ -240,12 +234,12 @@ impl SessionGuard {
 
     /// Ready with the reason once the session has to close.
     pub fn poll_end(&self, cx: &Context<'_>) -> Poll<CloseReason> {
-        if let Some(reason) = self.entry.reason() {
+        if let Some(reason) = self.entry.info.ends_because() {
             return Poll::Ready(reason);
         }
         self.entry.waker.register(cx.waker());
         // It may have been set in between.
-        self.entry.reason().map_or(Poll::Pending, Poll::Ready)
+        self.entry.info.ends_because().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Ready when something happens to the session.
@@ -307,10 +301,13 @@ impl Sessions {
             from_authenticator: OnceLock::new(),
             admission: Mutex::default(),
             new_rules: ArcSwapOption::empty(),
-            end: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         });
         self.by_id.of(id).insert(id, Arc::clone(&entry));
+        // Set before the index is searched: either finds the other.
+        if self.is_draining.load(Ordering::Acquire) {
+            entry.end(CloseReason::Drained);
+        }
         SessionGuard { entry, sessions: Arc::clone(self) }
     }
 
@@ -352,6 +349,12 @@ impl Sessions {
         let mut ended = 0;
         self.visit(|chunk| ended += sweep(chunk, &evaluate));
         ended
+    }
+
+    /// Ends all sessions, and those that open from now on.
+    pub fn drain(&self) {
+        self.is_draining.store(true, Ordering::Release);
+        self.sweep(|_| Err(CloseReason::Drained));
     }
 
     fn visit(&self, mut visit: impl FnMut(&[Arc<SessionEntry>])) {
@@ -420,7 +423,7 @@ impl Sessions {
 }
 
 fn sweep(sessions: &[Arc<SessionEntry>], evaluate: &impl Fn(&SessionEntry) -> Result<(), CloseReason>) -> usize {
-    let open = sessions.iter().filter(|entry| entry.reason().is_none());
+    let open = sessions.iter().filter(|entry| entry.info.ends_because().is_none());
     open.filter_map(|entry| evaluate(entry).err().map(|reason| entry.end(reason))).count()
 }
 
@@ -437,5 +440,26 @@ impl<T: Default> Default for Sharded<T> {
 impl<T> Sharded<T> {
     fn of(&self, key: u64) -> MutexGuard<'_, T> {
         self.0[usize::try_from(key % SHARDS as u64).unwrap_or(0)].lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tables::Protocol;
+
+    #[test]
+    fn what_opens_behind_the_last_sweep_ends_as_well() {
+        let sessions = Sessions::new();
+        let open = || {
+            sessions.open(SessionInfo::new(sessions.next_id(), "a".into(), Protocol::Tcp, ([127, 0, 0, 1], 1).into()))
+        };
+        let (first, revoked) = (open(), open());
+        assert_eq!(first.entry().info.ends_because(), None);
+        revoked.entry().end(CloseReason::CertificateRevoked);
+        sessions.drain();
+        assert_eq!(first.entry().info.ends_because(), Some(CloseReason::Drained));
+        assert_eq!(revoked.entry().info.ends_because(), Some(CloseReason::CertificateRevoked), "the first reason");
+        assert_eq!(open().entry().info.ends_because(), Some(CloseReason::Drained));
     }
 }

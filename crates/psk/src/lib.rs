@@ -197,6 +197,11 @@ pub struct PskStream<S>(SslStream<S>);
 
 impl<S> PskStream<S> {
     /// The connection below TLS.
+    pub fn get_ref(&self) -> &S {
+        self.0.get_ref()
+    }
+
+    /// As [`get_ref`](Self::get_ref).
     pub fn get_mut(&mut self) -> &mut S {
         self.0.get_mut()
     }

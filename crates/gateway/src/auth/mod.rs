@@ -21,11 +21,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::{Diagnostics, Reported, Setting, tables};
 use crate::devices::{Registries, Replica};
 use crate::evidence::{Authenticated, Evidence};
 use crate::fetch::Fetcher;
+use crate::limits::{FairSlots, Slot};
+use crate::net::Stream;
 use crate::observe::Metrics;
 use crate::outcome::{CloseReason, Reject, note_authenticator, note_detail};
 use crate::peer::{AuthAttributes, Facts, Fingerprint, Psk};
@@ -86,9 +89,33 @@ enum Decision {
 #[derive(Clone, Copy)]
 struct Candidate<'a> {
     facts: &'a Facts<'a>,
+    connection: &'a Stream,
+}
+
+/// Who waits for a slot.
+#[derive(Clone, Copy)]
+struct Waiting<'a> {
+    address: IpAddr,
+    connection: &'a Stream,
+}
+
+impl Waiting<'_> {
+    /// Waits for one of the slots that clients share. A client that has left takes none: nothing is computed or requested for it.
+    ///
+    /// # Errors
+    /// [`Reject::ClientLeft`], or [`Reject::AuthenticationBusy`]: too many clients wait, or this one has waited until the deadline.
+    async fn for_slot(self, slots: &FairSlots, deadline: Instant) -> Result<Slot, Reject> {
+        let turn = timeout_at(deadline, slots.take(self.address));
+        let slot = self.connection.unless_left(turn).await.ok_or(Reject::ClientLeft)?;
+        slot.ok().flatten().ok_or(Reject::AuthenticationBusy)
+    }
 }
 
 impl<'a> Candidate<'a> {
+    fn waiting(self) -> Waiting<'a> {
+        Waiting { address: self.remote(), connection: self.connection }
+    }
+
     fn remote(self) -> IpAddr {
         self.facts.peer.address.ip()
     }
@@ -276,18 +303,20 @@ impl Principal {
     }
 }
 
-/// Authenticates a client with the authenticators of its listener. `Ok(None)`: the listener has none.
+/// Authenticates a client with the authenticators of its listener. `Ok(None)`: the listener has none. `connection` shows whether
+/// the client is still there when it is its turn.
 ///
 /// # Errors
 /// The reason to reject the client.
 pub(crate) async fn authenticate(
     authenticators: &[Arc<Authenticator>],
     facts: &Facts<'_>,
+    connection: &Stream,
 ) -> Result<Option<Box<Principal>>, Reject> {
     if authenticators.is_empty() {
         return Ok(None);
     }
-    let candidate = Candidate { facts };
+    let candidate = Candidate { facts, connection };
     let mut ignored = Vec::with_capacity(authenticators.len());
     for authenticator in authenticators {
         match authenticator.authenticate(candidate).await {

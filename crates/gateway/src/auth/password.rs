@@ -3,7 +3,6 @@
 //! never runs on a thread that relays sessions.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
@@ -17,8 +16,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
+use super::Waiting;
 use super::cache::{Cache, CacheKey};
 use crate::limits::{FairSlots, Slot};
 use crate::outcome::Reject;
@@ -205,17 +206,22 @@ impl Passwords {
         Self { verified: Cache::new(|()| 0), period }
     }
 
-    /// Whether a password matches a hash. `from`: the client's address, for the limit per network.
+    /// Whether a password matches a hash.
     ///
     /// # Errors
-    /// [`Reject::AuthenticationBusy`]: the queue is full, or the verification takes too long.
-    pub(super) async fn verify(&self, hash: &PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
+    /// [`Reject::ClientLeft`]; [`Reject::AuthenticationBusy`]: the queue is full, or the verification takes too long.
+    pub(super) async fn verify(
+        &self,
+        hash: &PasswordHash,
+        password: &[u8],
+        client: Waiting<'_>,
+    ) -> Result<bool, Reject> {
         // The salt in the hash makes the key unique to the user.
         let key = CacheKey::of(&[hash.text.as_bytes(), password]);
         if self.verified.get(key).await.is_some() {
             return Ok(true);
         }
-        let is_right = verify_on_thread(hash.clone(), password, from).await?;
+        let is_right = verify_on_thread(hash.clone(), password, client).await?;
         if is_right {
             self.verified.insert(key, (), self.period).await;
         }
@@ -231,11 +237,11 @@ impl Passwords {
         &self,
         hash: Option<&PasswordHash>,
         password: &[u8],
-        from: IpAddr,
+        client: Waiting<'_>,
     ) -> Result<(), Reject> {
         static DECOY: LazyLock<Option<PasswordHash>> = LazyLock::new(|| PasswordHash::parse(DECOY_HASH).ok());
         match hash.or(DECOY.as_ref()) {
-            Some(hash) => verify_on_thread(hash.clone(), password, from).await.map(drop),
+            Some(hash) => verify_on_thread(hash.clone(), password, client).await.map(drop),
             None => Ok(()),
         }
     }
@@ -256,17 +262,14 @@ struct Threads {
     jobs: Sender<Job>,
 }
 
-async fn verify_on_thread(hash: PasswordHash, password: &[u8], from: IpAddr) -> Result<bool, Reject> {
+async fn verify_on_thread(hash: PasswordHash, password: &[u8], client: Waiting<'_>) -> Result<bool, Reject> {
     static THREADS: LazyLock<Threads> = LazyLock::new(Threads::start);
-    let password = Zeroizing::new(password.to_vec());
-    let verified = async {
-        let slot = THREADS.slots.take(from).await?;
-        let (result, verified) = oneshot::channel();
-        THREADS.jobs.send(Job { hash, password, result, slot }).ok()?;
-        verified.await.ok()
-    };
-    let verified = tokio::time::timeout(QUEUE_TIMEOUT, verified).await;
-    verified.ok().flatten().ok_or(Reject::AuthenticationBusy)
+    let (password, deadline) = (Zeroizing::new(password.to_vec()), Instant::now() + QUEUE_TIMEOUT);
+    let slot = client.for_slot(&THREADS.slots, deadline).await?;
+    let (result, verified) = oneshot::channel();
+    THREADS.jobs.send(Job { hash, password, result, slot }).map_err(|_| Reject::AuthenticationBusy)?;
+    let verified = timeout_at(deadline, verified).await;
+    verified.ok().and_then(Result::ok).ok_or(Reject::AuthenticationBusy)
 }
 
 impl Threads {
@@ -298,7 +301,10 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::net::Stream;
 
     /// Made by `mosquitto_passwd` 2.0 and by Python's `bcrypt`, of the password "secret".
     const MOSQUITTO: &str = "$7$101$8v9XaRHTxtxJiZlB$Aelps7ZUh6AHFFsC0OhW4tE7tQmATz/uJRZ+fwjgFPWiHO3j3xv9zyNE+4XaUZHyWlj+IYamc2Tk4/IWIu2gEQ==";
@@ -344,10 +350,13 @@ mod tests {
         let hash = PasswordHash::parse(&PasswordHash::make(b"secret").unwrap()).unwrap();
         let other = PasswordHash::parse(&PasswordHash::make(b"secret").unwrap()).unwrap();
         let passwords = Passwords::new(Duration::from_secs(60));
-        let from = IpAddr::from([192, 0, 2, 7]);
-        assert!(passwords.verify(&hash, b"secret", from).await.unwrap());
+        let address = std::net::IpAddr::from([127, 0, 0, 1]);
+        let broker = TcpListener::bind((address, 0)).await.unwrap();
+        let connection = Stream::Tcp(TcpStream::connect(broker.local_addr().unwrap()).await.unwrap());
+        let client = Waiting { address, connection: &connection };
+        assert!(passwords.verify(&hash, b"secret", client).await.unwrap());
         assert!(passwords.verified.get(CacheKey::of(&[hash.text.as_bytes(), b"secret"])).await.is_some());
-        assert!(!passwords.verify(&hash, b"wrong", from).await.unwrap());
+        assert!(!passwords.verify(&hash, b"wrong", client).await.unwrap());
         assert!(passwords.verified.get(CacheKey::of(&[hash.text.as_bytes(), b"wrong"])).await.is_none());
         let of_a_new_hash = passwords.verified.get(CacheKey::of(&[other.text.as_bytes(), b"secret"])).await;
         assert!(of_a_new_hash.is_none());

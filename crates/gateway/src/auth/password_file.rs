@@ -57,7 +57,7 @@ impl PasswordFile {
             note_detail("the client sent no password");
             return Decision::Deny(Reject::BadCredentials);
         };
-        match self.passwords.verify(&hash, password, candidate.remote()).await {
+        match self.passwords.verify(&hash, password, candidate.waiting()).await {
             Ok(true) => {
                 let what = Authenticated::Password { user: user.into(), tag: hash.tag() };
                 Decision::Allow(Box::new(Principal::of(name, what)))
@@ -80,7 +80,7 @@ impl PasswordFile {
             let index = self.decoys.hash_one(user) % (users.hashes.len().max(1) as u64);
             users.hashes.get(usize::try_from(index).unwrap_or(0)).cloned()
         };
-        self.passwords.verify_decoy(hash.as_ref(), password, candidate.remote()).await
+        self.passwords.verify_decoy(hash.as_ref(), password, candidate.waiting()).await
     }
 
     /// Whether the user still has the hash with this tag.

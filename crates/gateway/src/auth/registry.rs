@@ -150,7 +150,7 @@ impl Devices {
             return Err(Reject::BadCredentials);
         };
         let parsed = PasswordHash::parse(hash).map_err(|_| Reject::BadCredentials)?;
-        if self.passwords.verify(&parsed, password, candidate.remote()).await? {
+        if self.passwords.verify(&parsed, password, candidate.waiting()).await? {
             Ok(UsedCredential::Password(tag(hash.as_bytes())))
         } else {
             Err(Reject::BadCredentials)
@@ -166,6 +166,6 @@ impl Devices {
     pub(super) async fn verify_decoy(&self, candidate: Candidate<'_>) -> Result<(), Reject> {
         let (Some(name), Some(password)) = (candidate.username(), candidate.password()) else { return Ok(()) };
         let sample = self.replica.sample_hash(name).and_then(|hash| PasswordHash::parse(&hash).ok());
-        self.passwords.verify_decoy(sample.as_ref(), password, candidate.remote()).await
+        self.passwords.verify_decoy(sample.as_ref(), password, candidate.waiting()).await
     }
 }

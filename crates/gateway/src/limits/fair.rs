@@ -5,7 +5,7 @@
 //! network share its turns: of an IPv6 network with a /48 first its /56s, then their /64s take turns [RFC 6177, 2].
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -107,6 +107,11 @@ impl FairSlots {
             state.wait(path, class, &self.0)?
         };
         turn.await.ok()
+    }
+
+    /// Whether clients wait for a slot.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.0.state.lock().waiting() > 0
     }
 
     fn take_now(&self, network: ClientNetwork) -> Option<Slot> {
@@ -270,23 +275,25 @@ struct Rotation<K, Q> {
     /// The queues with clients, in the order of their turns.
     order: VecDeque<K>,
     queues: HashMap<K, Q>,
+    /// Their lengths, so that nobody has to look at all of them when all places are taken.
+    by_len: BTreeSet<(usize, K)>,
     len: usize,
 }
 
 impl<K, Q> Default for Rotation<K, Q> {
     fn default() -> Self {
-        Self { order: VecDeque::new(), queues: HashMap::new(), len: 0 }
+        Self { order: VecDeque::new(), queues: HashMap::new(), by_len: BTreeSet::new(), len: 0 }
     }
 }
 
-impl<K: Copy + Eq + Hash, Q: Queue> Rotation<K, Q> {
+impl<K: Copy + Ord + Hash, Q: Queue> Rotation<K, Q> {
     fn len_of(&self, key: K) -> usize {
         self.queues.get(&key).map_or(0, Queue::len)
     }
 
     /// The length of the longest queue.
     fn longest(&self) -> Option<usize> {
-        self.queues.values().map(Queue::len).max()
+        self.by_len.last().map(|(len, _)| *len)
     }
 
     /// Removes the client whose turn it is, of a queue that is `eligible`. That queue has its next turn after all others.
@@ -310,15 +317,18 @@ impl<K: Copy + Eq + Hash, Q: Queue> Rotation<K, Q> {
         let before = queue.len();
         let result = change(queue);
         let after = queue.len();
+        self.by_len.remove(&(before, key));
         if after == 0 {
             self.queues.remove(&key);
+        } else {
+            self.by_len.insert((after, key));
         }
         self.len = self.len - before + after;
         result
     }
 }
 
-impl<K: Copy + Eq + Hash, Q: Queue> Queue for Rotation<K, Q> {
+impl<K: Copy + Ord + Hash, Q: Queue> Queue for Rotation<K, Q> {
     type Path = (K, Q::Path);
 
     fn push(&mut self, (key, rest): Self::Path, turn: Turn) {
@@ -333,15 +343,18 @@ impl<K: Copy + Eq + Hash, Q: Queue> Queue for Rotation<K, Q> {
     }
 
     fn remove_of_longest(&mut self) {
-        let longest = self.queues.iter().max_by_key(|(_, queue)| queue.len()).map(|(key, _)| *key);
-        longest.into_iter().for_each(|key| self.change(key, Queue::remove_of_longest));
-        self.order.retain(|key| self.queues.contains_key(key));
+        let Some((_, key)) = self.by_len.last().copied() else { return };
+        self.change(key, Queue::remove_of_longest);
+        if !self.queues.contains_key(&key) {
+            self.order.retain(|other| *other != key);
+        }
     }
 
     fn remove_gone(&mut self) {
         self.queues.values_mut().for_each(Queue::remove_gone);
         self.queues.retain(|_, queue| queue.len() > 0);
         self.order.retain(|key| self.queues.contains_key(key));
+        self.by_len = self.queues.iter().map(|(key, queue)| (queue.len(), *key)).collect();
         self.len = self.queues.values().map(Queue::len).sum();
     }
 

@@ -68,6 +68,11 @@ impl Handshakes {
         Self { slots: FairSlots::new(max, max_waiting).shared_by_all() }
     }
 
+    /// Whether clients wait for their turn.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.slots.has_waiting()
+    }
+
     /// The turn of a client, until `deadline`.
     pub(crate) const fn turn(self: Arc<Self>, address: IpAddr, deadline: Instant) -> Turn {
         Turn { handshakes: self, address, deadline, slot: None, has_begun: false }
@@ -171,6 +176,7 @@ mod tests {
         let handshakes = Arc::new(Handshakes::new(1, 100));
         let mut first = turn(&handshakes, 1);
         first.begin(|| false).await.unwrap();
+        assert!(!handshakes.is_busy());
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
         for (network, is_known) in [(2, false), (3, false), (4, true), (5, true)] {
@@ -181,6 +187,7 @@ mod tests {
             }));
             sleep(Duration::from_millis(1)).await;
         }
+        assert!(handshakes.is_busy());
         // It waits for its client, so another one is served; then it answers.
         first.has_computed();
         first.wait_for(sleep(Duration::from_millis(1))).await;

@@ -27,15 +27,24 @@ pub(crate) enum Stream {
 
 impl Stream {
     /// Waits until the peer has closed the connection, or its half of it. Bytes that it has sent before stay unread.
-    pub(crate) async fn left(&mut self) {
+    pub(crate) async fn left(&self) {
         match self {
             Self::Tcp(socket) => left(socket).await,
             Self::FromDevice(stream) => left(stream.socket()).await,
             #[cfg(feature = "psk")]
-            Self::FromPskDevice(stream) => left(stream.get_mut()).await,
-            Self::ToBroker(stream) => left(stream.get_mut().0).await,
+            Self::FromPskDevice(stream) => left(stream.get_ref()).await,
+            Self::ToBroker(stream) => left(stream.get_ref().0).await,
             #[cfg(feature = "embedded-broker")]
             Self::Memory(_) => std::future::pending().await,
+        }
+    }
+
+    /// Waits for a turn of this client. `None`: it has [left](Self::left) meanwhile.
+    pub(crate) async fn unless_left<T>(&self, turn: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            turn = turn => Some(turn),
+            () = self.left() => None,
         }
     }
 

@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 /// An accepted connection below TLS. TLS and sessions name only this type.
 pub(crate) type Socket = TcpStream;
 
-/// The length of the kernel's accept queue. The kernel caps it at its own limit.
-const BACKLOG: i32 = 4096;
+/// The length of the kernel's accept queue. The kernel caps it at its own limit, `net.core.somaxconn`, which is the operator's.
+const BACKLOG: i32 = 65_535;
 /// A peer that vanished is detected after 60 s of silence, when it has not answered probes 15 s apart for the rest of
 /// [`USER_TIMEOUT`], which replaces a number of probes.
 const KEEPALIVE: TcpKeepalive =

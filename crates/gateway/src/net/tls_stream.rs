@@ -107,7 +107,12 @@ impl<S> TlsStream<S> {
     }
 
     /// The socket below, for closing it.
-    pub(crate) const fn socket(&mut self) -> &mut S {
+    pub(crate) const fn socket(&self) -> &S {
+        &self.socket
+    }
+
+    /// As [`socket`](Self::socket).
+    pub(crate) const fn socket_mut(&mut self) -> &mut S {
         &mut self.socket
     }
 }

@@ -2,7 +2,7 @@
 //! session index.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use portcullis_wire::Version;
 
 use super::rate_limit::{FairRateLimit, RateLimit};
 use crate::config::tables::Protocol;
-use crate::outcome::{Stage, Trace};
+use crate::outcome::{CloseReason, Stage, Trace};
 use crate::peer::{Identity, Peer, TlsSession};
 use crate::util::clip::{clip, may_hold_token};
 
@@ -35,6 +35,8 @@ pub struct SessionInfo {
     upstream: OnceLock<UpstreamInfo>,
     received: AtomicU64,
     sent: AtomicU64,
+    /// 0 while the gateway lets the session continue, else the index of the close reason in [`CloseReason::ALL`] plus one.
+    end: AtomicU8,
     /// Messages and filters of the client that were denied.
     denied: AtomicU64,
     /// How often the client was not read because of a rate.
@@ -115,10 +117,25 @@ impl SessionInfo {
             upstream: OnceLock::new(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            end: AtomicU8::new(0),
             denied: AtomicU64::new(0),
             delayed: AtomicU64::new(0),
             denial_lines: RateLimit::default(),
         })
+    }
+
+    /// The gateway ends the session for this reason. If it is called twice, the first reason applies.
+    ///
+    /// Returns whether this is the first reason.
+    pub(crate) fn end_because(&self, reason: CloseReason) -> bool {
+        self.end.compare_exchange(0, reason as u8 + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Why the gateway ends the session; `None` while it may continue.
+    pub(crate) fn ends_because(&self) -> Option<CloseReason> {
+        let position = usize::from(self.end.load(Ordering::Acquire)).checked_sub(1)?;
+        // What is in no row of the table is a fault, and no clean end.
+        Some(CloseReason::ALL.get(position).copied().unwrap_or(CloseReason::InternalError))
     }
 
     /// The address for logs: the client's, or that of the socket's peer while the client's is not known.

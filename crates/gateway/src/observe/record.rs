@@ -119,11 +119,14 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        // Without an outcome, a panic or the shutdown of the runtime dropped the task.
-        let outcome = self.outcome.unwrap_or(if std::thread::panicking() {
-            Outcome::Closed(CloseReason::InternalError)
-        } else {
-            Outcome::Closed(CloseReason::Drained)
+        // Without an outcome, a panic or the shutdown of the runtime dropped the task. The session may have been about to end
+        // for another reason.
+        let outcome = self.outcome.unwrap_or_else(|| {
+            if std::thread::panicking() {
+                return Outcome::Closed(CloseReason::InternalError);
+            }
+            let ends = || Outcome::Closed(self.info.ends_because().unwrap_or(CloseReason::Drained));
+            self.decided.unwrap_or_else(ends)
         });
         self.listener.active.dec();
         self.listener.count_end(outcome);

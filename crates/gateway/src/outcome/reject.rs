@@ -293,10 +293,11 @@ super::reasons! {
     UpstreamFull = "upstream_full", Upstream, Upstream, 503,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,
         hint: Some("raise the servers' `max_connections` or `max_connect_rate`, or add a server");
-    /// The client closed the connection while it waited for its turn at `max_connect_rate`. No broker has got its CONNECT.
+    /// The client closed the connection while it waited for its turn: for its password to be verified, for a request to the
+    /// authentication service, or at `max_connect_rate`. No broker has got its CONNECT.
     ClientLeft = "client_left", Upstream, Client, 400,
         connack: None, is_failed_proof: false,
-        hint: Some("raise `max_connect_rate`, or let clients wait longer for CONNACK");
+        hint: Some("let clients wait longer for CONNACK; raise `max_concurrency` of the authenticator or `max_connect_rate`");
     /// The broker closed the connection before it answered CONNECT.
     UpstreamClosed = "upstream_closed_early", Upstream, Upstream, 502,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,

@@ -176,7 +176,8 @@ impl Relay {
         each!(&mut self.0, pump => {
             pump.reset_timers();
             let closed = poll_fn(|cx| poll(pump, cx, Until::Closed, record, &mut poll_event));
-            let reason = timeout(LONGEST_END, closed).await.unwrap_or(CloseReason::HalfCloseTimeout);
+            let reason = timeout(LONGEST_END, closed).await;
+            let reason = reason.unwrap_or_else(|_| pump.behind_disconnect(CloseReason::HalfCloseTimeout));
             pump.close().await;
             (reason, pump.take_detail())
         })

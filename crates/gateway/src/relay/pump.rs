@@ -172,21 +172,24 @@ impl<C: Codec> Pump<C> {
     /// connections are closed.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, until: Until) -> Poll<CloseReason> {
         self.begin();
-        self.poll_sides(cx, until).map(|reason| {
-            let is_of_connection = matches!(
-                reason,
-                CloseReason::UpstreamClosed
-                    | CloseReason::UpstreamLost
-                    | CloseReason::ClientLost
-                    | CloseReason::HalfCloseTimeout
-            );
-            // Behind DISCONNECT, it does not matter who closed the connection, or how.
-            match self.codec.disconnected() {
-                Some(Direction::ToBroker) if is_of_connection => CloseReason::Ok,
-                Some(Direction::ToClient) if is_of_connection => CloseReason::UpstreamDisconnected,
-                _ => reason,
-            }
-        })
+        self.poll_sides(cx, until).map(|reason| self.behind_disconnect(reason))
+    }
+
+    /// The close reason of a session that ends for `reason`: behind DISCONNECT, it does not matter who closed the connection, or
+    /// how.
+    pub(super) fn behind_disconnect(&self, reason: CloseReason) -> CloseReason {
+        let is_of_connection = matches!(
+            reason,
+            CloseReason::UpstreamClosed
+                | CloseReason::UpstreamLost
+                | CloseReason::ClientLost
+                | CloseReason::HalfCloseTimeout
+        );
+        match self.codec.disconnected() {
+            Some(Direction::ToBroker) if is_of_connection => CloseReason::Ok,
+            Some(Direction::ToClient) if is_of_connection => CloseReason::UpstreamDisconnected,
+            _ => reason,
+        }
     }
 
     fn poll_sides(&mut self, cx: &mut Context<'_>, until: Until) -> Poll<CloseReason> {

@@ -83,8 +83,8 @@ impl RelayThreads {
         drop(self.tasks.spawn_on(connection, &self.connecting));
     }
 
-    /// Runs an established session on the next of the threads: what `begin` returns. That is called here, but the sockets that
-    /// it registers are for that thread.
+    /// Runs an established session on the thread with the fewest: what `begin` returns. That is called here, but the sockets
+    /// that it registers are for that thread.
     pub(crate) fn spawn_relay<F>(&self, begin: impl FnOnce() -> Option<F>)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -93,15 +93,18 @@ impl RelayThreads {
             // Its end is that of what the threads still have.
             return;
         }
-        let next = self.next.fetch_add(1, Ordering::Relaxed);
-        let runtime = match self.relaying.len() {
-            0 => &self.connecting,
-            count => &self.relaying[next % count],
-        };
+        let runtime = self.with_fewest_sessions().unwrap_or(&self.connecting);
         let entered = runtime.enter();
         let session = begin();
         drop(entered);
         session.into_iter().for_each(|session| drop(self.tasks.spawn_on(session, runtime)));
+    }
+
+    fn with_fewest_sessions(&self) -> Option<&Handle> {
+        // Of threads with as many, each has its turn: those that begin at the same time see the same numbers.
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % self.relaying.len().max(1);
+        let (before, from) = self.relaying.split_at(first);
+        from.iter().chain(before).min_by_key(|runtime| runtime.metrics().num_alive_tasks())
     }
 
     /// The number of sessions on the threads.
@@ -156,6 +159,33 @@ mod tests {
         }
         relayed.sort_by_key(|id| format!("{id:?}"));
         assert!(relayed[0] == relayed[1] && relayed[1] != relayed[2] && relayed[2] == relayed[3], "{relayed:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_session_goes_where_fewest_are() {
+        let threads = RelayThreads::start(2, TaskTracker::new()).unwrap();
+        let sessions =
+            || threads.relaying.iter().map(|runtime| runtime.metrics().num_alive_tasks()).collect::<Vec<_>>();
+        let mut ends = Vec::new();
+        for _ in 0..8 {
+            let (end, ended) = oneshot::channel::<()>();
+            threads.spawn_relay(|| Some(async move { drop(ended.await) }));
+            ends.push(end);
+        }
+        assert_eq!(sessions(), [4, 4]);
+        // All on one thread end, then as many begin.
+        let mut is_first = false;
+        ends.retain(|_| {
+            is_first = !is_first;
+            !is_first
+        });
+        while sessions() != [0, 4] {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..4 {
+            threads.spawn_relay(|| Some(pending()));
+        }
+        assert_eq!(sessions(), [4, 4]);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -137,8 +137,9 @@ pub(super) async fn negotiate(
 
     let attributes = AuthAttributes::default();
     let facts = Facts { peer, listener: &listener.name, mqtt: &connect, attributes, now: now() };
-    let mut principal =
-        identify(&facts, device.as_deref(), listener, record).await.map_err(|reject| rejected(reject.into()))?;
+    let mut principal = identify(&facts, stream, device.as_deref(), listener, record)
+        .await
+        .map_err(|reject| rejected(reject.into()))?;
     session.authenticated(principal.evidence.take());
     let principal = Arc::<Principal>::from(principal);
     let (received, early) = buffer.split_at(used);
@@ -167,8 +168,7 @@ pub(super) async fn negotiate(
     };
     let listener = &*listener;
 
-    let client = &mut secured.stream;
-    let forwarded = forward(client, &hash_key, &packets, &mut codec, session, listener, record).await;
+    let forwarded = forward(stream, &hash_key, &packets, &mut codec, session, listener, record).await;
     let (dialed, answer, code) =
         forwarded.map_err(|Rejection { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
     Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec })
@@ -243,7 +243,7 @@ fn admit<'b>(
 /// Connects to a broker and presents the client to it. Returns the connection, what the broker has sent, and the code if
 /// that is a CONNACK.
 async fn forward(
-    client: &mut Stream,
+    client: &Stream,
     hash_key: &str,
     packets: &[u8],
     codec: &mut SessionCodec,
@@ -300,6 +300,7 @@ async fn while_allowed<T>(
 /// Identifies the client by its registry entry, if it used a registry key in the handshake, and by the authenticators.
 async fn identify(
     facts: &Facts<'_>,
+    client: &Stream,
     device: Option<&Entry>,
     listener: &Listener,
     record: &mut Record,
@@ -311,7 +312,7 @@ async fn identify(
     if let Some(device) = device {
         device.check_state(now())?;
     }
-    let authenticated = auth::authenticate(&listener.authenticators, facts).await;
+    let authenticated = auth::authenticate(&listener.authenticators, facts, client).await;
     // Nor does a banned address learn the result of attempts that were in progress when the ban began: one of many
     // concurrent guesses may be right.
     if listener.bans.is_banned(record.info.address().ip()) {

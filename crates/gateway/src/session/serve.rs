@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use portcullis_wire::{Connack, Disconnect, Version};
 use tokio::io::AsyncWriteExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
 
 use super::Shared;
@@ -30,6 +30,8 @@ const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// When a session goes on on a thread that relays. The move costs a fifth of a handshake, which is not for clients that
 /// connect, publish and leave.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
+/// While clients wait for their handshakes, a session without messages does not take their time until then.
+const SETTLED_AT_LAST: Duration = Duration::from_secs(10);
 
 /// Closes a connection for which the gateway has no descriptors to spare.
 pub(crate) fn reject(accepted: Accepted, reject: Reject, listener: &Listener, shared: &Shared) {
@@ -43,21 +45,29 @@ fn info_of(accepted: &Accepted, listener: &Listener, shared: &Shared) -> Arc<Ses
     SessionInfo::new(id, Arc::clone(&listener.name), listener.protocol, accepted.address)
 }
 
-/// Serves a connection until its session has lasted [`SETTLED_AFTER`], and then goes on elsewhere. `descriptors` is what it
-/// may use.
+/// Serves a connection until its session has lasted [`SETTLED_AFTER`] or longer, and then goes on elsewhere. `descriptors` is
+/// what it may use.
 pub(crate) fn serve(
     accepted: Accepted,
     descriptors: Permit,
     listener: Arc<Listener>,
     shared: Arc<Shared>,
 ) -> impl Future<Output = ()> {
+    let handshakes = Arc::clone(&listener.handshakes);
     // In a box of its own, so that an established session does not carry the size of what precedes it around.
     let opening = Box::pin(open(accepted, descriptors, listener, shared));
     async move {
         let Some((mut session, threads)) = opening.await else { return };
-        match timeout(SETTLED_AFTER, poll_fn(|cx| session.poll_run(cx))).await {
-            Ok(()) => session.end().await,
-            Err(_) => threads.spawn_relay(|| Some(session.attach()?.settle(Arc::clone(&threads)))),
+        let begin = Instant::now();
+        loop {
+            let counts = session.record.info.bytes();
+            if timeout(SETTLED_AFTER, poll_fn(|cx| session.poll_run(cx))).await.is_ok() {
+                return session.end().await;
+            }
+            let may_wait = session.record.info.bytes() == counts && begin.elapsed() < SETTLED_AT_LAST;
+            if !(may_wait && handshakes.is_busy()) {
+                return threads.spawn_relay(|| Some(session.attach()?.settle(Arc::clone(&threads))));
+            }
         }
     }
 }

@@ -33,23 +33,39 @@ pub(super) fn ticket(received: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// Whether the first message is complete, in however many records. What is no ClientHello is for rustls to reject.
-pub(super) fn is_complete(received: &[u8]) -> bool {
-    let (mut records, mut header, mut len) = (Reader(received), Vec::with_capacity(HEADER), 0);
-    loop {
-        let Some([kind, major, _]) = records.array() else {
-            return received.first().is_some_and(|kind| *kind != HANDSHAKE_RECORD);
-        };
-        if kind != HANDSHAKE_RECORD || major != 3 {
-            return true;
-        }
-        let Some(part) = records.part::<2>() else { return false };
-        header.extend(part.0.iter().take(HEADER - header.len()));
-        len += part.0.len();
-        if let [kind, high, middle, low] = header[..] {
-            let message = HEADER + usize::from(u16::from_be_bytes([middle, low])) + (usize::from(high) << 16);
-            if kind != CLIENT_HELLO || len >= message {
+/// How much of the first message has come, in however many records. Looks at each record once: a client may send them byte by
+/// byte.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Where the first record begins that has not been seen as a whole.
+    at: usize,
+    /// The header of the message, as far as it has come.
+    header: Vec<u8>,
+    /// The bytes of the message so far.
+    len: usize,
+}
+
+impl Progress {
+    /// Whether the first message is complete. `received` is all that the client has sent. What is no ClientHello is for rustls to
+    /// reject.
+    pub(super) fn is_complete(&mut self, received: &[u8]) -> bool {
+        loop {
+            let mut record = Reader(received.get(self.at..).unwrap_or_default());
+            let Some([kind, major, _]) = record.array() else {
+                return received.first().is_some_and(|kind| *kind != HANDSHAKE_RECORD);
+            };
+            if kind != HANDSHAKE_RECORD || major != 3 {
                 return true;
+            }
+            let Some(part) = record.part::<2>() else { return false };
+            self.at = received.len() - record.0.len();
+            self.header.extend(part.0.iter().take(HEADER - self.header.len()));
+            self.len += part.0.len();
+            if let [kind, high, middle, low] = self.header[..] {
+                let message = HEADER + usize::from(u16::from_be_bytes([middle, low])) + (usize::from(high) << 16);
+                if kind != CLIENT_HELLO || self.len >= message {
+                    return true;
+                }
             }
         }
     }
@@ -95,6 +111,7 @@ mod tests {
 
     #[test]
     fn tickets_of_both_versions_are_found_and_nothing_else() {
+        let is_complete = |received: &[u8]| Progress::default().is_complete(received);
         let psk = [&[0, 10, 0, 4][..], b"tick", &[0, 0, 0, 1]].concat();
         assert_eq!(ticket(&hello(&[(0, b"x"), (PRE_SHARED_KEY, &psk)])), Some(&b"tick"[..]));
         assert_eq!(ticket(&hello(&[(SESSION_TICKET, b""), (PRE_SHARED_KEY, &psk)])), Some(&b"tick"[..]));
@@ -109,6 +126,13 @@ mod tests {
         // In records of a byte each.
         let small: Vec<u8> = whole[5..].iter().flat_map(|byte| [HANDSHAKE_RECORD, 3, 1, 0, 1, *byte]).collect();
         assert!(is_complete(&small) && !is_complete(&small[..small.len() - 1]));
+        for received in [&whole, &small] {
+            let mut progress = Progress::default();
+            let complete = (0..=received.len()).find(|end| progress.is_complete(&received[..*end]));
+            assert_eq!(complete, Some(received.len()));
+            // Nothing is read twice.
+            assert_eq!(progress.len, whole.len() - 5);
+        }
         for other in [
             &b"GET / HTTP/1.1"[..],
             b"\x15\x03\x01\x00\x02\x01\x00",

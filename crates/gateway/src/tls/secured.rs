@@ -58,11 +58,11 @@ impl Failed {
         if let FailedConnection::Tls(stream) = &mut connection {
             // With close_notify.
             let _ = stream.shutdown().await;
-            return discard_until_closed(stream.socket()).await;
+            return discard_until_closed(stream.socket_mut()).await;
         }
         let socket = match &mut connection {
             FailedConnection::Tcp(socket) => socket,
-            FailedConnection::Tls(stream) => stream.socket(),
+            FailedConnection::Tls(stream) => stream.socket_mut(),
             #[cfg(feature = "psk")]
             FailedConnection::Psk(stream) => stream.get_mut(),
         };

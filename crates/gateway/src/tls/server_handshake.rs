@@ -129,7 +129,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
 
     /// Waits until the ClientHello is complete. Until then there is nothing to compute.
     async fn client_hello(&mut self) -> io::Result<()> {
-        while !client_hello::is_complete(&self.incoming) {
+        let mut progress = client_hello::Progress::default();
+        while !progress.is_complete(&self.incoming) {
             if self.incoming.len() > MAX_HELLO {
                 return Err(too_large());
             }

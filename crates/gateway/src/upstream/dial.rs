@@ -36,7 +36,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Reject::UpstreamUnreachable`], [`Reject::UpstreamFull`], [`Reject::GatewayExhausted`] or [`Reject::ClientLeft`].
-    pub(crate) async fn dial(&self, key: &[u8], client: &mut Stream, address: IpAddr) -> Result<Dialed, Reject> {
+    pub(crate) async fn dial(&self, key: &[u8], client: &Stream, address: IpAddr) -> Result<Dialed, Reject> {
         let deadline = Instant::now() + self.connect_timeout * MAX_CONNECT_TIMEOUTS;
         let (mut is_full, mut is_exhausted) = (false, false);
         let candidates = self.candidates(Choice { key });
@@ -50,12 +50,8 @@ impl Upstream {
             }
             if let Some(rate) = self.max_connect_rate {
                 let until = deadline.min(Instant::now() + self.connect_timeout);
-                let may_connect = tokio::select! {
-                    biased;
-                    may_connect = endpoint.may_connect(rate, address, until) => may_connect,
-                    () = client.left() => return Err(Reject::ClientLeft),
-                };
-                if !may_connect {
+                let turn = endpoint.may_connect(rate, address, until);
+                if !client.unless_left(turn).await.ok_or(Reject::ClientLeft)? {
                     note_detail(&format!("{}: max_connect_rate", endpoint.label));
                     is_full = true;
                     continue;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 /// An IPv4 address, or the first 48 bits of an IPv6 address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ClientNetwork {
     V4([u8; 4]),
     V6([u16; 3]),

@@ -65,6 +65,21 @@ async fn guesses_from_one_address_keep_no_other_waiting() {
     assert!(lines < 30, "{lines} guesses were verified first");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passwords_of_clients_that_left_are_not_verified() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let users = password_file(dir.path(), "users", &[("alice", "secret")]);
+    let gateway = gateway(&broker, "[\"users\"]", &users).await;
+    for n in 0..60 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect_as("a", &format!("nobody{n}"), b"guess")).await;
+    }
+    let lines = gateway.lines(60).await;
+    let left = lines.iter().filter(|line| line.ends_with(" client_left")).count();
+    // The threads have begun with some.
+    assert!(left > 30, "{left} of 60: {lines:?}");
+}
+
 #[tokio::test]
 async fn the_log_says_who_knew_the_client() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);

@@ -102,17 +102,20 @@ async fn what_is_sent_is_what_is_counted() {
 
 #[tokio::test]
 async fn a_half_that_does_not_stop_sending_is_ended_all_the_same() {
-    let (gateway, mut client, mut connection) = session(4).await;
-    client.shutdown().await;
-    assert!(connection.read_to_end().await.is_empty());
-    for _ in 0..9 {
-        advance(Duration::from_secs(6));
-        connection.write(b"\xd0\x00").await;
-        client.expect(b"\xd0\x00").await;
+    for (last, outcome) in [(&b""[..], "200 half_close_timeout"), (b"\xe0\x00", "200 ok")] {
+        let (gateway, mut client, mut connection) = session(4).await;
+        client.write(last).await;
+        client.shutdown().await;
+        assert_eq!(connection.read_to_end().await, last);
+        for _ in 0..9 {
+            advance(Duration::from_secs(6));
+            connection.write(b"\xd0\x00").await;
+            client.expect(b"\xd0\x00").await;
+        }
+        advance(Duration::from_secs(7));
+        assert!(client.read_to_end().await.is_empty());
+        assert_eq!(gateway.outcome().await, outcome);
     }
-    advance(Duration::from_secs(7));
-    assert!(client.read_to_end().await.is_empty());
-    assert_eq!(gateway.outcome().await, "200 half_close_timeout");
 }
 
 #[tokio::test]

@@ -330,3 +330,25 @@ async fn a_flood_from_one_address_leaves_places_to_others() {
     }
     assert_eq!(service.asked().iter().filter(|(_, body)| body.contains("slow")).count(), 4, "half of all places");
 }
+
+#[tokio::test]
+async fn the_service_is_not_asked_about_clients_that_left_while_they_waited() {
+    let broker = Broker::start().await;
+    let service = Service::start(|body| (!body.contains("slow")).then(|| ("204 No Content", String::new()))).await;
+    let gateway = gateway(&broker, &service, "max_concurrency = 1\ntimeout = \"1s\"\nbreak_after = 1000\n").await;
+    let mut slow = Client::tcp(gateway.address()).await;
+    slow.write(&connect("slow")).await;
+    eventually("a request", || (service.asked().len() == 1).then_some(())).await;
+    for n in 0..5 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect(&format!("gone{n}"))).await;
+        drop(client);
+    }
+    let lines = gateway.lines(5).await;
+    assert!(lines.iter().all(|line| line.contains("gone") && line.ends_with(" client_left")), "{lines:?}");
+    // Only now the place is free.
+    assert_eq!(slow.try_read(4).await.unwrap(), LATER);
+    let mut good = Client::tcp(gateway.address()).await;
+    good.greet(&broker, &connect("good")).await;
+    assert_eq!(service.asked().len(), 2);
+}

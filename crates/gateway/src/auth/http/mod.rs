@@ -17,7 +17,7 @@ use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::breaker::{Breaker, Opening};
@@ -125,18 +125,11 @@ impl Service {
         };
         // The key covers the whole request, so a response about one client never serves another.
         let key = CacheKey::of(&[&document]);
-        let exchange = async {
-            let response = self.exchange(&document, candidate, name).await?;
-            let period = if response.result == Verdict::Allow { self.cache } else { self.negative_cache };
-            Ok((Arc::new(response), period))
+        let response = match self.responses.get(key).await {
+            Some(response) => Ok(response),
+            None => self.request(key, &document, candidate, name).await,
         };
-        // Without a cache, the service must see every attempt: it may count them, or accept each password only once.
-        let result = if self.cache.is_zero() || self.negative_cache.is_zero() {
-            self.responses.get_or_fetch(key, exchange).await
-        } else {
-            self.responses.get_or_fetch_once(key, exchange).await
-        };
-        let response = match result {
+        let response = match response {
             Ok(response) => response,
             Err(reject) => return Decision::Deny(reject),
         };
@@ -159,9 +152,30 @@ impl Service {
         }
     }
 
+    /// Asks the service when it is the client's turn, unless another request for the same has been answered then.
+    async fn request(
+        &self,
+        key: CacheKey,
+        document: &[u8],
+        candidate: Candidate<'_>,
+        name: &Arc<str>,
+    ) -> Result<Arc<Response>, Reject> {
+        // Before the request that clients with the same key share: that this one leaves while it waits is nothing to the others.
+        let _slot = candidate.waiting().for_slot(&self.slots, Instant::now() + self.timeout).await?;
+        let exchange = async {
+            let response = self.exchange(document, candidate, name).await?;
+            let period = if response.result == Verdict::Allow { self.cache } else { self.negative_cache };
+            Ok((Arc::new(response), period))
+        };
+        // Without a cache, the service must see every attempt: it may count them, or accept each password only once.
+        if self.cache.is_zero() || self.negative_cache.is_zero() {
+            self.responses.get_or_fetch(key, exchange).await
+        } else {
+            self.responses.get_or_fetch_once(key, exchange).await
+        }
+    }
+
     async fn exchange(&self, document: &[u8], candidate: Candidate<'_>, name: &Arc<str>) -> Result<Response, Reject> {
-        let slot = timeout_at(Instant::now() + self.timeout, self.slots.take(candidate.remote())).await;
-        let Ok(Some(_slot)) = slot else { return Err(Reject::AuthenticationBusy) };
         if self.breaker.is_open() {
             note_detail("the circuit breaker is open: the service keeps failing");
             return Err(Reject::AuthenticationUnavailable);
