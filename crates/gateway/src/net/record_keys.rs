@@ -12,13 +12,15 @@ use rustls::crypto::cipher::{
 };
 use rustls::crypto::tls13::{HkdfExpander, OkmBlock};
 use rustls::{
-    CipherSuite, ConnectionTrafficSecrets, ContentType, Error, KeyLog, ProtocolVersion, SupportedCipherSuite,
-    Tls12CipherSuite, Tls13CipherSuite,
+    CipherSuite, ConnectionTrafficSecrets, ContentType, Error, KeyLog, PeerMisbehaved, ProtocolVersion,
+    SupportedCipherSuite, Tls12CipherSuite, Tls13CipherSuite,
 };
 use zeroize::Zeroizing;
 
 /// The length of a record's header [RFC 8446, 5.1].
 pub(super) const HEADER: usize = 5;
+/// The limit of plaintext in a record [RFC 8446, 5.1].
+pub(super) const MAX_PLAINTEXT: usize = 1 << 14;
 /// The names of the traffic secrets in key logs.
 const CLIENT: &str = "CLIENT_TRAFFIC_SECRET_0";
 const SERVER: &str = "SERVER_TRAFFIC_SECRET_0";
@@ -26,6 +28,44 @@ const SERVER: &str = "SERVER_TRAFFIC_SECRET_0";
 const MAX_SECRET: usize = 48;
 /// The length of the longest key: that of AES-256 and ChaCha20.
 const MAX_KEY: usize = 32;
+
+/// Records to be sent, one behind the other, in a buffer of the caller.
+pub(super) struct Records<'b> {
+    buffer: &'b mut [u8],
+    len: usize,
+}
+
+impl<'b> Records<'b> {
+    pub(super) const fn new(buffer: &'b mut [u8]) -> Self {
+        Self { buffer, len: 0 }
+    }
+
+    pub(super) fn as_slice(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
+    /// Adds bytes that are records already.
+    ///
+    /// # Errors
+    /// There is no room for them.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.add(bytes.len(), |place| {
+            place.copy_from_slice(bytes);
+            Ok(())
+        })
+    }
+
+    /// Adds a record of `len` bytes, which `write` makes.
+    ///
+    /// # Errors
+    /// There is no room for it, or those of `write`. It is not added then.
+    fn add(&mut self, len: usize, write: impl FnOnce(&mut [u8]) -> Result<(), Error>) -> Result<(), Error> {
+        let end = self.len + len;
+        write(self.buffer.get_mut(self.len..end).ok_or(Error::EncryptError)?)?;
+        self.len = end;
+        Ok(())
+    }
+}
 
 /// A traffic secret, followed by zeros if the hash of its cipher suite is shorter.
 type Secret = Zeroizing<[u8; MAX_SECRET]>;
@@ -75,6 +115,31 @@ impl KeyLog for TrafficSecrets {
     }
 }
 
+/// A record that was decrypted.
+pub(super) struct Opened<'r, 'p> {
+    pub(super) typ: ContentType,
+    pub(super) payload: Payload<'r, 'p>,
+}
+
+/// Where the payload of a record is.
+#[derive(Clone, Copy)]
+pub(super) enum Payload<'r, 'p> {
+    /// Within the record.
+    InPlace(&'r [u8]),
+    /// At the beginning of the place for it.
+    Placed(&'p [u8]),
+}
+
+impl Payload<'_, '_> {
+    #[expect(clippy::match_same_arms, reason = "together, both would have to live equally long")]
+    pub(super) const fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::InPlace(payload) => payload,
+            Self::Placed(payload) => payload,
+        }
+    }
+}
+
 /// Decrypts what the client sends.
 pub(super) enum Opener {
     Tls13(TrafficKey),
@@ -105,19 +170,24 @@ impl Opener {
         })
     }
 
-    /// Decrypts the record with this number in place.
+    /// Decrypts the record with this number: into `place` if that has room for it, else in place.
     ///
     /// # Errors
     /// It was not made with the key, or is malformed.
-    pub(super) fn open<'b>(
+    pub(super) fn open<'r, 'p>(
         &mut self,
-        record: InboundOpaqueMessage<'b>,
+        record: InboundOpaqueMessage<'r>,
         number: u64,
-    ) -> Result<InboundPlainMessage<'b>, Error> {
-        match self {
-            Self::Tls13(key) => key.open(record, number),
-            Self::Tls12(decrypter) => decrypter.decrypt(record, number),
-        }
+        place: &'p mut [u8],
+    ) -> Result<Opened<'r, 'p>, Error> {
+        let plain = match self {
+            Self::Tls13(key) => match record.payload.len().checked_sub(key.tag_len()) {
+                Some(len) if len <= place.len() => return key.open_into(&mut place[..len], &record, number),
+                _ => key.open(record, number)?,
+            },
+            Self::Tls12(decrypter) => decrypter.decrypt(record, number)?,
+        };
+        Ok(Opened { typ: plain.typ, payload: Payload::InPlace(plain.payload) })
     }
 
     /// Replaces the key by the next one, whose first record has the number 0.
@@ -165,11 +235,17 @@ impl Sealer {
     /// Encrypts the record with this number, which no other has.
     ///
     /// # Errors
-    /// The cipher does not encrypt, which must not happen.
-    pub(super) fn seal(&mut self, content: ContentType, payload: &[u8], number: u64) -> Result<Vec<u8>, Error> {
+    /// There is no room for it, or the cipher does not encrypt: neither must happen.
+    pub(super) fn seal(
+        &mut self,
+        content: ContentType,
+        payload: &[u8],
+        number: u64,
+        records: &mut Records<'_>,
+    ) -> Result<(), Error> {
         match self {
-            Self::Tls13(key) => key.seal(content, payload, number),
-            Self::Tls12(encrypter) => Ok(encrypter.encrypt(plain(content, payload), number)?.encode()),
+            Self::Tls13(key) => key.seal(content, payload, number, records),
+            Self::Tls12(encrypter) => records.push(&encrypter.encrypt(plain(content, payload), number)?.encode()),
         }
     }
 
@@ -204,17 +280,42 @@ impl TrafficKey {
         record.into_tls13_unpadded_message()
     }
 
+    /// As [`open`](Self::open), but not in place: `plain` is as long as what is encrypted.
+    fn open_into<'r, 'p>(
+        &self,
+        plain: &'p mut [u8],
+        record: &InboundOpaqueMessage<'_>,
+        number: u64,
+    ) -> Result<Opened<'r, 'p>, Error> {
+        let header = Aad::from(make_tls13_aad(record.payload.len()));
+        let (encrypted, tag) = record.payload.split_at(plain.len());
+        let opened = self.key.open_separate_gather(self.nonce(number), header, encrypted, tag, plain);
+        opened.map_err(|_| Error::DecryptError)?;
+        // The type, and zeros for padding behind it, which count for the limit.
+        if plain.len() > MAX_PLAINTEXT + 1 {
+            return Err(Error::PeerSentOversizedRecord);
+        }
+        let end = plain.iter().rposition(|byte| *byte != 0);
+        let end = end.ok_or(Error::PeerMisbehaved(PeerMisbehaved::IllegalTlsInnerPlaintext))?;
+        Ok(Opened { typ: ContentType::from(plain[end]), payload: Payload::Placed(&plain[..end]) })
+    }
+
     /// [RFC 8446, 5.2]
-    fn seal(&self, content: ContentType, payload: &[u8], number: u64) -> Result<Vec<u8>, Error> {
-        let protected = payload.len() + 1 + self.key.algorithm().tag_len();
+    fn seal(&self, content: ContentType, payload: &[u8], number: u64, records: &mut Records<'_>) -> Result<(), Error> {
+        let protected = payload.len() + 1 + self.tag_len();
         let header = make_tls13_aad(protected);
-        let mut record = Vec::with_capacity(HEADER + protected);
-        record.extend_from_slice(&header);
-        record.extend_from_slice(payload);
-        record.push(content.into());
-        let sealed = self.key.seal_in_place_separate_tag(self.nonce(number), Aad::from(header), &mut record[HEADER..]);
-        record.extend_from_slice(sealed.map_err(|_| Error::EncryptError)?.as_ref());
-        Ok(record)
+        records.add(HEADER + protected, |record| {
+            let (start, rest) = record.split_at_mut(HEADER);
+            start.copy_from_slice(&header);
+            let (encrypted, end) = rest.split_at_mut(payload.len());
+            let (nonce, header) = (self.nonce(number), Aad::from(header));
+            let sealed = self.key.seal_out_of_place_scatter(nonce, header, payload, encrypted, &[content.into()], end);
+            sealed.map_err(|_| Error::EncryptError)
+        })
+    }
+
+    fn tag_len(&self) -> usize {
+        self.key.algorithm().tag_len()
     }
 
     fn nonce(&self, number: u64) -> Nonce {

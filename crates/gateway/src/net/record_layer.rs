@@ -10,10 +10,8 @@ use rustls::{
     AlertDescription, ContentType, Error, ExtractedSecrets, HandshakeType, ProtocolVersion, SupportedCipherSuite,
 };
 
-use super::record_keys::{HEADER, Opener, Sealer, TrafficSecrets};
+use super::record_keys::{HEADER, MAX_PLAINTEXT, Opened, Opener, Payload, Records, Sealer, TrafficSecrets};
 
-/// The limit of plaintext in a record [RFC 8446, 5.1].
-pub(super) const MAX_PLAINTEXT: usize = 1 << 14;
 /// The limit of a protected record behind its header [RFC 8446, 5.2]; TLS 1.2 allows more, which no client uses: it is for
 /// compression and MACs that its ciphers here do not have.
 const MAX_PROTECTED: usize = MAX_PLAINTEXT + 256;
@@ -26,6 +24,8 @@ const MAX_WARNINGS: u8 = 4;
 /// Alerts are of two levels [RFC 8446, 6].
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
+/// The limit of an alert as a record: of two bytes, with whatever a cipher adds.
+const MAX_ALERT: usize = 64;
 
 /// Why a connection has to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ impl std::error::Error for Broken {}
 pub(super) enum Content<'a> {
     /// Application data.
     Data(&'a [u8]),
+    /// So many bytes of application data, in the place for them.
+    Placed(usize),
     /// Something between the two ends of TLS.
     Control,
     /// close_notify: the client sends nothing more.
@@ -125,11 +127,12 @@ impl RecordLayer {
         if len > MAX_PROTECTED { Err(Broken::Alert(AlertDescription::RecordOverflow)) } else { Ok(Some(HEADER + len)) }
     }
 
-    /// Decrypts a whole record in place.
+    /// Decrypts a whole record: into `place` if that has room for what it may contain, else in place, which costs a copy. Data that
+    /// `place` gets begins at its beginning.
     ///
     /// # Errors
     /// The connection has to be closed.
-    pub(super) fn open<'b>(&mut self, record: &'b mut [u8]) -> Result<Content<'b>, Broken> {
+    pub(super) fn open<'b>(&mut self, record: &'b mut [u8], place: &mut [u8]) -> Result<Content<'b>, Broken> {
         let (header, payload) =
             record.split_at_mut_checked(HEADER).ok_or(Broken::Alert(AlertDescription::DecodeError))?;
         let outer = ContentType::from(header[0]);
@@ -140,28 +143,32 @@ impl RecordLayer {
         }
         let version = ProtocolVersion::from(u16::from_be_bytes([header[1], header[2]]));
         let record = InboundOpaqueMessage::new(outer, version, payload);
-        let plain = self.opener.open(record, self.received).map_err(|error| match error {
+        let opened = self.opener.open(record, self.received, place);
+        let Opened { typ, payload } = opened.map_err(|error| match error {
             Error::PeerSentOversizedRecord => Broken::Alert(AlertDescription::RecordOverflow),
             Error::DecryptError => Broken::Alert(AlertDescription::BadRecordMac),
             _ => Broken::Alert(AlertDescription::UnexpectedMessage),
         })?;
         self.received = self.received.checked_add(1).ok_or(Broken::Alert(AlertDescription::InternalError))?;
-        if !plain.payload.is_empty() {
+        if !payload.as_slice().is_empty() {
             self.empty = 0;
         } else if self.empty == MAX_EMPTY {
             return Err(Broken::Alert(AlertDescription::UnexpectedMessage));
         } else {
             self.empty += 1;
         }
-        match plain.typ {
+        match typ {
             ContentType::ApplicationData => {
-                if !plain.payload.is_empty() {
+                if !payload.as_slice().is_empty() {
                     self.key_updates = 0;
                 }
-                Ok(Content::Data(plain.payload))
+                Ok(match payload {
+                    Payload::InPlace(data) => Content::Data(data),
+                    Payload::Placed(data) => Content::Placed(data.len()),
+                })
             }
-            ContentType::Alert => self.take_alert(plain.payload),
-            ContentType::Handshake if self.is_tls13() => self.take_key_update(plain.payload),
+            ContentType::Alert => self.take_alert(payload.as_slice()),
+            ContentType::Handshake if self.is_tls13() => self.take_key_update(payload.as_slice()),
             // The client asks for a renegotiation, which could change who it is.
             ContentType::Handshake => Err(Broken::Alert(AlertDescription::NoRenegotiation)),
             _ => Err(Broken::Alert(AlertDescription::UnexpectedMessage)),
@@ -209,19 +216,15 @@ impl RecordLayer {
         Ok(Content::Control)
     }
 
-    /// Encrypts at most [`MAX_PLAINTEXT`] bytes of application data, and what has to precede them. Each record is passed to
-    /// `send`.
+    /// Adds at most [`MAX_PLAINTEXT`] bytes of application data to `records`, and what has to precede them.
     ///
     /// # Errors
     /// The keys are used up, and TLS 1.2 has no new ones.
-    pub(super) fn seal(&mut self, data: &[u8], mut send: impl FnMut(Vec<u8>)) -> Result<(), Error> {
+    pub(super) fn seal(&mut self, data: &[u8], records: &mut Records<'_>) -> Result<(), Error> {
         if self.owes_key_update || self.sent >= self.max_sent {
-            self.update_key(&mut send)?;
+            self.update_key(records)?;
         }
-        if !data.is_empty() {
-            send(self.encrypt(ContentType::ApplicationData, data)?);
-        }
-        Ok(())
+        if data.is_empty() { Ok(()) } else { self.encrypt(ContentType::ApplicationData, data, records) }
     }
 
     /// An alert as a record. After it, nothing may be sent.
@@ -231,7 +234,10 @@ impl RecordLayer {
             AlertDescription::CloseNotify | AlertDescription::NoRenegotiation => WARNING,
             _ => FATAL,
         };
-        self.encrypt(ContentType::Alert, &[level, alert.into()])
+        let mut buffer = [0; MAX_ALERT];
+        let mut records = Records::new(&mut buffer);
+        self.encrypt(ContentType::Alert, &[level, alert.into()], &mut records)?;
+        Ok(records.as_slice().to_vec())
     }
 
     #[cfg(test)]
@@ -240,21 +246,22 @@ impl RecordLayer {
     }
 
     /// Announces a new key, and encrypts with it from then on.
-    fn update_key(&mut self, send: &mut impl FnMut(Vec<u8>)) -> Result<(), Error> {
+    fn update_key(&mut self, records: &mut Records<'_>) -> Result<(), Error> {
         if !self.is_tls13() {
             return Err(Error::EncryptError);
         }
         let message = [HandshakeType::KeyUpdate.into(), 0, 0, 1, 0];
-        send(self.encrypt(ContentType::Handshake, &message)?);
+        self.encrypt(ContentType::Handshake, &message, records)?;
         self.sealer.update(self.suite)?;
         (self.sent, self.owes_key_update) = (0, false);
         Ok(())
     }
 
-    fn encrypt(&mut self, content: ContentType, payload: &[u8]) -> Result<Vec<u8>, Error> {
-        let record = self.sealer.seal(content, payload, self.sent)?;
+    fn encrypt(&mut self, content: ContentType, payload: &[u8], records: &mut Records<'_>) -> Result<(), Error> {
+        // Counted in any case: no number is used twice.
+        let number = self.sent;
         self.sent += 1;
-        Ok(record)
+        self.sealer.seal(content, payload, number, records)
     }
 
     const fn is_tls13(&self) -> bool {

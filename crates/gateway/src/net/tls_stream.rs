@@ -6,27 +6,30 @@
 //! into the reader's buffer, and what the socket did not take: nothing, while it is idle.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use rustls::{AlertDescription, Error, ExtractedSecrets, SupportedCipherSuite};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::record_keys::{HEADER, TrafficSecrets};
-use super::record_layer::{Broken, Content, MAX_PLAINTEXT, RecordLayer};
+use super::record_keys::{HEADER, MAX_PLAINTEXT, Records, TrafficSecrets};
+use super::record_layer::{Broken, Content, RecordLayer};
 
 /// What a record adds to its plaintext at most, in the ciphers that the gateway has: header, explicit nonce or type, tag.
 const OVERHEAD: usize = 32;
-/// The size of a thread's buffer for records: those of a full write.
+/// The size of a thread's buffer for received records: those of a full write.
 const BUFFER: usize = MAX_WRITE + 4 * OVERHEAD;
 /// The limit of plaintext that one write encrypts.
 const MAX_WRITE: usize = 64 << 10;
-/// The limit of records that one write makes: those of the plaintext, a key update, and the end of the handshake.
-const MAX_RECORDS: usize = MAX_WRITE / MAX_PLAINTEXT + 2;
+/// The limit of what is left of a handshake that goes along with the first write.
+const MAX_LEFT: usize = 16 << 10;
+/// The size of a thread's buffer for records to be sent: those of a full write, with a key update and an alert.
+const OUTGOING: usize = MAX_LEFT + BUFFER + 4 * OVERHEAD;
 
 thread_local! {
     static RECORDS: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into());
+    static SEALED: RefCell<Box<[u8]>> = RefCell::new(vec![0; OUTGOING].into());
 }
 
 /// An encrypted connection to a client.
@@ -138,26 +141,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     }
 
     /// Writes new records as far as the socket takes them. None may wait before them.
-    fn send(&mut self, cx: &mut Context<'_>, records: &[Vec<u8>]) -> io::Result<()> {
-        let mut slices = [IoSlice::new(&[]); MAX_RECORDS];
-        for (slice, record) in slices.iter_mut().zip(records) {
-            *slice = IoSlice::new(record);
-        }
-        let mut slices = &mut slices[..records.len()];
-        while !slices.is_empty() {
-            let written = match &*slices {
-                // Nearly always; the other system call costs more.
-                [slice] => Pin::new(&mut self.socket).poll_write(cx, slice),
-                slices => Pin::new(&mut self.socket).poll_write_vectored(cx, slices),
-            };
-            match written {
+    fn send(&mut self, cx: &mut Context<'_>, mut records: &[u8]) -> io::Result<()> {
+        while !records.is_empty() {
+            match Pin::new(&mut self.socket).poll_write(cx, records) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(written)) => IoSlice::advance_slices(&mut slices, written),
+                Poll::Ready(Ok(written)) => records = &records[written..],
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
-                    self.outgoing.reserve_exact(slices.iter().map(|slice| slice.len()).sum());
-                    slices.iter().for_each(|slice| self.outgoing.extend_from_slice(slice));
-                    self.is_blocked = true;
+                    (self.outgoing, self.is_blocked) = (records.to_vec(), true);
                     break;
                 }
             }
@@ -210,7 +201,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     fn decrypt(&mut self, received: &mut [u8], buf: &mut ReadBuf<'_>) -> Result<usize, Broken> {
         let mut used = 0;
         while let Some(len) = RecordLayer::record_len(&received[used..])?.filter(|len| used + len <= received.len()) {
-            match self.records.open(&mut received[used..used + len])? {
+            // What does not fit is behind what waits for the reader.
+            let place =
+                if self.plain.is_empty() { buf.initialize_unfilled_to(len.min(buf.remaining())) } else { &mut [] };
+            match self.records.open(&mut received[used..used + len], place)? {
+                Content::Placed(len) => buf.advance(len),
                 Content::Data(data) => {
                     let fits = if self.plain.is_empty() { data.len().min(buf.remaining()) } else { 0 };
                     buf.put_slice(&data[..fits]);
@@ -279,24 +274,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
         if this.is_blocked {
             ready!(this.poll_send(cx))?;
         }
-        let (mut records, mut count) = ([const { Vec::new() }; MAX_RECORDS], 0);
-        let mut add = |record| (records[count], count) = (record, count + 1);
-        if !this.outgoing.is_empty() {
+        if this.outgoing.len() > MAX_LEFT {
+            ready!(this.poll_send(cx))?;
+        }
+        SEALED.with_borrow_mut(|buffer| {
+            let mut records = Records::new(buffer);
             // The end of the handshake goes along.
-            add(std::mem::take(&mut this.outgoing));
-        }
-        let bytes = &bytes[..bytes.len().min(MAX_WRITE)];
-        let sealed = bytes.chunks(MAX_PLAINTEXT).try_for_each(|chunk| this.records.seal(chunk, &mut add));
-        if sealed.is_err()
-            && let Ok(end) = this.records.seal_alert(AlertDescription::CloseNotify)
-        {
-            // The keys are used up. The client is not to take that for an attack.
-            add(end);
-            this.is_ended = true;
-        }
-        this.send(cx, &records[..count])?;
-        sealed.map_err(io::Error::other)?;
-        Poll::Ready(Ok(bytes.len()))
+            records.push(&std::mem::take(&mut this.outgoing)).map_err(io::Error::other)?;
+            let bytes = &bytes[..bytes.len().min(MAX_WRITE)];
+            let sealed = bytes.chunks(MAX_PLAINTEXT).try_for_each(|chunk| this.records.seal(chunk, &mut records));
+            if sealed.is_err()
+                && let Ok(end) = this.records.seal_alert(AlertDescription::CloseNotify)
+                && records.push(&end).is_ok()
+            {
+                // The keys are used up. The client is not to take that for an attack.
+                this.is_ended = true;
+            }
+            this.send(cx, records.as_slice())?;
+            sealed.map_err(io::Error::other)?;
+            Poll::Ready(Ok(bytes.len()))
+        })
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -31,8 +31,9 @@ use crate::net::{Stream, discard_until_closed};
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
 
-/// The size of the read buffer: four TLS records, so that a flood costs few system calls.
-const CHUNK: usize = 64 << 10;
+/// The size of the read buffer: four TLS records, so that a flood costs few system calls, and a byte more, so that also the last
+/// is decrypted there [its type follows it: RFC 8446, 5.2].
+const CHUNK: usize = (64 << 10) + 1;
 /// How many of them one direction moves before other sessions have their turn.
 const MAX_CHUNKS: usize = 4;
 /// How long the other side may stay silent after one side has closed.

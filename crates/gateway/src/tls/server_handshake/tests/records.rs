@@ -187,7 +187,8 @@ async fn connected(configs: &Configs, at_once: usize) -> (TlsStream<Trickle>, Cl
 }
 
 /// What ours makes of it.
-async fn by_ours(configs: &Configs, sent: &[Sent], at_once: usize) -> Verdict {
+/// `at_once`: how many bytes arrive together. `room`: the size of the reader's buffer.
+async fn by_ours(configs: &Configs, sent: &[Sent], at_once: usize, room: usize) -> Verdict {
     let (mut stream, client, mut theirs) = connected(configs, at_once).await;
     let received = records(&mut Forger::new(client, configs.suite), sent);
     let keep = tokio::spawn(async move {
@@ -197,7 +198,7 @@ async fn by_ours(configs: &Configs, sent: &[Sent], at_once: usize) -> Verdict {
         theirs.read_to_end(&mut answer).await.unwrap();
     });
     let mut verdict = Verdict { data: Vec::new(), is_broken: false, is_closed: false };
-    let mut buffer = vec![0; 5000];
+    let mut buffer = vec![0; room];
     loop {
         match stream.read(&mut buffer).await {
             Ok(0) => verdict.is_closed = true,
@@ -235,6 +236,13 @@ fn sent() -> impl Strategy<Value = Sent> {
         ),
         1 => record(ChangeCipherSpec, vec![vec![1], vec![]]),
         1 => Just(Sent::Record(ContentType::from(99), vec![1])),
+        // The type of what is encrypted is that of the last byte that is not 0 [RFC 8446, 5.4].
+        2 => (0..3000_usize, 0..300_usize).prop_map(|(len, padding)| {
+            Sent::Record(ContentType::from(0), [bytes(len), vec![23], vec![0; padding]].concat())
+        }),
+        1 => prop::sample::select(vec![0, 1, (1 << 14) - 1, 1 << 14]).prop_map(|padding| {
+            Sent::Record(ContentType::from(0), vec![0; padding])
+        }),
         1 => prop::sample::select(vec![
             vec![20, 3, 3, 0, 1, 1], vec![21, 3, 3, 0, 2, 1, 0], vec![21, 3, 3, 0, 2, 2, 40], vec![23, 3, 3, 0, 0],
             vec![23, 3, 3, 0xff, 0xff], vec![22, 3, 3, 0, 4, 1, 0, 0, 0], vec![0, 3, 3, 0, 1, 1], vec![23, 2, 0, 0, 1, 1],
@@ -248,7 +256,7 @@ proptest! {
     /// rustls itself is the judge: what it reads is read, and where it ends a connection, it ends. Ours is stricter with what no
     /// client sends behind the handshake: parts of messages, and TLS 1.2's requests for a renegotiation.
     #[test]
-    fn records_mean_what_they_mean_to_rustls(sent in prop::collection::vec(sent(), 1..8), at_once in 1..5000_usize) {
+    fn records_mean_what_they_mean_to_rustls(sent in prop::collection::vec(sent(), 1..8), at_once in 1..5000_usize, room in 1..20_000_usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         for configs in Configs::of_each_version() {
             let is_stricter = |sent: &Sent| match sent {
@@ -257,7 +265,7 @@ proptest! {
                 }
                 _ => false,
             };
-            let (ours, theirs) = (runtime.block_on(by_ours(&configs, &sent, at_once)), by_rustls(&configs, &sent));
+            let (ours, theirs) = (runtime.block_on(by_ours(&configs, &sent, at_once, room)), by_rustls(&configs, &sent));
             if sent.iter().any(is_stricter) {
                 prop_assert!(theirs.data.starts_with(&ours.data));
                 prop_assert!(ours.is_broken || ours == theirs, "{:?}: {ours:?} {theirs:?}", configs.suite);
@@ -274,11 +282,11 @@ async fn what_costs_the_gateway_more_than_the_client_is_limited() {
     for configs in Configs::of_each_version() {
         for count in [32, 33] {
             let sent: Vec<_> = (0..count).map(|_| empty()).collect();
-            let ours = by_ours(&configs, &sent, 1000).await;
+            let ours = by_ours(&configs, &sent, 1000, 5000).await;
             assert_eq!((ours.is_broken, &ours), (count > 32, &by_rustls(&configs, &sent)));
         }
         let warnings = vec![Sent::Record(ContentType::Alert, vec![1, 90]); 5];
-        let ours = by_ours(&configs, &warnings, 1000).await;
+        let ours = by_ours(&configs, &warnings, 1000, 5000).await;
         assert_eq!((ours.is_broken, &ours), (true, &by_rustls(&configs, &warnings)));
     }
 }
