@@ -87,7 +87,8 @@ impl Samples {
 }
 
 impl Latencies {
-    fn of(mut times: Vec<Duration>) -> anyhow::Result<Self> {
+    /// At least 100 of them, so that there is a 99th percentile.
+    pub(crate) fn of(mut times: Vec<Duration>) -> anyhow::Result<Self> {
         ensure!(times.len() >= 100, "only {} PINGREQs were sent", times.len());
         times.sort_unstable();
         Ok(Self(times))
