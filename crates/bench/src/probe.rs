@@ -13,11 +13,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::load::mqtt::{self, PINGREQ, PINGRESP};
-use crate::load::session_as;
+use crate::load::{ESTABLISHED, session_as};
 
 /// How long the last answers may take.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -54,7 +54,7 @@ type Sample = (Instant, Duration);
 pub(crate) struct Latencies(Vec<Duration>);
 
 impl Probe {
-    /// Opens the sessions.
+    /// Opens the sessions, and waits until they are [`ESTABLISHED`].
     pub(crate) async fn start(target: Target) -> anyhow::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (ready, is_ready) = oneshot::channel();
@@ -65,6 +65,7 @@ impl Probe {
             let error = thread.join().map_err(|_| anyhow!("the probe has panicked"))?.err();
             return Err(error.context("the probe has ended")?.context("live sessions"));
         }
+        sleep(ESTABLISHED).await;
         Ok(Self { thread, stop })
     }
 
@@ -139,7 +140,7 @@ async fn pings(
     let (mut samples, mut sent, mut buffer) = (Vec::new(), VecDeque::new(), [0; 512]);
     let mut ticks = interval(gap);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    tokio::time::sleep(after).await;
+    sleep(after).await;
     while !*stop.borrow() {
         tokio::select! {
             _ = ticks.tick() => {

@@ -16,7 +16,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum as _};
 use tokio::time::sleep;
 
-use crate::load::Load;
+use crate::load::{ESTABLISHED, Load};
 use crate::peers::{More, Proxy};
 use crate::report::{Machine, number, write_block};
 use ceilings::Ceilings;
@@ -58,10 +58,9 @@ const CONNECTS: usize = 200;
 const MESSAGES: usize = 10_000;
 /// Two numbers of idle sessions; what counts is the difference.
 const SESSIONS: [usize; 2] = [50, 250];
-/// So many of them are opened at once, and then this time passes: established sessions change threads after a second, and what
-/// they need until then is not to count. At the moment when the heap is greatest, all but as many are idle.
+/// So many of them are opened at once, and then [`ESTABLISHED`] passes: what they need until then is not to count. At the moment when
+/// the heap is greatest, all but as many are idle.
 const AT_ONCE: usize = 25;
-const ESTABLISHED: Duration = Duration::from_millis(1500);
 const PARSES: usize = 10_000;
 
 /// The tables of the file of ceilings.

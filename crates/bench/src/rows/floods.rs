@@ -56,7 +56,7 @@ pub(super) async fn inwards(bench: &Bench<'_>) -> Measured {
 }
 
 pub(super) async fn outwards(bench: &Bench<'_>) -> Measured {
-    let sessions = bench.load.sessions(bench.proxy.address, LARGE_CONNECTIONS).await?;
+    let sessions = bench.load.established(bench.proxy.address, LARGE_CONNECTIONS).await?;
     let (received, mut readers) = (Arc::new(AtomicUsize::new(0)), JoinSet::new());
     for mut session in sessions {
         let received = Arc::clone(&received);
@@ -98,7 +98,7 @@ pub(crate) async fn to_broker(
     bytes: Vec<u8>,
     duration: Duration,
 ) -> anyhow::Result<Flood> {
-    let sessions = load.sessions(proxy.address, connections).await?;
+    let sessions = load.established(proxy.address, connections).await?;
     let before = load.broker.received();
     let flooding = async {
         let (_sessions, sent) = write(sessions, bytes, duration).await?;
