@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use portcullis_pki::{Authority, Init, Purpose, Request};
 use rustls::client::Resumption;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 pub(crate) use broker::{BACKLOG, Broker, flood_request};
@@ -37,6 +37,10 @@ pub(crate) const CONCURRENCY: usize = 16;
 /// second: before, its messages wait behind handshakes, and the move itself takes CPU time. What counts is what a session costs for
 /// the rest of its life, of all proxies alike.
 pub(crate) const ESTABLISHED: Duration = Duration::from_millis(1500);
+
+/// Between two batches of [`Load::stay`]: 320 connects a second, so slow that all proxies keep up, and connects, sessions that move
+/// and ends happen at the same time.
+const BATCH_GAP: Duration = Duration::from_millis(50);
 
 /// Certificates and a broker.
 pub(crate) struct Load {
@@ -141,6 +145,28 @@ impl Load {
         Ok(open(&vec![self.connector.clone(); CONCURRENCY], proxy, count, Then::Keep).await?.sessions)
     }
 
+    /// Connects `count` times, [`CONCURRENCY`] at once every [`BATCH_GAP`]. Each session does nothing for this time, and then ends.
+    pub(crate) async fn stay(&self, proxy: SocketAddr, count: usize, time: Duration) -> anyhow::Result<()> {
+        let (connect, mut staying) = (Arc::<[u8]>::from(mqtt::connect(DEVICE)), JoinSet::new());
+        let mut batches = interval(BATCH_GAP);
+        for n in 0..count {
+            if n.is_multiple_of(CONCURRENCY) {
+                batches.tick().await;
+            }
+            let (connector, connect) = (self.connector.clone(), Arc::clone(&connect));
+            staying.spawn(async move {
+                let mut session = session_as(&connector, proxy, &connect).await?;
+                let read = timeout(time, session.read(&mut [0])).await;
+                ensure!(read.is_err(), "a session did not stay: {read:?}");
+                session.shutdown().await.context("TLS close")
+            });
+        }
+        while let Some(ended) = staying.join_next().await {
+            ended??;
+        }
+        Ok(())
+    }
+
     /// As [`Load::sessions`], and waits until all of them are [`ESTABLISHED`].
     pub(crate) async fn established(&self, proxy: SocketAddr, count: usize) -> anyhow::Result<Vec<Session>> {
         let sessions = self.sessions(proxy, count).await?;
@@ -165,7 +191,7 @@ impl Load {
         let before = self.broker.received();
         // Few at once: what arrives together costs less.
         let part = (sessions.len() / 10).min(10);
-        let mut tick = tokio::time::interval(Duration::from_secs_f64(part as f64 / pace as f64));
+        let mut tick = interval(Duration::from_secs_f64(part as f64 / pace as f64));
         let begin = Instant::now();
         let (mut sent, mut bytes) = (0, 0);
         'load: loop {

@@ -1,20 +1,28 @@
-//! Connects: full, resumed, all at once.
+//! Connects: full, resumed, of sessions that stay for a while, all at once.
+
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
 
 use super::{Bench, Goal, Measured, cpu_of, micros_each};
+use crate::load::ESTABLISHED;
 use crate::report::Figure;
 
 static FULL: Figure =
     Figure { key: "full-connect", title: "full connect", unit: "CPU µs", goal: Some(Goal::OfEnvoy(0.65)) };
 static RESUMED: Figure =
     Figure { key: "resumed-connect", title: "resumed connect", unit: "CPU µs", goal: Some(Goal::OfEnvoy(0.7)) };
+static STAY_SHORT: Figure =
+    Figure { key: "stay-short", title: "connect that stays 0.5 s", unit: "CPU µs", goal: None };
+static STAY: Figure = Figure { key: "stay", title: "connect that stays 1.5 s", unit: "CPU µs", goal: None };
 static STORM: Figure =
     Figure { key: "storm", title: "storm, until all are connected", unit: "ms", goal: Some(Goal::OfEnvoy(0.8)) };
 static STORM_CPU: Figure = Figure { key: "storm-cpu", title: "storm, each connect", unit: "CPU µs", goal: None };
 
 /// Connects before a measurement, so that what a process does once does not count.
 const WARM_UP: usize = 200;
+/// Less than the second after which Portcullis moves a session to a thread that relays.
+const SHORT: Duration = Duration::from_millis(500);
 /// Of the connects that are to be resumed, so many must be.
 const MIN_RESUMED: f64 = 0.99;
 
@@ -33,6 +41,15 @@ pub(super) async fn resumed(bench: &Bench<'_>) -> Measured {
     let (cpu, resumed) = cpu_of(bench.proxy, bench.load.connect_again(address, count)).await?;
     ensure!(resumed as f64 > count as f64 * MIN_RESUMED, "{resumed} of {count} connects were resumed");
     Ok(vec![(&RESUMED, micros_each(cpu, count))])
+}
+
+/// Full connects of sessions that end before Portcullis would move them, and after.
+pub(super) async fn stay(bench: &Bench<'_>) -> Measured {
+    let (address, count) = (bench.proxy.address, bench.amounts.stays);
+    bench.load.stay(address, WARM_UP, ESTABLISHED).await?;
+    let (short, ()) = cpu_of(bench.proxy, bench.load.stay(address, count, SHORT)).await?;
+    let (long, ()) = cpu_of(bench.proxy, bench.load.stay(address, count, ESTABLISHED)).await?;
+    Ok(vec![(&STAY_SHORT, micros_each(short, count)), (&STAY, micros_each(long, count))])
 }
 
 /// Everybody connects at the same time, and stays.

@@ -21,6 +21,8 @@ pub(crate) enum Row {
     Full,
     /// Connects that resume a TLS session
     Resumed,
+    /// Connects of sessions that stay for half a second, and for one and a half
+    Stay,
     /// Sessions that are all opened at once
     Storm,
     /// 64 B messages, 10,000 a second over 100 connections
@@ -48,6 +50,9 @@ pub(crate) struct Amounts {
     /// Number of connects per measurement
     #[arg(long, default_value_t = 2000)]
     pub(crate) connects: usize,
+    /// Number of connects of sessions that stay, for each time that they do
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) stays: usize,
     /// Number of sessions of the storm
     #[arg(long, default_value_t = 5000)]
     pub(crate) storm: usize,
@@ -88,6 +93,7 @@ impl Row {
         match self {
             Self::Full => connects::full(bench).await,
             Self::Resumed => connects::resumed(bench).await,
+            Self::Stay => connects::stay(bench).await,
             Self::Storm => connects::storm(bench).await,
             Self::Paced64 => paced::small(bench).await,
             Self::Paced16k => paced::large(bench).await,
