@@ -14,6 +14,7 @@ use crate::load::{Broker, DEVICE, Load};
 use crate::peers::{More, Proxy, free_address};
 use crate::probe::{Latencies, Probe, Target};
 use crate::report::{Machine, Spread, number, write_block};
+use crate::rows::floods::LARGE_CONNECTIONS;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -56,6 +57,8 @@ enum Storm {
     Stop,
     Return,
     Distant,
+    FloodSmall,
+    FloodLarge,
 }
 
 /// Values of all rounds.
@@ -80,7 +83,7 @@ struct Outcome {
 /// Returns whether the goals are met.
 pub(crate) async fn run(binary: &Path, dir: &Path, options: &Options) -> anyhow::Result<bool> {
     let load = Load::prepare(dir)?;
-    let storms = [Storm::Connect, Storm::Stop, Storm::Return, Storm::Distant];
+    let storms = [Storm::Connect, Storm::Stop, Storm::Return, Storm::Distant, Storm::FloodSmall, Storm::FloodLarge];
     let rows = storms.iter().flat_map(|storm| options.live.iter().map(|live| Row::new(*storm, *live)));
     let mut rows: Vec<Row> = rows.collect();
     for round in 1..=options.rounds {
@@ -104,6 +107,8 @@ impl Storm {
             Self::Stop => "clients stop in the middle of the handshake",
             Self::Return => "the broker closes all sessions, all return",
             Self::Distant => "all connect at once, 100 ms before each flight",
+            Self::FloodSmall => "16 connections flood 64 B messages, a record each",
+            Self::FloodLarge => "16 connections flood 64 KiB messages",
         }
     }
 
@@ -113,6 +118,8 @@ impl Storm {
             Self::Distant => connect(dir, proxy, devices, DISTANCE).await,
             Self::Stop => stop(dir, proxy, devices * STOPPING / 5).await,
             Self::Return => come_back(dir, load, proxy, devices).await,
+            Self::FloodSmall => flood(dir, load, proxy, Conduct::FloodSmall).await,
+            Self::FloodLarge => flood(dir, load, proxy, Conduct::FloodLarge).await,
         }
     }
 
@@ -134,6 +141,9 @@ impl Storm {
                 value(1),
                 value(2)
             ),
+            Self::FloodSmall | Self::FloodLarge => {
+                format!("{} messages a second, {} MB/s; all have arrived", value(0), value(1))
+            }
         }
     }
 }
@@ -189,6 +199,18 @@ async fn come_back(dir: &Path, load: &Load, proxy: SocketAddr, devices: usize) -
         end,
         others: vec![back.elapsed.as_secs_f64() * 1e3, most as f64, average, back.failures as f64],
     })
+}
+
+async fn flood(dir: &Path, load: &Load, proxy: SocketAddr, conduct: Conduct) -> anyhow::Result<Outcome> {
+    let message = conduct.message().context("these devices do not flood")?;
+    let before = load.broker.received();
+    let mut fleet = Fleet::start(dir, proxy, conduct, LARGE_CONNECTIONS, Duration::ZERO).await?;
+    let done = fleet.done().await?;
+    load.broker.wait_for(before, done.sent).await?;
+    let (begin, end) = (fleet.begin, Instant::now());
+    fleet.end().await?;
+    let rate = done.sent as f64 / (end - begin).as_secs_f64();
+    Ok(Outcome { begin, end, others: vec![rate / message.len() as f64, rate / 1e6] })
 }
 
 impl Row {

@@ -1,6 +1,7 @@
 //! A fleet of devices in a process of its own, of lower priority than gateway, broker and probe: on a machine that they share,
 //! what is measured would otherwise be how long the load computes.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,10 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
 
-use crate::load::{DEVICE, Flights, Stop, client_config, mqtt, socket_from};
+use crate::load::{DEVICE, ESTABLISHED, Flights, Stop, client_config, mqtt, session_as, socket_from};
+use crate::rows::floods;
 
 /// How much lower the priority is.
 const NICE: &str = "10";
@@ -27,6 +30,10 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const CONNECTING: Duration = Duration::from_secs(60);
 /// How long a device waits after a failure.
 const BACK_OFF: Duration = Duration::from_secs(1);
+/// How long devices flood.
+const FLOOD: Duration = Duration::from_secs(5);
+/// Bytes of payload of a small message.
+const SMALL: usize = 64;
 
 /// What the devices do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -37,6 +44,10 @@ pub(crate) enum Conduct {
     Stop,
     /// Connect, and connect again when the connection is closed
     Return,
+    /// Connect, and publish messages of 64 B as fast as possible, a write and a TLS record each
+    FloodSmall,
+    /// The same with messages of 64 KiB
+    FloodLarge,
 }
 
 /// The fleet's own process.
@@ -54,7 +65,7 @@ pub(crate) struct Orders {
 pub(crate) struct Fleet {
     process: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    /// When the devices began.
+    /// When the devices began, those that flood with that.
     pub(crate) begin: Instant,
 }
 
@@ -63,8 +74,22 @@ pub(crate) struct Done {
     pub(crate) elapsed: Duration,
     /// Failed connects.
     pub(crate) failures: usize,
-    /// One of them.
+    /// Bytes of messages that were sent.
+    pub(crate) sent: usize,
+    /// One of the failures.
     pub(crate) cause: String,
+}
+
+impl Conduct {
+    /// What a device that floods writes again and again.
+    pub(crate) fn message(self) -> Option<Vec<u8>> {
+        let payload = match self {
+            Self::FloodSmall => SMALL,
+            Self::FloodLarge => floods::LARGE,
+            Self::Connect | Self::Stop | Self::Return => return None,
+        };
+        Some(mqtt::publish(mqtt::TOPIC, payload))
+    }
 }
 
 impl Fleet {
@@ -92,11 +117,7 @@ impl Fleet {
     /// Waits until all devices have done what they do; of those that return, until they have connected, and until they have
     /// returned.
     pub(crate) async fn done(&mut self) -> anyhow::Result<Done> {
-        let line = self.next().await?;
-        let mut words = line.splitn(3, ' ');
-        let mut next = || words.next().context("a short line of the fleet");
-        let (micros, failures) = (next()?.parse()?, next()?.parse()?);
-        Ok(Done { elapsed: Duration::from_micros(micros), failures, cause: next()?.to_owned() })
+        Done::parse(&self.next().await?)
     }
 
     /// Ends the fleet. Returns how many devices were still connected.
@@ -113,28 +134,75 @@ impl Fleet {
     }
 }
 
+impl Done {
+    /// As it is displayed.
+    fn parse(line: &str) -> anyhow::Result<Self> {
+        let mut words = line.splitn(4, ' ');
+        let mut next = || words.next().context("a short line of the fleet");
+        let (micros, failures, sent) = (next()?.parse()?, next()?.parse()?, next()?.parse()?);
+        Ok(Self { elapsed: Duration::from_micros(micros), failures, sent, cause: next()?.to_owned() })
+    }
+}
+
+/// A line.
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { elapsed, failures, sent, cause } = self;
+        write!(f, "{} {failures} {sent} {cause}", elapsed.as_micros())
+    }
+}
+
 /// Is the fleet: prints a line when it begins, lines of [`Fleet::done`], and at the end of its input how many are connected.
 pub(crate) async fn run(orders: Orders) -> anyhow::Result<()> {
     let config = Arc::new(client_config(&Authority::open(&orders.pki)?, DEVICE)?);
+    let open = match orders.conduct.message() {
+        Some(message) => flood(&TlsConnector::from(config), &orders, message).await?,
+        None => connect(&config, &orders).await?,
+    };
+    println!("{open}");
+    Ok(())
+}
+
+/// Returns how many are connected at the end.
+async fn flood(connector: &TlsConnector, orders: &Orders, message: Vec<u8>) -> anyhow::Result<usize> {
+    let (connect, mut sessions) = (mqtt::connect(DEVICE), Vec::with_capacity(orders.count));
+    for _ in 0..orders.count {
+        sessions.push(session_as(connector, orders.address, &connect).await?);
+    }
+    sleep(ESTABLISHED).await;
     println!("begun");
-    let (mut devices, done) = all(&config, &orders, Duration::ZERO).await?;
+    let begin = Instant::now();
+    let (sessions, sent) = floods::write(sessions, message, FLOOD).await?;
+    println!("{}", Done { elapsed: begin.elapsed(), failures: 0, sent, cause: String::new() });
+    end_of_input().await?;
+    Ok(sessions.len())
+}
+
+/// Returns how many are connected at the end.
+async fn connect(config: &Arc<ClientConfig>, orders: &Orders) -> anyhow::Result<usize> {
+    println!("begun");
+    let (mut devices, done) = all(config, orders, Duration::ZERO).await?;
     println!("{done}");
     if orders.conduct == Conduct::Return {
         let mut closing: JoinSet<_> =
             devices.drain(..).map(|mut device| async move { device.closed().await }).collect();
         closing.join_next().await;
         drop(closing);
-        let (returned, done) = all(&config, &orders, BACK_OFF).await?;
+        let (returned, done) = all(config, orders, BACK_OFF).await?;
         println!("{done}");
         devices = returned;
     }
+    end_of_input().await?;
+    Ok(devices.iter().filter(|device| device.is_open()).count())
+}
+
+async fn end_of_input() -> anyhow::Result<()> {
     tokio::task::spawn_blocking(|| io::copy(&mut io::stdin(), &mut io::sink())).await??;
-    println!("{}", devices.iter().filter(|device| device.is_open()).count());
     Ok(())
 }
 
 /// All devices at once. With `again`, those that fail try again after this time.
-async fn all(config: &Arc<ClientConfig>, orders: &Orders, again: Duration) -> anyhow::Result<(Vec<Flights>, String)> {
+async fn all(config: &Arc<ClientConfig>, orders: &Orders, again: Duration) -> anyhow::Result<(Vec<Flights>, Done)> {
     let (begin, mut tasks) = (Instant::now(), JoinSet::new());
     for n in 0..orders.count {
         let (config, address) = (Arc::clone(config), orders.address);
@@ -161,7 +229,7 @@ async fn all(config: &Arc<ClientConfig>, orders: &Orders, again: Duration) -> an
         failures.extend(failed);
     }
     let cause = failures.first().map(|error| format!("{error:#}")).unwrap_or_default();
-    Ok((devices, format!("{} {} {cause}", begin.elapsed().as_micros(), failures.len())))
+    Ok((devices, Done { elapsed: begin.elapsed(), failures: failures.len(), sent: 0, cause }))
 }
 
 async fn one(
@@ -172,9 +240,10 @@ async fn one(
     delay: Duration,
 ) -> anyhow::Result<Flights> {
     let mut device = Flights::new(Arc::clone(config), socket_from(n, address).await?)?;
-    match conduct {
-        Conduct::Connect | Conduct::Return => device.connect(&mqtt::connect(DEVICE), delay).await?,
-        Conduct::Stop => device.stop_in(if n.is_multiple_of(2) { Stop::Hello } else { Stop::Certificate }).await?,
+    if conduct == Conduct::Stop {
+        device.stop_in(if n.is_multiple_of(2) { Stop::Hello } else { Stop::Certificate }).await?;
+    } else {
+        device.connect(&mqtt::connect(DEVICE), delay).await?;
     }
     Ok(device)
 }

@@ -36,7 +36,7 @@ static OUTWARDS: Figure = Figure {
 /// Connections with small messages.
 const CONNECTIONS: usize = 100;
 /// Connections with large messages: enough to keep two workers busy, few enough that their socket buffers stay in the cache.
-const LARGE_CONNECTIONS: usize = 16;
+pub(crate) const LARGE_CONNECTIONS: usize = 16;
 /// The payload of a large message, in bytes.
 pub(crate) const LARGE: usize = 64 << 10;
 /// Until socket buffers are full and the flood is steady.
@@ -109,8 +109,13 @@ pub(crate) async fn to_broker(
     Ok(Flood { cpu, bytes })
 }
 
-/// Returns the sessions, which must stay open until the last byte has arrived, and the number of bytes.
-async fn write(sessions: Vec<Session>, bytes: Vec<u8>, duration: Duration) -> anyhow::Result<(Vec<Session>, usize)> {
+/// Each session writes these bytes again and again. Returns the sessions, which must stay open until the last byte has arrived, and
+/// the number of bytes.
+pub(crate) async fn write(
+    sessions: Vec<Session>,
+    bytes: Vec<u8>,
+    duration: Duration,
+) -> anyhow::Result<(Vec<Session>, usize)> {
     let (bytes, mut writers) = (Arc::new(bytes), JoinSet::new());
     let begin = Instant::now();
     for mut session in sessions {
