@@ -14,15 +14,42 @@ pub(crate) enum Goal {
     AtMost(f64),
 }
 
+/// What became of a goal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Met,
+    Missed,
+    /// What it refers to has no value, and was not asked for.
+    NotAsked,
+    /// What it refers to was asked for, and has no value: nobody can say that the goal is met.
+    NoReference,
+}
+
+impl Verdict {
+    /// Whether the run may succeed with it.
+    pub(super) fn is_fine(self) -> bool {
+        matches!(self, Self::Met | Self::NotAsked)
+    }
+}
+
 impl Report {
-    /// `None`: no goal, or what it refers to has not been measured.
-    pub(super) fn is_goal_met(&self, line: &Line) -> Option<bool> {
+    /// `None`: no goal, or Portcullis has no value.
+    pub(super) fn verdict(&self, line: &Line) -> Option<Verdict> {
         let ours = self.spread(line, Peer::Portcullis)?.median;
-        match line.figure.goal? {
-            Goal::OfEnvoy(share) => Some(ours <= share * self.spread(line, Peer::Envoy)?.median),
-            Goal::OfBest(share) => Some(ours <= share * self.best(line)?.1),
-            Goal::AtMost(value) => Some(ours <= value),
-        }
+        let (limit, is_asked) = match line.figure.goal? {
+            Goal::OfEnvoy(share) => {
+                let envoy = self.spread(line, Peer::Envoy).map(|it| it.median);
+                (envoy.map(|envoy| share * envoy), self.peers().any(|peer| peer == Peer::Envoy))
+            }
+            Goal::OfBest(share) => (self.best(line).map(|(_, best)| share * best), self.peers().any(Peer::is_rival)),
+            Goal::AtMost(value) => (Some(value), false),
+        };
+        Some(match limit {
+            Some(limit) if ours <= limit => Verdict::Met,
+            Some(_) => Verdict::Missed,
+            None if is_asked => Verdict::NoReference,
+            None => Verdict::NotAsked,
+        })
     }
 
     /// The rival with the lowest median, and that median.
@@ -62,10 +89,27 @@ mod tests {
     }
 
     #[test]
-    fn without_its_reference_a_goal_is_not_judged() {
-        let report = report(&[(Peer::Portcullis, 5.0), (Peer::Nginx, 1.0)], &OF_ENVOY);
-        assert_eq!(report.is_goal_met(&report.lines[0]), None);
-        assert!(report.is_met());
+    fn a_reference_that_was_not_asked_for_does_not_fail_the_run() {
+        let of_envoy = report(&[(Peer::Portcullis, 5.0), (Peer::Nginx, 1.0)], &OF_ENVOY);
+        assert_eq!(of_envoy.verdict(&of_envoy.lines[0]), Some(Verdict::NotAsked));
+        assert!(of_envoy.is_met());
+        let of_best = report(&[(Peer::Portcullis, 5.0), (Peer::Bare, 10.0)], &OF_BEST);
+        assert_eq!(of_best.verdict(&of_best.lines[0]), Some(Verdict::NotAsked));
+        assert!(of_best.is_met());
+    }
+
+    #[test]
+    fn a_reference_that_was_asked_for_and_has_no_value_does() {
+        for (figure, peer) in [(&OF_ENVOY, Peer::Envoy), (&OF_BEST, Peer::Nginx)] {
+            let asked = [Peer::Portcullis, peer].map(|peer| Described { peer, version: String::new() });
+            let mut report = Report::new(Machine::default(), asked.into());
+            report.add(Peer::Portcullis, figure, 5.0);
+            assert_eq!(report.verdict(&report.lines[0]), Some(Verdict::NoReference));
+            assert!(!report.is_met());
+            report.add(peer, figure, 10.0);
+            assert_eq!(report.verdict(&report.lines[0]), Some(Verdict::Met));
+            assert!(report.is_met());
+        }
     }
 
     #[test]

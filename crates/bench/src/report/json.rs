@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Line, Machine, Report};
+use super::{Line, Machine, Report, Verdict};
 
 pub(super) fn of(report: &Report) -> anyhow::Result<String> {
     let Machine { cpu, cores, kernel, date, rounds } = &report.machine;
@@ -23,11 +23,16 @@ pub(super) fn of(report: &Report) -> anyhow::Result<String> {
 fn figure(report: &Report, line: &Line) -> Value {
     let values: Map<_, _> =
         report.peers().zip(&line.values).map(|(peer, values)| (peer.title().to_owned(), json!(values))).collect();
+    let is_goal_met = match report.verdict(line) {
+        Some(Verdict::Met) => Some(true),
+        Some(Verdict::Missed) => Some(false),
+        Some(Verdict::NotAsked | Verdict::NoReference) | None => None,
+    };
     json!({
         "key": line.figure.key,
         "title": line.figure.title,
         "unit": line.figure.unit,
         "values": values,
-        "is_goal_met": report.is_goal_met(line),
+        "is_goal_met": is_goal_met,
     })
 }

@@ -1,7 +1,7 @@
 //! A report -> tables in Markdown: the machine, all values, the goals, what failed, and the peers.
 
 use super::spread::number;
-use super::{Goal, Line, Machine, Report};
+use super::{Goal, Line, Machine, Report, Verdict};
 use crate::peers::Peer;
 
 pub(super) fn of(report: &Report) -> String {
@@ -67,10 +67,11 @@ fn goal(line: &Line) -> String {
 }
 
 fn verdict(report: &Report, line: &Line) -> &'static str {
-    match report.is_goal_met(line) {
-        Some(true) => "yes",
-        Some(false) => "**no**",
-        None if line.figure.goal.is_some() => "not judged",
+    match report.verdict(line) {
+        Some(Verdict::Met) => "yes",
+        Some(Verdict::Missed) => "**no**",
+        Some(Verdict::NotAsked) => "no reference",
+        Some(Verdict::NoReference) => "**no reference**",
         None => "",
     }
 }
