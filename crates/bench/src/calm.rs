@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use crate::fleet::{Conduct, Fleet};
 use crate::load::{Broker, DEVICE, Load};
-use crate::peers::{More, Proxy, free_address};
+use crate::peers::{More, Proxy, free_address, further_listener};
 use crate::probe::{Latencies, Probe, Target};
 use crate::report::{Machine, Spread, number, write_block};
 use crate::rows::floods::LARGE_CONNECTIONS;
@@ -279,23 +279,8 @@ fn add(values: &mut [Vec<f64>; 3], latencies: &Latencies) {
 
 /// The live sessions have another broker, which the storm leaves alone.
 fn live_listener(address: SocketAddr, broker: SocketAddr) -> String {
-    format!(
-        "[[listener]]
-name = \"live\"
-bind = \"{address}\"
-upstream = \"live\"
-[listener.tls]
-certificate = \"pki/issued/localhost.pem\"
-private_key = \"pki/issued/localhost.key\"
-client_ca = \"pki/root.pem\"
-[listener.admit]
-require = ['mqtt.client_id == cert.subject.cn']
-[[upstream]]
-name = \"live\"
-servers = [\"{broker}\"]
-health = {{ mode = \"off\" }}
-"
-    )
+    let upstream = format!("[[upstream]]\nname = \"live\"\nservers = [\"{broker}\"]\nhealth = {{ mode = \"off\" }}\n");
+    further_listener("live", address, "live", "") + &upstream
 }
 
 fn markdown(rows: &[Row], options: &Options) -> anyhow::Result<String> {

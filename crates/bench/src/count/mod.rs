@@ -8,6 +8,7 @@ mod valgrind;
 mod work;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -52,10 +53,6 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const SETTLED: Duration = Duration::from_millis(100);
 /// How long the gateway is counted while nothing happens, so that what the clock causes does not count.
 const IDLE: Duration = Duration::from_secs(5);
-/// How many of each unit are counted. Once a second, the gateway looks at its files and sessions, with 260 allocations: one of these
-/// more or less must not count.
-const CONNECTS: usize = 200;
-const MESSAGES: usize = 10_000;
 /// Two numbers of idle sessions; what counts is the difference.
 const SESSIONS: [usize; 2] = [50, 250];
 /// So many of them are opened at once, and then [`ESTABLISHED`] passes: what they need until then is not to count. At the moment when
@@ -75,6 +72,12 @@ struct Figure {
     key: &'static str,
     title: &'static str,
     value: f64,
+}
+
+impl Figure {
+    fn of(unit: Unit, table: &'static str, value: f64) -> Self {
+        Self { table, key: unit.key(), title: unit.title(), value }
+    }
 }
 
 /// What can say what has been done so far.
@@ -121,59 +124,39 @@ pub(crate) async fn run(binary: &Path, dir: &Path, options: &Options) -> anyhow:
 
 /// The system calls of each unit, and the most frequent of them, in words.
 async fn system_calls(binary: &Path, dir: &Path, load: &Load) -> anyhow::Result<(Vec<Figure>, String)> {
-    const UNITS: [(Unit, usize, &str, &str); 4] = [
-        (Unit::Full, CONNECTS, "full-connect", "full connect"),
-        (Unit::Resumed, CONNECTS, "resumed-connect", "resumed connect"),
-        (Unit::Message, MESSAGES, "message", "64 B message to the broker"),
-        (Unit::Ping, MESSAGES, "ping", "PINGREQ and PINGRESP"),
-    ];
     eprintln!("system calls");
     let (more, inspecting) = configuration()?;
     let (mut strace, command) = Strace::new(dir);
     let proxy = Proxy::portcullis_under(command, binary, dir, load.broker.address, &more).await?;
-    let counting = async {
-        let mut work = Work::open(load, proxy.address, inspecting).await?;
-        let background = background(&mut strace).await?;
-        let (mut figures, mut by_name) = (Vec::new(), "System calls:\n\n".to_owned());
-        for (unit, count, key, title) in UNITS {
-            let calls = each(&mut strace, &background, &mut work, unit, count).await?;
-            figures.push(Figure { table: SYSTEM_CALLS, key, title, value: calls.values().sum() });
-            by_name += &format!("- {title}: {}\n", most_frequent(&calls));
-        }
-        anyhow::Ok((figures, by_name))
-    };
-    let result = counting.await;
+    // Topic rules only compute.
+    let units = Unit::ALL.into_iter().filter(|unit| *unit != Unit::Inspected);
+    let counted = count(&mut strace, load, proxy.address, inspecting, units).await;
     // Even after an error: strace would leave the gateway running.
     let stopped = proxy.stop().await;
-    result.and_then(|counted| stopped.map(|()| counted))
+    let (mut figures, mut by_name) = (Vec::new(), "System calls:\n\n".to_owned());
+    for (unit, calls) in counted? {
+        figures.push(Figure::of(unit, SYSTEM_CALLS, calls.values().sum()));
+        by_name += &format!("- {}: {}\n", unit.title(), most_frequent(&calls));
+    }
+    stopped.map(|()| (figures, by_name))
 }
 
 /// The instructions and allocations of each unit.
 async fn instructions(binary: &Path, dir: &Path, load: &Load) -> anyhow::Result<Vec<Figure>> {
-    const UNITS: [(Unit, usize, &str, &str); 5] = [
-        (Unit::Full, CONNECTS, "full-connect", "full connect"),
-        (Unit::Resumed, CONNECTS, "resumed-connect", "resumed connect"),
-        (Unit::Message, MESSAGES, "message", "64 B message to the broker"),
-        (Unit::Inspected, MESSAGES, "inspected-message", "64 B message that topic rules decide on"),
-        (Unit::Ping, MESSAGES, "ping", "PINGREQ and PINGRESP"),
-    ];
     eprintln!("instructions and allocations");
     let (more, inspecting) = configuration()?;
     let command = Callgrind::command(dir);
     let proxy = Proxy::portcullis_under(command, binary, dir, load.broker.address, &more).await?;
     let mut callgrind = Callgrind::of(proxy.pid()?, dir);
-    let mut work = Work::open(load, proxy.address, inspecting).await?;
-    let background = background(&mut callgrind).await?;
-    let mut figures = Vec::new();
-    for (unit, count, key, title) in UNITS {
-        let counts = each(&mut callgrind, &background, &mut work, unit, count).await?;
-        for table in [INSTRUCTIONS, ALLOCATIONS] {
-            figures.push(Figure { table, key, title, value: counts.get(table).copied().unwrap_or_default() });
-        }
-    }
-    drop(work);
+    let counted = count(&mut callgrind, load, proxy.address, inspecting, Unit::ALL).await?;
     proxy.stop().await?;
-    Ok(figures)
+    let of = |unit, counts: &BTreeMap<String, f64>, table| {
+        Figure::of(unit, table, counts.get(table).copied().unwrap_or_default())
+    };
+    Ok(counted
+        .iter()
+        .flat_map(|(unit, counts)| [INSTRUCTIONS, ALLOCATIONS].map(|table| of(*unit, counts, table)))
+        .collect())
 }
 
 /// The heap of an idle session.
@@ -224,35 +207,44 @@ async fn parses(dir: &Path) -> anyhow::Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// What is done in a second in which nothing happens.
-async fn background(counter: &mut impl Counter) -> anyhow::Result<BTreeMap<String, f64>> {
+/// What each unit adds to what happens anyway, by name.
+async fn count(
+    counter: &mut impl Counter,
+    load: &Load,
+    gateway: SocketAddr,
+    inspecting: SocketAddr,
+    units: impl IntoIterator<Item = Unit>,
+) -> anyhow::Result<Vec<(Unit, BTreeMap<String, f64>)>> {
+    let mut work = Work::open(load, gateway, inspecting).await?;
     sleep(SETTLED).await;
-    counter.take().await?;
-    let begin = Instant::now();
-    sleep(IDLE).await;
-    let mut counts = counter.take().await?;
-    counts.values_mut().for_each(|count| *count /= begin.elapsed().as_secs_f64());
-    Ok(counts)
+    let idle = async {
+        sleep(IDLE).await;
+        Ok(())
+    };
+    let (background, seconds) = during(counter, idle).await?;
+    let mut all = Vec::new();
+    for unit in units {
+        let (mut counts, elapsed) = during(counter, work.run(unit, unit.count())).await?;
+        for (name, value) in &mut counts {
+            let anyway = background.get(name).copied().unwrap_or_default() / seconds * elapsed;
+            *value = (*value - anyway) / unit.count() as f64;
+        }
+        all.push((unit, counts));
+    }
+    Ok(all)
 }
 
-/// What each of `count` units adds to the background.
-async fn each(
+/// What is counted during some work, and until the gateway has settled, in how many seconds.
+async fn during(
     counter: &mut impl Counter,
-    background: &BTreeMap<String, f64>,
-    work: &mut Work<'_>,
-    unit: Unit,
-    count: usize,
-) -> anyhow::Result<BTreeMap<String, f64>> {
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<(BTreeMap<String, f64>, f64)> {
     counter.take().await?;
     let begin = Instant::now();
-    work.run(unit, count).await?;
+    work.await?;
     sleep(SETTLED).await;
-    let mut counts = counter.take().await?;
-    let elapsed = begin.elapsed().as_secs_f64();
-    for (name, value) in &mut counts {
-        *value = (*value - background.get(name).copied().unwrap_or_default() * elapsed) / count as f64;
-    }
-    Ok(counts)
+    let counts = counter.take().await?;
+    Ok((counts, begin.elapsed().as_secs_f64()))
 }
 
 /// Names with their counts, the greatest first.

@@ -11,12 +11,16 @@ use super::DEADLINE;
 use crate::load::mqtt::{PINGREQ, PINGRESP, TOPIC, publish};
 use crate::load::{DEVICE, Load, Session, mqtt, session_as};
 use crate::packets::inspected;
-use crate::peers::{More, free_address};
+use crate::peers::{More, free_address, further_listener};
 
 /// Topic rules of the listener that has some; the last of them decides.
 const RULES: usize = 100;
 /// Bytes of payload of a message.
 const PAYLOAD: usize = 64;
+/// How many of a unit are counted. Once a second, the gateway looks at its files and sessions, with 260 allocations: one of these
+/// more or less must not count.
+const CONNECTS: usize = 200;
+const MESSAGES: usize = 10_000;
 
 /// One thing that a gateway does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +32,39 @@ pub(super) enum Unit {
     /// The same where topic rules decide.
     Inspected,
     Ping,
+}
+
+impl Unit {
+    pub(super) const ALL: [Self; 5] = [Self::Full, Self::Resumed, Self::Message, Self::Inspected, Self::Ping];
+
+    /// In the tables of ceilings.
+    pub(super) const fn key(self) -> &'static str {
+        match self {
+            Self::Full => "full-connect",
+            Self::Resumed => "resumed-connect",
+            Self::Message => "message",
+            Self::Inspected => "inspected-message",
+            Self::Ping => "ping",
+        }
+    }
+
+    pub(super) const fn title(self) -> &'static str {
+        match self {
+            Self::Full => "full connect",
+            Self::Resumed => "resumed connect",
+            Self::Message => "64 B message to the broker",
+            Self::Inspected => "64 B message that topic rules decide on",
+            Self::Ping => "PINGREQ and PINGRESP",
+        }
+    }
+
+    /// How many of them are counted.
+    pub(super) const fn count(self) -> usize {
+        match self {
+            Self::Full | Self::Resumed => CONNECTS,
+            Self::Message | Self::Inspected | Self::Ping => MESSAGES,
+        }
+    }
 }
 
 /// The load of a gateway, with a session on each of its listeners.
@@ -42,21 +79,8 @@ pub(super) struct Work<'a> {
 /// The configuration: one worker, a listener without topic rules, and one with them, at the returned address.
 pub(super) fn configuration() -> anyhow::Result<(More, SocketAddr)> {
     let address = free_address()?;
-    let listener = format!(
-        "[[listener]]
-name = \"inspected\"
-bind = \"{address}\"
-upstream = \"brokers\"
-topics = \"bench\"
-[listener.tls]
-certificate = \"pki/issued/localhost.pem\"
-private_key = \"pki/issued/localhost.key\"
-client_ca = \"pki/root.pem\"
-[listener.admit]
-require = ['mqtt.client_id == cert.subject.cn']
-"
-    );
-    let tables = listener + &inspected(RULES).tables;
+    let rules = inspected(RULES);
+    let tables = further_listener("inspected", address, "brokers", &rules.listener) + &rules.tables;
     Ok((More { tables, is_single: true, ..More::default() }, address))
 }
 
@@ -68,7 +92,7 @@ impl<'a> Work<'a> {
         let raw = session_as(&connector, gateway, &connect).await?;
         let inspected = session_as(&connector, inspecting, &connect).await?;
         let mut work = Self { load, gateway, message: publish(TOPIC, PAYLOAD), raw, inspected };
-        for unit in [Unit::Full, Unit::Resumed, Unit::Message, Unit::Inspected, Unit::Ping] {
+        for unit in Unit::ALL {
             work.run(unit, WARM_UP).await?;
         }
         Ok(work)

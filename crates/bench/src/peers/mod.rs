@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::load::Load;
-pub(crate) use portcullis::More;
+pub(crate) use portcullis::{More, further_listener};
 pub(crate) use process::{Proxy, errors, free_address};
 use third_party::ThirdParty;
 

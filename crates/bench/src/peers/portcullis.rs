@@ -27,6 +27,24 @@ pub(crate) struct More {
     pub(crate) is_single: bool,
 }
 
+/// A further `[[listener]]` that does the same for its clients as the one of all measurements, but for rewriting, with these keys.
+pub(crate) fn further_listener(name: &str, address: SocketAddr, upstream: &str, keys: &str) -> String {
+    format!(
+        "[[listener]]
+name = \"{name}\"
+bind = \"{address}\"
+upstream = \"{upstream}\"
+{keys}
+[listener.tls]
+certificate = \"pki/issued/localhost.pem\"
+private_key = \"pki/issued/localhost.key\"
+client_ca = \"pki/root.pem\"
+[listener.admit]
+require = ['mqtt.client_id == cert.subject.cn']
+"
+    )
+}
+
 impl Proxy {
     /// Starts Portcullis with more keys.
     pub(crate) async fn portcullis_with(
