@@ -31,9 +31,10 @@ use crate::net::{Stream, discard_until_closed};
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
 
-/// The size of the read buffer: four TLS records, so that a flood costs few system calls, and a byte more, so that also the last
-/// is decrypted there [its type follows it: RFC 8446, 5.2].
-const CHUNK: usize = (64 << 10) + 1;
+/// How much is read at once: four TLS records, so that a flood costs few system calls.
+const CHUNK: usize = 64 << 10;
+/// A byte more, so that the last of four records is decrypted in the read buffer, too: its type follows it [RFC 8446, 5.2].
+const TYPE: usize = 1;
 /// How many of them one direction moves before other sessions have their turn.
 const MAX_CHUNKS: usize = 4;
 /// How long the other side may stay silent after one side has closed.
@@ -44,7 +45,7 @@ const STOP: Duration = Duration::from_secs(2);
 const MAX_KEPT: usize = 4 * CHUNK;
 
 thread_local! {
-    static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers { read: vec![0; CHUNK].into(), injected: Injected::default() });
+    static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers { read: vec![0; CHUNK + TYPE].into(), injected: Injected::default() });
 }
 
 /// The buffers of a thread, which every session uses while it is polled.
@@ -405,7 +406,11 @@ fn poll_chunk<C: Codec>(
     to: &mut Side,
 ) -> Poll<Result<(), Interrupt>> {
     BUFFERS.with_borrow_mut(|Buffers { read, injected }| {
-        let mut buffer = ReadBuf::new(read);
+        let mut buffer = ReadBuf::new(match direction {
+            Direction::ToBroker => read,
+            // The byte more would be a record of its own.
+            Direction::ToClient => &mut read[..CHUNK],
+        });
         let has_work = codec.has_work(direction);
         let read = if has_work { Ok(()) } else { ready!(Pin::new(&mut from.stream).poll_read(cx, &mut buffer)) };
         match read {
