@@ -214,7 +214,6 @@ impl Runtime {
     }
 }
 
-/// The parts that listeners refer to.
 /// The handshakes of all listeners, within the limits of the settings.
 fn open_handshakes(process: &Process, state: &ProcessState) -> Arc<Handshakes> {
     let Process { max_handshakes, handshake_queue, .. } = *process;
@@ -223,6 +222,7 @@ fn open_handshakes(process: &Process, state: &ProcessState) -> Arc<Handshakes> {
         .get_or_insert_with((max_handshakes, handshake_queue), || Handshakes::new(max_handshakes, handshake_queue))
 }
 
+/// The parts that listeners refer to.
 struct Parts<'a> {
     upstreams: &'a [Arc<Upstream>],
     authenticators: &'a [Arc<Authenticator>],

@@ -1,5 +1,6 @@
-//! Slots that clients of many networks share fairly: for requests to an authentication service, or for verifying a
-//! password. Enters: the address of a client that needs a slot. Leaves: a slot, in fair order, or none if too many wait.
+//! Slots that clients of many networks share fairly: for handshakes, for verifying passwords, for requests to an authentication
+//! service, and for a turn at a rate. Enters: the address of a client that needs a slot. Leaves: a slot, in fair order, or none
+//! if too many wait.
 //!
 //! Networks take turns, so one that sends a thousand clients delays the others by one client at a time. The networks of a
 //! network share its turns: of an IPv6 network with a /48 first its /56s, then their /64s take turns [RFC 6177, 2].
@@ -98,7 +99,7 @@ impl FairSlots {
             return Some(slot);
         }
         let class = class();
-        let turn = {
+        let granted = {
             let mut state = self.0.state.lock();
             if state.has_place(path.0, &self.0) {
                 state.take(path.0);
@@ -106,7 +107,7 @@ impl FairSlots {
             }
             state.wait(path, class, &self.0)?
         };
-        turn.await.ok()
+        granted.await.ok()
     }
 
     /// Whether clients wait for a slot.
@@ -132,9 +133,9 @@ impl Drop for Slot {
                 released.take().into_iter().for_each(|network| state.release(network));
                 state.next(&self.inner)
             };
-            let Some((network, turn)) = next else { return };
+            let Some((network, grant)) = next else { return };
             // Sent outside the lock: a slot that nobody receives is dropped, which takes the lock again.
-            drop(turn.send(Slot { inner: Arc::clone(&self.inner), network }));
+            drop(grant.send(Slot { inner: Arc::clone(&self.inner), network }));
         }
     }
 }
@@ -190,8 +191,8 @@ impl State {
             }
             waiting.remove_of_longest();
         }
-        let (turn, receiver) = oneshot::channel();
-        self.waiting[class as usize].push(path, turn);
+        let (grant, receiver) = oneshot::channel();
+        self.waiting[class as usize].push(path, grant);
         Some(receiver)
     }
 
@@ -204,7 +205,7 @@ impl State {
     }
 
     /// The client that gets the next slot, which is counted as taken.
-    fn next(&mut self, inner: &Inner) -> Option<(ClientNetwork, Turn)> {
+    fn next(&mut self, inner: &Inner) -> Option<(ClientNetwork, Grant)> {
         let mut waiting = std::mem::take(&mut self.waiting);
         let mut order: [usize; CLASSES] = std::array::from_fn(|class| class);
         if self.passed_on % TURN_OF_OTHERS == TURN_OF_OTHERS - 1 {
@@ -213,24 +214,24 @@ impl State {
         let mut in_order = order.into_iter();
         let next = in_order.find_map(|class| waiting[class].pop_if(|network| self.has_place(*network, inner)));
         self.waiting = waiting;
-        let (network, turn) = next?;
+        let (network, grant) = next?;
         self.passed_on = self.passed_on.wrapping_add(1);
         self.take(network);
-        Some((network, turn))
+        Some((network, grant))
     }
 }
 
-/// Hands a slot to a client that waits.
-type Turn = oneshot::Sender<Slot>;
+/// Hands a slot to a client that waits. Closed once the client has given up.
+type Grant = oneshot::Sender<Slot>;
 
 /// Clients that wait, some of which may have given up meanwhile.
 trait Queue: Default {
     type Path;
 
-    fn push(&mut self, path: Self::Path, turn: Turn);
+    fn push(&mut self, path: Self::Path, grant: Grant);
 
     /// Removes the client whose turn it is.
-    fn pop(&mut self) -> Option<Turn>;
+    fn pop(&mut self) -> Option<Grant>;
 
     /// Removes one of those that came last.
     fn remove_of_longest(&mut self);
@@ -243,17 +244,17 @@ trait Queue: Default {
 
 /// First come, first served.
 #[derive(Debug, Default)]
-struct Line(VecDeque<Turn>);
+struct Line(VecDeque<Grant>);
 
 impl Queue for Line {
     type Path = ();
 
-    fn push(&mut self, (): (), turn: Turn) {
-        self.0.push_back(turn);
+    fn push(&mut self, (): (), grant: Grant) {
+        self.0.push_back(grant);
     }
 
-    fn pop(&mut self) -> Option<Turn> {
-        std::iter::from_fn(|| self.0.pop_front()).find(|turn| !turn.is_closed())
+    fn pop(&mut self) -> Option<Grant> {
+        std::iter::from_fn(|| self.0.pop_front()).find(|grant| !grant.is_closed())
     }
 
     fn remove_of_longest(&mut self) {
@@ -261,7 +262,7 @@ impl Queue for Line {
     }
 
     fn remove_gone(&mut self) {
-        self.0.retain(|turn| !turn.is_closed());
+        self.0.retain(|grant| !grant.is_closed());
     }
 
     fn len(&self) -> usize {
@@ -297,7 +298,7 @@ impl<K: Copy + Ord + Hash, Q: Queue> Rotation<K, Q> {
     }
 
     /// Removes the client whose turn it is, of a queue that is `eligible`. That queue has its next turn after all others.
-    fn pop_if(&mut self, eligible: impl Fn(&K) -> bool) -> Option<(K, Turn)> {
+    fn pop_if(&mut self, eligible: impl Fn(&K) -> bool) -> Option<(K, Grant)> {
         loop {
             let position = self.order.iter().position(&eligible)?;
             let key = self.order.remove(position)?;
@@ -305,8 +306,8 @@ impl<K: Copy + Ord + Hash, Q: Queue> Rotation<K, Q> {
             if self.queues.contains_key(&key) {
                 self.order.push_back(key);
             }
-            if let Some(turn) = popped {
-                return Some((key, turn));
+            if let Some(grant) = popped {
+                return Some((key, grant));
             }
         }
     }
@@ -331,15 +332,15 @@ impl<K: Copy + Ord + Hash, Q: Queue> Rotation<K, Q> {
 impl<K: Copy + Ord + Hash, Q: Queue> Queue for Rotation<K, Q> {
     type Path = (K, Q::Path);
 
-    fn push(&mut self, (key, rest): Self::Path, turn: Turn) {
+    fn push(&mut self, (key, rest): Self::Path, grant: Grant) {
         if !self.queues.contains_key(&key) {
             self.order.push_back(key);
         }
-        self.change(key, |queue| queue.push(rest, turn));
+        self.change(key, |queue| queue.push(rest, grant));
     }
 
-    fn pop(&mut self) -> Option<Turn> {
-        self.pop_if(|_| true).map(|(_, turn)| turn)
+    fn pop(&mut self) -> Option<Grant> {
+        self.pop_if(|_| true).map(|(_, grant)| grant)
     }
 
     fn remove_of_longest(&mut self) {

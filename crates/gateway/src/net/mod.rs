@@ -10,6 +10,7 @@ mod tls_stream;
 mod write_deadline;
 
 pub(crate) use record_keys::TrafficSecrets;
+pub(crate) use record_layer::RecordLayer;
 pub(crate) use shortage::is_own_shortage;
 pub(crate) use stream::{Stream, discard_until_closed, left};
 pub(crate) use tcp::{Socket, acknowledge_now, bind, connect};

@@ -29,7 +29,7 @@ const MAX_ALERT: usize = 64;
 
 /// Why a connection has to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Broken {
+pub(crate) enum Broken {
     /// The client violates the protocol; it is sent this alert.
     Alert(AlertDescription),
     /// The client has sent a fatal alert, and is sent nothing.
@@ -61,7 +61,7 @@ pub(super) enum Content<'a> {
 }
 
 /// The keys and counters of both directions.
-pub(super) struct RecordLayer {
+pub(crate) struct RecordLayer {
     suite: SupportedCipherSuite,
     opener: Opener,
     sealer: Sealer,
@@ -116,7 +116,7 @@ impl RecordLayer {
     ///
     /// # Errors
     /// It is no record, or too long.
-    pub(super) fn record_len(bytes: &[u8]) -> Result<Option<usize>, Broken> {
+    pub(crate) fn record_len(bytes: &[u8]) -> Result<Option<usize>, Broken> {
         let Some(&[content_type, major, _, high, low]) = bytes.first_chunk::<HEADER>() else { return Ok(None) };
         let is_known =
             (u8::from(ContentType::ChangeCipherSpec)..=u8::from(ContentType::ApplicationData)).contains(&content_type);

@@ -164,7 +164,7 @@ impl Relay {
         record: &Record,
         poll_event: impl FnMut(&Context<'_>) -> Poll<SessionEvent>,
     ) -> Poll<()> {
-        each!(&mut self.0, pump => poll(pump, cx, Until::End, record, poll_event).map(drop))
+        each!(&mut self.0, pump => poll(pump, cx, Until::Ending, record, poll_event).map(drop))
     }
 
     /// Ends the session: moves what is still on its way, closes both connections. Returns why it ended, and what happened.
@@ -175,7 +175,7 @@ impl Relay {
     ) -> (CloseReason, Option<Box<str>>) {
         each!(&mut self.0, pump => {
             pump.reset_timers();
-            let closed = poll_fn(|cx| poll(pump, cx, Until::Closed, record, &mut poll_event));
+            let closed = poll_fn(|cx| poll(pump, cx, Until::AllClosed, record, &mut poll_event));
             let reason = timeout(LONGEST_END, closed).await;
             let reason = reason.unwrap_or_else(|_| pump.behind_disconnect(CloseReason::HalfCloseTimeout));
             pump.close().await;

@@ -97,9 +97,9 @@ pub(super) struct Pump<C> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Until {
     /// Until the session begins to end. It closes nothing.
-    End,
+    Ending,
     /// Until both connections are closed.
-    Closed,
+    AllClosed,
 }
 
 /// What interrupts a direction.
@@ -224,8 +224,8 @@ impl<C: Codec> Pump<C> {
             return Poll::Pending;
         }
         match until {
-            Until::End => Poll::Ready(self.reason.unwrap_or(CloseReason::UpstreamLost)),
-            Until::Closed => self.poll_over(cx, is_late),
+            Until::Ending => Poll::Ready(self.reason.unwrap_or(CloseReason::UpstreamLost)),
+            Until::AllClosed => self.poll_over(cx, is_late),
         }
     }
 
@@ -381,7 +381,7 @@ fn poll_direction<C: Codec>(
         ready!(to.poll_write_all(cx)).map_err(|_| Interrupt::Writing)?;
         match to.output {
             Output::Closed => return Poll::Ready(Ok(())),
-            Output::Ending if until == Until::End => return Poll::Ready(Ok(())),
+            Output::Ending if until == Until::Ending => return Poll::Ready(Ok(())),
             Output::Ending => ready!(to.poll_shutdown(cx)),
             Output::Open | Output::UntilBoundary(_) => {
                 if !may_move || poll_chunk(cx, codec, direction, from, to)?.is_pending() {

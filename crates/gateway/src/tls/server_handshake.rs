@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::client_hello;
 use crate::limits::Turn;
-use crate::net::{Leftovers, TlsStream, TrafficSecrets};
+use crate::net::{Leftovers, RecordLayer, TlsStream, TrafficSecrets};
 
 /// How much a handshake reads at once: most messages of a device fit.
 const READ: usize = 4 << 10;
@@ -23,10 +23,6 @@ const READ: usize = 4 << 10;
 const MAX_HELLO: usize = 16 << 10;
 /// The limit of bytes of a handshake that are not processed yet: a chain of 16 KiB, in records, and what comes with it.
 const MAX_INCOMING: usize = 40 << 10;
-
-/// The length of a record's header, and the limit of a record with it, as rustls has it [RFC 5246, 6.2.3].
-const RECORD_HEADER: usize = 5;
-const MAX_RECORD: usize = RECORD_HEADER + (16 << 10) + 2048;
 
 /// A socket whose handshake has not begun.
 pub(super) struct ServerHandshake<S> {
@@ -250,13 +246,9 @@ impl Rustls {
 
 /// The length of the record at the beginning of `bytes`; 0: it is incomplete. What is no record is for rustls to reject.
 fn record_len(bytes: &[u8]) -> usize {
-    let Some(&[content_type, major, _, high, low]) = bytes.first_chunk() else { return 0 };
-    let len = RECORD_HEADER + usize::from(u16::from_be_bytes([high, low]));
-    let is_record = (20..=23).contains(&content_type) && major == 3 && len <= MAX_RECORD;
-    match (is_record, bytes.len() < len) {
-        (true, true) => 0,
-        (true, false) => len,
-        (false, _) => bytes.len(),
+    match RecordLayer::record_len(bytes) {
+        Ok(len) => len.filter(|len| *len <= bytes.len()).unwrap_or(0),
+        Err(_) => bytes.len(),
     }
 }
 

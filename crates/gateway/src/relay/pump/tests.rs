@@ -29,7 +29,7 @@ fn session<C: Codec>(codec: C, broker_first: &[u8]) -> (Pump<C>, DuplexStream, D
 }
 
 async fn run<C: Codec>(pump: &mut Pump<C>) -> CloseReason {
-    poll_fn(|cx| pump.poll(cx, Until::Closed)).await
+    poll_fn(|cx| pump.poll(cx, Until::AllClosed)).await
 }
 
 /// Pumps while `script` plays the client and the broker; the session is to outlast it.
@@ -371,7 +371,7 @@ async fn a_codec_ends_the_session_with_its_reason() {
     for turns in 0..2 {
         let (mut pump, mut client, mut broker) = session(Letters::default(), &[]);
         for _ in 0..turns {
-            assert!(poll_fn(|cx| Poll::Ready(pump.poll(cx, Until::Closed))).await.is_pending());
+            assert!(poll_fn(|cx| Poll::Ready(pump.poll(cx, Until::AllClosed))).await.is_pending());
         }
         client.write_all(b"bXc").await.unwrap();
         let begin = Instant::now();
