@@ -25,13 +25,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::tables::AdminBind;
+use crate::limits::ADMIN_CONNECTIONS;
 use crate::net::{self, WriteDeadline};
 use crate::observe::RateLimit;
 use crate::session::Shared;
 use crate::status;
 
-/// The limit of open connections. Beyond it, a new one closes the oldest, so that probes are always answered.
-pub(crate) const MAX_CONNECTIONS: usize = 16;
 /// How long a connection stays open at least: its request may have arrived with it.
 const MIN_LIFETIME: Duration = Duration::from_millis(50);
 /// How long a connection may be idle, or a request incomplete.
@@ -90,7 +89,7 @@ async fn answer<S>(router: Router, mut accept: impl AsyncFnMut() -> io::Result<S
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut open: VecDeque<(Instant, AbortHandle)> = VecDeque::with_capacity(MAX_CONNECTIONS);
+    let mut open: VecDeque<(Instant, AbortHandle)> = VecDeque::with_capacity(ADMIN_CONNECTIONS);
     let warnings = RateLimit::default();
     loop {
         let stream = match accept().await {
@@ -104,7 +103,8 @@ where
             }
         };
         open.retain(|(_, connection)| !connection.is_finished());
-        if open.len() >= MAX_CONNECTIONS
+        // The oldest is closed, so that probes are always answered.
+        if open.len() >= ADMIN_CONNECTIONS
             && let Some((opened, oldest)) = open.pop_front()
         {
             tokio::time::sleep_until(opened + MIN_LIFETIME).await;

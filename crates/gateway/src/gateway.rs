@@ -424,8 +424,9 @@ async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: Ta
 impl Started {
     fn warn_of_changes(&self, next: &Runtime) {
         let (old, new) = (&self.process, &next.process);
+        let threads = |process: &Process| process.worker_threads.as_ref().map(|threads| threads.value);
         let changed = [
-            ("worker_threads", old.worker_threads != new.worker_threads),
+            ("worker_threads", threads(old) != threads(new)),
             ("log_format", old.log_format != new.log_format),
             ("admin.bind", self.admin != next.admin),
         ];
@@ -443,13 +444,14 @@ fn raise_descriptor_limit() -> Option<u64> {
     limit.or_else(|_| rlimit::Resource::NOFILE.get_soft()).ok()
 }
 
-/// Limits the connections of clients to what the limit of open files allows. Warns if the listeners could have more.
+/// Limits the connections of clients to what the limit of open files allows. Warns if the listeners could have more, unless
+/// loading the configuration has done so.
 fn divide_descriptors(limit: Option<u64>, runtime: &Runtime, relays: &RelayThreads, state: &ProcessState) {
     let Some(limit) = limit else { return };
-    let reserved = runtime.descriptors() + relays.descriptors() + admin::MAX_CONNECTIONS as u64;
-    let (max, is_new) = state.descriptors.divide(limit, reserved);
-    let wanted: u64 = runtime.listeners.iter().map(|listener| u64::from(listener.max_connections)).sum();
-    if is_new && wanted > max.into() {
+    let (max, is_new) = state.descriptors.divide(limit, runtime.descriptors() + relays.descriptors());
+    let wanted = runtime.max_connections();
+    let is_reported = runtime.sets_max_connections() && state.machine.descriptors == Some(limit);
+    if is_new && wanted > max.into() && !is_reported {
         tracing::warn!(
             limit,
             max_connections = max,

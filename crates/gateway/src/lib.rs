@@ -45,4 +45,5 @@ pub use runtime::{Listener, Loaded, Runtime};
 pub use state::ProcessState;
 pub use status::CertificateStatus;
 pub use util::crypto;
+pub use util::machine::Machine;
 pub use util::priority::Priority;

@@ -79,7 +79,7 @@ async fn watch_memory(shared: Weak<Shared>) {
 
 /// Refuses new connections while the process has more memory than `memory_limit`, and logs when that begins and ends.
 fn check_memory(shared: &Shared) {
-    let limit = shared.runtime.load().process.memory_limit;
+    let limit = shared.runtime.load().process.memory_limit.as_ref().map(|limit| limit.value);
     if limit.is_none() && !shared.state.memory.is_over() {
         return;
     }

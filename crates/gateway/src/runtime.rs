@@ -11,17 +11,21 @@ use portcullis_wire::Connect;
 
 use crate::auth::Authenticator;
 use crate::config::tables::{self, AccessLogFormat, AdminBind, OnReject, Process, Protocol};
-use crate::config::{self, Diagnostics, Reported, Settings};
+use crate::config::{self, Demand, Diagnostics, Reported, Settings};
 use crate::devices::Replica;
 use crate::edge::{Endpoint, Transport};
 use crate::files::warn_if_expired;
-use crate::limits::{AddressRules, Bans, ConnectionLimits, Handshakes, Permits};
+use crate::limits::{
+    ADMIN_CONNECTIONS, AddressRules, Bans, ConnectionLimits, Handshakes, PER_RELAY_THREAD, Permits, needed_descriptors,
+    possible_connections,
+};
 use crate::observe::{Expiry, ListenerMetrics, Observer};
 use crate::policy::{Admission, PacketPolicy, Rewriting, Signer, TopicPolicy};
 use crate::state::ProcessState;
 use crate::tls::{Context, ServerTls};
 use crate::upstream::{self, Upstream};
 use crate::util::clip::may_hold_token;
+use crate::util::machine::Machine;
 
 /// The default limit of a user name in bytes.
 const DEFAULT_MAX_USERNAME: usize = 1 << 10;
@@ -57,7 +61,7 @@ pub struct Listener {
     pub(crate) max_connect_size: usize,
     pub(crate) max_client_id: usize,
     pub(crate) max_username: usize,
-    pub(crate) max_connections: u32,
+    pub(crate) max_connections: config::Setting<u32>,
     /// Counts its connections, including those from before a reload.
     pub(crate) permits: Arc<Permits>,
     pub(crate) on_reject: OnReject,
@@ -111,6 +115,7 @@ impl Runtime {
         if diagnostics.has_errors() {
             return Err(diagnostics);
         }
+        runtime.compare_with(&state.machine, &mut diagnostics);
         Ok(Loaded { runtime, diagnostics })
     }
 
@@ -197,7 +202,29 @@ impl Runtime {
     pub(crate) fn descriptors(&self) -> u64 {
         let upstreams: u64 = self.upstreams.iter().map(|upstream| upstream.descriptors()).sum();
         let authenticators: u64 = self.authenticators.iter().map(|authenticator| authenticator.descriptors()).sum();
-        upstreams + authenticators + self.sockets().count() as u64
+        upstreams + authenticators + self.sockets().count() as u64 + ADMIN_CONNECTIONS as u64
+    }
+
+    /// The sum of the listeners' `max_connections`.
+    pub(crate) fn max_connections(&self) -> u64 {
+        self.listeners.iter().map(|listener| u64::from(listener.max_connections.value)).sum()
+    }
+
+    /// Whether [`compare_with`](Self::compare_with) says so if there are too few descriptors.
+    pub(crate) fn sets_max_connections(&self) -> bool {
+        self.listeners.iter().any(|listener| listener.max_connections.is_set())
+    }
+
+    /// Warns of settings that demand more than the machine has.
+    fn compare_with(&self, machine: &Machine, diagnostics: &mut Diagnostics) {
+        let needs = self.descriptors() + self.process.threads() as u64 * PER_RELAY_THREAD;
+        let demand = Demand {
+            process: &self.process,
+            connections: self.listeners.iter().map(|listener| &listener.max_connections).collect(),
+            descriptors: needed_descriptors(self.max_connections(), needs),
+            possible: possible_connections(machine.descriptors.unwrap_or(u64::MAX), needs),
+        };
+        demand.compare(machine, diagnostics);
     }
 
     /// The expiry times of the certificates in use, which may be older than their files.

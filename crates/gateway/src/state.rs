@@ -11,6 +11,7 @@ use crate::observe::{Observer, RateLimit};
 use crate::pki::RevocationStore;
 use crate::sessions::Sessions;
 use crate::tls::ListenerState;
+use crate::util::machine::Machine;
 use crate::util::weak_map::WeakMap;
 
 /// The state of the process, shared by all configurations.
@@ -18,6 +19,8 @@ use crate::util::weak_map::WeakMap;
 pub struct ProcessState {
     /// Metrics and the access log.
     pub observer: Arc<Observer>,
+    /// What the process may have; unknown: settings are not compared with it.
+    pub(crate) machine: Machine,
     /// The live sessions.
     pub sessions: Arc<Sessions>,
     pub(crate) revocation: Arc<RevocationStore>,
@@ -41,9 +44,14 @@ pub struct ProcessState {
 }
 
 impl ProcessState {
-    /// The state of a process that has just started.
+    /// The state of a process that has just started, of whose machine nothing is known.
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// The state of a process that has just started, on `machine`: configurations are compared with what it has.
+    pub fn on(machine: Machine) -> Arc<Self> {
+        Arc::new(Self { machine, ..Self::default() })
     }
 
     /// The TLS state of the listener of this name.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_gateway::config::tables::LogFormat;
-use portcullis_gateway::{Gateway, Loaded, Priority, ProcessState, Runtime, StartError};
+use portcullis_gateway::{Gateway, Loaded, Machine, Priority, ProcessState, Runtime, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::logging::Logging;
@@ -17,7 +17,7 @@ const SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     let early = EarlySignals::new()?;
-    let state = ProcessState::new();
+    let state = ProcessState::on(Machine::of_this_process());
     let observer = Arc::clone(&state.observer);
     let Loaded { runtime, diagnostics } =
         Runtime::load(path, &state).map_err(|problems| Failure::Configuration(Box::new(problems)))?;

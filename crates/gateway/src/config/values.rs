@@ -33,7 +33,7 @@ impl<T> Setting<T> {
     }
 
     /// Whether the file sets it.
-    pub(super) const fn is_set(&self) -> bool {
+    pub(crate) const fn is_set(&self) -> bool {
         self.location.is_some()
     }
 

@@ -10,6 +10,10 @@ use super::permits::{Permit, Permits};
 
 /// A session has a socket to the client and one to the broker.
 const PER_CONNECTION: u64 = 2;
+/// Descriptors of a thread that relays: epoll, its wake-up, signals.
+pub(crate) const PER_RELAY_THREAD: u64 = 4;
+/// Connections to the admin interface that may be open at once.
+pub(crate) const ADMIN_CONNECTIONS: usize = 16;
 /// Descriptors for listening sockets, logs, files, and fetches of CRLs, OCSP responses and keys.
 const BASE_RESERVE: u64 = 96;
 
@@ -31,8 +35,7 @@ impl Descriptors {
     /// checks, authentication services, the registry and the admin interface. Returns how many connections remain. At most
     /// half of a small limit is reserved. Also returns whether that is another number than before.
     pub(crate) fn divide(&self, limit: u64, needs: u64) -> (u32, bool) {
-        let reserve = (BASE_RESERVE + needs).min(limit / 2);
-        let max = u32::try_from((limit - reserve) / PER_CONNECTION).unwrap_or(u32::MAX);
+        let max = possible_connections(limit, needs);
         (max, self.max.swap(max, Ordering::Relaxed) != max)
     }
 
@@ -45,6 +48,17 @@ impl Descriptors {
     pub(crate) fn take(&self) -> Option<Permit> {
         self.connections.take(self.max.load(Ordering::Relaxed))
     }
+}
+
+/// How many connections a limit of open files leaves, as [`Descriptors::divide`] has it.
+pub(crate) fn possible_connections(limit: u64, needs: u64) -> u32 {
+    let reserve = (BASE_RESERVE + needs).min(limit / 2);
+    u32::try_from((limit - reserve) / PER_CONNECTION).unwrap_or(u32::MAX)
+}
+
+/// The limit of open files that leaves this many connections.
+pub(crate) const fn needed_descriptors(connections: u64, needs: u64) -> u64 {
+    BASE_RESERVE + needs + connections * PER_CONNECTION
 }
 
 #[cfg(test)]
@@ -62,5 +76,12 @@ mod tests {
         assert!(descriptors.take().is_some());
         assert_eq!(descriptors.divide(80, 300), (20, false));
         assert_eq!(descriptors.divide(u64::MAX, 0), (u32::MAX, true));
+    }
+
+    #[test]
+    fn what_is_needed_is_what_is_possible() {
+        let needed = needed_descriptors(100_000, 200);
+        assert_eq!((needed, possible_connections(needed, 200)), (200_296, 100_000));
+        assert_eq!(possible_connections(needed - 1, 200), 99_999);
     }
 }

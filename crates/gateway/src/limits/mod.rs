@@ -19,7 +19,9 @@ pub(crate) use bans::BanCounters;
 pub(crate) use bans::Bans;
 pub(crate) use bucket::Bucket;
 pub(crate) use connections::{AddressPermit, AllConnectionCounts, ConnectionLimits};
-pub(crate) use descriptors::Descriptors;
+pub(crate) use descriptors::{
+    ADMIN_CONNECTIONS, Descriptors, PER_RELAY_THREAD, needed_descriptors, possible_connections,
+};
 pub(crate) use fair::{FairSlots, Slot};
 pub(crate) use handshakes::{Handshakes, RecentClients, TooManyHandshakes, Turn};
 pub(crate) use memory::{MemoryGuard, resident_memory};

@@ -12,10 +12,8 @@ use tokio::runtime::{Builder, Handle, RuntimeFlavor};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::limits::PER_RELAY_THREAD;
 use crate::util::priority::Priority;
-
-/// The descriptors of one thread: epoll, its wake-up, signals.
-const DESCRIPTORS: u64 = 4;
 
 /// The threads that relay, and the scheduler of everything else. The threads end when this is dropped, which each of their
 /// sessions keeps from happening.
@@ -75,7 +73,7 @@ impl RelayThreads {
 
     /// The number of descriptors that the threads have.
     pub(crate) fn descriptors(&self) -> u64 {
-        self.relaying.len() as u64 * DESCRIPTORS
+        self.relaying.len() as u64 * PER_RELAY_THREAD
     }
 
     /// Runs the end of a session where connections begin.

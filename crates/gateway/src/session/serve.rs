@@ -253,8 +253,8 @@ fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Rec
     if listener.bans.rejects_connect(address) {
         return Err(Reject::Banned);
     }
-    let permit = listener.permits.take(listener.max_connections).ok_or(Reject::TooManyConnections)?;
-    let of_listener = Fill { taken: listener.permits.taken(), max: listener.max_connections };
+    let permit = listener.permits.take(listener.max_connections.value).ok_or(Reject::TooManyConnections)?;
+    let of_listener = Fill { taken: listener.permits.taken(), max: listener.max_connections.value };
     let pending = shared.state.pending.take(address, [of_listener, shared.state.descriptors.fill()]);
     let of_address = listener.rates.take(address);
     let pending = pending.ok_or(Reject::TooManyPending)?;

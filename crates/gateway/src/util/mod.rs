@@ -8,6 +8,7 @@ pub mod crypto;
 pub(crate) mod file;
 mod hkdf;
 pub(crate) mod invisible;
+pub(crate) mod machine;
 pub(crate) mod pem;
 pub(crate) mod priority;
 pub(crate) mod recent;

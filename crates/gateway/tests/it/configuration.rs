@@ -2,14 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use portcullis_gateway::{ProcessState, Runtime};
+use portcullis_gateway::{Machine, ProcessState, Runtime};
 use portcullis_testkit::Pki;
 
 pub(crate) fn problems(configuration: &str) -> String {
+    problems_on(Machine::default(), configuration)
+}
+
+pub(crate) fn problems_on(machine: Machine, configuration: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("p.toml");
     std::fs::write(&path, configuration).unwrap();
-    match Runtime::load(&path, &ProcessState::new()) {
+    match Runtime::load(&path, &ProcessState::on(machine)) {
         Ok(loaded) => loaded.diagnostics.render(false),
         Err(problems) => problems.render(false),
     }

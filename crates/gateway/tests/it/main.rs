@@ -13,6 +13,7 @@ mod devices_database;
 mod docs;
 mod imports;
 mod limits;
+mod machine;
 mod mistakes;
 mod names;
 mod passwords;

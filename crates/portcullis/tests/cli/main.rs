@@ -256,3 +256,24 @@ fn messages_that_nobody_can_read_are_no_reason_to_fail() {
         assert_eq!(status.code(), Some(code), "{arguments:?}");
     }
 }
+
+#[test]
+fn check_compares_settings_with_the_machine_that_it_runs_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let configuration = "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\nupstream = \"b\"\n\
+        max_connections = 4000\nallow = [\"127.0.0.1\"]\n[[upstream]]\nname = \"b\"\nservers = [\"127.0.0.1:1\"]\n\
+        [runtime]\nworker_threads = 1024\nmemory_limit = \"1PiB\"\n";
+    std::fs::write(dir.path().join("p.toml"), configuration).unwrap();
+    let script = format!("ulimit -n 4096 && {} check -c p.toml", env!("CARGO_BIN_EXE_portcullis"));
+    let output = Command::new("sh").current_dir(&dir).args(["-c", &script]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    for warning in [
+        "p.toml:6:19",
+        "warning: `max_connections`, 4000, takes 12211 file descriptors; the hard limit here is 4096, enough for ",
+        "warning: `worker_threads` is 1024, on ",
+        "warning: `memory_limit` is 1.0 PiB, more than the ",
+    ] {
+        assert!(text.contains(warning), "{warning}: {text}");
+    }
+    assert!(output.status.success() && text.matches("warning: ").count() == 3, "{text}");
+}

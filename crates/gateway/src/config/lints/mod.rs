@@ -3,8 +3,11 @@
 
 mod addresses;
 mod clients;
+mod machine;
 mod rules;
 mod topics;
+
+pub(crate) use machine::Demand;
 
 use super::diagnostics::{Complaint, Diagnostics};
 use super::tables::{Authenticator, Listener, Method, Password, Settings, Tls, TlsMode};

@@ -57,7 +57,7 @@ pub(in crate::config) struct ListenerTable {
     /// `16KiB` if an authenticator of the listener reads tokens from the user name.
     max_username: Option<Setting<ByteSize>>,
     /// Maximum number of concurrent connections, handshakes included. The gateway closes further ones.
-    max_connections: NonZeroU32,
+    max_connections: Setting<NonZeroU32>,
     /// Answer to a rejected CONNECT packet: `connack` (a CONNACK in the client's MQTT version) or `close` (none).
     on_reject: OnReject,
     /// TLS towards clients. Required with `protocol = "tls"`, an error with `tcp`.
@@ -95,7 +95,7 @@ impl Default for ListenerTable {
             max_connect_size: Setting::default_of(ByteSize(64 << 10)),
             max_client_id: Setting::default_of(ByteSize(1 << 10)),
             max_username: None,
-            max_connections: nonzero(100_000),
+            max_connections: Setting::default_of(nonzero(100_000)),
             on_reject: OnReject::Connack,
             tls: None,
             authenticate: Vec::new(),
@@ -172,7 +172,7 @@ pub struct Listener {
     /// Longest user name in bytes; `None`: the default, which depends on the authenticators.
     pub max_username: Option<usize>,
     /// Maximum number of concurrent connections.
-    pub max_connections: u32,
+    pub max_connections: Setting<u32>,
     /// The answer to a rejected CONNECT.
     pub on_reject: OnReject,
     /// `None`: MQTT in the clear.
@@ -238,7 +238,7 @@ pub(super) fn validate(
         max_connect_size: table.max_connect_size.value.0,
         max_client_id: table.max_client_id.value.0,
         max_username: table.max_username.as_ref().map(|size| size.value.0),
-        max_connections: table.max_connections.get(),
+        max_connections: table.max_connections.map(|number| number.get()),
         on_reject: table.on_reject,
         tls: tls.ok().flatten(),
         authenticate: validate_authenticate(table, names, document),

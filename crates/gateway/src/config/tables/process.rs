@@ -99,16 +99,16 @@ pub(in crate::config) struct AdminTable {
 }
 
 /// Settings of the process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Process {
     /// `None`: one for each core.
-    pub worker_threads: Option<usize>,
+    pub worker_threads: Option<Setting<usize>>,
     /// How many handshakes may be in progress at once.
     pub max_handshakes: usize,
     /// How many more may wait.
     pub handshake_queue: usize,
     /// In bytes.
-    pub memory_limit: Option<usize>,
+    pub memory_limit: Option<Setting<usize>>,
     /// How long sessions may continue after SIGTERM.
     pub drain_timeout: Duration,
     /// Log filter directives.
@@ -120,7 +120,8 @@ pub struct Process {
 impl Process {
     /// The number of threads that relay, and of those that connect clients.
     pub fn threads(&self) -> usize {
-        self.worker_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        let set = self.worker_threads.as_ref().map(|threads| threads.value);
+        set.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
 }
 
@@ -171,10 +172,10 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
         document.error(&table.log, Complaint::new(format!("`{}` is not a log level", table.log.value)).hint(hint));
     }
     Process {
-        worker_threads: table.worker_threads.as_ref().map(|threads| threads.value),
+        worker_threads: table.worker_threads.clone(),
         max_handshakes: table.max_handshakes.value,
         handshake_queue: table.handshake_queue.value,
-        memory_limit: table.memory_limit.as_ref().map(|limit| limit.value.0),
+        memory_limit: table.memory_limit.as_ref().map(|limit| limit.map(|size| size.0)),
         drain_timeout: table.drain_timeout.0,
         log: table.log.value.clone(),
         log_format: table.log_format,
