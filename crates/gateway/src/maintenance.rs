@@ -12,7 +12,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use crate::devices::Changed;
 use crate::limits::resident_memory;
 use crate::observe::Expiry;
-use crate::outcome::CloseReason;
+use crate::outcome::{CloseReason, Reject};
 use crate::session::{self, Shared, evaluate};
 use crate::sessions::SessionEntry;
 use crate::tls::ServerTls;
@@ -24,6 +24,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 const FILES_PERIOD: Duration = Duration::from_millis(500);
 /// Between two looks at the memory of the process: a storm may take 50 MB a second.
 const MEMORY_PERIOD: Duration = Duration::from_millis(100);
+const MIB: usize = 1 << 20;
 /// The numbers of days before a certificate's expiry at which the log warns of it.
 const WARN_AT: [i64; 4] = [30, 7, 1, 0];
 const DAY: i64 = 24 * 60 * 60;
@@ -43,6 +44,7 @@ async fn maintain_sessions(shared: Weak<Shared>) {
         ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
         fetch_due(&shared);
+        shared.state.observer.overload.log();
         let result = tokio::task::spawn_blocking(move || {
             end_sessions(&shared);
             drain_servers(&shared);
@@ -85,13 +87,15 @@ fn check_memory(shared: &Shared) {
     }
     // Where the system does not say, the guard cannot work, and does not refuse everybody.
     let resident = resident_memory().unwrap_or(0);
+    let (resident_mib, limit_mib) = (resident.div_ceil(MIB), limit.map(|limit| limit / MIB));
     match shared.state.memory.update(resident, limit, Instant::now()) {
         Some(true) => tracing::error!(
-            resident,
-            limit,
-            "the gateway has more memory than `memory_limit`: new connections are rejected, sessions stay"
+            resident_mib,
+            limit_mib,
+            hint = Reject::MemoryLimit.hint(),
+            "the gateway has more memory than `memory_limit`: new connections are rejected"
         ),
-        Some(false) => tracing::info!(resident, limit, "new connections are accepted again"),
+        Some(false) => tracing::info!(resident_mib, limit_mib, "new connections are accepted again"),
         None => {}
     }
 }

@@ -8,6 +8,7 @@ mod exceeded;
 mod info;
 mod line_queue;
 mod metrics;
+mod overload;
 mod rate_limit;
 mod record;
 
@@ -19,6 +20,7 @@ pub use info::{ConnectInfo, IdentityInfo, SessionInfo, ShownIdentity, TlsInfo, U
 pub use line_queue::{LineQueue, LineWriter, LostLines};
 pub(crate) use metrics::ServiceMetrics;
 pub use metrics::{Expiry, ListenerMetrics, Metrics, ServerMetrics};
+pub(crate) use overload::Overload;
 pub(crate) use rate_limit::RateLimit;
 pub use record::Record;
 
@@ -34,6 +36,8 @@ pub struct Observer {
     pub metrics: Metrics,
     /// The access log in use.
     pub access_log: ArcSwapOption<AccessLog>,
+    /// What clients are rejected for because there is no room for them.
+    pub(crate) overload: Overload,
     /// Counts the dropped lines of the gateway's own log; set when that log starts.
     pub log_dropped: OnceLock<LostLines>,
 }

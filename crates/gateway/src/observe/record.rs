@@ -68,6 +68,18 @@ impl Record {
         &self.info.listener
     }
 
+    /// That there is no room for clients concerns the operator even if the access log has each of them.
+    fn log_overload(&self, outcome: Outcome) {
+        if let Outcome::Rejected(reject) = outcome
+            && reject.is_overload()
+            && self.observer.overload.count(reject)
+        {
+            let (reason, detail, hint) = (outcome.label(), self.info.detail(), outcome.hint());
+            let (listener, remote) = (self.listener(), self.info.address());
+            tracing::warn!(listener, reason, detail, %remote, hint, "clients are rejected");
+        }
+    }
+
     /// Without an access log, a rejection would leave no trace at the usual log level.
     fn log_rejection(&self, outcome: Outcome) {
         if !matches!(outcome, Outcome::Rejected(_)) || self.observer.access_log.load().is_some() {
@@ -133,6 +145,7 @@ impl Drop for Record {
         if let (Outcome::Rejected(reject), Stage::Handshake) = (outcome, outcome.stage()) {
             self.listener.count_handshake_failure(reject);
         }
+        self.log_overload(outcome);
         self.log(outcome);
         if let Some(log) = self.observer.access_log.load().as_ref() {
             log.write(&End { info: &self.info, outcome });

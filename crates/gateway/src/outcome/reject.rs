@@ -325,3 +325,17 @@ impl From<WireError> for Reject {
         }
     }
 }
+
+impl Reject {
+    /// Whether the gateway has no room for the client at present, or for those of its network: it may be let in later.
+    pub(crate) const fn is_overload(self) -> bool {
+        matches!(
+            self,
+            Self::TooManyConnections
+                | Self::TooManyPending
+                | Self::TooManyHandshakes
+                | Self::MemoryLimit
+                | Self::AuthenticationBusy
+        )
+    }
+}

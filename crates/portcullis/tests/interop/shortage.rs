@@ -45,8 +45,12 @@ fn silent_connections_of_one_network_leave_room_for_others() {
     let gateway = Launch::new(Arc::default(), &format!("{ADMIT}{}", upstream(broker.port))).open_files(500).start();
     let silent: Vec<_> = (0..250).map(|_| TcpStream::connect(gateway.address).unwrap()).collect();
     gateway.wait_for_reason("too_many_pending");
+    let rejected = || gateway.own_log().matches("clients are rejected").count();
+    eventually("the first is in the gateway's log", || (rejected() > 0).then_some(()));
     let mut client = gateway.mosquitto("mosquitto_pub", "thing001", "thing001");
     let published = finish(client.args(["-A", "127.0.0.2", "-t", "t", "-m", "x"]));
     assert!(published.status.success(), "{published:?}");
+    let log = gateway.own_log();
+    assert!(rejected() == 1 && log.contains("too_many_pending"), "one line, of however many: {log}");
     drop(silent);
 }
