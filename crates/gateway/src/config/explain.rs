@@ -10,9 +10,6 @@ use super::diagnostics::Complaint;
 use super::elsewhere::instead_of;
 use crate::util::suggest::suggest;
 
-/// In an error of a value's own type: what separates the message from its hint.
-pub(super) const HINT: &str = "\nhint: ";
-
 /// Rewrites serde's error in the words of the configuration file.
 pub(super) fn explain(error: &toml::de::Error, schema: &Json) -> Complaint {
     let message = error.message();
@@ -23,10 +20,7 @@ pub(super) fn explain(error: &toml::de::Error, schema: &Json) -> Complaint {
     let known: Vec<&str> = quoted.clone().skip(1).collect();
     let kind = ["unknown field", "unknown variant"].into_iter().find(|kind| message.starts_with(kind));
     let (Some(kind), Some(found)) = (kind, quoted.next()) else {
-        return match message.split_once(HINT) {
-            Some((message, hint)) => Complaint::new(message).hint(hint),
-            None => Complaint::new(message),
-        };
+        return Complaint::new(message);
     };
     let what = if kind == "unknown field" { "unknown key" } else { "unknown value" };
     let complaint = Complaint::new(format!("{what} `{found}`"));
@@ -154,6 +148,8 @@ fn explain_type(message: &str) -> Option<Complaint> {
         }
         "a nonzero u32" if found == "the number 0" => ("a number greater than 0", "for no limit, leave the key out"),
         "a nonzero u32" => ("a number greater than 0", "write a whole number without quotes"),
+        "a rate" => ("a rate", "write \"100/s\", or { rate = \"100/s\", burst = 200 }"),
+        "a rate of bytes" => ("a rate of bytes", "write \"1MiB/s\", or { rate = \"1MiB/s\", burst = \"4MiB\" }"),
         other if other.starts_with("struct ") => {
             ("a table", "write it as { key = \"value\" }, or under a header of its own")
         }

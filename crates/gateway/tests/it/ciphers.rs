@@ -107,8 +107,16 @@ fn check_rejects_a_preference_that_has_no_effect() {
     let psk = of("tls", &format!("[listener.tls]\n{preference}psk = {{ file = \"psk.txt\", format = \"hex\" }}\n"));
     assert!(psk.contains("`cipher_preference` cannot be combined with `psk`"), "{psk}");
     assert!(psk.contains("hint: pre-shared keys have cipher suites of their own"), "{psk}");
+    assert!(
+        psk.contains("7 | cipher_preference = \"aes-128\"\n  |                     ^^^^^^^^^\n"),
+        "it shows where: {psk}"
+    );
+    let secret = "ticket_secret = \"0123456789abcdef0123456789abcdef\"\n";
+    let psk = of("tls", &format!("[listener.tls]\n{secret}psk = {{ file = \"psk.txt\", format = \"hex\" }}\n"));
+    assert!(psk.contains("p.toml:7:17: `ticket_secret` cannot be combined") && !psk.contains("abcdef"), "{psk}");
     let plain = of("tcp", &with_certificate);
     assert!(plain.contains("error: [listener.tls] has no effect with `protocol = \"tcp\"`"), "{plain}");
+    assert!(plain.contains("hint: for TLS, set `protocol = \"tls\"`"), "{plain}");
     let other = of("tls", &with_certificate.replace("aes-128", "aes128"));
     assert!(other.contains("aes-128") && other.contains("aes-256"), "it says what there is: {other}");
 }

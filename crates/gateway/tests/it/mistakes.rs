@@ -374,3 +374,72 @@ fn mistakes_in_the_limits_of_the_process_are_explained() {
         assert!(text.contains(problem) && text.contains(hint), "{keys}: {text}");
     }
 }
+
+#[test]
+fn mistakes_in_rates_are_explained_where_they_are() {
+    let found =
+        |key: &str| problems(&listener("protocol = \"tcp\"\n", &format!("[listener.limits]\n{key}\n"), &["true"]));
+    for (key, at, problem, hint) in [
+        (
+            "message_rate = { rate = \"100/s\", burst = 0 }",
+            "0",
+            "error: `burst` must be a number greater than 0",
+            "such as 200",
+        ),
+        (
+            "message_rate = { rate = \"100/s\", burst = -1 }",
+            "-1",
+            "error: `burst` must be a number",
+            "for one second's worth",
+        ),
+        (
+            "byte_rate = { rate = \"1MiB/s\", burst = \"x\" }",
+            "\"x\"",
+            "error: `burst` must be a size",
+            "such as \"4MiB\"",
+        ),
+        (
+            "connect_rate = { rate = \"100/s\" }",
+            "{ rate = \"100/s\" }",
+            "error: `burst` is missing",
+            "write \"100/s\" alone",
+        ),
+        (
+            "connect_rate = { burst = 1 }",
+            "{ burst = 1 }",
+            "error: `rate` is missing",
+            "{ rate = \"100/s\", burst = 200 }",
+        ),
+        (
+            "message_rate = { rate = \"1/d\", burst = 9 }",
+            "\"1/d\"",
+            "error: `1/d` is not a rate",
+            "per second, minute and hour",
+        ),
+        ("message_rate = { rate = 5, burst = 9 }", "5", "error: `rate` must be a string", "write \"100/s\""),
+        (
+            "message_rate = { rate = \"1/s\", brust = 9 }",
+            "brust",
+            "error: unknown key `brust`",
+            "did you mean `burst`?",
+        ),
+        ("message_rate = \"0/s\"", "\"0/s\"", "error: `0/s`: a rate is greater than 0", "leave the key out"),
+        ("message_rate = 100", "100", "error: expected a rate, found the number 100", "write \"100/s\""),
+        (
+            "connect_rate_per_address = { rate = \"10/m\", burst = 14_401 }",
+            "14_401",
+            "warning: `burst` is more than the rate allows in a day",
+            "some seconds' worth",
+        ),
+    ] {
+        let text = found(key);
+        assert!(text.contains(problem) && text.contains(hint), "{key}: {text}");
+        let column = key.rfind(at).unwrap();
+        assert!(text.contains(&format!("7 | {key}\n  | {}{}\n", " ".repeat(column), "^".repeat(at.len()))), "{text}");
+        assert_eq!(text.matches("error: ").count(), usize::from(problem.starts_with("error")), "{key}: {text}");
+    }
+    let rate = "connect_rate_per_address = { rate = \"10/m\", burst = 14_400 }";
+    assert!(!found(rate).contains("burst"), "{}", found(rate));
+    let upstream = listener("", "", &["true"]) + "max_connect_rate = { rate = \"10/s\", burst = 0 }\n";
+    assert!(problems(&upstream).contains("`burst` must be a number greater than 0"), "{}", problems(&upstream));
+}

@@ -1,17 +1,15 @@
 //! `[listener.limits]`.
 
-use std::borrow::Cow;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde::de::{Deserialize, Deserializer, Error as _};
 
 use super::super::diagnostics::Complaint;
 use super::super::document::Document;
-use super::super::explain::HINT;
 use super::super::values::{ByteSize, Setting, Timeout};
+use super::rates::{self, ByteRate, CountRate, Rate};
 
 /// MQTT counts keep-alive intervals in seconds, in 16 bits [MQTT-3.1.2.10].
 const MAX_KEEP_ALIVE: Duration = Duration::from_secs(u16::MAX as u64);
@@ -65,25 +63,6 @@ pub enum OnExceed {
     /// The session ends.
     Disconnect,
 }
-
-/// A rate of events, such as 600 in a minute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// The number of events in `per`.
-    pub amount: u64,
-    /// The period.
-    pub per: Duration,
-    /// The number of events that may come at once.
-    pub burst: u64,
-}
-
-/// A rate of connections or messages.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct CountRate(pub(super) Rate);
-
-/// A rate of bytes.
-#[derive(Clone, Copy, Debug)]
-struct ByteRate(Rate);
 
 /// `[listener.limits]`, validated.
 #[derive(Clone, Debug, Default)]
@@ -168,7 +147,7 @@ pub(super) fn validate(table: &LimitsTable, document: &mut Document) -> Limits {
         document.warning(on_exceed, Complaint::new(message).hint("message_rate = \"100/s\""));
     }
     let seconds = |period: &Option<Setting<Timeout>>| period.as_ref().map(|period| period.value.0.as_secs());
-    let count = |rate: &Option<Setting<CountRate>>| rate.as_ref().map(|rate| rate.value.0);
+    let mut count = |rate: &Option<Setting<CountRate>>| rates::validate(rate.as_ref(), document);
     let connections = ConnectionLimits {
         per_address: table.connections_per_address.map(NonZeroU32::get),
         rate: count(&table.connect_rate),
@@ -176,7 +155,7 @@ pub(super) fn validate(table: &LimitsTable, document: &mut Document) -> Limits {
     };
     let packets = PacketLimits {
         message_rate: count(&table.message_rate),
-        byte_rate: table.byte_rate.as_ref().map(|rate| rate.value.0),
+        byte_rate: rates::validate(table.byte_rate.as_ref(), document),
         on_exceed: table.on_exceed.as_ref().map(|it| it.value).unwrap_or_default(),
         max_packet_size: table.max_packet_size.as_ref().map(|size| u32::try_from(size.value.0).unwrap_or(u32::MAX)),
         max_subscriptions: table.max_subscriptions.map(NonZeroU32::get),
@@ -185,109 +164,4 @@ pub(super) fn validate(table: &LimitsTable, document: &mut Document) -> Limits {
         max_session_expiry: seconds(&table.max_session_expiry).map(|it| u32::try_from(it).unwrap_or(u32::MAX - 1)),
     };
     Limits { connections, packets, max_session_lifetime: table.max_session_lifetime.map(|period| period.0) }
-}
-
-/// Parses an amount: a number, or a number of bytes.
-type Amount = fn(&str) -> Option<u64>;
-
-fn count(text: &str) -> Option<u64> {
-    text.replace('_', "").parse().ok()
-}
-
-fn bytes(text: &str) -> Option<u64> {
-    text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64())
-}
-
-/// `example`: the notation of such a rate, for errors.
-fn parse(value: toml::Value, amount: Amount, example: &str) -> Result<Rate, String> {
-    let (text, burst) = match value {
-        toml::Value::String(text) => (text, None),
-        toml::Value::Table(mut table) => {
-            let rate = table.remove("rate");
-            let burst = table.remove("burst");
-            if let Some(other) = table.keys().next() {
-                return Err(format!("unknown key `{other}`: a rate has `rate` and `burst`"));
-            }
-            let Some(toml::Value::String(text)) = rate else {
-                return Err(format!("`rate` is missing: {{ rate = \"{example}\", burst = ... }}"));
-            };
-            let burst = burst.ok_or_else(|| format!("`burst` is missing: without it, write \"{text}\" alone"))?;
-            let burst = match burst {
-                toml::Value::Integer(number) => u64::try_from(number).ok(),
-                toml::Value::String(text) => amount(&text),
-                _ => None,
-            };
-            (text, Some(burst.filter(|burst| *burst > 0).ok_or("`burst` must be a number greater than 0")?))
-        }
-        _ => return Err(format!("expected a rate{HINT}write \"{example}\"")),
-    };
-    let not_a_rate =
-        || format!("`{text}` is not a rate{HINT}write \"{example}\"; `/s`, `/m` and `/h`: per second, minute and hour");
-    let (number, unit) = text.split_once('/').ok_or_else(not_a_rate)?;
-    let per = match unit.trim() {
-        "s" => 1,
-        "m" => 60,
-        "h" => 60 * 60,
-        _ => return Err(not_a_rate()),
-    };
-    let number = amount(number.trim()).ok_or_else(not_a_rate)?;
-    if number == 0 {
-        return Err(format!("`{text}`: a rate is greater than 0{HINT}for no limit, leave the key out"));
-    }
-    Ok(Rate { amount: number, per: Duration::from_secs(per), burst: burst.unwrap_or((number / per).max(1)) })
-}
-
-macro_rules! rate {
-    ($type:ident, $amount:expr, $example:literal, $description:literal) => {
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                parse(toml::Value::deserialize(deserializer)?, $amount, $example).map(Self).map_err(D::Error::custom)
-            }
-        }
-
-        impl JsonSchema for $type {
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($type).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": ["string", "object"], "description": $description })
-            }
-        }
-    };
-}
-
-rate!(CountRate, count, "100/s", "a rate: \"100/s\", \"10/m\", or { rate = \"100/s\", burst = 200 }");
-rate!(ByteRate, bytes, "1MiB/s", "a rate: \"64KiB/s\", \"1MiB/s\", or { rate = \"1MiB/s\", burst = \"4MiB\" }");
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn count_rate(value: &str) -> Result<Rate, String> {
-        let table: toml::Table = format!("r = {value}").parse().unwrap();
-        parse(table["r"].clone(), count, "100/s")
-    }
-
-    #[test]
-    fn a_rate_has_an_amount_a_unit_and_perhaps_a_burst() {
-        let rate = |amount, per, burst| Ok(Rate { amount, per: Duration::from_secs(per), burst });
-        assert_eq!(count_rate("\"100/s\""), rate(100, 1, 100));
-        assert_eq!(count_rate("\"5/m\""), rate(5, 60, 1));
-        assert_eq!(count_rate("\"600/m\""), rate(600, 60, 10));
-        assert_eq!(count_rate("{ rate = \"100/s\", burst = 200 }"), rate(100, 1, 200));
-        assert_eq!(parse("1MiB/s".into(), bytes, "1MiB/s"), rate(1 << 20, 1, 1 << 20));
-        for wrong in [
-            "\"100\"",
-            "\"0/s\"",
-            "\"x/s\"",
-            "\"100/d\"",
-            "100",
-            "{ rate = \"1/s\" }",
-            "{ burst = 1 }",
-            "{ rate = \"1/s\", burst = 0 }",
-            "\"-1/s\"",
-        ] {
-            assert!(count_rate(wrong).is_err(), "{wrong}");
-        }
-    }
 }

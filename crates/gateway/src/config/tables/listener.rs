@@ -315,7 +315,11 @@ fn validate_tls(
         }
         (Protocol::Tcp, None) => Ok(None),
         (Protocol::Tcp, Some(tls)) => {
-            Err(document.error(tls, "[listener.tls] has no effect with `protocol = \"tcp\"`"))
+            let complaint = Complaint::new("[listener.tls] has no effect with `protocol = \"tcp\"`");
+            Err(document.error(
+                tls,
+                complaint.hint("for TLS, set `protocol = \"tls\"`, the default; otherwise remove the table"),
+            ))
         }
     }
 }

@@ -11,6 +11,7 @@ mod identity;
 mod limits;
 mod listener;
 mod process;
+mod rates;
 mod tls;
 mod topics;
 mod upstream;
@@ -21,9 +22,10 @@ pub use authenticator::{TokenAlgorithm, TokenField};
 pub use ban::{BanEvent, BanKey, BanRule};
 pub use connect::{Connect, Password, Token};
 pub use identity::{Identity, OWN_CLAIMS};
-pub use limits::{ConnectionLimits, Limits, OnExceed, PacketLimits, Rate};
+pub use limits::{ConnectionLimits, Limits, OnExceed, PacketLimits};
 pub use listener::{Listener, OnReject, Protocol};
 pub use process::{AccessLog, AccessLogFormat, AdminBind, LogFormat, Process};
+pub use rates::Rate;
 pub use tls::{
     CertificateFiles, CertificateTls, CipherPreference, ClientCertificates, Crl, CrlOrigin, Ocsp, OcspScope, OnFailure,
     PrivateKey, Psk, PskFormat, RawKeys, Resumption, Tls, TlsMode, TlsVersion,

@@ -15,6 +15,11 @@ use crate::util::suggest::suggest;
 /// With less, the gateway would reject everybody.
 const MIN_MEMORY: usize = 64 << 20;
 
+/// As the documentation of the keys says.
+const MAX_THREADS: usize = 1024;
+const MAX_HANDSHAKES: usize = 1 << 16;
+const MAX_QUEUE: usize = 100_000;
+
 /// Settings of the process.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -22,12 +27,15 @@ const MIN_MEMORY: usize = 64 << 20;
 pub(in crate::config) struct RuntimeTable {
     /// Threads that relay established sessions, and as many more that connect clients and end sessions, at a lower priority:
     /// 1 to 1024. Takes effect after a restart. Default: the number of cores.
+    #[schemars(range(min = 1, max = MAX_THREADS))]
     worker_threads: Option<Setting<usize>>,
     /// The number of TLS handshakes that may be in progress at once, 1 to 65536. Others wait: those of clients that were
     /// connected lately or resume a session come first. A handshake that waits for its client does not count.
+    #[schemars(range(min = 1, max = MAX_HANDSHAKES))]
     max_handshakes: Setting<usize>,
     /// The number of handshakes that may wait, 1 to 100000, each for `handshake_timeout` at most. Beyond it, connections are
     /// closed before they cost anything.
+    #[schemars(range(min = 1, max = MAX_QUEUE))]
     handshake_queue: Setting<usize>,
     /// Memory of the process (resident, without the kernel's buffers), 64 MiB at least. Above it, new connections are
     /// rejected until it is below nine tenths of it; sessions stay. Default: no limit.
@@ -144,14 +152,15 @@ pub enum AdminBind {
 }
 
 pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) -> Process {
-    if let Some(threads) = table.worker_threads.as_ref().filter(|threads| !(1..=1024).contains(&threads.value)) {
+    if let Some(threads) = table.worker_threads.as_ref().filter(|it| !(1..=MAX_THREADS).contains(&it.value)) {
         let hint = "for as many as there are cores, leave the key out";
-        document.error(threads, Complaint::new("`worker_threads` must be between 1 and 1024").hint(hint));
+        let message = format!("`worker_threads` must be between 1 and {MAX_THREADS}");
+        document.error(threads, Complaint::new(message).hint(hint));
     }
     let default = RuntimeTable::default();
     for (name, setting, default, max) in [
-        ("max_handshakes", &table.max_handshakes, default.max_handshakes, 1 << 16),
-        ("handshake_queue", &table.handshake_queue, default.handshake_queue, 100_000),
+        ("max_handshakes", &table.max_handshakes, default.max_handshakes, MAX_HANDSHAKES),
+        ("handshake_queue", &table.handshake_queue, default.handshake_queue, MAX_QUEUE),
     ] {
         if !(1..=max).contains(&setting.value) {
             let hint = format!("for {}, leave the key out", default.value);

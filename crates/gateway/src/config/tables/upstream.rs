@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
 use super::super::values::{Location, Period, Secret, Setting, Timeout};
-use super::limits::{CountRate, Rate};
+use super::rates::{self, CountRate, Rate};
 use super::tls::{PrivateKey, private_key};
 use super::{Named, compile, nonzero};
 use crate::expr::{Expression, Wanted};
@@ -45,7 +45,7 @@ pub(in crate::config) struct UpstreamTable {
     connect_timeout: Timeout,
     /// CONNECTs to one server: `"1000/s"`, or `{ rate = "1000/s", burst = 2000 }`. Those over it wait for `connect_timeout` at
     /// most, so that a broker that returns is not run over by the fleet. Default: no limit.
-    max_connect_rate: Option<CountRate>,
+    max_connect_rate: Option<Setting<CountRate>>,
     /// Active health checks.
     pub(in crate::config) health: HealthTable,
     /// Failed connections within `fail_timeout` after which a server counts as down; `0`: never.
@@ -251,6 +251,7 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
     let tls = table.tls.as_ref().map(|tls| validate_tls(tls, document)).transpose();
     let servers = validate_servers(table, document);
     let hash_key = compile(table.hash_key.as_ref(), Wanted::String, document);
+    let max_connect_rate = rates::validate(table.max_connect_rate.as_ref(), document);
     Ok(Upstream {
         // `names` has reported a missing name.
         name: table.name.as_ref().map(|name| name.value.clone()).unwrap_or_default(),
@@ -260,7 +261,7 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
         balance,
         hash_key: hash_key?,
         connect_timeout: table.connect_timeout.0,
-        max_connect_rate: table.max_connect_rate.map(|rate| rate.0),
+        max_connect_rate,
         health: Health {
             mode: table.health.mode,
             interval: table.health.interval.0.max(MIN_INTERVAL),

@@ -24,6 +24,8 @@ pub use table::{CipherPreference, OcspScope, OnFailure, PskFormat, TlsVersion};
 const MAX_ALPN: usize = 128;
 /// The longest lifetime of a ticket [RFC 8446, 4.6.1].
 const MAX_SESSION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Keys whose lines may contain a secret: a passphrase, or the PIN of a token.
+const MAY_HOLD_SECRET: &[&str] = &["certificate", "private_key", "private_key_passphrase", "ticket_secret"];
 /// Shortest secret that ticket keys may be derived from, in bytes.
 const MIN_TICKET_SECRET: usize = 32;
 
@@ -214,7 +216,10 @@ fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
     ];
     for (key, location) in others {
         let Some(location) = location else { continue };
-        let complaint = Complaint::new(format!("`{key}` cannot be combined with `psk`")).hide_line();
+        let mut complaint = Complaint::new(format!("`{key}` cannot be combined with `psk`"));
+        if MAY_HOLD_SECRET.contains(&key) {
+            complaint = complaint.hide_line();
+        }
         let hint = match key {
             "cipher_preference" => {
                 "pre-shared keys have cipher suites of their own, of which TLS 1.3 chooses AES-128 first"
