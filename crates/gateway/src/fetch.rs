@@ -217,7 +217,10 @@ impl Fetcher {
             let body = body.map_err(|error| FetchError::response(error.to_string()))?;
             Ok((head.status, head.headers, body.to_bytes()))
         };
-        let timed_out = || FetchError { problem: FetchProblem::Timeout, text: "timed out".to_owned() };
+        let timed_out = || {
+            let text = format!("timed out after {}", humantime::format_duration(timeout));
+            FetchError { problem: FetchProblem::Timeout, text }
+        };
         tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err(timed_out()))
     }
 

@@ -275,6 +275,8 @@ impl Handle {
         self.0.tasks.close();
         let limit = self.0.shared.runtime.load().process.drain_timeout;
         if tokio::time::timeout(limit, self.end_one_after_another(limit)).await.is_err() {
+            let connections = self.connections();
+            tracing::warn!(connections, drain_timeout = %humantime::format_duration(limit), "drain_timeout is over: what is left ends at once");
             self.stop().await;
         }
     }

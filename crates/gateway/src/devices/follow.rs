@@ -203,7 +203,7 @@ impl Connection {
 async fn query<T>(query: impl Future<Output = Result<T, portcullis_registry::Error>>) -> Result<T, String> {
     match tokio::time::timeout(QUERY_TIMEOUT, query).await {
         Ok(response) => response.map_err(|error| with_causes(&error)),
-        Err(_) => Err("timed out".to_owned()),
+        Err(_) => Err(format!("timed out after {} s", QUERY_TIMEOUT.as_secs())),
     }
 }
 

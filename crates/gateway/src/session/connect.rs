@@ -383,7 +383,7 @@ async fn send_connect(
     match timeout_at(deadline, send).await {
         Ok(Ok(())) => {}
         Ok(Err(_)) => return Err(Reject::UpstreamClosed),
-        Err(_) => return Err(Reject::UpstreamTimeout),
+        Err(_) => return Err(no_answer()),
     }
     *has_sent = true;
     let mut answer = Vec::with_capacity(64);
@@ -391,7 +391,7 @@ async fn send_connect(
         match timeout_at(deadline, broker.read_buf(&mut answer)).await {
             Ok(Ok(1..)) => {}
             Ok(Ok(0) | Err(_)) => return Err(Reject::UpstreamClosed),
-            Err(_) => return Err(Reject::UpstreamTimeout),
+            Err(_) => return Err(no_answer()),
         }
         let Some(header) = FixedHeader::decode(&answer).map_err(|_| Reject::UpstreamProtocol)? else { continue };
         match header.packet_type {
@@ -407,4 +407,9 @@ async fn send_connect(
             _ => return Err(Reject::UpstreamProtocol),
         }
     }
+}
+
+fn no_answer() -> Reject {
+    note_detail(&format!("no answer to CONNECT within {} s, which no key sets", CONNACK_TIMEOUT.as_secs()));
+    Reject::UpstreamTimeout
 }

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::dial::timed_out;
 use super::endpoint::Endpoint;
 use super::pool::Upstream;
 use crate::config::tables::{HealthMode, ServerAddress};
@@ -67,8 +68,9 @@ fn check_again(upstream: &Arc<Upstream>) {
 }
 
 async fn run_check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>) {
-    let attempt = tokio::time::timeout(upstream.check.settings.timeout, attempt(&upstream, &endpoint));
-    let result = attempt.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let timeout = upstream.check.settings.timeout;
+    let attempt = tokio::time::timeout(timeout, attempt(&upstream, &endpoint));
+    let result = attempt.await.unwrap_or_else(|_| Err(timed_out("`timeout` of [upstream.health]", timeout)));
     // What the gateway itself lacks says nothing about the server.
     if upstream.is_retired() || result.as_ref().is_err_and(is_own_shortage) {
         return;

@@ -4,6 +4,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -76,7 +77,7 @@ impl Upstream {
                     });
                 }
                 Ok(Err(error)) => error,
-                Err(_) => io::ErrorKind::TimedOut.into(),
+                Err(_) => timed_out("`connect_timeout` of [[upstream]]", self.connect_timeout),
             };
             if is_own_shortage(&error) {
                 if let Some(suppressed) = self.shortages.permit() {
@@ -117,6 +118,12 @@ impl Upstream {
             Some(tls) => Ok(Stream::ToBroker(Box::new(tls.connect(&endpoint.host, socket).await?))),
         }
     }
+}
+
+/// The error of what took longer than the value of a configuration key allows.
+pub(super) fn timed_out(key: &str, value: Duration) -> io::Error {
+    let value = humantime::format_duration(value);
+    io::Error::new(io::ErrorKind::TimedOut, format!("timed out: {key} is {value}"))
 }
 
 #[cfg_attr(

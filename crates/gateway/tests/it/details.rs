@@ -64,3 +64,38 @@ async fn of_passwords_and_brokers_it_says_what_is_missing() {
     assert_eq!(reason, "upstream_unreachable");
     assert!(detail.starts_with(&format!("{closed}: Connection refused")), "{detail}");
 }
+
+#[tokio::test]
+async fn of_what_took_too_long_it_names_the_key() {
+    let (broker, silent) = (Broker::start().await, tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let address = silent.local_addr().unwrap();
+    let with = |tables: &str| {
+        let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+        let text = format!("{listener}{tables}[access_log]\nformat = \"json\"\n");
+        async move { TestGateway::start(&text).await }
+    };
+    let upstream = "[[upstream]]\nname = \"brokers\"\nconnect_timeout = \"100ms\"\nhealth = { mode = \"off\" }\n";
+    let gateway = with(&format!("{upstream}servers = [\"{address}\"]\ntls = {{}}\n")).await;
+    gateway.refusal(&connect("x")).await;
+    assert_eq!(gateway.field(1, "reason").await, "upstream_unreachable");
+    let detail = format!("{address}: timed out: `connect_timeout` of [[upstream]] is 100ms");
+    assert_eq!(gateway.field(1, "detail").await, detail);
+
+    let service = "[[authenticator]]\nname = \"service\"\nkind = \"http\"\ntimeout = \"100ms\"\n";
+    let upstream = broker.upstream();
+    let gateway =
+        with(&format!("authenticate = [\"service\"]\n{upstream}{service}url = \"http://{address}/\"\n")).await;
+    gateway.refusal(&connect("x")).await;
+    assert_eq!(gateway.field(1, "reason").await, "authentication_unavailable");
+    assert_eq!(gateway.field(1, "detail").await, "timed out after 100ms, the `timeout` of [[authenticator]]");
+
+    let gateway = with(&broker.upstream()).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&connect("x")).await;
+    let mut connection = broker.accept().await;
+    connection.expect(&connect("x")).await;
+    portcullis_testkit::advance(std::time::Duration::from_secs(31));
+    client.read_to_end().await;
+    assert_eq!(gateway.field(1, "reason").await, "upstream_timeout");
+    assert_eq!(gateway.field(1, "detail").await, "no answer to CONNECT within 30 s, which no key sets");
+}

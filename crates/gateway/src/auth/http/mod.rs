@@ -194,7 +194,10 @@ impl Service {
             }
             Err(problem) => problem,
         };
-        let Problem { text, failure } = problem;
+        let Problem { mut text, failure } = problem;
+        if failure == Failure::Timeout {
+            text += ", the `timeout` of [[authenticator]]";
+        }
         self.metrics.failed(failure.label());
         if let Some(opening) = self.breaker.failed(failure, candidate.remote()) {
             self.opened(opening, name);
