@@ -140,15 +140,19 @@ mod tests {
     async fn sessions_are_spread_over_the_threads_and_end_where_they_began() {
         let threads = Arc::new(RelayThreads::start(2, TaskTracker::new()).unwrap());
         let (seen, mut ids) = unbounded_channel();
+        // None ends before all have begun, which would leave its place to another.
+        let begun = CancellationToken::new();
         for _ in 0..4 {
-            let (again, seen) = (Arc::clone(&threads), seen.clone());
+            let (again, seen, begun) = (Arc::clone(&threads), seen.clone(), begun.clone());
             threads.spawn_relay(|| {
                 Some(async move {
+                    begun.cancelled().await;
                     let relayed = thread::current().id();
                     again.spawn_end(async move { seen.send((relayed, thread::current().id())).unwrap() });
                 })
             });
         }
+        begun.cancel();
         let mut relayed = Vec::new();
         for _ in 0..4 {
             let (on, ended) = ids.recv().await.unwrap();
