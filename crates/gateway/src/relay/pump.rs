@@ -16,13 +16,14 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use portcullis_wire::Disconnect;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::codec::{Boundary, Codec, DISCARD_WILL, Direction, Ending, Injected, Stalled};
@@ -392,8 +393,9 @@ fn poll_direction<C: Codec>(
             }
         }
     }
-    // The others of the thread have their turn first.
-    cx.waker().wake_by_ref();
+    // The others of the thread have their turn first, also those that the runtime has yet to find: while a task wakes itself,
+    // tokio does not look at sockets for 61 polls.
+    let _ = pin!(yield_now()).poll(cx);
     Poll::Pending
 }
 
@@ -486,5 +488,7 @@ impl Injected {
     }
 }
 
+#[cfg(test)]
+mod fairness;
 #[cfg(test)]
 mod tests;
