@@ -191,6 +191,21 @@ fn metrics_count_what_happened() {
 }
 
 #[test]
+fn metrics_say_which_certificates_are_connected() {
+    let broker = Mosquitto::start();
+    let gateway = Gateway::start(broker.port);
+    let _child = Process(subscriber(&gateway, &|| broker.log(), &[], "thing001"));
+    let metrics = gateway.admin_get("/metrics");
+    for metric in [
+        "portcullis_device_certificates{issuer=\"CN=Test intermediate\"} 1",
+        "portcullis_device_certificates_expiring{days=\"7\"} 0",
+        "portcullis_device_certificates_expiring{days=\"90\"} 1",
+    ] {
+        assert!(metrics.contains(metric), "{metric} in\n{metrics}");
+    }
+}
+
+#[test]
 fn a_thousand_silent_connections_cost_little_memory() {
     let broker = Mosquitto::start();
     let gateway = Gateway::start(broker.port);
