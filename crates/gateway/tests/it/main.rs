@@ -21,6 +21,7 @@ mod paths;
 mod relay;
 mod relay_threads;
 mod reload;
+mod remembered;
 mod resumption;
 mod service;
 mod storm;
