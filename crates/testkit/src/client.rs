@@ -1,5 +1,6 @@
 //! A scripted client: a test reads and writes every byte of its connection.
 
+use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -9,11 +10,12 @@ use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::{Broker, BrokerConnection, Pki, connack, soon};
 
-trait Bytes: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Bytes for T {}
+trait Bytes: AsyncRead + AsyncWrite + Any + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Any + Unpin + Send> Bytes for T {}
 
 /// A connected client.
 pub struct Client(Box<dyn Bytes>);
@@ -35,6 +37,11 @@ pub fn tls_config(pki: &Pki, device: Option<&str>, versions: &[&'static Supporte
 }
 
 impl Client {
+    /// Scripts an end of any connection.
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
+        Self(Box::new(stream))
+    }
+
     /// Connects without TLS.
     pub async fn tcp(address: SocketAddr) -> Self {
         Self(Box::new(TcpStream::connect(address).await.unwrap()))
@@ -103,6 +110,20 @@ impl Client {
         // A reset or an alert counts as the end, too.
         let _ = soon("the end at the client", self.0.read_to_end(&mut bytes)).await;
         bytes
+    }
+
+    /// Asserts that the stream ends here, and in TLS with close_notify.
+    pub async fn expect_end(&mut self) {
+        let mut bytes = Vec::new();
+        soon("the end", self.0.read_to_end(&mut bytes)).await.expect("a clean end");
+        assert!(bytes.is_empty(), "before the end: {bytes:?}");
+    }
+
+    /// Changes the keys of what the client sends, and asks the gateway to change its own, both with the next write
+    /// [RFC 8446, 4.6.3]. The client has to have connected over TLS 1.3.
+    pub fn update_keys(&mut self) {
+        let stream = (&mut *self.0 as &mut dyn Any).downcast_mut::<TlsStream<TcpStream>>();
+        stream.expect("a connection over TLS").get_mut().1.refresh_traffic_keys().unwrap();
     }
 
     /// Shuts down the client's sending side.

@@ -57,7 +57,8 @@ async fn sessions(gateway: &TestGateway, broker: &TcpListener, count: usize) -> 
     sessions
 }
 
-async fn moved(gateway: &TestGateway, count: usize) {
+/// Waits until so many sessions are on the threads that relay.
+pub(crate) async fn moved(gateway: &TestGateway, count: usize) {
     eventually("the move to the threads", || (gateway.gateway.relayed_sessions() == count).then_some(())).await;
 }
 

@@ -18,7 +18,7 @@ const REFUSED: &[u8] = b"\x20\x02\x00\x04";
 const ISSUER: &str = "https://issuer.example.com";
 
 /// An issuer's key.
-struct Issuer {
+pub(crate) struct Issuer {
     key: EncodingKey,
     algorithm: Algorithm,
     id: &'static str,
@@ -39,7 +39,7 @@ fn private_key(algorithm: Algorithm) -> Vec<u8> {
 }
 
 impl Issuer {
-    fn new(id: &'static str) -> Self {
+    pub(crate) fn new(id: &'static str) -> Self {
         Self::with(id, Algorithm::ES256)
     }
 
@@ -58,17 +58,17 @@ impl Issuer {
         jwk
     }
 
-    fn sign(&self, claims: &Value) -> String {
+    pub(crate) fn sign(&self, claims: &Value) -> String {
         let header = Header { kid: Some(self.id.to_owned()), ..Header::new(self.algorithm) };
         jsonwebtoken::encode(&header, claims, &self.key).unwrap()
     }
 }
 
-fn jwks(issuers: &[&Issuer]) -> String {
+pub(crate) fn jwks(issuers: &[&Issuer]) -> String {
     serde_json::to_string(&JwkSet { keys: issuers.iter().map(|issuer| issuer.jwk()).collect() }).unwrap()
 }
 
-fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
 }
 
@@ -76,7 +76,7 @@ fn claims() -> Value {
     json!({ "iss": ISSUER, "aud": "mqtt", "sub": "thing001", "exp": now() + 600, "site": "lyon", "n": [1, 2.5, null] })
 }
 
-fn changed(change: &Value) -> Value {
+pub(crate) fn changed(change: &Value) -> Value {
     let mut claims = claims();
     for (name, value) in change.as_object().unwrap() {
         match value {
@@ -87,7 +87,7 @@ fn changed(change: &Value) -> Value {
     claims
 }
 
-async fn gateway(broker: &Broker, keys: &str, rest: &str) -> TestGateway {
+pub(crate) async fn gateway(broker: &Broker, keys: &str, rest: &str) -> TestGateway {
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
     let upstream = broker.upstream();
     TestGateway::start(&format!(
