@@ -22,7 +22,7 @@ fn spawn(client: Stream, broker: Stream, mut after_poll: impl FnMut(u64) + Send 
     let ends = Ends { client, broker, broker_first: Vec::new(), may_send_disconnect: false };
     let mut pump = Pump::new(ends, Opaque::default());
     tokio::spawn(poll_fn(move |cx| {
-        let poll = pump.poll(cx, Until::Closed);
+        let poll = pump.poll(cx, Until::AllClosed);
         let (received, sent) = pump.take_counts();
         after_poll(received.max(sent));
         poll
