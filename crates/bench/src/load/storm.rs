@@ -1,5 +1,5 @@
-//! A storm. Enters: a number of devices that all connect at the same time. Leaves: their sessions, how long each waited for its
-//! CONNACK, and who failed.
+//! A storm. Enters: a number of devices that all connect at the same time. Leaves: their sessions, how long it took until the
+//! last had its CONNACK, and who failed.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -19,17 +19,9 @@ const ADDRESSES: usize = 50;
 /// What became of a storm.
 pub(crate) struct Storm {
     pub(crate) sessions: Vec<Session>,
-    /// From the beginning to each CONNACK, the shortest first.
-    elapsed: Vec<Duration>,
+    /// From the first connect to the last CONNACK.
+    pub(crate) elapsed: Duration,
     pub(crate) failures: Vec<anyhow::Error>,
-}
-
-impl Storm {
-    /// From the beginning until so many percent of those that did not fail had their CONNACK, in ms.
-    pub(crate) fn until(&self, percent: usize) -> f64 {
-        let at = self.elapsed.len().saturating_sub(1) * percent / 100;
-        self.elapsed.get(at).map_or(f64::NAN, |elapsed| elapsed.as_secs_f64() * 1e3)
-    }
 }
 
 pub(super) async fn run(connector: &TlsConnector, proxy: SocketAddr, count: usize) -> anyhow::Result<Storm> {
@@ -42,18 +34,16 @@ pub(super) async fn run(connector: &TlsConnector, proxy: SocketAddr, count: usiz
             (session, begin.elapsed())
         });
     }
-    let mut storm =
-        Storm { sessions: Vec::with_capacity(count), elapsed: Vec::with_capacity(count), failures: Vec::new() };
+    let mut storm = Storm { sessions: Vec::with_capacity(count), elapsed: Duration::ZERO, failures: Vec::new() };
     while let Some(opened) = opening.join_next().await {
         match opened? {
             (Ok(session), elapsed) => {
                 storm.sessions.push(session);
-                storm.elapsed.push(elapsed);
+                storm.elapsed = storm.elapsed.max(elapsed);
             }
             (Err(error), _) => storm.failures.push(error),
         }
     }
-    storm.elapsed.sort_unstable();
     Ok(storm)
 }
 

@@ -269,7 +269,9 @@ impl Diagnostics {
             };
             let title = level.clone().primary_title(diagnostic.complaint.message.as_str());
             let mut groups = vec![match &diagnostic.span {
-                Some(_) if diagnostic.complaint.hides_line => {
+                Some(span)
+                    if diagnostic.complaint.hides_line || may_hold_secret(&self.source[self.first_line(span)]) =>
+                {
                     Group::with_title(level.primary_title(self.locate(diagnostic)))
                 }
                 Some(span) => title.element(self.snippet(span).path(path.as_str())),
@@ -287,12 +289,17 @@ impl Diagnostics {
     /// that it gets for each diagnostic.
     fn snippet(&self, span: &Range<usize>) -> Snippet<'_, Annotation<'_>> {
         let start = span.start.min(self.source.len());
-        let line_start = self.source[..start].rfind('\n').map_or(0, |at| at + 1);
-        let line_end = self.source[start..].find('\n').map_or(self.source.len(), |at| start + at);
-        let visible = start - line_start..span.end.clamp(start, line_end) - line_start;
-        Snippet::source(&self.source[line_start..line_end])
+        let line = self.first_line(span);
+        let visible = start - line.start..span.end.clamp(start, line.end) - line.start;
+        Snippet::source(&self.source[line])
             .line_start(self.row(start))
             .annotation(AnnotationKind::Primary.span(visible))
+    }
+
+    fn first_line(&self, span: &Range<usize>) -> Range<usize> {
+        let start = span.start.min(self.source.len());
+        let line_start = self.source[..start].rfind('\n').map_or(0, |at| at + 1);
+        line_start..self.source[start..].find('\n').map_or(self.source.len(), |at| start + at)
     }
 
     /// Whether a key belongs to a table. The location of a table under a header is the header.
@@ -336,6 +343,24 @@ const LONG: usize = 3;
 /// What separates the words of a message: it quotes values in backticks.
 fn is_separator(c: char) -> bool {
     c.is_whitespace() || matches!(c, '`' | '"' | '\'')
+}
+
+/// Keys whose values are secrets if the file contains them, in place of a reference to where they are.
+const SECRET_KEYS: [&str; 3] = ["ticket_secret", "private_key_passphrase", "password"];
+/// Whether a line may contain a secret, whatever is wrong in it: a table may be written in one line, or not be TOML at all.
+fn may_hold_secret(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    let values = |key: &'static str| {
+        let after = |(at, _): (usize, &str)| line[at + key.len()..].trim_start_matches(['"', '\'']).trim_start();
+        line.match_indices(key).filter_map(move |found| Some(after(found).strip_prefix('=')?.trim_start()))
+    };
+    let is_text = |value: &str| value.starts_with(['"', '\'']) && !value[1..].starts_with("${");
+    let has_password_of_url = || line.contains("://") && line.contains('@');
+    SECRET_KEYS.into_iter().flat_map(values).any(is_text)
+        // Any of them may be a token.
+        || values("headers").next().is_some()
+        || has_password_of_url()
+        || line.contains("pin-value")
 }
 
 pub(super) fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {

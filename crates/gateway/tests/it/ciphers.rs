@@ -114,6 +114,10 @@ fn check_rejects_a_preference_that_has_no_effect() {
     let secret = "ticket_secret = \"0123456789abcdef0123456789abcdef\"\n";
     let psk = of("tls", &format!("[listener.tls]\n{secret}psk = {{ file = \"psk.txt\", format = \"hex\" }}\n"));
     assert!(psk.contains("p.toml:7:17: `ticket_secret` cannot be combined") && !psk.contains("abcdef"), "{psk}");
+    let secret = secret.trim_end();
+    let psk =
+        of("tls", &format!("tls = {{ cipher_preference = \"aes-128\", {secret}, psk = {{ registry = true }} }}\n"));
+    assert!(psk.contains("p.toml:6:29: `cipher_preference` cannot be combined"), "a secret is in its line: {psk}");
     let plain = of("tcp", &with_certificate);
     assert!(plain.contains("error: [listener.tls] has no effect with `protocol = \"tcp\"`"), "{plain}");
     assert!(plain.contains("hint: for TLS, set `protocol = \"tls\"`"), "{plain}");

@@ -443,3 +443,22 @@ fn mistakes_in_rates_are_explained_where_they_are() {
     let upstream = listener("", "", &["true"]) + "max_connect_rate = { rate = \"10/s\", burst = 0 }\n";
     assert!(problems(&upstream).contains("`burst` must be a number greater than 0"), "{}", problems(&upstream));
 }
+
+#[test]
+fn no_line_with_a_secret_is_shown_whatever_is_wrong_in_it() {
+    let base = "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nupstream = \"b\"\n";
+    for line in [
+        "tls = { certifcate = \"a.pem\", ticket_secret = \"hunter2-hunter2-hunter2-hunter2-\" }",
+        "tls = { ticket_secret = \"hunter2-hunter2-hunter2-hunter2-\", min_version = 3 }",
+        "tls = { private_key_passphrase = \"hunter2\", certificate }",
+        "tls.ticket_secret = \"hunter2",
+        "tls = { \"ticket_secret\" = 'hunter2', psk = 1 }",
+        "tls = { private_key = \"pkcs11:token=a?pin-value=hunter2\", max_version = [] }",
+        "[[authenticator]]\nname = \"c\"\nkind = \"http\"\nurl = \"http://u:hunter2@127.0.0.1/\" timeout = \"1s\"",
+        "[[authenticator]]\nname = \"c\"\nkind = \"http\"\nheaders = { Authorization = \"Bearer hunter2\", A = 1 }",
+        "[[upstream]]\nname = \"b\"\nservers = [\"127.0.0.1:1\"]\nhealth = { mode = \"mqtt\", username = 1, password = \"hunter2\" }",
+    ] {
+        let text = problems(&format!("{base}{line}\n"));
+        assert!(text.contains("error") && !text.contains("hunter2"), "{line}:\n{text}");
+    }
+}

@@ -66,7 +66,9 @@ async fn a_flood_keeps_no_other_session_of_its_thread_waiting() {
         timeout(PATIENCE, sink.read_exact(&mut flooded)).await.expect("a flood that does not arrive").unwrap();
         assert!(flooded.iter().all(|byte| *byte == b'x'));
         let polls: Vec<(u64, bool)> = moved.try_iter().collect();
-        assert_eq!(polls.iter().map(|(bytes, _)| *bytes).max(), Some((MAX_CHUNKS * CHUNK) as u64), "{polls:?}");
+        let most = polls.iter().map(|(bytes, _)| *bytes).max();
+        let share = (MAX_CHUNKS * CHUNK) as u64..=(MAX_CHUNKS * (CHUNK + TYPE)) as u64;
+        assert!(most.is_some_and(|most| share.contains(&most)), "{polls:?}");
         let waited = polls.iter().position(|(_, has_arrived)| *has_arrived);
         assert!(waited.is_some_and(|waited| waited <= 2), "{waited:?} polls of {}", polls.len());
         quiet.abort();
