@@ -89,14 +89,24 @@ enum Decision {
 #[derive(Clone, Copy)]
 struct Candidate<'a> {
     facts: &'a Facts<'a>,
-    connection: &'a Stream,
+    attempt: Attempt<'a>,
+}
+
+/// The connection on which a client tries to authenticate.
+#[derive(Clone, Copy)]
+pub(crate) struct Attempt<'a> {
+    /// Shows whether the client is still there when it is its turn.
+    pub connection: &'a Stream,
+    /// Counts a failed proof, once. Called as soon as it is known to be one: a client may have further guesses in flight, and not
+    /// wait for what becomes of them.
+    pub failed: &'a (dyn Fn() + Sync),
 }
 
 /// Who waits for a slot.
 #[derive(Clone, Copy)]
 struct Waiting<'a> {
     address: IpAddr,
-    connection: &'a Stream,
+    attempt: Attempt<'a>,
 }
 
 impl Waiting<'_> {
@@ -106,14 +116,14 @@ impl Waiting<'_> {
     /// [`Reject::ClientLeft`], or [`Reject::AuthenticationBusy`]: too many clients wait, or this one has waited until the deadline.
     async fn for_slot(self, slots: &FairSlots, deadline: Instant) -> Result<Slot, Reject> {
         let turn = timeout_at(deadline, slots.take(self.address));
-        let slot = self.connection.unless_left(turn).await.ok_or(Reject::ClientLeft)?;
+        let slot = self.attempt.connection.unless_left(turn).await.ok_or(Reject::ClientLeft)?;
         slot.ok().flatten().ok_or(Reject::AuthenticationBusy)
     }
 }
 
 impl<'a> Candidate<'a> {
     fn waiting(self) -> Waiting<'a> {
-        Waiting { address: self.remote(), connection: self.connection }
+        Waiting { address: self.remote(), attempt: self.attempt }
     }
 
     fn remote(self) -> IpAddr {
@@ -303,20 +313,19 @@ impl Principal {
     }
 }
 
-/// Authenticates a client with the authenticators of its listener. `Ok(None)`: the listener has none. `connection` shows whether
-/// the client is still there when it is its turn.
+/// Authenticates a client with the authenticators of its listener. `Ok(None)`: the listener has none.
 ///
 /// # Errors
 /// The reason to reject the client.
 pub(crate) async fn authenticate(
     authenticators: &[Arc<Authenticator>],
     facts: &Facts<'_>,
-    connection: &Stream,
+    attempt: Attempt<'_>,
 ) -> Result<Option<Box<Principal>>, Reject> {
     if authenticators.is_empty() {
         return Ok(None);
     }
-    let candidate = Candidate { facts, connection };
+    let candidate = Candidate { facts, attempt };
     let mut ignored = Vec::with_capacity(authenticators.len());
     for authenticator in authenticators {
         match authenticator.authenticate(candidate).await {

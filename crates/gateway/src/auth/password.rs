@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -28,6 +29,8 @@ use crate::util::priority::Priority;
 
 /// Maximum length of the queue, of which one network gets a quarter. A verification takes 20 to 100 ms.
 const MAX_WAITING: usize = 256;
+/// How many wrong passwords may be compared with one that was verified, until it is forgotten.
+const MAX_WRONG: u8 = 10;
 /// How long a client waits for its verification.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -193,17 +196,25 @@ impl Pbkdf2 {
     }
 }
 
+/// The password that a hash was verified with.
+struct Verified {
+    password: CacheKey,
+    /// How many others were tried since.
+    wrong: AtomicU8,
+}
+
 /// Verifies passwords and caches successful verifications.
 #[derive(Debug)]
 pub(super) struct Passwords {
-    verified: Cache<()>,
+    /// By hash: its salt makes it unique to the user.
+    verified: Cache<Arc<Verified>>,
     /// How long a successful verification is cached.
     period: Duration,
 }
 
 impl Passwords {
     pub(super) fn new(period: Duration) -> Self {
-        Self { verified: Cache::new(|()| 0), period }
+        Self { verified: Cache::new(|_| size_of::<Verified>()), period }
     }
 
     /// Whether a password matches a hash.
@@ -216,14 +227,21 @@ impl Passwords {
         password: &[u8],
         client: Waiting<'_>,
     ) -> Result<bool, Reject> {
-        // The salt in the hash makes the key unique to the user.
-        let key = CacheKey::of(&[hash.text.as_bytes(), password]);
-        if self.verified.get(key).await.is_some() {
-            return Ok(true);
+        let (key, password_key) = (CacheKey::of(&[hash.text.as_bytes()]), CacheKey::of(&[password]));
+        if let Some(verified) = self.verified.get(key).await {
+            if verified.password == password_key {
+                return Ok(true);
+            }
+            // It waits like any other, but a right guess would not: that must not be a way to try many.
+            (client.attempt.failed)();
+            if verified.wrong.fetch_add(1, Ordering::Relaxed) >= MAX_WRONG {
+                self.verified.remove(key).await;
+            }
         }
         let is_right = verify_on_thread(hash.clone(), password, client).await?;
         if is_right {
-            self.verified.insert(key, (), self.period).await;
+            let verified = Verified { password: password_key, wrong: AtomicU8::new(0) };
+            self.verified.insert(key, Arc::new(verified), self.period).await;
         }
         Ok(is_right)
     }
@@ -304,6 +322,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::auth::Attempt;
     use crate::net::Stream;
 
     /// Made by `mosquitto_passwd` 2.0 and by Python's `bcrypt`, of the password "secret".
@@ -346,19 +365,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_proved_is_remembered_for_a_while() {
+    async fn what_was_verified_is_remembered_for_a_while_and_a_few_wrong_passwords() {
         let hash = PasswordHash::parse(&PasswordHash::make(b"secret").unwrap()).unwrap();
         let other = PasswordHash::parse(&PasswordHash::make(b"secret").unwrap()).unwrap();
         let passwords = Passwords::new(Duration::from_secs(60));
         let address = std::net::IpAddr::from([127, 0, 0, 1]);
         let broker = TcpListener::bind((address, 0)).await.unwrap();
         let connection = Stream::Tcp(TcpStream::connect(broker.local_addr().unwrap()).await.unwrap());
-        let client = Waiting { address, connection: &connection };
-        assert!(passwords.verify(&hash, b"secret", client).await.unwrap());
-        assert!(passwords.verified.get(CacheKey::of(&[hash.text.as_bytes(), b"secret"])).await.is_some());
+        let failures = AtomicU8::new(0);
+        let failed = || {
+            failures.fetch_add(1, Ordering::Relaxed);
+        };
+        let client = Waiting { address, attempt: Attempt { connection: &connection, failed: &failed } };
+        let is_known =
+            async |hash: &PasswordHash| passwords.verified.get(CacheKey::of(&[hash.text.as_bytes()])).await.is_some();
         assert!(!passwords.verify(&hash, b"wrong", client).await.unwrap());
-        assert!(passwords.verified.get(CacheKey::of(&[hash.text.as_bytes(), b"wrong"])).await.is_none());
-        let of_a_new_hash = passwords.verified.get(CacheKey::of(&[other.text.as_bytes(), b"secret"])).await;
-        assert!(of_a_new_hash.is_none());
+        assert!(!is_known(&hash).await);
+        assert!(passwords.verify(&hash, b"secret", client).await.unwrap());
+        assert!(is_known(&hash).await && !is_known(&other).await);
+        assert_eq!(failures.load(Ordering::Relaxed), 0, "whoever rejects the client counts the first");
+        // What is known to be wrong counts at once, and is not tried without end.
+        for n in 1..=MAX_WRONG + 1 {
+            assert!(is_known(&hash).await);
+            assert!(!passwords.verify(&hash, &[n], client).await.unwrap());
+            assert_eq!(failures.load(Ordering::Relaxed), n);
+        }
+        assert!(!is_known(&hash).await);
+        assert!(passwords.verify(&hash, b"secret", client).await.unwrap());
     }
 }

@@ -176,7 +176,12 @@ impl RecordLayer {
     }
 
     fn take_alert(&mut self, alert: &[u8]) -> Result<Content<'static>, Broken> {
-        let &[level, description] = alert else { return Err(Broken::Alert(AlertDescription::DecodeError)) };
+        let &[level, description] = alert else {
+            // [RFC 8446, 5.4]
+            let is_empty = alert.is_empty();
+            let wrong = if is_empty { AlertDescription::UnexpectedMessage } else { AlertDescription::DecodeError };
+            return Err(Broken::Alert(wrong));
+        };
         let description = AlertDescription::from(description);
         match (level, description) {
             (WARNING | FATAL, AlertDescription::CloseNotify) => Ok(Content::Closed),

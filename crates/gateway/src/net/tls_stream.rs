@@ -27,6 +27,12 @@ const MAX_LEFT: usize = 16 << 10;
 /// The size of a thread's buffer for records to be sent: those of a full write, with a key update and an alert.
 const OUTGOING: usize = MAX_LEFT + BUFFER + 4 * OVERHEAD;
 
+/// How many records one read decrypts, so that a client that sends the smallest does not take the time of others: a full buffer
+/// contains fewer of the usual ones.
+const MAX_WORK: usize = 1024;
+/// The work of a record without data, in records: a key update derives a key.
+const CONTROL_WORK: usize = 16;
+
 thread_local! {
     static RECORDS: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into());
     static SEALED: RefCell<Box<[u8]>> = RefCell::new(vec![0; OUTGOING].into());
@@ -197,10 +203,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         })
     }
 
-    /// Decrypts whole records into `buf`, and into `plain` what does not fit. Returns how many bytes they were.
+    /// Decrypts whole records into `buf`, and into `plain` what does not fit: no more than take [`MAX_WORK`] together. Returns how
+    /// many bytes they were.
     fn decrypt(&mut self, received: &mut [u8], buf: &mut ReadBuf<'_>) -> Result<usize, Broken> {
-        let mut used = 0;
-        while let Some(len) = RecordLayer::record_len(&received[used..])?.filter(|len| used + len <= received.len()) {
+        let (mut used, mut work) = (0, 0);
+        while work < MAX_WORK
+            && let Some(len) = RecordLayer::record_len(&received[used..])?.filter(|len| used + len <= received.len())
+        {
+            work += 1;
             // What does not fit is behind what waits for the reader.
             let place =
                 if self.plain.is_empty() { buf.initialize_unfilled_to(len.min(buf.remaining())) } else { &mut [] };
@@ -211,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
                     buf.put_slice(&data[..fits]);
                     self.plain.extend_from_slice(&data[fits..]);
                 }
-                Content::Control => {}
+                Content::Control => work += CONTROL_WORK,
                 Content::Closed => {
                     self.is_closed = true;
                     // What follows is ignored [RFC 8446, 6.1].

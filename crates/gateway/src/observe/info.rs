@@ -2,7 +2,7 @@
 //! session index.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,8 @@ pub struct SessionInfo {
     sent: AtomicU64,
     /// 0 while the gateway lets the session continue, else the index of the close reason in [`CloseReason::ALL`] plus one.
     end: AtomicU8,
+    /// Its failed proof is counted for bans.
+    has_failed: AtomicBool,
     /// Messages and filters of the client that were denied.
     denied: AtomicU64,
     /// How often the client was not read because of a rate.
@@ -118,6 +120,7 @@ impl SessionInfo {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             end: AtomicU8::new(0),
+            has_failed: AtomicBool::new(false),
             denied: AtomicU64::new(0),
             delayed: AtomicU64::new(0),
             denial_lines: RateLimit::default(),
@@ -129,6 +132,11 @@ impl SessionInfo {
     /// Returns whether this is the first reason.
     pub(crate) fn end_because(&self, reason: CloseReason) -> bool {
         self.end.compare_exchange(0, reason as u8 + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Records a failed proof. Returns whether it is the first of the connection: each connection has one.
+    pub(crate) fn fails_first(&self) -> bool {
+        !self.has_failed.swap(true, Ordering::Relaxed)
     }
 
     /// Why the gateway ends the session; `None` while it may continue.

@@ -37,7 +37,7 @@ const CHUNK: usize = 64 << 10;
 /// A byte more, so that the last of four records is decrypted in the read buffer, too: its type follows it [RFC 8446, 5.2].
 const TYPE: usize = 1;
 /// How many of them one direction moves before other sessions have their turn.
-const MAX_CHUNKS: usize = 4;
+const MAX_CHUNKS: usize = 2;
 /// How long the other side may stay silent after one side has closed.
 const HALF_CLOSE: Duration = Duration::from_secs(10);
 /// How long the current packet and the DISCONNECT may take to write when the gateway closes the session.

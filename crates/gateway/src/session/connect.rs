@@ -11,8 +11,8 @@ use portcullis_wire::{Connect, FixedHeader, Limits, PacketType, Refusal, Version
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Shared, evaluate, follow_rules};
-use crate::auth::{self, Principal};
+use super::{Shared, count_failed_proof, evaluate, follow_rules};
+use crate::auth::{self, Attempt, Principal};
 use crate::devices::Entry;
 use crate::net::Stream;
 use crate::observe::Record;
@@ -312,7 +312,9 @@ async fn identify(
     if let Some(device) = device {
         device.check_state(now())?;
     }
-    let authenticated = auth::authenticate(&listener.authenticators, facts, client).await;
+    let failed = || count_failed_proof(listener, &record.info);
+    let authenticated =
+        auth::authenticate(&listener.authenticators, facts, Attempt { connection: client, failed: &failed }).await;
     // Nor does a banned address learn the result of attempts that were in progress when the ban began: one of many
     // concurrent guesses may be right.
     if listener.bans.is_banned(record.info.address().ip()) {

@@ -15,8 +15,9 @@ pub(crate) use evaluate::evaluate;
 pub(crate) use rules::follow_rules;
 pub(crate) use serve::{reject, serve};
 
+use crate::observe::SessionInfo;
 use crate::relay::RelayThreads;
-use crate::runtime::Runtime;
+use crate::runtime::{Listener, Runtime};
 use crate::state::ProcessState;
 
 /// What all sessions share.
@@ -28,4 +29,11 @@ pub(crate) struct Shared {
     pub state: Arc<ProcessState>,
     /// Where established sessions go on.
     pub relays: Arc<RelayThreads>,
+}
+
+/// Counts a failed proof for bans, once for each connection.
+fn count_failed_proof(listener: &Listener, info: &SessionInfo) {
+    if info.fails_first() {
+        listener.bans.failed(info.address().ip());
+    }
 }

@@ -11,8 +11,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
 
-use super::Shared;
 use super::connect::{Negotiated, Rejected, negotiate};
+use super::{Shared, count_failed_proof};
 use crate::config::tables::OnReject;
 use crate::edge::{Accepted, Arrived};
 use crate::limits::{AddressPermit, Fill, PendingPermit, Permit};
@@ -306,7 +306,7 @@ async fn secure(
 /// Counts a failed proof for bans. Called before the client is answered: it may have further connections in flight.
 fn count_failure(reject: Reject, listener: &Listener, record: &Record) {
     if reject.is_failed_proof() {
-        listener.bans.failed(record.info.address().ip());
+        count_failed_proof(listener, &record.info);
     }
 }
 

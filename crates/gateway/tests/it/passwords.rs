@@ -81,6 +81,30 @@ async fn passwords_of_clients_that_left_are_not_verified() {
 }
 
 #[tokio::test]
+async fn who_guesses_and_leaves_is_banned_all_the_same() {
+    let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
+    let users = password_file(dir.path(), "users", &[("alice", "secret")]);
+    let ban = "[[listener.ban]]\non = [\"failure\"]\ncount = 5\nwindow = \"60s\"\nduration = \"10m\"\n";
+    let gateway = gateway(&broker, "[\"users\"]", &format!("{ban}{users}")).await;
+    let right = connect_as("alice", "alice", b"secret");
+    let mut alice = Client::tcp_from([127, 0, 0, 2], gateway.address()).await;
+    // Her password is in the cache then: a right guess would not wait.
+    alice.greet(&broker, &right).await;
+    for n in 0..12 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect_as("alice", "alice", format!("guess{n}").as_bytes())).await;
+    }
+    gateway.lines(12).await;
+    let mut client = Client::tcp(gateway.address()).await;
+    client.write(&right).await;
+    let line = gateway.lines(13).await.pop().unwrap();
+    assert!(line.ends_with(" banned"), "{line}");
+    // She is at another address.
+    let mut again = Client::tcp_from([127, 0, 0, 2], gateway.address()).await;
+    again.greet(&broker, &right).await;
+}
+
+#[tokio::test]
 async fn the_log_says_who_knew_the_client() {
     let (dir, broker) = (tempfile::tempdir().unwrap(), Broker::start().await);
     let tables = password_file(dir.path(), "users", &[("alice", "one")]) + "[access_log]\nformat = \"json\"\n";

@@ -9,6 +9,7 @@ mod response;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -152,7 +153,7 @@ impl Service {
         }
     }
 
-    /// Asks the service when it is the client's turn, unless another request for the same has been answered then.
+    /// Asks the service, unless another request for the same is in progress.
     async fn request(
         &self,
         key: CacheKey,
@@ -160,22 +161,31 @@ impl Service {
         candidate: Candidate<'_>,
         name: &Arc<str>,
     ) -> Result<Arc<Response>, Reject> {
-        // Before the request that clients with the same key share: that this one leaves while it waits is nothing to the others.
-        let _slot = candidate.waiting().for_slot(&self.slots, Instant::now() + self.timeout).await?;
-        let exchange = async {
-            let response = self.exchange(document, candidate, name).await?;
-            let period = if response.result == Verdict::Allow { self.cache } else { self.negative_cache };
-            Ok((Arc::new(response), period))
-        };
-        // Without a cache, the service must see every attempt: it may count them, or accept each password only once.
-        if self.cache.is_zero() || self.negative_cache.is_zero() {
-            self.responses.get_or_fetch(key, exchange).await
-        } else {
-            self.responses.get_or_fetch_once(key, exchange).await
+        loop {
+            let has_left = AtomicBool::new(false);
+            let exchange = async {
+                let response = self.exchange(document, candidate, name).await.inspect_err(|reject| {
+                    has_left.store(*reject == Reject::ClientLeft, Ordering::Relaxed);
+                })?;
+                let period = if response.result == Verdict::Allow { self.cache } else { self.negative_cache };
+                Ok((Arc::new(response), period))
+            };
+            // Without a cache, the service must see every attempt: it may count them, or accept each password only once.
+            let response = if self.cache.is_zero() || self.negative_cache.is_zero() {
+                self.responses.get_or_fetch(key, exchange).await
+            } else {
+                self.responses.get_or_fetch_once(key, exchange).await
+            };
+            match response {
+                // Not this client, but another one, which was to make the request for both.
+                Err(Reject::ClientLeft) if !has_left.load(Ordering::Relaxed) => {}
+                response => return response,
+            }
         }
     }
 
     async fn exchange(&self, document: &[u8], candidate: Candidate<'_>, name: &Arc<str>) -> Result<Response, Reject> {
+        let _slot = candidate.waiting().for_slot(&self.slots, Instant::now() + self.timeout).await?;
         if self.breaker.is_open() {
             note_detail("the circuit breaker is open: the service keeps failing");
             return Err(Reject::AuthenticationUnavailable);

@@ -291,6 +291,20 @@ async fn what_costs_the_gateway_more_than_the_client_is_limited() {
     }
 }
 
+#[tokio::test]
+async fn one_read_decrypts_no_more_than_its_share_of_small_records() {
+    for configs in Configs::of_each_version() {
+        let (mut stream, client, mut theirs) = connected(&configs, 1 << 20).await;
+        let sent = vec![Sent::Record(ContentType::ApplicationData, vec![b'x']); 2500];
+        theirs.write_all(&records(&mut Forger::new(client, configs.suite), &sent)).await.unwrap();
+        let (mut buffer, mut read) = (vec![0; 64 << 10], Vec::new());
+        while read.iter().sum::<usize>() < sent.len() {
+            read.push(stream.read(&mut buffer).await.unwrap());
+        }
+        assert_eq!(read[0], 1024, "{:?}: {read:?}", configs.suite);
+    }
+}
+
 /// An alert has the level that is prescribed for it [RFC 5246, 7.2; RFC 8446, 6]: the gateway ends a connection whose client asks
 /// for a renegotiation, but tells it so by a warning.
 #[tokio::test]
