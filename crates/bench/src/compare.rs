@@ -105,7 +105,7 @@ impl Run<'_> {
     /// Measures with a new process, so that nothing of earlier work counts.
     async fn measure(&self, row: Row, peer: Peer) -> Measured {
         let proxy = peer.start(&self.programs, self.dir, &self.load).await?;
-        let bench = Bench { load: &self.load, proxy: &proxy, amounts: &self.amounts };
+        let bench = Bench { dir: self.dir, load: &self.load, proxy: &proxy, amounts: &self.amounts };
         let measured = timeout(DEADLINE, row.measure(&bench)).await.context("the measurement does not end");
         let stopped = proxy.stop().await;
         let figures = measured.flatten()?;

@@ -19,8 +19,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use crate::load::{DEVICE, ESTABLISHED, Flights, Stop, client_config, mqtt, session_as, socket_from};
-use crate::rows::floods;
+use crate::load::{
+    DEVICE, ESTABLISHED, Flights, LARGE, Stop, client_config, mqtt, session_as, socket_from, write_again_and_again,
+};
 
 /// How much lower the priority is.
 const NICE: &str = "10";
@@ -85,7 +86,7 @@ impl Conduct {
     pub(crate) fn message(self) -> Option<Vec<u8>> {
         let payload = match self {
             Self::FloodSmall => SMALL,
-            Self::FloodLarge => floods::LARGE,
+            Self::FloodLarge => LARGE,
             Self::Connect | Self::Stop | Self::Return => return None,
         };
         Some(mqtt::publish(mqtt::TOPIC, payload))
@@ -172,7 +173,7 @@ async fn flood(connector: &TlsConnector, orders: &Orders, message: Vec<u8>) -> a
     sleep(ESTABLISHED).await;
     println!("begun");
     let begin = Instant::now();
-    let (sessions, sent) = floods::write(sessions, message, FLOOD).await?;
+    let (sessions, sent) = write_again_and_again(sessions, message, FLOOD).await?;
     println!("{}", Done { elapsed: begin.elapsed(), failures: 0, sent, cause: String::new() });
     end_of_input().await?;
     Ok(sessions.len())

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::slice;
 use std::time::Duration;
 
-use crate::load::Load;
 use crate::load::mqtt::{TOPIC, publish};
+use crate::load::{LARGE, Load};
 use crate::peers::{More, Proxy};
 use crate::report::Table;
-use crate::rows::floods::{LARGE, to_broker};
+use crate::rows::floods::to_broker;
 
 const CONNECTIONS: usize = 100;
 const IDLE: usize = 500;

@@ -1,10 +1,11 @@
 //! The load. Enters: the address of a proxy, numbers of connections. Leaves: sessions of devices with that proxy, and what the
 //! broker behind it has received.
 
+mod addresses;
 mod broker;
 mod flights;
+mod flood;
 pub(crate) mod mqtt;
-mod storm;
 mod tls;
 mod trusting;
 
@@ -23,9 +24,10 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
+pub(crate) use addresses::socket_from;
 pub(crate) use broker::{BACKLOG, Broker, flood_request};
 pub(crate) use flights::{Flights, Stop};
-pub(crate) use storm::socket_from;
+pub(crate) use flood::{LARGE, write_again_and_again};
 pub(crate) use tls::{Session, client_config, session_as};
 
 pub(crate) const DEVICE: &str = "thing001";
@@ -172,11 +174,6 @@ impl Load {
         let sessions = self.sessions(proxy, count).await?;
         sleep(ESTABLISHED).await;
         Ok(sessions)
-    }
-
-    /// Opens sessions that stay connected, all at once.
-    pub(crate) async fn storm(&self, proxy: SocketAddr, count: usize) -> anyhow::Result<storm::Storm> {
-        storm::run(&self.connector, proxy, count).await
     }
 
     /// Publishes these messages in turn, at this rate per second over all sessions together, at least ten. Each message must

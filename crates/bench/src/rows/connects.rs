@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use tokio::time::sleep;
 
 use super::{Bench, Goal, Measured, cpu_of, micros_each};
+use crate::fleet::{Conduct, Fleet};
 use crate::load::ESTABLISHED;
 use crate::report::Figure;
 
@@ -63,10 +64,13 @@ pub(super) async fn stay(bench: &Bench<'_>) -> Measured {
 pub(super) async fn storm(bench: &Bench<'_>) -> Measured {
     let (address, count) = (bench.proxy.address, bench.amounts.storm);
     bench.load.connect(address, WARM_UP).await?;
-    let (cpu, storm) = cpu_of(bench.proxy, bench.load.storm(address, count)).await?;
-    if let Some(error) = storm.failures.first() {
-        bail!("{} of {count} connects failed, the first: {error:#}", storm.failures.len());
-    }
-    drop(storm.sessions);
-    Ok(vec![(&STORM, storm.elapsed.as_secs_f64() * 1e3), (&STORM_CPU, micros_each(cpu, count))])
+    let storm = async {
+        let mut fleet = Fleet::start(bench.dir, address, Conduct::Connect, count, Duration::ZERO).await?;
+        let done = fleet.done().await?;
+        Ok((fleet, done))
+    };
+    let (cpu, (fleet, done)) = cpu_of(bench.proxy, storm).await?;
+    ensure!(done.failures == 0, "{} of {count} connects failed, one of them: {}", done.failures, done.cause);
+    fleet.end().await?;
+    Ok(vec![(&STORM, done.elapsed.as_secs_f64() * 1e3), (&STORM_CPU, micros_each(cpu, count))])
 }

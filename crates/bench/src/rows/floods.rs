@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::{Bench, Goal, Measured, cpu_of};
-use crate::load::{Load, Session, flood_request, mqtt};
+use crate::load::{LARGE, Load, flood_request, mqtt, write_again_and_again};
 use crate::peers::Proxy;
 use crate::report::Figure;
 
@@ -37,8 +37,6 @@ static OUTWARDS: Figure = Figure {
 const CONNECTIONS: usize = 100;
 /// Connections with large messages: enough to keep two workers busy, few enough that their socket buffers stay in the cache.
 pub(crate) const LARGE_CONNECTIONS: usize = 16;
-/// The payload of a large message, in bytes.
-pub(crate) const LARGE: usize = 64 << 10;
 /// Until socket buffers are full and the flood is steady.
 const WARM_UP: Duration = Duration::from_millis(500);
 
@@ -101,43 +99,12 @@ pub(crate) async fn to_broker(
     let sessions = load.established(proxy.address, connections).await?;
     let before = load.broker.received();
     let flooding = async {
-        let (_sessions, sent) = write(sessions, bytes, duration).await?;
+        let (_sessions, sent) = write_again_and_again(sessions, bytes, duration).await?;
         load.broker.wait_for(before, sent).await?;
         Ok(sent)
     };
     let (cpu, bytes) = cpu_of(proxy, flooding).await?;
     Ok(Flood { cpu, bytes })
-}
-
-/// Each session writes these bytes again and again. Returns the sessions, which must stay open until the last byte has arrived, and
-/// the number of bytes.
-pub(crate) async fn write(
-    sessions: Vec<Session>,
-    bytes: Vec<u8>,
-    duration: Duration,
-) -> anyhow::Result<(Vec<Session>, usize)> {
-    let (bytes, mut writers) = (Arc::new(bytes), JoinSet::new());
-    let begin = Instant::now();
-    for mut session in sessions {
-        let bytes = Arc::clone(&bytes);
-        writers.spawn(async move {
-            let mut sent = 0;
-            while begin.elapsed() < duration {
-                // One call makes one TLS record, or as few as possible, and one system call.
-                session.write_all(&bytes).await?;
-                sent += bytes.len();
-            }
-            session.flush().await?;
-            anyhow::Ok((session, sent))
-        });
-    }
-    let (mut sessions, mut all) = (Vec::new(), 0);
-    while let Some(written) = writers.join_next().await {
-        let (session, sent) = written??;
-        sessions.push(session);
-        all += sent;
-    }
-    Ok((sessions, all))
 }
 
 /// Measures a steady flood by the broker from outside: `count` tells what has arrived, `load` are the tasks of the devices.

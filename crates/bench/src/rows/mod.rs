@@ -6,6 +6,7 @@ mod idle;
 mod latency;
 mod paced;
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -76,6 +77,8 @@ impl Amounts {
 
 /// One measurement: a new process of a proxy, and the load for it.
 pub(crate) struct Bench<'a> {
+    /// Where the PKI of the load is.
+    pub(crate) dir: &'a Path,
     pub(crate) load: &'a Load,
     pub(crate) proxy: &'a Proxy,
     pub(crate) amounts: &'a Amounts,

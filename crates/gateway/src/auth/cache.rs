@@ -61,11 +61,6 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         }
     }
 
-    /// Forgets the value of a key.
-    pub(super) async fn remove(&self, key: CacheKey) {
-        self.0.invalidate(&key).await;
-    }
-
     /// The cached value of a key, or the result of `fetch`, which is cached for the period that `fetch` returns.
     ///
     /// # Errors

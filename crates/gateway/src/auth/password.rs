@@ -2,9 +2,9 @@
 //! slow by design, so verification runs on a bounded number of low-priority threads behind a bounded, fair queue. It
 //! never runs on a thread that relays sessions.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -24,13 +24,16 @@ use super::Waiting;
 use super::cache::{Cache, CacheKey};
 use crate::limits::{FairSlots, Slot};
 use crate::outcome::Reject;
+use crate::util::client_network::ClientNetwork;
 use crate::util::crypto::tag;
 use crate::util::priority::Priority;
 
 /// Maximum length of the queue, of which one network gets a quarter. A verification takes 20 to 100 ms.
 const MAX_WAITING: usize = 256;
-/// How many wrong passwords may be compared with one that was verified, until it is forgotten.
+/// How many wrong passwords of one client network are compared with one that was verified.
 const MAX_WRONG: u8 = 10;
+/// The limit of client networks with wrong passwords, for one that was verified.
+const MAX_NETWORKS: usize = 32;
 /// How long a client waits for its verification.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -199,8 +202,26 @@ impl Pbkdf2 {
 /// The password that a hash was verified with.
 struct Verified {
     password: CacheKey,
-    /// How many others were tried since.
-    wrong: AtomicU8,
+    /// How many others the networks of clients have tried since.
+    wrong: Mutex<HashMap<ClientNetwork, u8>>,
+}
+
+impl Verified {
+    /// Whether a client of this network may know at once whether its password is the one: guesses that are answered at once are
+    /// cheap. Those of others do not count, so nobody makes them wait.
+    fn answers(&self, network: ClientNetwork) -> bool {
+        let wrong = self.wrong.lock();
+        let is_full = wrong.len() >= MAX_NETWORKS;
+        wrong.get(&network).map_or(!is_full, |wrong| *wrong < MAX_WRONG)
+    }
+
+    fn count_wrong(&self, network: ClientNetwork) {
+        let mut wrong = self.wrong.lock();
+        if wrong.len() < MAX_NETWORKS || wrong.contains_key(&network) {
+            let wrong = wrong.entry(network).or_default();
+            *wrong = wrong.saturating_add(1);
+        }
+    }
 }
 
 /// Verifies passwords and caches successful verifications.
@@ -214,7 +235,10 @@ pub(super) struct Passwords {
 
 impl Passwords {
     pub(super) fn new(period: Duration) -> Self {
-        Self { verified: Cache::new(|_| size_of::<Verified>()), period }
+        Self {
+            verified: Cache::new(|_| size_of::<Verified>() + MAX_NETWORKS * size_of::<(ClientNetwork, u8)>()),
+            period,
+        }
     }
 
     /// Whether a password matches a hash.
@@ -228,19 +252,19 @@ impl Passwords {
         client: Waiting<'_>,
     ) -> Result<bool, Reject> {
         let (key, password_key) = (CacheKey::of(&[hash.text.as_bytes()]), CacheKey::of(&[password]));
-        if let Some(verified) = self.verified.get(key).await {
-            if verified.password == password_key {
-                return Ok(true);
+        let (known, network) = (self.verified.get(key).await, ClientNetwork::of(client.address));
+        match &known {
+            Some(verified) if verified.password != password_key => {
+                // It waits like any other, but a right guess would not: that must not be a way to try many.
+                (client.attempt.failed)();
+                verified.count_wrong(network);
             }
-            // It waits like any other, but a right guess would not: that must not be a way to try many.
-            (client.attempt.failed)();
-            if verified.wrong.fetch_add(1, Ordering::Relaxed) >= MAX_WRONG {
-                self.verified.remove(key).await;
-            }
+            Some(verified) if verified.answers(network) => return Ok(true),
+            Some(_) | None => {}
         }
         let is_right = verify_on_thread(hash.clone(), password, client).await?;
-        if is_right {
-            let verified = Verified { password: password_key, wrong: AtomicU8::new(0) };
+        if is_right && known.is_none() {
+            let verified = Verified { password: password_key, wrong: Mutex::default() };
             self.verified.insert(key, Arc::new(verified), self.period).await;
         }
         Ok(is_right)
@@ -319,6 +343,10 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::sync::atomic::Ordering;
+    use std::task::Poll;
+
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -372,7 +400,7 @@ mod tests {
         let address = std::net::IpAddr::from([127, 0, 0, 1]);
         let broker = TcpListener::bind((address, 0)).await.unwrap();
         let connection = Stream::Tcp(TcpStream::connect(broker.local_addr().unwrap()).await.unwrap());
-        let failures = AtomicU8::new(0);
+        let failures = std::sync::atomic::AtomicU8::new(0);
         let failed = || {
             failures.fetch_add(1, Ordering::Relaxed);
         };
@@ -384,13 +412,19 @@ mod tests {
         assert!(passwords.verify(&hash, b"secret", client).await.unwrap());
         assert!(is_known(&hash).await && !is_known(&other).await);
         assert_eq!(failures.load(Ordering::Relaxed), 0, "whoever rejects the client counts the first");
+        let is_answered_at_once = async |client| {
+            let mut verifying = std::pin::pin!(passwords.verify(&hash, b"secret", client));
+            poll_fn(|cx| Poll::Ready(verifying.as_mut().poll(cx).is_ready())).await
+        };
         // What is known to be wrong counts at once, and is not tried without end.
-        for n in 1..=MAX_WRONG + 1 {
-            assert!(is_known(&hash).await);
+        for n in 1..=MAX_WRONG {
+            assert!(is_answered_at_once(client).await);
             assert!(!passwords.verify(&hash, &[n], client).await.unwrap());
             assert_eq!(failures.load(Ordering::Relaxed), n);
         }
-        assert!(!is_known(&hash).await);
+        assert!(!is_answered_at_once(client).await);
         assert!(passwords.verify(&hash, b"secret", client).await.unwrap());
+        assert!(!is_answered_at_once(client).await, "what was verified again is no new start");
+        assert!(is_answered_at_once(Waiting { address: [127, 0, 0, 2].into(), ..client }).await);
     }
 }
