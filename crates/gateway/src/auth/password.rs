@@ -2,9 +2,9 @@
 //! slow by design, so verification runs on a bounded number of low-priority threads behind a bounded, fair queue. It
 //! never runs on a thread that relays sessions.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -25,15 +25,16 @@ use super::cache::{Cache, CacheKey};
 use crate::limits::{FairSlots, Slot};
 use crate::outcome::Reject;
 use crate::util::client_network::ClientNetwork;
-use crate::util::crypto::tag;
+use crate::util::crypto::{keyed_digest, tag};
 use crate::util::priority::Priority;
+use crate::util::recent::Recent;
 
 /// Maximum length of the queue, of which one network gets a quarter. A verification takes 20 to 100 ms.
 const MAX_WAITING: usize = 256;
 /// How many wrong passwords of one client network are compared with one that was verified.
 const MAX_WRONG: u8 = 10;
-/// The limit of client networks with wrong passwords, for one that was verified.
-const MAX_NETWORKS: usize = 32;
+/// The limit of counts of wrong passwords, for each authenticator: 3 MB.
+const MAX_COUNTS: usize = 32_768;
 /// How long a client waits for its verification.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -200,35 +201,22 @@ impl Pbkdf2 {
 }
 
 /// The password that a hash was verified with.
+#[derive(Clone, Copy)]
 struct Verified {
     password: CacheKey,
-    /// How many others the networks of clients have tried since.
-    wrong: Mutex<HashMap<ClientNetwork, u8>>,
-}
-
-impl Verified {
-    /// Whether a client of this network may know at once whether its password is the one: guesses that are answered at once are
-    /// cheap. Those of others do not count, so nobody makes them wait.
-    fn answers(&self, network: ClientNetwork) -> bool {
-        let wrong = self.wrong.lock();
-        let is_full = wrong.len() >= MAX_NETWORKS;
-        wrong.get(&network).map_or(!is_full, |wrong| *wrong < MAX_WRONG)
-    }
-
-    fn count_wrong(&self, network: ClientNetwork) {
-        let mut wrong = self.wrong.lock();
-        if wrong.len() < MAX_NETWORKS || wrong.contains_key(&network) {
-            let wrong = wrong.entry(network).or_default();
-            *wrong = wrong.saturating_add(1);
-        }
-    }
+    /// Distinguishes it from later verifications, with which counting begins anew.
+    number: u64,
 }
 
 /// Verifies passwords and caches successful verifications.
 #[derive(Debug)]
 pub(super) struct Passwords {
     /// By hash: its salt makes it unique to the user.
-    verified: Cache<Arc<Verified>>,
+    verified: Cache<Verified>,
+    /// How many wrong passwords a client network has tried since a verification. By network, so that nobody makes others wait.
+    wrong: Recent<u8>,
+    /// Counts verifications.
+    verifications: AtomicU64,
     /// How long a successful verification is cached.
     period: Duration,
 }
@@ -236,7 +224,9 @@ pub(super) struct Passwords {
 impl Passwords {
     pub(super) fn new(period: Duration) -> Self {
         Self {
-            verified: Cache::new(|_| size_of::<Verified>() + MAX_NETWORKS * size_of::<(ClientNetwork, u8)>()),
+            verified: Cache::new(|_| 0),
+            wrong: Recent::new(MAX_COUNTS),
+            verifications: AtomicU64::default(),
             period,
         }
     }
@@ -252,20 +242,22 @@ impl Passwords {
         client: Waiting<'_>,
     ) -> Result<bool, Reject> {
         let (key, password_key) = (CacheKey::of(&[hash.text.as_bytes()]), CacheKey::of(&[password]));
-        let (known, network) = (self.verified.get(key).await, ClientNetwork::of(client.address));
-        match &known {
-            Some(verified) if verified.password != password_key => {
+        let known = self.verified.get(key).await;
+        if let Some(verified) = known {
+            let by_network = digest_of_network(verified.number, ClientNetwork::of(client.address));
+            let wrong = self.wrong.get(&by_network).unwrap_or(0);
+            if verified.password != password_key {
                 // It waits like any other, but a right guess would not: that must not be a way to try many.
                 (client.attempt.failed)();
-                verified.count_wrong(network);
+                self.wrong.add(by_network, wrong.saturating_add(1), 1);
+            } else if wrong < MAX_WRONG {
+                return Ok(true);
             }
-            Some(verified) if verified.answers(network) => return Ok(true),
-            Some(_) | None => {}
         }
         let is_right = verify_on_thread(hash.clone(), password, client).await?;
         if is_right && known.is_none() {
-            let verified = Verified { password: password_key, wrong: Mutex::default() };
-            self.verified.insert(key, Arc::new(verified), self.period).await;
+            let number = self.verifications.fetch_add(1, Ordering::Relaxed);
+            self.verified.insert(key, Verified { password: password_key, number }, self.period).await;
         }
         Ok(is_right)
     }
@@ -287,6 +279,14 @@ impl Passwords {
             None => Ok(()),
         }
     }
+}
+
+fn digest_of_network(verification: u64, network: ClientNetwork) -> [u8; 32] {
+    let network = match network {
+        ClientNetwork::V4(octets) => octets.to_vec(),
+        ClientNetwork::V6(segments) => segments.iter().flat_map(|segment| segment.to_be_bytes()).collect(),
+    };
+    keyed_digest(&[&verification.to_be_bytes(), &network])
 }
 
 struct Job {
@@ -344,7 +344,6 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::sync::atomic::Ordering;
     use std::task::Poll;
 
     use tokio::net::{TcpListener, TcpStream};

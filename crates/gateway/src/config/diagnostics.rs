@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
 
+use super::secrets;
 use super::values::{Located, Location, Secret, Setting};
 
 /// The severity of a diagnostic.
@@ -270,7 +271,7 @@ impl Diagnostics {
             let title = level.clone().primary_title(diagnostic.complaint.message.as_str());
             let mut groups = vec![match &diagnostic.span {
                 Some(span)
-                    if diagnostic.complaint.hides_line || may_hold_secret(&self.source[self.first_line(span)]) =>
+                    if diagnostic.complaint.hides_line || secrets::may_be_in(&self.source, self.first_line(span)) =>
                 {
                     Group::with_title(level.primary_title(self.locate(diagnostic)))
                 }
@@ -343,24 +344,6 @@ const LONG: usize = 3;
 /// What separates the words of a message: it quotes values in backticks.
 fn is_separator(c: char) -> bool {
     c.is_whitespace() || matches!(c, '`' | '"' | '\'')
-}
-
-/// Keys whose values are secrets if the file contains them, in place of a reference to where they are.
-const SECRET_KEYS: [&str; 3] = ["ticket_secret", "private_key_passphrase", "password"];
-/// Whether a line may contain a secret, whatever is wrong in it: a table may be written in one line, or not be TOML at all.
-fn may_hold_secret(line: &str) -> bool {
-    let line = line.to_ascii_lowercase();
-    let values = |key: &'static str| {
-        let after = |(at, _): (usize, &str)| line[at + key.len()..].trim_start_matches(['"', '\'']).trim_start();
-        line.match_indices(key).filter_map(move |found| Some(after(found).strip_prefix('=')?.trim_start()))
-    };
-    let is_text = |value: &str| value.starts_with(['"', '\'']) && !value[1..].starts_with("${");
-    let has_password_of_url = || line.contains("://") && line.contains('@');
-    SECRET_KEYS.into_iter().flat_map(values).any(is_text)
-        // Any of them may be a token.
-        || values("headers").next().is_some()
-        || has_password_of_url()
-        || line.contains("pin-value")
 }
 
 pub(super) fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {

@@ -7,6 +7,7 @@ mod document;
 mod elsewhere;
 mod explain;
 mod lints;
+mod secrets;
 mod syntax;
 pub mod tables;
 mod values;

@@ -456,6 +456,10 @@ fn no_line_with_a_secret_is_shown_whatever_is_wrong_in_it() {
         "tls = { private_key = \"pkcs11:token=a?pin-value=hunter2\", max_version = [] }",
         "[[authenticator]]\nname = \"c\"\nkind = \"http\"\nurl = \"http://u:hunter2@127.0.0.1/\" timeout = \"1s\"",
         "[[authenticator]]\nname = \"c\"\nkind = \"http\"\nheaders = { Authorization = \"Bearer hunter2\", A = 1 }",
+        "[[authenticator]]\nname = \"c\"\nkind = \"http\"\nheaders = \"Bearer hunter2\"",
+        "[[authenticator]]\nname = \"c\"\nkind = \"http\"\n[authenticator.headers]\nAuthorization = \"Bearer hunter2\" x",
+        "tls = { ticket_secret = [\"hunter2\"], private_key_passphrase = { a = \"hunter2\" } }",
+        "[listener.tls]\nticket_secret = \"\"\"\nhunter2 \\x\"\"\"",
         "[[upstream]]\nname = \"b\"\nservers = [\"127.0.0.1:1\"]\nhealth = { mode = \"mqtt\", username = 1, password = \"hunter2\" }",
     ] {
         let text = problems(&format!("{base}{line}\n"));

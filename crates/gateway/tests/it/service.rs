@@ -352,3 +352,33 @@ async fn the_service_is_not_asked_about_clients_that_left_while_they_waited() {
     good.greet(&broker, &connect("good")).await;
     assert_eq!(service.asked().len(), 2);
 }
+
+#[tokio::test]
+async fn who_waits_for_the_same_request_is_served_if_the_other_leaves() {
+    let broker = Broker::start().await;
+    let service = Service::start(|body| (!body.contains("slow")).then(|| ("204 No Content", String::new()))).await;
+    let rest = "max_concurrency = 1\ntimeout = \"2s\"\nbreak_after = 1000\ncache = \"60s\"\nnegative_cache = \"60s\"\n";
+    let gateway = gateway(&broker, &service, rest).await;
+    let mut slow = Client::tcp(gateway.address()).await;
+    slow.write(&connect("slow")).await;
+    eventually("a request", || (service.asked().len() == 1).then_some(())).await;
+    // The first is to make the request for all of them.
+    let mut same = Vec::new();
+    for _ in 0..3 {
+        let mut client = Client::tcp(gateway.address()).await;
+        client.write(&connect("same")).await;
+        same.push(client);
+    }
+    drop(same.remove(0));
+    assert!(gateway.lines(1).await[0].ends_with(" client_left"));
+    assert_eq!(slow.try_read(4).await.unwrap(), LATER);
+    for _ in &same {
+        let mut connection = broker.accept().await;
+        connection.expect(&connect("same")).await;
+        connection.write(&connack(4)).await;
+    }
+    for client in &mut same {
+        client.expect(&connack(4)).await;
+    }
+    assert_eq!(service.asked().len(), 2);
+}

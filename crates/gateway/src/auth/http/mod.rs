@@ -126,11 +126,7 @@ impl Service {
         };
         // The key covers the whole request, so a response about one client never serves another.
         let key = CacheKey::of(&[&document]);
-        let response = match self.responses.get(key).await {
-            Some(response) => Ok(response),
-            None => self.request(key, &document, candidate, name).await,
-        };
-        let response = match response {
+        let response = match self.request(key, &document, candidate, name).await {
             Ok(response) => response,
             Err(reject) => return Decision::Deny(reject),
         };
@@ -153,7 +149,7 @@ impl Service {
         }
     }
 
-    /// Asks the service, unless another request for the same is in progress.
+    /// The response from the cache, of a request for the same that is in progress, or of one of its own.
     async fn request(
         &self,
         key: CacheKey,
@@ -161,10 +157,12 @@ impl Service {
         candidate: Candidate<'_>,
         name: &Arc<str>,
     ) -> Result<Arc<Response>, Reject> {
+        // Also if others, with which this client has waited, leave one after another.
+        let deadline = Instant::now() + self.timeout;
         loop {
             let has_left = AtomicBool::new(false);
             let exchange = async {
-                let response = self.exchange(document, candidate, name).await.inspect_err(|reject| {
+                let response = self.exchange(document, candidate, deadline, name).await.inspect_err(|reject| {
                     has_left.store(*reject == Reject::ClientLeft, Ordering::Relaxed);
                 })?;
                 let period = if response.result == Verdict::Allow { self.cache } else { self.negative_cache };
@@ -184,8 +182,15 @@ impl Service {
         }
     }
 
-    async fn exchange(&self, document: &[u8], candidate: Candidate<'_>, name: &Arc<str>) -> Result<Response, Reject> {
-        let _slot = candidate.waiting().for_slot(&self.slots, Instant::now() + self.timeout).await?;
+    /// Asks the service, in a slot that it waits for until `deadline`.
+    async fn exchange(
+        &self,
+        document: &[u8],
+        candidate: Candidate<'_>,
+        deadline: Instant,
+        name: &Arc<str>,
+    ) -> Result<Response, Reject> {
+        let _slot = candidate.waiting().for_slot(&self.slots, deadline).await?;
         if self.breaker.is_open() {
             note_detail("the circuit breaker is open: the service keeps failing");
             return Err(Reject::AuthenticationUnavailable);

@@ -24,8 +24,6 @@ pub use table::{CipherPreference, OcspScope, OnFailure, PskFormat, TlsVersion};
 const MAX_ALPN: usize = 128;
 /// The longest lifetime of a ticket [RFC 8446, 4.6.1].
 const MAX_SESSION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// Keys whose values may contain a secret: a passphrase, or the PIN of a token.
-const MAY_HOLD_SECRET: &[&str] = &["certificate", "private_key", "private_key_passphrase", "ticket_secret"];
 /// Shortest secret that ticket keys may be derived from, in bytes.
 const MIN_TICKET_SECRET: usize = 32;
 
@@ -214,15 +212,9 @@ fn reject_beside_psk(table: &TlsTable, document: &mut Document) {
         ("raw_keys", at(raw_keys.as_ref())),
         ("cipher_preference", cipher_preference.location()),
     ];
-    let secrets = others.iter().filter(|(key, _)| MAY_HOLD_SECRET.contains(key)).filter_map(|(_, location)| *location);
-    let secret_lines: Vec<_> = secrets.map(|location| document.diagnostics.line_of(location)).collect();
     for (key, location) in others {
         let Some(location) = location else { continue };
-        let mut complaint = Complaint::new(format!("`{key}` cannot be combined with `psk`"));
-        // Also that of another key: the table may be written in one line.
-        if secret_lines.contains(&document.diagnostics.line_of(location)) {
-            complaint = complaint.hide_line();
-        }
+        let complaint = Complaint::new(format!("`{key}` cannot be combined with `psk`"));
         let hint = match key {
             "cipher_preference" => {
                 "pre-shared keys have cipher suites of their own, of which TLS 1.3 chooses AES-128 first"
