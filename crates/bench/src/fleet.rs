@@ -1,5 +1,5 @@
-//! A fleet of devices in a process of its own, of lower priority than gateway, broker and probe: on a machine that they share,
-//! what is measured would otherwise be how long the load computes.
+//! A fleet of devices in a process of its own, which gets the CPU time that gateway, broker and probe leave: on a machine that
+//! they share, what is measured would otherwise be how long the load computes.
 
 use std::fmt;
 use std::io;
@@ -23,8 +23,6 @@ use crate::load::{
     DEVICE, ESTABLISHED, Flights, LARGE, Stop, client_config, mqtt, session_as, socket_from, write_again_and_again,
 };
 
-/// How much lower the priority is.
-const NICE: &str = "10";
 /// How long one step of a fleet may take.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// How long one device may take to connect.
@@ -103,11 +101,11 @@ impl Fleet {
         delay: Duration,
     ) -> anyhow::Result<Self> {
         let conduct = conduct.to_possible_value().context("unknown conduct")?;
-        let mut command = Command::new("nice");
-        command.args(["-n", NICE]).arg(std::env::current_exe()?).arg("fleet").arg(dir.join("pki"));
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0"]).arg(std::env::current_exe()?).arg("fleet").arg(dir.join("pki"));
         command.args([&address.to_string(), conduct.get_name(), &count.to_string(), &delay.as_millis().to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        let mut process = command.spawn().context("nice")?;
+        let mut process = command.spawn().context("chrt")?;
         let lines = BufReader::new(process.stdout.take().context("no output")?).lines();
         let mut this = Self { process, lines, begin: Instant::now() };
         this.next().await?;

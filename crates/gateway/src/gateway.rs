@@ -31,6 +31,7 @@ use crate::session::{self, Shared};
 use crate::state::ProcessState;
 use crate::status::{self, CertificateStatus};
 use crate::util::causes::with_causes;
+use crate::util::priority::give_way;
 
 pub use errors::{ReloadError, StartError};
 
@@ -391,6 +392,7 @@ async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: Ta
     loop {
         match socket.accept().await {
             Ok(accepted) => {
+                give_way();
                 is_short = false;
                 let runtime = shared.runtime.load();
                 let Some((_, listener)) = runtime.sockets().find(|(other, _)| *other == key) else { continue };

@@ -24,6 +24,7 @@ use crate::runtime::Listener;
 use crate::sessions::SessionGuard;
 use crate::tls::Secured;
 use crate::upstream::Lease;
+use crate::util::priority::giving_way;
 
 /// How long the CONNACK for a rejected client may take to write. A client that does not read it is disconnected without.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -57,7 +58,7 @@ pub(crate) fn serve(
     // In a box of its own, so that an established session does not carry the size of what precedes it around.
     let opening = Box::pin(open(accepted, descriptors, listener, shared));
     async move {
-        let Some((mut session, threads)) = opening.await else { return };
+        let Some((mut session, threads)) = giving_way(opening).await else { return };
         let begin = Instant::now();
         loop {
             let counts = session.record.info.bytes();
@@ -129,7 +130,7 @@ impl Session {
             if let Some(session) = &mut session {
                 ready!(session.poll_run(cx));
             }
-            session.take().into_iter().for_each(|session| threads.spawn_end(session.end()));
+            session.take().into_iter().for_each(|session| threads.spawn_end(giving_way(session.end())));
             Poll::Ready(())
         })
     }
