@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin;
 use crate::config::Diagnostics;
 use crate::config::tables::{AdminBind, Process};
-use crate::edge::Acceptor;
+use crate::edge::{Accepted, Acceptor};
 use crate::maintenance;
 use crate::observe::AccessLog;
 use crate::outcome::{CloseReason, RAISE_OPEN_FILES, Reject};
@@ -31,7 +31,7 @@ use crate::session::{self, Shared};
 use crate::state::ProcessState;
 use crate::status::{self, CertificateStatus};
 use crate::util::causes::with_causes;
-use crate::util::priority::give_way;
+use crate::util::priority::give_way_after;
 
 pub use errors::{ReloadError, StartError};
 
@@ -392,24 +392,8 @@ async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: Ta
     loop {
         match socket.accept().await {
             Ok(accepted) => {
-                give_way();
                 is_short = false;
-                let runtime = shared.runtime.load();
-                let Some((_, listener)) = runtime.sockets().find(|(other, _)| *other == key) else { continue };
-                match shared.state.descriptors.take() {
-                    Some(permit) => {
-                        drop(tasks.spawn(session::serve(accepted, permit, Arc::clone(listener), Arc::clone(&shared))));
-                    }
-                    None => {
-                        if let Some(suppressed) = shared.state.too_few_descriptors.permit() {
-                            tracing::error!(
-                                suppressed,
-                                "connections rejected: the limit of open files allows no more; {RAISE_OPEN_FILES}"
-                            );
-                        }
-                        session::reject(accepted, Reject::TooFewDescriptors, listener, &shared);
-                    }
-                }
+                give_way_after(|| begin_session(accepted, &key, &shared, &tasks));
             }
             // The client closed the connection before it was accepted.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
@@ -421,6 +405,26 @@ async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: Ta
                 }
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
+        }
+    }
+}
+
+/// Serves a connection of this socket, if there are descriptors for it.
+fn begin_session(accepted: Accepted, key: &SocketKey, shared: &Arc<Shared>, tasks: &TaskTracker) {
+    let runtime = shared.runtime.load();
+    let Some((_, listener)) = runtime.sockets().find(|(other, _)| other == key) else { return };
+    match shared.state.descriptors.take() {
+        Some(permit) => {
+            drop(tasks.spawn(session::serve(accepted, permit, Arc::clone(listener), Arc::clone(shared))));
+        }
+        None => {
+            if let Some(suppressed) = shared.state.too_few_descriptors.permit() {
+                tracing::error!(
+                    suppressed,
+                    "connections rejected: the limit of open files allows no more; {RAISE_OPEN_FILES}"
+                );
+            }
+            session::reject(accepted, Reject::TooFewDescriptors, listener, shared);
         }
     }
 }

@@ -63,7 +63,7 @@ pub(crate) fn serve(
         loop {
             let counts = session.record.info.bytes();
             if timeout(SETTLED_AFTER, poll_fn(|cx| session.poll_run(cx))).await.is_ok() {
-                return session.end().await;
+                return giving_way(Box::pin(session.end())).await;
             }
             let may_wait = session.record.info.bytes() == counts && begin.elapsed() < SETTLED_AT_LAST;
             if !(may_wait && handshakes.is_busy()) {
