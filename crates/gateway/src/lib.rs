@@ -45,5 +45,6 @@ pub use runtime::{Listener, Loaded, Runtime};
 pub use state::ProcessState;
 pub use status::CertificateStatus;
 pub use util::crypto;
+pub use util::descriptors::reserve_descriptors;
 pub use util::machine::Machine;
 pub use util::priority::Priority;

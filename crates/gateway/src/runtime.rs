@@ -215,14 +215,23 @@ impl Runtime {
         self.listeners.iter().any(|listener| listener.max_connections.is_set())
     }
 
+    /// The file descriptors that the gateway needs to serve `max_connections` of all listeners.
+    pub fn needed_descriptors(&self) -> u64 {
+        needed_descriptors(self.max_connections(), self.needs())
+    }
+
+    /// The descriptors that connections of clients cannot have.
+    fn needs(&self) -> u64 {
+        self.descriptors() + self.process.threads() as u64 * PER_RELAY_THREAD
+    }
+
     /// Warns of settings that demand more than the machine has.
     fn compare_with(&self, machine: &Machine, diagnostics: &mut Diagnostics) {
-        let needs = self.descriptors() + self.process.threads() as u64 * PER_RELAY_THREAD;
         let demand = Demand {
             process: &self.process,
             connections: self.listeners.iter().map(|listener| &listener.max_connections).collect(),
-            descriptors: needed_descriptors(self.max_connections(), needs),
-            possible: possible_connections(machine.descriptors.unwrap_or(u64::MAX), needs),
+            descriptors: self.needed_descriptors(),
+            possible: possible_connections(machine.descriptors.unwrap_or(u64::MAX), self.needs()),
         };
         demand.compare(machine, diagnostics);
     }

@@ -5,6 +5,7 @@ pub(crate) mod client_network;
 pub(crate) mod clip;
 pub(crate) mod clock;
 pub mod crypto;
+pub(crate) mod descriptors;
 pub(crate) mod file;
 mod hkdf;
 pub(crate) mod invisible;

@@ -210,18 +210,20 @@ fn a_thousand_silent_connections_cost_little_memory() {
     let broker = Mosquitto::start();
     let gateway = Gateway::start(broker.port);
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
-    let resident = || {
+    let status = |field: &str| {
         let status = fs::read_to_string(format!("/proc/{}/status", gateway.process.0.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
     };
-    let before = resident();
+    let resident = || status("VmRSS:") * 1024;
+    let (before, descriptors) = (resident(), status("FDSize:"));
     let silent: Vec<TcpStream> = (0..1000).map(|_| TcpStream::connect(gateway.address).unwrap()).collect();
     eventually("the connections", || {
         gateway.admin_get("/metrics").contains("portcullis_connections_active{listener=\"devices\"} 1000").then_some(())
     });
     let each = resident().saturating_sub(before) / 1000;
     assert!(each < 32 << 10, "{each} bytes for a connection that says nothing");
+    assert_eq!(status("FDSize:"), descriptors, "accepting stops while the kernel's table of descriptors grows");
     // Other clients are not affected.
     let published = finish(gateway.mosquitto("mosquitto_pub", "thing001", "thing001").args(["-t", "t", "-m", "x"]));
     assert!(published.status.success(), "{published:?}");
