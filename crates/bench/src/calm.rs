@@ -1,4 +1,4 @@
-//! Storms. Enters: a gateway with live sessions, and a fleet that does its worst. Leaves: what that does to the latency of the
+//! Storms. Enters: a gateway with live sessions, and a fleet that connects, stops, returns or floods. Leaves: what that does to the latency of the
 //! live sessions, and whether everybody gets in.
 
 use std::net::SocketAddr;

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::load::{
-    DEVICE, ESTABLISHED, Flights, LARGE, Stop, client_config, mqtt, session_as, socket_from, write_again_and_again,
+    DEVICE, Flights, LARGE, SETTLED, Stop, client_config, mqtt, session_as, socket_from, write_again_and_again,
 };
 
 /// How long one step of a fleet may take.
@@ -168,7 +168,7 @@ async fn flood(connector: &TlsConnector, orders: &Orders, message: Vec<u8>) -> a
     for _ in 0..orders.count {
         sessions.push(session_as(connector, orders.address, &connect).await?);
     }
-    sleep(ESTABLISHED).await;
+    sleep(SETTLED).await;
     println!("begun");
     let begin = Instant::now();
     let (sessions, sent) = write_again_and_again(sessions, message, FLOOD).await?;

@@ -116,7 +116,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     portcullis_gateway::crypto::install_crypto_provider();
     // Neither load nor broker stops while the table of descriptors grows.
-    portcullis_gateway::reserve_descriptors(1 << 16)?;
+    portcullis_gateway::grow_descriptor_table(1 << 16)?;
     let profile = if matches!(arguments.command, Some(Command::Count(_))) { "release" } else { "dist" };
     let binary = arguments.portcullis.unwrap_or_else(|| Path::new("target").join(profile).join("portcullis"));
     let dir = tempfile::tempdir()?;

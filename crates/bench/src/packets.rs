@@ -42,13 +42,13 @@ async fn measure(
     table: &mut Table,
 ) -> anyhow::Result<()> {
     let before = proxy.pss()?;
-    let sessions = load.established(proxy.address, IDLE).await?;
+    let sessions = load.settled(proxy.address, IDLE).await?;
     let grown = proxy.pss()?.saturating_sub(before);
     table.add("bytes (PSS) per idle connection, 500 of them", column, grown as f64 / IDLE as f64);
     drop(sessions);
 
     let small = publish(TOPIC, 64);
-    let mut sessions = load.established(proxy.address, CONNECTIONS).await?;
+    let mut sessions = load.settled(proxy.address, CONNECTIONS).await?;
     let begin = proxy.cpu()?;
     let sent = load.paced(&mut sessions, slice::from_ref(&small), PACE, duration).await?;
     let cpu = proxy.cpu()?.saturating_sub(begin);

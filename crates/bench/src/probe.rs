@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::load::mqtt::{self, PINGREQ, PINGRESP};
-use crate::load::{ESTABLISHED, session_as};
+use crate::load::{SETTLED, session_as};
 
 /// How long the last answers may take.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -54,7 +54,7 @@ type Sample = (Instant, Duration);
 pub(crate) struct Latencies(Vec<Duration>);
 
 impl Probe {
-    /// Opens the sessions, and waits until they are [`ESTABLISHED`].
+    /// Opens the sessions, and waits until they are [`SETTLED`].
     pub(crate) async fn start(target: Target) -> anyhow::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (ready, is_ready) = oneshot::channel();
@@ -65,7 +65,7 @@ impl Probe {
             let error = thread.join().map_err(|_| anyhow!("the probe has panicked"))?.err();
             return Err(error.context("the probe has ended")?.context("live sessions"));
         }
-        sleep(ESTABLISHED).await;
+        sleep(SETTLED).await;
         Ok(Self { thread, stop })
     }
 

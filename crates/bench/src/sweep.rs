@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::crl;
 use crate::load::mqtt::{self, PINGREQ, PINGRESP};
-use crate::load::{CONCURRENCY, ESTABLISHED, Load, Session, session_as};
+use crate::load::{CONCURRENCY, Load, SETTLED, Session, session_as};
 use crate::peers::{More, Proxy};
 
 /// The device that is not revoked.
@@ -51,7 +51,7 @@ pub(crate) async fn run(
     let mut staying = open(sessions - revoked, 0, STAYING).await?;
     let going = open(revoked, 1, GOING).await?;
     println!("{sessions} sessions");
-    tokio::time::sleep(ESTABLISHED).await;
+    tokio::time::sleep(SETTLED).await;
     let probe = staying.pop().expect("fewer sessions are revoked than exist");
     let probe = tokio::spawn(ping(probe, WATCHED * 2));
     tokio::time::sleep(WATCHED).await;

@@ -31,7 +31,7 @@ use crate::session::{self, Shared};
 use crate::state::ProcessState;
 use crate::status::{self, CertificateStatus};
 use crate::util::causes::with_causes;
-use crate::util::priority::give_way_after;
+use crate::util::priority::yield_after;
 
 pub use errors::{ReloadError, StartError};
 
@@ -180,7 +180,7 @@ impl Handle {
         self.0.shared.relays.sessions()
     }
 
-    /// The number of open connections, with or without a session.
+    /// The number of sessions, established or not.
     pub fn connections(&self) -> usize {
         self.0.tasks.len()
     }
@@ -385,15 +385,14 @@ fn start_accepting(
     bound.into_iter().map(start).collect()
 }
 
-/// Accepts on one socket until aborted. One loop per socket, with no state but `shared`, so that several sockets can
-/// share a port.
+/// Accepts on one socket until aborted.
 async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: TaskTracker) {
     let mut is_short = false;
     loop {
         match socket.accept().await {
             Ok(accepted) => {
                 is_short = false;
-                give_way_after(|| begin_session(accepted, &key, &shared, &tasks));
+                yield_after(|| begin_session(accepted, &key, &shared, &tasks));
             }
             // The client closed the connection before it was accepted.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {

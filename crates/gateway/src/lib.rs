@@ -45,6 +45,6 @@ pub use runtime::{Listener, Loaded, Runtime};
 pub use state::ProcessState;
 pub use status::CertificateStatus;
 pub use util::crypto;
-pub use util::descriptors::reserve_descriptors;
+pub use util::descriptors::grow_descriptor_table;
 pub use util::machine::Machine;
 pub use util::priority::Priority;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis_gateway::config::tables::LogFormat;
-use portcullis_gateway::{Gateway, Loaded, Machine, Priority, ProcessState, Runtime, StartError, reserve_descriptors};
+use portcullis_gateway::{
+    Gateway, Loaded, Machine, Priority, ProcessState, Runtime, StartError, grow_descriptor_table,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::logging::Logging;
@@ -22,7 +24,7 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     let Loaded { runtime, diagnostics } =
         Runtime::load(path, &state).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     // Before the process starts threads. A failure costs speed only; the gateway reports the limit that it then has.
-    let _ = reserve_descriptors(runtime.needed_descriptors());
+    let _ = grow_descriptor_table(runtime.needed_descriptors());
     let is_json = runtime.process.log_format == LogFormat::Json;
     if !is_json {
         print_problems(&diagnostics);

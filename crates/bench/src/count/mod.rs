@@ -17,7 +17,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum as _};
 use tokio::time::sleep;
 
-use crate::load::{ESTABLISHED, Load};
+use crate::load::{Load, SETTLED};
 use crate::peers::{More, Proxy};
 use crate::report::{Machine, number, write_block};
 use ceilings::Ceilings;
@@ -50,14 +50,14 @@ pub(crate) struct Options {
 /// How long a step of the work may take: valgrind is about 50 times slower.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Until the gateway has done what follows a piece of work: it logs and waits again.
-const SETTLED: Duration = Duration::from_millis(100);
+const AFTERWARDS: Duration = Duration::from_millis(100);
 /// How long the gateway is counted while nothing happens, so that what the clock causes does not count.
 const IDLE: Duration = Duration::from_secs(5);
 /// Two numbers of idle sessions; what counts is the difference.
 const SESSIONS: [usize; 2] = [50, 250];
-/// So many of them are opened at once, and then [`ESTABLISHED`] passes: what they need until then is not to count. At the moment when
+/// So many of them are opened one after another, and then [`SETTLED`] passes: what they need until then is not to count. At the moment when
 /// the heap is greatest, all but as many are idle.
-const AT_ONCE: usize = 25;
+const BATCH: usize = 25;
 const PARSES: usize = 10_000;
 
 /// The tables of the file of ceilings.
@@ -168,10 +168,10 @@ async fn heap(binary: &Path, dir: &Path, load: &Load) -> anyhow::Result<Vec<Figu
         let proxy = Proxy::portcullis_under(valgrind::dhat(dir), binary, dir, load.broker.address, &more).await?;
         let mut open = Vec::with_capacity(sessions);
         while open.len() < sessions {
-            sleep(ESTABLISHED).await;
-            open.extend(load.sessions_in_turn(proxy.address, AT_ONCE).await?);
+            sleep(SETTLED).await;
+            open.extend(load.sessions_in_turn(proxy.address, BATCH).await?);
         }
-        sleep(SETTLED).await;
+        sleep(AFTERWARDS).await;
         // Ends one session after another: many that end at once would need more than they do while they are idle.
         proxy.stop().await?;
         drop(open);
@@ -216,7 +216,7 @@ async fn count(
     units: impl IntoIterator<Item = Unit>,
 ) -> anyhow::Result<Vec<(Unit, BTreeMap<String, f64>)>> {
     let mut work = Work::open(load, gateway, inspecting).await?;
-    sleep(SETTLED).await;
+    sleep(AFTERWARDS).await;
     let idle = async {
         sleep(IDLE).await;
         Ok(())
@@ -242,7 +242,7 @@ async fn during(
     counter.take().await?;
     let begin = Instant::now();
     work.await?;
-    sleep(SETTLED).await;
+    sleep(AFTERWARDS).await;
     let counts = counter.take().await?;
     Ok((counts, begin.elapsed().as_secs_f64()))
 }

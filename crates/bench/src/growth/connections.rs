@@ -19,7 +19,7 @@ const BUSY: usize = 100;
 /// Messages per second over all connections.
 const PACE: usize = 5000;
 const DURATION: Duration = Duration::from_secs(3);
-/// Until sessions are where they stay (`load::ESTABLISHED`), and allocators have returned what they return.
+/// Until sessions are where they stay (`load::SETTLED`), and allocators have returned what they return.
 const QUIET: Duration = Duration::from_secs(2);
 
 pub(super) async fn measure(bench: &Bench<'_>) -> anyhow::Result<Family> {
@@ -37,7 +37,7 @@ pub(super) async fn measure(bench: &Bench<'_>) -> anyhow::Result<Family> {
         let grown = proxy.pss()?.saturating_sub(before) as f64 / idle as f64;
         family.add("memory (PSS) of each", "bytes", idle, grown);
         family.add("full connect", "CPU µs", idle, connect_cost(load, &proxy).await?);
-        let mut busy = load.established(proxy.address, BUSY).await?;
+        let mut busy = load.settled(proxy.address, BUSY).await?;
         family.add("64 B message over 100 others", "CPU µs", idle, message_cost(load, &proxy, &mut busy).await?);
         drop(busy);
         family.add("64 B message over all", "CPU µs", idle, message_cost(load, &proxy, &mut sessions).await?);

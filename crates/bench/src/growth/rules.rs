@@ -23,7 +23,7 @@ pub(super) async fn measure(bench: &Bench<'_>) -> anyhow::Result<Family> {
         let (load, more) = (bench.load, inspected(size));
         let proxy = bench.start(&more, size, &mut family).await?;
         let messages: Vec<Vec<u8>> = (0..TOPICS).map(|n| publish(&topic(n, size), 64)).collect();
-        let mut sessions = load.established(proxy.address, CONNECTIONS).await?;
+        let mut sessions = load.settled(proxy.address, CONNECTIONS).await?;
         let (cpu, sent) = cpu_of(&proxy, load.paced(&mut sessions, &messages, PACE, DURATION)).await?;
         family.add("64 B message, paced", "CPU µs", size, micros_each(cpu, sent));
         drop(sessions);

@@ -35,10 +35,10 @@ pub(crate) const DEVICE: &str = "thing001";
 const OTHER_DEVICE: &str = "thing999";
 /// Concurrent connects: enough to keep two cores busy.
 pub(crate) const CONCURRENCY: usize = 16;
-/// How old a session is when its messages begin to count. Portcullis moves a session to a thread that relays once it has lasted a
+/// How old a session is when its messages begin to count. Portcullis moves a session to a relay thread once it has lasted a
 /// second: before, its messages wait behind handshakes, and the move itself takes CPU time. What counts is what a session costs for
 /// the rest of its life, of all proxies alike.
-pub(crate) const ESTABLISHED: Duration = Duration::from_millis(1500);
+pub(crate) const SETTLED: Duration = Duration::from_millis(1500);
 
 /// Between two batches of [`Load::stay`]: 320 connects a second, so slow that all proxies keep up, and connects, sessions that move
 /// and ends happen at the same time.
@@ -169,10 +169,10 @@ impl Load {
         Ok(())
     }
 
-    /// As [`Load::sessions`], and waits until all of them are [`ESTABLISHED`].
-    pub(crate) async fn established(&self, proxy: SocketAddr, count: usize) -> anyhow::Result<Vec<Session>> {
+    /// As [`Load::sessions`], and waits until all of them are [`SETTLED`].
+    pub(crate) async fn settled(&self, proxy: SocketAddr, count: usize) -> anyhow::Result<Vec<Session>> {
         let sessions = self.sessions(proxy, count).await?;
-        sleep(ESTABLISHED).await;
+        sleep(SETTLED).await;
         Ok(sessions)
     }
 

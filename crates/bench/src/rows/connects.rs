@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{Bench, Goal, Measured, cpu_of, micros_each};
 use crate::fleet::{Conduct, Fleet};
-use crate::load::ESTABLISHED;
+use crate::load::SETTLED;
 use crate::report::Figure;
 
 static FULL: Figure =
@@ -48,15 +48,15 @@ pub(super) async fn resumed(bench: &Bench<'_>) -> Measured {
 /// Full connects of sessions that end before Portcullis would move them, and after.
 pub(super) async fn stay(bench: &Bench<'_>) -> Measured {
     let (address, count) = (bench.proxy.address, bench.amounts.stays);
-    bench.load.stay(address, WARM_UP, ESTABLISHED).await?;
+    bench.load.stay(address, WARM_UP, SETTLED).await?;
     // For as long as the other, so that what the clock causes does not make a difference.
     let as_long = async {
         bench.load.stay(address, count, SHORT).await?;
-        sleep(ESTABLISHED.saturating_sub(SHORT)).await;
+        sleep(SETTLED.saturating_sub(SHORT)).await;
         Ok(())
     };
     let (short, ()) = cpu_of(bench.proxy, as_long).await?;
-    let (long, ()) = cpu_of(bench.proxy, bench.load.stay(address, count, ESTABLISHED)).await?;
+    let (long, ()) = cpu_of(bench.proxy, bench.load.stay(address, count, SETTLED)).await?;
     Ok(vec![(&STAY_SHORT, micros_each(short, count)), (&STAY, micros_each(long, count))])
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn inwards(bench: &Bench<'_>) -> Measured {
 }
 
 pub(super) async fn outwards(bench: &Bench<'_>) -> Measured {
-    let sessions = bench.load.established(bench.proxy.address, LARGE_CONNECTIONS).await?;
+    let sessions = bench.load.settled(bench.proxy.address, LARGE_CONNECTIONS).await?;
     let (received, mut readers) = (Arc::new(AtomicUsize::new(0)), JoinSet::new());
     for mut session in sessions {
         let received = Arc::clone(&received);
@@ -96,7 +96,7 @@ pub(crate) async fn to_broker(
     bytes: Vec<u8>,
     duration: Duration,
 ) -> anyhow::Result<Flood> {
-    let sessions = load.established(proxy.address, connections).await?;
+    let sessions = load.settled(proxy.address, connections).await?;
     let before = load.broker.received();
     let flooding = async {
         let (_sessions, sent) = write_again_and_again(sessions, bytes, duration).await?;

@@ -22,7 +22,7 @@ static AFTER_BURST: Figure =
 const MESSAGE: usize = 16 << 10;
 /// Connects before the measurement, so that what a process allocates once does not count.
 const WARM_UP: usize = 32;
-/// Until sessions are where they stay (`load::ESTABLISHED`), and allocators have returned what they return.
+/// Until sessions are where they stay (`load::SETTLED`), and allocators have returned what they return.
 const QUIET: Duration = Duration::from_secs(2);
 
 pub(super) async fn memory(bench: &Bench<'_>) -> Measured {

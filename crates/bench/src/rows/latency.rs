@@ -27,7 +27,7 @@ const WARM_UP: usize = 50;
 
 /// Packets go through the proxy and straight to the broker in turn, so that both meet the same machine.
 pub(super) async fn added(bench: &Bench<'_>) -> Measured {
-    let session = bench.load.established(bench.proxy.address, 1).await?.remove(0);
+    let session = bench.load.settled(bench.proxy.address, 1).await?.remove(0);
     let mut direct = TcpStream::connect(bench.load.broker.address).await?;
     direct.set_nodelay(true)?;
     direct.write_all(&mqtt::connect("direct")).await?;

@@ -31,7 +31,7 @@ pub(super) async fn large(bench: &Bench<'_>) -> Measured {
 
 /// CPU µs per message with this payload in bytes, at this rate per second.
 async fn paced(bench: &Bench<'_>, payload: usize, pace: usize) -> anyhow::Result<f64> {
-    let mut sessions = bench.load.established(bench.proxy.address, CONNECTIONS).await?;
+    let mut sessions = bench.load.settled(bench.proxy.address, CONNECTIONS).await?;
     let message = mqtt::publish(mqtt::TOPIC, payload);
     // The same once before, so that buffers have grown.
     bench.load.paced(&mut sessions, slice::from_ref(&message), pace, bench.amounts.duration() / 10).await?;

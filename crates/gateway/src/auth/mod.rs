@@ -267,7 +267,8 @@ impl Authenticator {
         let decision = match &self.method {
             Method::PasswordFile(file) => file.authenticate(candidate, &self.name).await,
             Method::Jwt(tokens) => tokens.authenticate(candidate, &self.name).await,
-            Method::Http(service) => service.authenticate(candidate, &self.name).await,
+            // In a box, or each connection would have room for a request, which takes more than all the rest.
+            Method::Http(service) => Box::pin(service.authenticate(candidate, &self.name)).await,
             Method::Registry(devices) => devices.authenticate(candidate, &self.name).await,
         };
         if let Decision::Deny(_) = &decision {

@@ -35,7 +35,7 @@ impl AddressRules {
 
 /// The addresses of one host. In IPv6 the first 64 bits, because a host can use every address of its /64
 /// [RFC 4291, 2.5.4].
-pub(crate) fn network_of(address: IpAddr) -> IpAddr {
+pub(crate) fn host_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_host_has_64_bits_of_addresses() {
-        let network = |text: &str| network_of(text.parse().unwrap()).to_string();
+        let network = |text: &str| host_of(text.parse().unwrap()).to_string();
         assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
         assert_eq!(network("192.0.2.7"), "192.0.2.7");
     }

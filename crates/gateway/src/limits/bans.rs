@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::addresses::network_of;
+use super::addresses::host_of;
 use super::window::{Slot, Window, slot_at};
 use crate::config::Cidr;
 use crate::config::tables::{BanEvent, BanKey, BanRule};
@@ -153,7 +153,7 @@ impl Rule {
 }
 
 fn of_address(address: IpAddr) -> Client {
-    keyed_digest(&[b"address", network_of(address).to_string().as_bytes()])
+    keyed_digest(&[b"address", host_of(address).to_string().as_bytes()])
 }
 
 impl Clients {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::addresses::network_of;
+use super::addresses::host_of;
 use super::paced::{Paced, Tokens};
 use super::{Bucket, FairSlots};
 use crate::config::tables::{self, Rate};
@@ -56,7 +56,7 @@ struct Rates {
     cleaned_at: Instant,
 }
 
-/// The permit of an open connection; `None`: one over a limit, which is only read to be told so.
+/// The permit of an open connection; `None`: one over a limit, served only as far as CONNECT, to answer it.
 #[derive(Debug, Default)]
 #[must_use = "dropping it releases the permit"]
 pub(crate) struct AddressPermit(Option<Box<(Arc<ConnectionCounts>, IpAddr)>>);
@@ -97,7 +97,7 @@ impl ConnectionLimits {
     /// # Errors
     /// The name of the limit that it exceeds.
     pub(crate) fn take(&self, address: IpAddr) -> Result<AddressPermit, &'static str> {
-        let address = network_of(address);
+        let address = host_of(address);
         if let Some(rate) = self.rate_per_address
             && !self.counts.rates.lock().try_take(address, rate, Instant::now())
         {

@@ -10,11 +10,11 @@ use super::permits::{Permit, Permits};
 
 /// A session has a socket to the client and one to the broker.
 const PER_CONNECTION: u64 = 2;
-/// Descriptors of a thread that relays: epoll, its wake-up, signals.
+/// Descriptors of a relay thread: two of epoll (one is the driver's copy for registrations), its wake-up, signals.
 pub(crate) const PER_RELAY_THREAD: u64 = 4;
 /// Connections to the admin interface that may be open at once.
 pub(crate) const ADMIN_CONNECTIONS: usize = 16;
-/// Descriptors for listening sockets, logs, files, and fetches of CRLs, OCSP responses and keys.
+/// Descriptors for logs, files, and fetches of CRLs, OCSP responses and keys.
 const BASE_RESERVE: u64 = 96;
 
 /// Counts the connections of all listeners.
@@ -31,8 +31,8 @@ impl Default for Descriptors {
 }
 
 impl Descriptors {
-    /// Divides the limit of open files. `needs`: how many descriptors the configuration itself uses at most, for health
-    /// checks, authentication services, the registry and the admin interface. Returns how many connections remain. At most
+    /// Divides the limit of open files. `needs`: how many descriptors the configuration itself uses at most, for listening
+    /// sockets, relay threads, health checks, authentication services, the registry and the admin interface. Returns how many connections remain. At most
     /// half of a small limit is reserved. Also returns whether that is another number than before.
     pub(crate) fn divide(&self, limit: u64, needs: u64) -> (u32, bool) {
         let max = possible_connections(limit, needs);

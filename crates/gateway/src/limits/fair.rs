@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use crate::util::client_network::{ClientNetwork, path_of};
 
-/// One network gets at most a quarter of what may wait, and a quarter of all slots once half of them are taken.
+/// One network gets at most a quarter of what may wait (but see [`FairSlots::shared_by_all`]), and a quarter of all slots once half
+/// of them are taken.
 const SHARE: usize = 4;
 
 /// Of clients that wait, those of the first class get a slot first.

@@ -1,5 +1,5 @@
 //! Handshakes in a storm: how many are in progress at once, and in which order the others wait. Enters: a client that is about
-//! to be paid for with the gateway's CPU. Leaves: its turn, or the end of its patience. Not here: that sessions do not wait
+//! to be paid for with the gateway's CPU. Leaves: its turn, or a rejection. Not here: that sessions do not wait
 //! behind handshakes, for which they have threads of their own (`relay/threads.rs`).
 //!
 //! - **In progress.** A handshake takes a slot when the gateway has something to compute for it, and gives it back while it waits
@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::addresses::network_of;
+use super::addresses::host_of;
 use super::fair::{Class, FairSlots, Slot};
 use crate::util::recent::{Key, Recent};
 
-/// The limit of addresses that are remembered as connected lately: 10 MB.
+/// The limit of addresses that are remembered as recently connected.
 const MAX_RECENT: usize = 100_000;
 
 /// The handshakes of all listeners.
@@ -33,7 +33,7 @@ pub(crate) struct RecentClients(Recent<()>);
 /// A handshake has no turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TooManyHandshakes {
-    /// So many wait, or so many of its client network.
+    /// `handshake_queue` wait already, and its client network has no fewer of them than others.
     QueueFull,
     /// It has waited until its deadline.
     Late,
@@ -55,7 +55,7 @@ impl std::error::Error for TooManyHandshakes {}
 pub(crate) struct Turn {
     handshakes: Arc<Handshakes>,
     address: IpAddr,
-    /// When its client has no more patience.
+    /// When `handshake_timeout` ends.
     deadline: Instant,
     slot: Option<Slot>,
     /// The gateway has computed for it.
@@ -142,7 +142,7 @@ impl Default for RecentClients {
 
 /// An address, not a digest: whoever has many addresses can fill one part of the map, and then replaces others there.
 fn key(address: IpAddr) -> Key {
-    let octets = match network_of(address) {
+    let octets = match host_of(address) {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),
     };
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_remembered_by_their_network() {
+    fn clients_are_remembered_by_their_host() {
         let recent = RecentClients::default();
         recent.add("192.0.2.1".parse().unwrap());
         recent.add("2001:db8::1".parse().unwrap());

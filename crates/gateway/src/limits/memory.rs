@@ -55,8 +55,8 @@ impl MemoryGuard {
         self.over.lock().is_some()
     }
 
-    /// Compares what is resident with the limit, both in bytes. Returns whether it matters from now on, or no more; `None`:
-    /// nothing has changed.
+    /// Compares what is resident with the limit, both in bytes. Returns `Some(true)` when rejecting
+    /// begins, `Some(false)` when it ends, and `None` if nothing has changed.
     pub(crate) fn update(&self, resident: usize, limit: Option<usize>, now: Instant) -> Option<bool> {
         let mut over = self.over.lock();
         let (times, of) = ACCEPT_AGAIN;

@@ -1,5 +1,6 @@
-//! Limits on which clients may connect, how often, and how many at once. Enters: an address, a client ID, an event. Leaves:
-//! whether the client is rejected, or a permit that is released when dropped. Not here: waiting or sockets.
+//! Limits on which clients may connect, how often, how many at once, within how much memory, and in which order they wait.
+//! Enters: an address, a client ID, an event. Leaves: a rejection, or a permit or turn that is released when dropped. Not here:
+//! sockets, and what is done during the turn.
 
 mod addresses;
 mod bans;

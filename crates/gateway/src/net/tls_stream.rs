@@ -268,7 +268,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
         }
         let received = this.poll_receive(cx, buf);
         if received.is_pending() && !this.outgoing.is_empty() {
-            // The end of the handshake waits for what the gateway says next. It is the client's turn, so send it alone.
+            // The last records of the handshake wait to be sent with the first write. The client may wait for them before it sends:
+            // send them alone.
             let _ = this.poll_send(cx)?;
         }
         received

@@ -81,8 +81,8 @@ impl RelayThreads {
         drop(self.tasks.spawn_on(connection, &self.connecting));
     }
 
-    /// Runs an established session on the thread with the fewest: what `begin` returns. That is called here, but the sockets
-    /// that it registers are for that thread.
+    /// Runs an established session, which `begin` returns, on the thread with the fewest. `begin` is called on the caller's thread, but
+    /// within that thread's runtime, so that sockets register there.
     pub(crate) fn spawn_relay<F>(&self, begin: impl FnOnce() -> Option<F>)
     where
         F: Future<Output = ()> + Send + 'static,

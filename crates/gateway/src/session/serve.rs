@@ -24,7 +24,7 @@ use crate::runtime::Listener;
 use crate::sessions::SessionGuard;
 use crate::tls::Secured;
 use crate::upstream::Lease;
-use crate::util::priority::giving_way;
+use crate::util::priority::yielding;
 
 /// How long the CONNACK for a rejected client may take to write. A client that does not read it is disconnected without.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -58,12 +58,12 @@ pub(crate) fn serve(
     // In a box of its own, so that an established session does not carry the size of what precedes it around.
     let opening = Box::pin(open(accepted, descriptors, listener, shared));
     async move {
-        let Some((mut session, threads)) = giving_way(opening).await else { return };
+        let Some((mut session, threads)) = yielding(opening).await else { return };
         let begin = Instant::now();
         loop {
             let counts = session.record.info.bytes();
             if timeout(SETTLED_AFTER, poll_fn(|cx| session.poll_run(cx))).await.is_ok() {
-                return giving_way(Box::pin(session.end())).await;
+                return yielding(Box::pin(session.end())).await;
             }
             let may_wait = session.record.info.bytes() == counts && begin.elapsed() < SETTLED_AT_LAST;
             if !(may_wait && handshakes.is_busy()) {
@@ -130,7 +130,7 @@ impl Session {
             if let Some(session) = &mut session {
                 ready!(session.poll_run(cx));
             }
-            session.take().into_iter().for_each(|session| threads.spawn_end(giving_way(session.end())));
+            session.take().into_iter().for_each(|session| threads.spawn_end(yielding(session.end())));
             Poll::Ready(())
         })
     }

@@ -17,7 +17,7 @@ use rustls::pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerifica
 use crate::util::crypto::{keyed_digest, provider};
 use crate::util::recent::{Key, Recent};
 
-/// The limit of remembered signatures. Each takes up to 80 bytes, so 8 MiB at most.
+/// The limit of remembered signatures.
 const MAX: usize = 100_000;
 
 /// The provider's algorithms for signatures of certificates, which remember.

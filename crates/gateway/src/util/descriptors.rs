@@ -4,8 +4,8 @@ use std::io;
 
 use rustix::io::fcntl_dupfd_cloexec;
 
-/// The greatest table to reserve, in descriptors: 2 MiB of kernel memory.
-const MAX_RESERVED: u64 = 1 << 18;
+/// The greatest table to ask for, in descriptors: 2 MiB of kernel memory.
+const MAX_TABLE: u64 = 1 << 18;
 
 /// Raises the soft limit of open files to the hard one, and has the kernel make room for this many descriptors, or for as many
 /// as the limit allows.
@@ -16,9 +16,9 @@ const MAX_RESERVED: u64 = 1 << 18;
 ///
 /// # Errors
 /// The system refuses. The table grows when needed, as ever.
-pub fn reserve_descriptors(count: u64) -> io::Result<()> {
+pub fn grow_descriptor_table(count: u64) -> io::Result<()> {
     let limit = rlimit::increase_nofile_limit(u64::MAX)?;
-    let last = count.min(limit).min(MAX_RESERVED).saturating_sub(1);
+    let last = count.min(limit).min(MAX_TABLE).saturating_sub(1);
     let last = i32::try_from(last).map_err(io::Error::other)?;
     // The table stays as long as it has become.
     drop(fcntl_dupfd_cloexec(io::stderr(), last)?);

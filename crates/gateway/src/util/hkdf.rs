@@ -4,6 +4,7 @@
 //! prepares its HMAC key again. Without that, a resumed connect has a twelfth fewer instructions. rustls' own HKDF over HMAC
 //! would not do that either, but leaves copies of secrets in memory; here, each is wiped.
 
+use std::cell::RefCell;
 use std::sync::LazyLock;
 
 use aws_lc_rs::hmac;
@@ -15,8 +16,18 @@ use zeroize::Zeroizing;
 /// HKDF with one of aws-lc's hash functions.
 struct AwsLcHkdf(hmac::Algorithm);
 
-/// A secret as a prepared HMAC key: every tag begins with a copy of its state.
-struct Expander(hmac::Key);
+/// A secret as a prepared HMAC key: every tag begins with a copy of its state. Always one, in a vector for [`ROOM`].
+struct Expander(Vec<hmac::Key>);
+
+/// Room for label and transcript hash of every key of TLS. Neither is a secret, so it is not wiped.
+const SHORT: usize = 128;
+/// The keys for which a thread keeps room, 1.2 KB each: those of four handshakes.
+const MAX_ROOM: usize = 48;
+
+thread_local! {
+    /// Room for keys, empty: a handshake takes and returns it a dozen times, and of this size the allocator is slow.
+    static ROOM: RefCell<Vec<Vec<hmac::Key>>> = const { RefCell::new(Vec::new()) };
+}
 
 static SHA256: AwsLcHkdf = AwsLcHkdf(hmac::HMAC_SHA256);
 static SHA384: AwsLcHkdf = AwsLcHkdf(hmac::HMAC_SHA384);
@@ -49,15 +60,42 @@ impl Hkdf for AwsLcHkdf {
         // HMAC pads its key with zeros, so no salt is the same as one of zeros.
         let salt = hmac::Key::new(self.0, salt.unwrap_or_default());
         let mut extracted = block();
-        Box::new(Expander(hmac::Key::new(self.0, sign(&salt, secret, &mut extracted))))
+        Box::new(Expander::new(hmac::Key::new(self.0, sign(&salt, secret, &mut extracted))))
     }
 
     fn expander_for_okm(&self, okm: &OkmBlock) -> Box<dyn HkdfExpander> {
-        Box::new(Expander(hmac::Key::new(self.0, okm.as_ref())))
+        Box::new(Expander::new(hmac::Key::new(self.0, okm.as_ref())))
     }
 
     fn hmac_sign(&self, key: &OkmBlock, message: &[u8]) -> Tag {
         Tag::new(sign(&hmac::Key::new(self.0, key.as_ref()), message, &mut block()))
+    }
+}
+
+impl Expander {
+    fn new(key: hmac::Key) -> Self {
+        let mut room = ROOM.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(1));
+        room.push(key);
+        Self(room)
+    }
+
+    fn key(&self) -> &hmac::Key {
+        self.0.first().expect("there is always one")
+    }
+}
+
+impl Drop for Expander {
+    fn drop(&mut self) {
+        // Wipes the key.
+        self.0.clear();
+        let room = std::mem::take(&mut self.0);
+        // Fails while the thread ends.
+        let _ = ROOM.try_with(|rooms| {
+            let mut rooms = rooms.borrow_mut();
+            if rooms.len() < MAX_ROOM {
+                rooms.push(room);
+            }
+        });
     }
 }
 
@@ -67,13 +105,24 @@ impl HkdfExpander for Expander {
             return Err(OutputLengthError);
         }
         let mut last = block();
+        let info_len = info.iter().map(|part| part.len()).sum::<usize>();
+        if output.len() <= self.hash_len() && info_len < SHORT {
+            let mut message = [0; SHORT];
+            let mut len = 0;
+            for part in info {
+                message[len..][..part.len()].copy_from_slice(part);
+                len += part.len();
+            }
+            message[len] = 1;
+            output.copy_from_slice(&sign(self.key(), &message[..=len], &mut last)[..output.len()]);
+            return Ok(());
+        }
         // Large enough not to grow, which would leave a copy behind.
-        let len = self.hash_len() + info.iter().map(|part| part.len()).sum::<usize>() + 1;
-        let mut message = Zeroizing::new(Vec::with_capacity(len));
+        let mut message = Zeroizing::new(Vec::with_capacity(self.hash_len() + info_len + 1));
         for (number, chunk) in (1..=u8::MAX).zip(output.chunks_mut(self.hash_len())) {
             info.iter().for_each(|part| message.extend_from_slice(part));
             message.push(number);
-            let term = sign(&self.0, &message, &mut last);
+            let term = sign(self.key(), &message, &mut last);
             chunk.copy_from_slice(&term[..chunk.len()]);
             message.clear();
             message.extend_from_slice(term);
@@ -89,7 +138,7 @@ impl HkdfExpander for Expander {
     }
 
     fn hash_len(&self) -> usize {
-        self.0.algorithm().tag_len()
+        self.key().algorithm().tag_len()
     }
 }
 

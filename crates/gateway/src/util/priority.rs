@@ -1,4 +1,5 @@
-//! How much CPU time the threads of the gateway get when there is not enough for all: those that relay come first.
+//! How much CPU time the threads of the gateway get when there is not enough for all: relay threads come before those that connect
+//! clients and verify passwords. The main thread and those that write logs have the priority of the process.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -25,10 +26,10 @@ impl Priority {
     /// Gives the calling thread this priority, whatever that of the thread that started it. A failure leaves it as it is.
     pub fn apply(self) {
         let below = match self {
-            // At the priority of a broker on the same machine, each packet from it would interrupt it: it could not write the next,
-            // which go together otherwise. At 2 above it, it still does.
+            // At 0 or 2 above a broker on the same machine, each packet from the broker preempts it, so that it cannot write several
+            // which the gateway would then read together.
             Self::Relay => 4,
-            // A quarter of the weight of the relay, less what it gives way: busy sessions cannot keep others out.
+            // A quarter of the weight of the relay, less what yielding costs: busy sessions cannot keep others out.
             Self::Connecting => 10,
             Self::Passwords => 15,
         };
@@ -41,29 +42,29 @@ impl Priority {
     }
 }
 
-/// How long a thread that connects computes before it gives way. For each time, the system takes a whole slice from what it owes the
+/// How long a thread that connects computes before it yields. For each time, the system takes a whole slice from what it owes the
 /// thread: with a fifth of this, floods of messages leave connects a fiftieth of the CPU time, in place of a tenth.
-const TURN: Duration = Duration::from_micros(500);
+const YIELD_AFTER: Duration = Duration::from_micros(500);
 
 thread_local! {
-    /// How long the thread has computed since it gave way.
+    /// How long the thread has computed since it yielded.
     static COMPUTED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// Polls a future on a thread that connects clients, and gives way between polls.
-pub(crate) async fn giving_way<F: Future>(future: F) -> F::Output {
+/// Polls a future on a thread that connects clients, and yields between polls.
+pub(crate) async fn yielding<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
-    poll_fn(|cx| give_way_after(|| future.as_mut().poll(cx))).await
+    poll_fn(|cx| yield_after(|| future.as_mut().poll(cx))).await
 }
 
-/// Does a piece of the work of connects. Once the pieces have taken [`TURN`], lets threads that relay have the core. Their
+/// Does a piece of the work of connects. Once the pieces have taken [`YIELD_AFTER`], lets threads that relay have the core. Their
 /// priority alone is not enough: a thread that has waited for long may run until the next tick of the system, for up to 4 ms,
 /// whoever else wakes up.
-pub(crate) fn give_way_after<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn yield_after<T>(work: impl FnOnce() -> T) -> T {
     let begin = Instant::now();
     let result = work();
     let computed = COMPUTED.get() + begin.elapsed();
-    let is_over = computed >= TURN;
+    let is_over = computed >= YIELD_AFTER;
     COMPUTED.set(if is_over { Duration::ZERO } else { computed });
     if is_over {
         std::thread::yield_now();

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-/// What identifies a value: a digest, so that nobody can make two values share one.
+/// What identifies a value: a digest of what clients choose, so that nobody can make two values share one, or an address. The first
+/// byte selects the part.
 pub(crate) type Key = [u8; 32];
 
 /// Parts with a lock each, so that threads hardly meet.
