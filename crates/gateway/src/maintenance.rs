@@ -44,7 +44,7 @@ async fn maintain_sessions(shared: Weak<Shared>) {
         ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
         fetch_due(&shared);
-        shared.state.observer.overload.log();
+        shared.state.observer.overload.log(!shared.state.memory.is_over());
         let result = tokio::task::spawn_blocking(move || {
             end_sessions(&shared);
             drain_servers(&shared);

@@ -190,6 +190,7 @@ impl Runtime {
             upstream.activate(previous, observer)
         });
         before.iter().for_each(|upstream| upstream.retire());
+        self.listeners.iter().for_each(|listener| listener.rates.set_in_use());
         self.listeners.iter().filter_map(|listener| listener.tls.as_ref()).for_each(ServerTls::set_in_use);
         let trusts = self.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.trust());
         let prepared = join_all(trusts.map(|trust| trust.prepare()));

@@ -114,6 +114,12 @@ fn tables_with(key: &str, schema: &Json) -> Vec<String> {
     found
 }
 
+/// Whether what was found, as [`explain_type`] puts it, is a whole number above 0.
+fn is_positive(found: &str) -> bool {
+    let digits = found.strip_prefix("the number ").unwrap_or_default();
+    digits.bytes().all(|digit| digit.is_ascii_digit()) && digits.bytes().any(|digit| digit != b'0')
+}
+
 /// Rewrites serde's error about a value of another type or out of range; `None`: it is another error.
 fn explain_type(message: &str) -> Option<Complaint> {
     if message == "wanted string or table" {
@@ -123,7 +129,8 @@ fn explain_type(message: &str) -> Option<Complaint> {
     let (found, expected) = mismatch.split_once(", expected ")?;
     let found = match found.split_once(' ') {
         Some(("string", _)) => "a string".to_owned(),
-        Some(("integer", number)) => format!("the number {}", number.trim_matches('`')),
+        // For large ones, serde adds a type.
+        Some(("integer", number)) => format!("the number {}", number.split('`').nth(1).unwrap_or(number)),
         Some(("boolean", value)) => value.to_owned(),
         None if found == "map" => "a table".to_owned(),
         None if found == "sequence" => "a list".to_owned(),
@@ -140,13 +147,14 @@ fn explain_type(message: &str) -> Option<Complaint> {
         "a sequence" => ("a list", "write it in brackets: [\"...\"]"),
         "a map" => ("a table", "write it as { key = \"value\" }, or under a header of its own"),
         "a boolean" => ("a boolean", "write `true` or `false` without quotes"),
+        "u8" | "u16" | "u32" | "u64" | "usize" if is_positive(&found) => {
+            ("a smaller whole number", "for the default, leave the key out")
+        }
         "u8" | "u16" | "u32" | "u64" | "usize" => {
             ("a whole number", "write it without quotes, sign and decimals; for the default, leave the key out")
         }
-        "a nonzero u32" if found.trim_start_matches("the number ").parse::<u64>().is_ok_and(|it| it > 0) => {
-            ("a number of 4294967295 at most", "write a smaller number")
-        }
-        "a nonzero u32" if found == "the number 0" => ("a number greater than 0", "for no limit, leave the key out"),
+        "a nonzero u32" if is_positive(&found) => ("a number of 4294967295 at most", "write a smaller number"),
+        "a nonzero u32" if found == "the number 0" => ("a number greater than 0", "for the default, leave the key out"),
         "a nonzero u32" => ("a number greater than 0", "write a whole number without quotes"),
         "a rate" => ("a rate", "write \"100/s\", or { rate = \"100/s\", burst = 200 }"),
         "a rate of bytes" => ("a rate of bytes", "write \"1MiB/s\", or { rate = \"1MiB/s\", burst = \"4MiB\" }"),

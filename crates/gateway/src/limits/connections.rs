@@ -113,6 +113,11 @@ impl ConnectionLimits {
         Ok(AddressPermit(Some(Box::new((Arc::clone(&self.counts), address)))))
     }
 
+    /// Applies `connect_rate` to those that wait since before a reload, too.
+    pub(crate) fn set_in_use(&self) {
+        self.counts.connects.set_rate(self.rate);
+    }
+
     /// Waits until `connect_rate` allows another connection.
     ///
     /// # Errors

@@ -48,9 +48,11 @@ impl Overload {
         true
     }
 
-    /// Logs what lasts, and what is over. Called once a second.
-    pub(crate) fn log(&self) {
-        for (Spell { reason, rejected, began, last, .. }, event) in self.events_at(now()) {
+    /// Logs what lasts, and what is over. Called once a second. `has_memory`: whether the process is within `memory_limit`; if not,
+    /// that no client has come is not the end.
+    pub(crate) fn log(&self, has_memory: bool) {
+        let may_end = |reason| has_memory || reason != Reject::MemoryLimit;
+        for (Spell { reason, rejected, began, last, .. }, event) in self.events_at(now(), may_end) {
             let (hint, reason, seconds) = (Outcome::Rejected(reason).hint(), reason.label(), last - began);
             match event {
                 Event::Lasts => tracing::warn!(reason, rejected, seconds, hint, "clients are still rejected"),
@@ -59,9 +61,10 @@ impl Overload {
         }
     }
 
-    fn events_at(&self, now: i64) -> Vec<(Spell, Event)> {
+    fn events_at(&self, now: i64, may_end: impl Fn(Reject) -> bool) -> Vec<(Spell, Event)> {
         let mut spells = self.0.lock();
-        let over = spells.extract_if(.., |spell| now - spell.last >= OVER_AFTER).map(|spell| (spell, Event::Over));
+        let is_over = |spell: &mut Spell| now - spell.last >= OVER_AFTER && may_end(spell.reason);
+        let over = spells.extract_if(.., is_over).map(|spell| (spell, Event::Over));
         let mut events: Vec<_> = over.collect();
         for spell in spells.iter_mut().filter(|spell| now - spell.logged >= REPEAT_AFTER) {
             spell.logged = now;
@@ -83,12 +86,18 @@ mod tests {
             if second < 130 {
                 begins += (0..1000).filter(|_| overload.count_at(Reject::TooManyHandshakes, second)).count();
             }
-            events.extend(overload.events_at(second).into_iter().map(|(spell, event)| (second, spell.rejected, event)));
+            events.extend(
+                overload.events_at(second, |_| true).into_iter().map(|(spell, event)| (second, spell.rejected, event)),
+            );
         }
         assert_eq!(begins, 1);
         let expected = [(60, 61_000, Event::Lasts), (120, 121_000, Event::Lasts), (139, 130_000, Event::Over)];
         assert_eq!(events, expected);
         assert!(overload.count_at(Reject::TooManyHandshakes, 150), "it begins again");
         assert!(overload.count_at(Reject::MemoryLimit, 150), "another reason has lines of its own");
+        let no_memory = |reason| reason != Reject::MemoryLimit;
+        let ended: Vec<_> = overload.events_at(170, no_memory).into_iter().map(|(spell, _)| spell.reason).collect();
+        assert_eq!(ended, [Reject::TooManyHandshakes], "memory is short still");
+        assert_eq!(overload.events_at(170, |_| true).len(), 1);
     }
 }

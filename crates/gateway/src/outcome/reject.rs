@@ -42,7 +42,7 @@ super::reasons! {
     /// `handshake_timeout`, or did not fit into `handshake_queue`.
     TooManyHandshakes = "too_many_handshakes", Handshake, Gateway, 503,
         connack: None, is_failed_proof: false,
-        hint: Some("after an outage of the network the fleet comes back within minutes; if it lasts, add cores or gateways");
+        hint: Some("after an outage of the network the fleet comes back within minutes; if it lasts, raise `handshake_queue`, or add cores or gateways");
 
     /// The gateway has more memory than `memory_limit`, or has had it and is not below nine tenths of it yet.
     MemoryLimit = "memory_limit", Accept, Gateway, 503,
@@ -292,7 +292,7 @@ super::reasons! {
     /// `connect_timeout` at its `max_connect_rate`.
     UpstreamFull = "upstream_full", Upstream, Upstream, 503,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,
-        hint: Some("raise the servers' `max_connections` or `max_connect_rate`, or add a server");
+        hint: Some("raise the servers' `max_connections`, `max_connect_rate` or `connect_timeout`, or add a server");
     /// The client closed the connection while it waited for its turn: for its password to be verified, for a request to the
     /// authentication service, or at `max_connect_rate`. No broker has got its CONNECT.
     ClientLeft = "client_left", Upstream, Client, 400,
@@ -336,6 +336,7 @@ impl Reject {
                 | Self::TooManyHandshakes
                 | Self::MemoryLimit
                 | Self::AuthenticationBusy
+                | Self::UpstreamFull
         )
     }
 }

@@ -1,19 +1,23 @@
 //! Connecting to a broker by TCP, TLS or memory. Enters: a key to hash. Leaves: a stream and a lease, or the reason for
 //! rejecting the client.
 
+use std::fmt::{Display, Write as _};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::time::Instant;
 
 use super::balance::Choice;
 use super::endpoint::{Endpoint, Lease};
 use super::pool::Upstream;
 use crate::net::{self, Stream, is_own_shortage};
-use crate::outcome::{Reject, note_detail};
+use crate::outcome::{RAISE_OPEN_FILES, Reject, note_detail};
 
+/// The limit of what is noted about servers that were tried, in bytes.
+const MAX_DETAILS: usize = 512;
 /// A client waits at most this many times `connect_timeout`, however many servers are tried.
 const MAX_CONNECT_TIMEOUTS: u32 = 3;
 
@@ -40,12 +44,22 @@ impl Upstream {
     pub(crate) async fn dial(&self, key: &[u8], client: &Stream, address: IpAddr) -> Result<Dialed, Reject> {
         let deadline = Instant::now() + self.connect_timeout * MAX_CONNECT_TIMEOUTS;
         let (mut is_full, mut is_exhausted) = (false, false);
+        // Of each server: the access log shows all.
+        let mut details = String::new();
+        let mut note = |endpoint: &Endpoint, why: &dyn Display| {
+            if details.len() < MAX_DETAILS {
+                let separator = if details.is_empty() { "" } else { "; " };
+                let _ = write!(details, "{separator}{}: {why}", endpoint.label);
+                note_detail(&details);
+            }
+        };
         let candidates = self.candidates(Choice { key });
         if candidates.is_empty() {
             note_detail("no server takes sessions: all have `drain` or `down`, or no name has an address");
         }
         for endpoint in candidates {
             if endpoint.is_full() {
+                note(&endpoint, &"max_connections");
                 is_full = true;
                 continue;
             }
@@ -53,13 +67,14 @@ impl Upstream {
                 let until = deadline.min(Instant::now() + self.connect_timeout);
                 let turn = endpoint.may_connect(rate, address, until);
                 if !client.unless_left(turn).await.ok_or(Reject::ClientLeft)? {
-                    note_detail(&format!("{}: max_connect_rate", endpoint.label));
+                    note(&endpoint, &"max_connect_rate");
                     is_full = true;
                     continue;
                 }
             }
             // Only now: a session that waits takes no place of those that are connected. Others may have taken the last one.
             let Some(lease) = endpoint.lease() else {
+                note(&endpoint, &"max_connections");
                 is_full = true;
                 continue;
             };
@@ -81,15 +96,15 @@ impl Upstream {
             };
             if is_own_shortage(&error) {
                 if let Some(suppressed) = self.shortages.permit() {
-                    let server = &*endpoint.label;
-                    tracing::error!(upstream = self.name(), server, %error, suppressed, "the gateway cannot open connections to brokers");
+                    let (server, hint) = (&*endpoint.label, remedy_of_shortage(&error));
+                    tracing::error!(upstream = self.name(), server, %error, suppressed, hint, "the gateway cannot open connections to brokers");
                 }
                 // A server at another address may have local ports left.
                 is_exhausted = true;
-                note_detail(&format!("{}: {error}", endpoint.label));
+                note(&endpoint, &error);
                 continue;
             }
-            note_detail(&format!("{}: {error}", endpoint.label));
+            note(&endpoint, &error);
             let was_up = health.is_up(Instant::now());
             endpoint.state.metrics.failed.inc();
             drop(lease);
@@ -117,6 +132,17 @@ impl Upstream {
             None => Ok(Stream::Tcp(socket)),
             Some(tls) => Ok(Stream::ToBroker(Box::new(tls.connect(&endpoint.host, socket).await?))),
         }
+    }
+}
+
+/// What an operator can do about an error for which [`is_own_shortage`] is true.
+fn remedy_of_shortage(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE | Errno::AGAIN) => {
+            "no local port is free for this server: widen `net.ipv4.ip_local_port_range`, or add addresses of the broker"
+        }
+        Some(Errno::MFILE | Errno::NFILE) => RAISE_OPEN_FILES,
+        _ => "the kernel has too little memory for sockets: lower `max_connections`, or add memory",
     }
 }
 

@@ -98,6 +98,11 @@ impl Endpoint {
         waiting.wait(tokens, rate, address, deadline).await.is_ok()
     }
 
+    /// Applies `max_connect_rate` to those that wait since before a reload, too; `None`: nobody waits any more.
+    pub(super) fn set_connect_rate(&self, rate: Option<Rate>) {
+        self.state.tokens.set_rate(rate);
+    }
+
     /// Whether it may be given new sessions.
     pub(super) fn is_up(&self, now: Instant) -> bool {
         self.service == Service::Active && self.state.health.is_up(now)

@@ -100,6 +100,7 @@ impl Upstream {
         }
         self.resolve(known.as_deref(), observer, FIRST_RESOLUTION).await;
         for endpoint in self.endpoints.load().all() {
+            endpoint.set_connect_rate(self.max_connect_rate);
             let (upstream, server, sessions) = (self.name(), &*endpoint.label, endpoint.active());
             match endpoint.service {
                 Service::Active => {}

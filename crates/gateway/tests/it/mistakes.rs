@@ -365,6 +365,11 @@ fn mistakes_in_the_limits_of_the_process_are_explained() {
         ("max_handshakes = 0", "`max_handshakes` must be between 1 and 65536", "for 64, leave the key out"),
         ("handshake_queue = 0", "`handshake_queue` must be between 1 and 100000", "for 10000, leave the key out"),
         ("max_handshakes = -1", "expected a whole number", "without quotes, sign and decimals"),
+        (
+            "max_handshakes = 99999999999999999999",
+            "expected a smaller whole number, found the number 99999999999999999999\n",
+            "leave the key out",
+        ),
         ("memory_limit = \"0\"", "`memory_limit` must be at least \"64MiB\"", "for no limit, leave the key out"),
         ("maxsslrate = 100", "unknown key `maxsslrate`", "`max_handshakes` of [runtime]"),
         ("concurrency = 4", "unknown key `concurrency`", "`worker_threads` of [runtime]"),

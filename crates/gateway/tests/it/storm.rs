@@ -138,6 +138,31 @@ async fn clients_that_have_left_take_no_turn_and_reach_no_broker() {
 }
 
 #[tokio::test]
+async fn a_reload_changes_the_rate_for_clients_that_wait_already() {
+    let broker = Broker::start().await;
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let limits = |rate: &str| format!("[listener.limits]\nconnect_rate = {{ rate = \"{rate}\", burst = 1 }}\n");
+    let upstream =
+        |rate: &str| format!("max_connect_rate = {{ rate = \"{rate}\", burst = 1 }}\nconnect_timeout = \"20s\"\n");
+    let file = |limits: &str, upstream: &str| format!("{listener}{limits}{}{upstream}", broker.upstream());
+    for (before, after) in [
+        (file("", &upstream("1/h")), file("", &upstream("1000/s"))),
+        (file("", &upstream("1/h")), file("", "")),
+        (file(&limits("1/h"), ""), file(&limits("1000/s"), "")),
+        (file(&limits("1/h"), ""), file("", "")),
+    ] {
+        let gateway = TestGateway::start(&before).await;
+        let _first = gateway.session(&broker, &connect("dev-1")).await;
+        let mut waiting = Client::tcp(gateway.address()).await;
+        waiting.write(&connect("dev-2")).await;
+        gateway.write(&after);
+        gateway.gateway.reload().await.unwrap();
+        let mut connection = tokio::time::timeout(Duration::from_secs(5), broker.accept()).await.unwrap();
+        connection.read(connect("dev-2").len()).await;
+    }
+}
+
+#[tokio::test]
 async fn nobody_waits_for_the_turn_of_a_server_that_is_full() {
     let brokers = [Broker::start().await, Broker::start().await];
     let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
