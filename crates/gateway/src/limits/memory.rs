@@ -1,11 +1,15 @@
 //! The memory guard: connections are refused before the kernel kills the process. Enters: the resident memory of the process.
 //! Leaves: whether new connections are refused. Live sessions are left alone.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+
+use crate::util::client_network::ClientNetwork;
 
 /// All connections are accepted again below this part of the limit: around one value, the gateway would change its mind with
 /// every connection.
@@ -15,17 +19,25 @@ const ACCEPT_AGAIN: (usize, usize) = (9, 10);
 const TRY_AFTER: Duration = Duration::from_secs(10);
 const TRY_AFTER_AT_MOST: Duration = Duration::from_secs(600);
 const TRIED_AT_ONCE: u32 = 64;
+/// How many of them may be of one client network, so that one that connects again and again leaves some to others.
+const OF_NETWORK: u32 = TRIED_AT_ONCE / 4;
 /// What counts as growing.
 const GROWTH: usize = 1 << 20;
-/// Stands for any number of connections.
-const ALL: u32 = u32::MAX;
 
 /// Whether the process has more memory than `memory_limit`.
 #[derive(Debug)]
 pub(crate) struct MemoryGuard {
-    /// How many more connections are accepted.
-    accepts: AtomicU32,
+    accepts_all: AtomicBool,
+    /// The connections that are accepted until the guard looks again, unless all are.
+    places: Mutex<Places>,
     over: Mutex<Option<Over>>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    left: u32,
+    /// By who has taken them: [`TRIED_AT_ONCE`] entries at most.
+    taken: HashMap<ClientNetwork, u32>,
 }
 
 /// The process has had more memory than the limit.
@@ -39,15 +51,32 @@ struct Over {
 
 impl Default for MemoryGuard {
     fn default() -> Self {
-        Self { accepts: AtomicU32::new(ALL), over: Mutex::default() }
+        Self { accepts_all: AtomicBool::new(true), places: Mutex::default(), over: Mutex::default() }
     }
 }
 
 impl MemoryGuard {
-    /// Whether another connection is accepted.
-    pub(crate) fn accepts(&self) -> bool {
-        let take = |left: u32| if left == ALL { Some(ALL) } else { left.checked_sub(1) };
-        self.accepts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    /// Whether another connection of this client is accepted.
+    pub(crate) fn accepts(&self, address: IpAddr) -> bool {
+        if self.accepts_all.load(Ordering::Relaxed) {
+            return true;
+        }
+        let Places { left, taken } = &mut *self.places.lock();
+        if *left == 0 {
+            return false;
+        }
+        let of_network = taken.entry(ClientNetwork::of(address)).or_default();
+        if *of_network >= OF_NETWORK {
+            return false;
+        }
+        (*left, *of_network) = (*left - 1, *of_network + 1);
+        true
+    }
+
+    /// Accepts so many connections until it looks again.
+    fn set_places(&self, left: u32) {
+        *self.places.lock() = Places { left, taken: HashMap::new() };
+        self.accepts_all.store(false, Ordering::Relaxed);
     }
 
     /// Whether there was more memory than the limit, and is not less by a tenth yet.
@@ -62,11 +91,11 @@ impl MemoryGuard {
         let (times, of) = ACCEPT_AGAIN;
         let Some(limit) = limit.filter(|limit| resident >= if over.is_some() { limit / of * times } else { *limit })
         else {
-            self.accepts.store(ALL, Ordering::Relaxed);
+            self.accepts_all.store(true, Ordering::Relaxed);
             return over.take().map(|_| false);
         };
         let Some(Over { peak, pause, try_at }) = &mut *over else {
-            self.accepts.store(0, Ordering::Relaxed);
+            self.set_places(0);
             *over = Some(Over { peak: resident.max(limit), pause: TRY_AFTER, try_at: now + TRY_AFTER });
             return Some(true);
         };
@@ -78,7 +107,7 @@ impl MemoryGuard {
         } else if now >= *try_at {
             accepts = TRIED_AT_ONCE;
         }
-        self.accepts.store(accepts, Ordering::Relaxed);
+        self.set_places(accepts);
         None
     }
 }
@@ -101,13 +130,14 @@ mod tests {
         let guard = MemoryGuard::default();
         let now = Instant::now();
         let limit = Some(1000);
-        assert_eq!((guard.update(999, limit, now), guard.accepts()), (None, true));
-        assert_eq!((guard.update(1000, limit, now), guard.accepts()), (Some(true), false));
-        assert_eq!((guard.update(900, limit, now), guard.accepts()), (None, false));
-        assert_eq!((guard.update(899, limit, now), guard.accepts()), (Some(false), true));
-        assert_eq!((guard.update(999, limit, now), guard.accepts()), (None, true));
+        let accepts = || guard.accepts([10, 0, 0, 1].into());
+        assert_eq!((guard.update(999, limit, now), accepts()), (None, true));
+        assert_eq!((guard.update(1000, limit, now), accepts()), (Some(true), false));
+        assert_eq!((guard.update(900, limit, now), accepts()), (None, false));
+        assert_eq!((guard.update(899, limit, now), accepts()), (Some(false), true));
+        assert_eq!((guard.update(999, limit, now), accepts()), (None, true));
         guard.update(2000, limit, now);
-        assert_eq!((guard.update(2000, None, now), guard.accepts()), (Some(false), true), "a reload removed the limit");
+        assert_eq!((guard.update(2000, None, now), accepts()), (Some(false), true), "a reload removed the limit");
     }
 
     #[tokio::test(start_paused = true)]
@@ -115,7 +145,7 @@ mod tests {
         let guard = MemoryGuard::default();
         let (begin, limit) = (Instant::now(), Some(100 * MIB));
         let after = |seconds| begin + Duration::from_secs(seconds);
-        let accepted = || std::iter::repeat_with(|| guard.accepts()).take(1000).filter(|accepted| *accepted).count();
+        let accepted = || (0..=u8::MAX).filter(|n| guard.accepts([10, 0, 0, *n].into())).count();
         guard.update(150 * MIB, limit, begin);
         guard.update(150 * MIB, limit, after(9));
         assert_eq!(accepted(), 0);
@@ -131,7 +161,24 @@ mod tests {
         assert_eq!(accepted(), 0);
         guard.update(153 * MIB, limit, after(33));
         assert_eq!(accepted(), 64);
-        assert_eq!((guard.update(80 * MIB, limit, after(34)), accepted()), (Some(false), 1000));
+        assert_eq!((guard.update(80 * MIB, limit, after(34)), accepted()), (Some(false), 256));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_network_leaves_places_to_others() {
+        let guard = MemoryGuard::default();
+        let (begin, limit) = (Instant::now(), Some(100 * MIB));
+        guard.update(150 * MIB, limit, begin);
+        for _ in 0..2 {
+            guard.update(150 * MIB, limit, begin + Duration::from_secs(11));
+            for n in 0..1000_u16 {
+                let [_, low] = n.to_be_bytes();
+                let flood = std::net::Ipv6Addr::new(0x2001, 0xdb8, 1, u16::from(low), 0, 0, 0, n);
+                assert_eq!(guard.accepts(flood.into()), n < 16, "{n}: a /48");
+            }
+            assert!((0..48).all(|n| guard.accepts([10, 0, 0, n].into())));
+            assert!(!guard.accepts([10, 0, 1, 1].into()), "64 in all");
+        }
     }
 
     #[test]

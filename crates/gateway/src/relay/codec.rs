@@ -41,6 +41,9 @@ impl Direction {
 /// A codec keeps no buffer while both directions are at a packet boundary. It may hold back a bounded number of bytes that it
 /// cannot decide on yet, such as half a packet header, and may delay the client.
 pub(super) trait Codec {
+    /// Whether the time that it takes depends on what clients send: on the number of packets, and on what rules say.
+    const INSPECTS: bool;
+
     /// Takes the `chunk` that was read in `direction`. Returns the part of it that is written unchanged, directly from the
     /// pump's buffer. The bytes that it adds to `injected` are written as well. A packet is
     ///
@@ -150,6 +153,8 @@ pub(super) enum Boundary {
 }
 
 impl<C: Codec> Codec for Box<C> {
+    const INSPECTS: bool = C::INSPECTS;
+
     fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
         (**self).take(direction, chunk, injected)
     }

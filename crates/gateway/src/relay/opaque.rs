@@ -28,6 +28,8 @@ impl Default for Opaque {
 }
 
 impl Codec for Opaque {
+    const INSPECTS: bool = false;
+
     #[inline]
     fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], _: &mut Injected) -> Result<&'c [u8], Ending> {
         let scanner = match direction {

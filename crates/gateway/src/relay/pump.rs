@@ -19,7 +19,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{self, Duration};
 
 use portcullis_wire::Disconnect;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -36,7 +36,8 @@ use crate::policy::PacketRules;
 const CHUNK: usize = 64 << 10;
 /// A byte more, so that the last of four records is decrypted in the read buffer, too: its type follows it [RFC 8446, 5.2].
 const TYPE: usize = 1;
-/// How many of them one direction moves before other sessions have their turn.
+/// How many of them one direction moves before other sessions have their turn; fewer and smaller ones if they take long
+/// ([`Side::adapt`]), as a thousand PINGREQs do that are inspected.
 const MAX_CHUNKS: usize = 2;
 /// How long the other side may stay silent after one side has closed.
 const HALF_CLOSE: Duration = Duration::from_secs(10);
@@ -373,6 +374,7 @@ fn poll_direction<C: Codec>(
     until: Until,
 ) -> Poll<Result<(), Interrupt>> {
     for _ in 0..MAX_CHUNKS {
+        let begin = C::INSPECTS.then(time::Instant::now);
         let is_open = match from.input {
             Input::Open => true,
             Input::AwaitsReply => from.poll_reply_taken(cx).is_ready(),
@@ -389,6 +391,9 @@ fn poll_direction<C: Codec>(
                     // The sender has no bytes now: flush what was written.
                     ready!(to.poll_flush(cx)).map_err(|_| Interrupt::Writing)?;
                     return Poll::Pending;
+                }
+                if begin.is_some_and(|begin| from.adapt(begin.elapsed())) {
+                    break;
                 }
             }
         }
@@ -408,11 +413,12 @@ fn poll_chunk<C: Codec>(
     to: &mut Side,
 ) -> Poll<Result<(), Interrupt>> {
     BUFFERS.with_borrow_mut(|Buffers { read, injected }| {
-        let mut buffer = ReadBuf::new(match direction {
-            Direction::ToBroker => read,
+        let len = match direction {
+            Direction::ToBroker => from.share_of(CHUNK) + TYPE,
             // The byte more would be a record of its own.
-            Direction::ToClient => &mut read[..CHUNK],
-        });
+            Direction::ToClient => from.share_of(CHUNK),
+        };
+        let mut buffer = ReadBuf::new(&mut read[..len]);
         let has_work = codec.has_work(direction);
         let read = if has_work { Ok(()) } else { ready!(Pin::new(&mut from.stream).poll_read(cx, &mut buffer)) };
         match read {

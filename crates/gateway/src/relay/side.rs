@@ -6,6 +6,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::AsyncWrite;
 
@@ -25,6 +26,8 @@ pub(super) struct Side {
     /// How many bytes of `pending` are written.
     written: usize,
     is_unflushed: bool,
+    /// How often what is read at once was halved.
+    halvings: u8,
 }
 
 /// The state of reading from a side.
@@ -60,7 +63,28 @@ impl Output {
     }
 }
 
+/// How long a chunk should take at most.
+const CHUNK_TIME: Duration = Duration::from_micros(300);
+/// A quarter of a chunk is a TLS record.
+const MAX_HALVINGS: u8 = 2;
+
 impl Side {
+    /// How many bytes to read at once, of so many.
+    pub(super) const fn share_of(&self, chunk: usize) -> usize {
+        chunk >> self.halvings
+    }
+
+    /// Adapts it to the time that the last chunk has taken. Returns whether that was long.
+    pub(super) fn adapt(&mut self, took: Duration) -> bool {
+        let is_long = took > CHUNK_TIME;
+        if is_long {
+            self.halvings = (self.halvings + 1).min(MAX_HALVINGS);
+        } else if took < CHUNK_TIME / 4 {
+            self.halvings = self.halvings.saturating_sub(1);
+        }
+        is_long
+    }
+
     pub(super) const fn new(stream: Stream) -> Self {
         Self {
             stream,
@@ -71,6 +95,7 @@ impl Side {
             pending: Vec::new(),
             written: 0,
             is_unflushed: false,
+            halvings: 0,
         }
     }
 

@@ -62,7 +62,8 @@ pub(crate) fn serve(
         let begin = Instant::now();
         loop {
             let counts = session.record.info.bytes();
-            if timeout(SETTLED_AFTER, poll_fn(|cx| session.poll_run(cx))).await.is_ok() {
+            // Until it moves, its messages must not keep connects and relay threads waiting.
+            if timeout(SETTLED_AFTER, yielding(poll_fn(|cx| session.poll_run(cx)))).await.is_ok() {
                 return yielding(Box::pin(session.end())).await;
             }
             let may_wait = session.record.info.bytes() == counts && begin.elapsed() < SETTLED_AT_LAST;
@@ -260,7 +261,8 @@ fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Rec
     let of_address = listener.rates.take(address);
     let pending = pending.ok_or(Reject::TooManyPending)?;
     // Above the limit it accepts few, which are not for those that are rejected anyway.
-    let has_memory = if of_address.is_ok() { shared.state.memory.accepts() } else { !shared.state.memory.is_over() };
+    let has_memory =
+        if of_address.is_ok() { shared.state.memory.accepts(address) } else { !shared.state.memory.is_over() };
     if !has_memory {
         return Err(Reject::MemoryLimit);
     }

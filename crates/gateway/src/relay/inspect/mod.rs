@@ -232,6 +232,8 @@ impl Inspect {
 }
 
 impl Codec for Inspect {
+    const INSPECTS: bool = true;
+
     fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
         let now = Instant::now();
         let mut out = Out::new(chunk, injected);

@@ -75,3 +75,49 @@ async fn a_flood_keeps_no_other_session_of_its_thread_waiting() {
         flood.abort();
     }
 }
+
+/// Takes longer than sessions may for each chunk.
+#[derive(Default)]
+struct Slow(Opaque);
+
+impl Codec for Slow {
+    const INSPECTS: bool = true;
+
+    fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
+        let begin = std::time::Instant::now();
+        while begin.elapsed() < Duration::from_millis(1) {}
+        self.0.take(direction, chunk, injected)
+    }
+
+    fn disconnected(&self) -> Option<Direction> {
+        self.0.disconnected()
+    }
+
+    fn is_between_packets_to_broker(&self) -> bool {
+        self.0.is_between_packets_to_broker()
+    }
+
+    fn boundary(&self, chunk: &[u8]) -> Boundary {
+        self.0.boundary(chunk)
+    }
+
+    fn set_rules(&mut self, rules: Arc<PacketRules>) -> Result<(), Ending> {
+        self.0.set_rules(rules)
+    }
+}
+
+#[tokio::test]
+async fn a_turn_ends_when_its_packets_take_long() {
+    let ((mut source, near_source), (_sink, near_sink)) = (duplex(FLOOD), duplex(FLOOD));
+    source.write_all(&vec![b'x'; FLOOD]).await.unwrap();
+    let (client, broker) = (Stream::Memory(near_source), Stream::Memory(near_sink));
+    let ends = Ends { client, broker, broker_first: Vec::new(), may_send_disconnect: false };
+    let mut pump = Pump::new(ends, Slow::default());
+    let mut moved = Vec::new();
+    for _ in 0..4 {
+        assert!(poll_fn(|cx| Poll::Ready(pump.poll(cx, Until::AllClosed).is_pending())).await);
+        moved.push(pump.take_counts().0);
+    }
+    let expected = [CHUNK, CHUNK / 2, CHUNK / 4, CHUNK / 4].map(|chunk| (chunk + TYPE) as u64);
+    assert_eq!(moved, expected, "one chunk each turn, and smaller ones");
+}

@@ -240,6 +240,8 @@ struct Letters {
 }
 
 impl Codec for Letters {
+    const INSPECTS: bool = false;
+
     fn take<'c>(&mut self, _: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
         let is_decided = |byte: &u8| byte.is_ascii_uppercase() || self.has_held_back;
         let (passed, others) = chunk.split_at(chunk.iter().position(is_decided).unwrap_or(chunk.len()));
@@ -395,6 +397,8 @@ struct Timed {
 }
 
 impl Codec for Timed {
+    const INSPECTS: bool = false;
+
     fn take<'c>(&mut self, direction: Direction, chunk: &'c [u8], injected: &mut Injected) -> Result<&'c [u8], Ending> {
         if std::mem::take(&mut self.has_rung) {
             assert_eq!(direction, Direction::ToBroker);
