@@ -32,8 +32,8 @@ impl Default for Descriptors {
 
 impl Descriptors {
     /// Divides the limit of open files. `needs`: how many descriptors the configuration itself uses at most, for listening
-    /// sockets, relay threads, health checks, authentication services, the registry and the admin interface. Returns how many connections remain. At most
-    /// half of a small limit is reserved. Also returns whether that is another number than before.
+    /// sockets, relay threads, health checks, authentication services, the registry and the admin interface. Returns how many
+    /// connections remain, and whether that is another number than before. At most half of a small limit is reserved.
     pub(crate) fn divide(&self, limit: u64, needs: u64) -> (u32, bool) {
         let max = possible_connections(limit, needs);
         (max, self.max.swap(max, Ordering::Relaxed) != max)

@@ -107,8 +107,12 @@ impl Record {
             Blame::Gateway if outcome.label() == CloseReason::InternalError.label() => {
                 tracing::error!(connection, listener, reason, %remote, client_id, server, "internal error ended a connection");
             }
-            // What closed the connection may be the client's fault.
-            Blame::Upstream if outcome.status() >= 500 && outcome != CloseReason::UpstreamClosed.into() => {
+            // What closed the connection may be the client's fault; and lack of room has lines of its own.
+            Blame::Upstream
+                if outcome.status() >= 500
+                    && outcome != CloseReason::UpstreamClosed.into()
+                    && !matches!(outcome, Outcome::Rejected(reject) if reject.is_overload()) =>
+            {
                 if let Some(suppressed) = self.listener.upstream_warnings.permit() {
                     tracing::warn!(
                         connection, listener, reason, detail, %remote, client_id, server, suppressed,
