@@ -1,5 +1,6 @@
 //! One handshake: supplies OpenSSL with the key, and finds out why a handshake failed.
 
+use std::io;
 use std::sync::{Arc, LazyLock};
 
 use openssl::error::ErrorStack;
@@ -75,6 +76,10 @@ pub(crate) fn supply_key(ssl: &SslRef, identity: Option<&[u8]>, key: &mut [u8]) 
 
 /// Why a handshake failed.
 pub(crate) fn reason<Owner>(error: &openssl::ssl::Error, looked_up: Option<&LookedUp<Owner>>) -> Reason {
+    // Of `HelloLimit`.
+    if error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+        return Reason::Other;
+    }
     let Some(stack) = error.ssl_error() else { return Reason::Closed };
     let text = stack.errors().first().and_then(openssl::error::Error::reason).unwrap_or_default();
     match text {

@@ -7,6 +7,7 @@
 
 mod context;
 mod handshake;
+mod hello_limit;
 
 use std::fmt;
 use std::io;
@@ -20,6 +21,7 @@ use tokio_openssl::SslStream;
 use zeroize::Zeroizing;
 
 use handshake::{HANDSHAKE, Handshake};
+use hello_limit::HelloLimit;
 
 /// The longest key that OpenSSL accepts, in bytes.
 pub const MAX_KEY: usize = 256;
@@ -119,7 +121,7 @@ pub enum Reason {
     UnknownIdentity,
     /// The client's key is not the one of its identity.
     WrongKey,
-    /// Anything else, such as a client that has no pre-shared key.
+    /// Anything else, such as a client that has no pre-shared key, or a ClientHello of more than 16 KiB.
     Other,
 }
 
@@ -161,7 +163,7 @@ impl<Lookup: PskLookup> Acceptor<Lookup> {
         let begin = || {
             let mut ssl = Ssl::new(&self.context)?;
             ssl.set_ex_data(*HANDSHAKE, handshake.clone());
-            SslStream::new(ssl, socket)
+            SslStream::new(ssl, HelloLimit::new(socket))
         };
         let mut stream = begin().map_err(|_| Rejected { reason: Reason::Other, stream: None })?;
         let result = Pin::new(&mut stream).accept().await;
@@ -193,17 +195,17 @@ impl<Lookup: PskLookup> Acceptor<Lookup> {
 
 /// A connection encrypted with a pre-shared key.
 #[derive(Debug)]
-pub struct PskStream<S>(SslStream<S>);
+pub struct PskStream<S>(SslStream<HelloLimit<S>>);
 
 impl<S> PskStream<S> {
     /// The connection below TLS.
     pub fn get_ref(&self) -> &S {
-        self.0.get_ref()
+        self.0.get_ref().get_ref()
     }
 
     /// As [`get_ref`](Self::get_ref).
     pub fn get_mut(&mut self) -> &mut S {
-        self.0.get_mut()
+        self.0.get_mut().get_mut()
     }
 }
 

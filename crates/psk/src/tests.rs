@@ -114,6 +114,16 @@ async fn other_failures_have_their_reasons() {
 }
 
 #[tokio::test]
+async fn a_hello_that_announces_too_much_fails_at_its_header() {
+    let acceptor = acceptor(BOTH);
+    let (mut near, far) = duplex(4096);
+    // The client stays connected, and sends nothing more.
+    near.write_all(b"\x16\x03\x01\x00\x04\x01\x02\x01\x44").await.unwrap();
+    assert_eq!(acceptor.accept(far).await.unwrap_err().reason, Reason::Other);
+    drop(near);
+}
+
+#[tokio::test]
 async fn a_write_that_waits_may_go_on_from_another_buffer() {
     const LEN: usize = 1 << 20;
     let acceptor = acceptor(BOTH);
