@@ -70,7 +70,7 @@ pub(crate) async fn run(portcullis: PathBuf, options: Comparison, dir: &Path) ->
             // The peers of a row one after another: what else the machine does affects all of them.
             for peer in &peers {
                 eprint!("round {round} of {rounds}, {}, {}:", row.name(), peer.title());
-                run.add(*row, *peer, &mut report).await;
+                run.add(*row, *peer, round, &mut report).await;
             }
         }
     }
@@ -86,12 +86,12 @@ pub(crate) async fn run(portcullis: PathBuf, options: Comparison, dir: &Path) ->
 
 impl Run<'_> {
     /// Measures a row and adds the result, or why there is none.
-    async fn add(&self, row: Row, peer: Peer, report: &mut Report) {
+    async fn add(&self, row: Row, peer: Peer, round: usize, report: &mut Report) {
         match self.measure(row, peer).await {
             Ok(figures) => {
                 for (figure, value) in figures {
                     eprint!(" {value:.3} {}", figure.unit);
-                    report.add(peer, figure, value);
+                    report.add(peer, figure, round, value);
                 }
                 eprintln!();
             }

@@ -1,4 +1,4 @@
-//! A goal and the medians of a figure -> what it refers to, and whether Portcullis meets it.
+//! A goal and the values of a figure -> what it refers to, and whether Portcullis meets it.
 
 use super::{Line, Report};
 use crate::peers::Peer;
@@ -8,7 +8,7 @@ use crate::peers::Peer;
 pub(crate) enum Goal {
     /// At most this share of Envoy's value.
     OfEnvoy(f64),
-    /// At most this share of the lowest value of a rival.
+    /// At most this share of what the rival needs that needs the least.
     OfBest(f64),
     /// At most this value.
     AtMost(f64),
@@ -36,27 +36,26 @@ impl Report {
     /// `None`: no goal, or Portcullis has no value.
     pub(super) fn verdict(&self, line: &Line) -> Option<Verdict> {
         let ours = self.spread(line, Peer::Portcullis)?.median;
-        let (limit, is_asked) = match line.figure.goal? {
+        let (value, limit, is_asked) = match line.figure.goal? {
             Goal::OfEnvoy(share) => {
-                let envoy = self.spread(line, Peer::Envoy).map(|it| it.median);
-                (envoy.map(|envoy| share * envoy), self.peers().any(|peer| peer == Peer::Envoy))
+                (self.ratio(line, Peer::Envoy), share, self.peers().any(|peer| peer == Peer::Envoy))
             }
-            Goal::OfBest(share) => (self.best(line).map(|(_, best)| share * best), self.peers().any(Peer::is_rival)),
-            Goal::AtMost(value) => (Some(value), false),
+            Goal::OfBest(share) => (self.best(line).map(|(_, ratio)| ratio), share, self.peers().any(Peer::is_rival)),
+            Goal::AtMost(limit) => (Some(ours), limit, false),
         };
-        Some(match limit {
-            Some(limit) if ours <= limit => Verdict::Met,
+        Some(match value {
+            Some(value) if value <= limit => Verdict::Met,
             Some(_) => Verdict::Missed,
             None if is_asked => Verdict::NoReference,
             None => Verdict::NotAsked,
         })
     }
 
-    /// The rival with the lowest median, and that median.
+    /// The rival that comes closest to Portcullis, and the [ratio](Self::ratio) to it.
     pub(super) fn best(&self, line: &Line) -> Option<(Peer, f64)> {
         let rivals = self.peers().filter(|peer| peer.is_rival());
-        let medians = rivals.filter_map(|peer| Some((peer, self.spread(line, peer)?.median)));
-        medians.min_by(|(_, one), (_, other)| one.total_cmp(other))
+        let ratios = rivals.filter_map(|peer| Some((peer, self.ratio(line, peer)?)));
+        ratios.max_by(|(_, one), (_, other)| one.total_cmp(other))
     }
 }
 
@@ -71,15 +70,29 @@ mod tests {
     fn report(values: &[(Peer, f64)], figure: &'static Figure) -> Report {
         let described = |(peer, _): &(Peer, f64)| Described { peer: *peer, version: String::new() };
         let mut report = Report::new(Machine::default(), values.iter().map(described).collect());
-        values.iter().for_each(|(peer, value)| report.add(*peer, figure, *value));
+        values.iter().for_each(|(peer, value)| report.add(*peer, figure, 1, *value));
         report
     }
 
     #[test]
     fn only_rivals_set_goals() {
         let report = report(&[(Peer::Portcullis, 5.0), (Peer::Bare, 1.0), (Peer::Nginx, 10.0)], &OF_BEST);
-        assert_eq!(report.best(&report.lines[0]), Some((Peer::Nginx, 10.0)));
+        assert_eq!(report.best(&report.lines[0]), Some((Peer::Nginx, 0.5)));
         assert!(report.is_met());
+    }
+
+    #[test]
+    fn rounds_are_compared_with_each_other() {
+        let mut report = report(&[(Peer::Portcullis, 4.0), (Peer::Nginx, 10.0), (Peer::Envoy, 20.0)], &OF_BEST);
+        // The machine is half as fast, then twice as fast. One peer has no value.
+        report.add(Peer::Portcullis, &OF_BEST, 2, 9.0);
+        report.add(Peer::Nginx, &OF_BEST, 2, 20.0);
+        report.add(Peer::Portcullis, &OF_BEST, 3, 3.0);
+        report.add(Peer::Nginx, &OF_BEST, 3, 5.0);
+        report.add(Peer::Envoy, &OF_BEST, 3, 10.0);
+        let line = &report.lines[0];
+        assert_eq!((report.ratio(line, Peer::Nginx), report.ratio(line, Peer::Envoy)), (Some(0.45), Some(0.25)));
+        assert_eq!(report.best(line), Some((Peer::Nginx, 0.45)));
     }
 
     #[test]
@@ -103,10 +116,10 @@ mod tests {
         for (figure, peer) in [(&OF_ENVOY, Peer::Envoy), (&OF_BEST, Peer::Nginx)] {
             let asked = [Peer::Portcullis, peer].map(|peer| Described { peer, version: String::new() });
             let mut report = Report::new(Machine::default(), asked.into());
-            report.add(Peer::Portcullis, figure, 5.0);
+            report.add(Peer::Portcullis, figure, 1, 5.0);
             assert_eq!(report.verdict(&report.lines[0]), Some(Verdict::NoReference));
             assert!(!report.is_met());
-            report.add(peer, figure, 10.0);
+            report.add(peer, figure, 1, 10.0);
             assert_eq!(report.verdict(&report.lines[0]), Some(Verdict::Met));
             assert!(report.is_met());
         }

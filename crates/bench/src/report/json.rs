@@ -22,7 +22,7 @@ pub(super) fn of(report: &Report) -> anyhow::Result<String> {
 
 fn figure(report: &Report, line: &Line) -> Value {
     let values: Map<_, _> =
-        report.peers().zip(&line.values).map(|(peer, values)| (peer.title().to_owned(), json!(values))).collect();
+        report.peers().zip(&line.values).map(|(peer, values)| (peer.title().to_owned(), by_round(values))).collect();
     let is_goal_met = match report.verdict(line) {
         Some(Verdict::Met) => Some(true),
         Some(Verdict::Missed) => Some(false),
@@ -35,4 +35,8 @@ fn figure(report: &Report, line: &Line) -> Value {
         "values": values,
         "is_goal_met": is_goal_met,
     })
+}
+
+fn by_round(values: &[(usize, f64)]) -> Value {
+    values.iter().map(|(round, value)| (round.to_string(), json!(value))).collect::<Map<_, _>>().into()
 }

@@ -11,7 +11,10 @@ pub(super) fn of(report: &Report) -> String {
 }
 
 fn head(machine: &Machine) -> String {
-    format!("{machine} Medians of {} rounds, with minimum and maximum; lower is better.\n", machine.rounds)
+    format!(
+        "{machine} Medians of {} rounds, with minimum and maximum; lower is better. A ratio is the median of the ratios of the rounds.\n",
+        machine.rounds
+    )
 }
 
 fn values(report: &Report) -> String {
@@ -30,14 +33,16 @@ fn goals(report: &Report) -> String {
     let mut out = String::new();
     for line in &report.lines {
         let Some(ours) = report.spread(line, Peer::Portcullis) else { continue };
-        let ratio = |other: Option<f64>| other.map_or_else(|| "–".to_owned(), |it| format!("{:.2}", ours.median / it));
-        let of = |peer| ratio(report.spread(line, peer).map(|it| it.median));
+        let text = |ratio: Option<f64>| ratio.map_or_else(|| "–".to_owned(), |it| format!("{it:.2}"));
+        let of = |peer| text(report.ratio(line, peer));
         let best = report.best(line);
+        let best_value =
+            best.and_then(|(peer, _)| Some(format!("{}, {}", peer.title(), number(report.spread(line, peer)?.median))));
         let mut cells = vec![
             line.figure.title.to_owned(),
             number(ours.median),
-            best.map_or_else(|| "–".to_owned(), |(peer, median)| format!("{}, {}", peer.title(), number(median))),
-            ratio(best.map(|(_, median)| median)),
+            best_value.unwrap_or_else(|| "–".to_owned()),
+            text(best.map(|(_, ratio)| ratio)),
             of(Peer::Envoy),
             goal(line),
             verdict(report, line).to_owned(),

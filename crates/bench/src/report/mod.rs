@@ -50,8 +50,8 @@ pub(crate) struct Described {
 /// The values of one figure.
 struct Line {
     figure: &'static Figure,
-    /// In the order of the peers: a value for each round.
-    values: Vec<Vec<f64>>,
+    /// In the order of the peers: a value for each round, with its number. A round may be missing.
+    values: Vec<Vec<(usize, f64)>>,
 }
 
 /// A measurement that has no result.
@@ -66,14 +66,14 @@ impl Report {
         Self { machine, peers, lines: Vec::new(), failures: Vec::new() }
     }
 
-    pub(crate) fn add(&mut self, peer: Peer, figure: &'static Figure, value: f64) {
+    pub(crate) fn add(&mut self, peer: Peer, figure: &'static Figure, round: usize, value: f64) {
         let columns = self.peers.len();
         let at = self.lines.iter().position(|line| line.figure.key == figure.key).unwrap_or_else(|| {
             self.lines.push(Line { figure, values: vec![Vec::new(); columns] });
             self.lines.len() - 1
         });
         if let Some(column) = self.peers.iter().position(|it| it.peer == peer) {
-            self.lines[at].values[column].push(value);
+            self.lines[at].values[column].push((round, value));
         }
     }
 
@@ -110,8 +110,22 @@ impl Report {
 
     /// The median, minimum and maximum of a peer; `None` if it has not been measured.
     fn spread(&self, line: &Line, peer: Peer) -> Option<Spread> {
+        let values: Vec<f64> = self.values(line, peer)?.iter().map(|(_, value)| *value).collect();
+        Spread::of(&values)
+    }
+
+    /// What Portcullis needs, as a share of what `peer` needs: the median of the ratios of the rounds. The speed of a shared machine
+    /// changes from round to round, for all that are measured in one.
+    fn ratio(&self, line: &Line, peer: Peer) -> Option<f64> {
+        let (ours, theirs) = (self.values(line, Peer::Portcullis)?, self.values(line, peer)?);
+        let in_round = |round: usize| theirs.iter().find(|(other, _)| *other == round).map(|(_, value)| *value);
+        let ratios: Vec<f64> = ours.iter().filter_map(|(round, value)| Some(value / in_round(*round)?)).collect();
+        Spread::of(&ratios).map(|it| it.median)
+    }
+
+    fn values<'a>(&self, line: &'a Line, peer: Peer) -> Option<&'a [(usize, f64)]> {
         let column = self.peers.iter().position(|it| it.peer == peer)?;
-        Spread::of(&line.values[column])
+        Some(&line.values[column])
     }
 
     fn peers(&self) -> impl Iterator<Item = Peer> {
