@@ -11,7 +11,7 @@ use portcullis_wire::Connect;
 
 use crate::auth::Authenticator;
 use crate::config::tables::{self, AccessLogFormat, AdminBind, OnReject, Process, Protocol};
-use crate::config::{self, Demand, Diagnostics, Reported, Settings};
+use crate::config::{self, Demand, Diagnostics, Reported, Settings, UpstreamDemand};
 use crate::devices::Replica;
 use crate::edge::{Endpoint, Transport};
 use crate::files::warn_if_expired;
@@ -233,8 +233,16 @@ impl Runtime {
             connections: self.listeners.iter().map(|listener| &listener.max_connections).collect(),
             descriptors: self.needed_descriptors(),
             possible: possible_connections(machine.descriptors.unwrap_or(u64::MAX), self.needs()),
+            upstreams: self.upstreams.iter().filter_map(|upstream| self.demand_of(upstream)).collect(),
         };
         demand.compare(machine, diagnostics);
+    }
+
+    /// `None`: the number of the upstream's addresses is unknown.
+    fn demand_of<'a>(&'a self, upstream: &'a Arc<Upstream>) -> Option<UpstreamDemand<'a>> {
+        let users = self.listeners.iter().filter(|listener| Arc::ptr_eq(&listener.upstream, upstream));
+        let connections = users.map(|listener| &listener.max_connections).collect();
+        Some(UpstreamDemand { name: upstream.name(), addresses: upstream.address_count()?, connections })
     }
 
     /// The expiry times of the certificates in use, which may be older than their files.

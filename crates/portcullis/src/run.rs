@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,13 +76,26 @@ async fn serve(
         }
     }
     tracing::info!(connections = gateway.connections(), "draining");
-    tokio::select! {
-        () = gateway.drain() => tracing::info!("drained"),
-        () = signals.stop() => {
-            tracing::warn!(connections = gateway.connections(), "stopping at once");
-            gateway.stop().await;
+    let mut drained = pin!(gateway.drain());
+    loop {
+        let action = tokio::select! {
+            () = &mut drained => break,
+            action = signals.next() => action,
+        };
+        match action {
+            Action::ReopenLog => gateway.reopen_access_log().await,
+            Action::Reload => {
+                tracing::warn!("SIGHUP opens the access log only: a gateway that drains takes no other configuration");
+                gateway.reopen_access_log().await;
+            }
+            Action::Drain => {
+                tracing::warn!(connections = gateway.connections(), "stopping at once");
+                gateway.stop().await;
+                return Ok(());
+            }
         }
     }
+    tracing::info!("drained");
     Ok(())
 }
 
@@ -172,10 +186,5 @@ impl Signals {
                 }
             };
         }
-    }
-
-    /// Waits for a signal that stops the gateway.
-    async fn stop(&mut self) {
-        while self.next().await != Action::Drain {}
     }
 }

@@ -16,7 +16,7 @@ use std::path::Path;
 
 pub(crate) use diagnostics::warn_if_exposed;
 pub use diagnostics::{Complaint, Diagnostic, Diagnostics, Reported, Severity};
-pub(crate) use lints::Demand;
+pub(crate) use lints::{Demand, UpstreamDemand};
 pub use tables::Settings;
 pub use values::{ByteSize, Cidr, Located, Location, OneOrMany, Period, Secret, Setting, Timeout};
 

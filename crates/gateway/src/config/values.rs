@@ -205,7 +205,12 @@ pub struct ByteSize(pub usize);
 
 string_value!(ByteSize, "ByteSize", "a size: \"512\", \"64KiB\", \"1MiB\"", |text: &str| {
     let size = text.parse::<bytesize::ByteSize>().ok().and_then(|size| usize::try_from(size.as_u64()).ok());
-    size.map(ByteSize).ok_or_else(|| format!("`{text}` is not a size like \"64KiB\" or \"1MiB\""))
+    size.map(ByteSize).ok_or_else(|| {
+        if text.trim_end().ends_with('%') {
+            return format!("`{text}` is a part of a size that the gateway does not know: write a size like \"2GiB\"");
+        }
+        format!("`{text}` is not a size like \"64KiB\", \"1MiB\" or \"2GiB\"")
+    })
 });
 
 /// A network, written `"10.0.0.0/8"` or `"2001:db8::/32"`; a single address is a network of one.

@@ -82,6 +82,17 @@ impl Upstream {
         &self.name
     }
 
+    /// The number of addresses and ports of its servers. `None`: names resolve to any number of them, and the embedded broker
+    /// has none.
+    pub(crate) fn address_count(&self) -> Option<u64> {
+        let address = |server: &Server| match &server.address {
+            Address::Socket(address) => Some(*address),
+            Address::Name(..) | Address::Embedded => None,
+        };
+        let addresses: Option<HashSet<_>> = self.servers.iter().map(address).collect();
+        addresses.map(|addresses| addresses.len() as u64)
+    }
+
     /// The file descriptors that health checks and lookups of names may need at once.
     pub(crate) const fn descriptors(&self) -> u64 {
         2 * self.servers.len() as u64

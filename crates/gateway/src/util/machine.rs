@@ -10,6 +10,8 @@ pub struct Machine {
     pub cores: Option<usize>,
     /// The hard limit of open files.
     pub descriptors: Option<u64>,
+    /// How many local ports connections to one address and port can have.
+    pub local_ports: Option<u64>,
     /// The memory of the machine, in bytes.
     pub memory: Option<u64>,
     /// The limit of memory of the process's control group, such as a container or a systemd service, in bytes.
@@ -23,10 +25,20 @@ impl Machine {
         Self {
             cores: std::thread::available_parallelism().ok().map(usize::from),
             descriptors: rlimit::Resource::NOFILE.get_hard().ok(),
+            local_ports: std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+                .ok()
+                .and_then(|text| number_of_ports(&text)),
             memory: std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_memory(&text)),
             group_memory: group_memory(Path::new("/sys/fs/cgroup"), &groups),
         }
     }
+}
+
+/// `text`: the first and the last port.
+fn number_of_ports(text: &str) -> Option<u64> {
+    let (first, last) = text.split_once(char::is_whitespace)?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.trim().parse().ok()?);
+    Some((last + 1).saturating_sub(first))
 }
 
 /// `text`: `/proc/meminfo`.
@@ -77,7 +89,9 @@ mod tests {
             assert_eq!(group_memory(mount.path(), groups), limit, "{groups}");
         }
         assert_eq!(total_memory("MemTotal:       24684084 kB\nMemFree:        1 kB\n"), Some(24_684_084 << 10));
+        assert_eq!(number_of_ports("32768\t60999\n"), Some(28_232));
         let here = Machine::of_this_process();
+        assert!(here.local_ports >= Some(1));
         assert!(here.cores >= Some(1) && here.memory > Some(64 << 20) && here.descriptors.is_some(), "{here:?}");
     }
 }

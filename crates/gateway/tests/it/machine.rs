@@ -4,8 +4,13 @@ use portcullis_gateway::Machine;
 
 use crate::configuration::{REST, problems_on};
 
-const SMALL: Machine =
-    Machine { cores: Some(2), descriptors: Some(20_000), memory: Some(4 << 30), group_memory: Some(2 << 30) };
+const SMALL: Machine = Machine {
+    cores: Some(2),
+    descriptors: Some(20_000),
+    local_ports: Some(28_232),
+    memory: Some(4 << 30),
+    group_memory: Some(2 << 30),
+};
 
 fn listeners(keys: [&str; 2], runtime: &str) -> String {
     let of = |name: &str, keys: &str| {
@@ -50,6 +55,19 @@ fn what_the_machine_does_not_have_is_reported_at_its_key() {
     let descriptors = warned([few[0], "max_connections = 6000\n"], "worker_threads = 2\n");
     let text = "`max_connections` of all listeners, 10000, takes 20124 file descriptors; the hard limit here is 20000, enough for 9938 connections";
     assert!(descriptors.contains(text), "{descriptors}");
+
+    let narrow = Machine { local_ports: Some(2000), ..SMALL };
+    let ports = problems_on(narrow, &listeners(["max_connections = 1000\n", "max_connections = 1001\n"], ""));
+    let text = "`max_connections` of all its listeners is 2001, but upstream \"brokers\" has one server, for which the 2000 local ports here allow 2000 connections";
+    let caret = "14 | max_connections = 1001\n   |                   ^^^^\n";
+    assert!(ports.contains(text) && ports.contains(caret) && ports.contains("ip_local_port_range"), "{ports}");
+    let enough = listeners(["max_connections = 1000\n", "max_connections = 1001\n"], "");
+    let two = enough.replace("servers = [", "servers = [\"127.0.0.9:1883\", ");
+    assert_ne!(two, enough);
+    let named = enough.replace("servers = [", "servers = [\"brokers.test:1883\", ");
+    for known_to_fit_or_unknown in [two, named] {
+        assert_eq!(problems_on(narrow, &known_to_fit_or_unknown), "");
+    }
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn signals_for_a_gateway_that_runs_do_not_end_one_that_starts() {
 }
 
 #[test]
-fn a_second_signal_stops_at_once() {
+fn a_drain_goes_on_until_a_second_signal_which_stops_at_once() {
     let broker = Mosquitto::start();
     let mut gateway = Gateway::start(broker.port);
     let _subscriber = Process(subscriber(&gateway, &|| broker.log(), &[], "sub"));
@@ -138,6 +138,13 @@ fn a_second_signal_stops_at_once() {
     eventually("the reload", || gateway.own_log().contains("\"message\":\"reloaded\"").then_some(()));
     gateway.process.signal("INT");
     eventually("the drain", || gateway.own_log().contains("\"message\":\"draining\"").then_some(()));
+    // A drain may take hours, in which logs are rotated.
+    let log = || gateway.dir().join("access.log");
+    for (name, text) in [("USR1", "access log opened again"), ("HUP", "a gateway that drains takes no other")] {
+        fs::rename(log(), gateway.dir().join("rotated")).unwrap();
+        gateway.process.signal(name);
+        eventually(text, || (gateway.own_log().contains(text) && log().exists()).then_some(()));
+    }
     gateway.process.signal("TERM");
     assert_eq!(gateway.process.exit_code(), Some(0));
 }

@@ -21,6 +21,16 @@ pub(crate) struct Demand<'a> {
     pub(crate) descriptors: u64,
     /// The number of connections that the machine's descriptors are enough for.
     pub(crate) possible: u32,
+    pub(crate) upstreams: Vec<UpstreamDemand<'a>>,
+}
+
+/// What the listeners of an upstream demand of it.
+pub(crate) struct UpstreamDemand<'a> {
+    pub(crate) name: &'a str,
+    /// The number of addresses and ports of its servers.
+    pub(crate) addresses: u64,
+    /// `max_connections` of each listener that uses it.
+    pub(crate) connections: Vec<&'a Setting<u32>>,
 }
 
 impl Demand<'_> {
@@ -29,6 +39,7 @@ impl Demand<'_> {
         self.compare_threads(machine, diagnostics);
         self.compare_memory(machine, diagnostics);
         self.compare_descriptors(machine, diagnostics);
+        self.upstreams.iter().for_each(|upstream| upstream.compare(machine, diagnostics));
     }
 
     fn compare_threads(&self, machine: &Machine, diagnostics: &mut Diagnostics) {
@@ -59,14 +70,40 @@ impl Demand<'_> {
 
     fn compare_descriptors(&self, machine: &Machine, diagnostics: &mut Diagnostics) {
         let Some(limit) = machine.descriptors.filter(|limit| self.descriptors > *limit) else { return };
-        let set = self.connections.iter().filter(|connections| connections.is_set());
-        let Some(largest) = set.max_by_key(|connections| connections.value) else { return };
-        let total: u64 = self.connections.iter().map(|connections| u64::from(connections.value)).sum();
+        let Some((largest, total)) = largest_and_sum(&self.connections) else { return };
         let of_all = if self.connections.len() > 1 { " of all listeners" } else { "" };
         let complaint = Complaint::new(format!(
             "`max_connections`{of_all}, {total}, takes {} file descriptors; the hard limit here is {limit}, enough for {} connections",
             self.descriptors, self.possible
         ));
-        diagnostics.warning(*largest, complaint.hint(format!("{RAISE_OPEN_FILES}; or lower `max_connections`")));
+        diagnostics.warning(largest, complaint.hint(format!("{RAISE_OPEN_FILES}; or lower `max_connections`")));
     }
+}
+
+impl UpstreamDemand<'_> {
+    /// Each session has a port of its own, which the system can use once for each address and port of a server.
+    fn compare(&self, machine: &Machine, diagnostics: &mut Diagnostics) {
+        let (Some(ports), Some((largest, total))) = (machine.local_ports, largest_and_sum(&self.connections)) else {
+            return;
+        };
+        if total <= ports.saturating_mul(self.addresses) {
+            return;
+        }
+        let (name, possible) = (self.name, ports * self.addresses);
+        let of_all = if self.connections.len() > 1 { " of all its listeners" } else { "" };
+        let servers = if self.addresses == 1 { "one server".to_owned() } else { format!("{} servers", self.addresses) };
+        let complaint = Complaint::new(format!(
+            "`max_connections`{of_all} is {total}, but upstream {name:?} has {servers}, for which the {ports} local ports here allow {possible} connections"
+        ));
+        let hint =
+            "widen `net.ipv4.ip_local_port_range`, add addresses or ports of the brokers, or lower `max_connections`";
+        diagnostics.warning(largest, complaint.hint(hint));
+    }
+}
+
+/// The largest of those that the file sets, if any, and the sum of all.
+fn largest_and_sum<'a>(connections: &[&'a Setting<u32>]) -> Option<(&'a Setting<u32>, u64)> {
+    let set = connections.iter().filter(|connections| connections.is_set());
+    let largest = set.max_by_key(|connections| connections.value)?;
+    Some((largest, connections.iter().map(|connections| u64::from(connections.value)).sum()))
 }

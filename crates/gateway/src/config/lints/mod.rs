@@ -7,7 +7,7 @@ mod machine;
 mod rules;
 mod topics;
 
-pub(crate) use machine::Demand;
+pub(crate) use machine::{Demand, UpstreamDemand};
 
 use super::diagnostics::{Complaint, Diagnostics};
 use super::tables::{Authenticator, Listener, Method, Password, Settings, Tls, TlsMode};
