@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use crate::limits::{Handshakes, RecentClients};
+use crate::limits::{Handshakes, PendingPermit, RecentClients};
 use crate::net::{Socket, Stream, bind, left};
 use crate::outcome::Reject;
 use crate::peer::Peer;
@@ -98,7 +98,7 @@ impl Arrived {
     }
 
     /// Performs the TLS handshake within its deadline, when it is its turn among `handshakes`; clients at `recent` addresses
-    /// come first. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
+    /// come first. `pending` counts what the client sends. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
     /// belongs here, within the deadline, and wraps the stream.
     ///
     /// # Errors
@@ -108,13 +108,14 @@ impl Arrived {
         tls: Option<&ServerTls>,
         handshakes: &Arc<Handshakes>,
         recent: &RecentClients,
+        pending: &mut PendingPermit,
     ) -> Result<Secured, Failed> {
         let Self { socket, address } = self;
         match tls {
             Some(tls) => {
                 let deadline = Instant::now() + tls.handshake_timeout();
                 let mut turn = Arc::clone(handshakes).turn(address.ip(), deadline);
-                let handshake = tls.accept(socket, address, &mut turn, recent.has(address.ip()));
+                let handshake = tls.accept(socket, address, &mut turn, pending, recent.has(address.ip()));
                 let timeout = |_| Err(Failed::without_connection(Reject::HandshakeTimeout));
                 tokio::time::timeout_at(deadline, handshake).await.unwrap_or_else(timeout)
             }

@@ -21,6 +21,8 @@ const TRY_AFTER_AT_MOST: Duration = Duration::from_secs(600);
 const TRIED_AT_ONCE: u32 = 64;
 /// How many of them may be of one client network, so that one that connects again and again leaves some to others.
 const OF_NETWORK: u32 = TRIED_AT_ONCE / 4;
+/// How many may be clients that were not connected lately, so that strangers from many networks leave some to the fleet.
+const OF_UNKNOWN: u32 = TRIED_AT_ONCE / 2;
 /// What counts as growing.
 const GROWTH: usize = 1 << 20;
 
@@ -36,6 +38,8 @@ pub(crate) struct MemoryGuard {
 #[derive(Debug, Default)]
 struct Places {
     left: u32,
+    /// Of those, what clients may take that were not connected lately.
+    left_to_unknown: u32,
     /// By who has taken them: [`TRIED_AT_ONCE`] entries at most.
     taken: HashMap<ClientNetwork, u32>,
 }
@@ -56,26 +60,28 @@ impl Default for MemoryGuard {
 }
 
 impl MemoryGuard {
-    /// Whether another connection of this client is accepted.
-    pub(crate) fn accepts(&self, address: IpAddr) -> bool {
+    /// Whether another connection of this client is accepted. `is_known`: whether it was connected lately; only asked if that matters.
+    pub(crate) fn accepts(&self, address: IpAddr, is_known: impl FnOnce() -> bool) -> bool {
         if self.accepts_all.load(Ordering::Relaxed) {
             return true;
         }
-        let Places { left, taken } = &mut *self.places.lock();
-        if *left == 0 {
+        let Places { left, left_to_unknown, taken } = &mut *self.places.lock();
+        let mut unused = u32::MAX;
+        let left_to_it = if is_known() { &mut unused } else { left_to_unknown };
+        if (*left).min(*left_to_it) == 0 {
             return false;
         }
         let of_network = taken.entry(ClientNetwork::of(address)).or_default();
         if *of_network >= OF_NETWORK {
             return false;
         }
-        (*left, *of_network) = (*left - 1, *of_network + 1);
+        (*left, *left_to_it, *of_network) = (*left - 1, *left_to_it - 1, *of_network + 1);
         true
     }
 
     /// Accepts so many connections until it looks again.
     fn set_places(&self, left: u32) {
-        *self.places.lock() = Places { left, taken: HashMap::new() };
+        *self.places.lock() = Places { left, left_to_unknown: left.min(OF_UNKNOWN), taken: HashMap::new() };
         self.accepts_all.store(false, Ordering::Relaxed);
     }
 
@@ -130,7 +136,7 @@ mod tests {
         let guard = MemoryGuard::default();
         let now = Instant::now();
         let limit = Some(1000);
-        let accepts = || guard.accepts([10, 0, 0, 1].into());
+        let accepts = || guard.accepts([10, 0, 0, 1].into(), || true);
         assert_eq!((guard.update(999, limit, now), accepts()), (None, true));
         assert_eq!((guard.update(1000, limit, now), accepts()), (Some(true), false));
         assert_eq!((guard.update(900, limit, now), accepts()), (None, false));
@@ -145,7 +151,7 @@ mod tests {
         let guard = MemoryGuard::default();
         let (begin, limit) = (Instant::now(), Some(100 * MIB));
         let after = |seconds| begin + Duration::from_secs(seconds);
-        let accepted = || (0..=u8::MAX).filter(|n| guard.accepts([10, 0, 0, *n].into())).count();
+        let accepted = || (0..=u8::MAX).filter(|n| guard.accepts([10, 0, 0, *n].into(), || true)).count();
         guard.update(150 * MIB, limit, begin);
         guard.update(150 * MIB, limit, after(9));
         assert_eq!(accepted(), 0);
@@ -165,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_network_leaves_places_to_others() {
+    async fn one_network_and_strangers_leave_places_to_others() {
         let guard = MemoryGuard::default();
         let (begin, limit) = (Instant::now(), Some(100 * MIB));
         guard.update(150 * MIB, limit, begin);
@@ -174,10 +180,12 @@ mod tests {
             for n in 0..1000_u16 {
                 let [_, low] = n.to_be_bytes();
                 let flood = std::net::Ipv6Addr::new(0x2001, 0xdb8, 1, u16::from(low), 0, 0, 0, n);
-                assert_eq!(guard.accepts(flood.into()), n < 16, "{n}: a /48");
+                assert_eq!(guard.accepts(flood.into(), || false), n < 16, "{n}: a /48");
             }
-            assert!((0..48).all(|n| guard.accepts([10, 0, 0, n].into())));
-            assert!(!guard.accepts([10, 0, 1, 1].into()), "64 in all");
+            let accepted = |third, is_known| {
+                (0..=u8::MAX).filter(|n| guard.accepts([10, 0, third, *n].into(), || is_known)).count()
+            };
+            assert_eq!([accepted(0, false), accepted(1, false), accepted(2, true), accepted(3, true)], [16, 0, 32, 0]);
         }
     }
 

@@ -27,5 +27,5 @@ pub(crate) use fair::{FairSlots, Slot};
 pub(crate) use handshakes::{Handshakes, RecentClients, TooManyHandshakes, Turn};
 pub(crate) use memory::{MemoryGuard, resident_memory};
 pub(crate) use paced::{Paced, Tokens};
-pub(crate) use pending::{Fill, Pending, PendingPermit};
+pub(crate) use pending::{Fill, Pending, PendingPermit, TooManyBytes};
 pub(crate) use permits::{Permit, Permits};

@@ -32,6 +32,12 @@ super::reasons! {
         connack: None, is_failed_proof: false,
         hint: Some("behind a load balancer all clients are of one network: raise `max_connections` and the limit of open files");
 
+    /// What the client's network has sent of unfinished handshakes and CONNECTs, more than 8 KiB each, is more than half of what
+    /// is free of 128 MiB.
+    TooManyPendingBytes = "too_many_pending_bytes", Connect, Client, 503,
+        connack: Some(Refusal::QuotaExceeded), is_failed_proof: false,
+        hint: Some("find out who sends so much: `address` of these lines; if it is your fleet, lower `max_connect_size`");
+
     /// The client's address has as many connections as `connections_per_address` allows, or connects more often than
     /// `connect_rate_per_address` does; or more clients connect than `connect_rate` allows within `handshake_timeout`.
     QuotaExceeded = "quota_exceeded", Accept, Client, 503,
@@ -333,6 +339,7 @@ impl Reject {
             self,
             Self::TooManyConnections
                 | Self::TooManyPending
+                | Self::TooManyPendingBytes
                 | Self::TooManyHandshakes
                 | Self::MemoryLimit
                 | Self::AuthenticationBusy

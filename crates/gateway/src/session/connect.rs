@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Shared, count_failed_proof, evaluate, follow_rules};
 use crate::auth::{self, Attempt, Principal};
 use crate::devices::Entry;
+use crate::limits::{PendingPermit, TooManyBytes};
 use crate::net::Stream;
 use crate::observe::Record;
 use crate::outcome::{Outcome, Reject, note_detail};
@@ -99,10 +100,11 @@ impl From<Ending> for Rejection {
 }
 
 /// Reads CONNECT, admits the client, and presents it to a broker. `over_limit`: it exceeds a limit of its address, and is only
-/// read to be told so.
+/// read to be told so. `pending` counts what it sends.
 pub(super) async fn negotiate(
     secured: &mut Secured,
     over_limit: Option<Reject>,
+    pending: &mut PendingPermit,
     accepted: &Arc<Listener>,
     session: &SessionGuard,
     shared: &Shared,
@@ -112,7 +114,7 @@ pub(super) async fn negotiate(
     let Secured { stream, client: SecuredClient { peer, device, .. } } = secured;
     let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
     let patience = if over_limit.is_some() { OVER_LIMIT_TIMEOUT } else { listener.connect_timeout };
-    let read = timeout(patience, read_connect(stream, &mut buffer, listener));
+    let read = timeout(patience, read_connect(stream, &mut buffer, pending, listener));
     // CRLs and OCSP responses about the certificate are fetched meanwhile.
     let (read, revocation) = tokio::join!(read, check_revocation(listener, session));
     record.count_bytes(buffer.len() as u64, 0);
@@ -338,7 +340,12 @@ async fn check_revocation(listener: &Listener, session: &SessionGuard) -> Result
 }
 
 /// Reads until CONNECT is complete. Bytes after it stay in the buffer.
-async fn read_connect(client: &mut Stream, buffer: &mut Vec<u8>, listener: &Listener) -> Result<(), Reject> {
+async fn read_connect(
+    client: &mut Stream,
+    buffer: &mut Vec<u8>,
+    pending: &mut PendingPermit,
+    listener: &Listener,
+) -> Result<(), Reject> {
     loop {
         match client.read_buf(buffer).await {
             Ok(0) | Err(_) => return Err(Reject::ClosedBeforeConnect),
@@ -348,6 +355,7 @@ async fn read_connect(client: &mut Stream, buffer: &mut Vec<u8>, listener: &List
             // A TLS handshake record (RFC 8446, 5.1). Read as MQTT, it would be a CONNECT with invalid flags.
             return Err(Reject::TlsOnPlainPort);
         }
+        pending.hold(buffer.len()).map_err(|TooManyBytes| Reject::TooManyPendingBytes)?;
         if decode(buffer, listener)?.is_some() {
             return Ok(());
         }

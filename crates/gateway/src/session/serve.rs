@@ -188,7 +188,7 @@ async fn establish(
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Established, Outcome> {
-    let Admission { arrived, permit, of_address, _pending } = arrive(accepted, listener, shared, record)?;
+    let Admission { arrived, permit, of_address, mut pending } = arrive(accepted, listener, shared, record)?;
     let (of_address, over_limit) = match of_address {
         Ok(permit) => (Some(permit), None),
         Err(limit) => {
@@ -204,8 +204,8 @@ async fn establish(
     if over_limit.is_none() {
         wait_for_rate(&arrived, listener).await?;
     }
-    let mut secured = secure(arrived, listener, session, shared, record).await?;
-    match negotiate(&mut secured, over_limit, listener, session, shared, record).await {
+    let mut secured = secure(arrived, &mut pending, listener, session, shared, record).await?;
+    match negotiate(&mut secured, over_limit, &mut pending, listener, session, shared, record).await {
         Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec }) => {
             record.info.set_connected();
             if code == Some(0) {
@@ -240,7 +240,7 @@ struct Admission {
     permit: Permit,
     /// Or the name of the limit that its address exceeds.
     of_address: Result<AddressPermit, &'static str>,
-    _pending: PendingPermit,
+    pending: PendingPermit,
 }
 
 /// Finds out the client's address and applies what is known by it: what costs nothing is decided before any cryptography is
@@ -261,12 +261,13 @@ fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Rec
     let of_address = listener.rates.take(address);
     let pending = pending.ok_or(Reject::TooManyPending)?;
     // Above the limit it accepts few, which are not for those that are rejected anyway.
+    let (memory, recent) = (&shared.state.memory, &shared.state.recent_clients);
     let has_memory =
-        if of_address.is_ok() { shared.state.memory.accepts(address) } else { !shared.state.memory.is_over() };
+        if of_address.is_ok() { memory.accepts(address, || recent.has(address)) } else { !memory.is_over() };
     if !has_memory {
         return Err(Reject::MemoryLimit);
     }
-    Ok(Admission { arrived, permit, of_address, _pending: pending })
+    Ok(Admission { arrived, permit, of_address, pending })
 }
 
 /// Waits until `connect_rate` allows the connection. A client that leaves meanwhile takes nobody's turn.
@@ -285,13 +286,14 @@ async fn wait_for_rate(arrived: &Arrived, listener: &Listener) -> Result<(), Rej
 
 async fn secure(
     arrived: Arrived,
+    pending: &mut PendingPermit,
     listener: &Listener,
     session: &SessionGuard,
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Secured, Reject> {
     let (handshakes, recent) = (&listener.handshakes, &shared.state.recent_clients);
-    let mut secured = match arrived.secure(listener.tls.as_ref(), handshakes, recent).await {
+    let mut secured = match arrived.secure(listener.tls.as_ref(), handshakes, recent, pending).await {
         Ok(secured) => secured,
         Err(failed) => {
             let reject = failed.reject;

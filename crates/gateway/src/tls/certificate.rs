@@ -22,7 +22,7 @@ use super::server_handshake::{Completed, Failure, ServerHandshake};
 use super::verifier::{DeviceVerifier, note_error, reject};
 use crate::config::tables::{self, CipherPreference, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
-use crate::limits::{TooManyHandshakes, Turn};
+use crate::limits::{PendingPermit, TooManyBytes, TooManyHandshakes, Turn};
 use crate::net::{Socket, Stream, acknowledge_now};
 use crate::outcome::{Reject, note_detail};
 use crate::peer::KeyFormat;
@@ -170,10 +170,11 @@ impl CertificateTls {
         socket: Socket,
         address: SocketAddr,
         turn: &mut Turn,
+        pending: &mut PendingPermit,
         is_recent: bool,
     ) -> Result<Secured, Failed> {
         let handshake = Arc::new(Handshake::default());
-        let start = ServerHandshake::new(socket);
+        let start = ServerHandshake::new(socket, pending);
         let (completed, device_key) = self.complete(start, &handshake, turn, is_recent).await.map_err(|failure| {
             let reject = match reason(&failure.error) {
                 // Where only keys count, a certificate is just one way to present one.
@@ -205,7 +206,7 @@ impl CertificateTls {
     /// accepts from the server [RFC 7250, 3]. Completes the handshake with a configuration for them.
     async fn complete(
         &self,
-        start: ServerHandshake<Socket>,
+        start: ServerHandshake<'_, Socket>,
         handshake: &Arc<Handshake>,
         turn: &mut Turn,
         is_recent: bool,
@@ -307,12 +308,11 @@ fn reason(error: &io::Error) -> Reject {
             note_error(error);
             reject(error)
         }
-        None => match inner.downcast_ref::<TooManyHandshakes>() {
-            Some(error) => {
-                note_detail(&error.to_string());
-                Reject::TooManyHandshakes
-            }
-            None => Reject::HandshakeClosed,
-        },
+        None if inner.is::<TooManyHandshakes>() => {
+            note_detail(&inner.to_string());
+            Reject::TooManyHandshakes
+        }
+        None if inner.is::<TooManyBytes>() => Reject::TooManyPendingBytes,
+        None => Reject::HandshakeClosed,
     }
 }

@@ -15,7 +15,7 @@ use crate::config::tables::{Tls, TlsMode};
 use crate::config::{Diagnostics, Reported};
 use crate::devices::{Replica, UsedCredential};
 use crate::evidence::Evidence;
-use crate::limits::Turn;
+use crate::limits::{PendingPermit, Turn};
 use crate::net::Socket;
 use crate::outcome::CloseReason;
 use crate::pki::ChainVerifier;
@@ -60,7 +60,8 @@ impl ServerTls {
         Ok(Self { engine, handshake_timeout: settings.handshake_timeout })
     }
 
-    /// Performs the handshake with a device, when it is its turn. `is_recent`: a client at its address was connected lately.
+    /// Performs the handshake with a device, when it is its turn. `pending` counts what it has sent; `is_recent`: a client at its
+    /// address was connected lately.
     /// The caller sets the deadline, [`ServerTls::handshake_timeout`].
     ///
     /// # Errors
@@ -70,10 +71,12 @@ impl ServerTls {
         socket: Socket,
         address: SocketAddr,
         turn: &mut Turn,
+        pending: &mut PendingPermit,
         is_recent: bool,
     ) -> Result<Secured, Failed> {
         match &self.engine {
-            Engine::Certificates(certificates) => certificates.accept(socket, address, turn, is_recent).await,
+            Engine::Certificates(certificates) => certificates.accept(socket, address, turn, pending, is_recent).await,
+            // OpenSSL reads a record at a time, and its handshake messages are no longer.
             #[cfg(feature = "psk")]
             Engine::Psk(psk) => psk.accept(socket, address, turn, is_recent).await,
         }

@@ -14,7 +14,7 @@ use rustls::{CommonState, Error, InvalidMessage, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::client_hello;
-use crate::limits::Turn;
+use crate::limits::{PendingPermit, Turn};
 use crate::net::{Leftovers, RecordLayer, TlsStream, TrafficSecrets};
 
 /// How much a handshake reads at once: most messages of a device fit.
@@ -25,8 +25,10 @@ const MAX_HELLO: usize = 16 << 10;
 const MAX_INCOMING: usize = 40 << 10;
 
 /// A socket whose handshake has not begun.
-pub(super) struct ServerHandshake<S> {
+pub(super) struct ServerHandshake<'p, S> {
     socket: S,
+    /// Counts what is received and not processed yet.
+    pending: &'p mut PendingPermit,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
 }
@@ -47,9 +49,9 @@ pub(super) struct Completed<S> {
     leftovers: Leftovers,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
-    pub(super) const fn new(socket: S) -> Self {
-        Self { socket, incoming: Vec::new(), outgoing: Vec::new() }
+impl<'p, S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<'p, S> {
+    pub(super) const fn new(socket: S, pending: &'p mut PendingPermit) -> Self {
+        Self { socket, pending, incoming: Vec::new(), outgoing: Vec::new() }
     }
 
     /// Reads the ClientHello, which [`complete`](Self::complete) will process again, and passes it to `choose`.
@@ -113,7 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
                 Ok(Progress::NeedsMore) if self.outgoing.is_empty() => {}
                 Ok(Progress::NeedsMore) => turn.has_computed(),
                 Ok(Progress::Complete) => {
-                    let Self { socket, mut incoming, outgoing } = self;
+                    let Self { socket, mut incoming, outgoing, .. } = self;
                     incoming.shrink_to_fit();
                     let leftovers = Leftovers { incoming, outgoing };
                     return Ok(Completed { socket, connection: rustls.connection, secrets, leftovers });
@@ -171,7 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<S> {
         // No more, whatever memory a large message has left: what follows the handshake goes to a smaller buffer.
         match (&mut self.socket).take(READ as u64).read_buf(&mut self.incoming).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
+            _ => self.pending.hold(self.incoming.len()).map_err(io::Error::other),
         }
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, tls_config};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, eventually, field, packet, tls_config};
 use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
 
@@ -192,4 +192,39 @@ async fn nobody_waits_for_the_turn_of_a_server_that_is_full() {
             assert_eq!(client.try_read(4).await.unwrap(), b"\x20\x02\x00\x03");
         }
     }
+}
+
+#[tokio::test]
+async fn unfinished_connects_of_one_network_leave_room_to_others_and_to_usual_clients() {
+    // With a will: other fields have limits of their own.
+    let large = |id: &str| {
+        let mut body = connect(id).split_off(2);
+        body[7] |= 0x04;
+        body.extend(field(b"w"));
+        body.extend(field(&vec![7; 60_000]));
+        packet(0x10, &body)
+    };
+    let broker = Broker::start().await;
+    let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+    let gateway = TestGateway::start(&format!("{listener}{}", broker.upstream())).await;
+    let (whole, mut held) = (large("dev-1"), Vec::new());
+    // A third of 128 MiB is for one network that is alone. The share of connections is larger here.
+    for _ in 0..900 {
+        let mut client = Client::tcp_from([127, 0, 0, 2], gateway.address()).await;
+        let _ = client.try_write(&whole[..whole.len() - 1]).await;
+        held.push(client);
+    }
+    let log = gateway.path().with_file_name("access.log");
+    let rejected = eventually("rejections", || fs::read_to_string(&log).ok().filter(|text| text.ends_with('\n'))).await;
+    assert!(rejected.lines().all(|line| line.ends_with(" too_many_pending_bytes")), "{rejected}");
+    // Usual clients of that network, and large ones of others, are served.
+    for (from, packet) in [([127, 0, 0, 2], connect("dev-2")), ([127, 0, 0, 3], large("dev-3"))] {
+        let mut client = Client::tcp_from(from, gateway.address()).await;
+        client.greet(&broker, &packet).await;
+    }
+    // Those that have gone hold nothing.
+    drop(held);
+    gateway.lines(902).await;
+    let mut client = Client::tcp_from([127, 0, 0, 2], gateway.address()).await;
+    client.greet(&broker, &large("dev-4")).await;
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::*;
-use crate::limits::{Handshakes, TooManyHandshakes};
+use crate::limits::{Fill, Handshakes, Pending, TooManyBytes, TooManyHandshakes};
 use crate::util::crypto::provider;
 
 static VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
@@ -107,8 +107,9 @@ impl AsyncWrite for Trickle {
 }
 
 async fn accept<S: AsyncRead + AsyncWrite + Unpin>(socket: S, configs: &Configs) -> TlsStream<S> {
-    let completed =
-        ServerHandshake::new(socket).complete(ServerConfig::clone(&configs.server), &mut turn(), |_| false).await;
+    let mut pending = pending();
+    let start = ServerHandshake::new(socket, &mut pending);
+    let completed = start.complete(ServerConfig::clone(&configs.server), &mut turn(), |_| false).await;
     completed.unwrap_or_else(|failure| panic!("{}", failure.error)).into_stream().unwrap()
 }
 
@@ -116,6 +117,12 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(socket: S, configs: &Configs)
 fn turn() -> Turn {
     let handshakes = Arc::new(Handshakes::new(1, 1));
     handshakes.turn([192, 0, 2, 1].into(), Instant::now() + Duration::from_secs(10))
+}
+
+/// The permit of a client that is alone.
+fn pending() -> PendingPermit {
+    let roomy = Fill { taken: 0, max: u32::MAX };
+    Arc::<Pending>::default().take([192, 0, 2, 1].into(), [roomy; 2]).unwrap()
 }
 
 /// Bytes that differ from place to place.
@@ -313,7 +320,7 @@ async fn a_handshake_that_fails_is_answered_with_an_alert() {
     {
         let (ours, mut theirs) = duplex(64 << 10);
         theirs.write_all(sent).await.unwrap();
-        let failure = ServerHandshake::new(ours)
+        let failure = ServerHandshake::new(ours, &mut pending())
             .complete(ServerConfig::clone(&configs.server), &mut turn(), |_| false)
             .await
             .err()
@@ -329,6 +336,32 @@ async fn a_handshake_that_fails_is_answered_with_an_alert() {
 }
 
 #[tokio::test]
+async fn large_handshakes_end_when_those_of_the_network_hold_too_many_bytes() {
+    let configs = Configs::of_each_version().last().unwrap();
+    // The most that a network may hold: others find no room for what is large.
+    let (mut pending, all) = (pending(), Arc::<Pending>::default());
+    let roomy = Fill { taken: 0, max: u32::MAX };
+    let of_network = || all.take([192, 0, 2, 1].into(), [roomy; 2]).unwrap();
+    let mut most = of_network();
+    let mut len = 256 << 20;
+    while most.hold(len).is_err() {
+        len -= 4 << 10;
+    }
+    // A ClientHello of 16,000 bytes, of which 12,000 arrive.
+    let hello = [&b"\x16\x03\x01\x3e\x80\x01\0\x3e\x7c"[..], &[0; 12_000]].concat();
+    let run = async |permit: &mut PendingPermit| {
+        let (ours, mut theirs) = duplex(64 << 10);
+        theirs.write_all(&hello).await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let start = ServerHandshake::new(ours, permit);
+        let failure = start.complete(ServerConfig::clone(&configs.server), &mut turn(), |_| false).await.err().unwrap();
+        failure.error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<TooManyBytes>)
+    };
+    assert!(run(&mut of_network()).await);
+    assert!(!run(&mut pending).await, "the client has closed the connection");
+}
+
+#[tokio::test]
 async fn without_a_turn_a_client_is_sent_nothing() {
     let configs = Configs::of_each_version().last().unwrap();
     let handshakes = Arc::new(Handshakes::new(1, 1));
@@ -339,7 +372,8 @@ async fn without_a_turn_a_client_is_sent_nothing() {
     let connector = TlsConnector::from(Arc::clone(&configs.client));
     let client = tokio::spawn(async move { connector.connect(name(), theirs).await.unwrap_err().kind() });
     let mut late = turn(Duration::from_millis(50));
-    let start = ServerHandshake::new(ours);
+    let mut pending = pending();
+    let start = ServerHandshake::new(ours, &mut pending);
     let failure = start.complete(ServerConfig::clone(&configs.server), &mut late, |_| false).await.err().unwrap();
     assert!(failure.error.get_ref().unwrap().is::<TooManyHandshakes>(), "{}", failure.error);
     drop(failure);
@@ -360,7 +394,7 @@ async fn nothing_is_computed_for_a_client_that_has_gone() {
     theirs.write_all(&hello).await.unwrap();
     let (server, mut waiting) = (ServerConfig::clone(&configs.server), turn());
     let handshake = tokio::spawn(async move {
-        ServerHandshake::new(ours)
+        ServerHandshake::new(ours, &mut pending())
             .complete(server, &mut waiting, |_| false)
             .await
             .err()
@@ -383,7 +417,8 @@ fn the_client_hello_can_be_peeked_at_any_cut() {
         let (ours, mut theirs) = duplex(64 << 10);
         let names = runtime.block_on(async {
             theirs.write_all(&hello).await.unwrap();
-            let start = ServerHandshake::new(Trickle(ours, at_once));
+            let mut pending = pending();
+            let start = ServerHandshake::new(Trickle(ours, at_once), &mut pending);
             let peeked = start.peek(|hello| hello.server_name().map(str::to_owned)).await;
             let (start, name) = peeked.unwrap_or_else(|failure| panic!("{}", failure.error));
             assert_eq!(start.incoming, hello, "the handshake sees it again");
