@@ -11,7 +11,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(crate) const MAX_HELLO: usize = 16 << 10;
 
 /// Types of records and of messages [RFC 8446, 5.1 and 4].
-const CHANGE_CIPHER_SPEC: u8 = 20;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 
@@ -26,6 +25,11 @@ pub(crate) struct HelloLimit<S> {
 impl<S> HelloLimit<S> {
     pub(crate) fn new(connection: S) -> Self {
         Self { connection, scan: Some(Scan::default()) }
+    }
+
+    /// The handshake is complete.
+    pub(crate) const fn end(&mut self) {
+        self.scan = None;
     }
 
     pub(crate) const fn get_ref(&self) -> &S {
@@ -78,8 +82,9 @@ enum Next {
 #[derive(Debug, PartialEq, Eq)]
 struct TooLarge;
 
-/// Follows records and the messages in them, however they are split, until something comes that is neither ClientHello nor
-/// ChangeCipherSpec: in TLS 1.3 what is encrypted, in TLS 1.2 ClientKeyExchange.
+/// Follows records and the messages in them, however they are split, until another message than ClientHello comes: in TLS 1.2
+/// ClientKeyExchange, behind which records of messages are encrypted. In TLS 1.3 these have another type. OpenSSL ignores some records
+/// before a second ClientHello: ChangeCipherSpec, warnings, early data.
 #[derive(Debug, Default)]
 struct Scan {
     record: Header<5>,
@@ -94,10 +99,7 @@ impl Scan {
     fn read(&mut self, mut bytes: &[u8]) -> Result<Next, TooLarge> {
         while !bytes.is_empty() {
             if self.record_rest == 0 {
-                let Some([kind, _, _, len @ ..]) = self.record.fill(&mut bytes) else { break };
-                if !matches!(kind, HANDSHAKE | CHANGE_CIPHER_SPEC) {
-                    return Ok(Next::Other);
-                }
+                let Some([_, _, _, len @ ..]) = self.record.fill(&mut bytes) else { break };
                 self.record_rest = usize::from(u16::from_be_bytes(len));
                 continue;
             }
@@ -191,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_hello_that_is_too_large_ends_at_its_header_wherever_it_is() {
-        let (first, change) = (record(HANDSHAKE, &hello(300)), record(CHANGE_CIPHER_SPEC, &[1]));
+        let (first, change) = (record(HANDSHAKE, &hello(300)), record(20, &[1]));
         for len in [MAX_HELLO + 1, 131_396, 0xff_ffff] {
             let header = message(CLIENT_HELLO, len, b"");
             let whole = record(HANDSHAKE, &header);
@@ -200,7 +202,9 @@ mod tests {
             for hello in [whole, split, empty] {
                 assert_eq!(scan(&hello), Err(TooLarge));
                 assert_eq!(scan(&[&first[..], &hello].concat()), Err(TooLarge), "after HelloRetryRequest");
-                assert_eq!(scan(&[&first[..], &change, &hello].concat()), Err(TooLarge), "in compatibility mode");
+                for ignored in [&change, &record(21, &[1, 90]), &record(23, b"x")] {
+                    assert_eq!(scan(&[&first[..], ignored, &hello].concat()), Err(TooLarge), "{ignored:?}");
+                }
             }
             assert_eq!(scan(&record(HANDSHAKE, &[hello(100), header].concat())), Err(TooLarge), "in one record");
         }
@@ -211,13 +215,13 @@ mod tests {
         let fragments: Vec<u8> = hello(MAX_HELLO).chunks(1000).flat_map(|part| record(HANDSHAKE, part)).collect();
         assert_eq!(scan(&fragments), Ok(Next::Hello));
         let first = record(HANDSHAKE, &hello(300));
-        assert_eq!(scan(&[&first[..], &record(CHANGE_CIPHER_SPEC, &[1]), &first].concat()), Ok(Next::Hello));
+        assert_eq!(scan(&[&first[..], &record(20, &[1]), &first].concat()), Ok(Next::Hello));
         // Of what is encrypted, any byte may look like the header of a message.
         let encrypted = message(CLIENT_HELLO, 0xff_ffff, b"");
-        assert_eq!(scan(&[&first[..], &record(23, &encrypted)].concat()), Ok(Next::Other), "TLS 1.3");
+        assert_eq!(scan(&[&first[..], &record(23, &encrypted)].concat()), Ok(Next::Hello), "TLS 1.3");
         let exchange = record(HANDSHAKE, &message(16, 6, b"\0\x04pump"));
-        let finished = [record(CHANGE_CIPHER_SPEC, &[1]), record(HANDSHAKE, &encrypted)].concat();
+        let finished = [record(20, &[1]), record(HANDSHAKE, &encrypted)].concat();
         assert_eq!(scan(&[&first[..], &exchange, &finished].concat()), Ok(Next::Other), "TLS 1.2");
-        assert_eq!(scan(b"\x10\x0c\x00\x04MQTT\x04"), Ok(Next::Other), "not TLS");
+        assert_eq!(scan(b"\x10\x0c\x00\x04MQTT\x04"), Ok(Next::Hello), "not TLS");
     }
 }

@@ -173,6 +173,7 @@ impl<Lookup: PskLookup> Acceptor<Lookup> {
             tracing::debug!(%error, "TLS handshake failed");
             return Err(rejected(handshake::reason(&error, looked_up.as_ref()), stream));
         }
+        stream.get_mut().end();
         let ssl = stream.ssl();
         let version = if ssl.version2() == Some(SslVersion::TLS1_3) { Version::Tls13 } else { Version::Tls12 };
         let cipher = ssl.current_cipher();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use crate::limits::{Handshakes, PendingPermit, RecentClients};
+use crate::limits::{Handshakes, PendingPermit};
 use crate::net::{Socket, Stream, bind, left};
 use crate::outcome::Reject;
 use crate::peer::Peer;
@@ -97,8 +97,8 @@ impl Arrived {
         left(&self.socket).await;
     }
 
-    /// Performs the TLS handshake within its deadline, when it is its turn among `handshakes`; clients at `recent` addresses
-    /// come first. `pending` counts what the client sends. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
+    /// Performs the TLS handshake within its deadline, when it is its turn among `handshakes`. `pending` counts what the
+    /// client sends. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
     /// belongs here, within the deadline, and wraps the stream.
     ///
     /// # Errors
@@ -107,7 +107,6 @@ impl Arrived {
         self,
         tls: Option<&ServerTls>,
         handshakes: &Arc<Handshakes>,
-        recent: &RecentClients,
         pending: &mut PendingPermit,
     ) -> Result<Secured, Failed> {
         let Self { socket, address } = self;
@@ -115,7 +114,7 @@ impl Arrived {
             Some(tls) => {
                 let deadline = Instant::now() + tls.handshake_timeout();
                 let mut turn = Arc::clone(handshakes).turn(address.ip(), deadline);
-                let handshake = tls.accept(socket, address, &mut turn, pending, recent.has(address.ip()));
+                let handshake = tls.accept(socket, address, &mut turn, pending);
                 let timeout = |_| Err(Failed::without_connection(Reject::HandshakeTimeout));
                 tokio::time::timeout_at(deadline, handshake).await.unwrap_or_else(timeout)
             }

@@ -23,6 +23,7 @@ const TRIED_AT_ONCE: u32 = 64;
 const OF_NETWORK: u32 = TRIED_AT_ONCE / 4;
 /// How many may be clients that were not connected lately, so that strangers from many networks leave some to the fleet.
 const OF_UNKNOWN: u32 = TRIED_AT_ONCE / 2;
+const OF_UNKNOWN_NETWORK: u32 = OF_UNKNOWN / 4;
 /// What counts as growing.
 const GROWTH: usize = 1 << 20;
 
@@ -60,19 +61,20 @@ impl Default for MemoryGuard {
 }
 
 impl MemoryGuard {
-    /// Whether another connection of this client is accepted. `is_known`: whether it was connected lately; only asked if that matters.
-    pub(crate) fn accepts(&self, address: IpAddr, is_known: impl FnOnce() -> bool) -> bool {
+    /// Whether another connection of this client is accepted. `is_known`: it was connected lately.
+    pub(crate) fn accepts(&self, address: IpAddr, is_known: bool) -> bool {
         if self.accepts_all.load(Ordering::Relaxed) {
             return true;
         }
         let Places { left, left_to_unknown, taken } = &mut *self.places.lock();
         let mut unused = u32::MAX;
-        let left_to_it = if is_known() { &mut unused } else { left_to_unknown };
+        let max_of_network = if is_known { OF_NETWORK } else { OF_UNKNOWN_NETWORK };
+        let left_to_it = if is_known { &mut unused } else { left_to_unknown };
         if (*left).min(*left_to_it) == 0 {
             return false;
         }
         let of_network = taken.entry(ClientNetwork::of(address)).or_default();
-        if *of_network >= OF_NETWORK {
+        if *of_network >= max_of_network {
             return false;
         }
         (*left, *left_to_it, *of_network) = (*left - 1, *left_to_it - 1, *of_network + 1);
@@ -136,7 +138,7 @@ mod tests {
         let guard = MemoryGuard::default();
         let now = Instant::now();
         let limit = Some(1000);
-        let accepts = || guard.accepts([10, 0, 0, 1].into(), || true);
+        let accepts = || guard.accepts([10, 0, 0, 1].into(), true);
         assert_eq!((guard.update(999, limit, now), accepts()), (None, true));
         assert_eq!((guard.update(1000, limit, now), accepts()), (Some(true), false));
         assert_eq!((guard.update(900, limit, now), accepts()), (None, false));
@@ -151,7 +153,7 @@ mod tests {
         let guard = MemoryGuard::default();
         let (begin, limit) = (Instant::now(), Some(100 * MIB));
         let after = |seconds| begin + Duration::from_secs(seconds);
-        let accepted = || (0..=u8::MAX).filter(|n| guard.accepts([10, 0, 0, *n].into(), || true)).count();
+        let accepted = || (0..=u8::MAX).filter(|n| guard.accepts([10, 0, 0, *n].into(), true)).count();
         guard.update(150 * MIB, limit, begin);
         guard.update(150 * MIB, limit, after(9));
         assert_eq!(accepted(), 0);
@@ -180,12 +182,11 @@ mod tests {
             for n in 0..1000_u16 {
                 let [_, low] = n.to_be_bytes();
                 let flood = std::net::Ipv6Addr::new(0x2001, 0xdb8, 1, u16::from(low), 0, 0, 0, n);
-                assert_eq!(guard.accepts(flood.into(), || false), n < 16, "{n}: a /48");
+                assert_eq!(guard.accepts(flood.into(), false), n < 8, "{n}: a /48");
             }
-            let accepted = |third, is_known| {
-                (0..=u8::MAX).filter(|n| guard.accepts([10, 0, third, *n].into(), || is_known)).count()
-            };
-            assert_eq!([accepted(0, false), accepted(1, false), accepted(2, true), accepted(3, true)], [16, 0, 32, 0]);
+            let accepted =
+                |third, is_known| (0..=u8::MAX).filter(|n| guard.accepts([10, 0, third, *n].into(), is_known)).count();
+            assert_eq!([accepted(0, false), accepted(1, false), accepted(2, true), accepted(3, true)], [24, 0, 32, 0]);
         }
     }
 

@@ -32,11 +32,11 @@ super::reasons! {
         connack: None, is_failed_proof: false,
         hint: Some("behind a load balancer all clients are of one network: raise `max_connections` and the limit of open files");
 
-    /// What the client's network has sent of unfinished handshakes and CONNECTs, more than 8 KiB each, is more than half of what
-    /// is free of 128 MiB.
+    /// Handshakes and CONNECTs of the client's network that are not finished need more than half of what is free of 128 MiB, those
+    /// up to 16 KiB not counted; of that, clients whose address had no session lately can have 64 MiB.
     TooManyPendingBytes = "too_many_pending_bytes", Connect, Client, 503,
         connack: Some(Refusal::QuotaExceeded), is_failed_proof: false,
-        hint: Some("find out who sends so much: `address` of these lines; if it is your fleet, lower `max_connect_size`");
+        hint: Some("see the address of these lines, and what its clients send: long chains of certificates, wills, passwords; devices of yours should come back after a random time");
 
     /// The client's address has as many connections as `connections_per_address` allows, or connects more often than
     /// `connect_rate_per_address` does; or more clients connect than `connect_rate` allows within `handshake_timeout`.

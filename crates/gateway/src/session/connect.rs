@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Shared, count_failed_proof, evaluate, follow_rules};
 use crate::auth::{self, Attempt, Principal};
 use crate::devices::Entry;
-use crate::limits::{PendingPermit, TooManyBytes};
+use crate::limits::PendingPermit;
 use crate::net::Stream;
 use crate::observe::Record;
 use crate::outcome::{Outcome, Reject, note_detail};
@@ -169,6 +169,9 @@ pub(super) async fn negotiate(
         }
     };
     let listener = &*listener;
+    if let Cow::Owned(rewritten) = &packets {
+        hold(pending, buffer.capacity() + rewritten.capacity()).map_err(|reject| rejected(reject.into()))?;
+    }
 
     let forwarded = forward(stream, &hash_key, &packets, &mut codec, session, listener, record).await;
     let (dialed, answer, code) =
@@ -355,11 +358,19 @@ async fn read_connect(
             // A TLS handshake record (RFC 8446, 5.1). Read as MQTT, it would be a CONNECT with invalid flags.
             return Err(Reject::TlsOnPlainPort);
         }
-        pending.hold(buffer.len()).map_err(|TooManyBytes| Reject::TooManyPendingBytes)?;
+        hold(pending, buffer.capacity())?;
         if decode(buffer, listener)?.is_some() {
             return Ok(());
         }
     }
+}
+
+/// Counts what the connection holds.
+fn hold(pending: &mut PendingPermit, bytes: usize) -> Result<(), Reject> {
+    pending.hold(bytes).map_err(|error| {
+        note_detail(&error.to_string());
+        Reject::TooManyPendingBytes
+    })
 }
 
 fn decode<'b>(buffer: &'b [u8], listener: &Listener) -> Result<Option<(Connect<'b>, usize)>, Reject> {

@@ -204,7 +204,7 @@ async fn establish(
     if over_limit.is_none() {
         wait_for_rate(&arrived, listener).await?;
     }
-    let mut secured = secure(arrived, &mut pending, listener, session, shared, record).await?;
+    let mut secured = secure(arrived, &mut pending, listener, session, record).await?;
     match negotiate(&mut secured, over_limit, &mut pending, listener, session, shared, record).await {
         Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec }) => {
             record.info.set_connected();
@@ -257,13 +257,13 @@ fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Rec
     }
     let permit = listener.permits.take(listener.max_connections.value).ok_or(Reject::TooManyConnections)?;
     let of_listener = Fill { taken: listener.permits.taken(), max: listener.max_connections.value };
-    let pending = shared.state.pending.take(address, [of_listener, shared.state.descriptors.fill()]);
+    let is_known = shared.state.recent_clients.has(address);
+    let pending = shared.state.pending.take(address, is_known, [of_listener, shared.state.descriptors.fill()]);
     let of_address = listener.rates.take(address);
     let pending = pending.ok_or(Reject::TooManyPending)?;
     // Above the limit it accepts few, which are not for those that are rejected anyway.
-    let (memory, recent) = (&shared.state.memory, &shared.state.recent_clients);
-    let has_memory =
-        if of_address.is_ok() { memory.accepts(address, || recent.has(address)) } else { !memory.is_over() };
+    let memory = &shared.state.memory;
+    let has_memory = if of_address.is_ok() { memory.accepts(address, is_known) } else { !memory.is_over() };
     if !has_memory {
         return Err(Reject::MemoryLimit);
     }
@@ -289,11 +289,9 @@ async fn secure(
     pending: &mut PendingPermit,
     listener: &Listener,
     session: &SessionGuard,
-    shared: &Shared,
     record: &mut Record,
 ) -> Result<Secured, Reject> {
-    let (handshakes, recent) = (&listener.handshakes, &shared.state.recent_clients);
-    let mut secured = match arrived.secure(listener.tls.as_ref(), handshakes, recent, pending).await {
+    let mut secured = match arrived.secure(listener.tls.as_ref(), &listener.handshakes, pending).await {
         Ok(secured) => secured,
         Err(failed) => {
             let reject = failed.reject;

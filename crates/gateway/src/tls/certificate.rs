@@ -171,11 +171,11 @@ impl CertificateTls {
         address: SocketAddr,
         turn: &mut Turn,
         pending: &mut PendingPermit,
-        is_recent: bool,
     ) -> Result<Secured, Failed> {
         let handshake = Arc::new(Handshake::default());
+        let is_known = pending.is_known();
         let start = ServerHandshake::new(socket, pending);
-        let (completed, device_key) = self.complete(start, &handshake, turn, is_recent).await.map_err(|failure| {
+        let (completed, device_key) = self.complete(start, &handshake, turn, is_known).await.map_err(|failure| {
             let reject = match reason(&failure.error) {
                 // Where only keys count, a certificate is just one way to present one.
                 Reject::NoCertificate if self.trust.is_none() => Reject::UnknownKey,
@@ -209,7 +209,7 @@ impl CertificateTls {
         start: ServerHandshake<'_, Socket>,
         handshake: &Arc<Handshake>,
         turn: &mut Turn,
-        is_recent: bool,
+        is_known: bool,
     ) -> Result<(Completed<Socket>, KeyFormat), Failure<Socket>> {
         let (start, device_key, server_key) = match &self.raw_keys {
             None => (start, KeyFormat::Certificate, KeyFormat::Certificate),
@@ -223,7 +223,7 @@ impl CertificateTls {
             let (resumption, ticket) = (self.resumption.as_ref(), client_hello::ticket(received));
             resumption.zip(ticket).is_some_and(|(resumption, ticket)| resumption.has_issued(ticket))
         };
-        Ok((start.complete(config, turn, |received| is_recent || resumes(received)).await?, device_key))
+        Ok((start.complete(config, turn, |received| is_known || resumes(received)).await?, device_key))
     }
 
     /// The formats of the device's key and of the server's.
@@ -312,7 +312,10 @@ fn reason(error: &io::Error) -> Reject {
             note_detail(&inner.to_string());
             Reject::TooManyHandshakes
         }
-        None if inner.is::<TooManyBytes>() => Reject::TooManyPendingBytes,
+        None if inner.is::<TooManyBytes>() => {
+            note_detail(&inner.to_string());
+            Reject::TooManyPendingBytes
+        }
         None => Reject::HandshakeClosed,
     }
 }

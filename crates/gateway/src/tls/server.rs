@@ -60,8 +60,8 @@ impl ServerTls {
         Ok(Self { engine, handshake_timeout: settings.handshake_timeout })
     }
 
-    /// Performs the handshake with a device, when it is its turn. `pending` counts what it has sent; `is_recent`: a client at its
-    /// address was connected lately.
+    /// Performs the handshake with a device, when it is its turn. `pending` counts what it sends, and says whether it comes
+    /// first.
     /// The caller sets the deadline, [`ServerTls::handshake_timeout`].
     ///
     /// # Errors
@@ -72,13 +72,12 @@ impl ServerTls {
         address: SocketAddr,
         turn: &mut Turn,
         pending: &mut PendingPermit,
-        is_recent: bool,
     ) -> Result<Secured, Failed> {
         match &self.engine {
-            Engine::Certificates(certificates) => certificates.accept(socket, address, turn, pending, is_recent).await,
-            // OpenSSL reads a record at a time, and its handshake messages are no longer.
+            Engine::Certificates(certificates) => certificates.accept(socket, address, turn, pending).await,
+            // What OpenSSL needs does not depend on what the client sends.
             #[cfg(feature = "psk")]
-            Engine::Psk(psk) => psk.accept(socket, address, turn, is_recent).await,
+            Engine::Psk(psk) => psk.accept(socket, address, turn, pending.is_known()).await,
         }
     }
 

@@ -23,12 +23,15 @@ const READ: usize = 4 << 10;
 const MAX_HELLO: usize = 16 << 10;
 /// The limit of bytes of a handshake that are not processed yet: a chain of 16 KiB, in records, and what comes with it.
 const MAX_INCOMING: usize = 40 << 10;
+/// How often a handshake has its messages in memory, at most.
+const COPIES: usize = 2;
 
 /// A socket whose handshake has not begun.
 pub(super) struct ServerHandshake<'p, S> {
     socket: S,
-    /// Counts what is received and not processed yet.
     pending: &'p mut PendingPermit,
+    /// How many bytes were received.
+    received: usize,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
 }
@@ -51,7 +54,7 @@ pub(super) struct Completed<S> {
 
 impl<'p, S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<'p, S> {
     pub(super) const fn new(socket: S, pending: &'p mut PendingPermit) -> Self {
-        Self { socket, pending, incoming: Vec::new(), outgoing: Vec::new() }
+        Self { socket, pending, received: 0, incoming: Vec::new(), outgoing: Vec::new() }
     }
 
     /// Reads the ClientHello, which [`complete`](Self::complete) will process again, and passes it to `choose`.
@@ -59,6 +62,9 @@ impl<'p, S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<'p, S> {
         let mut acceptor = Acceptor::default();
         loop {
             let known = self.incoming.len();
+            if self.incoming.len() > MAX_HELLO {
+                return Err(self.failed(too_large()));
+            }
             if let Err(error) = self.read().await {
                 return Err(self.failed(error));
             }
@@ -171,10 +177,13 @@ impl<'p, S: AsyncRead + AsyncWrite + Unpin> ServerHandshake<'p, S> {
         }
         self.incoming.reserve_exact(READ);
         // No more, whatever memory a large message has left: what follows the handshake goes to a smaller buffer.
-        match (&mut self.socket).take(READ as u64).read_buf(&mut self.incoming).await? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => self.pending.hold(self.incoming.len()).map_err(io::Error::other),
+        let read = (&mut self.socket).take(READ as u64).read_buf(&mut self.incoming).await?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.received += read;
+        // rustls keeps a copy of the messages until the client has proved its certificate, and the buffer stays as large as it was.
+        self.pending.hold(COPIES * self.received).map_err(io::Error::other)
     }
 
     async fn fail(mut self, error: Error) -> Failure<S> {

@@ -82,15 +82,16 @@ impl Upstream {
         &self.name
     }
 
-    /// The number of addresses and ports of its servers. `None`: names resolve to any number of them, and the embedded broker
-    /// has none.
+    /// The number of addresses and ports of its servers that take sessions. `None`: names resolve to any number of them, the embedded
+    /// broker has none, and servers with `max_connections` have another limit.
     pub(crate) fn address_count(&self) -> Option<u64> {
         let address = |server: &Server| match &server.address {
-            Address::Socket(address) => Some(*address),
-            Address::Name(..) | Address::Embedded => None,
+            Address::Socket(address) if server.max_connections.is_none() => Some(*address),
+            _ => None,
         };
-        let addresses: Option<HashSet<_>> = self.servers.iter().map(address).collect();
-        addresses.map(|addresses| addresses.len() as u64)
+        let active = self.servers.iter().filter(|server| server.service == Service::Active && !server.backup);
+        let addresses: Option<HashSet<_>> = active.map(address).collect();
+        addresses.map(|addresses| addresses.len() as u64).filter(|count| *count > 0)
     }
 
     /// The file descriptors that health checks and lookups of names may need at once.

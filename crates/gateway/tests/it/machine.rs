@@ -58,7 +58,7 @@ fn what_the_machine_does_not_have_is_reported_at_its_key() {
 
     let narrow = Machine { local_ports: Some(2000), ..SMALL };
     let ports = problems_on(narrow, &listeners(["max_connections = 1000\n", "max_connections = 1001\n"], ""));
-    let text = "`max_connections` of all its listeners is 2001, but upstream \"brokers\" has one server, for which the 2000 local ports here allow 2000 connections";
+    let text = "`max_connections` of all its listeners is 2001, but upstream \"brokers\" has one server, for which the 2000 local ports here allow 2000 sessions";
     let caret = "14 | max_connections = 1001\n   |                   ^^^^\n";
     assert!(ports.contains(text) && ports.contains(caret) && ports.contains("ip_local_port_range"), "{ports}");
     let enough = listeners(["max_connections = 1000\n", "max_connections = 1001\n"], "");

@@ -38,7 +38,8 @@ use crate::util::clock::now;
 use crate::util::crypto::tag;
 use crate::util::url::host_of;
 
-/// The limit of clients that wait for a slot. A CONNECT has at most 64 KiB by default, so they hold 64 MiB at most.
+/// The limit of clients that wait for a slot. They hold their CONNECT: the request, in which a byte of a password may take six,
+/// is only written in the slot.
 const MAX_WAITING: usize = 1024;
 
 /// How long an error waits for the probe that shows whether the client caused it.
@@ -121,12 +122,13 @@ impl Service {
     }
 
     pub(super) async fn authenticate(&self, candidate: Candidate<'_>, name: &Arc<str>) -> Decision {
-        let Ok(document) = serde_json::to_vec(&request(candidate)).map(Zeroizing::new) else {
-            return Decision::Deny(Reject::AuthenticationUnavailable);
-        };
         // The key covers the whole request, so a response about one client never serves another.
-        let key = CacheKey::of(&[&document]);
-        let response = match self.request(key, &document, candidate, name).await {
+        let key = document(candidate).map(|document| CacheKey::of(&[&document]));
+        let response = match key {
+            Ok(key) => self.request(key, candidate, name).await,
+            Err(reject) => Err(reject),
+        };
+        let response = match response {
             Ok(response) => response,
             Err(reject) => return Decision::Deny(reject),
         };
@@ -150,19 +152,13 @@ impl Service {
     }
 
     /// The response from the cache, of a request for the same that is in progress, or of one of its own.
-    async fn request(
-        &self,
-        key: CacheKey,
-        document: &[u8],
-        candidate: Candidate<'_>,
-        name: &Arc<str>,
-    ) -> Result<Arc<Response>, Reject> {
+    async fn request(&self, key: CacheKey, candidate: Candidate<'_>, name: &Arc<str>) -> Result<Arc<Response>, Reject> {
         // Also if others, with which this client has waited, leave one after another.
         let deadline = Instant::now() + self.timeout;
         loop {
             let has_left = AtomicBool::new(false);
             let exchange = async {
-                let response = self.exchange(document, candidate, deadline, name).await.inspect_err(|reject| {
+                let response = self.exchange(candidate, deadline, name).await.inspect_err(|reject| {
                     has_left.store(*reject == Reject::ClientLeft, Ordering::Relaxed);
                 })?;
                 let period = if response.result == Verdict::Allow { self.cache } else { self.negative_cache };
@@ -183,13 +179,7 @@ impl Service {
     }
 
     /// Asks the service, in a slot that it waits for until `deadline`.
-    async fn exchange(
-        &self,
-        document: &[u8],
-        candidate: Candidate<'_>,
-        deadline: Instant,
-        name: &Arc<str>,
-    ) -> Result<Response, Reject> {
+    async fn exchange(&self, candidate: Candidate<'_>, deadline: Instant, name: &Arc<str>) -> Result<Response, Reject> {
         let _slot = candidate.waiting().for_slot(&self.slots, deadline).await?;
         if self.breaker.is_open() {
             note_detail("the circuit breaker is open: the service keeps failing");
@@ -197,7 +187,8 @@ impl Service {
         }
         // The request has the whole timeout, however long it waited: the queue's length does not count as a failure of
         // the service. Neither does a client that disconnects during the request: that drops this future.
-        let exchanged = self.fetcher.post_json(&self.url, &self.headers, document.to_vec(), self.timeout).await;
+        let body = std::mem::take(&mut *document(candidate)?);
+        let exchanged = self.fetcher.post_json(&self.url, &self.headers, body, self.timeout).await;
         let problem = match exchanged.map_err(Problem::from).and_then(|(status, body)| {
             response::read(status, &body).map_err(|text| Problem { text, failure: Failure::of_status(status) })
         }) {
@@ -313,6 +304,11 @@ impl From<FetchError> for Problem {
     fn from(FetchError { problem, text }: FetchError) -> Self {
         Self { text, failure: problem.into() }
     }
+}
+
+/// The body of the request about a client.
+fn document(candidate: Candidate<'_>) -> Result<Zeroizing<Vec<u8>>, Reject> {
+    serde_json::to_vec(&request(candidate)).map(Zeroizing::new).map_err(|_| Reject::AuthenticationUnavailable)
 }
 
 fn request(candidate: Candidate<'_>) -> Request<'_> {

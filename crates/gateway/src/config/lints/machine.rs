@@ -93,10 +93,9 @@ impl UpstreamDemand<'_> {
         let of_all = if self.connections.len() > 1 { " of all its listeners" } else { "" };
         let servers = if self.addresses == 1 { "one server".to_owned() } else { format!("{} servers", self.addresses) };
         let complaint = Complaint::new(format!(
-            "`max_connections`{of_all} is {total}, but upstream {name:?} has {servers}, for which the {ports} local ports here allow {possible} connections"
+            "`max_connections`{of_all} is {total}, but upstream {name:?} has {servers}, for which the {ports} local ports here allow {possible} sessions"
         ));
-        let hint =
-            "widen `net.ipv4.ip_local_port_range`, add addresses or ports of the brokers, or lower `max_connections`";
+        let hint = "if there are as many devices, widen `net.ipv4.ip_local_port_range`, or add addresses or ports of the brokers";
         diagnostics.warning(largest, complaint.hint(hint));
     }
 }

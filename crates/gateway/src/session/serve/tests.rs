@@ -70,7 +70,7 @@ impl Door {
 
     /// The number of places that the memory guard has left, which are taken by this call.
     fn places(&self) -> usize {
-        (0..=u8::MAX).take_while(|n| self.shared.state.memory.accepts([10, 9, 8, *n].into(), || true)).count()
+        (0..=u8::MAX).take_while(|n| self.shared.state.memory.accepts([10, 9, 8, *n].into(), true)).count()
     }
 
     /// A client from this address arrives.
@@ -133,8 +133,9 @@ async fn a_network_with_too_many_handshakes_takes_no_place_of_the_memory_guard()
     let door = Door::new();
     let fill = || Fill { taken: 0, max: 4 };
     let pending = &door.shared.state.pending;
-    let _pending: Vec<_> =
-        std::iter::repeat_with(|| pending.take(FREE.into(), [fill(), fill()])).map_while(|permit| permit).collect();
+    let _pending: Vec<_> = std::iter::repeat_with(|| pending.take(FREE.into(), false, [fill(), fill()]))
+        .map_while(|permit| permit)
+        .collect();
     door.exceed_memory();
     let all = door.places();
     door.exceed_memory();

@@ -122,7 +122,7 @@ fn turn() -> Turn {
 /// The permit of a client that is alone.
 fn pending() -> PendingPermit {
     let roomy = Fill { taken: 0, max: u32::MAX };
-    Arc::<Pending>::default().take([192, 0, 2, 1].into(), [roomy; 2]).unwrap()
+    Arc::<Pending>::default().take([192, 0, 2, 1].into(), false, [roomy; 2]).unwrap()
 }
 
 /// Bytes that differ from place to place.
@@ -341,7 +341,7 @@ async fn large_handshakes_end_when_those_of_the_network_hold_too_many_bytes() {
     // The most that a network may hold: others find no room for what is large.
     let (mut pending, all) = (pending(), Arc::<Pending>::default());
     let roomy = Fill { taken: 0, max: u32::MAX };
-    let of_network = || all.take([192, 0, 2, 1].into(), [roomy; 2]).unwrap();
+    let of_network = || all.take([192, 0, 2, 1].into(), false, [roomy; 2]).unwrap();
     let mut most = of_network();
     let mut len = 256 << 20;
     while most.hold(len).is_err() {
@@ -359,6 +359,36 @@ async fn large_handshakes_end_when_those_of_the_network_hold_too_many_bytes() {
     };
     assert!(run(&mut of_network()).await);
     assert!(!run(&mut pending).await, "the client has closed the connection");
+}
+
+#[tokio::test]
+async fn what_a_handshake_has_processed_counts_until_it_is_complete() {
+    for configs in Configs::of_each_version() {
+        let mut client = ClientConfig::clone(&configs.client);
+        client.alpn_protocols = vec![vec![b'a'; 200]; 60];
+        let (ours, theirs) = duplex(64 << 10);
+        let connected =
+            tokio::spawn(async move { TlsConnector::from(Arc::new(client)).connect(name(), theirs).await.unwrap() });
+        let mut permit = pending();
+        let start = ServerHandshake::new(ours, &mut permit);
+        let completed = start.complete(ServerConfig::clone(&configs.server), &mut turn(), |_| false).await;
+        assert!(completed.is_ok());
+        assert!((8_000..16_000).contains(&permit.bytes()), "{} bytes", permit.bytes());
+        drop(completed);
+        drop(connected.await);
+    }
+}
+
+#[tokio::test]
+async fn a_peeked_hello_has_a_limit() {
+    let (ours, mut theirs) = duplex(64 << 10);
+    let record = |begin: &[u8]| [&b"\x16\x03\x01\x3e\x80"[..], begin, &vec![0; 16_000 - begin.len()]].concat();
+    theirs.write_all(&[record(b"\x01\0\xff\xff"), record(b"")].concat()).await.unwrap();
+    let mut pending = pending();
+    let peeked = ServerHandshake::new(ours, &mut pending).peek(|_| ()).await;
+    let error = peeked.err().unwrap().error;
+    assert!(format!("{error:?}").contains("HandshakePayloadTooLarge"), "{error:?}");
+    drop(theirs);
 }
 
 #[tokio::test]
