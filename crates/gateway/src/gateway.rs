@@ -180,6 +180,18 @@ impl Handle {
         self.0.shared.relays.sessions()
     }
 
+    /// Lets so many threads relay, until others are needed.
+    #[cfg(feature = "test-util")]
+    pub fn use_relay_threads(&self, count: usize) {
+        self.0.shared.relays.set_in_use(count);
+    }
+
+    /// Whether sessions run on the thread that relays of this number, from 0 on.
+    #[cfg(feature = "test-util")]
+    pub fn relays_on(&self, thread: usize) -> bool {
+        self.0.shared.relays.runs_sessions(thread)
+    }
+
     /// The number of sessions, established or not.
     pub fn connections(&self) -> usize {
         self.0.tasks.len()

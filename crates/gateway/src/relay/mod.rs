@@ -18,6 +18,7 @@ mod inspect;
 mod opaque;
 mod pump;
 mod side;
+mod spread;
 mod threads;
 
 use std::future::poll_fn;
@@ -37,7 +38,7 @@ pub(crate) use inspect::script::check_session as fuzz_session;
 use opaque::Opaque;
 pub(crate) use pump::Ends;
 use pump::{Pump, Until};
-pub(crate) use threads::RelayThreads;
+pub(crate) use threads::{RelayThreads, Relayed};
 
 use crate::observe::{Record, SessionInfo};
 use crate::outcome::CloseReason;

@@ -2,34 +2,80 @@
 //! waits behind handshakes, however many there are. Sessions begin and end on the threads that connect, whose priority is
 //! lower (`util/priority.rs`).
 //!
-//! Enters: the future of an established session. Leaves: its end. Not here: what it does.
+//! No more threads are in use than the messages need (`spread.rs`): a thread that finds several messages when it wakes moves
+//! each at a lower cost than several threads that wake for one each. Sessions move between threads when this number changes,
+//! each when it next has something to do.
+//!
+//! Enters: an established session. Leaves: its end. Not here: what it does.
 
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
+use std::mem::replace;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Weak, mpsc};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, RuntimeFlavor};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::debug;
 
+use super::spread::{self, Spread};
 use crate::limits::PER_RELAY_THREAD;
-use crate::util::priority::Priority;
+use crate::util::priority::{Priority, yielding};
 
-/// The threads that relay, and the scheduler of everything else. The threads end when this is dropped, which each of their
-/// sessions keeps from happening.
+/// An established session.
+pub(crate) trait Relayed: Send + 'static {
+    /// Relays. Ready when the session begins to end.
+    fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Lets the runtime of the caller wait for its sockets, in place of the one that did. `None`: the session has ended, the
+    /// system has no resources left.
+    fn attach(self: Box<Self>) -> Option<Box<Self>>;
+
+    /// Ends it.
+    fn end(self: Box<Self>) -> impl Future<Output = ()> + Send;
+}
+
+/// The threads that relay. They end when this is dropped, and the last of their sessions has ended.
 #[derive(Debug)]
 pub(crate) struct RelayThreads {
+    /// One for each thread; one if there are none.
+    homes: Vec<Arc<Home>>,
+    next: AtomicUsize,
+    pool: Arc<Pool>,
+}
+
+/// The thread that a session has when all are in use. Each of its sessions refers to it, and is counted thereby.
+#[derive(Debug)]
+struct Home {
+    index: usize,
+    pool: Arc<Pool>,
+}
+
+/// The threads, and the scheduler of everything else.
+#[derive(Debug)]
+struct Pool {
     /// Runs connections before and after the relay.
     connecting: Handle,
     /// One for each thread. None: sessions stay where they began.
     relaying: Vec<Handle>,
-    next: AtomicUsize,
+    /// How many of them relay, from the first on. At least one.
+    in_use: AtomicUsize,
     /// The connections, wherever they run.
     tasks: TaskTracker,
     /// Cancelled to end all threads, and what they still run.
     abort: CancellationToken,
     /// The threads.
     threads: TaskTracker,
+}
+
+thread_local! {
+    /// Which of the threads that relay this is.
+    static INDEX: Cell<usize> = const { Cell::new(0) };
 }
 
 impl RelayThreads {
@@ -44,17 +90,153 @@ impl RelayThreads {
         let (abort, threads) = (CancellationToken::new(), TaskTracker::new());
         threads.close();
         // Dropped on errors, which ends the threads that were started.
-        let mut this = Self { connecting, relaying: Vec::new(), next: AtomicUsize::new(0), tasks, abort, threads };
-        for _ in 0..count {
-            this.relaying.push(this.start_thread()?);
+        let mut pool = Pool { connecting, relaying: Vec::new(), in_use: AtomicUsize::new(1), tasks, abort, threads };
+        for index in 0..count {
+            let runtime = pool.start_thread(index)?;
+            pool.relaying.push(runtime);
         }
-        Ok(this)
+        let pool = Arc::new(pool);
+        if let [first, _, ..] = &pool.relaying[..] {
+            first.spawn(adapt(Arc::downgrade(&pool)));
+        }
+        let homes = (0..count.max(1)).map(|index| Arc::new(Home { index, pool: Arc::clone(&pool) })).collect();
+        Ok(Self { homes, next: AtomicUsize::new(0), pool })
     }
 
-    fn start_thread(&self) -> io::Result<Handle> {
+    /// The number of descriptors that the threads have.
+    pub(crate) fn descriptors(&self) -> u64 {
+        self.pool.relaying.len() as u64 * PER_RELAY_THREAD
+    }
+
+    /// Relays an established session, and ends it where connections begin: when many end at once, the others go on.
+    pub(crate) fn relay(&self, session: Box<impl Relayed>) {
+        spawn(session, Arc::clone(self.with_fewest_sessions()));
+    }
+
+    fn with_fewest_sessions(&self) -> &Arc<Home> {
+        // Of threads with as many, each has its turn: those that begin at the same time see the same numbers.
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % self.homes.len();
+        let (before, from) = self.homes.split_at(first);
+        from.iter().chain(before).min_by_key(|home| Arc::strong_count(home)).unwrap_or(&self.homes[first])
+    }
+
+    /// The number of sessions on the threads.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn sessions(&self) -> usize {
+        self.homes.iter().map(|home| Arc::strong_count(home) - 1).sum()
+    }
+
+    /// Lets so many threads relay, until others are needed.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn set_in_use(&self, count: usize) {
+        self.pool.set_in_use(count);
+    }
+
+    /// Whether sessions run on the thread of this number.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn runs_sessions(&self, index: usize) -> bool {
+        let others = usize::from(index == 0 && self.pool.relaying.len() > 1);
+        self.pool.relaying[index].metrics().num_alive_tasks() > others
+    }
+
+    /// Ends the threads at once, and with them the sessions that they still have. Returns once they have ended. Connections on
+    /// other threads stay.
+    pub(crate) async fn abort(&self) {
+        self.pool.abort.cancel();
+        self.pool.threads.wait().await;
+    }
+}
+
+/// Relays a session on the thread that it has now.
+fn spawn<S: Relayed>(session: Box<S>, home: Arc<Home>) {
+    if home.pool.abort.is_cancelled() {
+        // Its end is that of what the threads still have.
+        return;
+    }
+    let runtime = home.pool.relaying.get(home.thread()).unwrap_or(&home.pool.connecting).clone();
+    let entered = runtime.enter();
+    let session = session.attach();
+    drop(entered);
+    if let Some(session) = session {
+        let tasks = home.pool.tasks.clone();
+        drop(tasks.spawn_on(relay(session, home), &runtime));
+    }
+}
+
+/// Relays a session until it begins to end, or moves to another thread.
+fn relay<S: Relayed>(session: Box<S>, home: Arc<Home>) -> impl Future<Output = ()> + Send {
+    // As small as can be: an async block would keep room for what it waits for, in each idle session.
+    let mut session = Some((session, home));
+    poll_fn(move |cx| {
+        let moves = session.as_ref().is_some_and(|(_, home)| home.thread() != INDEX.get());
+        if let Some((session, _)) = session.as_mut().filter(|_| !moves) {
+            ready!(session.poll_run(cx));
+        }
+        match session.take() {
+            Some((session, home)) if moves => spawn(session, home),
+            Some((session, home)) => {
+                let (tasks, connecting) = (home.pool.tasks.clone(), home.pool.connecting.clone());
+                drop(home);
+                drop(tasks.spawn_on(yielding(session.end()), &connecting));
+            }
+            None => {}
+        }
+        Poll::Ready(())
+    })
+}
+
+/// Adapts the number of threads in use until there are none.
+async fn adapt(pool: Weak<Pool>) {
+    let mut ticks = interval(spread::INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let begin = Instant::now();
+    let mut spread = Spread::new(begin);
+    let mut seen = (begin, Vec::new());
+    loop {
+        let now = ticks.tick().await;
+        let Some(pool) = pool.upgrade() else { return };
+        let busy = pool.busy();
+        let (at, before) = replace(&mut seen, (now, busy.clone()));
+        let busiest = busy.iter().zip(&before).map(|(busy, before)| busy.saturating_sub(*before)).max();
+        if let Some(busiest) = busiest.filter(|_| now > at) {
+            let share = busiest.div_duration_f64(now - at);
+            let count = spread.next(pool.in_use(), pool.relaying.len(), share, now);
+            if count != pool.in_use() {
+                debug!(threads = count, busiest = share, "spread sessions over threads");
+                pool.set_in_use(count);
+            }
+        }
+    }
+}
+
+impl Home {
+    /// The thread for its sessions.
+    fn thread(&self) -> usize {
+        self.index % self.pool.in_use()
+    }
+}
+
+impl Pool {
+    /// For how long each thread was busy since it started.
+    fn busy(&self) -> Vec<Duration> {
+        self.relaying.iter().map(|runtime| runtime.metrics().worker_total_busy_duration(0)).collect()
+    }
+
+    /// How many threads relay.
+    fn in_use(&self) -> usize {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
+    /// Lets so many threads relay. Sessions move when they next have something to do.
+    fn set_in_use(&self, count: usize) {
+        self.in_use.store(count, Ordering::Relaxed);
+    }
+
+    fn start_thread(&self, index: usize) -> io::Result<Handle> {
         let (send, started) = mpsc::sync_channel(1);
         let (abort, running) = (self.abort.clone(), self.threads.token());
         let run = move || {
+            INDEX.set(index);
             Priority::Relay.apply();
             // Here, since a runtime cannot be dropped where the gateway starts.
             let runtime = match Builder::new_current_thread().enable_all().build() {
@@ -70,155 +252,13 @@ impl RelayThreads {
         std::thread::Builder::new().name("relay".to_owned()).spawn(run)?;
         started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
-
-    /// The number of descriptors that the threads have.
-    pub(crate) fn descriptors(&self) -> u64 {
-        self.relaying.len() as u64 * PER_RELAY_THREAD
-    }
-
-    /// Runs the end of a session where connections begin.
-    pub(crate) fn spawn_end(&self, connection: impl Future<Output = ()> + Send + 'static) {
-        drop(self.tasks.spawn_on(connection, &self.connecting));
-    }
-
-    /// Runs an established session, which `begin` returns, on the thread with the fewest. `begin` is called on the caller's thread, but
-    /// within that thread's runtime, so that sockets register there.
-    pub(crate) fn spawn_relay<F>(&self, begin: impl FnOnce() -> Option<F>)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        if self.abort.is_cancelled() {
-            // Its end is that of what the threads still have.
-            return;
-        }
-        let runtime = self.with_fewest_sessions().unwrap_or(&self.connecting);
-        let entered = runtime.enter();
-        let session = begin();
-        drop(entered);
-        session.into_iter().for_each(|session| drop(self.tasks.spawn_on(session, runtime)));
-    }
-
-    fn with_fewest_sessions(&self) -> Option<&Handle> {
-        // Of threads with as many, each has its turn: those that begin at the same time see the same numbers.
-        let first = self.next.fetch_add(1, Ordering::Relaxed) % self.relaying.len().max(1);
-        let (before, from) = self.relaying.split_at(first);
-        from.iter().chain(before).min_by_key(|runtime| runtime.metrics().num_alive_tasks())
-    }
-
-    /// The number of sessions on the threads.
-    #[cfg(feature = "test-util")]
-    pub(crate) fn sessions(&self) -> usize {
-        self.relaying.iter().map(|runtime| runtime.metrics().num_alive_tasks()).sum()
-    }
-
-    /// Ends the threads at once, and with them the sessions that they still have. Returns once they have ended. Connections on
-    /// other threads stay.
-    pub(crate) async fn abort(&self) {
-        self.abort.cancel();
-        self.threads.wait().await;
-    }
 }
 
-impl Drop for RelayThreads {
+impl Drop for Pool {
     fn drop(&mut self) {
         self.abort.cancel();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::pending;
-    use std::sync::Arc;
-    use std::thread;
-
-    use tokio::sync::mpsc::unbounded_channel;
-    use tokio::sync::oneshot;
-
-    use super::*;
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn sessions_are_spread_over_the_threads_and_end_where_they_began() {
-        let threads = Arc::new(RelayThreads::start(2, TaskTracker::new()).unwrap());
-        let (seen, mut ids) = unbounded_channel();
-        // None ends before all have begun, which would leave its place to another.
-        let begun = CancellationToken::new();
-        for _ in 0..4 {
-            let (again, seen, begun) = (Arc::clone(&threads), seen.clone(), begun.clone());
-            threads.spawn_relay(|| {
-                Some(async move {
-                    begun.cancelled().await;
-                    let relayed = thread::current().id();
-                    again.spawn_end(async move { seen.send((relayed, thread::current().id())).unwrap() });
-                })
-            });
-        }
-        begun.cancel();
-        let mut relayed = Vec::new();
-        for _ in 0..4 {
-            let (on, ended) = ids.recv().await.unwrap();
-            assert_ne!(on, ended);
-            relayed.push(on);
-        }
-        relayed.sort_by_key(|id| format!("{id:?}"));
-        assert!(relayed[0] == relayed[1] && relayed[1] != relayed[2] && relayed[2] == relayed[3], "{relayed:?}");
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn a_session_goes_where_fewest_are() {
-        let threads = RelayThreads::start(2, TaskTracker::new()).unwrap();
-        let sessions =
-            || threads.relaying.iter().map(|runtime| runtime.metrics().num_alive_tasks()).collect::<Vec<_>>();
-        let mut ends = Vec::new();
-        for _ in 0..8 {
-            let (end, ended) = oneshot::channel::<()>();
-            threads.spawn_relay(|| Some(async move { drop(ended.await) }));
-            ends.push(end);
-        }
-        assert_eq!(sessions(), [4, 4]);
-        // All on one thread end, then as many begin.
-        let mut is_first = false;
-        ends.retain(|_| {
-            is_first = !is_first;
-            !is_first
-        });
-        while sessions() != [0, 4] {
-            tokio::task::yield_now().await;
-        }
-        for _ in 0..4 {
-            threads.spawn_relay(|| Some(pending()));
-        }
-        assert_eq!(sessions(), [4, 4]);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn threads_run_until_the_last_session_has_ended() {
-        let threads = Arc::new(RelayThreads::start(2, TaskTracker::new()).unwrap());
-        let (release, released) = oneshot::channel::<()>();
-        let kept = Arc::clone(&threads);
-        threads.spawn_relay(|| {
-            Some(async move {
-                let _kept = kept;
-                let _ = released.await;
-            })
-        });
-        let running = threads.threads.clone();
-        drop(threads);
-        assert_eq!(running.len(), 2);
-        release.send(()).unwrap();
-        running.wait().await;
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn what_still_runs_is_dropped_at_the_end() {
-        let threads = RelayThreads::start(1, TaskTracker::new()).unwrap();
-        let (guard, dropped) = oneshot::channel::<()>();
-        threads.spawn_relay(|| {
-            Some(async move {
-                let _guard = guard;
-                pending::<()>().await;
-            })
-        });
-        threads.abort().await;
-        assert!(dropped.await.is_err());
-    }
-}
+mod tests;

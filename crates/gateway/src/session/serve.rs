@@ -3,7 +3,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use portcullis_wire::{Connack, Disconnect, Version};
@@ -19,7 +19,7 @@ use crate::limits::{AddressPermit, Fill, PendingPermit, Permit};
 use crate::net::{Stream, discard_until_closed};
 use crate::observe::{Record, SessionInfo};
 use crate::outcome::{CloseReason, Outcome, Reject, Trace, note_detail, noted, traced};
-use crate::relay::{Ends, Relay, RelayThreads};
+use crate::relay::{Ends, Relay, RelayThreads, Relayed};
 use crate::runtime::Listener;
 use crate::sessions::SessionGuard;
 use crate::tls::Secured;
@@ -68,7 +68,7 @@ pub(crate) fn serve(
             }
             let may_wait = session.record.info.bytes() == counts && begin.elapsed() < SETTLED_AT_LAST;
             if !(may_wait && handshakes.is_busy()) {
-                return threads.spawn_relay(|| Some(session.attach()?.settle(Arc::clone(&threads))));
+                return threads.relay(session);
             }
         }
     }
@@ -122,21 +122,12 @@ struct Session {
     resources: (Lease, (Permit, AddressPermit), Permit),
 }
 
-impl Session {
-    /// Relays on the thread of the caller. A session ends where connections begin: when many end at once, the others go on.
-    fn settle(self: Box<Self>, threads: Arc<RelayThreads>) -> impl Future<Output = ()> {
-        // As small as can be: an async block would keep room for what it waits for, in each idle session.
-        let mut session = Some(self);
-        poll_fn(move |cx| {
-            if let Some(session) = &mut session {
-                ready!(session.poll_run(cx));
-            }
-            session.take().into_iter().for_each(|session| threads.spawn_end(yielding(session.end())));
-            Poll::Ready(())
-        })
+impl Relayed for Session {
+    fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { relay, guard, record, .. } = self;
+        relay.poll_run(cx, record, |cx| guard.poll_event(cx))
     }
 
-    /// As [`Relay::attach`]. `None`: the session has ended, the system has no resources left.
     fn attach(mut self: Box<Self>) -> Option<Box<Self>> {
         let Self { relay, guard, record, is_rejected, resources } = *self;
         match relay.attach() {
@@ -151,12 +142,6 @@ impl Session {
                 None
             }
         }
-    }
-
-    /// Relays. Ready when the session begins to end.
-    fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { relay, guard, record, .. } = self;
-        relay.poll_run(cx, record, |cx| guard.poll_event(cx))
     }
 
     async fn end(mut self: Box<Self>) {

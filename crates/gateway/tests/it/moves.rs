@@ -1,4 +1,4 @@
-//! Sessions of every kind pass all bytes in order before, during and after their move to a thread that relays, and end there
+//! Sessions of every kind pass all bytes in order before, during and after their move to a thread that relays and between such threads, and end there
 //! as elsewhere: each half by itself, in TLS with close_notify, and with a complete access line.
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, publish, soon, tls_config};
+use portcullis_testkit::{Broker, Client, Pki, TestGateway, connack, connect, eventually, publish, soon, tls_config};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::{MissedTickBehavior, interval};
@@ -103,7 +103,10 @@ impl Setup {
         ];
         let policy =
             "[[topic_policy]]\nname = \"all\"\n[[topic_policy.rule]]\npublish = [\"t/#\"]\nsubscribe = [\"t/#\"]\n";
-        let gateway = TestGateway::start(&(listeners.concat() + &upstreams.concat() + policy)).await;
+        let gateway = TestGateway::start(
+            &(listeners.concat() + &upstreams.concat() + policy + "[runtime]\nworker_threads = 2\n"),
+        )
+        .await;
         Self { pki, broker, gateway }
     }
 
@@ -265,6 +268,9 @@ fn sessions_of_every_kind_pass_all_bytes_wherever_they_run() {
         let (count, has_moved) = (sessions.len(), AtomicBool::new(false));
         let moves = async {
             place.reached(&setup.gateway, count).await;
+            if place == Place::Relay {
+                spread_and_gather(&setup.gateway).await;
+            }
             has_moved.store(true, Ordering::Relaxed);
         };
         let converse = sessions.iter_mut().map(async |session| {
@@ -278,6 +284,17 @@ fn sessions_of_every_kind_pass_all_bytes_wherever_they_run() {
             assert_eq!(lines[&session.name], session.line(), "{}", session.name);
         }
     });
+}
+
+/// Moves half of the sessions to another thread and back, some times.
+async fn spread_and_gather(gateway: &TestGateway) {
+    for _ in 0..5 {
+        for threads in [2, 1] {
+            gateway.gateway.use_relay_threads(threads);
+            let is_moved = || (gateway.gateway.relays_on(1) == (threads == 2)).then_some(());
+            eventually("a change of threads", is_moved).await;
+        }
+    }
 }
 
 /// The client ID of an access line; its status, bytes, and reason.

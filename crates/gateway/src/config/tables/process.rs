@@ -25,8 +25,8 @@ const MAX_QUEUE: usize = 100_000;
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "Runtime")]
 pub(in crate::config) struct RuntimeTable {
-    /// Threads that relay established sessions, and as many more that connect clients and end sessions, at a lower priority:
-    /// 1 to 1024. Takes effect after a restart. Default: the number of cores.
+    /// Threads that relay established sessions, of which no more are in use than the messages need, and as many more that connect
+    /// clients and end sessions, at a lower priority: 1 to 1024. Takes effect after a restart. Default: the number of cores.
     #[schemars(range(min = 1, max = MAX_THREADS))]
     worker_threads: Option<Setting<usize>>,
     /// The number of TLS handshakes that may be in progress at once, 1 to 65536. Others wait: those of clients that were
