@@ -180,10 +180,10 @@ impl Handle {
         self.0.shared.relays.sessions()
     }
 
-    /// Lets so many threads relay, until others are needed.
+    /// Lets all threads relay from now on, or one.
     #[cfg(feature = "test-util")]
-    pub fn use_relay_threads(&self, count: usize) {
-        self.0.shared.relays.set_in_use(count);
+    pub fn use_all_relay_threads(&self, all: bool) {
+        self.0.shared.relays.use_all(all);
     }
 
     /// Whether sessions run on the thread that relays of this number, from 0 on.

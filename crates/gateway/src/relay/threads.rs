@@ -3,8 +3,8 @@
 //! lower (`util/priority.rs`).
 //!
 //! No more threads are in use than the messages need (`spread.rs`): a thread that finds several messages when it wakes moves
-//! each at a lower cost than several threads that wake for one each. Sessions move between threads when this number changes,
-//! each when it next has something to do.
+//! each at a lower cost than several threads that wake for one each. When this number changes, the sessions move that have
+//! messages.
 //!
 //! Enters: an established session. Leaves: its end. Not here: what it does.
 
@@ -12,9 +12,9 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::mem::replace;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak, mpsc};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, RuntimeFlavor};
@@ -40,7 +40,7 @@ pub(crate) trait Relayed: Send + 'static {
     fn end(self: Box<Self>) -> impl Future<Output = ()> + Send;
 }
 
-/// The threads that relay. They end when this is dropped, and the last of their sessions has ended.
+/// The threads that relay. They end when this is dropped, and the last of their sessions has begun to end.
 #[derive(Debug)]
 pub(crate) struct RelayThreads {
     /// One for each thread; one if there are none.
@@ -49,7 +49,7 @@ pub(crate) struct RelayThreads {
     pool: Arc<Pool>,
 }
 
-/// The thread that a session has when all are in use. Each of its sessions refers to it, and is counted thereby.
+/// The thread of a session when all are in use. Each of its sessions refers to it, and is counted thereby.
 #[derive(Debug)]
 struct Home {
     index: usize,
@@ -63,8 +63,10 @@ struct Pool {
     connecting: Handle,
     /// One for each thread. None: sessions stay where they began.
     relaying: Vec<Handle>,
-    /// How many of them relay, from the first on. At least one.
-    in_use: AtomicUsize,
+    /// How often their number is halved: two, four, eight ... neighbours share the thread of the first.
+    halvings: AtomicU32,
+    /// Tests keep it as it is.
+    is_fixed: AtomicBool,
     /// The connections, wherever they run.
     tasks: TaskTracker,
     /// Cancelled to end all threads, and what they still run.
@@ -76,7 +78,13 @@ struct Pool {
 thread_local! {
     /// Which of the threads that relay this is.
     static INDEX: Cell<usize> = const { Cell::new(0) };
+    /// How often a session that ought to be elsewhere had something to do.
+    static MISPLACED: Cell<u32> = const { Cell::new(0) };
 }
+
+/// How many times sessions that ought to be elsewhere have something to do until one of them moves. A move costs some 50 µs,
+/// as much as ten messages, and those with one message a minute, or one at all, would never earn it back.
+const MOVE_ONE_OF: u32 = 8;
 
 impl RelayThreads {
     /// Starts `count` threads for the connections that `tasks` tracks. Call it in the runtime that connects. If that has
@@ -90,7 +98,9 @@ impl RelayThreads {
         let (abort, threads) = (CancellationToken::new(), TaskTracker::new());
         threads.close();
         // Dropped on errors, which ends the threads that were started.
-        let mut pool = Pool { connecting, relaying: Vec::new(), in_use: AtomicUsize::new(1), tasks, abort, threads };
+        let halvings = AtomicU32::new(spread::max_halvings(count));
+        let is_fixed = AtomicBool::new(false);
+        let mut pool = Pool { connecting, relaying: Vec::new(), halvings, is_fixed, tasks, abort, threads };
         for index in 0..count {
             let runtime = pool.start_thread(index)?;
             pool.relaying.push(runtime);
@@ -123,13 +133,16 @@ impl RelayThreads {
     /// The number of sessions on the threads.
     #[cfg(feature = "test-util")]
     pub(crate) fn sessions(&self) -> usize {
-        self.homes.iter().map(|home| Arc::strong_count(home) - 1).sum()
+        // Without threads, they are where they began.
+        self.homes.iter().take(self.pool.relaying.len()).map(|home| Arc::strong_count(home) - 1).sum()
     }
 
-    /// Lets so many threads relay, until others are needed.
-    #[cfg(feature = "test-util")]
-    pub(crate) fn set_in_use(&self, count: usize) {
-        self.pool.set_in_use(count);
+    /// Lets all threads relay from now on, or one.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) fn use_all(&self, all: bool) {
+        self.pool.is_fixed.store(true, Ordering::Relaxed);
+        let halvings = if all { 0 } else { spread::max_halvings(self.pool.relaying.len()) };
+        self.pool.halvings.store(halvings, Ordering::Relaxed);
     }
 
     /// Whether sessions run on the thread of this number.
@@ -168,12 +181,13 @@ fn relay<S: Relayed>(session: Box<S>, home: Arc<Home>) -> impl Future<Output = (
     // As small as can be: an async block would keep room for what it waits for, in each idle session.
     let mut session = Some((session, home));
     poll_fn(move |cx| {
-        let moves = session.as_ref().is_some_and(|(_, home)| home.thread() != INDEX.get());
-        if let Some((session, _)) = session.as_mut().filter(|_| !moves) {
-            ready!(session.poll_run(cx));
+        let Some((running, home)) = &mut session else { return Poll::Ready(()) };
+        let is_over = running.poll_run(cx).is_ready();
+        if !is_over && !home.is_to_move() {
+            return Poll::Pending;
         }
         match session.take() {
-            Some((session, home)) if moves => spawn(session, home),
+            Some((session, home)) if !is_over => spawn(session, home),
             Some((session, home)) => {
                 let (tasks, connecting) = (home.pool.tasks.clone(), home.pool.connecting.clone());
                 drop(home);
@@ -193,26 +207,37 @@ async fn adapt(pool: Weak<Pool>) {
     let mut spread = Spread::new(begin);
     let mut seen = (begin, Vec::new());
     loop {
-        let now = ticks.tick().await;
+        ticks.tick().await;
+        let now = Instant::now();
         let Some(pool) = pool.upgrade() else { return };
         let busy = pool.busy();
         let (at, before) = replace(&mut seen, (now, busy.clone()));
         let busiest = busy.iter().zip(&before).map(|(busy, before)| busy.saturating_sub(*before)).max();
-        if let Some(busiest) = busiest.filter(|_| now > at) {
-            let share = busiest.div_duration_f64(now - at);
-            let count = spread.next(pool.in_use(), pool.relaying.len(), share, now);
-            if count != pool.in_use() {
-                debug!(threads = count, busiest = share, "spread sessions over threads");
-                pool.set_in_use(count);
-            }
+        let Some(busiest) = busiest.filter(|_| now > at && !pool.is_fixed.load(Ordering::Relaxed)) else { continue };
+        let share = busiest.div_duration_f64(now - at);
+        let (len, halvings) = (pool.relaying.len(), pool.halvings.load(Ordering::Relaxed));
+        let next = spread.next(halvings, spread::max_halvings(len), share, now);
+        if next != halvings {
+            debug!(threads = spread::in_use(len, next), busiest = share, "spread sessions over threads");
+            pool.halvings.store(next, Ordering::Relaxed);
         }
     }
 }
 
 impl Home {
     /// The thread for its sessions.
+    #[inline]
     fn thread(&self) -> usize {
-        self.index % self.pool.in_use()
+        self.index >> self.pool.halvings.load(Ordering::Relaxed)
+    }
+
+    /// Whether a session that had something to do moves.
+    #[inline]
+    fn is_to_move(&self) -> bool {
+        self.thread() != INDEX.get() && {
+            MISPLACED.set(MISPLACED.get().wrapping_add(1));
+            MISPLACED.get().is_multiple_of(MOVE_ONE_OF)
+        }
     }
 }
 
@@ -220,16 +245,6 @@ impl Pool {
     /// For how long each thread was busy since it started.
     fn busy(&self) -> Vec<Duration> {
         self.relaying.iter().map(|runtime| runtime.metrics().worker_total_busy_duration(0)).collect()
-    }
-
-    /// How many threads relay.
-    fn in_use(&self) -> usize {
-        self.in_use.load(Ordering::Relaxed)
-    }
-
-    /// Lets so many threads relay. Sessions move when they next have something to do.
-    fn set_in_use(&self, count: usize) {
-        self.in_use.store(count, Ordering::Relaxed);
     }
 
     fn start_thread(&self, index: usize) -> io::Result<Handle> {

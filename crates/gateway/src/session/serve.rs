@@ -138,7 +138,9 @@ impl Relayed for Session {
             Err(error) => {
                 drop((guard, resources));
                 record.info.set_trace(Trace { detail: Some(error.to_string().into()), ..Trace::default() });
-                record.finish(Outcome::Closed(CloseReason::InternalError));
+                // In the last moments of a stop, there may be no other thread any more.
+                let reason = record.info.ends_because().unwrap_or(CloseReason::InternalError);
+                record.finish(Outcome::Closed(reason));
                 None
             }
         }

@@ -289,9 +289,9 @@ fn sessions_of_every_kind_pass_all_bytes_wherever_they_run() {
 /// Moves half of the sessions to another thread and back, some times.
 async fn spread_and_gather(gateway: &TestGateway) {
     for _ in 0..5 {
-        for threads in [2, 1] {
-            gateway.gateway.use_relay_threads(threads);
-            let is_moved = || (gateway.gateway.relays_on(1) == (threads == 2)).then_some(());
+        for all in [true, false] {
+            gateway.gateway.use_all_relay_threads(all);
+            let is_moved = || (gateway.gateway.relays_on(1) == all).then_some(());
             eventually("a change of threads", is_moved).await;
         }
     }

@@ -115,10 +115,34 @@ async fn a_delayed_client_goes_on_while_the_threads_that_connect_are_busy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_delayed_message_passes_from_the_thread_to_which_its_client_has_moved() {
+    let rate = "[listener.limits]\nmessage_rate = { rate = \"1/s\", burst = 1 }\non_exceed = \"delay\"\n";
+    let (gateway, broker) = gateway(rate).await;
+    let mut sessions = sessions(&gateway, &broker, 2).await;
+    gateway.gateway.use_all_relay_threads(true);
+    let publish = b"\x30\x04\x00\x01aX".as_slice();
+    for session in &mut sessions {
+        session.client.write_all(&publish.repeat(2)).unwrap();
+        expect(&mut session.broker, publish);
+    }
+    // The second message waits for its timer while deliveries let the session move.
+    for _ in 0..16 {
+        for session in &mut sessions {
+            session.broker.write_all(publish).unwrap();
+            expect(&mut session.client, publish);
+        }
+    }
+    assert!(gateway.gateway.relays_on(1));
+    sessions.iter_mut().for_each(|session| expect(&mut session.broker, publish));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn messages_pass_while_the_threads_that_connect_are_busy() {
     let (gateway, broker) = gateway("").await;
+    gateway.gateway.use_all_relay_threads(true);
     // One on each of the threads that relay.
     let mut sessions = sessions(&gateway, &broker, 2).await;
+    assert!(gateway.gateway.relays_on(0) && gateway.gateway.relays_on(1));
     let busy = Busy::keep();
     sessions.iter_mut().for_each(Ends::exchange);
     busy.end().await;
@@ -138,7 +162,9 @@ async fn sessions_outlive_the_gateway_that_is_dropped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stop_ends_sessions_on_all_threads() {
     let (gateway, broker) = gateway("").await;
+    gateway.gateway.use_all_relay_threads(true);
     let _sessions = sessions(&gateway, &broker, 3).await;
+    assert!(gateway.gateway.relays_on(0) && gateway.gateway.relays_on(1));
     gateway.gateway.stop().await;
     let lines = gateway.lines(3).await;
     assert!(lines.iter().all(|line| line.ends_with(" drained")), "{lines:?}");

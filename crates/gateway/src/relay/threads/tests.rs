@@ -1,5 +1,7 @@
 //! Where sessions run, and what keeps the threads.
 
+use std::task::ready;
+
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
@@ -20,10 +22,13 @@ struct Peer {
 
 impl Relayed for Session {
     fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while ready!(self.messages.poll_recv(cx)).is_some() {
-            self.seen.send(place()).unwrap();
+        if ready!(self.messages.poll_recv(cx)).is_none() {
+            return Poll::Ready(());
         }
-        Poll::Ready(())
+        self.seen.send(place()).unwrap();
+        // One message each time: the next one may be there already.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn attach(self: Box<Self>) -> Option<Box<Self>> {
@@ -67,9 +72,14 @@ fn start(count: usize) -> RelayThreads {
     RelayThreads::start(count, TaskTracker::new()).unwrap()
 }
 
+/// Where sessions are that have many messages, once they have moved.
 async fn places(peers: &mut [Peer]) -> Vec<&'static str> {
     let mut places = Vec::new();
     for peer in peers {
+        // One of others may move in its place.
+        for _ in 0..8 * MOVE_ONE_OF {
+            peer.place().await;
+        }
         places.push(peer.place().await);
     }
     places.sort_unstable();
@@ -81,10 +91,10 @@ async fn sessions_share_a_thread_until_more_are_in_use_and_end_where_connections
     let threads = start(2);
     let mut peers: Vec<_> = (0..4).map(|_| Peer::open(&threads)).collect();
     assert_eq!(places(&mut peers).await, ["first"; 4]);
-    threads.pool.set_in_use(2);
+    threads.use_all(true);
     assert_eq!(places(&mut peers).await, ["first", "first", "second", "second"]);
     assert!(threads.runs_sessions(1));
-    threads.pool.set_in_use(1);
+    threads.use_all(false);
     assert_eq!(places(&mut peers).await, ["first"; 4]);
     while threads.runs_sessions(1) {
         yield_now().await;
@@ -95,22 +105,28 @@ async fn sessions_share_a_thread_until_more_are_in_use_and_end_where_connections
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_session_without_messages_stays_where_it_is() {
+async fn sessions_with_few_messages_stay_where_they_are_and_end_there() {
     let threads = start(2);
-    threads.pool.set_in_use(2);
-    let mut peers: Vec<_> = (0..2).map(|_| Peer::open(&threads)).collect();
-    assert_eq!(places(&mut peers).await, ["first", "second"]);
-    threads.pool.set_in_use(1);
-    for _ in 0..100 {
-        yield_now().await;
-        assert!(threads.runs_sessions(1));
+    threads.use_all(true);
+    let mut peers: Vec<_> = (0..2 * MOVE_ONE_OF).map(|_| Peer::open(&threads)).collect();
+    let before = places(&mut peers).await;
+    threads.use_all(false);
+    let mut moved = 0;
+    for peer in &mut peers {
+        let was = peer.place().await;
+        moved += usize::from(was != peer.place().await);
+    }
+    assert_eq!(before[MOVE_ONE_OF as usize..], ["second"; MOVE_ONE_OF as usize]);
+    assert!(moved <= 2, "{moved} of eight");
+    for peer in peers {
+        assert_eq!(peer.end().await, "ended where connections begin");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_session_goes_where_fewest_are() {
     let threads = start(2);
-    threads.pool.set_in_use(2);
+    threads.use_all(true);
     let mut peers: Vec<_> = (0..8).map(|_| Peer::open(&threads)).collect();
     assert_eq!(places(&mut peers).await, [["first"; 4], ["second"; 4]].concat());
     // All on one thread end, then as many begin.
@@ -200,6 +216,6 @@ async fn a_busy_thread_gets_help() {
         moved = one => moved.unwrap(),
         moved = other => moved.unwrap(),
     }
-    assert_eq!(threads.pool.in_use(), 2);
+    assert_eq!(threads.pool.halvings.load(Ordering::Relaxed), 0);
     threads.abort().await;
 }
