@@ -67,8 +67,10 @@ pub(crate) async fn run(portcullis: PathBuf, options: Comparison, dir: &Path) ->
     let mut report = Report::new(Machine::here(rounds), described);
     for round in 1..=rounds {
         for row in &rows {
-            // The peers of a row one after another: what else the machine does affects all of them.
-            for peer in &peers {
+            // The peers of a row one after another: what else the machine does affects all of them. Another one first in each
+            // round: the row before leaves the kernel something to do.
+            let (before, from) = peers.split_at(round % peers.len().max(1));
+            for peer in from.iter().chain(before) {
                 eprint!("round {round} of {rounds}, {}, {}:", row.name(), peer.title());
                 run.add(*row, *peer, round, &mut report).await;
             }

@@ -12,7 +12,7 @@ pub(super) fn of(report: &Report) -> String {
 
 fn head(machine: &Machine) -> String {
     format!(
-        "{machine} Medians of {} rounds, with minimum and maximum; lower is better. A ratio is the median of the ratios of the rounds.\n",
+        "{machine} Medians of {} rounds, with minimum and maximum; lower is better. A ratio is that of the medians.\n",
         machine.rounds
     )
 }

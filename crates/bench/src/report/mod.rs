@@ -114,13 +114,9 @@ impl Report {
         Spread::of(&values)
     }
 
-    /// What Portcullis needs, as a share of what `peer` needs: the median of the ratios of the rounds. The speed of a shared machine
-    /// changes from round to round, for all that are measured in one.
+    /// What Portcullis needs, as a share of what `peer` needs: the ratio of their medians.
     fn ratio(&self, line: &Line, peer: Peer) -> Option<f64> {
-        let (ours, theirs) = (self.values(line, Peer::Portcullis)?, self.values(line, peer)?);
-        let in_round = |round: usize| theirs.iter().find(|(other, _)| *other == round).map(|(_, value)| *value);
-        let ratios: Vec<f64> = ours.iter().filter_map(|(round, value)| Some(value / in_round(*round)?)).collect();
-        Spread::of(&ratios).map(|it| it.median)
+        Some(self.spread(line, Peer::Portcullis)?.median / self.spread(line, peer)?.median)
     }
 
     fn values<'a>(&self, line: &'a Line, peer: Peer) -> Option<&'a [(usize, f64)]> {
