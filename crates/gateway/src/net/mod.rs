@@ -13,6 +13,6 @@ pub(crate) use record_keys::TrafficSecrets;
 pub(crate) use record_layer::RecordLayer;
 pub(crate) use shortage::is_own_shortage;
 pub(crate) use stream::{Stream, discard_until_closed, left};
-pub(crate) use tcp::{Socket, acknowledge_now, bind, connect};
+pub(crate) use tcp::{Socket, acknowledge_at_once, bind, connect};
 pub(crate) use tls_stream::{Leftovers, TlsStream};
 pub(crate) use write_deadline::WriteDeadline;

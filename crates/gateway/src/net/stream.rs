@@ -6,10 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::time::sleep;
 
-use super::tcp::Socket;
+use super::tcp::{Socket, acknowledge_at_once, detect_vanished_peer};
 use super::tls_stream::TlsStream;
 
 /// A connection to a client or a broker. An enum rather than a trait object, because the relay polls it twice per packet.
@@ -46,6 +47,26 @@ impl Stream {
             turn = turn => Some(turn),
             () = self.left() => None,
         }
+    }
+
+    /// Ends the delay of acknowledgements that [`connect`](super::connect) may begin. Call it once the broker has been sent CONNECT.
+    pub(crate) fn acknowledge_at_once(&self) {
+        self.to_broker().inspect(|socket| acknowledge_at_once(socket));
+    }
+
+    /// Lets the kernel detect that a broker has vanished. Sockets of clients inherit this from their listener; for those to
+    /// brokers it is set once the session lasts: until then, deadlines detect it, and it would cost four system calls.
+    pub(crate) fn detect_vanished_broker(&self) {
+        // The listening socket has the same options, so that only a connection that is lost already can be without.
+        let _ = self.to_broker().map(|socket| detect_vanished_peer(&SockRef::from(socket)));
+    }
+
+    /// The socket of a connection to a broker; `None`: there is none.
+    fn to_broker(&self) -> Option<&Socket> {
+        if let Self::ToBroker(stream) = self {
+            return Some(stream.get_ref().0);
+        }
+        if let Self::Tcp(socket) = self { Some(socket) } else { None }
     }
 
     /// Lets the runtime of the caller wait for the socket, in place of the one in which it was opened.

@@ -142,6 +142,11 @@ impl Relay {
         })
     }
 
+    /// As [`Stream::detect_vanished_broker`](crate::net::Stream::detect_vanished_broker).
+    pub(crate) fn detect_vanished_broker(&self) {
+        each!(&self.0, pump => pump.detect_vanished_broker());
+    }
+
     /// Lets the runtime of the caller wait for the sockets, in place of the one in which they were opened.
     ///
     /// # Errors

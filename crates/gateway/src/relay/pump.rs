@@ -133,6 +133,11 @@ impl<C: Codec> Pump<C> {
         }
     }
 
+    /// As [`Stream::detect_vanished_broker`].
+    pub(super) fn detect_vanished_broker(&self) {
+        self.broker.detect_vanished_broker();
+    }
+
     /// As [`Stream::attach`], for both sides.
     pub(super) fn attach(self) -> io::Result<Self> {
         Ok(Self { client: self.client.attach()?, broker: self.broker.attach()?, alarm: None, ..self })

@@ -99,6 +99,11 @@ impl Side {
         }
     }
 
+    /// As [`Stream::detect_vanished_broker`].
+    pub(super) fn detect_vanished_broker(&self) {
+        self.stream.detect_vanished_broker();
+    }
+
     /// As [`Stream::attach`].
     pub(super) fn attach(self) -> io::Result<Self> {
         Ok(Self { stream: self.stream.attach()?, ..self })

@@ -407,6 +407,7 @@ async fn send_connect(
         Err(_) => return Err(no_answer()),
     }
     *has_sent = true;
+    broker.acknowledge_at_once();
     let mut answer = Vec::with_capacity(64);
     loop {
         match timeout_at(deadline, broker.read_buf(&mut answer)).await {

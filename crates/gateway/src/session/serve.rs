@@ -68,6 +68,7 @@ pub(crate) fn serve(
             }
             let may_wait = session.record.info.bytes() == counts && begin.elapsed() < SETTLED_AT_LAST;
             if !(may_wait && handshakes.is_busy()) {
+                session.relay.detect_vanished_broker();
                 return threads.relay(session);
             }
         }

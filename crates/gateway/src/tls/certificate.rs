@@ -23,7 +23,7 @@ use super::verifier::{DeviceVerifier, note_error, reject};
 use crate::config::tables::{self, CipherPreference, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
 use crate::limits::{PendingPermit, TooManyBytes, TooManyHandshakes, Turn};
-use crate::net::{Socket, Stream, acknowledge_now};
+use crate::net::{Socket, Stream, acknowledge_at_once};
 use crate::outcome::{Reject, note_detail};
 use crate::peer::KeyFormat;
 use crate::pki::{Anchors, ChainVerifier};
@@ -186,7 +186,7 @@ impl CertificateTls {
         let session = completed.state();
         if session.protocol_version() == Some(ProtocolVersion::TLSv1_3) && self.resumption.is_none() {
             // No ticket carries the acknowledgement.
-            acknowledge_now(completed.socket());
+            acknowledge_at_once(completed.socket());
         }
         let finished = Finished { session, sni: handshake.sni(), address };
         let identified = match device_key {

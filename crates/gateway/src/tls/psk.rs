@@ -16,7 +16,7 @@ use crate::devices::{Entry, Replica, SecretKey, UsedCredential};
 use crate::evidence::Evidence;
 use crate::files::read_entries;
 use crate::limits::Turn;
-use crate::net::{Socket, Stream, acknowledge_now};
+use crate::net::{Socket, Stream, acknowledge_at_once};
 use crate::outcome::{Reject, note_detail, note_key};
 use crate::peer::{self, Identity, Peer, TlsSession};
 use crate::refresh::FromFiles;
@@ -100,7 +100,7 @@ impl PskTls {
             reject: self.0.lookup().or_registry_unavailable(reject(rejected.reason)),
             connection: rejected.stream.map(|stream| FailedConnection::Psk(Box::new(stream))),
         })?;
-        acknowledge_now(accepted.stream.get_mut());
+        acknowledge_at_once(accepted.stream.get_mut());
         let (tag, device) = accepted.owner;
         let evidence = match &device {
             Some(entry) => {

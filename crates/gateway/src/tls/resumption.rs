@@ -23,9 +23,11 @@ const EPOCH: i64 = 60 * 60;
 /// The limit of stored sessions per listener, for clients without ticket support. With a device's chain, about 2 KiB each.
 const MAX_STORED: usize = 8192;
 /// The first byte of a ticket: the version of its format.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Version and epoch, authenticated but not encrypted.
 const HEADER_LEN: usize = 9;
+/// The length of the proof of most devices, in bytes.
+const USUAL_PROOF: usize = 512;
 
 /// The resumption settings and state of one listener.
 #[derive(Debug)]
@@ -56,18 +58,24 @@ impl Default for ResumptionStore {
 }
 
 impl Resumption {
-    /// Prepends the device's proof to the session state.
-    fn wrap(session: &[u8], handshake: &Handshake) -> Option<Zeroizing<Vec<u8>>> {
-        let proof = handshake.full()?;
-        postcard::to_extend(&proof, Vec::with_capacity(512 + session.len())).ok().map(|mut wrapped| {
-            wrapped.extend_from_slice(session);
-            Zeroizing::new(wrapped)
-        })
+    /// Writes between `before` and room for `after` bytes: the session state, the device's proof, and the length of the state.
+    fn wrap(before: &[u8], session: &[u8], handshake: &Handshake, after: usize) -> Option<Vec<u8>> {
+        let proof = postcard::to_extend(&handshake.full()?, Vec::with_capacity(USUAL_PROOF)).ok()?;
+        let len = u16::try_from(session.len()).ok()?;
+        // Does not grow, which would leave a copy of the state behind.
+        let mut bytes = Vec::with_capacity(before.len() + session.len() + proof.len() + size_of_val(&len) + after);
+        bytes.extend_from_slice(before);
+        bytes.extend_from_slice(session);
+        bytes.extend(proof);
+        bytes.extend(len.to_be_bytes());
+        Some(bytes)
     }
 
-    /// Removes the proof again and evaluates it. `None`: the session must not be resumed.
-    fn unwrap(&self, wrapped: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
-        let (proof, session) = postcard::take_from_bytes::<FullHandshake>(wrapped).ok()?;
+    /// Evaluates the proof, and returns the session state in the same memory. `None`: the session must not be resumed.
+    fn unwrap(&self, mut wrapped: Zeroizing<Vec<u8>>, handshake: &Handshake) -> Option<Vec<u8>> {
+        let (rest, len) = wrapped.split_last_chunk()?;
+        let len = usize::from(u16::from_be_bytes(*len));
+        let proof: FullHandshake = postcard::from_bytes(rest.get(len..)?).ok()?;
         let now = now();
         if !(-CLOCK_SKEW..=self.lifetime).contains(&now.saturating_sub(proof.at)) {
             return None;
@@ -81,7 +89,9 @@ impl Resumption {
             (None | Some(_), Some(_)) | (Some(_), None) => return None,
         }
         handshake.resumed(proof);
-        Some(session.to_vec())
+        let mut session = std::mem::take(&mut *wrapped);
+        session.truncate(len);
+        Some(session)
     }
 
     fn keys(&self) -> &TicketKeys {
@@ -93,18 +103,21 @@ impl Resumption {
         let key = self.keys().get(epoch, epoch, self.lifetime)?;
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).ok()?;
-        let mut sealed = Self::wrap(session, handshake)?;
-        let mut ticket = vec![VERSION];
-        ticket.extend(epoch.to_be_bytes());
-        let aad = Aad::from(ticket.clone());
-        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut *sealed).ok()?;
-        ticket.extend(nonce);
-        ticket.extend_from_slice(&sealed);
+        let mut header = [VERSION; HEADER_LEN];
+        header[1..].copy_from_slice(&epoch.to_be_bytes());
+        let mut before = [0; HEADER_LEN + NONCE_LEN];
+        before[..HEADER_LEN].copy_from_slice(&header);
+        before[HEADER_LEN..].copy_from_slice(&nonce);
+        let mut ticket = Self::wrap(&before, session, handshake, AES_256_GCM.tag_len())?;
+        let plain = &mut ticket[before.len()..];
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let tag = key.seal_in_place_separate_tag(nonce, Aad::from(header), plain).ok()?;
+        ticket.extend_from_slice(tag.as_ref());
         Some(ticket)
     }
 
     fn unseal(&self, ticket: &[u8], handshake: &Handshake) -> Option<Vec<u8>> {
-        self.unwrap(&self.open(ticket)?, handshake)
+        self.unwrap(self.open(ticket)?, handshake)
     }
 
     /// Whether a gateway with the same keys has issued this ticket. Whether its session may be resumed is not decided.
@@ -155,16 +168,16 @@ impl ProducesTickets for HandshakeResumption {
 
 impl StoresServerSessions for HandshakeResumption {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
-        let wrapped = Resumption::wrap(&value, &self.handshake);
-        wrapped.is_some_and(|wrapped| self.resumption.store.stored.put(key, wrapped.to_vec()))
+        let wrapped = Resumption::wrap(&[], &value, &self.handshake, 0);
+        wrapped.is_some_and(|wrapped| self.resumption.store.stored.put(key, wrapped))
     }
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.resumption.unwrap(&self.resumption.store.stored.get(key)?, &self.handshake)
+        self.resumption.unwrap(self.resumption.store.stored.get(key)?.into(), &self.handshake)
     }
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.resumption.unwrap(&self.resumption.store.stored.take(key)?, &self.handshake)
+        self.resumption.unwrap(self.resumption.store.stored.take(key)?.into(), &self.handshake)
     }
 
     fn can_cache(&self) -> bool {
@@ -247,7 +260,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     };
     let handshake = Handshake::default();
     let _ = resumption.unseal(bytes, &handshake);
-    if let Some(session) = resumption.unwrap(bytes, &handshake) {
+    if let Some(session) = resumption.unwrap(bytes.to_vec().into(), &handshake) {
         let sealed = resumption.seal(&session, &handshake).expect("what was read can be written");
         assert_eq!(resumption.unseal(&sealed, &handshake), Some(session));
     }
@@ -295,6 +308,26 @@ mod tests {
             assert_eq!(unseal(&ticket[..position]), None, "{position}");
         }
         assert_eq!(unseal(&[ticket, vec![0]].concat()), None);
+    }
+
+    #[test]
+    fn what_is_no_wrapped_session_is_none() {
+        let resumption = Resumption { lifetime: i64::MAX / 4, ..resumption(None, "a") };
+        let unwrap = |bytes: &[u8]| resumption.unwrap(bytes.to_vec().into(), &Handshake::default());
+        let wrapped = Resumption::wrap(&[], b"state", &Handshake::default(), 0).unwrap();
+        assert_eq!(unwrap(&wrapped).as_deref(), Some(&b"state"[..]));
+        for len in 0..wrapped.len() {
+            assert_eq!(unwrap(&wrapped[..len]), None, "{len} bytes");
+        }
+        let (rest, _) = wrapped.split_last_chunk::<2>().unwrap();
+        let proof = rest.len() - b"state".len();
+        for len in [b"state".len() + 1, rest.len(), rest.len() + 1, rest.len() + 2, 0xffff] {
+            let len = u16::try_from(len).unwrap().to_be_bytes();
+            assert_eq!(unwrap(&[rest, &len].concat()), None, "{len:?}, with a proof of {proof} bytes");
+        }
+        // The fuzzer begins with what is read.
+        let seed = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/ticket/none");
+        assert_eq!(unwrap(&std::fs::read(seed).unwrap()).as_deref(), Some(&b"session"[..]));
     }
 
     #[test]

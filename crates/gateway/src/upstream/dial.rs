@@ -127,7 +127,7 @@ impl Upstream {
     /// Opens a connection to one server; the caller sets the deadline.
     pub(super) async fn connect(&self, endpoint: &Endpoint) -> io::Result<Stream> {
         let Some(address) = endpoint.address else { return embedded() };
-        let socket = net::connect(address).await?;
+        let socket = net::connect(address, self.tls.is_none()).await?;
         match &self.tls {
             None => Ok(Stream::Tcp(socket)),
             Some(tls) => Ok(Stream::ToBroker(Box::new(tls.connect(&endpoint.host, socket).await?))),

@@ -60,7 +60,7 @@ impl Hkdf for AwsLcHkdf {
         // HMAC pads its key with zeros, so no salt is the same as one of zeros.
         let salt = hmac::Key::new(self.0, salt.unwrap_or_default());
         let mut extracted = block();
-        Box::new(Expander::new(hmac::Key::new(self.0, sign(&salt, secret, &mut extracted))))
+        Box::new(Expander::new(hmac::Key::new(self.0, sign(&salt, secret, &mut *extracted))))
     }
 
     fn expander_for_okm(&self, okm: &OkmBlock) -> Box<dyn HkdfExpander> {
@@ -68,7 +68,7 @@ impl Hkdf for AwsLcHkdf {
     }
 
     fn hmac_sign(&self, key: &OkmBlock, message: &[u8]) -> Tag {
-        Tag::new(sign(&hmac::Key::new(self.0, key.as_ref()), message, &mut block()))
+        Tag::new(sign(&hmac::Key::new(self.0, key.as_ref()), message, &mut *block()))
     }
 }
 
@@ -104,7 +104,6 @@ impl HkdfExpander for Expander {
         if output.len() > usize::from(u8::MAX) * self.hash_len() {
             return Err(OutputLengthError);
         }
-        let mut last = block();
         let info_len = info.iter().map(|part| part.len()).sum::<usize>();
         if output.len() <= self.hash_len() && info_len < SHORT {
             let mut message = [0; SHORT];
@@ -114,15 +113,21 @@ impl HkdfExpander for Expander {
                 len += part.len();
             }
             message[len] = 1;
-            output.copy_from_slice(&sign(self.key(), &message[..=len], &mut last)[..output.len()]);
+            let message = &message[..=len];
+            if output.len() == self.hash_len() {
+                sign(self.key(), message, output);
+            } else {
+                output.copy_from_slice(&sign(self.key(), message, &mut *block())[..output.len()]);
+            }
             return Ok(());
         }
+        let mut last = block();
         // Large enough not to grow, which would leave a copy behind.
         let mut message = Zeroizing::new(Vec::with_capacity(self.hash_len() + info_len + 1));
         for (number, chunk) in (1..=u8::MAX).zip(output.chunks_mut(self.hash_len())) {
             info.iter().for_each(|part| message.extend_from_slice(part));
             message.push(number);
-            let term = sign(self.key(), &message, &mut last);
+            let term = sign(self.key(), &message, &mut *last);
             chunk.copy_from_slice(&term[..chunk.len()]);
             message.clear();
             message.extend_from_slice(term);
@@ -147,9 +152,9 @@ fn block() -> Zeroizing<[u8; OkmBlock::MAX_LEN]> {
     Zeroizing::new([0; OkmBlock::MAX_LEN])
 }
 
-/// HMAC of `message`. A tag of aws-lc-rs would not be wiped; `out` is.
-fn sign<'a>(key: &hmac::Key, message: &[u8], out: &'a mut Zeroizing<[u8; OkmBlock::MAX_LEN]>) -> &'a [u8] {
-    hmac::sign_to_buffer(key, message, &mut out[..]).expect("the buffer has room")
+/// HMAC of `message`, in the first bytes of `out`. A tag of aws-lc-rs would not be wiped.
+fn sign<'a>(key: &hmac::Key, message: &[u8], out: &'a mut [u8]) -> &'a [u8] {
+    hmac::sign_to_buffer(key, message, out).expect("the buffer has room")
 }
 
 #[cfg(test)]

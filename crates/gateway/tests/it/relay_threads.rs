@@ -169,3 +169,25 @@ async fn a_stop_ends_sessions_on_all_threads() {
     let lines = gateway.lines(3).await;
     assert!(lines.iter().all(|line| line.ends_with(" drained")), "{lines:?}");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_kernel_watches_both_connections_of_a_session_that_lasts() {
+    let (gateway, broker) = gateway("").await;
+    let session = sessions(&gateway, &broker, 1).await.remove(0);
+    for (socket, peer) in [(&session.client, "client"), (&session.broker, "broker")] {
+        assert!(has_keepalive_timer(socket.peer_addr().unwrap(), socket.local_addr().unwrap()), "{peer}");
+    }
+    // The test's own ends have none.
+    assert!(!has_keepalive_timer(session.client.local_addr().unwrap(), session.client.peer_addr().unwrap()));
+}
+
+/// Whether the kernel lists the connection between these addresses with a keep-alive timer: the column `tr` is 2 (proc_net_tcp).
+#[cfg(target_os = "linux")]
+fn has_keepalive_timer(local: std::net::SocketAddr, remote: std::net::SocketAddr) -> bool {
+    let port = |column: &str| u16::from_str_radix(column.rsplit(':').next().unwrap(), 16).unwrap();
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let timers = rows.filter(|row| (port(row[1]), port(row[2])) == (local.port(), remote.port()));
+    timers.map(|row| row[5].starts_with("02:")).next().expect("the connection is listed")
+}
