@@ -38,7 +38,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Connects to a server. If the connection lasts, [`detect_vanished_peer`] has to watch it. `speaks_alone`: what the caller sends at
-/// once is all that it sends until the server answers, and [`acknowledge_at_once`] follows.
+/// once is all that it sends until the server answers. [`acknowledge_at_once`] has to follow if that may be several packets.
 ///
 /// # Errors
 /// The server does not accept the connection, or this machine lacks descriptors or ports.
