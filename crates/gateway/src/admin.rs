@@ -5,9 +5,6 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +16,11 @@ use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixListener;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::tables::AdminBind;
+use crate::config::tables::Bind;
 use crate::limits::ADMIN_CONNECTIONS;
 use crate::net::{self, WriteDeadline};
 use crate::observe::RateLimit;
@@ -54,11 +50,7 @@ struct Served {
 ///
 /// # Errors
 /// The address cannot be bound.
-pub(crate) fn serve(
-    bind: &AdminBind,
-    shared: Arc<Shared>,
-    draining: CancellationToken,
-) -> io::Result<Option<SocketAddr>> {
+pub(crate) fn serve(bind: &Bind, shared: Arc<Shared>, draining: CancellationToken) -> io::Result<Option<SocketAddr>> {
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -67,18 +59,17 @@ pub(crate) fn serve(
         .route("/.well-known/jwks.json", get(jwks))
         .with_state(Served { shared, draining });
     match bind {
-        AdminBind::Tcp(address) => {
+        Bind::Ip(address) => {
             let listener = net::bind(*address)?;
             let address = listener.local_addr()?;
             tracing::info!(%address, "admin interface listening");
             tokio::spawn(answer(router, async move || listener.accept().await.map(|(stream, _)| stream)));
             Ok(Some(address))
         }
-        AdminBind::Unix(path) => {
-            remove_stale_socket(path)?;
-            let listener = UnixListener::bind(path)?;
-            tracing::info!(path = %path.display(), "admin interface listening");
-            tokio::spawn(answer(router, async move || listener.accept().await.map(|(stream, _)| stream)));
+        Bind::Unix(unix) => {
+            let bound = net::bind_unix(unix)?;
+            tracing::info!(address = %bind, "admin interface listening");
+            tokio::spawn(answer(router, async move || bound.accept().await));
             Ok(None)
         }
     }
@@ -118,13 +109,6 @@ where
         let connection = tokio::spawn(tokio::time::timeout(CONNECTION_TIMEOUT, connection));
         open.push_back((Instant::now(), connection.abort_handle()));
     }
-}
-
-/// Removes the socket of an earlier process: only a socket that refuses connections, and no other file.
-fn remove_stale_socket(path: &Path) -> io::Result<()> {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    let is_refused = || UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    if is_socket && is_refused() { std::fs::remove_file(path) } else { Ok(()) }
 }
 
 /// Ready while the gateway accepts connections, has memory for them, and every upstream has a server that is up.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::{auth, config, files, peer, pki, relay, tls, util};
+use crate::{auth, config, edge, files, peer, pki, relay, tls, util};
 
 /// A reader.
 pub type Target = fn(&[u8]);
@@ -21,6 +21,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("token", auth::fuzz_token),
     ("service", auth::fuzz_response),
     ("session", relay::fuzz_session),
+    ("proxy_header", edge::fuzz_proxy_header),
 ];
 
 /// Whatever looks like the beginning of a section is read, or is an error.

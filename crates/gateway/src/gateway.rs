@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin;
 use crate::config::Diagnostics;
-use crate::config::tables::{AdminBind, Process};
+use crate::config::tables::{Bind, Process};
 use crate::edge::{Accepted, Acceptor};
 use crate::maintenance;
 use crate::observe::AccessLog;
@@ -73,11 +73,11 @@ struct Running {
 
 struct Started {
     process: Process,
-    admin: Option<AdminBind>,
+    admin: Option<Bind>,
 }
 
 struct Socket {
-    address: SocketAddr,
+    address: Bind,
     accepting: JoinHandle<()>,
 }
 
@@ -144,11 +144,11 @@ impl Drop for Gateway {
 }
 
 impl Handle {
-    /// The bound addresses with their listener names, in the order of the configuration.
+    /// The bound IP addresses with their listener names, in the order of the configuration.
     pub fn addresses(&self) -> Vec<(Arc<str>, SocketAddr)> {
         let (sockets, runtime) = (self.0.sockets.lock(), self.0.shared.runtime.load());
         let address = |(key, listener): (SocketKey, &Arc<crate::Listener>)| {
-            Some((Arc::clone(&listener.name), sockets.get(&key)?.address))
+            Some((Arc::clone(&listener.name), sockets.get(&key)?.address.ip()?))
         };
         runtime.sockets().filter_map(address).collect()
     }
@@ -332,20 +332,16 @@ impl Handle {
 /// Starts the admin interface. If another process has its address, perhaps a gateway that drains, it starts once that
 /// has ended: listeners serve clients meanwhile.
 fn start_admin(
-    bind: &AdminBind,
+    bind: &Bind,
     shared: &Arc<Shared>,
     draining: &CancellationToken,
 ) -> Result<Option<SocketAddr>, StartError> {
-    let text = match bind {
-        AdminBind::Tcp(address) => address.to_string(),
-        AdminBind::Unix(path) => path.display().to_string(),
-    };
     let error = match admin::serve(bind, Arc::clone(shared), draining.clone()) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => error,
-        started => return started.map_err(|error| StartError::Admin(text, error)),
+        started => return started.map_err(|error| StartError::Admin(bind.clone(), error)),
     };
     tracing::warn!(
-        address = text,
+        address = %bind,
         %error,
         "the admin interface waits for its address: another process has it, perhaps a gateway that drains"
     );
@@ -368,26 +364,30 @@ fn open_access_log(runtime: &Runtime) -> Result<Option<Arc<AccessLog>>, StartErr
     Ok(Some(Arc::new(opened)))
 }
 
-/// Binds the sockets that are not bound yet, either all or none.
+/// Binds the sockets that are not bound yet, either all or none. Those that are get the mode and owner of the configuration.
 fn bind_new(
     runtime: &Runtime,
     bound: &HashMap<SocketKey, Socket>,
-) -> Result<Vec<(SocketKey, SocketAddr, Acceptor)>, StartError> {
-    let new = runtime.sockets().filter(|(key, _)| !bound.contains_key(key));
-    new.map(|(key, _)| {
-        let socket = key.0.bind().and_then(|socket| Ok((socket.address()?, socket)));
-        let (address, socket) = socket.map_err(|error| StartError::Bind(key.0.address, error))?;
+) -> Result<Vec<(SocketKey, Bind, Acceptor)>, StartError> {
+    let (known, new): (Vec<_>, Vec<_>) = runtime.sockets().partition(|(key, _)| bound.contains_key(key));
+    let opened = new.into_iter().map(|(key, _)| {
+        let socket = key.0.bind().and_then(|socket| Ok((socket.address(&key.0)?, socket)));
+        let (address, socket) = socket.map_err(|error| StartError::Bind(key.0.bind.clone(), error))?;
         Ok((key, address, socket))
-    })
-    .collect()
+    });
+    let opened = opened.collect::<Result<_, _>>()?;
+    for (key, _) in known {
+        key.0.set_access().map_err(|error| StartError::Bind(key.0.bind.clone(), error))?;
+    }
+    Ok(opened)
 }
 
 fn start_accepting(
-    bound: Vec<(SocketKey, SocketAddr, Acceptor)>,
+    bound: Vec<(SocketKey, Bind, Acceptor)>,
     shared: &Arc<Shared>,
     tasks: &TaskTracker,
 ) -> HashMap<SocketKey, Socket> {
-    let start = |(key, address, socket): (SocketKey, SocketAddr, Acceptor)| {
+    let start = |(key, address, socket): (SocketKey, Bind, Acceptor)| {
         let runtime = shared.runtime.load();
         let listener = runtime.sockets().find(|(other, _)| *other == key).map(|(_, listener)| &*listener.name);
         tracing::info!(listener, %address, "listening");
@@ -411,7 +411,7 @@ async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: Ta
             }
             Err(error) => {
                 if !is_short {
-                    tracing::error!(address = %key.0.address, %error, "cannot accept connections; check the limit of open files (`ulimit -n`) and free memory");
+                    tracing::error!(address = %key.0.bind, %error, "cannot accept connections; check the limit of open files (`ulimit -n`) and free memory");
                     is_short = true;
                 }
                 tokio::time::sleep(ACCEPT_BACKOFF).await;

@@ -38,7 +38,7 @@ mod upstream;
 mod util;
 
 pub use auth::{PasswordHash, check_user, set_password};
-pub use config::tables::{AdminBind, Process};
+pub use config::tables::{Bind, Process};
 pub use files::read_chain;
 pub use gateway::{Gateway, Handle, ReloadError, StartError};
 pub use runtime::{Listener, Loaded, Runtime};

@@ -10,10 +10,10 @@ use futures_util::future::join_all;
 use portcullis_wire::Connect;
 
 use crate::auth::Authenticator;
-use crate::config::tables::{self, AccessLogFormat, AdminBind, OnReject, Process, Protocol};
+use crate::config::tables::{self, AccessLogFormat, Bind, OnReject, Process, Protocol};
 use crate::config::{self, Demand, Diagnostics, Reported, Settings, UpstreamDemand};
 use crate::devices::Replica;
-use crate::edge::{Endpoint, Transport};
+use crate::edge::{Endpoint, ProxyProtocol, Transport};
 use crate::files::warn_if_expired;
 use crate::limits::{
     ADMIN_CONNECTIONS, AddressRules, Bans, ConnectionLimits, Handshakes, PER_RELAY_THREAD, Permits, needed_descriptors,
@@ -44,7 +44,7 @@ pub struct Runtime {
     /// The path and format of the access log.
     pub(crate) access_log: Option<(PathBuf, AccessLogFormat)>,
     /// The address of the admin interface.
-    pub(crate) admin: Option<AdminBind>,
+    pub(crate) admin: Option<Bind>,
     /// Settings of the process as a whole.
     pub process: Process,
     upstream_expiries: Vec<Expiry>,
@@ -56,6 +56,8 @@ pub struct Listener {
     pub(crate) name: Arc<str>,
     pub(crate) protocol: Protocol,
     pub(crate) endpoints: Vec<Endpoint>,
+    /// `None`: it does not speak the PROXY protocol.
+    pub(crate) proxy: Option<ProxyProtocol>,
     pub(crate) addresses: AddressRules,
     pub(crate) connect_timeout: Duration,
     pub(crate) max_connect_size: usize,
@@ -174,8 +176,9 @@ impl Runtime {
     pub(crate) fn sockets(&self) -> impl Iterator<Item = (SocketKey, &Arc<Listener>)> {
         self.listeners.iter().flat_map(|listener| {
             listener.endpoints.iter().enumerate().map(move |(position, endpoint)| {
-                let unbound = (endpoint.address.port() == 0).then(|| (Arc::clone(&listener.name), position));
-                ((*endpoint, unbound), listener)
+                let picks_port = endpoint.bind.ip().is_some_and(|address| address.port() == 0);
+                let unbound = picks_port.then(|| (Arc::clone(&listener.name), position));
+                ((endpoint.clone(), unbound), listener)
             })
         })
     }
@@ -307,11 +310,8 @@ impl Parts<'_> {
             PacketPolicy::new(topics, mountpoint, stamps, settings.limits.packets, metrics.exceeded_limits(name));
         Some(Arc::new(Listener {
             protocol: settings.protocol,
-            endpoints: settings
-                .bind
-                .into_iter()
-                .map(|address| Endpoint { transport: Transport::Tcp, address })
-                .collect(),
+            endpoints: settings.bind.into_iter().map(|bind| Endpoint { transport: Transport::Stream, bind }).collect(),
+            proxy: settings.proxy_protocol.as_ref().map(ProxyProtocol::new),
             addresses: AddressRules::new(&settings.allow, &settings.deny),
             connect_timeout: settings.connect_timeout,
             max_connect_size: settings.max_connect_size,

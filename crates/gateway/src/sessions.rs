@@ -10,7 +10,6 @@ pub use inventory::Inventory;
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -24,6 +23,7 @@ use self::inventory::Certificates;
 use crate::evidence::Evidence;
 use crate::observe::SessionInfo;
 use crate::outcome::CloseReason;
+use crate::peer::PeerAddress;
 use crate::pki::{Key, VerifiedChain};
 use crate::policy::PacketRules;
 
@@ -99,7 +99,9 @@ pub struct ClientEvidence<'a> {
     /// The name of the listener it connected to.
     pub listener: &'a str,
     /// The client's address; `None` before a preface has named it.
-    pub address: Option<IpAddr>,
+    pub address: Option<PeerAddress>,
+    /// The load balancer that named that address.
+    pub balancer: Option<PeerAddress>,
     /// From the handshake.
     pub from_tls: Proof<'a>,
     /// From an authenticator.
@@ -133,7 +135,8 @@ impl SessionEntry {
     pub fn client_evidence(&self) -> ClientEvidence<'_> {
         ClientEvidence {
             listener: &self.info.listener,
-            address: self.info.client_address().map(|address| address.ip()),
+            address: self.info.client_address(),
+            balancer: self.info.balancer(),
             from_tls: Proof::of(&self.from_tls),
             from_authenticator: Proof::of(&self.from_authenticator),
         }

@@ -61,7 +61,15 @@ impl Client {
 
     /// Connects over TLS. In TLS 1.3 a rejection by the server shows only with the first read.
     pub async fn try_tls(address: SocketAddr, config: ClientConfig, name: &str) -> std::io::Result<Self> {
-        let socket = TcpStream::connect(address).await.unwrap();
+        Self::try_tls_over(TcpStream::connect(address).await.unwrap(), config, name).await
+    }
+
+    /// Performs the handshake over a connection.
+    pub async fn try_tls_over(
+        socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        config: ClientConfig,
+        name: &str,
+    ) -> std::io::Result<Self> {
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let connecting = TlsConnector::from(Arc::new(config)).connect(name, socket);
         Ok(Self(Box::new(soon("a TLS handshake", connecting).await?)))

@@ -127,7 +127,7 @@ impl<'a> Candidate<'a> {
     }
 
     fn remote(self) -> IpAddr {
-        self.facts.peer.address.ip()
+        self.facts.peer.address.share()
     }
 
     /// The user name of CONNECT; `None` if it is empty.

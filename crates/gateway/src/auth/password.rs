@@ -398,7 +398,8 @@ mod tests {
         let passwords = Passwords::new(Duration::from_secs(60));
         let address = std::net::IpAddr::from([127, 0, 0, 1]);
         let broker = TcpListener::bind((address, 0)).await.unwrap();
-        let connection = Stream::Tcp(TcpStream::connect(broker.local_addr().unwrap()).await.unwrap());
+        let connection =
+            Stream::Plain(crate::net::Socket::Tcp(TcpStream::connect(broker.local_addr().unwrap()).await.unwrap()));
         let failures = std::sync::atomic::AtomicU8::new(0);
         let failed = || {
             failures.fetch_add(1, Ordering::Relaxed);

@@ -405,10 +405,6 @@ balance = "ketama"
             let found = messages(&format!("[[listener]]\nprotocol = \"{protocol}\""));
             assert_eq!(found[0].0, format!("unknown value `{protocol}`"));
         }
-        for (table, key) in [("[[listener]]", "proxy_protocol"), ("[[upstream]]", "proxy_protocol")] {
-            let found = messages(&format!("{table}\n{key} = []"));
-            assert_eq!((found.len(), found[0].0.as_str()), (1, format!("unknown key `{key}`").as_str()), "{table}");
-        }
     }
 
     #[test]

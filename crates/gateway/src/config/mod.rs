@@ -18,7 +18,7 @@ pub(crate) use diagnostics::warn_if_exposed;
 pub use diagnostics::{Complaint, Diagnostic, Diagnostics, Reported, Severity};
 pub(crate) use lints::{Demand, UpstreamDemand};
 pub use tables::Settings;
-pub use values::{ByteSize, Cidr, Located, Location, OneOrMany, Period, Secret, Setting, Timeout};
+pub use values::{ByteSize, Cidr, Located, Location, OneOrMany, Origin, Period, Secret, Setting, Timeout};
 
 use document::Document;
 use portcullis_registry::Url;

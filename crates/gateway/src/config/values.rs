@@ -227,7 +227,7 @@ string_value!(Cidr, "Cidr", "a network: \"10.0.0.0/8\", \"2001:db8::/32\", or on
 
 impl Cidr {
     /// Whether it has only addresses of this machine.
-    pub(crate) fn is_loopback(&self) -> bool {
+    fn is_loopback(&self) -> bool {
         self.0.network().is_loopback() && self.0.broadcast().is_loopback()
     }
 
@@ -242,6 +242,62 @@ impl Cidr {
             },
             _ => net,
         }))
+    }
+}
+
+/// Where connections come from: a network, or `"unix"` for Unix sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// IP addresses.
+    Network(Cidr),
+    /// Processes on this machine that connect by a Unix socket.
+    Unix,
+}
+
+string_value!(
+    Origin,
+    "Origin",
+    "a network: \"10.0.0.0/8\", \"2001:db8::/32\", one address, or \"unix\"",
+    |text: &str| {
+        Origin::parse(text).ok_or_else(|| match text.to_ascii_lowercase().as_str() {
+            // As NGINX and HAProxy write it.
+            "all" | "any" | "*" => format!("`{text}` is no network: all are \"0.0.0.0/0\" and \"::/0\""),
+            "unix:" => format!("`{text}` is not a network: write \"unix\" for Unix sockets"),
+            _ => format!("`{text}` is neither a network like \"10.0.0.0/8\" nor an address"),
+        })
+    }
+);
+
+serialize_as_text!(Origin, |origin: &Origin| match origin {
+    Origin::Network(net) => net.0.to_string(),
+    Origin::Unix => "unix".to_owned(),
+});
+
+impl Origin {
+    /// Parses a network, an address, or `unix`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        if text == "unix" { Some(Self::Unix) } else { Cidr::parse(text).map(Self::Network) }
+    }
+
+    /// Whether clients of Unix sockets may connect, by `allow` and `deny` of a listener.
+    pub(crate) fn unix_is_allowed(allow: &[Self], deny: &[Self]) -> bool {
+        !deny.contains(&Self::Unix) && (allow.is_empty() || allow.contains(&Self::Unix))
+    }
+
+    /// Whether it has only clients of this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        match self {
+            Self::Network(net) => net.is_loopback(),
+            Self::Unix => true,
+        }
+    }
+
+    /// Its addresses; `None` for Unix sockets.
+    pub(crate) const fn network(&self) -> Option<IpNet> {
+        match self {
+            Self::Network(net) => Some(net.0),
+            Self::Unix => None,
+        }
     }
 }
 

@@ -3,33 +3,35 @@
 //! and stays invisible to sessions.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::proxy_protocol::{ProxyProtocol, check_client};
+use crate::config::tables::Bind;
 use crate::limits::{Handshakes, PendingPermit};
-use crate::net::{Socket, Stream, bind, left};
+use crate::net::{BoundUnix, Socket, Stream, bind, bind_unix, set_access};
 use crate::outcome::Reject;
-use crate::peer::Peer;
+use crate::peer::{Peer, PeerAddress, ProxyHeader};
 use crate::tls::{Failed, Secured, SecuredClient, ServerTls};
 
 /// The kind of a listening socket. Sockets of different kinds can have the same address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Transport {
-    /// A TCP socket.
-    Tcp,
+    /// A socket whose connections are streams: TCP, or a Unix socket.
+    Stream,
 }
 
 /// What identifies a listening socket. At a reload, one listener may take the socket over from another, whether it uses TLS
 /// or not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Endpoint {
     /// The kind of socket.
     pub transport: Transport,
-    /// An address and port; port 0 picks a free one.
-    pub address: SocketAddr,
+    /// Where it is bound.
+    pub bind: Bind,
 }
 
 impl Endpoint {
@@ -38,23 +40,41 @@ impl Endpoint {
     /// # Errors
     /// The address is in use, does not belong to this machine, or is not permitted.
     pub(crate) fn bind(&self) -> io::Result<Acceptor> {
-        match self.transport {
-            Transport::Tcp => bind(self.address).map(Acceptor),
+        match (self.transport, &self.bind) {
+            (Transport::Stream, Bind::Ip(address)) => bind(*address).map(Acceptor::Tcp),
+            (Transport::Stream, Bind::Unix(unix)) => bind_unix(unix).map(Acceptor::Unix),
+        }
+    }
+
+    /// Applies the mode and owner of a Unix socket that is bound already.
+    ///
+    /// # Errors
+    /// The gateway may not change the owner, or the file is gone.
+    pub(crate) fn set_access(&self) -> io::Result<()> {
+        match &self.bind {
+            Bind::Ip(_) => Ok(()),
+            Bind::Unix(unix) => set_access(&unix.path, &unix.access),
         }
     }
 }
 
 /// A listening socket.
 #[derive(Debug)]
-pub(crate) struct Acceptor(TcpListener);
+pub(crate) enum Acceptor {
+    Tcp(TcpListener),
+    Unix(BoundUnix),
+}
 
 impl Acceptor {
-    /// The bound address.
+    /// Where the socket of `endpoint` is bound: with the port that was picked for port 0.
     ///
     /// # Errors
     /// The operating system does not know it.
-    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+    pub(crate) fn address(&self, endpoint: &Endpoint) -> io::Result<Bind> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Bind::Ip),
+            Self::Unix(_) => Ok(endpoint.bind.clone()),
+        }
     }
 
     /// Waits for the next connection.
@@ -62,8 +82,13 @@ impl Acceptor {
     /// # Errors
     /// The connection is already closed, or the limit of open files is reached.
     pub(crate) async fn accept(&self) -> io::Result<Accepted> {
-        let (socket, address) = self.0.accept().await?;
-        Ok(Accepted { socket, address })
+        match self {
+            Self::Tcp(listener) => {
+                let (socket, address) = listener.accept().await?;
+                Ok(Accepted { socket: Socket::Tcp(socket), peer: address.into() })
+            }
+            Self::Unix(bound) => Ok(Accepted { socket: Socket::Unix(bound.accept().await?), peer: PeerAddress::Unix }),
+        }
     }
 }
 
@@ -72,7 +97,7 @@ impl Acceptor {
 pub(crate) struct Accepted {
     socket: Socket,
     /// The address of the socket's peer.
-    pub address: SocketAddr,
+    pub peer: PeerAddress,
 }
 
 /// A connection whose client address is known.
@@ -80,25 +105,45 @@ pub(crate) struct Accepted {
 pub(crate) struct Arrived {
     socket: Socket,
     /// The client's address.
-    pub address: SocketAddr,
+    pub address: PeerAddress,
+    /// What a load balancer says of the client.
+    proxy: Option<Box<ProxyHeader>>,
+    /// Whether the client could send a header in a balancer's place.
+    is_watched: bool,
 }
 
 impl Accepted {
-    /// Determines the client's address, which is the socket's peer.
-    pub(crate) fn arrive(self) -> Arrived {
-        let Self { socket, address } = self;
-        Arrived { socket, address }
+    /// Determines the client's address: what the load balancer's header says, where the listener speaks the PROXY protocol, or
+    /// else the socket's peer.
+    ///
+    /// # Errors
+    /// The peer may not connect, or sent no valid header until `deadline`.
+    pub(crate) async fn arrive(self, proxy: Option<&ProxyProtocol>, deadline: Instant) -> Result<Arrived, Reject> {
+        let Self { mut socket, peer } = self;
+        let header = match proxy {
+            Some(proxy) => proxy.read_header(&mut socket, peer, deadline).await?,
+            None => None,
+        };
+        Ok(match header {
+            Some((address, header)) => Arrived { socket, address, proxy: Some(Box::new(header)), is_watched: false },
+            None => Arrived { socket, address: peer, proxy: None, is_watched: proxy.is_some() },
+        })
     }
 }
 
 impl Arrived {
+    /// What a load balancer says of the client.
+    pub(crate) fn proxy(&self) -> Option<&ProxyHeader> {
+        self.proxy.as_deref()
+    }
+
     /// As [`Stream::left`].
     pub(crate) async fn left(&self) {
-        left(&self.socket).await;
+        self.socket.left().await;
     }
 
     /// Performs the TLS handshake within its deadline, when it is its turn among `handshakes`. `pending` counts what the
-    /// client sends. `tls` is `None` on listeners without TLS. A layer above TLS (WebSocket)
+    /// client sends. `tls` is `None` on listeners without TLS, where `connect_timeout` is for what precedes CONNECT. A layer above TLS (WebSocket)
     /// belongs here, within the deadline, and wraps the stream.
     ///
     /// # Errors
@@ -106,22 +151,34 @@ impl Arrived {
     pub(crate) async fn secure(
         self,
         tls: Option<&ServerTls>,
+        connect_timeout: Duration,
         handshakes: &Arc<Handshakes>,
         pending: &mut PendingPermit,
     ) -> Result<Secured, Failed> {
-        let Self { socket, address } = self;
-        match tls {
+        let Self { socket, address, proxy, is_watched } = self;
+        let mut secured = match tls {
             Some(tls) => {
                 let deadline = Instant::now() + tls.handshake_timeout();
-                let mut turn = Arc::clone(handshakes).turn(address.ip(), deadline);
-                let handshake = tls.accept(socket, address, &mut turn, pending);
-                let timeout = |_| Err(Failed::without_connection(Reject::HandshakeTimeout));
-                tokio::time::timeout_at(deadline, handshake).await.unwrap_or_else(timeout)
+                let mut turn = Arc::clone(handshakes).turn(address.share(), deadline);
+                let handshake = async {
+                    if is_watched {
+                        check_client(&socket).await.map_err(Failed::without_connection)?;
+                    }
+                    tls.accept(socket, address, &mut turn, pending).await
+                };
+                let late = |_| Err(Failed::without_connection(Reject::HandshakeTimeout));
+                timeout_at(deadline, handshake).await.unwrap_or_else(late)?
             }
             None => {
-                let (stream, peer) = (Stream::Tcp(socket), Peer::plain(address));
-                Ok(Secured { stream, client: SecuredClient { peer, evidence: None, device: None } })
+                if is_watched {
+                    let checked = timeout(connect_timeout, check_client(&socket)).await;
+                    checked.unwrap_or(Err(Reject::ConnectTimeout)).map_err(Failed::without_connection)?;
+                }
+                let (stream, peer) = (Stream::Plain(socket), Peer::plain(address));
+                Secured { stream, client: SecuredClient { peer, evidence: None, device: None } }
             }
-        }
+        };
+        secured.client.peer.proxy = proxy;
+        Ok(secured)
     }
 }

@@ -1,5 +1,10 @@
 //! The network edge. Enters: listening sockets. Leaves: a byte stream and the peer at its other end. Not here: MQTT.
 
 mod accept;
+mod proxy_header;
+mod proxy_protocol;
 
 pub(crate) use accept::{Accepted, Acceptor, Arrived, Endpoint, Transport};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use proxy_header::fuzz as fuzz_proxy_header;
+pub(crate) use proxy_protocol::ProxyProtocol;

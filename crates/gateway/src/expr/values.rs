@@ -22,7 +22,10 @@ pub(super) fn expected(path: &str, value: &str) -> Option<&'static str> {
             (value.len() == 40 && is_hex(value, false), "40 digits of lower-case hexadecimal without colons")
         }
         "cert.subject.dn" | "cert.issuer.dn" => (is_name(value), "in the format of RFC 2253, as `CN=thing001,O=Acme`"),
-        "conn.remote_addr" => (value.parse::<IpAddr>().is_ok(), "one address; networks belong in `allow` and `deny`"),
+        "conn.remote_addr" | "conn.peer_addr" => (
+            value == "unix:" || value.parse::<IpAddr>().is_ok(),
+            "one address, or `unix:`; networks belong in `allow` and `deny`",
+        ),
         _ => return None,
     };
     (!is_possible).then_some(expected)

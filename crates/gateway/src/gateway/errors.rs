@@ -2,19 +2,19 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::Diagnostics;
+use crate::config::tables::Bind;
 use crate::util::causes::with_causes;
 
 /// Why a gateway did not start.
 #[derive(Debug)]
 pub enum StartError {
     /// An address cannot be listened on.
-    Bind(SocketAddr, io::Error),
+    Bind(Bind, io::Error),
     /// The admin interface cannot listen.
-    Admin(String, io::Error),
+    Admin(Bind, io::Error),
     /// The access log cannot be opened.
     AccessLog(PathBuf, io::Error),
     /// The threads of `worker_threads` cannot be started.

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::config::Cidr;
+use crate::config::Origin;
+use crate::peer::PeerAddress;
 
 /// `allow` and `deny` of a listener. The most specific network that contains the address decides; `deny` wins if both are
 /// equally specific. An address without a match may connect only if `allow` is empty.
@@ -12,23 +13,27 @@ use crate::config::Cidr;
 pub(crate) struct AddressRules {
     /// Most specific first; `deny` first at equal length.
     rules: Vec<(IpNet, bool)>,
+    /// For an IP address without a match.
     default: bool,
+    /// For Unix sockets.
+    unix: bool,
 }
 
 impl AddressRules {
     /// Compiles the two lists.
-    pub(crate) fn new(allow: &[Cidr], deny: &[Cidr]) -> Self {
-        let rule = |allowed| move |cidr: &Cidr| (cidr.0, allowed);
-        let mut rules: Vec<_> = deny.iter().map(rule(false)).chain(allow.iter().map(rule(true))).collect();
+    pub(crate) fn new(allow: &[Origin], deny: &[Origin]) -> Self {
+        let rule = |allowed| move |origin: &Origin| origin.network().map(|net| (net, allowed));
+        let mut rules: Vec<_> =
+            deny.iter().filter_map(rule(false)).chain(allow.iter().filter_map(rule(true))).collect();
         // The sort is stable: `deny` stays first at equal length.
         rules.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
-        Self { rules, default: allow.is_empty() }
+        Self { rules, default: allow.is_empty(), unix: Origin::unix_is_allowed(allow, deny) }
     }
 
     /// Whether a client at this address may connect.
-    pub(crate) fn allows(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        let rule = self.rules.iter().find(|(net, _)| net.contains(&address));
+    pub(crate) fn allows(&self, address: PeerAddress) -> bool {
+        let Some(ip) = address.ip() else { return self.unix };
+        let rule = self.rules.iter().find(|(net, _)| net.contains(&ip));
         rule.map_or(self.default, |(_, allowed)| *allowed)
     }
 }
@@ -49,14 +54,19 @@ pub(crate) fn host_of(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn cidrs(list: &[&str]) -> Vec<Cidr> {
-        list.iter().map(|text| Cidr::parse(text).unwrap()).collect()
+    fn origins(list: &[&str]) -> Vec<Origin> {
+        list.iter().map(|text| Origin::parse(text).unwrap()).collect()
+    }
+
+    fn allows(rules: &AddressRules, address: &str) -> bool {
+        rules.allows((address.parse::<IpAddr>().unwrap(), 1).into())
     }
 
     #[test]
     fn the_most_specific_network_decides() {
-        let rules = AddressRules::new(&cidrs(&["10.0.0.0/8", "10.1.1.1/32"]), &cidrs(&["10.1.0.0/16", "10.0.0.0/8"]));
-        let allows = |address: &str| rules.allows(address.parse().unwrap());
+        let rules =
+            AddressRules::new(&origins(&["10.0.0.0/8", "10.1.1.1/32"]), &origins(&["10.1.0.0/16", "10.0.0.0/8"]));
+        let allows = |address: &str| allows(&rules, address);
         assert!(!allows("10.2.0.1"), "at equal length deny wins");
         assert!(!allows("10.1.2.3"));
         assert!(allows("10.1.1.1"));
@@ -65,18 +75,33 @@ mod tests {
 
     #[test]
     fn nothing_listed_is_everyone_and_deny_alone_is_everyone_else() {
-        assert!(AddressRules::new(&[], &[]).allows("192.0.2.1".parse().unwrap()));
-        let rules = AddressRules::new(&[], &cidrs(&["192.0.2.0/24"]));
-        assert!(!rules.allows("192.0.2.1".parse().unwrap()));
-        assert!(rules.allows("198.51.100.1".parse().unwrap()));
+        assert!(allows(&AddressRules::new(&[], &[]), "192.0.2.1"));
+        let rules = AddressRules::new(&[], &origins(&["192.0.2.0/24"]));
+        assert!(!allows(&rules, "192.0.2.1"));
+        assert!(allows(&rules, "198.51.100.1"));
     }
 
     #[test]
     fn an_ipv4_mapped_address_is_evaluated_as_ipv4() {
-        let rules = AddressRules::new(&[], &cidrs(&["10.0.0.0/8"]));
-        assert!(!rules.allows("::ffff:10.0.0.1".parse().unwrap()));
-        let rules = AddressRules::new(&[], &cidrs(&["::ffff:10.0.0.0/104"]));
-        assert!(!rules.allows("10.0.0.1".parse().unwrap()));
+        let rules = AddressRules::new(&[], &origins(&["10.0.0.0/8"]));
+        assert!(!allows(&rules, "::ffff:10.0.0.1"));
+        let rules = AddressRules::new(&[], &origins(&["::ffff:10.0.0.0/104"]));
+        assert!(!allows(&rules, "10.0.0.1"));
+    }
+
+    #[test]
+    fn unix_sockets_are_allowed_unless_others_are_named_or_they_are_denied() {
+        for (allow, deny, allowed) in [
+            (&[][..], &[][..], true),
+            (&["10.0.0.0/8"], &[], false),
+            (&["10.0.0.0/8", "unix"], &[], true),
+            (&["unix"], &["unix"], false),
+            (&[], &["unix"], false),
+            (&[], &["0.0.0.0/0", "::/0"], true),
+        ] {
+            let rules = AddressRules::new(&origins(allow), &origins(deny));
+            assert_eq!(rules.allows(PeerAddress::Unix), allowed, "{allow:?} {deny:?}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::addresses::host_of;
 use super::window::{Slot, Window, slot_at};
 use crate::config::Cidr;
 use crate::config::tables::{BanEvent, BanKey, BanRule};
+use crate::peer::PeerAddress;
 use crate::util::clip::clip;
 use crate::util::crypto::keyed_digest;
 use crate::util::weak_map::WeakMap;
@@ -103,42 +104,55 @@ impl Bans {
     }
 
     /// Counts a connection from an address. Returns whether it is rejected.
-    pub(crate) fn rejects_connect(&self, address: IpAddr) -> bool {
+    pub(crate) fn rejects_connect(&self, address: PeerAddress) -> bool {
         self.count(BanEvent::Connect, address, None)
     }
 
     /// Counts a connection of an authenticated client with this ID. Returns whether it is rejected. An empty ID is not
     /// counted: the broker assigns each such client its own [MQTT-3.1.3-6].
-    pub(crate) fn rejects_client(&self, address: IpAddr, id: &str) -> bool {
+    pub(crate) fn rejects_client(&self, address: PeerAddress, id: &str) -> bool {
         !id.is_empty() && self.count(BanEvent::Connect, address, Some(id))
     }
 
     /// Whether an address is banned. Counts nothing.
-    pub(crate) fn is_banned(&self, address: IpAddr) -> bool {
-        let now = Instant::now();
-        let applies = |rule: &&Rule| rule.limits.by_address && !rule.excepts(address);
-        self.rules.iter().filter(applies).any(|rule| rule.clients.is_banned(&of_address(address), now))
+    pub(crate) fn is_banned(&self, address: PeerAddress) -> bool {
+        let (now, Some(ip)) = (Instant::now(), address.ip()) else { return false };
+        let applies = |rule: &&Rule| rule.limits.by_address && !rule.excepts(ip);
+        self.rules.iter().filter(applies).any(|rule| rule.clients.is_banned(&of_address(ip), now))
     }
 
     /// Counts a failed authentication from an address.
-    pub(crate) fn failed(&self, address: IpAddr) {
+    pub(crate) fn failed(&self, address: PeerAddress) {
         self.count(BanEvent::Failure, address, None);
     }
 
-    fn count(&self, event: BanEvent, address: IpAddr, id: Option<&str>) -> bool {
+    /// By `id`, or else by the address. Clients of Unix sockets have no address of their own: one would ban all.
+    fn count(&self, event: BanEvent, address: PeerAddress, id: Option<&str>) -> bool {
         let now = Instant::now();
         let mut is_rejected = false;
         for rule in self.rules.iter().filter(|rule| rule.limits.by_address == id.is_none()) {
-            if rule.excepts(address) {
+            if address.ip().is_some_and(|ip| rule.excepts(ip)) {
                 continue;
             }
-            let client = id.map_or_else(|| of_address(address), |id| keyed_digest(&[b"id", id.as_bytes()]));
+            let client = match (id, address.ip()) {
+                (Some(id), _) => keyed_digest(&[b"id", id.as_bytes()]),
+                (None, Some(ip)) => of_address(ip),
+                (None, None) => continue,
+            };
             let (is_banned, begins) = rule.clients.count(client, event, &rule.limits, now);
             is_rejected |= is_banned;
             if begins {
                 let duration = humantime::format_duration(rule.limits.duration).to_string();
                 let client_id = id.map(clip);
-                tracing::info!(listener = &*self.listener, %address, client_id = client_id.as_deref(), event = event.label(), duration, "client banned");
+                let address = address.host();
+                tracing::info!(
+                    listener = &*self.listener,
+                    address,
+                    client_id = client_id.as_deref(),
+                    event = event.label(),
+                    duration,
+                    "client banned"
+                );
             }
         }
         is_rejected
@@ -147,7 +161,6 @@ impl Bans {
 
 impl Rule {
     fn excepts(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
         self.except.iter().any(|net| net.0.contains(&address))
     }
 }
@@ -281,7 +294,7 @@ mod tests {
             except: Vec::new(),
         };
         let bans = Bans::new(&[rule(4), rule(4), rule(100)], "devices", &BanCounters::default());
-        let address = IpAddr::from([192, 0, 2, 1]);
+        let address = ([192, 0, 2, 1], 1).into();
         let rejected: Vec<bool> = (0..5).map(|_| bans.rejects_connect(address)).collect();
         assert_eq!(rejected, [false, false, false, false, true]);
     }

@@ -15,6 +15,7 @@ use super::addresses::host_of;
 use super::paced::{Paced, Tokens};
 use super::{Bucket, FairSlots};
 use crate::config::tables::{self, Rate};
+use crate::peer::PeerAddress;
 use crate::util::weak_map::WeakMap;
 
 /// Addresses whose rate is counted, about 50 bytes each: 5 MB.
@@ -96,8 +97,10 @@ impl ConnectionLimits {
     ///
     /// # Errors
     /// The name of the limit that it exceeds.
-    pub(crate) fn take(&self, address: IpAddr) -> Result<AddressPermit, &'static str> {
-        let address = host_of(address);
+    pub(crate) fn take(&self, address: PeerAddress) -> Result<AddressPermit, &'static str> {
+        // Clients of Unix sockets have no address of their own: the limit of one would be that of all.
+        let Some(ip) = address.ip() else { return Ok(AddressPermit::default()) };
+        let address = host_of(ip);
         if let Some(rate) = self.rate_per_address
             && !self.counts.rates.lock().try_take(address, rate, Instant::now())
         {
@@ -176,16 +179,20 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn take(limits: &ConnectionLimits, ip: IpAddr) -> Result<AddressPermit, &'static str> {
+        limits.take((ip, 1).into())
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_address_has_so_many_connections_and_gets_them_back() {
         let limits = limits(tables::ConnectionLimits { per_address: Some(2), ..Default::default() });
-        let mut held: Vec<_> = (0..2).map(|_| limits.take(ip("192.0.2.1")).unwrap()).collect();
-        assert_eq!(limits.take(ip("192.0.2.1")).unwrap_err(), "connections_per_address");
-        assert_eq!(limits.take(ip("::ffff:192.0.2.1")).unwrap_err(), "connections_per_address");
-        held.push(limits.take(ip("192.0.2.2")).unwrap());
-        held.push(limits.take(ip("2001:db8::1")).unwrap());
-        held.push(limits.take(ip("2001:db8::2")).unwrap());
-        assert!(limits.take(ip("2001:db8::3")).is_err(), "a /64 is one address");
+        let mut held: Vec<_> = (0..2).map(|_| take(&limits, ip("192.0.2.1")).unwrap()).collect();
+        assert_eq!(take(&limits, ip("192.0.2.1")).unwrap_err(), "connections_per_address");
+        assert_eq!(take(&limits, ip("::ffff:192.0.2.1")).unwrap_err(), "connections_per_address");
+        held.push(take(&limits, ip("192.0.2.2")).unwrap());
+        held.push(take(&limits, ip("2001:db8::1")).unwrap());
+        held.push(take(&limits, ip("2001:db8::2")).unwrap());
+        assert!(take(&limits, ip("2001:db8::3")).is_err(), "a /64 is one address");
         drop(held);
         assert!(limits.counts.open.lock().is_empty());
     }
@@ -198,23 +205,23 @@ mod tests {
             ConnectionLimits::new(limits, Duration::from_secs(4), "l", &counts)
         };
         let before = limits(None);
-        let held: Vec<_> = (0..3).map(|_| before.take(ip("192.0.2.1")).unwrap()).collect();
+        let held: Vec<_> = (0..3).map(|_| take(&before, ip("192.0.2.1")).unwrap()).collect();
         let after = limits(Some(3));
-        assert!(after.take(ip("192.0.2.1")).is_err());
+        assert!(take(&after, ip("192.0.2.1")).is_err());
         drop(held);
-        assert!(after.take(ip("192.0.2.1")).is_ok());
+        assert!(take(&after, ip("192.0.2.1")).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_rates_of_any_number_of_addresses_take_bounded_memory() {
         let limits = limits(tables::ConnectionLimits { rate_per_address: Some(rate(1, 1)), ..Default::default() });
         for number in 0..200_000_u32 {
-            let _ = limits.take(IpAddr::from(number.to_be_bytes()));
+            let _ = take(&limits, IpAddr::from(number.to_be_bytes()));
         }
         assert_eq!(limits.counts.rates.lock().by_address.len(), MAX_ADDRESSES);
-        assert!(limits.take(IpAddr::from(7_u32.to_be_bytes())).is_err());
+        assert!(take(&limits, IpAddr::from(7_u32.to_be_bytes())).is_err());
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(limits.take(ip("198.51.100.1")).is_ok() && limits.take(ip("198.51.100.1")).is_err());
+        assert!(take(&limits, ip("198.51.100.1")).is_ok() && take(&limits, ip("198.51.100.1")).is_err());
         assert_eq!(limits.counts.rates.lock().by_address.len(), 1, "the others are forgotten");
     }
 

@@ -4,15 +4,19 @@
 mod record_keys;
 mod record_layer;
 mod shortage;
+mod socket;
 mod stream;
 mod tcp;
 mod tls_stream;
+mod unix;
 mod write_deadline;
 
 pub(crate) use record_keys::TrafficSecrets;
 pub(crate) use record_layer::RecordLayer;
 pub(crate) use shortage::is_own_shortage;
-pub(crate) use stream::{Stream, discard_until_closed, left};
-pub(crate) use tcp::{Socket, acknowledge_at_once, bind, connect};
+pub(crate) use socket::Socket;
+pub(crate) use stream::{Stream, discard_until_closed};
+pub(crate) use tcp::{bind, connect};
 pub(crate) use tls_stream::{Leftovers, TlsStream};
+pub(crate) use unix::{BoundUnix, bind_unix, connect_unix, set_access};
 pub(crate) use write_deadline::WriteDeadline;

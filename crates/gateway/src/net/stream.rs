@@ -1,22 +1,20 @@
 //! Any transport as a byte stream.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
-use tokio::time::sleep;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use super::tcp::{Socket, acknowledge_at_once, detect_vanished_peer};
+use super::socket::Socket;
 use super::tls_stream::TlsStream;
 
 /// A connection to a client or a broker. An enum rather than a trait object, because the relay polls it twice per packet.
 #[derive(Debug)]
 pub(crate) enum Stream {
-    Tcp(Socket),
+    Plain(Socket),
     FromDevice(Box<TlsStream<Socket>>),
     #[cfg(feature = "psk")]
     FromPskDevice(Box<portcullis_psk::PskStream<Socket>>),
@@ -27,16 +25,11 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Waits until the peer has closed the connection, or its half of it. Bytes that it has sent before stay unread.
+    /// As [`Socket::left`].
     pub(crate) async fn left(&self) {
-        match self {
-            Self::Tcp(socket) => left(socket).await,
-            Self::FromDevice(stream) => left(stream.socket()).await,
-            #[cfg(feature = "psk")]
-            Self::FromPskDevice(stream) => left(stream.get_ref()).await,
-            Self::ToBroker(stream) => left(stream.get_ref().0).await,
-            #[cfg(feature = "embedded-broker")]
-            Self::Memory(_) => std::future::pending().await,
+        match self.socket() {
+            Some(socket) => socket.left().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -51,22 +44,35 @@ impl Stream {
 
     /// Ends the delay of acknowledgements that [`connect`](super::connect) may begin. Call it once the broker has been sent CONNECT.
     pub(crate) fn acknowledge_at_once(&self) {
-        self.to_broker().inspect(|socket| acknowledge_at_once(socket));
+        self.socket().inspect(|socket| socket.acknowledge_at_once());
     }
 
     /// Lets the kernel detect that a broker has vanished. Sockets of clients inherit this from their listener; for those to
     /// brokers it is set once the session lasts: until then, deadlines detect it, and it would cost four system calls.
     pub(crate) fn detect_vanished_broker(&self) {
-        // The listening socket has the same options, so that only a connection that is lost already can be without.
-        let _ = self.to_broker().map(|socket| detect_vanished_peer(&SockRef::from(socket)));
+        self.socket().inspect(|socket| socket.detect_vanished_peer());
     }
 
-    /// The socket of a connection to a broker; `None`: there is none.
-    fn to_broker(&self) -> Option<&Socket> {
-        if let Self::ToBroker(stream) = self {
-            return Some(stream.get_ref().0);
-        }
-        if let Self::Tcp(socket) = self { Some(socket) } else { None }
+    /// The address of this end; `None`: it is no IP address.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        self.socket()?.local_address()
+    }
+
+    /// The socket below all layers; `None`: the stream is in memory.
+    #[cfg_attr(
+        not(feature = "embedded-broker"),
+        expect(clippy::unnecessary_wraps, reason = "with the feature there is a stream without a socket")
+    )]
+    fn socket(&self) -> Option<&Socket> {
+        Some(match self {
+            Self::Plain(socket) => socket,
+            Self::FromDevice(stream) => stream.socket(),
+            #[cfg(feature = "psk")]
+            Self::FromPskDevice(stream) => stream.get_ref(),
+            Self::ToBroker(stream) => stream.get_ref().0,
+            #[cfg(feature = "embedded-broker")]
+            Self::Memory(_) => return None,
+        })
     }
 
     /// Lets the runtime of the caller wait for the socket, in place of the one in which it was opened.
@@ -75,15 +81,15 @@ impl Stream {
     /// The system has no resources left. The connection is closed then.
     pub(crate) fn attach(self) -> io::Result<Self> {
         Ok(match self {
-            Self::Tcp(socket) => Self::Tcp(attach(socket)?),
-            Self::FromDevice(stream) => Self::FromDevice(stream.try_map(attach)?),
+            Self::Plain(socket) => Self::Plain(socket.attach()?),
+            Self::FromDevice(stream) => Self::FromDevice(stream.try_map(Socket::attach)?),
             #[cfg(feature = "psk")]
             Self::FromPskDevice(mut stream) => {
-                attach_duplicate(stream.get_mut());
+                stream.get_mut().attach_duplicate();
                 Self::FromPskDevice(stream)
             }
             Self::ToBroker(mut stream) => {
-                attach_duplicate(stream.get_mut().0);
+                stream.get_mut().0.attach_duplicate();
                 Self::ToBroker(stream)
             }
             #[cfg(feature = "embedded-broker")]
@@ -92,31 +98,10 @@ impl Stream {
     }
 }
 
-/// As [`Stream::left`].
-pub(crate) async fn left(socket: &Socket) {
-    while !socket.ready(Interest::READABLE).await.is_ok_and(tokio::io::Ready::is_read_closed) {
-        // Bytes wait. What comes behind them shows only if one looks again.
-        sleep(LOOK_AGAIN).await;
-    }
-}
-
-fn attach(socket: Socket) -> io::Result<Socket> {
-    Socket::from_std(socket.into_std()?)
-}
-
-/// The same for a socket that cannot be taken out of the stream around it. Without a descriptor to spare it stays where it is,
-/// which only costs time.
-fn attach_duplicate(socket: &mut Socket) {
-    let duplicate = socket.as_fd().try_clone_to_owned();
-    if let Ok(duplicate) = duplicate.and_then(|duplicate| Socket::from_std(duplicate.into())) {
-        *socket = duplicate;
-    }
-}
-
 macro_rules! each {
     ($this:expr, $stream:ident => $body:expr) => {
         match $this.get_mut() {
-            Stream::Tcp($stream) => $body,
+            Stream::Plain($stream) => $body,
             Stream::FromDevice($stream) => $body,
             #[cfg(feature = "psk")]
             Stream::FromPskDevice($stream) => $body,
@@ -147,8 +132,6 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// How often it is looked for the end of a connection that has bytes to read.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The limits of bytes and time for data that a peer still sends after the end of the connection.
 const DISCARD_AT_MOST: usize = 64 << 10;
 const DISCARD_FOR: Duration = Duration::from_millis(500);

@@ -7,11 +7,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-/// An accepted connection below TLS. TLS and sessions name only this type.
-pub(crate) type Socket = TcpStream;
-
 /// The length of the kernel's accept queue. The kernel caps it at its own limit, `net.core.somaxconn`, which is the operator's.
-const BACKLOG: i32 = 65_535;
+pub(super) const BACKLOG: i32 = 65_535;
 /// A peer that vanished is detected after 60 s of silence, when it has not answered probes 15 s apart for the rest of
 /// [`USER_TIMEOUT`], which replaces a number of probes.
 const KEEPALIVE: TcpKeepalive =
@@ -64,10 +61,8 @@ pub(super) fn detect_vanished_peer(socket: &SockRef<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Acknowledges at once what was received, and what comes next. Call it where the gateway has nothing to send: a peer whose Nagle
-/// algorithm holds a packet back until the one before is acknowledged would wait for the delayed acknowledgement, 40 ms. So do
-/// clients with CONNECT after the handshake, and brokers with a message after CONNACK.
-pub(crate) fn acknowledge_at_once(socket: &Socket) {
+/// As [`Socket::acknowledge_at_once`](super::Socket::acknowledge_at_once).
+pub(super) fn acknowledge_at_once(socket: &TcpStream) {
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(socket).set_tcp_quickack(true);
 }

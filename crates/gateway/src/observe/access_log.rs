@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::info::SessionInfo;
 use super::line_queue::{LineQueue, LineWriter};
 use crate::outcome::{Outcome, Stage};
+use crate::peer::PeerAddress;
 
 /// The format of a line.
 pub use crate::config::tables::AccessLogFormat as Format;
@@ -98,7 +99,7 @@ fn combined(end: &End<'_>, now: DateTime<Local>) -> String {
     let result = write!(
         line,
         "{} [{}] {} {} {} {} {} {} {}",
-        info.address().ip().to_canonical(),
+        info.address().host(),
         local_time(now),
         info.protocol.label(),
         outcome.status(),
@@ -155,6 +156,12 @@ struct JsonLine<'a> {
     connection: u64,
     remote_addr: String,
     remote_port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_addr: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_cn: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_id: Option<&'a str>,
     listener: &'a str,
     protocol: &'a str,
     status: u16,
@@ -196,8 +203,11 @@ fn json(end: &End<'_>, now: DateTime<Local>) -> String {
     let line = JsonLine {
         time: now.to_rfc3339_opts(chrono::SecondsFormat::Millis, false),
         connection: info.id,
-        remote_addr: info.address().ip().to_canonical().to_string(),
+        remote_addr: info.address().host(),
         remote_port: info.address().port(),
+        peer_addr: info.balancer().map(PeerAddress::host),
+        proxy_cn: info.proxy().and_then(|proxy| proxy.cn.as_deref()),
+        proxy_id: info.proxy().and_then(|proxy| proxy.unique_id.as_deref()),
         listener: &info.listener,
         protocol: info.protocol.label(),
         status: outcome.status(),
@@ -234,7 +244,7 @@ mod tests {
     use chrono::TimeZone;
 
     fn info(client_id: &str) -> std::sync::Arc<SessionInfo> {
-        let info = SessionInfo::new(1, "devices".into(), Protocol::Tls, "192.0.2.7:49152".parse().unwrap());
+        let info = SessionInfo::new(1, "devices".into(), Protocol::Tls, ([192, 0, 2, 7], 49152).into());
         info.set_connect(client_id, None, portcullis_wire::Version::V5);
         info
     }
@@ -263,7 +273,7 @@ mod tests {
             let line = line(Format::Json, &End { info, outcome }, at());
             serde_json::from_str::<serde_json::Value>(&line).unwrap()["stage"].as_str().unwrap().to_owned()
         };
-        let info = SessionInfo::new(1, "devices".into(), Protocol::Tls, "192.0.2.7:49152".parse().unwrap());
+        let info = SessionInfo::new(1, "devices".into(), Protocol::Tls, ([192, 0, 2, 7], 49152).into());
         let drained = Outcome::Closed(CloseReason::Drained);
         assert_eq!(stage(&info, drained), "handshake");
         info.set_peer(&crate::peer::Peer::plain(info.address()));

@@ -123,7 +123,7 @@ impl Decisions {
     /// Logs that a rule, or a part of it, cannot be evaluated for a client, and what follows from it.
     pub(crate) fn log_failure(&self, rule: u32, why: &str, failure: Failure, facts: &Facts<'_>) {
         let client_id = facts.mqtt.client_id;
-        let Some(suppressed) = self.failures.permit(facts.peer.address.ip()) else { return };
+        let Some(suppressed) = self.failures.permit(facts.peer.address.share()) else { return };
         let (listener, policy) = (&*self.listener, &*self.policy);
         let client_id = if may_hold_token(client_id) { "***" } else { &clip(client_id) };
         let message = match failure {

@@ -1,7 +1,6 @@
 //! The record of one session. Enters: facts, each set once when it becomes known. Leaves: them, for the access log and the
 //! session index.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use portcullis_wire::Version;
 use super::rate_limit::{FairRateLimit, RateLimit};
 use crate::config::tables::Protocol;
 use crate::outcome::{CloseReason, Stage, Trace};
-use crate::peer::{Identity, Peer, TlsSession};
+use crate::peer::{Identity, Peer, PeerAddress, ProxyHeader, TlsSession};
 use crate::util::clip::{clip, may_hold_token};
 
 /// The record of one session.
@@ -26,8 +25,9 @@ pub struct SessionInfo {
     /// When the connection was accepted.
     pub opened: Instant,
     /// The address of the socket's peer.
-    socket: SocketAddr,
-    address: OnceLock<SocketAddr>,
+    socket: PeerAddress,
+    address: OnceLock<PeerAddress>,
+    proxy: OnceLock<Box<ProxyInfo>>,
     tls: OnceLock<Option<TlsInfo>>,
     connect: OnceLock<ConnectInfo>,
     authenticator: OnceLock<Arc<str>>,
@@ -45,6 +45,15 @@ pub struct SessionInfo {
     delayed: AtomicU64,
     /// Lines of the gateway's log about what was denied.
     denial_lines: RateLimit,
+}
+
+/// What a load balancer says of the client, as the access log writes it.
+#[derive(Debug)]
+pub struct ProxyInfo {
+    /// The common name of the client's certificate, which the balancer verified.
+    pub cn: Option<Box<str>>,
+    /// The balancer's name of the connection.
+    pub unique_id: Option<Box<str>>,
 }
 
 /// Set after the handshake.
@@ -104,7 +113,7 @@ pub struct UpstreamInfo {
 
 impl SessionInfo {
     /// The record of a connection that was just accepted from the address `socket`. `id` is unique in this process.
-    pub fn new(id: u64, listener: Arc<str>, protocol: Protocol, socket: SocketAddr) -> Arc<Self> {
+    pub fn new(id: u64, listener: Arc<str>, protocol: Protocol, socket: PeerAddress) -> Arc<Self> {
         Arc::new(Self {
             id,
             listener,
@@ -112,6 +121,7 @@ impl SessionInfo {
             opened: Instant::now(),
             socket,
             address: OnceLock::new(),
+            proxy: OnceLock::new(),
             tls: OnceLock::new(),
             connect: OnceLock::new(),
             authenticator: OnceLock::new(),
@@ -147,13 +157,23 @@ impl SessionInfo {
     }
 
     /// The address for logs: the client's, or that of the socket's peer while the client's is not known.
-    pub fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> PeerAddress {
         self.client_address().unwrap_or(self.socket)
     }
 
     /// The client's address; `None` before a preface has named it.
-    pub fn client_address(&self) -> Option<SocketAddr> {
+    pub fn client_address(&self) -> Option<PeerAddress> {
         self.address.get().copied()
+    }
+
+    /// The load balancer that named the client's address; `None`: there is none, or the connection is its own.
+    pub fn balancer(&self) -> Option<PeerAddress> {
+        (self.proxy.get().is_some() && self.client_address() != Some(self.socket)).then_some(self.socket)
+    }
+
+    /// What a load balancer says of the client.
+    pub fn proxy(&self) -> Option<&ProxyInfo> {
+        self.proxy.get().map(|proxy| &**proxy)
     }
 
     /// The client's TLS session; `None` before the end of the handshake and without TLS.
@@ -260,12 +280,17 @@ impl SessionInfo {
             of_all.suppress();
             return None;
         };
-        of_all.permit(self.address().ip()).map(|all| all.max(own))
+        of_all.permit(self.address().share()).map(|all| all.max(own))
     }
 
-    /// Sets the client's address from the preface.
-    pub(crate) fn set_address(&self, address: SocketAddr) {
+    /// Sets the client's address, and what a load balancer says of the client.
+    pub(crate) fn set_address(&self, address: PeerAddress, proxy: Option<&ProxyHeader>) {
         let _ = self.address.set(address);
+        if let Some(header) = proxy {
+            let cn = header.ssl.as_ref().and_then(|ssl| ssl.cn.as_deref()).map(for_logs);
+            let unique_id = header.unique_id.as_deref().map(for_logs);
+            let _ = self.proxy.set(Box::new(ProxyInfo { cn, unique_id }));
+        }
     }
 
     /// Sets the TLS session and the identity after the handshake; without TLS, records that there is none.

@@ -92,6 +92,10 @@ super::reasons! {
     AddressDenied = "session_address_denied", Relay, Gateway, 403,
         disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
         hint: None;
+    /// The load balancer that named the client's address is no longer in `from` of the listener's `proxy_protocol`.
+    BalancerUntrusted = "session_balancer_untrusted", Relay, Gateway, 403,
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
+        hint: Some("keep the network of a load balancer in `from` until it has no sessions");
     /// A packet of the client violates the protocol, or a limit that the broker's CONNACK sets. `detail` has the clause of the
     /// standard. The broker receives nothing of the packet.
     ProtocolViolation = "protocol_violation", Relay, Client, 400,

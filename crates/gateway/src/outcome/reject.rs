@@ -17,6 +17,20 @@ super::reasons! {
     AddressDenied = "address_denied", Accept, Client, 403,
         connack: None, is_failed_proof: false,
         hint: Some("if the client is yours, add its network to `allow` or remove it from `deny`");
+    /// A peer that is not in `from` of the listener's `proxy_protocol` connected, which requires to be, or sent a header of the
+    /// PROXY protocol.
+    ProxyHeaderUntrusted = "proxy_header_untrusted", Accept, Client, 403,
+        connack: None, is_failed_proof: false,
+        hint: Some("if it is your load balancer, add its network to `from`; clients that connect without it need `required = false`");
+    /// A load balancer sent no header of the PROXY protocol: other bytes, or none within `handshake_timeout`, without TLS
+    /// `connect_timeout`.
+    ProxyHeaderMissing = "proxy_header_missing", Accept, Client, 400,
+        connack: None, is_failed_proof: false,
+        hint: Some("turn it on in the load balancer: `proxy_protocol on` in NGINX, `send-proxy-v2` in HAProxy; its health checks also cause this");
+    /// The header of the PROXY protocol is malformed, not complete, or larger than 1,024 bytes.
+    ProxyHeaderInvalid = "proxy_header_invalid", Accept, Client, 400,
+        connack: None, is_failed_proof: false,
+        hint: Some("see `detail` for what is wrong with it, and compare with the load balancer's documentation");
     /// The client connected or failed more often than a `[[listener.ban]]` allows.
     Banned = "banned", Accept, Client, 403,
         connack: Some(Refusal::NotAuthorized), is_failed_proof: false,

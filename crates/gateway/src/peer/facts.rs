@@ -131,6 +131,11 @@ pub const ROOTS: &[Root] = &[
         presence: Some(|f| f.attributes.authenticator.is_some()),
     },
     Root { name: "tls", meaning: "`tls`", presence: None },
+    Root {
+        name: "proxy",
+        meaning: "header of the PROXY protocol (`proxy`)",
+        presence: Some(|f| f.peer.proxy.is_some()),
+    },
     Root { name: "mqtt", meaning: "`mqtt`", presence: None },
     Root { name: "conn", meaning: "`conn`", presence: None },
     Root { name: "now", meaning: "`now`", presence: None },
@@ -198,6 +203,10 @@ facts! {
     "tls.psk_identity": String optional proved ["tls.psk_identity"] = "identity of the pre-shared key", |f| Some(borrowed(&f.peer.psk()?.identity));
     "tls.key_name": String optional proved ["tls.key_name"] = "name of the raw public key in its file", |f| f.peer.raw_key()?.name.as_deref().map(borrowed);
     "tls.key_fingerprint": String optional proved ["tls.key_fingerprint"] = "SHA-256 of the raw public key, lower-case hex", |f| Some(owned(to_hex(f.peer.raw_key()?.fingerprint)));
+    "proxy.ssl.verified": Bool optional proved = "whether the load balancer has verified a certificate of the client; only with `certificate = true` in `proxy_protocol`, and if the balancer terminates TLS", |f| Some(FactValue::Bool(f.peer.proxy.as_ref()?.ssl.as_ref()?.verified));
+    "proxy.ssl.cn": String optional proved ["proxy.ssl_cn"] = "common name of that certificate; missing if it was not verified", |f| text(f.peer.proxy.as_ref()?.ssl.as_ref()?.cn.as_deref());
+    "proxy.authority": String optional = "host name that the client requested from the load balancer", |f| text(f.peer.proxy.as_ref()?.authority.as_deref());
+    "proxy.unique_id": String optional = "name of the connection at the load balancer", |f| text(f.peer.proxy.as_ref()?.unique_id.as_deref());
     "mqtt.client_id": String ["client_id"] = "client identifier", |f| Some(borrowed(f.mqtt.client_id));
     "mqtt.username": String optional ["username"] = "user name", |f| f.mqtt.username.map(borrowed);
     "mqtt.version": Int ["mqtt_version"] = "3, 4 (MQTT 3.1.1) or 5", |f| Some(FactValue::Int(i64::from(f.mqtt.version as u8)));
@@ -205,8 +214,9 @@ facts! {
     "mqtt.clean_start": Bool = "clean start (clean session before MQTT 5)", |f| Some(FactValue::Bool(f.mqtt.clean_start));
     "mqtt.user_properties": Map = "user properties of MQTT 5: each name has the list of its values", |f| Some(FactValue::UserProperties(&f.mqtt.properties));
     "mqtt.will.topic": String optional = "topic of the will", |f| f.mqtt.will.as_ref().map(|will| borrowed(will.topic));
-    "conn.remote_addr": String ["remote_addr"] = "address of the client", |f| Some(owned(f.peer.address.ip().to_canonical().to_string()));
-    "conn.remote_port": Int = "port of the client", |f| Some(FactValue::Int(i64::from(f.peer.address.port())));
+    "conn.remote_addr": String ["remote_addr"] = "address of the client; `unix:` on a Unix socket", |f| Some(owned(f.peer.address.host()));
+    "conn.remote_port": Int = "port of the client; 0 on a Unix socket", |f| Some(FactValue::Int(i64::from(f.peer.address.port())));
+    "conn.peer_addr": String = "address of the peer of the socket: the load balancer's, behind one that speaks the PROXY protocol", |f| Some(owned(f.peer.socket_address().host()));
     "conn.listener": String ["listener"] = "name of the listener", |f| Some(borrowed(f.listener));
     "now": Timestamp = "the time of the evaluation", |f| Some(FactValue::Time(f.now));
 }
@@ -214,7 +224,7 @@ facts! {
 impl Fact {
     /// Whether the client chooses its value: it is in what the client sends, and nothing proves it.
     pub fn is_chosen(&self) -> bool {
-        root_of(self.path) == "mqtt" || ["tls.sni", "tls.alpn"].contains(&self.path)
+        root_of(self.path) == "mqtt" || ["tls.sni", "tls.alpn", "proxy.authority"].contains(&self.path)
     }
 
     /// Its value for a client; `None`: the client lacks it.

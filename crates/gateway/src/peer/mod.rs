@@ -1,15 +1,17 @@
 //! The peer of a connection, below MQTT, as plain data: its address, the parameters that TLS negotiated, and its proved
 //! identity. Nothing here verifies anything: the code that creates a [`Peer`] has verified it.
 
+mod address;
 mod certificate;
 mod dn;
 mod facts;
+mod proxy;
 
-use std::net::SocketAddr;
-
+pub use address::PeerAddress;
 pub use certificate::{AlternativeNames, Certificate, Name};
 pub(crate) use dn::text_of;
 pub use facts::{AuthAttributes, FACTS, Fact, FactType, FactValue, Facts, ROOTS, Root, root_of};
+pub use proxy::{ProxyHeader, ProxySsl};
 
 /// SHA-256 of a certificate or of a public key.
 pub type Fingerprint = [u8; 32];
@@ -27,11 +29,13 @@ pub enum KeyFormat {
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// Its address.
-    pub address: SocketAddr,
+    pub address: PeerAddress,
     /// The TLS session; `None`: MQTT without TLS.
     pub tls: Option<TlsSession>,
     /// The identity that it proved.
     pub identity: Identity,
+    /// What a load balancer says of it; `None`: it is connected without one that speaks the PROXY protocol.
+    pub proxy: Option<Box<ProxyHeader>>,
 }
 
 /// Parameters of a TLS session.
@@ -83,8 +87,13 @@ pub struct Psk {
 
 impl Peer {
     /// A peer without TLS and without an identity.
-    pub const fn plain(address: SocketAddr) -> Self {
-        Self { address, tls: None, identity: Identity::None }
+    pub const fn plain(address: PeerAddress) -> Self {
+        Self { address, tls: None, identity: Identity::None, proxy: None }
+    }
+
+    /// The address of the socket's peer: the load balancer, if there is one.
+    pub fn socket_address(&self) -> PeerAddress {
+        self.proxy.as_ref().map_or(self.address, |header| header.balancer)
     }
 
     /// The certificate that it proved to own.

@@ -18,7 +18,7 @@ use crate::limits::PendingPermit;
 use crate::net::Stream;
 use crate::observe::Record;
 use crate::outcome::{Outcome, Reject, note_detail};
-use crate::peer::{AuthAttributes, Facts};
+use crate::peer::{AuthAttributes, Facts, Peer};
 use crate::policy::{ConnectScratch, WillRejection};
 use crate::relay::{DISCARD_WILL, Ending, SessionCodec};
 use crate::runtime::{Listener, Runtime};
@@ -173,7 +173,7 @@ pub(super) async fn negotiate(
         hold(pending, buffer.capacity() + rewritten.capacity()).map_err(|reject| rejected(reject.into()))?;
     }
 
-    let forwarded = forward(stream, &hash_key, &packets, &mut codec, session, listener, record).await;
+    let forwarded = forward((stream, peer), &hash_key, &packets, &mut codec, session, listener, record).await;
     let (dialed, answer, code) =
         forwarded.map_err(|Rejection { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
     Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec })
@@ -213,7 +213,7 @@ fn admit<'b>(
     let replacements = replacements.or_else(principal.client_id.clone(), principal.username.clone());
     let rewritten = replacements.apply(facts.mqtt);
     rewritten.check_client_id().map_err(Reject::from)?;
-    if listener.bans.rejects_client(record.info.address().ip(), rewritten.client_id) {
+    if listener.bans.rejects_client(record.info.address(), rewritten.client_id) {
         return Err(Reject::Banned.into());
     }
     // What is decided behind admission is decided by the client ID and user name that the broker sees.
@@ -248,7 +248,7 @@ fn admit<'b>(
 /// Connects to a broker and presents the client to it. Returns the connection, what the broker has sent, and the code if
 /// that is a CONNACK.
 async fn forward(
-    client: &Stream,
+    (client, peer): (&Stream, &Peer),
     hash_key: &str,
     packets: &[u8],
     codec: &mut SessionCodec,
@@ -256,7 +256,7 @@ async fn forward(
     listener: &Listener,
     record: &Record,
 ) -> Result<(Dialed, Vec<u8>, Option<u8>), Rejection> {
-    let mut dialed = listener.upstream.dial(hash_key.as_bytes(), client, record.info.address().ip()).await?;
+    let mut dialed = listener.upstream.dial(hash_key.as_bytes(), client, peer).await?;
     record.info.set_server(Arc::clone(&dialed.upstream), Arc::clone(&dialed.server));
     let mut has_sent = false;
     let answered = while_allowed(send_connect(&mut dialed.stream, packets, &mut has_sent), codec, session).await;
@@ -311,7 +311,7 @@ async fn identify(
     record: &mut Record,
 ) -> Result<Box<Principal>, Reject> {
     // The address may have been banned since this connection was accepted.
-    if listener.bans.is_banned(record.info.address().ip()) {
+    if listener.bans.is_banned(record.info.address()) {
         return Err(Reject::Banned);
     }
     if let Some(device) = device {
@@ -322,7 +322,7 @@ async fn identify(
         auth::authenticate(&listener.authenticators, facts, Attempt { connection: client, failed: &failed }).await;
     // Nor does a banned address learn the result of attempts that were in progress when the ban began: one of many
     // concurrent guesses may be right.
-    if listener.bans.is_banned(record.info.address().ip()) {
+    if listener.bans.is_banned(record.info.address()) {
         return Err(Reject::Banned);
     }
     let mut principal = authenticated?.unwrap_or_default();

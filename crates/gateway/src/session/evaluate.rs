@@ -47,6 +47,10 @@ fn evaluate_at(
     if client.address.is_some_and(|address| !listener.addresses.allows(address)) {
         return Err(CloseReason::AddressDenied);
     }
+    let is_trusted = |balancer| listener.proxy.as_ref().is_some_and(|proxy| proxy.trusts(balancer));
+    if client.balancer.is_some_and(|balancer| !is_trusted(balancer)) {
+        return Err(CloseReason::BalancerUntrusted);
+    }
     match client.from_tls {
         Proof::Pending => return Ok(()),
         Proof::Nothing => evaluate_tls(None, listener, now)?,

@@ -22,7 +22,7 @@ use crate::outcome::{CloseReason, Outcome, Reject, Trace, note_detail, noted, tr
 use crate::relay::{Ends, Relay, RelayThreads, Relayed};
 use crate::runtime::Listener;
 use crate::sessions::SessionGuard;
-use crate::tls::Secured;
+use crate::tls::{Secured, ServerTls};
 use crate::upstream::Lease;
 use crate::util::priority::yielding;
 
@@ -43,7 +43,7 @@ pub(crate) fn reject(accepted: Accepted, reject: Reject, listener: &Listener, sh
 
 fn info_of(accepted: &Accepted, listener: &Listener, shared: &Shared) -> Arc<SessionInfo> {
     let id = shared.state.sessions.next_id();
-    SessionInfo::new(id, Arc::clone(&listener.name), listener.protocol, accepted.address)
+    SessionInfo::new(id, Arc::clone(&listener.name), listener.protocol, accepted.peer)
 }
 
 /// Serves a connection until its session has lasted [`SETTLED_AFTER`] or longer, and then goes on elsewhere. `descriptors` is
@@ -176,7 +176,7 @@ async fn establish(
     shared: &Shared,
     record: &mut Record,
 ) -> Result<Established, Outcome> {
-    let Admission { arrived, permit, of_address, mut pending } = arrive(accepted, listener, shared, record)?;
+    let Admission { arrived, permit, of_address, mut pending } = arrive(accepted, listener, shared, record).await?;
     let (of_address, over_limit) = match of_address {
         Ok(permit) => (Some(permit), None),
         Err(limit) => {
@@ -196,8 +196,8 @@ async fn establish(
     match negotiate(&mut secured, over_limit, &mut pending, listener, session, shared, record).await {
         Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec }) => {
             record.info.set_connected();
-            if code == Some(0) {
-                shared.state.recent_clients.add(record.info.address().ip());
+            if let (Some(0), Some(ip)) = (code, record.info.address().ip()) {
+                shared.state.recent_clients.add(ip);
             }
             let ends = Ends {
                 client: secured.stream,
@@ -233,25 +233,35 @@ struct Admission {
 
 /// Finds out the client's address and applies what is known by it: what costs nothing is decided before any cryptography is
 /// paid for.
-fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Record) -> Result<Admission, Reject> {
-    let arrived = accepted.arrive();
-    let address = arrived.address.ip();
-    record.info.set_address(arrived.address);
+async fn arrive(
+    accepted: Accepted,
+    listener: &Listener,
+    shared: &Shared,
+    record: &Record,
+) -> Result<Admission, Reject> {
+    let take_permit = || listener.permits.take(listener.max_connections.value).ok_or(Reject::TooManyConnections);
+    // A connection that waits for its header is one already.
+    let waits = listener.proxy.as_ref().is_some_and(|proxy| proxy.trusts(accepted.peer));
+    let permit = waits.then(take_permit).transpose()?;
+    let patience = listener.tls.as_ref().map_or(listener.connect_timeout, ServerTls::handshake_timeout);
+    let arrived = accepted.arrive(listener.proxy.as_ref(), Instant::now() + patience).await?;
+    let address = arrived.address;
+    record.info.set_address(address, arrived.proxy());
     if !listener.addresses.allows(address) {
         return Err(Reject::AddressDenied);
     }
     if listener.bans.rejects_connect(address) {
         return Err(Reject::Banned);
     }
-    let permit = listener.permits.take(listener.max_connections.value).ok_or(Reject::TooManyConnections)?;
+    let permit = permit.map_or_else(take_permit, Ok)?;
     let of_listener = Fill { taken: listener.permits.taken(), max: listener.max_connections.value };
-    let is_known = shared.state.recent_clients.has(address);
-    let pending = shared.state.pending.take(address, is_known, [of_listener, shared.state.descriptors.fill()]);
+    let is_known = address.ip().is_some_and(|ip| shared.state.recent_clients.has(ip));
+    let pending = shared.state.pending.take(address.share(), is_known, [of_listener, shared.state.descriptors.fill()]);
     let of_address = listener.rates.take(address);
     let pending = pending.ok_or(Reject::TooManyPending)?;
     // Above the limit it accepts few, which are not for those that are rejected anyway.
     let memory = &shared.state.memory;
-    let has_memory = if of_address.is_ok() { memory.accepts(address, is_known) } else { !memory.is_over() };
+    let has_memory = if of_address.is_ok() { memory.accepts(address.share(), is_known) } else { !memory.is_over() };
     if !has_memory {
         return Err(Reject::MemoryLimit);
     }
@@ -262,7 +272,7 @@ fn arrive(accepted: Accepted, listener: &Listener, shared: &Shared, record: &Rec
 async fn wait_for_rate(arrived: &Arrived, listener: &Listener) -> Result<(), Reject> {
     tokio::select! {
         biased;
-        waited = listener.rates.wait(arrived.address.ip()) => waited.map_err(|limit| {
+        waited = listener.rates.wait(arrived.address.share()) => waited.map_err(|limit| {
             note_detail(limit);
             Reject::QuotaExceeded
         }),
@@ -279,16 +289,17 @@ async fn secure(
     session: &SessionGuard,
     record: &mut Record,
 ) -> Result<Secured, Reject> {
-    let mut secured = match arrived.secure(listener.tls.as_ref(), &listener.handshakes, pending).await {
-        Ok(secured) => secured,
-        Err(failed) => {
-            let reject = failed.reject;
-            record.decide(reject.into());
-            count_failure(reject, listener, record);
-            failed.close().await;
-            return Err(reject);
-        }
-    };
+    let mut secured =
+        match arrived.secure(listener.tls.as_ref(), listener.connect_timeout, &listener.handshakes, pending).await {
+            Ok(secured) => secured,
+            Err(failed) => {
+                let reject = failed.reject;
+                record.decide(reject.into());
+                count_failure(reject, listener, record);
+                failed.close().await;
+                return Err(reject);
+            }
+        };
     session.proved(secured.client.evidence.take());
     record.secured(&secured.client.peer);
     Ok(secured)

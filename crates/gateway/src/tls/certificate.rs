@@ -2,7 +2,6 @@
 //! the certificate chain or raw public key of the device. Not here: deadlines; the caller sets them.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
@@ -23,9 +22,9 @@ use super::verifier::{DeviceVerifier, note_error, reject};
 use crate::config::tables::{self, CipherPreference, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
 use crate::limits::{PendingPermit, TooManyBytes, TooManyHandshakes, Turn};
-use crate::net::{Socket, Stream, acknowledge_at_once};
+use crate::net::{Socket, Stream};
 use crate::outcome::{Reject, note_detail};
-use crate::peer::KeyFormat;
+use crate::peer::{KeyFormat, PeerAddress};
 use crate::pki::{Anchors, ChainVerifier};
 use crate::util::clock::WallClock;
 use crate::util::crypto::{provider, provider_preferring_aes128};
@@ -168,7 +167,7 @@ impl CertificateTls {
     pub(super) async fn accept(
         &self,
         socket: Socket,
-        address: SocketAddr,
+        address: PeerAddress,
         turn: &mut Turn,
         pending: &mut PendingPermit,
     ) -> Result<Secured, Failed> {
@@ -186,7 +185,7 @@ impl CertificateTls {
         let session = completed.state();
         if session.protocol_version() == Some(ProtocolVersion::TLSv1_3) && self.resumption.is_none() {
             // No ticket carries the acknowledgement.
-            acknowledge_at_once(completed.socket());
+            completed.socket().acknowledge_at_once();
         }
         let finished = Finished { session, sni: handshake.sni(), address };
         let identified = match device_key {

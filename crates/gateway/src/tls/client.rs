@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::keys::{KeySource, read_pair};
 use crate::config::tables::UpstreamTls;
 use crate::config::{Complaint, Diagnostics, Reported};
+use crate::net::Socket;
 use crate::trust::{Purpose, ServerVerifier, TrustAnchors};
 use crate::util::crypto::provider;
 
@@ -67,7 +67,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// The handshake failed, or the broker's certificate is not valid for the name.
-    pub(crate) async fn connect(&self, host: &str, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn connect(&self, host: &str, socket: Socket) -> io::Result<TlsStream<Socket>> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
             None => ServerName::try_from(host.to_owned()).map_err(io::Error::other)?,

@@ -1,8 +1,6 @@
 //! Who is at the other end of a finished handshake of rustls, whatever carried it. Enters: the state of the TLS connection.
 //! Leaves: the peer and its evidence, or a rejection. Not here: streams.
 
-use std::net::SocketAddr;
-
 use rustls::{CommonState, HandshakeKind, ProtocolVersion};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -12,7 +10,7 @@ use super::secured::{SecuredClient, or_registry_unavailable};
 use crate::devices::UsedCredential;
 use crate::evidence::Evidence;
 use crate::outcome::{Reject, note_certificate, note_detail, note_key};
-use crate::peer::{Certificate, Identity, KeyFormat, Peer, RawKey, TlsSession};
+use crate::peer::{Certificate, Identity, KeyFormat, Peer, PeerAddress, RawKey, TlsSession};
 use crate::pki::parse_verified;
 use crate::util::crypto::sha256;
 
@@ -21,7 +19,7 @@ pub(super) struct Finished<'a> {
     pub(super) session: &'a CommonState,
     /// The name that the client requested.
     pub(super) sni: Option<Box<str>>,
-    pub(super) address: SocketAddr,
+    pub(super) address: PeerAddress,
 }
 
 impl Finished<'_> {
@@ -105,6 +103,6 @@ impl Finished<'_> {
             alpn: self.session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
             resumed,
         };
-        Peer { address: self.address, tls: Some(tls), identity }
+        Peer { address: self.address, tls: Some(tls), identity, proxy: None }
     }
 }

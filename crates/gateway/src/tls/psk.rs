@@ -2,7 +2,6 @@
 //! an encrypted stream and the identity, or the reason the handshake failed. Not here: OpenSSL itself.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,9 +15,9 @@ use crate::devices::{Entry, Replica, SecretKey, UsedCredential};
 use crate::evidence::Evidence;
 use crate::files::read_entries;
 use crate::limits::Turn;
-use crate::net::{Socket, Stream, acknowledge_at_once};
+use crate::net::{Socket, Stream};
 use crate::outcome::{Reject, note_detail, note_key};
-use crate::peer::{self, Identity, Peer, TlsSession};
+use crate::peer::{self, Identity, Peer, PeerAddress, TlsSession};
 use crate::refresh::FromFiles;
 use crate::util::crypto::tag;
 
@@ -85,7 +84,7 @@ impl PskTls {
     pub(super) async fn accept(
         &self,
         socket: Socket,
-        address: SocketAddr,
+        address: PeerAddress,
         turn: &mut Turn,
         is_recent: bool,
     ) -> Result<Secured, Failed> {
@@ -100,7 +99,7 @@ impl PskTls {
             reject: self.0.lookup().or_registry_unavailable(reject(rejected.reason)),
             connection: rejected.stream.map(|stream| FailedConnection::Psk(Box::new(stream))),
         })?;
-        acknowledge_at_once(accepted.stream.get_mut());
+        accepted.stream.get_mut().acknowledge_at_once();
         let (tag, device) = accepted.owner;
         let evidence = match &device {
             Some(entry) => {
@@ -121,7 +120,7 @@ impl PskTls {
         };
         let identity = Identity::Psk(peer::Psk { identity: accepted.identity, tag });
         let stream = Stream::FromPskDevice(Box::new(accepted.stream));
-        let peer = Peer { address, tls: Some(session), identity };
+        let peer = Peer { address, tls: Some(session), identity, proxy: None };
         Ok(Secured { stream, client: SecuredClient { peer, evidence: Some(evidence), device } })
     }
 }

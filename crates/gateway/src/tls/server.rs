@@ -2,7 +2,6 @@
 //! Leaves: an encrypted stream and the device's verified identity, or the reason the handshake failed. Not here: admission
 //! rules or anything of MQTT.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use crate::evidence::Evidence;
 use crate::limits::{PendingPermit, Turn};
 use crate::net::Socket;
 use crate::outcome::CloseReason;
+use crate::peer::PeerAddress;
 use crate::pki::ChainVerifier;
 
 /// The TLS side of a listener.
@@ -69,7 +69,7 @@ impl ServerTls {
     pub(crate) async fn accept(
         &self,
         socket: Socket,
-        address: SocketAddr,
+        address: PeerAddress,
         turn: &mut Turn,
         pending: &mut PendingPermit,
     ) -> Result<Secured, Failed> {

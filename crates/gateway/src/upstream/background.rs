@@ -85,7 +85,7 @@ async fn run_check(upstream: Arc<Upstream>, endpoint: Arc<Endpoint>) {
 }
 
 async fn attempt(upstream: &Upstream, endpoint: &Endpoint) -> io::Result<()> {
-    let mut stream = upstream.connect(endpoint).await?;
+    let mut stream = upstream.connect_for_check(endpoint).await?;
     if upstream.check.settings.mode == HealthMode::Tcp {
         return stream.shutdown().await;
     }

@@ -3,7 +3,6 @@
 //! The hash ring is ketama's: 160 points per unit of weight, over resolved addresses. A server that is down stays on the
 //! ring. Only its keys move to other servers, and they return when it is up again.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -48,7 +47,7 @@ impl std::fmt::Debug for Balancer {
 impl Balancer {
     pub(super) fn new(balance: Balance, endpoints: Vec<Arc<Endpoint>>) -> Self {
         let primaries: Vec<usize> = (0..endpoints.len()).filter(|position| !endpoints[*position].backup).collect();
-        let bucket = |position: &usize| Bucket::new(ring_address(&endpoints[*position]), endpoints[*position].weight);
+        let bucket = |position: &usize| Bucket::new(endpoints[*position].target.on_ring(), endpoints[*position].weight);
         let ring = (balance == Balance::Hash && primaries.len() > 1)
             .then(|| Continuum::new(&primaries.iter().map(bucket).collect::<Vec<_>>()));
         let weights: usize = primaries.iter().map(|position| endpoints[*position].weight as usize).sum();
@@ -107,7 +106,7 @@ impl Balancer {
         let mut order = Vec::with_capacity(self.primaries.len());
         // Bounded, because the iterator is endless and two addresses may share all their points.
         for address in self.ring.iter().flat_map(|ring| ring.node_iter(key).take(self.points)) {
-            let of_address = |position: &&usize| ring_address(&self.endpoints[**position]) == *address;
+            let of_address = |position: &&usize| self.endpoints[**position].target.on_ring() == *address;
             if let Some(position) = self.primaries.iter().find(of_address)
                 && !order.contains(position)
             {
@@ -195,11 +194,6 @@ impl Balancer {
         order.rotate_left(by % self.primaries.len());
         order
     }
-}
-
-/// The address of an endpoint on the ring. The embedded broker has none; there is at most one.
-fn ring_address(endpoint: &Endpoint) -> SocketAddr {
-    endpoint.address.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into())
 }
 
 /// Indexes repeated by their weights and evenly mixed, by NGINX's smooth weighted round robin: in each step every endpoint

@@ -3,18 +3,20 @@
 
 use std::fmt::{Display, Write as _};
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use super::balance::Choice;
-use super::endpoint::{Endpoint, Lease};
+use super::endpoint::{Endpoint, Lease, Target};
 use super::pool::Upstream;
-use crate::net::{self, Stream, is_own_shortage};
+use super::proxy_header;
+use crate::net::{self, Socket, Stream, is_own_shortage};
 use crate::outcome::{RAISE_OPEN_FILES, Reject, note_detail};
+use crate::peer::Peer;
 
 /// The limit of what is noted about servers that were tried, in bytes.
 const MAX_DETAILS: usize = 512;
@@ -35,13 +37,14 @@ pub(crate) struct Dialed {
 }
 
 impl Upstream {
-    /// Connects to the first server, in the order of the balancing method, that accepts the connection. `client` and its
-    /// address: whose turn is waited for, if there are more than `max_connect_rate`. A client that leaves meanwhile takes none:
-    /// its CONNECT would end a session that it has opened since.
+    /// Connects to the first server, in the order of the balancing method, that accepts the connection. `client` and
+    /// `peer`: whose turn is waited for, if there are more than `max_connect_rate`, and whom the header of the PROXY protocol
+    /// describes. A client that leaves meanwhile takes no turn: its CONNECT would end a session that it has opened since.
     ///
     /// # Errors
     /// [`Reject::UpstreamUnreachable`], [`Reject::UpstreamFull`], [`Reject::GatewayExhausted`] or [`Reject::ClientLeft`].
-    pub(crate) async fn dial(&self, key: &[u8], client: &Stream, address: IpAddr) -> Result<Dialed, Reject> {
+    pub(crate) async fn dial(&self, key: &[u8], client: &Stream, peer: &Peer) -> Result<Dialed, Reject> {
+        let preface = self.proxy_protocol.map(|version| proxy_header::of_client(version, peer, client.local_address()));
         let deadline = Instant::now() + self.connect_timeout * MAX_CONNECT_TIMEOUTS;
         let (mut is_full, mut is_exhausted) = (false, false);
         // Of each server: the access log shows all.
@@ -65,7 +68,7 @@ impl Upstream {
             }
             if let Some(rate) = self.max_connect_rate {
                 let until = deadline.min(Instant::now() + self.connect_timeout);
-                let turn = endpoint.may_connect(rate, address, until);
+                let turn = endpoint.may_connect(rate, peer.address.share(), until);
                 if !client.unless_left(turn).await.ok_or(Reject::ClientLeft)? {
                     note(&endpoint, &"max_connect_rate");
                     is_full = true;
@@ -80,7 +83,7 @@ impl Upstream {
             };
             let health = &endpoint.state.health;
             let until = deadline.min(Instant::now() + self.connect_timeout);
-            let error = match tokio::time::timeout_at(until, self.connect(&endpoint)).await {
+            let error = match tokio::time::timeout_at(until, self.connect(&endpoint, preface.as_deref())).await {
                 Ok(Ok(stream)) => {
                     health.succeeded(Instant::now());
                     endpoint.state.metrics.connected.inc();
@@ -124,12 +127,23 @@ impl Upstream {
         })
     }
 
-    /// Opens a connection to one server; the caller sets the deadline.
-    pub(super) async fn connect(&self, endpoint: &Endpoint) -> io::Result<Stream> {
-        let Some(address) = endpoint.address else { return embedded() };
-        let socket = net::connect(address, self.tls.is_none()).await?;
+    /// Opens a connection for a health check; the caller sets the deadline.
+    pub(super) async fn connect_for_check(&self, endpoint: &Endpoint) -> io::Result<Stream> {
+        self.connect(endpoint, self.proxy_protocol.map(proxy_header::of_gateway).as_deref()).await
+    }
+
+    /// Opens a connection to one server; the caller sets the deadline. `preface` is sent before TLS.
+    async fn connect(&self, endpoint: &Endpoint, preface: Option<&[u8]>) -> io::Result<Stream> {
+        let mut socket = match &endpoint.target {
+            Target::Embedded => return embedded(),
+            Target::Ip(address) => Socket::Tcp(net::connect(*address, self.tls.is_none()).await?),
+            Target::Unix(path) => Socket::Unix(net::connect_unix(path).await?),
+        };
+        if let Some(preface) = preface {
+            socket.write_all(preface).await?;
+        }
         match &self.tls {
-            None => Ok(Stream::Tcp(socket)),
+            None => Ok(Stream::Plain(socket)),
             Some(tls) => Ok(Stream::ToBroker(Box::new(tls.connect(&endpoint.host, socket).await?))),
         }
     }

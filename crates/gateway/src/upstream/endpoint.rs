@@ -1,7 +1,8 @@
 //! One address of a server: its sessions, health and metrics.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -10,12 +11,41 @@ use super::health::Health;
 use crate::config::tables::{Rate, Server, Service};
 use crate::limits::{FairSlots, Paced, Permit, Permits, Tokens};
 use crate::observe::ServerMetrics;
+use crate::util::crypto::sha256;
 
 /// The limit of sessions that wait for one server, a quarter of them of one network.
 const MAX_WAITING: usize = 100_000;
 
-/// An address of a server: label, host and socket address.
-pub(super) type Resolved = (Arc<str>, Arc<str>, Option<SocketAddr>);
+/// An address of a server: label, host and target.
+pub(super) type Resolved = (Arc<str>, Arc<str>, Target);
+
+/// What a connection is opened to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// The embedded broker.
+    Embedded,
+    /// An IP address and port.
+    Ip(SocketAddr),
+    /// A Unix socket.
+    Unix(Arc<Path>),
+}
+
+impl Target {
+    /// The address on the hash ring, which takes IP addresses only. Gateways with the same paths have the same ring.
+    pub(super) fn on_ring(&self) -> SocketAddr {
+        match self {
+            // There is at most one.
+            Self::Embedded => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            Self::Ip(address) => *address,
+            Self::Unix(path) => {
+                let digest = sha256(path.as_os_str().as_encoded_bytes());
+                let (ip, _) = digest.split_first_chunk().expect("SHA-256 is longer than an address");
+                // No server has a port 0.
+                (Ipv6Addr::from_octets(*ip), 0).into()
+            }
+        }
+    }
+}
 
 /// One address of a server.
 #[derive(Debug)]
@@ -24,8 +54,7 @@ pub(super) struct Endpoint {
     pub(super) label: Arc<str>,
     /// The name that its certificate has to be valid for.
     pub(super) host: Arc<str>,
-    /// `None`: the embedded broker.
-    pub(super) address: Option<SocketAddr>,
+    pub(super) target: Target,
     pub(super) weight: u32,
     max_connections: u32,
     pub(super) backup: bool,
@@ -68,11 +97,11 @@ impl EndpointState {
 
 impl Endpoint {
     /// An address that a configured server resolves to.
-    pub(super) fn new(server: &Server, (label, host, address): Resolved, state: Arc<EndpointState>) -> Arc<Self> {
+    pub(super) fn new(server: &Server, (label, host, target): Resolved, state: Arc<EndpointState>) -> Arc<Self> {
         Arc::new(Self {
             label,
             host,
-            address,
+            target,
             weight: server.weight,
             max_connections: server.max_connections.map_or(u32::MAX, NonZeroU32::get),
             backup: server.backup,
@@ -119,7 +148,7 @@ impl Endpoint {
         Arc::new(Self {
             label: address.to_string().into(),
             host: address.ip().to_string().into(),
-            address: Some(address),
+            target: Target::Ip(address),
             weight,
             max_connections: u32::MAX,
             backup,

@@ -9,6 +9,7 @@ mod embedded;
 mod endpoint;
 mod health;
 mod pool;
+mod proxy_header;
 
 pub(crate) use background::start;
 pub(crate) use dial::Dialed;

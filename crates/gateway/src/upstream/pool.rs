@@ -13,9 +13,11 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::balance::{Balancer, Choice};
-use super::endpoint::{Endpoint, EndpointState, Resolved};
+use super::endpoint::{Endpoint, EndpointState, Resolved, Target};
 use super::health::Check;
-use crate::config::tables::{self, Balance, PassiveHealth, Rate, Server, ServerAddress as Address, Service};
+use crate::config::tables::{
+    self, Balance, PassiveHealth, ProxyVersion, Rate, Server, ServerAddress as Address, Service,
+};
 use crate::config::{Diagnostics, Reported};
 use crate::expr::Expression;
 use crate::observe::{Observer, RateLimit};
@@ -38,6 +40,7 @@ pub(crate) struct Upstream {
     pub(super) max_connect_rate: Option<Rate>,
     pub(super) check: Check,
     limits: PassiveHealth,
+    pub(super) proxy_protocol: Option<ProxyVersion>,
     pub(super) tls: Option<ClientTls>,
     endpoints: ArcSwap<Balancer>,
     /// The state of every address with a session or in `endpoints`, so that an address that leaves DNS and returns keeps its
@@ -67,6 +70,7 @@ impl Upstream {
             max_connect_rate: settings.max_connect_rate,
             check: Check::new(settings.health),
             limits: settings.passive,
+            proxy_protocol: settings.proxy_protocol,
             tls,
             endpoints: ArcSwap::default(),
             states: Mutex::default(),
@@ -83,7 +87,7 @@ impl Upstream {
     }
 
     /// The number of addresses and ports of its servers that take sessions. `None`: names resolve to any number of them, the embedded
-    /// broker has none, and servers with `max_connections` have another limit.
+    /// broker and Unix sockets have none, and servers with `max_connections` have another limit.
     pub(crate) fn address_count(&self) -> Option<u64> {
         let address = |server: &Server| match &server.address {
             Address::Socket(address) if server.max_connections.is_none() => Some(*address),
@@ -212,9 +216,13 @@ impl Upstream {
     /// The addresses of a server. A name that cannot be resolved keeps its previous addresses.
     async fn addresses(&self, server: &Server, known: Option<&Balancer>, deadline: Instant) -> Vec<Resolved> {
         let (name, port) = match &server.address {
-            Address::Embedded => return vec![("embedded".into(), "embedded".into(), None)],
+            Address::Embedded => return vec![("embedded".into(), "embedded".into(), Target::Embedded)],
             Address::Socket(address) => {
-                return vec![(address.to_string().into(), address.ip().to_string().into(), Some(*address))];
+                return vec![(address.to_string().into(), address.ip().to_string().into(), Target::Ip(*address))];
+            }
+            Address::Unix(path) => {
+                let label: Arc<str> = format!("unix:{}", path.display()).into();
+                return vec![(Arc::clone(&label), label, Target::Unix(Arc::clone(path)))];
             }
             Address::Name(name, port) => (name, *port),
         };
@@ -224,12 +232,12 @@ impl Upstream {
         let found: Vec<SocketAddr> = found.map_or_else(|_| Vec::new(), Iterator::collect);
         if found.is_empty() {
             let of_name = |endpoint: &&Arc<Endpoint>| {
-                endpoint.host == *name && endpoint.address.is_some_and(|address| address.port() == port)
+                endpoint.host == *name && matches!(endpoint.target, Target::Ip(address) if address.port() == port)
             };
             let known = known.iter().flat_map(|known| known.all()).filter(of_name);
-            return known.map(|known| (Arc::clone(&known.label), Arc::clone(name), known.address)).collect();
+            return known.map(|known| (Arc::clone(&known.label), Arc::clone(name), known.target.clone())).collect();
         }
-        found.into_iter().map(|address| (address.to_string().into(), Arc::clone(name), Some(address))).collect()
+        found.into_iter().map(|address| (address.to_string().into(), Arc::clone(name), Target::Ip(address))).collect()
     }
 
     /// Logs that a name can no longer be resolved, or that it can again: once, since lookups are repeated every second.
@@ -261,7 +269,8 @@ mod tests {
 
     /// Sets the endpoints as if the only server's name had resolved to these addresses.
     fn resolved(addresses: &[&str]) -> Vec<Vec<Resolved>> {
-        let resolved = |address: &&str| ((*address).into(), "broker.invalid".into(), Some(address.parse().unwrap()));
+        let resolved =
+            |address: &&str| ((*address).into(), "broker.invalid".into(), Target::Ip(address.parse().unwrap()));
         vec![addresses.iter().map(resolved).collect()]
     }
 

@@ -1,24 +1,23 @@
 //! Whether `allow` and `deny` leave any address that may connect.
 
-use std::net::SocketAddr;
-
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::super::diagnostics::{Complaint, Diagnostics};
-use super::super::tables::Listener;
+use super::super::tables::{Bind, Listener};
+use super::super::values::Origin;
 
 /// Warns of a listener whose address rules reject everybody.
 pub(super) fn run(listener: &Listener, diagnostics: &mut Diagnostics) {
-    let rules: Vec<_> = (listener.deny.iter().map(|cidr| (cidr.0, false)))
-        .chain(listener.allow.iter().map(|cidr| (cidr.0, true)))
-        .collect();
+    let networks = |list: &[Origin]| list.iter().filter_map(Origin::network).collect::<Vec<_>>();
+    let (allow, deny) = (networks(&listener.allow), networks(&listener.deny));
+    let rules: Vec<_> = (deny.iter().map(|net| (*net, false))).chain(allow.iter().map(|net| (*net, true))).collect();
     // A socket of IPv6 accepts no IPv4.
-    let all = listener.bind.iter().map(|bind| match bind {
-        SocketAddr::V4(_) => IpNet::from(Ipv4Net::default()),
-        SocketAddr::V6(_) => Ipv6Net::default().into(),
-    });
-    let all: Vec<_> = all.collect();
-    if !all.into_iter().any(|net| admits(net, &rules, listener.allow.is_empty())) {
+    let may_connect = |bind: &Bind| match bind {
+        Bind::Ip(address) if address.is_ipv4() => admits(Ipv4Net::default().into(), &rules, listener.allow.is_empty()),
+        Bind::Ip(_) => admits(Ipv6Net::default().into(), &rules, listener.allow.is_empty()),
+        Bind::Unix(_) => Origin::unix_is_allowed(&listener.allow, &listener.deny),
+    };
+    if !listener.bind.iter().any(may_connect) {
         let complaint = Complaint::new("`allow` and `deny` leave no address that may connect to this listener");
         diagnostics
             .warning(&listener.table, complaint.hint("of two networks with the same address, the smaller one decides"));

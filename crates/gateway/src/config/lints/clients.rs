@@ -2,8 +2,8 @@
 //! certificate or key. Finds kinds that get in without any proof, under a name that they did not prove, or not at all.
 
 use super::super::diagnostics::{Complaint, Diagnostics, Reported};
-use super::super::tables::{Authenticator, BanKey, Listener, Method, Password, Settings, TlsMode};
-use super::super::values::{Cidr, Located, Setting};
+use super::super::tables::{Authenticator, BanKey, Bind, Listener, Method, Password, Settings, TlsMode};
+use super::super::values::{Located, Origin, Setting};
 use crate::expr::{ClientKind, Expression};
 use crate::peer::{FACTS, root_of};
 use crate::util::suggest::suggest;
@@ -121,6 +121,7 @@ impl<'a> Clients<'a> {
                     || matches!(self.method(), Some(Method::Registry(_)))
             }
             "auth" => self.authenticator.is_some(),
+            "proxy" => self.listener.proxy_protocol.is_some(),
             _ => true,
         }
     }
@@ -132,6 +133,7 @@ impl<'a> Clients<'a> {
             "tls" => {
                 matches!(self.proof, Proof::RawKey(_)) && FACTS.iter().any(|fact| fact.path == path && fact.proved)
             }
+            "proxy" => path.starts_with(PROXY_SSL) && trusts_balancer(self.listener),
             // Passwords prove user names; a service is given both.
             "mqtt" => path == USERNAME && matches!(self.method(), Some(Method::PasswordFile(_) | Method::Http(_))),
             _ => false,
@@ -140,12 +142,18 @@ impl<'a> Clients<'a> {
 
     /// Calls `test` with what expressions can know of these clients. `bound`: facts that `require` binds.
     fn with<T>(&self, bound: &[&str], test: impl FnOnce(&ClientKind<'_>) -> T) -> T {
+        self.with_certificate(trusts_balancer(self.listener), bound, test)
+    }
+
+    /// The same for those with a certificate that a load balancer has looked at, or without.
+    fn with_certificate<T>(&self, at_balancer: bool, bound: &[&str], test: impl FnOnce(&ClientKind<'_>) -> T) -> T {
         let (has_root, is_proved) =
             (|root: &str| self.has_root(root), |path: &str| bound.contains(&path) || self.is_proved(path));
         let has_fact = |path: &str| match path {
             "tls.psk_identity" => matches!(self.proof, Proof::Psk(_)),
             "tls.key_name" => self.proof == Proof::RawKey(Source::File),
             "tls.key_fingerprint" => matches!(self.proof, Proof::RawKey(_)),
+            _ if path.starts_with(PROXY_SSL) => at_balancer,
             _ => root_of(path) != "tls" || self.listener.tls.is_some(),
         };
         let kind = |authenticator: &'a Authenticator| (authenticator.name.as_str(), authenticator.method.kind());
@@ -196,8 +204,23 @@ impl<'a> Clients<'a> {
     }
 
     fn is_authenticated(&self) -> bool {
-        self.proof != Proof::None || self.authenticator.is_some()
+        self.proof != Proof::None || self.authenticator.is_some() || self.needs_certificate_at_balancer()
     }
+
+    /// Whether `require` rejects clients without a certificate that a load balancer has verified.
+    fn needs_certificate_at_balancer(&self) -> bool {
+        let rejects =
+            |rule: &Setting<Expression>| self.with_certificate(false, &[], |client| rule.value.rejects_all(client));
+        trusts_balancer(self.listener) && self.listener.require.iter().any(rejects)
+    }
+}
+
+/// Facts of a certificate that a load balancer has verified.
+const PROXY_SSL: &str = "proxy.ssl.";
+
+/// Whether what a load balancer says of the client's certificate counts.
+fn trusts_balancer(listener: &Listener) -> bool {
+    listener.proxy_protocol.as_ref().is_some_and(|proxy| proxy.certificate)
 }
 
 /// All expressions that every client has to pass. `hash_key`: that of the upstream.
@@ -341,13 +364,18 @@ fn report_closed(all: &[Clients<'_>], diagnostics: &mut Diagnostics) {
 fn report_unauthenticated(listener: &Listener, admitted: &[&Clients<'_>], diagnostics: &mut Diagnostics) {
     let open: Vec<_> = admitted.iter().filter(|clients| !clients.is_authenticated()).collect();
     // Programs on this machine are told apart by nothing anyway.
-    let is_local = !listener.allow.is_empty() && listener.allow.iter().all(Cidr::is_loopback);
+    let is_local = (!listener.allow.is_empty() && listener.allow.iter().all(Origin::is_local))
+        || listener.bind.iter().all(|bind| matches!(bind, Bind::Unix(_)));
     if open.is_empty() || is_local {
         return;
     }
     if open.len() == admitted.len() {
         let complaint = Complaint::new("this listener does not authenticate clients");
-        let hint = "set `client_ca` in [listener.tls], or `authenticate`";
+        let hint = if trusts_balancer(listener) {
+            "[listener.admit] require = [\"proxy.ssl.verified\"], or set `authenticate`"
+        } else {
+            "set `client_ca` in [listener.tls], or `authenticate`"
+        };
         diagnostics.warning(&listener.table, complaint.hint(hint));
     } else {
         let message = "client certificates are optional, and clients without one are not authenticated";
@@ -381,7 +409,7 @@ fn report_unbound_client_id(
     let Some(first) = unbound.first() else { return };
     let what = match (first.authenticator, first.proof) {
         (Some(_), _) => "user, token or device",
-        (None, Proof::Certificate) => "certificate",
+        (None, Proof::Certificate | Proof::None) => "certificate",
         (None, _) => "key",
     };
     let mut message =
@@ -469,6 +497,7 @@ fn authenticated_names(listener: &Listener, settings: &Settings) -> Vec<&'static
         }
         None => {}
     }
+    names.extend(trusts_balancer(listener).then_some("proxy.ssl.cn"));
     // A user name that a password proves matters only if nothing else identifies the client.
     if names.len() > 1 {
         names.retain(|name| *name != "mqtt.username");
@@ -487,6 +516,8 @@ pub(super) fn how_to_have(root: &str) -> &'static str {
         "device" => "clients are devices if `authenticate` names an authenticator of the kind `registry`",
         "tls.psk_identity" => "clients have a pre-shared key if there is [listener.tls.psk]",
         "tls.key_name" | "tls.key_fingerprint" => "clients have raw public keys if there is [listener.tls.raw_keys]",
+        "proxy" => "load balancers say it if the listener has `proxy_protocol`",
+        fact if fact.starts_with(PROXY_SSL) => "load balancers say it if `proxy_protocol` has `certificate = true`",
         fact if root_of(fact) == "tls" => "protocol = \"tls\"",
         _ => "set `authenticate`",
     }

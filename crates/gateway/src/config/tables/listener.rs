@@ -1,7 +1,6 @@
 //! `[[listener]]`.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -10,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
-use super::super::values::{ByteSize, Cidr, Location, OneOrMany, Setting, Timeout};
+use super::super::values::{ByteSize, Location, OneOrMany, Origin, Setting, Timeout};
 use super::ban::{BanRule, BanTable};
+use super::bind::Bind;
 use super::connect::{AdmitTable, Connect, ConnectTable};
 use super::limits::{Limits, LimitsTable};
+use super::proxy_protocol::{self, ProxyProtocol, ProxyProtocolTable};
 use super::tls::{Tls, TlsTable};
 use super::topics::PublishTable;
 use super::{Named, Names, ban, check_known, compile, connect, limits, nonzero, tls, topics};
@@ -34,18 +35,22 @@ pub(in crate::config) struct ListenerTable {
     /// Name of the listener. Appears in logs and metrics; must be unique.
     name: Option<Setting<String>>,
     /// Address and port to listen on (`0.0.0.0:8883`), or a list of them. Port 0 picks a free port and logs it. `[::]`
-    /// accepts IPv6 only: add `0.0.0.0` for IPv4.
+    /// accepts IPv6 only: add `0.0.0.0` for IPv4. `unix:/run/portcullis/mqtt.sock` is a Unix socket; append
+    /// `?mode=0660&owner=portcullis&group=mqtt` to say who may connect, which is by default the gateway's user and group.
     bind: Option<Setting<OneOrMany<String>>>,
     /// `tls` (MQTT over TLS) or `tcp` (MQTT in the clear).
     protocol: Protocol,
     /// Name of the `[[upstream]]` that receives the sessions.
     upstream: Option<Setting<String>>,
-    /// Networks that may connect: `10.0.0.0/8`, or one address. The most specific match of `allow` and `deny` decides;
+    /// Load balancers in front of the listener that send the client's address: `{ from = ["10.0.0.0/8"] }`. Default: none, and
+    /// a header of the PROXY protocol is an error of the client.
+    proxy_protocol: Option<Setting<ProxyProtocolTable>>,
+    /// Networks that may connect: `10.0.0.0/8`, one address, or `unix` for clients of Unix sockets. The most specific match of `allow` and `deny` decides;
     /// `deny` wins between equals. If `allow` is set, the gateway rejects addresses that match neither list. Default:
     /// every address may connect.
-    allow: Vec<Cidr>,
+    allow: Vec<Origin>,
     /// Networks that may not connect.
-    deny: Vec<Cidr>,
+    deny: Vec<Origin>,
     /// Time for the whole CONNECT packet to arrive, from the end of the TLS handshake (from accept with `protocol =
     /// "tcp"`).
     connect_timeout: Timeout,
@@ -89,6 +94,7 @@ impl Default for ListenerTable {
             bind: None,
             protocol: Protocol::Tls,
             upstream: None,
+            proxy_protocol: None,
             allow: Vec::new(),
             deny: Vec::new(),
             connect_timeout: Timeout(Duration::from_secs(10)),
@@ -156,13 +162,15 @@ pub struct Listener {
     /// What clients speak below MQTT.
     pub protocol: Protocol,
     /// Addresses to listen on.
-    pub bind: Vec<SocketAddr>,
+    pub bind: Vec<Bind>,
     /// The name of an upstream.
     pub upstream: String,
+    /// `None`: the PROXY protocol is not spoken.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Networks that may connect.
-    pub allow: Vec<Cidr>,
+    pub allow: Vec<Origin>,
     /// Networks that may not connect.
-    pub deny: Vec<Cidr>,
+    pub deny: Vec<Origin>,
     /// Time from the end of the handshake to the last byte of CONNECT.
     pub connect_timeout: Duration,
     /// Largest CONNECT packet in bytes, fixed header included.
@@ -199,7 +207,7 @@ pub struct Listener {
 pub(super) fn validate(
     table: &Setting<ListenerTable>,
     names: &Names,
-    bound: &mut HashSet<SocketAddr>,
+    bound: &mut HashSet<Bind>,
     document: &mut Document,
 ) -> Listener {
     // `names` has reported a missing name.
@@ -208,6 +216,7 @@ pub(super) fn validate(
     let upstream = document.require(table.upstream.as_ref(), table, "upstream", "the name of an [[upstream]]");
     let upstream =
         upstream.and_then(|upstream| check_known("upstream", upstream, &names.upstreams, document).map(|()| upstream));
+    let proxy = table.proxy_protocol.as_ref().and_then(|table| proxy_protocol::validate(table, document).ok());
     let tls = validate_tls(table, names, document);
     let connect = connect::validate(&table.connect, names, document);
     let required = table.admit.require.iter().map(|source| compile(Some(source), Wanted::Bool, document));
@@ -232,6 +241,7 @@ pub(super) fn validate(
         protocol: table.protocol,
         bind,
         upstream: upstream.map(|upstream| upstream.value.clone()).unwrap_or_default(),
+        proxy_protocol: proxy,
         allow: table.allow.clone(),
         deny: table.deny.clone(),
         connect_timeout: table.connect_timeout.0,
@@ -252,12 +262,6 @@ pub(super) fn validate(
     }
 }
 
-/// Whether two addresses cannot be bound at the same time. `[::]` has no IPv4 addresses.
-pub(super) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let is_same_ip = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port() && one.port() != 0 && one.is_ipv4() == other.is_ipv4() && is_same_ip
-}
-
 fn warn_of_repeated_bans(bans: &[BanRule], document: &mut Document) {
     for (index, rule) in bans.iter().enumerate() {
         if bans[..index].iter().any(|earlier| earlier.is_same(rule)) {
@@ -268,14 +272,14 @@ fn warn_of_repeated_bans(bans: &[BanRule], document: &mut Document) {
 
 fn validate_bind(
     table: &Setting<ListenerTable>,
-    bound: &mut HashSet<SocketAddr>,
+    bound: &mut HashSet<Bind>,
     document: &mut Document,
-) -> Result<Vec<SocketAddr>, Reported> {
+) -> Result<Vec<Bind>, Reported> {
     let bind = document.require(table.bind.as_ref(), table, "bind", "bind = \"0.0.0.0:8883\"")?;
     let mut addresses = Vec::new();
     for text in &bind.value.0 {
-        match text.parse::<SocketAddr>() {
-            Ok(address) => match bound.iter().find(|other| overlap(**other, address)) {
+        match Bind::parse(text, document) {
+            Ok(address) => match bound.iter().find(|other| other.overlaps(&address)) {
                 Some(other) => {
                     let message = format!("`{address}` is already bound by a listener");
                     let hint = format!("`{other}` includes it");
@@ -284,14 +288,12 @@ fn validate_bind(
                     document.diagnostics.error_in_list(bind, text, complaint);
                 }
                 None => {
-                    bound.insert(address);
+                    bound.insert(address.clone());
                     addresses.push(address);
                 }
             },
-            Err(_) => {
-                let complaint = Complaint::new(format!("`{text}` is not an address with a port"));
-                let hint = "for example \"0.0.0.0:8883\" or \"[::]:8883\"; a listener takes no host names";
-                document.diagnostics.error_in_list(bind, text, complaint.hint(hint));
+            Err(complaint) => {
+                document.diagnostics.error_in_list(bind, text, complaint);
             }
         }
     }

@@ -6,11 +6,13 @@
 
 mod authenticator;
 mod ban;
+mod bind;
 mod connect;
 mod identity;
 mod limits;
 mod listener;
 mod process;
+mod proxy_protocol;
 mod rates;
 mod tls;
 mod topics;
@@ -20,11 +22,13 @@ pub(super) use authenticator::registry_urls;
 pub use authenticator::{Authenticator, HttpService, JwksOrigin, Jwt, Method, PasswordFile, Registry};
 pub use authenticator::{TokenAlgorithm, TokenField};
 pub use ban::{BanEvent, BanKey, BanRule};
+pub use bind::{Bind, SocketAccess, UnixBind};
 pub use connect::{Connect, Password, Token};
 pub use identity::{Identity, OWN_CLAIMS};
 pub use limits::{ConnectionLimits, Limits, OnExceed, PacketLimits};
 pub use listener::{Listener, OnReject, Protocol};
-pub use process::{AccessLog, AccessLogFormat, AdminBind, LogFormat, Process};
+pub use process::{AccessLog, AccessLogFormat, LogFormat, Process};
+pub use proxy_protocol::ProxyProtocol;
 pub use rates::Rate;
 pub use tls::{
     CertificateFiles, CertificateTls, CipherPreference, ClientCertificates, Crl, CrlOrigin, Ocsp, OcspScope, OnFailure,
@@ -32,7 +36,9 @@ pub use tls::{
 };
 pub(crate) use topics::MAX_PATTERN_LEVELS;
 pub use topics::{Effect, OnDeny, PolicyMode, TopicPolicy, TopicRule};
-pub use upstream::{Balance, Health, HealthMode, PassiveHealth, Server, ServerAddress, Service, Upstream, UpstreamTls};
+pub use upstream::{
+    Balance, Health, HealthMode, PassiveHealth, ProxyVersion, Server, ServerAddress, Service, Upstream, UpstreamTls,
+};
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
@@ -87,7 +93,7 @@ pub struct Settings {
     /// The key that signs tokens for brokers.
     pub identity: Option<Identity>,
     /// `None`: no admin interface.
-    pub admin: Option<Setting<AdminBind>>,
+    pub admin: Option<Setting<Bind>>,
 }
 
 const EXAMPLE: &str =
@@ -123,10 +129,7 @@ pub(super) fn validate(model: &Model, document: &mut Document) -> Settings {
         admin: model.admin.as_ref().and_then(|table| process::validate_admin(table, document).ok()),
         access_log: model.access_log.as_ref().and_then(|table| process::validate_access_log(table, document).ok()),
     };
-    let is_taken = |admin: &Setting<AdminBind>| match admin.value {
-        AdminBind::Tcp(address) => bound.iter().any(|other| listener::overlap(*other, address)),
-        AdminBind::Unix(_) => false,
-    };
+    let is_taken = |admin: &Setting<Bind>| bound.iter().any(|other| other.overlaps(&admin.value));
     if let Some(admin) = settings.admin.take_if(|admin| is_taken(admin)) {
         document.error(&admin, "a listener is bound to this address");
     }

@@ -1,6 +1,5 @@
 //! `[runtime]`, `[access_log]` and `[admin]`.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
 use super::super::values::{ByteSize, Period, Setting};
+use super::bind::Bind;
 use crate::util::suggest::suggest;
 
 /// With less, the gateway would reject everybody.
@@ -101,7 +101,7 @@ pub enum AccessLogFormat {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Admin")]
 pub(in crate::config) struct AdminTable {
-    /// `address:port`, or `unix:PATH`. The interface has no authentication: use the loopback address or a Unix socket.
+    /// `address:port`, or `unix:PATH`, as `bind` of [[listener]]. The interface has no authentication: use the loopback address or a Unix socket.
     /// Takes effect after a restart.
     bind: Setting<String>,
 }
@@ -140,15 +140,6 @@ pub struct AccessLog {
     pub path: Setting<PathBuf>,
     /// The format of a line.
     pub format: AccessLogFormat,
-}
-
-/// Where the admin interface listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AdminBind {
-    /// An address and port.
-    Tcp(SocketAddr),
-    /// A Unix socket.
-    Unix(PathBuf),
 }
 
 pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) -> Process {
@@ -206,25 +197,13 @@ fn is_log_filter(text: &str) -> bool {
     text.split(',').all(|directive| is_level(directive.split_once('=').map_or(directive, |(_, level)| level)))
 }
 
-pub(super) fn validate_admin(table: &AdminTable, document: &mut Document) -> Result<Setting<AdminBind>, Reported> {
-    if let Some(path) = table.bind.strip_prefix("unix:") {
-        let path = document.resolve(Path::new(path));
-        return Ok(table.bind.map(|_| AdminBind::Unix(path)));
+pub(super) fn validate_admin(table: &AdminTable, document: &mut Document) -> Result<Setting<Bind>, Reported> {
+    let bind = Bind::parse(&table.bind, document).map_err(|complaint| document.error(&table.bind, complaint))?;
+    if bind.ip().is_some_and(|address| !address.ip().is_loopback()) {
+        let message = "the admin interface has no authentication, and this address is not a loopback address";
+        document.warning(&table.bind, Complaint::new(message).hint("bind = \"127.0.0.1:9080\""));
     }
-    match table.bind.parse::<SocketAddr>() {
-        Ok(address) => {
-            if !address.ip().is_loopback() {
-                let message = "the admin interface has no authentication, and this address is not a loopback address";
-                document.warning(&table.bind, Complaint::new(message).hint("bind = \"127.0.0.1:9080\""));
-            }
-            Ok(table.bind.map(|_| AdminBind::Tcp(address)))
-        }
-        Err(_) => {
-            let complaint = Complaint::new(format!("`{}` is not an address with a port", table.bind.value));
-            let hint = "for example \"127.0.0.1:9080\" or \"unix:/run/admin.sock\"";
-            Err(document.error(&table.bind, complaint.hint(hint)))
-        }
-    }
+    Ok(table.bind.map(|_| bind))
 }
 
 pub(super) fn validate_access_log(

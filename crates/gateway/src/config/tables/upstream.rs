@@ -29,7 +29,7 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 pub(in crate::config) struct UpstreamTable {
     /// Name of the upstream. Appears in logs and metrics; must be unique.
     name: Option<Setting<String>>,
-    /// Brokers: `host:port`, or tables `{ address, weight, max_connections, backup, drain, down }`. Each address that a host name
+    /// Brokers: `host:port`, `unix:/run/mosquitto.sock`, or tables `{ address, weight, max_connections, backup, drain, down }`. Each address that a host name
     /// resolves to is a server. `embedded` is the built-in broker: in memory only, for tests.
     servers: Option<Setting<Vec<Setting<ServerTable>>>>,
     /// Time between two lookups of host names.
@@ -54,6 +54,9 @@ pub(in crate::config) struct UpstreamTable {
     fail_timeout: Timeout,
     /// How long a recovered server takes to reach its full weight. No effect with `hash`.
     slow_start: Setting<Period>,
+    /// PROXY protocol towards the brokers, which have to expect it: `v1`, `v2`, or `v2-ssl`, which adds the client's TLS version,
+    /// cipher suite, verified common name, or key. Health checks send LOCAL. Default: off.
+    proxy_protocol: Option<Setting<ProxyVersion>>,
     /// TLS towards the brokers. The gateway always verifies the broker's certificate. Default: off.
     tls: Option<Setting<UpstreamTlsTable>>,
 }
@@ -73,6 +76,7 @@ impl Default for UpstreamTable {
             max_fails: 1,
             fail_timeout: Timeout(Duration::from_secs(10)),
             slow_start: Setting::default_of(Period(Duration::ZERO)),
+            proxy_protocol: None,
             tls: None,
         }
     }
@@ -97,6 +101,20 @@ pub enum Balance {
     RandomTwo,
     /// Each server in turn, by weight.
     RoundRobin,
+}
+
+/// The version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum ProxyVersion {
+    /// A line of text.
+    #[serde(rename = "v1")]
+    V1,
+    /// Binary.
+    #[serde(rename = "v2")]
+    V2,
+    /// Binary, with what the client proved in its handshake.
+    #[serde(rename = "v2-ssl")]
+    V2Ssl,
 }
 
 /// Active health checks.
@@ -186,6 +204,8 @@ pub struct Upstream {
     pub health: Health,
     /// Passive health checks.
     pub passive: PassiveHealth,
+    /// `None`: the brokers do not expect the PROXY protocol.
+    pub proxy_protocol: Option<ProxyVersion>,
     /// `None`: MQTT in the clear.
     pub tls: Option<UpstreamTls>,
 }
@@ -276,6 +296,7 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
             fail_timeout: table.fail_timeout.0,
             slow_start: table.slow_start.value.0,
         },
+        proxy_protocol: table.proxy_protocol.as_ref().map(|version| version.value),
         tls: tls?,
     })
 }
@@ -308,6 +329,18 @@ fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> 
             && server.address == ServerAddress::Embedded
         {
             document.error(tls, "the embedded broker runs inside the gateway and does not support TLS");
+        }
+        if let (Ok(server), Some(version)) = (&server, &table.proxy_protocol)
+            && server.address == ServerAddress::Embedded
+        {
+            document.error(version, "the embedded broker does not expect the PROXY protocol");
+        }
+        if let (Ok(server), Some(tls)) = (&server, &table.tls)
+            && matches!(server.address, ServerAddress::Unix(_))
+            && tls.server_name.is_none()
+        {
+            let complaint = Complaint::new("TLS to a Unix socket requires `server_name`");
+            document.error(tls, complaint.hint("a path is no name that a certificate can have"));
         }
         match (server, &mut validated) {
             (Ok(server), Ok(validated)) => validated.push(server),

@@ -128,7 +128,8 @@ fn assert_verdicts(cases: Vec<Case<'_>>) {
     for case in cases {
         let client = ClientEvidence {
             listener: "devices",
-            address: Some("192.0.2.1".parse().unwrap()),
+            address: Some(([192, 0, 2, 1], 1).into()),
+            balancer: None,
             from_tls: proof(&case.from_tls),
             from_authenticator: proof(&case.from_authenticator),
         };

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
@@ -11,18 +12,19 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::config::diagnostics::{Complaint, Reported};
 use crate::config::document::Document;
+use crate::config::tables::bind::parse_unix_path;
 use crate::config::values::Setting;
 
 /// A higher weight would fill a hash ring with a million points for one server.
 const MAX_WEIGHT: u32 = 1000;
-const HINT: &str = "write \"host:port\", for example \"10.0.0.113:1883\"";
+const HINT: &str = "write \"host:port\", for example \"10.0.0.113:1883\", or \"unix:/run/mosquitto.sock\"";
 
 /// One broker.
 #[derive(Debug, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "Server")]
 pub(super) enum ServerTable {
-    /// `host:port`, or `embedded`.
+    /// `host:port`, `unix:PATH`, or `embedded`.
     Address(String),
     /// With more settings.
     Table(ServerOptions),
@@ -33,7 +35,7 @@ pub(super) enum ServerTable {
 #[serde(deny_unknown_fields)]
 #[schemars(extend("required" = ["address"]))]
 pub(super) struct ServerOptions {
-    /// `host:port`, or `embedded`.
+    /// `host:port`, `unix:PATH`, or `embedded`.
     address: Option<String>,
     /// Share of the sessions relative to other servers, 1 to 1000.
     #[serde(default = "default_weight")]
@@ -113,6 +115,8 @@ pub enum ServerAddress {
     Embedded,
     /// An address and port.
     Socket(SocketAddr),
+    /// A Unix socket.
+    Unix(Arc<Path>),
     /// A host name and port.
     Name(Arc<str>, u16),
 }
@@ -158,6 +162,10 @@ fn validate_address(
     server: &Setting<ServerTable>,
     document: &mut Document,
 ) -> Result<ServerAddress, Reported> {
+    if let Some(path) = address.strip_prefix("unix:") {
+        let path = parse_unix_path(path, document).map_err(|complaint| document.error(server, complaint))?;
+        return Ok(ServerAddress::Unix(path));
+    }
     parse_address(address).map_err(|message| document.error(server, Complaint::new(message).hint(HINT)))
 }
 
