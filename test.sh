@@ -32,6 +32,7 @@ nodejs node
 npm npm
 pkg-config pkg-config
 strace strace
+chromium chromium
 valgrind valgrind
 LIST
     [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)

@@ -12,16 +12,16 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::load::{DEVICE, Load, Session, mqtt, session_as};
+use crate::load::{DEVICE, Load, Session, handshake, mqtt, session_as, websocket};
 use crate::packets::inspected;
-use crate::peers::{More, Proxy, free_address};
+use crate::peers::{More, Proxy, free_address, further_listener};
 use crate::report::{Machine, number, write_block};
 use crate::usage::affordable;
 
 #[derive(Args)]
 pub(crate) struct Options {
     /// The kinds of sessions, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "tls,inspected,tcp,tls-broker")]
+    #[arg(long, value_delimiter = ',', default_value = "tls,wss,inspected,tcp,tls-broker")]
     kinds: Vec<Kind>,
     /// Number of sessions; of `psk` 200 at most, which are processes
     #[arg(long, default_value_t = 4000)]
@@ -35,7 +35,9 @@ pub(crate) struct Options {
 enum Kind {
     /// TLS with client certificates
     Tls,
-    /// The same, with topic rules
+    /// The same, over WebSocket
+    Wss,
+    /// TLS with client certificates, with topic rules
     Inspected,
     /// TCP
     Tcp,
@@ -85,7 +87,8 @@ impl Kind {
     const fn title(self) -> &'static str {
         match self {
             Self::Tls => "TLS 1.3 with a client certificate, TCP to the broker",
-            Self::Inspected => "the same, with topic rules",
+            Self::Wss => "the same, over WebSocket",
+            Self::Inspected => "TLS 1.3 with a client certificate, with topic rules",
             Self::Tcp => "TCP on both sides",
             Self::TlsBroker => "TLS 1.3 with a client certificate, TLS to the broker",
             Self::Psk => "TLS with a pre-shared key, TCP to the broker",
@@ -103,7 +106,7 @@ impl Kind {
         let more = self.configuration(other);
         let behind = broker.as_ref().map_or(load.broker.address, |broker| broker.address);
         let proxy = Proxy::portcullis_with(binary, dir, behind, &more).await?;
-        let address = if matches!(self, Self::Tcp | Self::Psk) { other } else { proxy.address };
+        let address = if matches!(self, Self::Tcp | Self::Psk | Self::Wss) { other } else { proxy.address };
         for _ in 0..WARM_UP {
             drop(self.open(load, address).await?);
         }
@@ -138,6 +141,9 @@ impl Kind {
         };
         match self {
             Self::Tls => More::default(),
+            Self::Wss => {
+                More { tables: further_listener("other", address, "brokers", "protocol = \"wss\""), ..More::default() }
+            }
             Self::Inspected => inspected(RULES),
             Self::Tcp => More { tables: listener("protocol = \"tcp\""), ..More::default() },
             Self::TlsBroker => {
@@ -160,6 +166,17 @@ impl Kind {
         match self {
             Self::Tls | Self::Inspected | Self::TlsBroker => {
                 Ok(Client::Tls(Box::new(session_as(&load.connector(), address, &connect).await?)))
+            }
+            Self::Wss => {
+                let socket = TcpStream::connect(address).await?;
+                let mut session = handshake(&load.connector(), socket).await?;
+                websocket::upgrade(&mut session).await?;
+                session.write_all(&websocket::frame(&connect)).await?;
+                let mut answer = [0; websocket::HEADER + mqtt::CONNACK.len()];
+                let reading = session.read_exact(&mut answer);
+                timeout(DEADLINE, reading).await.context("no CONNACK in time")?.context("CONNACK")?;
+                ensure!(answer.ends_with(&mqtt::CONNACK), "CONNECT was rejected");
+                Ok(Client::Wss(Box::new(session)))
             }
             Self::Tcp => {
                 let mut client = TcpStream::connect(address).await?;
@@ -185,6 +202,7 @@ impl Kind {
 /// A device with its session.
 enum Client {
     Tls(Box<Session>),
+    Wss(Box<Session>),
     Tcp(TcpStream),
     Psk(Child),
 }
@@ -194,6 +212,10 @@ impl Client {
         match self {
             Self::Tls(session) => {
                 session.write_all(message).await?;
+                session.flush().await?;
+            }
+            Self::Wss(session) => {
+                session.write_all(&websocket::frame(message)).await?;
                 session.flush().await?;
             }
             Self::Tcp(socket) => socket.write_all(message).await?,

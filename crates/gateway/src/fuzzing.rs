@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::{auth, config, edge, files, peer, pki, relay, tls, util};
+use crate::{auth, config, edge, files, net, peer, pki, relay, tls, util};
 
 /// A reader.
 pub type Target = fn(&[u8]);
@@ -22,6 +22,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("service", auth::fuzz_response),
     ("session", relay::fuzz_session),
     ("proxy_header", edge::fuzz_proxy_header),
+    ("upgrade", edge::fuzz_upgrade),
+    ("websocket", net::fuzz_websocket),
 ];
 
 /// Whatever looks like the beginning of a section is read, or is an error.

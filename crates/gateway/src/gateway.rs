@@ -23,6 +23,7 @@ use crate::config::Diagnostics;
 use crate::config::tables::{Bind, Process};
 use crate::edge::{Accepted, Acceptor};
 use crate::maintenance;
+use crate::net::SocketFile;
 use crate::observe::AccessLog;
 use crate::outcome::{CloseReason, RAISE_OPEN_FILES, Reject};
 use crate::relay::RelayThreads;
@@ -78,6 +79,8 @@ struct Started {
 
 struct Socket {
     address: Bind,
+    /// Of a Unix socket.
+    file: Option<Arc<SocketFile>>,
     accepting: JoinHandle<()>,
 }
 
@@ -377,7 +380,17 @@ fn bind_new(
     });
     let opened = opened.collect::<Result<_, _>>()?;
     for (key, _) in known {
-        key.0.set_access().map_err(|error| StartError::Bind(key.0.bind.clone(), error))?;
+        let (Bind::Unix(unix), Some(file)) = (&key.0.bind, bound.get(&key).and_then(|socket| socket.file.as_ref()))
+        else {
+            continue;
+        };
+        match file.set_access(unix.access) {
+            // The gateway still accepts on it, and nobody can connect by this path.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                tracing::error!(address = %key.0.bind, %error, "the file of a Unix socket was removed: restart the gateway to open it again");
+            }
+            set => set.map_err(|error| StartError::Bind(key.0.bind.clone(), error))?,
+        }
     }
     Ok(opened)
 }
@@ -391,8 +404,9 @@ fn start_accepting(
         let runtime = shared.runtime.load();
         let listener = runtime.sockets().find(|(other, _)| *other == key).map(|(_, listener)| &*listener.name);
         tracing::info!(listener, %address, "listening");
+        let file = socket.file();
         let accepting = tokio::spawn(accept(socket, key.clone(), Arc::clone(shared), tasks.clone()));
-        (key, Socket { address, accepting })
+        (key, Socket { address, file, accepting })
     };
     bound.into_iter().map(start).collect()
 }

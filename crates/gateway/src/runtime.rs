@@ -13,7 +13,7 @@ use crate::auth::Authenticator;
 use crate::config::tables::{self, AccessLogFormat, Bind, OnReject, Process, Protocol};
 use crate::config::{self, Demand, Diagnostics, Reported, Settings, UpstreamDemand};
 use crate::devices::Replica;
-use crate::edge::{Endpoint, ProxyProtocol, Transport};
+use crate::edge::{Endpoint, ProxyProtocol, Transport, Upgrade};
 use crate::files::warn_if_expired;
 use crate::limits::{
     ADMIN_CONNECTIONS, AddressRules, Bans, ConnectionLimits, Handshakes, PER_RELAY_THREAD, Permits, needed_descriptors,
@@ -68,6 +68,8 @@ pub struct Listener {
     pub(crate) permits: Arc<Permits>,
     pub(crate) on_reject: OnReject,
     pub(crate) tls: Option<ServerTls>,
+    /// `None`: its clients do not use WebSocket.
+    pub(crate) upgrade: Option<Upgrade>,
     pub(crate) bans: Bans,
     /// In the order in which they run.
     pub(crate) authenticators: Vec<Arc<Authenticator>>,
@@ -130,7 +132,7 @@ impl Runtime {
         let mut opened = Vec::new();
         for upstream in upstreams {
             upstream_expiries.extend(expiries_of(&upstream, diagnostics));
-            opened.extend(Upstream::open(upstream, diagnostics).ok().map(Arc::new));
+            opened.extend(Upstream::open(upstream, &state.machine, diagnostics).ok().map(Arc::new));
         }
         let upstreams = opened;
         let signer = identity.and_then(|identity| Signer::open(&identity, diagnostics).ok()).map(Arc::new);
@@ -297,6 +299,9 @@ impl Parts<'_> {
         let authenticators: Vec<_> = authenticators.collect();
         let max_username =
             authenticators.iter().map(|it| it.max_username()).fold(DEFAULT_MAX_USERNAME, std::cmp::Ord::max);
+        let cookies = authenticators.iter().filter_map(|it| it.cookie().map(str::to_owned)).collect();
+        let uses_certificates = tls.as_ref().is_some_and(|tls| tls.trust().is_some());
+        let upgrade = settings.websocket.map(|settings| Upgrade::new(settings, uses_certificates, cookies));
         let patience = tls.as_ref().map_or(settings.connect_timeout, ServerTls::handshake_timeout);
         let admission = Admission::new(settings.require);
         let rewriting = Rewriting::new(settings.connect, self.signer);
@@ -321,6 +326,7 @@ impl Parts<'_> {
             permits: self.state.permits.get_or_insert_with(name.to_owned(), Permits::default),
             on_reject: settings.on_reject,
             tls,
+            upgrade,
             bans: Bans::new(&settings.bans, name, &self.state.bans),
             authenticators,
             uses_device: admission.uses("device") || rewriting.uses("device") || packets.uses("device"),

@@ -23,7 +23,7 @@ use self::inventory::Certificates;
 use crate::evidence::Evidence;
 use crate::observe::SessionInfo;
 use crate::outcome::CloseReason;
-use crate::peer::PeerAddress;
+use crate::peer::{PageOrigin, PeerAddress};
 use crate::pki::{Key, VerifiedChain};
 use crate::policy::PacketRules;
 
@@ -100,8 +100,14 @@ pub struct ClientEvidence<'a> {
     pub listener: &'a str,
     /// The client's address; `None` before a preface has named it.
     pub address: Option<PeerAddress>,
-    /// The load balancer that named that address.
+    /// The address of the socket's peer.
+    pub socket: PeerAddress,
+    /// The load balancer that named another address in a PROXY header.
     pub balancer: Option<PeerAddress>,
+    /// The HTTP proxy that named another address.
+    pub http_proxy: Option<PeerAddress>,
+    /// The origin of the page that it is.
+    pub origin: Option<&'a PageOrigin>,
     /// From the handshake.
     pub from_tls: Proof<'a>,
     /// From an authenticator.
@@ -136,7 +142,10 @@ impl SessionEntry {
         ClientEvidence {
             listener: &self.info.listener,
             address: self.info.client_address(),
+            socket: self.info.socket(),
             balancer: self.info.balancer(),
+            http_proxy: self.info.http_proxy(),
+            origin: self.info.origin(),
             from_tls: Proof::of(&self.from_tls),
             from_authenticator: Proof::of(&self.from_authenticator),
         }

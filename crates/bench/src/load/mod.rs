@@ -8,6 +8,7 @@ mod flood;
 pub(crate) mod mqtt;
 mod tls;
 mod trusting;
+pub(crate) mod websocket;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -28,7 +29,7 @@ pub(crate) use addresses::socket_from;
 pub(crate) use broker::{BACKLOG, Broker, flood_request};
 pub(crate) use flights::{Flights, Stop};
 pub(crate) use flood::{LARGE, write_again_and_again};
-pub(crate) use tls::{Session, client_config, session_as};
+pub(crate) use tls::{Session, client_config, handshake, session_as};
 
 pub(crate) const DEVICE: &str = "thing001";
 /// Not the common name of any certificate.

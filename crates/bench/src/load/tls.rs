@@ -42,7 +42,7 @@ pub(crate) fn client_config(authority: &Authority, device: &str) -> anyhow::Resu
 }
 
 /// Connects over TLS, without CONNECT.
-pub(super) async fn handshake(connector: &TlsConnector, socket: TcpStream) -> anyhow::Result<Session> {
+pub(crate) async fn handshake(connector: &TlsConnector, socket: TcpStream) -> anyhow::Result<Session> {
     socket.set_nodelay(true)?;
     let connecting = connector.connect(ServerName::try_from("localhost")?, socket);
     timeout(DEADLINE, connecting).await.context("TLS handshake: no end")?.context("TLS handshake")

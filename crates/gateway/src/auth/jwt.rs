@@ -1,4 +1,4 @@
-//! Authenticates clients by JWTs [RFC 7519] in the password or the user name. Enters: a token. Leaves: its claims, if a
+//! Authenticates clients by JWTs [RFC 7519] in CONNECT or in the request for WebSocket. Enters: a token. Leaves: its claims, if a
 //! key of the issuer has signed it and its claims meet the requirements. Tokens are never logged.
 
 use std::borrow::Cow;
@@ -33,6 +33,8 @@ const MAX_TRIED: usize = 8;
 pub(super) struct Tokens {
     jwks: Jwks,
     field: TokenField,
+    /// For [`TokenField::Cookie`].
+    cookie: Option<String>,
     issuer: Option<String>,
     typ: Option<String>,
     /// One for each accepted algorithm: the library requires all algorithms of a `Validation` to use the same key type.
@@ -76,12 +78,17 @@ impl Tokens {
         }
         let requirements = format!(
             "{:?} {:?} {:?} {:?} {:?}",
-            settings.field, validation.iss, validation.aud, settings.typ, settings.jwks
+            (settings.field, &settings.cookie),
+            validation.iss,
+            validation.aud,
+            settings.typ,
+            settings.jwks
         );
         Ok(Self {
             requirements: tag(requirements.as_bytes()),
             jwks,
             field: settings.field,
+            cookie: settings.cookie.clone(),
             issuer: settings.issuer.clone(),
             typ: settings.typ.clone(),
             validations: settings
@@ -99,8 +106,13 @@ impl Tokens {
     pub(super) const fn max_username(&self) -> usize {
         match self.field {
             TokenField::Username => MAX_TOKEN_LEN,
-            TokenField::Password => 0,
+            TokenField::Password | TokenField::Header | TokenField::Cookie => 0,
         }
+    }
+
+    /// The name of the cookie with the token.
+    pub(super) fn cookie(&self) -> Option<&str> {
+        self.cookie.as_deref()
     }
 
     pub(super) async fn prepare(&self) {
@@ -126,18 +138,24 @@ impl Tokens {
         let token = match self.field {
             TokenField::Password => candidate.password().and_then(|password| std::str::from_utf8(password).ok()),
             TokenField::Username => candidate.username(),
+            TokenField::Header => candidate.of_request().and_then(|request| Some(request.bearer.as_ref()?.as_str())),
+            TokenField::Cookie => candidate.of_request().and_then(|request| request.cookie(self.cookie.as_ref()?)),
         };
         // Text that is not a token may be a password for the next authenticator.
         let Some(token) = token.filter(|token| token.len() <= MAX_TOKEN_LEN) else {
             return Decision::Ignore(match self.field {
                 TokenField::Password => "no password, or one that is no token",
                 TokenField::Username => "no user name, or one that is no token",
+                TokenField::Header => "no bearer token in the request for WebSocket, or CONNECT has a password",
+                TokenField::Cookie => "no such cookie in the request for WebSocket, or CONNECT has a password",
             });
         };
         let Ok(header) = jsonwebtoken::decode_header(token) else {
             return Decision::Ignore(match self.field {
                 TokenField::Password => "the password is no token",
                 TokenField::Username => "the user name is no token",
+                TokenField::Header => "the bearer token is no JWT",
+                TokenField::Cookie => "the cookie is no token",
             });
         };
         // Leave tokens of other issuers to the next authenticator. The unverified claim is enough to ignore the client.

@@ -31,7 +31,7 @@ use crate::limits::{FairSlots, Slot};
 use crate::net::Stream;
 use crate::observe::Metrics;
 use crate::outcome::{CloseReason, Reject, note_authenticator, note_detail};
-use crate::peer::{AuthAttributes, Facts, Fingerprint, Psk};
+use crate::peer::{AuthAttributes, Facts, Fingerprint, HttpCredentials, Psk};
 use crate::refresh::Refreshed;
 use crate::util::crypto::tag;
 use crate::util::weak_map::WeakMap;
@@ -97,6 +97,8 @@ struct Candidate<'a> {
 pub(crate) struct Attempt<'a> {
     /// Shows whether the client is still there when it is its turn.
     pub connection: &'a Stream,
+    /// What came with the request for WebSocket.
+    pub credentials: Option<&'a HttpCredentials>,
     /// Counts a failed proof, once. Called as soon as it is known to be one: a client may have further guesses in flight, and not
     /// wait for what becomes of them.
     pub failed: &'a (dyn Fn() + Sync),
@@ -148,6 +150,11 @@ impl<'a> Candidate<'a> {
     fn password(self) -> Option<&'a [u8]> {
         self.facts.mqtt.password
     }
+
+    /// The credentials of the request for WebSocket, which count if CONNECT has no password of its own.
+    fn of_request(self) -> Option<&'a HttpCredentials> {
+        self.attempt.credentials.filter(|_| self.password().is_none())
+    }
 }
 
 /// State that authenticators share, also across reloads.
@@ -198,6 +205,14 @@ impl Authenticator {
         match &self.method {
             Method::Jwt(tokens) => tokens.max_username(),
             Method::PasswordFile(_) | Method::Http(_) | Method::Registry(_) => 0,
+        }
+    }
+
+    /// The name of the cookie that it reads.
+    pub(crate) fn cookie(&self) -> Option<&str> {
+        match &self.method {
+            Method::Jwt(tokens) => tokens.cookie(),
+            Method::PasswordFile(_) | Method::Http(_) | Method::Registry(_) => None,
         }
     }
 

@@ -404,7 +404,8 @@ mod tests {
         let failed = || {
             failures.fetch_add(1, Ordering::Relaxed);
         };
-        let client = Waiting { address, attempt: Attempt { connection: &connection, failed: &failed } };
+        let client =
+            Waiting { address, attempt: Attempt { connection: &connection, credentials: None, failed: &failed } };
         let is_known =
             async |hash: &PasswordHash| passwords.verified.get(CacheKey::of(&[hash.text.as_bytes()])).await.is_some();
         assert!(!passwords.verify(&hash, b"wrong", client).await.unwrap());

@@ -362,7 +362,7 @@ balance = "ketama"
             ("unknown key `client_atuh`", hint("client_auth"))
         );
         assert_eq!(find("\"1.1\"").0, "unknown value `1.1`");
-        assert_eq!(find("\"tsl\"").1.as_deref(), Some("expected one of: tls, tcp"));
+        assert_eq!(find("\"tsl\"").1.as_deref(), Some("expected one of: tls, tcp, wss, ws"));
         assert_eq!(find("7").0, "expected a string, found the number 7");
         assert!(find("\"ketama\"").0.contains("unknown value"));
         assert_eq!(find("rutime").1, hint("runtime"));
@@ -401,10 +401,8 @@ balance = "ketama"
 
     #[test]
     fn keys_of_protocols_to_come_are_unknown() {
-        for protocol in ["ws", "wss", "quic"] {
-            let found = messages(&format!("[[listener]]\nprotocol = \"{protocol}\""));
-            assert_eq!(found[0].0, format!("unknown value `{protocol}`"));
-        }
+        let found = messages("[[listener]]\nprotocol = \"quic\"");
+        assert_eq!(found[0].0, "unknown value `quic`");
     }
 
     #[test]

@@ -245,6 +245,16 @@ impl Cidr {
     }
 }
 
+/// An IP address without a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct IpAddress(pub(super) IpAddr);
+
+string_value!(IpAddress, "IpAddress", "an IP address: \"10.0.0.5\", \"2001:db8::5\"", |text: &str| {
+    text.parse()
+        .map(IpAddress)
+        .map_err(|_| format!("`{text}` is not an IP address; it has no port and is no host name"))
+});
+
 /// Where connections come from: a network, or `"unix"` for Unix sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {

@@ -9,11 +9,12 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::Upgrade;
 use super::proxy_protocol::{ProxyProtocol, check_client};
 use crate::config::tables::Bind;
 use crate::limits::{Handshakes, PendingPermit};
-use crate::net::{BoundUnix, Socket, Stream, bind, bind_unix, set_access};
-use crate::outcome::Reject;
+use crate::net::{BoundUnix, Socket, SocketFile, Stream, bind, bind_unix};
+use crate::outcome::{Reject, note_detail};
 use crate::peer::{Peer, PeerAddress, ProxyHeader};
 use crate::tls::{Failed, Secured, SecuredClient, ServerTls};
 
@@ -45,17 +46,6 @@ impl Endpoint {
             (Transport::Stream, Bind::Unix(unix)) => bind_unix(unix).map(Acceptor::Unix),
         }
     }
-
-    /// Applies the mode and owner of a Unix socket that is bound already.
-    ///
-    /// # Errors
-    /// The gateway may not change the owner, or the file is gone.
-    pub(crate) fn set_access(&self) -> io::Result<()> {
-        match &self.bind {
-            Bind::Ip(_) => Ok(()),
-            Bind::Unix(unix) => set_access(&unix.path, &unix.access),
-        }
-    }
 }
 
 /// A listening socket.
@@ -74,6 +64,14 @@ impl Acceptor {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Bind::Ip),
             Self::Unix(_) => Ok(endpoint.bind.clone()),
+        }
+    }
+
+    /// The file of a Unix socket.
+    pub(crate) fn file(&self) -> Option<Arc<SocketFile>> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(bound) => Some(Arc::clone(bound.file())),
         }
     }
 
@@ -106,6 +104,8 @@ pub(crate) struct Arrived {
     socket: Socket,
     /// The client's address.
     pub address: PeerAddress,
+    /// The socket's peer.
+    peer: PeerAddress,
     /// What a load balancer says of the client.
     proxy: Option<Box<ProxyHeader>>,
     /// Whether the client could send a header in a balancer's place.
@@ -125,8 +125,10 @@ impl Accepted {
             None => None,
         };
         Ok(match header {
-            Some((address, header)) => Arrived { socket, address, proxy: Some(Box::new(header)), is_watched: false },
-            None => Arrived { socket, address: peer, proxy: None, is_watched: proxy.is_some() },
+            Some((address, header)) => {
+                Arrived { socket, address, peer, proxy: Some(Box::new(header)), is_watched: false }
+            }
+            None => Arrived { socket, address: peer, peer, proxy: None, is_watched: proxy.is_some() },
         })
     }
 }
@@ -142,24 +144,17 @@ impl Arrived {
         self.socket.left().await;
     }
 
-    /// Performs the TLS handshake within its deadline, when it is its turn among `handshakes`. `pending` counts what the
-    /// client sends. `tls` is `None` on listeners without TLS, where `connect_timeout` is for what precedes CONNECT. A layer above TLS (WebSocket)
-    /// belongs here, within the deadline, and wraps the stream.
+    /// Performs the TLS handshake within its deadline, when it is its turn, and then the upgrade to WebSocket within another.
+    /// `pending` counts what the client sends.
     ///
     /// # Errors
-    /// The handshake failed.
-    pub(crate) async fn secure(
-        self,
-        tls: Option<&ServerTls>,
-        connect_timeout: Duration,
-        handshakes: &Arc<Handshakes>,
-        pending: &mut PendingPermit,
-    ) -> Result<Secured, Failed> {
-        let Self { socket, address, proxy, is_watched } = self;
-        let mut secured = match tls {
+    /// The handshake or the upgrade failed.
+    pub(crate) async fn secure(self, with: Secure<'_>, pending: &mut PendingPermit) -> Result<Secured, Failed> {
+        let Self { socket, address, peer, proxy, is_watched } = self;
+        let mut secured = match with.tls {
             Some(tls) => {
                 let deadline = Instant::now() + tls.handshake_timeout();
-                let mut turn = Arc::clone(handshakes).turn(address.share(), deadline);
+                let mut turn = Arc::clone(with.handshakes).turn(address.share(), deadline);
                 let handshake = async {
                     if is_watched {
                         check_client(&socket).await.map_err(Failed::without_connection)?;
@@ -171,14 +166,51 @@ impl Arrived {
             }
             None => {
                 if is_watched {
-                    let checked = timeout(connect_timeout, check_client(&socket)).await;
+                    let checked = timeout(with.connect_timeout, check_client(&socket)).await;
                     checked.unwrap_or(Err(Reject::ConnectTimeout)).map_err(Failed::without_connection)?;
                 }
                 let (stream, peer) = (Stream::Plain(socket), Peer::plain(address));
-                Secured { stream, client: SecuredClient { peer, evidence: None, device: None } }
+                Secured { stream, client: SecuredClient { peer, evidence: None, device: None, credentials: None } }
             }
         };
-        secured.client.peer.proxy = proxy;
-        Ok(secured)
+        (secured.client.peer.socket, secured.client.peer.proxy) = (peer, proxy);
+        match with.upgrade {
+            None => Ok(secured),
+            Some(upgrade) => with.upgrade(secured, upgrade).await,
+        }
+    }
+}
+
+/// How connections of a listener are secured.
+pub(crate) struct Secure<'a> {
+    /// `None`: without TLS.
+    pub tls: Option<&'a ServerTls>,
+    /// `None`: without WebSocket.
+    pub upgrade: Option<&'a Upgrade>,
+    /// For the request of WebSocket.
+    pub connect_timeout: Duration,
+    /// Those of all listeners.
+    pub handshakes: &'a Arc<Handshakes>,
+    /// Decides about the address that an HTTP proxy has named.
+    pub admit: &'a (dyn Fn(PeerAddress) -> Result<(), Reject> + Sync),
+}
+
+impl Secure<'_> {
+    async fn upgrade(&self, secured: Secured, upgrade: &Upgrade) -> Result<Secured, Failed> {
+        let Secured { mut stream, mut client } = secured;
+        let upgrading = upgrade.accept(&mut stream, client.peer.address, self.admit);
+        let upgraded = timeout(self.connect_timeout, upgrading).await.unwrap_or_else(|_| {
+            note_detail("no whole request arrived within `connect_timeout`");
+            Err(Reject::WebSocketUpgradeFailed)
+        });
+        match upgraded {
+            Ok(upgraded) => {
+                client.peer.address = upgraded.address;
+                client.peer.http = Some(Box::new(upgraded.request));
+                client.credentials = Some(Box::new(upgraded.credentials));
+                Ok(Secured { stream: stream.upgraded(), client })
+            }
+            Err(reject) => Err(Failed::after_handshake(reject, stream)),
+        }
     }
 }

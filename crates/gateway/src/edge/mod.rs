@@ -3,8 +3,12 @@
 mod accept;
 mod proxy_header;
 mod proxy_protocol;
+mod upgrade;
 
-pub(crate) use accept::{Accepted, Acceptor, Arrived, Endpoint, Transport};
+pub(crate) use accept::{Accepted, Acceptor, Arrived, Endpoint, Secure, Transport};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use proxy_header::fuzz as fuzz_proxy_header;
 pub(crate) use proxy_protocol::ProxyProtocol;
+pub(crate) use upgrade::Upgrade;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use upgrade::fuzz as fuzz_upgrade;

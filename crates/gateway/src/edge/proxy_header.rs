@@ -44,7 +44,7 @@ pub(super) async fn read(
     while header.len() < V2.len() {
         let is_complete = read_some(socket, &mut header, V2.len()).await;
         if !is_beginning(&header) {
-            return Err(missing(&format!("the connection begins with {}", header.escape_ascii())));
+            return Err(missing(kind_of(&header)));
         }
         match is_complete {
             Ok(true) => {}
@@ -61,15 +61,20 @@ pub(super) async fn read(
     parse(&header, balancer, certificate).map_err(invalid)
 }
 
-/// Whether a header can begin like this.
-fn is_beginning(bytes: &[u8]) -> bool {
-    let agrees = |signature: &[u8]| bytes.iter().zip(signature).all(|(byte, expected)| byte == expected);
-    agrees(V1) || agrees(V2)
+/// What a connection is that does not begin with a header. Nothing of its bytes: they may be a secret.
+const fn kind_of(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0x16, ..] => "the connection begins with TLS",
+        [0x10, ..] => "the connection begins with MQTT",
+        [b'A'..=b'Z', ..] => "the connection begins with text, perhaps HTTP",
+        _ => "the connection begins with other bytes",
+    }
 }
 
-/// Whether a header of some version could begin with this byte: none of TLS or MQTT does.
-pub(super) const fn may_begin_with(byte: u8) -> bool {
-    byte == V1[0] || byte == V2[0]
+/// Whether a header can begin like this.
+pub(super) fn is_beginning(bytes: &[u8]) -> bool {
+    let agrees = |signature: &[u8]| bytes.iter().zip(signature).all(|(byte, expected)| byte == expected);
+    agrees(V1) || agrees(V2)
 }
 
 /// Reads until the header has `len` bytes, once. Returns whether bytes came.
@@ -121,17 +126,25 @@ async fn read_v1(socket: &mut Socket, header: &mut Vec<u8>) -> io::Result<()> {
 
 /// Parses a whole header. The error says what is wrong with it.
 fn parse(header: &[u8], balancer: PeerAddress, certificate: bool) -> Result<(PeerAddress, ProxyHeader), &'static str> {
+    if header.starts_with(V2) && header.get(COMMAND).is_some_and(|command| *command == LOCAL) {
+        // What follows does not count, whatever it is [proxy-protocol.txt, 2.2].
+        return Ok((balancer, ProxyHeader { ssl: None, authority: None, unique_id: None }));
+    }
     let (parsed, len) = Header::parse(header, ParseConfig::default()).map_err(|_| "it is malformed")?;
     if len != header.len() {
+        return Err("it is malformed");
+    }
+    if header.starts_with(V1) && !is_strict(header) {
         return Err("it is malformed");
     }
     let client = match parsed.proxied_address() {
         Some(address) if address.protocol == Protocol::Datagram => return Err("it is of a datagram, on a stream"),
         Some(address) => address.source.into(),
+        None if is_datagram(header) => return Err("it is of a datagram, on a stream"),
         None if is_of_unix_client(header) => PeerAddress::Unix,
         None => balancer,
     };
-    let mut named = ProxyHeader { balancer, ssl: None, authority: None, unique_id: None };
+    let mut named = ProxyHeader { ssl: None, authority: None, unique_id: None };
     let (mut crc, mut ssl) = (None, None);
     let tlvs_at = tlvs_at(header);
     for tlv in Tlvs::of(header, tlvs_at) {
@@ -167,6 +180,10 @@ fn parse(header: &[u8], balancer: PeerAddress, certificate: bool) -> Result<(Pee
     Ok((client, named))
 }
 
+/// The position of version and command in version 2, and the command for a connection of the balancer's own.
+const COMMAND: usize = 12;
+const LOCAL: u8 = 0x20;
+
 /// Types of TLVs [proxy-protocol.txt, 2.2].
 const CRC: u8 = 0x03;
 const SSL: u8 = 0x20;
@@ -196,9 +213,26 @@ fn is_verified(info: &SslInfo<'_>) -> bool {
     info.client_ssl() && (info.client_cert_conn() || info.client_cert_sess()) && info.verify() == 0
 }
 
-/// Whether the header is one of version 2 for a connection of a Unix socket, and not LOCAL.
+/// Whether the header is one of version 2 for a connection of a Unix socket.
 fn is_of_unix_client(header: &[u8]) -> bool {
-    header.starts_with(V2) && header.get(12).is_some_and(|it| it & 0x0F == 1) && family(header) == 3
+    header.starts_with(V2) && family(header) == 3
+}
+
+fn is_datagram(header: &[u8]) -> bool {
+    header.starts_with(V2) && header.get(13).is_some_and(|it| it & 0x0F == 2)
+}
+
+/// Whether a line has its fields as the standard writes them: `PROXY UNKNOWN`, ports without a sign and leading zeros [2.1].
+fn is_strict(line: &[u8]) -> bool {
+    let line = line.strip_suffix(b"\r\n").unwrap_or(line);
+    let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+    match fields.as_slice() {
+        [_, b"UNKNOWN", ..] => true,
+        [_, _, _, _, ports @ ..] => {
+            ports.iter().all(|port| !port.starts_with(b"+") && (port.len() == 1 || !port.starts_with(b"0")))
+        }
+        _ => false,
+    }
 }
 
 fn family(header: &[u8]) -> u8 {

@@ -25,6 +25,11 @@ impl ProxyProtocol {
         Self { balancers: AddressRules::new(from, &[]), required: *required, certificate: *certificate }
     }
 
+    /// Whether a peer may connect, with a header or without.
+    pub(crate) fn admits(&self, peer: PeerAddress) -> bool {
+        !self.required || self.trusts(peer)
+    }
+
     /// Whether the headers of this peer are believed.
     pub(crate) fn trusts(&self, peer: PeerAddress) -> bool {
         self.balancers.allows(peer)
@@ -55,10 +60,11 @@ impl ProxyProtocol {
 /// # Errors
 /// The client sends a header.
 pub(super) async fn check_client(socket: &Socket) -> Result<(), Reject> {
-    let mut first = [0];
+    let mut first = [0; 12];
     // A client that leaves is the concern of what follows.
     match socket.peek(&mut first).await {
-        Ok(1) if proxy_header::may_begin_with(first[0]) => {
+        // Of a shorter piece, it is not known yet; what follows rejects it.
+        Ok(len @ 5..) if proxy_header::is_beginning(&first[..len]) => {
             note_detail("it sent a header, which only peers in `from` may");
             Err(Reject::ProxyHeaderUntrusted)
         }

@@ -9,6 +9,7 @@ mod stream;
 mod tcp;
 mod tls_stream;
 mod unix;
+mod websocket;
 mod write_deadline;
 
 pub(crate) use record_keys::TrafficSecrets;
@@ -18,5 +19,8 @@ pub(crate) use socket::Socket;
 pub(crate) use stream::{Stream, discard_until_closed};
 pub(crate) use tcp::{bind, connect};
 pub(crate) use tls_stream::{Leftovers, TlsStream};
-pub(crate) use unix::{BoundUnix, bind_unix, connect_unix, set_access};
+pub(crate) use unix::{BoundUnix, SocketFile, bind_unix, connect_unix};
+pub(crate) use websocket::Violation;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use websocket::fuzz_websocket;
 pub(crate) use write_deadline::WriteDeadline;

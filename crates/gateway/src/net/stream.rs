@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::socket::Socket;
 use super::tls_stream::TlsStream;
+use super::websocket::WebSocket;
 
 /// A connection to a client or a broker. An enum rather than a trait object, because the relay polls it twice per packet.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) enum Stream {
     #[cfg(feature = "psk")]
     FromPskDevice(Box<portcullis_psk::PskStream<Socket>>),
     ToBroker(Box<tokio_rustls::client::TlsStream<Socket>>),
+    /// Over one of the others.
+    WebSocket(Box<WebSocket<Stream>>),
     /// The built-in broker.
     #[cfg(feature = "embedded-broker")]
     Memory(tokio::io::DuplexStream),
@@ -53,16 +56,24 @@ impl Stream {
         self.socket().inspect(|socket| socket.detect_vanished_peer());
     }
 
+    /// The same stream with frames of WebSocket in it.
+    pub(crate) fn upgraded(self) -> Self {
+        Self::WebSocket(Box::new(WebSocket::new(self)))
+    }
+
+    /// Sets the status code that a client of WebSocket gets when the connection is shut down. The first one counts.
+    pub(crate) fn set_close_code(&mut self, code: u16) {
+        if let Self::WebSocket(stream) = self {
+            stream.set_close_code(code);
+        }
+    }
+
     /// The address of this end; `None`: it is no IP address.
     pub(crate) fn local_address(&self) -> Option<SocketAddr> {
         self.socket()?.local_address()
     }
 
     /// The socket below all layers; `None`: the stream is in memory.
-    #[cfg_attr(
-        not(feature = "embedded-broker"),
-        expect(clippy::unnecessary_wraps, reason = "with the feature there is a stream without a socket")
-    )]
     fn socket(&self) -> Option<&Socket> {
         Some(match self {
             Self::Plain(socket) => socket,
@@ -70,6 +81,7 @@ impl Stream {
             #[cfg(feature = "psk")]
             Self::FromPskDevice(stream) => stream.get_ref(),
             Self::ToBroker(stream) => stream.get_ref().0,
+            Self::WebSocket(stream) => return stream.get_ref().socket(),
             #[cfg(feature = "embedded-broker")]
             Self::Memory(_) => return None,
         })
@@ -92,6 +104,7 @@ impl Stream {
                 stream.get_mut().0.attach_duplicate();
                 Self::ToBroker(stream)
             }
+            Self::WebSocket(stream) => Self::WebSocket(Box::new(stream.try_map(Self::attach)?)),
             #[cfg(feature = "embedded-broker")]
             memory @ Self::Memory(_) => memory,
         })
@@ -106,6 +119,7 @@ macro_rules! each {
             #[cfg(feature = "psk")]
             Stream::FromPskDevice($stream) => $body,
             Stream::ToBroker($stream) => $body,
+            Stream::WebSocket($stream) => $body,
             #[cfg(feature = "embedded-broker")]
             Stream::Memory($stream) => $body,
         }

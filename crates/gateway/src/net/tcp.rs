@@ -1,7 +1,7 @@
 //! Listening sockets and the options of connected sockets.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
@@ -35,17 +35,24 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Connects to a server. If the connection lasts, [`detect_vanished_peer`] has to watch it. `speaks_alone`: what the caller sends at
-/// once is all that it sends until the server answers. [`acknowledge_at_once`] has to follow if that may be several packets.
+/// once is all that it sends until the server answers. [`acknowledge_at_once`] has to follow if that may be several packets. `source`:
+/// the local address; `None`: the system's choice.
 ///
 /// # Errors
 /// The server does not accept the connection, or this machine lacks descriptors or ports.
-pub(crate) async fn connect(address: SocketAddr, speaks_alone: bool) -> io::Result<TcpStream> {
+pub(crate) async fn connect(address: SocketAddr, source: Option<IpAddr>, speaks_alone: bool) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
     if speaks_alone {
         // Those bytes carry the acknowledgement of the server's SYN: a packet less, and the server wakes up once in place of twice.
         let _ = SockRef::from(&socket).set_tcp_quickack(false);
+    }
+    if let Some(source) = source {
+        // The port is chosen with the connection, so that it has to be free for this server only, and not for all.
+        #[cfg(target_os = "linux")]
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+        socket.bind((source, 0).into())?;
     }
     socket.connect(address).await
 }

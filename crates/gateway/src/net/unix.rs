@@ -1,23 +1,38 @@
 //! Listening and connected Unix sockets. Enters: a path and who may use it. Leaves: a socket whose file is removed with it.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
 use socket2::{Domain, SockAddr, Type};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::sleep;
 
 use super::tcp::BACKLOG;
 use crate::config::tables::{SocketAccess, UnixBind};
+
+/// The time between two attempts to connect to a server whose queue is full.
+const QUEUE_FULL: Duration = Duration::from_millis(20);
 
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) struct BoundUnix {
     listener: UnixListener,
-    _file: SocketFile,
+    file: Arc<SocketFile>,
 }
 
 impl BoundUnix {
+    /// The file of the socket.
+    pub(crate) const fn file(&self) -> &Arc<SocketFile> {
+        &self.file
+    }
+
     /// Waits for the next connection.
     ///
     /// # Errors
@@ -36,30 +51,25 @@ pub(crate) fn bind_unix(bind: &UnixBind) -> io::Result<BoundUnix> {
     remove_stale_socket(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let file = SocketFile::of(path)?;
+    let file = SocketFile { path: path.to_owned(), id: id_of(path)?, access: Mutex::new(None) };
     // Before `listen`: until then, nobody can connect.
-    set_access(path, &bind.access)?;
+    file.set_access(bind.access)?;
     socket.listen(BACKLOG)?;
-    Ok(BoundUnix { listener: UnixListener::from_std(socket.into())?, _file: file })
+    Ok(BoundUnix { listener: UnixListener::from_std(socket.into())?, file: Arc::new(file) })
 }
 
-/// Sets who may connect to the socket with this file.
-///
-/// # Errors
-/// The gateway may not change the owner, or the file is gone.
-pub(crate) fn set_access(path: &Path, access: &SocketAccess) -> io::Result<()> {
-    if access.owner.is_some() || access.group.is_some() {
-        std::os::unix::fs::lchown(path, access.owner, access.group)?;
-    }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(access.mode))
-}
-
-/// Connects to a server.
+/// Connects to a server. The caller sets the deadline.
 ///
 /// # Errors
 /// As [`connect`](super::connect).
 pub(crate) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
-    UnixStream::connect(path).await
+    loop {
+        match UnixStream::connect(path).await {
+            // The server's queue is full, and the system does not say when it has room.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(QUEUE_FULL).await,
+            connected => return connected,
+        }
+    }
 }
 
 /// Removes the socket of an earlier process: only a socket that refuses connections, and no other file.
@@ -68,7 +78,9 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
     if !metadata.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    // Without waiting: the queue of a process that hangs may be full.
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    match socket.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
         // Also if its queue is full, or this process may not connect to it.
         _ => Err(io::ErrorKind::AddrInUse.into()),
@@ -77,14 +89,37 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
 
 /// The file of a listening socket, removed when dropped unless another has its place by then.
 #[derive(Debug)]
-struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     id: (u64, u64),
+    /// Who may connect; `None`: not set yet.
+    access: Mutex<Option<SocketAccess>>,
 }
 
 impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), id: id_of(path)? })
+    /// Sets who may connect, if that is not so already.
+    ///
+    /// # Errors
+    /// The gateway may not change the owner. Of kind `NotFound`: the file is gone, or another has its place.
+    pub(crate) fn set_access(&self, access: SocketAccess) -> io::Result<()> {
+        let mut current = self.access.lock();
+        if *current == Some(access) {
+            return Ok(());
+        }
+        // The file itself, whatever is put in its place meanwhile.
+        let file =
+            File::from(rustix::fs::open(&self.path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?);
+        let metadata = file.metadata()?;
+        if (metadata.dev(), metadata.ino()) != self.id {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "another file has the place of the socket's"));
+        }
+        let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
+        if access.owner.is_some() || access.group.is_some() {
+            std::os::unix::fs::chown(&itself, access.owner, access.group)?;
+        }
+        std::fs::set_permissions(&itself, std::fs::Permissions::from_mode(access.mode))?;
+        *current = Some(access);
+        Ok(())
     }
 }
 
@@ -103,8 +138,6 @@ fn id_of(path: &Path) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     fn bind(path: &Path) -> io::Result<BoundUnix> {
@@ -146,5 +179,39 @@ mod tests {
         let _theirs = std::os::unix::net::UnixListener::bind(&path).unwrap();
         drop(ours);
         assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn who_may_connect_is_changed_of_the_socket_itself_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("x.sock"), dir.path().join("other"));
+        let bound = bind(&path).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let access = |mode| SocketAccess { mode, owner: None, group: None };
+        bound.file().set_access(access(0o600)).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        std::fs::write(&other, "").unwrap();
+        std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(bound.file().set_access(access(0o666)).unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        assert_eq!(bound.file().set_access(access(0o666)).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(mode(&other), 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_queue_is_full_is_in_use_and_clients_of_it_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        let full = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        full.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        full.listen(0).unwrap();
+        let _first = UnixStream::connect(&path).await.unwrap();
+        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let waiting = tokio::time::timeout(Duration::from_millis(60), connect_unix(&path)).await;
+        assert!(waiting.is_err());
+        let connecting = tokio::spawn(async move { connect_unix(&path).await });
+        full.accept().unwrap();
+        connecting.await.unwrap().unwrap();
     }
 }

@@ -205,7 +205,7 @@ fn json(end: &End<'_>, now: DateTime<Local>) -> String {
         connection: info.id,
         remote_addr: info.address().host(),
         remote_port: info.address().port(),
-        peer_addr: info.balancer().map(PeerAddress::host),
+        peer_addr: Some(info.socket()).filter(|socket| *socket != info.address()).map(PeerAddress::host),
         proxy_cn: info.proxy().and_then(|proxy| proxy.cn.as_deref()),
         proxy_id: info.proxy().and_then(|proxy| proxy.unique_id.as_deref()),
         listener: &info.listener,

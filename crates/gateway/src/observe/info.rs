@@ -10,7 +10,7 @@ use portcullis_wire::Version;
 use super::rate_limit::{FairRateLimit, RateLimit};
 use crate::config::tables::Protocol;
 use crate::outcome::{CloseReason, Stage, Trace};
-use crate::peer::{Identity, Peer, PeerAddress, ProxyHeader, TlsSession};
+use crate::peer::{Identity, PageOrigin, Peer, PeerAddress, ProxyHeader, TlsSession};
 use crate::util::clip::{clip, may_hold_token};
 
 /// The record of one session.
@@ -28,6 +28,7 @@ pub struct SessionInfo {
     socket: PeerAddress,
     address: OnceLock<PeerAddress>,
     proxy: OnceLock<Box<ProxyInfo>>,
+    origin: OnceLock<Box<PageOrigin>>,
     tls: OnceLock<Option<TlsInfo>>,
     connect: OnceLock<ConnectInfo>,
     authenticator: OnceLock<Arc<str>>,
@@ -50,6 +51,8 @@ pub struct SessionInfo {
 /// What a load balancer says of the client, as the access log writes it.
 #[derive(Debug)]
 pub struct ProxyInfo {
+    /// The client's address in the header.
+    pub client: PeerAddress,
     /// The common name of the client's certificate, which the balancer verified.
     pub cn: Option<Box<str>>,
     /// The balancer's name of the connection.
@@ -122,6 +125,7 @@ impl SessionInfo {
             socket,
             address: OnceLock::new(),
             proxy: OnceLock::new(),
+            origin: OnceLock::new(),
             tls: OnceLock::new(),
             connect: OnceLock::new(),
             authenticator: OnceLock::new(),
@@ -156,9 +160,14 @@ impl SessionInfo {
         Some(CloseReason::ALL.get(position).copied().unwrap_or(CloseReason::InternalError))
     }
 
-    /// The address for logs: the client's, or that of the socket's peer while the client's is not known.
+    /// The address for logs: the client's, or that of the peer while the client's is not known.
     pub fn address(&self) -> PeerAddress {
-        self.client_address().unwrap_or(self.socket)
+        self.client_address().unwrap_or_else(|| self.peer())
+    }
+
+    /// The socket's peer, or whom its PROXY header names: a client, or an HTTP proxy.
+    fn peer(&self) -> PeerAddress {
+        self.proxy.get().map_or(self.socket, |proxy| proxy.client)
     }
 
     /// The client's address; `None` before a preface has named it.
@@ -166,9 +175,30 @@ impl SessionInfo {
         self.address.get().copied()
     }
 
-    /// The load balancer that named the client's address; `None`: there is none, or the connection is its own.
+    /// The address of the socket's peer.
+    pub const fn socket(&self) -> PeerAddress {
+        self.socket
+    }
+
+    /// The load balancer that named another address in a PROXY header.
     pub fn balancer(&self) -> Option<PeerAddress> {
-        (self.proxy.get().is_some() && self.client_address() != Some(self.socket)).then_some(self.socket)
+        (self.peer() != self.socket).then_some(self.socket)
+    }
+
+    /// The HTTP proxy that named another address in its request.
+    pub fn http_proxy(&self) -> Option<PeerAddress> {
+        let peer = self.peer();
+        self.client_address().filter(|address| *address != peer).map(|_| peer)
+    }
+
+    /// The origin of the page that the client is.
+    pub fn origin(&self) -> Option<&PageOrigin> {
+        self.origin.get().map(|origin| &**origin)
+    }
+
+    /// Sets the origin of the page that the client is.
+    pub(crate) fn set_origin(&self, origin: PageOrigin) {
+        let _ = self.origin.set(Box::new(origin));
     }
 
     /// What a load balancer says of the client.
@@ -283,14 +313,16 @@ impl SessionInfo {
         of_all.permit(self.address().share()).map(|all| all.max(own))
     }
 
-    /// Sets the client's address, and what a load balancer says of the client.
-    pub(crate) fn set_address(&self, address: PeerAddress, proxy: Option<&ProxyHeader>) {
+    /// Sets the client's address.
+    pub(crate) fn set_address(&self, address: PeerAddress) {
         let _ = self.address.set(address);
-        if let Some(header) = proxy {
-            let cn = header.ssl.as_ref().and_then(|ssl| ssl.cn.as_deref()).map(for_logs);
-            let unique_id = header.unique_id.as_deref().map(for_logs);
-            let _ = self.proxy.set(Box::new(ProxyInfo { cn, unique_id }));
-        }
+    }
+
+    /// Sets what a load balancer says of the client.
+    pub(crate) fn set_proxy(&self, client: PeerAddress, header: &ProxyHeader) {
+        let cn = header.ssl.as_ref().and_then(|ssl| ssl.cn.as_deref()).map(for_logs);
+        let unique_id = header.unique_id.as_deref().map(for_logs);
+        let _ = self.proxy.set(Box::new(ProxyInfo { client, cn, unique_id }));
     }
 
     /// Sets the TLS session and the identity after the handshake; without TLS, records that there is none.

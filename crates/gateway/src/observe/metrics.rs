@@ -2,10 +2,13 @@
 //! bounded (listener, upstream, server, reason) and never contain a client's data. Handles are fetched once per listener
 //! and server, so that counting takes no lock.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -46,6 +49,13 @@ struct ByServerResult {
     upstream: String,
     server: String,
     result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByLocalAddress {
+    upstream: String,
+    server: String,
+    source_address: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -193,6 +203,7 @@ impl Default for Metrics {
                 active: add(r, "upstream_connections_active", "Sessions on a server"),
                 up: add(r, "upstream_up", "1 if a server may be given sessions, else 0"),
                 connects: add(r, "upstream_connects", "Connects to a server, by result"),
+                local_ports: add(r, "upstream_local_ports_used", "Sessions on a server, by local address"),
             },
             certificate_expiry: add(
                 r,
@@ -318,6 +329,7 @@ impl Metrics {
             unanswered: connects(UNANSWERED),
             families: self.servers.clone(),
             by,
+            local: Mutex::default(),
         }
     }
 
@@ -438,6 +450,8 @@ pub struct ServerMetrics {
     pub(crate) unanswered: Counter,
     families: ServerFamilies,
     by: ByServer,
+    /// The local addresses of the last call of `set_local_ports`.
+    local: Mutex<BTreeSet<IpAddr>>,
 }
 
 impl Drop for ServerMetrics {
@@ -446,6 +460,7 @@ impl Drop for ServerMetrics {
     fn drop(&mut self) {
         self.families.active.remove(&self.by);
         self.families.up.remove(&self.by);
+        self.set_local_ports(&BTreeMap::new());
         for result in [CONNECTED, FAILED, UNANSWERED] {
             self.families.connects.remove(&self.by.with(result));
         }
@@ -461,9 +476,33 @@ struct ServerFamilies {
     active: Family<ByServer, Gauge>,
     up: Family<ByServer, Gauge>,
     connects: Family<ByServerResult, Counter>,
+    local_ports: Family<ByLocalAddress, Gauge>,
+}
+
+impl ServerMetrics {
+    /// Replaces the number of connections from each local address.
+    pub(crate) fn set_local_ports(&self, counts: &BTreeMap<IpAddr, u32>) {
+        let mut local = self.local.lock();
+        local.retain(|address| {
+            let stays = counts.contains_key(address);
+            if !stays {
+                self.families.local_ports.remove(&self.by.from(*address));
+            }
+            stays
+        });
+        for (address, count) in counts {
+            local.insert(*address);
+            self.families.local_ports.get_or_create_owned(&self.by.from(*address)).set((*count).into());
+        }
+    }
 }
 
 impl ByServer {
+    fn from(&self, address: IpAddr) -> ByLocalAddress {
+        let (upstream, server) = (self.upstream.clone(), self.server.clone());
+        ByLocalAddress { upstream, server, source_address: address.to_string() }
+    }
+
     fn with(&self, result: &'static str) -> ByServerResult {
         ByServerResult { upstream: self.upstream.clone(), server: self.server.clone(), result }
     }

@@ -92,15 +92,24 @@ super::reasons! {
     AddressDenied = "session_address_denied", Relay, Gateway, 403,
         disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
         hint: None;
-    /// The load balancer that named the client's address is no longer in `from` of the listener's `proxy_protocol`.
+    /// The load balancer that named the client's address is no longer in `from` of the listener's `proxy_protocol`, or the HTTP
+    /// proxy in `trusted_proxies`; or the client is connected without one where the listener now requires it.
     BalancerUntrusted = "session_balancer_untrusted", Relay, Gateway, 403,
         disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
-        hint: Some("keep the network of a load balancer in `from` until it has no sessions");
+        hint: Some("keep the network of a load balancer in `from` or `trusted_proxies` until it has no sessions");
+    /// `origins` of [listener.websocket] no longer has the origin of the page that the client is.
+    OriginDenied = "session_origin_denied", Relay, Gateway, 403,
+        disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,
+        hint: None;
     /// A packet of the client violates the protocol, or a limit that the broker's CONNACK sets. `detail` has the clause of the
     /// standard. The broker receives nothing of the packet.
     ProtocolViolation = "protocol_violation", Relay, Client, 400,
         disconnect: Some(Disconnect::ProtocolError), is_of_listener: false,
         hint: Some("update the client's MQTT library; `detail` says what it did");
+    /// A frame of the client violates the protocol of WebSocket, or is a text frame.
+    WebSocketProtocol = "websocket_protocol", Relay, Client, 400,
+        disconnect: None, is_of_listener: false,
+        hint: Some("update the client's WebSocket library; `detail` says what it did");
     /// A topic policy denies what the client publishes, or its will.
     TopicDenied = "topic_denied", Relay, Client, 403,
         disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,

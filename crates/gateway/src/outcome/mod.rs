@@ -9,7 +9,7 @@ mod close_reason;
 mod reject;
 mod trace;
 
-use portcullis_wire::Refusal;
+use portcullis_wire::{Disconnect, Refusal};
 
 pub use chain_error::{ChainError, describe_webpki};
 pub use close_reason::CloseReason;
@@ -95,6 +95,25 @@ impl Outcome {
             Outcome::Closed(reason) => {
                 reason.disconnect().map(|disconnect| Refusal::of(disconnect).unwrap_or(Refusal::NotAuthorized))
             }
+        }
+    }
+}
+
+impl Outcome {
+    /// The status code with which a WebSocket is closed [RFC 6455, 7.4.1].
+    pub fn websocket_code(self) -> u16 {
+        const NORMAL: u16 = 1000;
+        const POLICY_VIOLATION: u16 = 1008;
+        const TOO_LARGE: u16 = 1009;
+        let disconnect = match self {
+            Outcome::Rejected(Reject::ConnectTooLarge) => return TOO_LARGE,
+            Outcome::Rejected(_) => return POLICY_VIOLATION,
+            Outcome::Closed(reason) => reason.disconnect(),
+        };
+        match disconnect {
+            None | Some(Disconnect::ServerShuttingDown) => NORMAL,
+            Some(Disconnect::PacketTooLarge) => TOO_LARGE,
+            Some(_) => POLICY_VIOLATION,
         }
     }
 }

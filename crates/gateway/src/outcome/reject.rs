@@ -180,6 +180,20 @@ super::reasons! {
         connack: None, is_failed_proof: true,
         hint: Some("add the key to the listener's key file, or pin it to a device in the registry");
 
+    /// The client did not upgrade its connection to WebSocket: another request or none within `connect_timeout`, another path, or
+    /// no subprotocol of MQTT where one is required. It is answered with 400, 404 or 426.
+    WebSocketUpgradeFailed = "websocket_upgrade_failed", Handshake, Client, 400,
+        connack: None, is_failed_proof: false,
+        hint: Some("compare `detail` with [listener.websocket]; the path in the client's URL has to be `path`");
+    /// A page of an origin that may not connect: it is not in `origins`, or not that of the gateway where certificates or cookies
+    /// authenticate. It is answered with 403.
+    OriginDenied = "origin_denied", Handshake, Client, 403,
+        connack: None, is_failed_proof: false,
+        hint: Some("if the page is yours, add its origin to `origins` of [listener.websocket]");
+    /// A frame violates the protocol of WebSocket, or is a text frame.
+    WebSocketProtocol = "websocket_protocol", Connect, Client, 400,
+        connack: None, is_failed_proof: false,
+        hint: Some("update the client's WebSocket library; `detail` says what it did");
     /// CONNECT did not arrive within `connect_timeout`.
     ConnectTimeout = "connect_timeout", Connect, Client, 400,
         connack: None, is_failed_proof: false,

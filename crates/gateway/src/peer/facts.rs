@@ -216,7 +216,10 @@ facts! {
     "mqtt.will.topic": String optional = "topic of the will", |f| f.mqtt.will.as_ref().map(|will| borrowed(will.topic));
     "conn.remote_addr": String ["remote_addr"] = "address of the client; `unix:` on a Unix socket", |f| Some(owned(f.peer.address.host()));
     "conn.remote_port": Int = "port of the client; 0 on a Unix socket", |f| Some(FactValue::Int(i64::from(f.peer.address.port())));
-    "conn.peer_addr": String = "address of the peer of the socket: the load balancer's, behind one that speaks the PROXY protocol", |f| Some(owned(f.peer.socket_address().host()));
+    "conn.peer_addr": String = "address of the peer of the socket: the load balancer's, behind one that speaks the PROXY protocol", |f| Some(owned(f.peer.socket.host()));
+    "conn.path": String optional = "path of the request for WebSocket, without its query", |f| Some(borrowed(&f.peer.http.as_ref()?.path));
+    "conn.origin": String optional = "origin of the page that a browser shows", |f| Some(borrowed(&f.peer.http.as_ref()?.origin.as_ref()?.text));
+    "conn.headers": Map optional = "headers of the request for WebSocket that `headers` of [listener.websocket] names, by their names in lower case", |f| Some(FactValue::Json(&f.peer.http.as_ref()?.headers));
     "conn.listener": String ["listener"] = "name of the listener", |f| Some(borrowed(f.listener));
     "now": Timestamp = "the time of the evaluation", |f| Some(FactValue::Time(f.now));
 }
@@ -224,7 +227,9 @@ facts! {
 impl Fact {
     /// Whether the client chooses its value: it is in what the client sends, and nothing proves it.
     pub fn is_chosen(&self) -> bool {
-        root_of(self.path) == "mqtt" || ["tls.sni", "tls.alpn", "proxy.authority"].contains(&self.path)
+        root_of(self.path) == "mqtt"
+            || ["tls.sni", "tls.alpn", "proxy.authority", "conn.path", "conn.origin", "conn.headers"]
+                .contains(&self.path)
     }
 
     /// Its value for a client; `None`: the client lacks it.

@@ -5,12 +5,15 @@ mod address;
 mod certificate;
 mod dn;
 mod facts;
+mod http;
 mod proxy;
 
 pub use address::PeerAddress;
 pub use certificate::{AlternativeNames, Certificate, Name};
 pub(crate) use dn::text_of;
 pub use facts::{AuthAttributes, FACTS, Fact, FactType, FactValue, Facts, ROOTS, Root, root_of};
+pub(crate) use http::normalise_origin;
+pub use http::{HttpCredentials, HttpRequest, PageOrigin};
 pub use proxy::{ProxyHeader, ProxySsl};
 
 /// SHA-256 of a certificate or of a public key.
@@ -30,12 +33,16 @@ pub enum KeyFormat {
 pub struct Peer {
     /// Its address.
     pub address: PeerAddress,
+    /// The address of the socket's peer: the balancer or proxy that named the client's, if there is one.
+    pub socket: PeerAddress,
     /// The TLS session; `None`: MQTT without TLS.
     pub tls: Option<TlsSession>,
     /// The identity that it proved.
     pub identity: Identity,
     /// What a load balancer says of it; `None`: it is connected without one that speaks the PROXY protocol.
     pub proxy: Option<Box<ProxyHeader>>,
+    /// The request with which it has upgraded to WebSocket.
+    pub http: Option<Box<HttpRequest>>,
 }
 
 /// Parameters of a TLS session.
@@ -86,14 +93,14 @@ pub struct Psk {
 }
 
 impl Peer {
-    /// A peer without TLS and without an identity.
-    pub const fn plain(address: PeerAddress) -> Self {
-        Self { address, tls: None, identity: Identity::None, proxy: None }
+    /// A client that is connected directly.
+    pub const fn new(address: PeerAddress, tls: Option<TlsSession>, identity: Identity) -> Self {
+        Self { address, socket: address, tls, identity, proxy: None, http: None }
     }
 
-    /// The address of the socket's peer: the load balancer, if there is one.
-    pub fn socket_address(&self) -> PeerAddress {
-        self.proxy.as_ref().map_or(self.address, |header| header.balancer)
+    /// A peer without TLS and without an identity.
+    pub const fn plain(address: PeerAddress) -> Self {
+        Self::new(address, None, Identity::None)
     }
 
     /// The certificate that it proved to own.

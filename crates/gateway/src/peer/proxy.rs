@@ -1,12 +1,8 @@
 //! What a load balancer in front of the gateway says of a client, in a header of the PROXY protocol.
 
-use super::PeerAddress;
-
 /// The header of a connection.
 #[derive(Clone, Debug)]
 pub struct ProxyHeader {
-    /// The address of the balancer: the peer of the socket.
-    pub balancer: PeerAddress,
     /// What it says of the client's certificate; `None`: nothing, or the listener does not use it.
     pub ssl: Option<ProxySsl>,
     /// The host name that the client requested.

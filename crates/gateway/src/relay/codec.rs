@@ -6,11 +6,13 @@
 //! A session has one codec for both directions, because packets of one direction respond to those of the other. The pump is
 //! generic over the codec, so that one that changes nothing costs nothing.
 
+use std::io;
 use std::sync::Arc;
 
 use portcullis_wire::{Disconnect, PacketType};
 use tokio::time::Instant;
 
+use crate::net::Violation;
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
 
@@ -116,6 +118,15 @@ pub(crate) struct Ending {
     pub(crate) disconnect: Option<Disconnect>,
     /// What happened, for the log. Never a secret.
     pub(crate) detail: Option<Box<str>>,
+}
+
+impl Ending {
+    /// For what a client has violated below MQTT; `None`: the error is that of a lost connection.
+    pub(super) fn of_violation(error: &io::Error) -> Option<Self> {
+        let violation = Violation::of(error)?;
+        let (reason, detail) = (CloseReason::WebSocketProtocol, Some(violation.to_string().into()));
+        Some(Self { reason, disconnect: None, detail })
+    }
 }
 
 impl From<CloseReason> for Ending {

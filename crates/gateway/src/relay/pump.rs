@@ -29,7 +29,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use super::codec::{Boundary, Codec, DISCARD_WILL, Direction, Ending, Injected, Stalled};
 use super::side::{Input, Output, Side};
 use crate::net::{Stream, discard_until_closed};
-use crate::outcome::CloseReason;
+use crate::outcome::{CloseReason, Outcome};
 use crate::policy::PacketRules;
 
 /// How much is read at once: four TLS records, so that a flood costs few system calls.
@@ -336,6 +336,7 @@ impl<C: Codec> Pump<C> {
         if reason.discards_will() && self.broker.output == Output::Open && self.codec.is_between_packets_to_broker() {
             self.broker.push(&DISCARD_WILL);
         }
+        self.client.set_close_code(Outcome::Closed(reason).websocket_code());
         if self.client.output == Output::Open {
             // Nothing follows a DISCONNECT, of either side [MQTT-3.14.4-1].
             let may_send = self.may_send_disconnect && self.codec.disconnected().is_none();
@@ -443,7 +444,7 @@ fn poll_chunk<C: Codec>(
             }
             // A close without TLS close_notify is a normal end: MQTT frames its packets, so truncation is detectable.
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                return Poll::Ready(Err(Interrupt::Reading));
+                return Poll::Ready(Err(Ending::of_violation(&error).map_or(Interrupt::Reading, Interrupt::Codec)));
             }
             Ok(()) | Err(_) => (from.input, to.output) = (Input::Ended, Output::Ending),
         }

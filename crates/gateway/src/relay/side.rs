@@ -104,6 +104,11 @@ impl Side {
         self.stream.detect_vanished_broker();
     }
 
+    /// As [`Stream::set_close_code`].
+    pub(super) fn set_close_code(&mut self, code: u16) {
+        self.stream.set_close_code(code);
+    }
+
     /// As [`Stream::attach`].
     pub(super) fn attach(self) -> io::Result<Self> {
         Ok(Self { stream: self.stream.attach()?, ..self })

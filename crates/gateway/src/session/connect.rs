@@ -15,10 +15,10 @@ use super::{Shared, count_failed_proof, evaluate, follow_rules};
 use crate::auth::{self, Attempt, Principal};
 use crate::devices::Entry;
 use crate::limits::PendingPermit;
-use crate::net::Stream;
+use crate::net::{Stream, Violation};
 use crate::observe::Record;
 use crate::outcome::{Outcome, Reject, note_detail};
-use crate::peer::{AuthAttributes, Facts, Peer};
+use crate::peer::{AuthAttributes, Facts, HttpCredentials, Peer};
 use crate::policy::{ConnectScratch, WillRejection};
 use crate::relay::{DISCARD_WILL, Ending, SessionCodec};
 use crate::runtime::{Listener, Runtime};
@@ -34,7 +34,7 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// The initial buffer for CONNECT, in bytes. Most are smaller.
 const CONNECT_BUFFER: usize = 1024;
 /// How long a client that exceeds a limit may take for CONNECT: it only has to be told.
-const OVER_LIMIT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const OVER_LIMIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A CONNECT that a broker has answered.
 pub(super) struct Negotiated {
@@ -111,7 +111,7 @@ pub(super) async fn negotiate(
     record: &mut Record,
 ) -> Result<Negotiated, Rejected> {
     let listener = accepted;
-    let Secured { stream, client: SecuredClient { peer, device, .. } } = secured;
+    let Secured { stream, client: SecuredClient { peer, device, credentials, .. } } = secured;
     let mut buffer = Vec::with_capacity(CONNECT_BUFFER);
     let patience = if over_limit.is_some() { OVER_LIMIT_TIMEOUT } else { listener.connect_timeout };
     let read = timeout(patience, read_connect(stream, &mut buffer, pending, listener));
@@ -128,6 +128,8 @@ pub(super) async fn negotiate(
             refusal: None,
         })?;
     let version = connect.version;
+    let stand_in = stand_in(&connect, credentials.as_deref());
+    let connect = stand_in.unwrap_or(connect);
     let max_packet_size = connect.properties.maximum_packet_size().map_or(usize::MAX, |size| size as usize);
     let rejected = |outcome: Outcome| Rejected { outcome, version: Some(version), max_packet_size, refusal: None };
     record.info.set_connect(connect.client_id, listener.shown_username(&connect), version);
@@ -139,7 +141,7 @@ pub(super) async fn negotiate(
 
     let attributes = AuthAttributes::default();
     let facts = Facts { peer, listener: &listener.name, mqtt: &connect, attributes, now: now() };
-    let mut principal = identify(&facts, stream, device.as_deref(), listener, record)
+    let mut principal = identify(&facts, stream, credentials.as_deref(), device.as_deref(), listener, record)
         .await
         .map_err(|reject| rejected(reject.into()))?;
     session.authenticated(principal.evidence.take());
@@ -151,7 +153,8 @@ pub(super) async fn negotiate(
         // may have swept the index before the evidence was there.
         let (runtime, listener) = current(accepted, session, shared).await.map_err(|reject| rejected(reject.into()))?;
         evaluate(session.entry().client_evidence(), &runtime, now()).map_err(|reason| rejected(reason.into()))?;
-        let mut admitted = admit(&facts, &principal, received, early, &listener, record)
+        let as_received = stand_in.is_none().then_some(received);
+        let mut admitted = admit(&facts, &principal, as_received, early, &listener, record)
             .map_err(|Rejection { outcome, refusal }| Rejected { refusal, ..rejected(outcome) })?;
         let client = admitted.seen.take().map(|seen| ClientFacts::new(peer, seen, Arc::clone(&principal)));
         // A change after this finds the session in the index, and replaces its rules before the broker's first packet is
@@ -179,6 +182,13 @@ pub(super) async fn negotiate(
     Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec })
 }
 
+/// CONNECT with the user name and password of the request for WebSocket, if it has none of its own; `None`: it stays as it is.
+fn stand_in<'a>(connect: &Connect<'a>, credentials: Option<&'a HttpCredentials>) -> Option<Connect<'a>> {
+    let (username, password) = credentials?.basic.as_ref()?;
+    let is_bare = connect.username.is_none() && connect.password.is_none();
+    is_bare.then(|| Connect { username: Some(username), password: Some(password), ..*connect })
+}
+
 /// The snapshot in use, and the listener in it. Revocation data that it requires, and the one before did not, is fetched
 /// first. `accepted`: the listener when the connection was accepted, which continues to serve it if it was removed.
 async fn current(
@@ -199,11 +209,11 @@ async fn current(
 }
 
 /// Applies the listener's rules to a client whose evidence is sufficient, and rewrites its CONNECT. `received` is CONNECT as
-/// it came, `early` what the client has sent behind it.
+/// it came, if it has not changed since, `early` what the client has sent behind it.
 fn admit<'b>(
     facts: &Facts<'_>,
     principal: &Principal,
-    received: &'b [u8],
+    received: Option<&'b [u8]>,
     early: &[u8],
     listener: &Listener,
     record: &Record,
@@ -229,12 +239,14 @@ fn admit<'b>(
         Some(rules) => rules.apply(&rewritten, &mut scratch, &record.info).map_err(Rejection::from)?,
         None => rewritten,
     };
-    let mut packets = Cow::Borrowed(received);
-    if !replacements.is_empty() || sent != rewritten {
-        let mut packet = Vec::with_capacity(received.len() + early.len() + 128);
-        sent.encode(&mut packet).map_err(|_| Reject::RewriteFailed)?;
-        packets = Cow::Owned(packet);
-    }
+    let mut packets = match received.filter(|_| replacements.is_empty() && sent == rewritten) {
+        Some(received) => Cow::Borrowed(received),
+        None => {
+            let mut packet = Vec::with_capacity(received.map_or(0, <[u8]>::len) + early.len() + 256);
+            sent.encode(&mut packet).map_err(|_| Reject::RewriteFailed)?;
+            Cow::Owned(packet)
+        }
+    };
     let mut codec = match rules {
         Some(rules) => SessionCodec::inspect(rules, facts.mqtt, &sent, Arc::clone(&record.info)),
         None => SessionCodec::default(),
@@ -306,6 +318,7 @@ async fn while_allowed<T>(
 async fn identify(
     facts: &Facts<'_>,
     client: &Stream,
+    credentials: Option<&HttpCredentials>,
     device: Option<&Entry>,
     listener: &Listener,
     record: &mut Record,
@@ -318,8 +331,8 @@ async fn identify(
         device.check_state(now())?;
     }
     let failed = || count_failed_proof(listener, &record.info);
-    let authenticated =
-        auth::authenticate(&listener.authenticators, facts, Attempt { connection: client, failed: &failed }).await;
+    let attempt = Attempt { connection: client, credentials, failed: &failed };
+    let authenticated = auth::authenticate(&listener.authenticators, facts, attempt).await;
     // Nor does a banned address learn the result of attempts that were in progress when the ban began: one of many
     // concurrent guesses may be right.
     if listener.bans.is_banned(record.info.address()) {
@@ -351,6 +364,10 @@ async fn read_connect(
 ) -> Result<(), Reject> {
     loop {
         match client.read_buf(buffer).await {
+            Err(error) if Violation::of(&error).is_some() => {
+                note_detail(&error.to_string());
+                return Err(Reject::WebSocketProtocol);
+            }
             Ok(0) | Err(_) => return Err(Reject::ClosedBeforeConnect),
             Ok(_) => {}
         }

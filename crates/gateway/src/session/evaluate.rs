@@ -47,10 +47,7 @@ fn evaluate_at(
     if client.address.is_some_and(|address| !listener.addresses.allows(address)) {
         return Err(CloseReason::AddressDenied);
     }
-    let is_trusted = |balancer| listener.proxy.as_ref().is_some_and(|proxy| proxy.trusts(balancer));
-    if client.balancer.is_some_and(|balancer| !is_trusted(balancer)) {
-        return Err(CloseReason::BalancerUntrusted);
-    }
+    evaluate_way(listener, client)?;
     match client.from_tls {
         Proof::Pending => return Ok(()),
         Proof::Nothing => evaluate_tls(None, listener, now)?,
@@ -61,6 +58,18 @@ fn evaluate_at(
         Proof::Nothing => evaluate_authentication(None, listener, runtime, now),
         Proof::Proved(evidence) => evaluate_authentication(Some(evidence), listener, runtime, now),
     }
+}
+
+/// Whether a client may come the way it has come: through whom, and from which page.
+fn evaluate_way(listener: &Listener, client: ClientEvidence<'_>) -> Result<(), CloseReason> {
+    let admits_socket = listener.proxy.as_ref().is_none_or(|proxy| proxy.admits(client.socket));
+    let trusts_balancer = |it| listener.proxy.as_ref().is_some_and(|proxy| proxy.trusts(it));
+    let trusts_proxy = |it| listener.upgrade.as_ref().is_some_and(|upgrade| upgrade.trusts(it));
+    if !admits_socket || !client.balancer.is_none_or(trusts_balancer) || !client.http_proxy.is_none_or(trusts_proxy) {
+        return Err(CloseReason::BalancerUntrusted);
+    }
+    let admits = |origin| listener.upgrade.as_ref().is_none_or(|upgrade| upgrade.admits(origin, false));
+    if client.origin.is_none_or(admits) { Ok(()) } else { Err(CloseReason::OriginDenied) }
 }
 
 /// The listener was removed, perhaps only renamed: the session continues where another listener would admit it. If any of

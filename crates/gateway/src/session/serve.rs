@@ -11,14 +11,15 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
 
-use super::connect::{Negotiated, Rejected, negotiate};
+use super::connect::{Negotiated, OVER_LIMIT_TIMEOUT, Rejected, negotiate};
 use super::{Shared, count_failed_proof};
 use crate::config::tables::OnReject;
-use crate::edge::{Accepted, Arrived};
+use crate::edge::{Accepted, Arrived, Secure};
 use crate::limits::{AddressPermit, Fill, PendingPermit, Permit};
 use crate::net::{Stream, discard_until_closed};
 use crate::observe::{Record, SessionInfo};
 use crate::outcome::{CloseReason, Outcome, Reject, Trace, note_detail, noted, traced};
+use crate::peer::PeerAddress;
 use crate::relay::{Ends, Relay, RelayThreads, Relayed};
 use crate::runtime::Listener;
 use crate::sessions::SessionGuard;
@@ -177,7 +178,8 @@ async fn establish(
     record: &mut Record,
 ) -> Result<Established, Outcome> {
     let Admission { arrived, permit, of_address, mut pending } = arrive(accepted, listener, shared, record).await?;
-    let (of_address, over_limit) = match of_address {
+    let is_proxy = is_proxy(&arrived, listener);
+    let (mut of_address, mut over_limit) = match of_address {
         Ok(permit) => (Some(permit), None),
         Err(limit) => {
             note_detail(limit);
@@ -192,7 +194,27 @@ async fn establish(
     if over_limit.is_none() {
         wait_for_rate(&arrived, listener).await?;
     }
-    let mut secured = secure(arrived, &mut pending, listener, session, record).await?;
+    let connect_timeout = if over_limit.is_some() { OVER_LIMIT_TIMEOUT } else { listener.connect_timeout };
+    let mut secured = secure(arrived, connect_timeout, &mut pending, listener, session, record).await?;
+    if is_proxy {
+        let address = secured.client.peer.address;
+        match listener.rates.take(address) {
+            Ok(permit) => of_address = Some(permit),
+            Err(limit) => {
+                note_detail(limit);
+                over_limit = Some(Reject::QuotaExceeded);
+            }
+        }
+        // From here on, its connection is one of its own network, and not of the proxy's.
+        match pend(address, listener, shared) {
+            Some(permit) => pending = permit,
+            None => {
+                // It must not take the place of another one meanwhile.
+                drop(pending);
+                return Err(tell_too_many(secured.stream, listener, record).await);
+            }
+        }
+    }
     match negotiate(&mut secured, over_limit, &mut pending, listener, session, shared, record).await {
         Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec }) => {
             record.info.set_connected();
@@ -222,6 +244,14 @@ async fn establish(
     }
 }
 
+/// Closes a connection whose network has too many that are not established.
+async fn tell_too_many(client: Stream, listener: &Listener, record: &mut Record) -> Outcome {
+    let outcome = Outcome::Rejected(Reject::TooManyPending);
+    let rejected = Rejected { outcome, version: None, max_packet_size: usize::MAX, refusal: None };
+    send_reject(client, rejected, listener, record).await;
+    outcome
+}
+
 /// A connection that may be served.
 struct Admission {
     arrived: Arrived,
@@ -246,26 +276,52 @@ async fn arrive(
     let patience = listener.tls.as_ref().map_or(listener.connect_timeout, ServerTls::handshake_timeout);
     let arrived = accepted.arrive(listener.proxy.as_ref(), Instant::now() + patience).await?;
     let address = arrived.address;
-    record.info.set_address(address, arrived.proxy());
+    arrived.proxy().inspect(|header| record.info.set_proxy(address, header));
+    let is_proxy = is_proxy(&arrived, listener);
+    if !is_proxy {
+        admit_address(address, listener, &record.info)?;
+    }
+    let permit = permit.map_or_else(take_permit, Ok)?;
+    let pending = pend(address, listener, shared);
+    let of_address = if is_proxy { Ok(AddressPermit::default()) } else { listener.rates.take(address) };
+    let pending = pending.ok_or(Reject::TooManyPending)?;
+    // Above the limit it accepts few, which are not for those that are rejected anyway.
+    let memory = &shared.state.memory;
+    let is_known = is_known(address, shared);
+    let has_memory = if of_address.is_ok() { memory.accepts(address.share(), is_known) } else { !memory.is_over() };
+    if !has_memory {
+        return Err(Reject::MemoryLimit);
+    }
+    Ok(Admission { arrived, permit, of_address, pending })
+}
+
+/// Counts a connection of this address that is not established yet. `None`: its network has too many.
+fn pend(address: PeerAddress, listener: &Listener, shared: &Shared) -> Option<PendingPermit> {
+    let of_listener = Fill { taken: listener.permits.taken(), max: listener.max_connections.value };
+    let fills = [of_listener, shared.state.descriptors.fill()];
+    shared.state.pending.take(address.share(), is_known(address, shared), fills)
+}
+
+/// Whether a client of this address had a session lately.
+fn is_known(address: PeerAddress, shared: &Shared) -> bool {
+    address.ip().is_some_and(|ip| shared.state.recent_clients.has(ip))
+}
+
+/// Whether the peer is an HTTP proxy: the address of the client comes with its request, and what is known by it is applied then.
+fn is_proxy(arrived: &Arrived, listener: &Listener) -> bool {
+    listener.upgrade.as_ref().is_some_and(|upgrade| upgrade.trusts(arrived.address))
+}
+
+/// Records the client's address, and rejects it if the rules or a ban do.
+fn admit_address(address: PeerAddress, listener: &Listener, info: &SessionInfo) -> Result<(), Reject> {
+    info.set_address(address);
     if !listener.addresses.allows(address) {
         return Err(Reject::AddressDenied);
     }
     if listener.bans.rejects_connect(address) {
         return Err(Reject::Banned);
     }
-    let permit = permit.map_or_else(take_permit, Ok)?;
-    let of_listener = Fill { taken: listener.permits.taken(), max: listener.max_connections.value };
-    let is_known = address.ip().is_some_and(|ip| shared.state.recent_clients.has(ip));
-    let pending = shared.state.pending.take(address.share(), is_known, [of_listener, shared.state.descriptors.fill()]);
-    let of_address = listener.rates.take(address);
-    let pending = pending.ok_or(Reject::TooManyPending)?;
-    // Above the limit it accepts few, which are not for those that are rejected anyway.
-    let memory = &shared.state.memory;
-    let has_memory = if of_address.is_ok() { memory.accepts(address.share(), is_known) } else { !memory.is_over() };
-    if !has_memory {
-        return Err(Reject::MemoryLimit);
-    }
-    Ok(Admission { arrived, permit, of_address, pending })
+    Ok(())
 }
 
 /// Waits until `connect_rate` allows the connection. A client that leaves meanwhile takes nobody's turn.
@@ -284,22 +340,33 @@ async fn wait_for_rate(arrived: &Arrived, listener: &Listener) -> Result<(), Rej
 
 async fn secure(
     arrived: Arrived,
+    connect_timeout: Duration,
     pending: &mut PendingPermit,
     listener: &Listener,
     session: &SessionGuard,
     record: &mut Record,
 ) -> Result<Secured, Reject> {
-    let mut secured =
-        match arrived.secure(listener.tls.as_ref(), listener.connect_timeout, &listener.handshakes, pending).await {
-            Ok(secured) => secured,
-            Err(failed) => {
-                let reject = failed.reject;
-                record.decide(reject.into());
-                count_failure(reject, listener, record);
-                failed.close().await;
-                return Err(reject);
-            }
-        };
+    let (is_proxy, info) = (is_proxy(&arrived, listener), Arc::clone(&record.info));
+    let admit = |address| if is_proxy { admit_address(address, listener, &info) } else { Ok(()) };
+    let with = Secure {
+        tls: listener.tls.as_ref(),
+        upgrade: listener.upgrade.as_ref(),
+        connect_timeout,
+        handshakes: &listener.handshakes,
+        admit: &admit,
+    };
+    let mut secured = match arrived.secure(with, pending).await {
+        Ok(secured) => secured,
+        Err(failed) => {
+            let reject = failed.reject;
+            record.decide(reject.into());
+            count_failure(reject, listener, record);
+            failed.close().await;
+            return Err(reject);
+        }
+    };
+    let origin = secured.client.peer.http.as_ref().and_then(|request| request.origin.clone());
+    origin.into_iter().for_each(|origin| record.info.set_origin(origin));
     session.proved(secured.client.evidence.take());
     record.secured(&secured.client.peer);
     Ok(secured)
@@ -316,6 +383,7 @@ fn count_failure(reject: Reject, listener: &Listener, record: &Record) {
 async fn send_reject(mut client: Stream, rejected: Rejected, listener: &Listener, record: &mut Record) {
     let Rejected { outcome, version, max_packet_size, refusal } = rejected;
     record.decide(outcome);
+    client.set_close_code(outcome.websocket_code());
     // The client may be told for longer than the gateway runs.
     record.info.set_trace(noted());
     if let Outcome::Rejected(reject) = outcome {

@@ -46,7 +46,12 @@ impl Finished<'_> {
                 Identity::Certificate(certificate)
             }
         };
-        Ok(SecuredClient { peer: self.peer(identity, resumed), evidence: chain.map(Evidence::Chain), device: None })
+        Ok(SecuredClient {
+            peer: self.peer(identity, resumed),
+            evidence: chain.map(Evidence::Chain),
+            device: None,
+            credentials: None,
+        })
     }
 
     /// Identifies a device by its raw public key. `keys`: those that the listener accepts.
@@ -87,7 +92,7 @@ impl Finished<'_> {
             ),
         };
         let identity = Identity::RawKey(RawKey { fingerprint, name });
-        Ok(SecuredClient { peer: self.peer(identity, false), evidence: Some(evidence), device })
+        Ok(SecuredClient { peer: self.peer(identity, false), evidence: Some(evidence), device, credentials: None })
     }
 
     fn peer(&self, identity: Identity, resumed: bool) -> Peer {
@@ -103,6 +108,6 @@ impl Finished<'_> {
             alpn: self.session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
             resumed,
         };
-        Peer { address: self.address, tls: Some(tls), identity, proxy: None }
+        Peer::new(self.address, Some(tls), identity)
     }
 }

@@ -120,8 +120,8 @@ impl PskTls {
         };
         let identity = Identity::Psk(peer::Psk { identity: accepted.identity, tag });
         let stream = Stream::FromPskDevice(Box::new(accepted.stream));
-        let peer = Peer { address, tls: Some(session), identity, proxy: None };
-        Ok(Secured { stream, client: SecuredClient { peer, evidence: Some(evidence), device } })
+        let peer = Peer::new(address, Some(session), identity);
+        Ok(Secured { stream, client: SecuredClient { peer, evidence: Some(evidence), device, credentials: None } })
     }
 }
 

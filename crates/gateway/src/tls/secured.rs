@@ -8,7 +8,7 @@ use crate::devices::{Entry, Replica};
 use crate::evidence::Evidence;
 use crate::net::{Socket, Stream, TlsStream, discard_until_closed};
 use crate::outcome::{Reject, note_detail};
-use crate::peer::Peer;
+use crate::peer::{HttpCredentials, Peer};
 
 /// A finished handshake.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(crate) struct SecuredClient {
     pub evidence: Option<Evidence>,
     /// The registry entry whose key the device used. Whether the device may connect is not decided yet.
     pub device: Option<Arc<Entry>>,
+    /// What it sent with the request for WebSocket, to authenticate itself.
+    pub credentials: Option<Box<HttpCredentials>>,
 }
 
 /// A failed handshake. The alert has been sent.
@@ -44,11 +46,18 @@ pub(super) enum FailedConnection {
     Tls(Box<TlsStream<Socket>>),
     #[cfg(feature = "psk")]
     Psk(Box<portcullis_psk::PskStream<Socket>>),
+    /// What follows the handshake has failed.
+    Upgrade(Box<Stream>),
 }
 
 impl Failed {
     pub(crate) const fn without_connection(reject: Reject) -> Self {
         Self { reject, connection: None }
+    }
+
+    /// What follows the handshake has failed. The client has been told on this stream.
+    pub(crate) fn after_handshake(reject: Reject, stream: Stream) -> Self {
+        Self { reject, connection: Some(FailedConnection::Upgrade(Box::new(stream))) }
     }
 
     /// Closes the connection so that the alert arrives: with unread bytes, the kernel would send a reset, which can
@@ -60,11 +69,16 @@ impl Failed {
             let _ = stream.shutdown().await;
             return discard_until_closed(stream.socket_mut()).await;
         }
+        if let FailedConnection::Upgrade(stream) = &mut connection {
+            let _ = stream.shutdown().await;
+            return discard_until_closed(stream).await;
+        }
         let socket = match &mut connection {
             FailedConnection::Tcp(socket) => socket,
             FailedConnection::Tls(stream) => stream.socket_mut(),
             #[cfg(feature = "psk")]
             FailedConnection::Psk(stream) => stream.get_mut(),
+            FailedConnection::Upgrade(_) => return,
         };
         let _ = socket.shutdown().await;
         discard_until_closed(socket).await;

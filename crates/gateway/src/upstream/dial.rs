@@ -3,6 +3,7 @@
 
 use std::fmt::{Display, Write as _};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +15,15 @@ use super::balance::Choice;
 use super::endpoint::{Endpoint, Lease, Target};
 use super::pool::Upstream;
 use super::proxy_header;
+use super::sources::SourcePermit;
 use crate::net::{self, Socket, Stream, is_own_shortage};
 use crate::outcome::{RAISE_OPEN_FILES, Reject, note_detail};
 use crate::peer::Peer;
 
 /// The limit of what is noted about servers that were tried, in bytes.
 const MAX_DETAILS: usize = 512;
+/// From this percentage of the local ports on, few are left.
+const FEW_PORTS: u64 = 80;
 /// A client waits at most this many times `connect_timeout`, however many servers are tried.
 const MAX_CONNECT_TIMEOUTS: u32 = 3;
 
@@ -84,14 +88,15 @@ impl Upstream {
             let health = &endpoint.state.health;
             let until = deadline.min(Instant::now() + self.connect_timeout);
             let error = match tokio::time::timeout_at(until, self.connect(&endpoint, preface.as_deref())).await {
-                Ok(Ok(stream)) => {
+                Ok(Ok((stream, source))) => {
+                    self.warn_of_few_ports(&endpoint, source.as_ref());
                     health.succeeded(Instant::now());
                     endpoint.state.metrics.connected.inc();
                     return Ok(Dialed {
                         stream,
                         upstream: Arc::clone(&self.name),
                         server: Arc::clone(&endpoint.label),
-                        lease,
+                        lease: lease.from(source),
                     });
                 }
                 Ok(Err(error)) => error,
@@ -129,22 +134,60 @@ impl Upstream {
 
     /// Opens a connection for a health check; the caller sets the deadline.
     pub(super) async fn connect_for_check(&self, endpoint: &Endpoint) -> io::Result<Stream> {
-        self.connect(endpoint, self.proxy_protocol.map(proxy_header::of_gateway).as_deref()).await
+        let preface = self.proxy_protocol.map(proxy_header::of_gateway);
+        self.connect(endpoint, preface.as_deref()).await.map(|(stream, _)| stream)
     }
 
     /// Opens a connection to one server; the caller sets the deadline. `preface` is sent before TLS.
-    async fn connect(&self, endpoint: &Endpoint, preface: Option<&[u8]>) -> io::Result<Stream> {
+    async fn connect(&self, endpoint: &Endpoint, preface: Option<&[u8]>) -> io::Result<(Stream, Option<SourcePermit>)> {
+        let mut source = None;
         let mut socket = match &endpoint.target {
-            Target::Embedded => return embedded(),
-            Target::Ip(address) => Socket::Tcp(net::connect(*address, self.tls.is_none()).await?),
+            Target::Embedded => return Ok((embedded()?, None)),
             Target::Unix(path) => Socket::Unix(net::connect_unix(path).await?),
+            Target::Ip(address) => {
+                source = self.source_for(endpoint, *address)?;
+                let local = source.as_ref().map(|source| source.address);
+                Socket::Tcp(net::connect(*address, local, self.tls.is_none()).await?)
+            }
         };
         if let Some(preface) = preface {
             socket.write_all(preface).await?;
         }
         match &self.tls {
-            None => Ok(Stream::Plain(socket)),
-            Some(tls) => Ok(Stream::ToBroker(Box::new(tls.connect(&endpoint.host, socket).await?))),
+            None => Ok((Stream::Plain(socket), source)),
+            Some(tls) => Ok((Stream::ToBroker(Box::new(tls.connect(&endpoint.host, socket).await?)), source)),
+        }
+    }
+
+    /// The local address for a connection to `address`; `None`: the system chooses.
+    fn source_for(&self, endpoint: &Endpoint, address: SocketAddr) -> io::Result<Option<SourcePermit>> {
+        if self.sources.is_empty() {
+            return Ok(None);
+        }
+        let of_family = self.sources.iter().filter(|source| source.is_ipv4() == address.is_ipv4());
+        // The system's choice could be an address that the broker does not accept.
+        let none = || io::Error::new(io::ErrorKind::InvalidInput, "no address in `source_addresses` is of its family");
+        endpoint.state.sources.take(of_family).map(Some).ok_or_else(none)
+    }
+
+    /// Warns before the local ports for a server are used up.
+    fn warn_of_few_ports(&self, endpoint: &Endpoint, source: Option<&SourcePermit>) {
+        let Target::Ip(_) = endpoint.target else { return };
+        let used = source.map_or_else(|| endpoint.active(), SourcePermit::count);
+        let Some(ports) = self.local_ports.filter(|ports| u64::from(used) * 100 >= ports * FEW_PORTS) else { return };
+        if let Some(suppressed) = self.few_ports.permit() {
+            let (server, source) = (&*endpoint.label, source.map(|source| source.address.to_string()));
+            let hint = "add addresses to `source_addresses`, widen `net.ipv4.ip_local_port_range`, or add servers";
+            tracing::warn!(
+                upstream = self.name(),
+                server,
+                source,
+                used,
+                ports,
+                suppressed,
+                hint,
+                "few local ports are left for connections to a server"
+            );
         }
     }
 }
@@ -153,7 +196,7 @@ impl Upstream {
 fn remedy_of_shortage(error: &io::Error) -> &'static str {
     match Errno::from_io_error(error) {
         Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE | Errno::AGAIN) => {
-            "no local port is free for this server: widen `net.ipv4.ip_local_port_range`, or add addresses of the broker"
+            "no local port is free for this server: add addresses to `source_addresses`, or widen `net.ipv4.ip_local_port_range`"
         }
         Some(Errno::MFILE | Errno::NFILE) => RAISE_OPEN_FILES,
         _ => "the kernel has too little memory for sockets: lower `max_connections`, or add memory",

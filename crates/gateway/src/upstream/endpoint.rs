@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::health::Health;
+use super::sources::{SourcePermit, Sources};
 use crate::config::tables::{Rate, Server, Service};
 use crate::limits::{FairSlots, Paced, Permit, Permits, Tokens};
 use crate::observe::ServerMetrics;
@@ -69,6 +70,7 @@ pub(super) struct EndpointState {
     /// The sessions that wait for `max_connect_rate`.
     waiting: Paced,
     tokens: Tokens,
+    pub(super) sources: Arc<Sources>,
     pub(super) health: Health,
     pub(super) metrics: ServerMetrics,
 }
@@ -78,9 +80,16 @@ pub(super) struct EndpointState {
 pub(crate) struct Lease {
     state: Arc<EndpointState>,
     _permit: Permit,
+    /// Counts its connection from a local address.
+    _source: Option<Box<SourcePermit>>,
 }
 
 impl Lease {
+    /// Counts the session's connection from its local address.
+    pub(super) fn from(self, source: Option<SourcePermit>) -> Self {
+        Self { _source: source.map(Box::new), ..self }
+    }
+
     /// Counts that the broker did not answer CONNECT. It does not affect the broker's health: a client could otherwise mark
     /// the broker as down for all others by sending a CONNECT that the broker does not answer.
     pub(crate) fn unanswered(&self) {
@@ -91,7 +100,14 @@ impl Lease {
 impl EndpointState {
     pub(super) fn new(metrics: ServerMetrics) -> Arc<Self> {
         let waiting = Paced::new(FairSlots::new(1, MAX_WAITING));
-        Arc::new(Self { sessions: Arc::default(), waiting, tokens: Tokens::default(), health: Health::new(), metrics })
+        Arc::new(Self {
+            sessions: Arc::default(),
+            waiting,
+            tokens: Tokens::default(),
+            sources: Arc::default(),
+            health: Health::new(),
+            metrics,
+        })
     }
 }
 
@@ -113,7 +129,7 @@ impl Endpoint {
     /// Takes a permit for one session; `None` if the server has `max_connections`.
     pub(super) fn lease(&self) -> Option<Lease> {
         let permit = self.state.sessions.take(self.max_connections)?;
-        Some(Lease { state: Arc::clone(&self.state), _permit: permit })
+        Some(Lease { state: Arc::clone(&self.state), _permit: permit, _source: None })
     }
 
     /// Whether the server has `max_connections`.

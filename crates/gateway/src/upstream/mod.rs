@@ -10,6 +10,7 @@ mod endpoint;
 mod health;
 mod pool;
 mod proxy_header;
+mod sources;
 
 pub(crate) use background::start;
 pub(crate) use dial::Dialed;

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,10 +18,11 @@ use super::health::Check;
 use crate::config::tables::{
     self, Balance, PassiveHealth, ProxyVersion, Rate, Server, ServerAddress as Address, Service,
 };
-use crate::config::{Diagnostics, Reported};
+use crate::config::{Complaint, Diagnostics, Reported};
 use crate::expr::Expression;
 use crate::observe::{Observer, RateLimit};
 use crate::tls::ClientTls;
+use crate::util::machine::Machine;
 
 /// How long the first lookup of all names may take at start and reload. Later lookups run in the background.
 const FIRST_RESOLUTION: Duration = Duration::from_secs(5);
@@ -40,6 +41,8 @@ pub(crate) struct Upstream {
     pub(super) max_connect_rate: Option<Rate>,
     pub(super) check: Check,
     limits: PassiveHealth,
+    /// Local addresses of connections; empty: the system chooses.
+    pub(super) sources: Vec<IpAddr>,
     pub(super) proxy_protocol: Option<ProxyVersion>,
     pub(super) tls: Option<ClientTls>,
     endpoints: ArcSwap<Balancer>,
@@ -51,15 +54,25 @@ pub(crate) struct Upstream {
     is_retired: AtomicBool,
     /// Limits how often the gateway's own shortage is logged.
     pub(super) shortages: RateLimit,
+    /// The same for its approach.
+    pub(super) few_ports: RateLimit,
+    /// How many local ports an address has for one server; `None`: unknown.
+    pub(super) local_ports: Option<u64>,
 }
 
 impl Upstream {
-    /// Reads the files of the settings. Nothing is resolved or connected.
+    /// Reads the files of the settings. Nothing is resolved or connected. `machine`: where the gateway runs.
     ///
     /// # Errors
     /// A file cannot be used; the problem was reported.
-    pub(crate) fn open(settings: tables::Upstream, diagnostics: &mut Diagnostics) -> Result<Self, Reported> {
-        let tls = settings.tls.as_ref().map(|tls| ClientTls::open(tls, diagnostics)).transpose()?;
+    pub(crate) fn open(
+        settings: tables::Upstream,
+        machine: &Machine,
+        diagnostics: &mut Diagnostics,
+    ) -> Result<Self, Reported> {
+        let tls = settings.tls.as_ref().map(|tls| ClientTls::open(tls, diagnostics)).transpose();
+        let sources = open_sources(&settings, diagnostics);
+        let (tls, sources) = (tls?, sources?);
         Ok(Self {
             servers: settings.servers,
             resolve_interval: settings.resolve_interval,
@@ -70,6 +83,7 @@ impl Upstream {
             max_connect_rate: settings.max_connect_rate,
             check: Check::new(settings.health),
             limits: settings.passive,
+            sources,
             proxy_protocol: settings.proxy_protocol,
             tls,
             endpoints: ArcSwap::default(),
@@ -77,6 +91,8 @@ impl Upstream {
             unresolved: Mutex::default(),
             is_retired: AtomicBool::new(false),
             shortages: RateLimit::default(),
+            few_ports: RateLimit::default(),
+            local_ports: machine.local_ports,
             name: settings.name.into(),
         })
     }
@@ -86,7 +102,7 @@ impl Upstream {
         &self.name
     }
 
-    /// The number of addresses and ports of its servers that take sessions. `None`: names resolve to any number of them, the embedded
+    /// The number of addresses and ports of its servers that take sessions, times the local addresses for each. `None`: names resolve to any number of them, the embedded
     /// broker and Unix sockets have none, and servers with `max_connections` have another limit.
     pub(crate) fn address_count(&self) -> Option<u64> {
         let address = |server: &Server| match &server.address {
@@ -95,7 +111,7 @@ impl Upstream {
         };
         let active = self.servers.iter().filter(|server| server.service == Service::Active && !server.backup);
         let addresses: Option<HashSet<_>> = active.map(address).collect();
-        addresses.map(|addresses| addresses.len() as u64).filter(|count| *count > 0)
+        addresses.map(|addresses| (addresses.len() * self.sources.len().max(1)) as u64).filter(|count| *count > 0)
     }
 
     /// The file descriptors that health checks and lookups of names may need at once.
@@ -167,6 +183,7 @@ impl Upstream {
             let state = &endpoint.state;
             state.metrics.up.set(endpoint.is_up(now).into());
             state.metrics.active.set(endpoint.active().into());
+            state.metrics.set_local_ports(&state.sources.counts());
         }
     }
 
@@ -255,6 +272,39 @@ impl Upstream {
     }
 }
 
+/// The local addresses of connections, which have to be addresses of this machine.
+fn open_sources(settings: &tables::Upstream, diagnostics: &mut Diagnostics) -> Result<Vec<IpAddr>, Reported> {
+    let mut opened = Ok(Vec::new());
+    for source in &settings.source_addresses {
+        match UdpSocket::bind((source.value, 0)) {
+            Ok(_) => {
+                if let Ok(addresses) = &mut opened {
+                    addresses.push(source.value);
+                }
+            }
+            Err(error) => {
+                let complaint = Complaint::new(format!("cannot use `{}` as a local address: {error}", source.value));
+                opened =
+                    Err(diagnostics.error(source, complaint.hint("`ip address` lists the addresses of this machine")));
+            }
+        }
+    }
+    let lacks = |address: &SocketAddr| {
+        !settings.source_addresses.is_empty()
+            && !settings.source_addresses.iter().any(|source| source.value.is_ipv4() == address.is_ipv4())
+    };
+    let servers = settings.servers.iter().filter_map(|server| match &server.address {
+        Address::Socket(address) => Some(address),
+        _ => None,
+    });
+    if let (Some(server), Some(first)) = (servers.copied().find(|it| lacks(it)), settings.source_addresses.first()) {
+        let family = if server.is_ipv4() { "IPv4" } else { "IPv6" };
+        let complaint = Complaint::new(format!("no source address is of {family}, as the server {server} is"));
+        return Err(diagnostics.error(first, complaint));
+    }
+    opened
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -264,7 +314,8 @@ mod tests {
     fn upstream(servers: &str) -> Upstream {
         let text = format!("[[upstream]]\nname = \"brokers\"\nservers = {servers}\n");
         let (settings, mut diagnostics) = crate::config::parse(Path::new("p.toml"), &text);
-        Upstream::open(settings.upstreams.into_iter().next().unwrap(), &mut diagnostics).unwrap()
+        let settings = settings.upstreams.into_iter().next().unwrap();
+        Upstream::open(settings, &Machine::default(), &mut diagnostics).unwrap()
     }
 
     /// Sets the endpoints as if the only server's name had resolved to these addresses.

@@ -16,8 +16,8 @@ const KEY_NAME: u8 = 0xE1;
 /// The SHA-256 of the client's raw public key, in hexadecimal.
 const KEY_FINGERPRINT: u8 = 0xE2;
 
-/// The longest name that is sent, in bytes. A part of a longer one could be another's name.
-const MAX_NAME: usize = 1024;
+/// The longest name that is sent, in bytes: the header then has less than 1,024, which some receivers accept at most. A part of a longer one could be another's name.
+const MAX_NAME: usize = 256;
 /// The result of the verification of a certificate that is not there: any but 0 will do.
 const NOT_VERIFIED: u32 = 1;
 /// The position of version and command, and the command of a connection that is not the gateway's own.
@@ -140,7 +140,7 @@ mod tests {
     fn peer(address: PeerAddress, identity: Identity, resumed: bool) -> Peer {
         let (version, cipher) = ("TLSv1.2", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256".into());
         let tls = Some(TlsSession { version, cipher, sni: None, alpn: None, resumed });
-        Peer { address, tls, identity, proxy: None }
+        Peer::new(address, tls, identity)
     }
 
     fn client() -> PeerAddress {

@@ -33,7 +33,7 @@ fn the_reasons_are_documented() {
 
 /// Sub-tables, which are documented in their own sections.
 const SUB_TABLES: &[(&str, &[&str])] = &[
-    ("Listener", &["tls", "ban", "admit", "connect", "publish", "limits"]),
+    ("Listener", &["tls", "websocket", "ban", "admit", "connect", "publish", "limits"]),
     ("Upstream", &["health", "tls"]),
     ("TopicPolicy", &["rule"]),
 ];

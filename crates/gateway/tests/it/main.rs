@@ -35,3 +35,4 @@ mod topics;
 mod trust;
 mod unix_sockets;
 mod upstream;
+mod websocket;

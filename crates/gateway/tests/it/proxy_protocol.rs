@@ -212,6 +212,19 @@ async fn a_balancer_that_is_no_longer_trusted_loses_its_sessions() {
     assert_eq!(gateway.field(2, "reason").await, "session_balancer_untrusted");
 }
 
+#[tokio::test]
+async fn clients_that_are_connected_directly_end_where_a_header_is_required_now() {
+    let broker = Broker::start().await;
+    let others = "from = [\"10.0.0.0/8\"]";
+    let gateway = start(&plain(&format!("{others}, required = false"), ""), &broker).await;
+    let (mut client, _connection) = session(&gateway, &broker, b"").await;
+    let rest = format!("{}[access_log]\nformat = \"json\"\n", broker.upstream());
+    gateway.write(&format!("{}{rest}", plain(others, "")));
+    gateway.gateway.reload().await.unwrap();
+    client.read_to_end().await;
+    assert_eq!(gateway.field(1, "reason").await, "session_balancer_untrusted");
+}
+
 /// Problems of a configuration.
 fn problems(configuration: &str) -> String {
     let dir = tempfile::tempdir().unwrap();

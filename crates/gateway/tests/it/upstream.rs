@@ -261,3 +261,78 @@ async fn a_server_is_taken_out_of_service_step_by_step_or_kept_by_its_sessions()
     let mut late = Client::tcp(gateway.address()).await;
     let _late = late.greet(&brokers[1], &connect("late")).await;
 }
+
+#[tokio::test]
+async fn local_addresses_are_used_evenly_by_sessions_and_health_checks_and_counted() {
+    let broker = Broker::start().await;
+    let upstream = format!(
+        "[[upstream]]\nname = \"brokers\"\nservers = [\"{}\"]\nsource_addresses = [\"127.0.0.5\", \"127.0.0.6\"]\n\
+         [admin]\nbind = \"127.0.0.1:0\"\n",
+        broker.address()
+    );
+    let gateway = TestGateway::plain(&upstream).await;
+    let source = |connection: &portcullis_testkit::BrokerConnection| connection.0.peer_addr().unwrap().ip().to_string();
+    // A health check.
+    let check = broker.accept().await;
+    assert!(["127.0.0.5", "127.0.0.6"].contains(&source(&check).as_str()));
+    drop(check);
+    let mut sessions = Vec::new();
+    for n in 0..6 {
+        let mut client = Client::tcp(gateway.address()).await;
+        let packet = connect(&format!("thing{n}"));
+        client.write(&packet).await;
+        // Others are health checks.
+        let connection = loop {
+            let mut connection = broker.accept().await;
+            if connection.read(packet.len().min(14)).await == packet[..14] {
+                break connection;
+            }
+        };
+        let mut connection = connection;
+        connection.expect(&packet[14..]).await;
+        connection.write(&portcullis_testkit::connack(4)).await;
+        client.expect(&portcullis_testkit::connack(4)).await;
+        sessions.push((client, connection));
+    }
+    let mut sources: Vec<String> = sessions.iter().map(|(_, connection)| source(connection)).collect();
+    sources.sort();
+    assert_eq!(sources, ["127.0.0.5", "127.0.0.5", "127.0.0.5", "127.0.0.6", "127.0.0.6", "127.0.0.6"]);
+    let mut http = Client::tcp(gateway.gateway.admin_address().unwrap()).await;
+    http.write(b"GET /metrics HTTP/1.0\r\n\r\n").await;
+    let metrics = String::from_utf8(http.read_to_end().await).unwrap();
+    for source in ["127.0.0.5", "127.0.0.6"] {
+        let series = format!(
+            "portcullis_upstream_local_ports_used{{upstream=\"brokers\",server=\"{}\",source_address=\"{source}\"}} 3",
+            broker.address()
+        );
+        assert!(metrics.contains(&series), "{metrics}");
+    }
+}
+
+#[test]
+fn local_addresses_have_to_be_of_this_machine_and_of_the_servers_family() {
+    let problems = |sources: &str, servers: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.toml");
+        let listener = TestGateway::LISTENER.replace("\"tls\"", "\"tcp\"");
+        let upstream =
+            format!("[[upstream]]\nname = \"brokers\"\nservers = [{servers}]\nsource_addresses = {sources}\n");
+        std::fs::write(&path, format!("{listener}{upstream}")).unwrap();
+        portcullis_gateway::Runtime::load(&path, &portcullis_gateway::ProcessState::new())
+            .map_or_else(|problems| problems.render(false), |_| "none".to_owned())
+    };
+    for (sources, expected) in [
+        ("[\"127.0.0.5\"]", "none"),
+        ("[\"192.0.2.77\"]", "cannot use `192.0.2.77` as a local address"),
+        ("[\"0.0.0.0\"]", "is no address of this machine"),
+        ("[\"127.0.0.5\", \"127.0.0.5\"]", "is there twice"),
+        ("[]", "`source_addresses` is empty"),
+        ("[\"localhost\"]", "`localhost` is not an IP address"),
+        ("[\"127.0.0.5:0\"]", "`127.0.0.5:0` is not an IP address"),
+        ("\"127.0.0.5\"", "expected a list"),
+        ("[\"::1\"]", "no source address is of IPv4"),
+    ] {
+        let found = problems(sources, "\"127.0.0.1:1\"");
+        assert!(found.contains(expected), "{sources}: {found}");
+    }
+}

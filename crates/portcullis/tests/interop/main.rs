@@ -18,3 +18,4 @@ mod registry;
 mod server_keys;
 mod shortage;
 mod trust;
+mod websocket;

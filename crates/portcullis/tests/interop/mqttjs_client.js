@@ -3,16 +3,17 @@ const fs = require("fs");
 const mqtt = require("mqtt");
 
 const [port, clientId, version, ca, cert, key] = process.argv.slice(2);
+const protocol = process.env.TRANSPORT ?? "mqtts";
+const tls = { ca: fs.readFileSync(ca), cert: fs.readFileSync(cert), key: fs.readFileSync(key) };
 const client = mqtt.connect({
-  protocol: "mqtts",
+  protocol,
+  path: "/mqtt",
   host: "localhost",
   port: Number(port),
   clientId,
   protocolVersion: Number(version),
   protocolId: version === "3" ? "MQIsdp" : "MQTT",
-  ca: fs.readFileSync(ca),
-  cert: fs.readFileSync(cert),
-  key: fs.readFileSync(key),
+  ...(protocol === "ws" ? {} : tls),
   reconnectPeriod: 0,
   connectTimeout: 10000,
   will: { topic: "test/gone", payload: "x", qos: 1 },

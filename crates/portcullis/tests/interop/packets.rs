@@ -31,6 +31,13 @@ fn with_mountpoint(broker: &Mosquitto) -> Gateway {
     plain(broker, "topics = \"p\"\nmountpoint = 'tenants/acme/'", OPEN)
 }
 
+/// The same over TCP, and over WebSocket.
+fn over_both(broker: &Mosquitto) -> [(&'static str, Gateway); 2] {
+    let listener = "protocol = \"ws\"\ntopics = \"p\"\nmountpoint = 'tenants/acme/'\n";
+    let over_websocket = Launch::new(Arc::new(Pki::new()), &format!("{OPEN}{}", upstream(broker.port)));
+    [("tcp", with_mountpoint(broker)), ("websockets", over_websocket.listener(listener).tls_table("").start())]
+}
+
 fn passes(output: &Output) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
@@ -39,32 +46,35 @@ fn script(name: &str) -> String {
     format!("{}/tests/interop/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-fn python(name: &str, port: u16, options: &[&str]) -> Output {
+fn python(name: &str, port: u16, transport: &str, options: &[&str]) -> Output {
     let mut python = Command::new(installed("venv/bin/python"));
+    python.env("TRANSPORT", transport);
     finish_within(PATIENCE, python.arg(script(name)).args(["127.0.0.1", &port.to_string()]).args(options))
 }
 
 #[test]
 fn paho_flows_behind_a_mountpoint() {
     let broker = Mosquitto::start();
-    let gateway = with_mountpoint(&broker);
-    passes(&python("packets_paho.py", gateway.address.port(), &[]));
+    for (transport, gateway) in over_both(&broker) {
+        passes(&python("packets_paho.py", gateway.address.port(), transport, &[]));
+    }
 }
 
 #[test]
 fn mosquitto_clients_behind_a_mountpoint() {
     let broker = Mosquitto::start();
     let gateway = with_mountpoint(&broker);
-    passes(&python("packets_mosquitto.py", gateway.address.port(), &[]));
+    passes(&python("packets_mosquitto.py", gateway.address.port(), "tcp", &[]));
 }
 
 #[test]
 fn mqtt_js_behind_a_mountpoint() {
     let broker = Mosquitto::start();
-    let gateway = with_mountpoint(&broker);
-    let mut node = command("node");
-    node.env("NODE_PATH", installed("node_modules")).arg(script("packets_mqttjs.mjs"));
-    passes(&finish_within(PATIENCE, node.args(["127.0.0.1", &gateway.address.port().to_string()])));
+    for (transport, gateway) in over_both(&broker) {
+        let mut node = command("node");
+        node.env("NODE_PATH", installed("node_modules")).env("TRANSPORT", transport).arg(script("packets_mqttjs.mjs"));
+        passes(&finish_within(PATIENCE, node.args(["127.0.0.1", &gateway.address.port().to_string()])));
+    }
 }
 
 #[test]
@@ -72,7 +82,7 @@ fn paho_sees_denials_and_goes_on() {
     let broker = Mosquitto::start();
     let gateway = plain(&broker, "topics = \"p\"", DENIALS);
     let witness = format!("127.0.0.1:{}", broker.port);
-    passes(&python("denials_paho.py", gateway.address.port(), &["--broker", &witness]));
+    passes(&python("denials_paho.py", gateway.address.port(), "tcp", &["--broker", &witness]));
 }
 
 #[test]

@@ -39,8 +39,10 @@ class Client {
   static async connect(version, options = {}) {
     const client = new Client();
     client.mqtt = mqtt.connect({
+      protocol: process.env.TRANSPORT === "websockets" ? "ws" : "mqtt",
       host,
       port: Number(port),
+      path: "/mqtt",
       protocolVersion: version,
       protocolId: version === 3 ? "MQIsdp" : "MQTT",
       clientId: `mqttjs-${unique()}`,

@@ -7,6 +7,7 @@ Needs a broker that allows everything, or a gateway in front of one that does. P
 """
 
 import itertools
+import os
 import queue
 import secrets
 import socket
@@ -46,10 +47,12 @@ class Client:
         self.paho = mqtt.Client(
             mqtt.CallbackAPIVersion.VERSION2,
             identifier,
+            transport=os.environ.get("TRANSPORT", "tcp"),
             clean_session=None if version == "5" else not kept,
             protocol=VERSIONS[version],
             reconnect_on_failure=False,
         )
+        self.paho.ws_set_options(path="/mqtt")
         if will:
             self.paho.will_set(*will, properties=properties(PacketTypes.WILLMESSAGE, will_properties or {}))
         self.paho.on_message = lambda client, userdata, message: self.messages.put(message)
@@ -75,7 +78,9 @@ class Client:
 
     def vanish(self):
         """Closes the connection without DISCONNECT."""
-        self.paho.socket().shutdown(socket.SHUT_RDWR)
+        connection = self.paho.socket()
+        # Over WebSocket, what is below.
+        getattr(connection, "_socket", connection).shutdown(socket.SHUT_RDWR)
         self.paho.loop_stop()
 
     def next(self, events, what):

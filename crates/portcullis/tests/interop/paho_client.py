@@ -1,5 +1,6 @@
 """Connects with Paho, publishes to itself with QoS 1, prints what came back, or why it was refused."""
 
+import os
 import sys
 import threading
 
@@ -7,8 +8,14 @@ import paho.mqtt.client as mqtt
 
 port, client_id, version, ca, certificate, key = sys.argv[1:]
 protocol = mqtt.MQTTv5 if version == "5" else mqtt.MQTTv311
-client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol)
-client.tls_set(ca, certificate, key)
+scheme = os.environ.get("TRANSPORT", "mqtts")
+transport = "websockets" if scheme.startswith("ws") else "tcp"
+client = mqtt.Client(
+    mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol, transport=transport
+)
+client.ws_set_options(path="/mqtt")
+if scheme != "ws":
+    client.tls_set(ca, certificate, key)
 client.will_set("test/gone", "x", qos=1)
 done = threading.Event()
 

@@ -154,6 +154,7 @@ impl<'a> Clients<'a> {
             "tls.key_name" => self.proof == Proof::RawKey(Source::File),
             "tls.key_fingerprint" => matches!(self.proof, Proof::RawKey(_)),
             _ if path.starts_with(PROXY_SSL) => at_balancer,
+            "conn.path" | "conn.origin" | "conn.headers" => self.listener.protocol.is_websocket(),
             _ => root_of(path) != "tls" || self.listener.tls.is_some(),
         };
         let kind = |authenticator: &'a Authenticator| (authenticator.name.as_str(), authenticator.method.kind());
@@ -516,6 +517,7 @@ pub(super) fn how_to_have(root: &str) -> &'static str {
         "device" => "clients are devices if `authenticate` names an authenticator of the kind `registry`",
         "tls.psk_identity" => "clients have a pre-shared key if there is [listener.tls.psk]",
         "tls.key_name" | "tls.key_fingerprint" => "clients have raw public keys if there is [listener.tls.raw_keys]",
+        "conn.path" | "conn.origin" | "conn.headers" => "clients send requests with `protocol = \"ws\"` or \"wss\"",
         "proxy" => "load balancers say it if the listener has `proxy_protocol`",
         fact if fact.starts_with(PROXY_SSL) => "load balancers say it if `proxy_protocol` has `certificate = true`",
         fact if root_of(fact) == "tls" => "protocol = \"tls\"",

@@ -95,7 +95,7 @@ impl UpstreamDemand<'_> {
         let complaint = Complaint::new(format!(
             "`max_connections`{of_all} is {total}, but upstream {name:?} has {servers}, for which the {ports} local ports here allow {possible} sessions"
         ));
-        let hint = "if there are as many devices, widen `net.ipv4.ip_local_port_range`, or add addresses or ports of the brokers";
+        let hint = "if there are as many devices, add `source_addresses` to the upstream, widen `net.ipv4.ip_local_port_range`, or add addresses or ports of the brokers";
         diagnostics.warning(largest, complaint.hint(hint));
     }
 }

@@ -35,8 +35,11 @@ pub(in crate::config) struct AuthenticatorTable {
     cache: Option<Setting<Period>>,
     /// `jwt`: the issuer's public keys (JWKS): a file, reloaded when it changes, or an `http` or `https` URL. Required.
     jwks: Option<Setting<String>>,
-    /// `jwt`: field of CONNECT that carries the token: `password` or `username`.
+    /// `jwt`: what carries the token: `password` or `username` of CONNECT; `header` (`Authorization: Bearer`) or `cookie` of the
+    /// request for WebSocket, if CONNECT has no password.
     field: Setting<TokenField>,
+    /// `jwt`: name of the cookie. Required with `field = "cookie"`.
+    cookie: Option<Setting<String>>,
     /// `jwt`: value that the `iss` claim must have. Default: not checked; `check` warns.
     issuer: Option<Setting<String>>,
     /// `jwt`: value that the `aud` claim must have or contain; of a list, one is enough. Default: not checked; `check`
@@ -89,6 +92,7 @@ impl Default for AuthenticatorTable {
             cache: None,
             jwks: None,
             field: Setting::default_of(TokenField::Password),
+            cookie: None,
             issuer: None,
             audience: None,
             typ: None,
@@ -121,7 +125,7 @@ impl AuthenticatorTable {
     }
 
     /// Each key that does not apply to all kinds: its location, if it is set, and the kinds that it applies to.
-    fn keys(&self) -> [(&'static str, Option<&Location>, &'static [Kind]); 21] {
+    fn keys(&self) -> [(&'static str, Option<&Location>, &'static [Kind]); 22] {
         use Kind::{Http, Jwt, PasswordFile, Registry};
         fn set<T>(setting: Option<&Setting<T>>) -> Option<&Location> {
             setting.and_then(Located::location)
@@ -131,6 +135,7 @@ impl AuthenticatorTable {
             ("cache", set(self.cache.as_ref()), &[PasswordFile, Http, Registry]),
             ("jwks", set(self.jwks.as_ref()), &[Jwt]),
             ("field", self.field.location(), &[Jwt]),
+            ("cookie", set(self.cookie.as_ref()), &[Jwt]),
             ("issuer", set(self.issuer.as_ref()), &[Jwt]),
             ("audience", set(self.audience.as_ref()), &[Jwt]),
             ("typ", set(self.typ.as_ref()), &[Jwt]),
@@ -185,7 +190,7 @@ impl Kind {
     }
 }
 
-/// A field of CONNECT that can carry a token.
+/// What can carry a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenField {
@@ -193,6 +198,10 @@ pub enum TokenField {
     Password,
     /// The user name.
     Username,
+    /// The `Authorization` header of the request for WebSocket.
+    Header,
+    /// A cookie of the request for WebSocket.
+    Cookie,
 }
 
 /// A signature algorithm of RFC 7518, 3.1, or RFC 8037. Public keys only: a public key can never be used as an HMAC
@@ -264,8 +273,10 @@ pub struct Jwt {
     pub jwks: JwksOrigin,
     /// PEM bundle of trust anchors for `https`; `None`: those of the system.
     pub ca: Option<Setting<PathBuf>>,
-    /// Which field of CONNECT carries the token.
+    /// What carries the token.
     pub field: TokenField,
+    /// The name of the cookie, if that carries it.
+    pub cookie: Option<String>,
     /// The `iss` that a token must have; `None`: not checked.
     pub issuer: Option<String>,
     /// The values of which a token's `aud` must be or contain one; `None`: not checked.
@@ -362,6 +373,19 @@ fn validate_password_file(
     Ok(PasswordFile { file: file.map(|file| document.resolve(file)), cache: table.cache_for(60) })
 }
 
+fn validate_cookie(table: &Setting<AuthenticatorTable>, document: &mut Document) -> Result<Option<String>, Reported> {
+    let is_used = table.field.value == TokenField::Cookie;
+    if let Some(cookie) = table.cookie.as_ref().filter(|_| !is_used) {
+        document.error(cookie, Complaint::new("`cookie` requires `field = \"cookie\"`"));
+    }
+    if !is_used {
+        return Ok(None);
+    }
+    document
+        .require(table.cookie.as_ref(), table, "cookie", "cookie = \"session\"")
+        .map(|name| Some(name.value.clone()))
+}
+
 fn validate_jwt(table: &Setting<AuthenticatorTable>, document: &mut Document) -> Result<Jwt, Reported> {
     let hint = "a file of the issuer's public keys, or an `https` URL";
     let origin = document.require(table.jwks.as_ref(), table, "jwks", hint)?;
@@ -393,6 +417,7 @@ fn validate_jwt(table: &Setting<AuthenticatorTable>, document: &mut Document) ->
         jwks,
         ca: resolve_ca(table, document),
         field: table.field.value,
+        cookie: validate_cookie(table, document)?,
         issuer: table.issuer.as_ref().map(|issuer| issuer.value.clone()),
         audience: table.audience.as_ref().map(|audience| audience.value.0.clone()),
         typ: table.typ.as_ref().map(|typ| typ.value.clone()),

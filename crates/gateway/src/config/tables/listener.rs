@@ -17,6 +17,7 @@ use super::limits::{Limits, LimitsTable};
 use super::proxy_protocol::{self, ProxyProtocol, ProxyProtocolTable};
 use super::tls::{Tls, TlsTable};
 use super::topics::PublishTable;
+use super::websocket::{self, WebSocket, WebSocketTable};
 use super::{Named, Names, ban, check_known, compile, connect, limits, nonzero, tls, topics};
 use crate::expr::{Expression, Template, Wanted};
 
@@ -38,7 +39,7 @@ pub(in crate::config) struct ListenerTable {
     /// accepts IPv6 only: add `0.0.0.0` for IPv4. `unix:/run/portcullis/mqtt.sock` is a Unix socket; append
     /// `?mode=0660&owner=portcullis&group=mqtt` to say who may connect, which is by default the gateway's user and group.
     bind: Option<Setting<OneOrMany<String>>>,
-    /// `tls` (MQTT over TLS) or `tcp` (MQTT in the clear).
+    /// `tls` (MQTT over TLS) or `tcp` (MQTT in the clear); `wss` or `ws`: the same over WebSocket.
     protocol: Protocol,
     /// Name of the `[[upstream]]` that receives the sessions.
     upstream: Option<Setting<String>>,
@@ -52,7 +53,7 @@ pub(in crate::config) struct ListenerTable {
     /// Networks that may not connect.
     deny: Vec<Origin>,
     /// Time for the whole CONNECT packet to arrive, from the end of the TLS handshake (from accept with `protocol =
-    /// "tcp"`).
+    /// "tcp"`). Over WebSocket, the request has as long before that.
     connect_timeout: Timeout,
     /// Largest CONNECT packet accepted, fixed header included; at most `1MiB`.
     max_connect_size: Setting<ByteSize>,
@@ -65,8 +66,10 @@ pub(in crate::config) struct ListenerTable {
     max_connections: Setting<NonZeroU32>,
     /// Answer to a rejected CONNECT packet: `connack` (a CONNACK in the client's MQTT version) or `close` (none).
     on_reject: OnReject,
-    /// TLS towards clients. Required with `protocol = "tls"`, an error with `tcp`.
+    /// TLS towards clients. Required with `protocol = "tls"` and `wss`, an error with `tcp` and `ws`.
     tls: Option<Setting<TlsTable>>,
+    /// The request that upgrades a connection to WebSocket. An error with `protocol = "tls"` and `tcp`.
+    websocket: Option<Setting<WebSocketTable>>,
     /// Names of `[[authenticator]]` tables, asked in order. The first that knows the client decides. The gateway
     /// rejects a client that none of them knows. Default: clients are not authenticated by CONNECT.
     authenticate: Vec<Setting<String>>,
@@ -104,6 +107,7 @@ impl Default for ListenerTable {
             max_connections: Setting::default_of(nonzero(100_000)),
             on_reject: OnReject::Connack,
             tls: None,
+            websocket: None,
             authenticate: Vec::new(),
             ban: Vec::new(),
             admit: AdmitTable::default(),
@@ -130,6 +134,10 @@ pub enum Protocol {
     Tls,
     /// MQTT over TCP, in the clear.
     Tcp,
+    /// MQTT over WebSocket over TLS.
+    Wss,
+    /// MQTT over WebSocket, in the clear.
+    Ws,
 }
 
 impl Protocol {
@@ -138,6 +146,28 @@ impl Protocol {
         match self {
             Protocol::Tls => "TLS",
             Protocol::Tcp => "TCP",
+            Protocol::Wss => "WSS",
+            Protocol::Ws => "WS",
+        }
+    }
+
+    /// Whether clients use TLS.
+    pub const fn uses_tls(self) -> bool {
+        matches!(self, Protocol::Tls | Protocol::Wss)
+    }
+
+    /// Whether clients use WebSocket.
+    pub const fn is_websocket(self) -> bool {
+        matches!(self, Protocol::Wss | Protocol::Ws)
+    }
+
+    /// The value in the configuration.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Protocol::Tls => "tls",
+            Protocol::Tcp => "tcp",
+            Protocol::Wss => "wss",
+            Protocol::Ws => "ws",
         }
     }
 }
@@ -185,6 +215,8 @@ pub struct Listener {
     pub on_reject: OnReject,
     /// `None`: MQTT in the clear.
     pub tls: Option<Tls>,
+    /// `None`: without WebSocket.
+    pub websocket: Option<WebSocket>,
     /// Names of authenticators in the order in which the gateway asks them.
     pub authenticate: Vec<String>,
     /// When clients are banned.
@@ -251,6 +283,7 @@ pub(super) fn validate(
         max_connections: table.max_connections.map(|number| number.get()),
         on_reject: table.on_reject,
         tls: tls.ok().flatten(),
+        websocket: validate_websocket(table, document),
         authenticate: validate_authenticate(table, names, document),
         bans,
         require: required.into_iter().filter_map(Result::ok).flatten().collect(),
@@ -308,22 +341,42 @@ fn validate_tls(
     names: &Names,
     document: &mut Document,
 ) -> Result<Option<Tls>, Reported> {
-    match (table.protocol, &table.tls) {
-        (Protocol::Tls, Some(tls)) => tls::validate(tls, names.registries, document).map(Some),
-        (Protocol::Tls, None) if document.is_unread("tls", table) => Err(document.diagnostics.already_reported()),
-        (Protocol::Tls, None) => {
-            let complaint = Complaint::new("a TLS listener requires [listener.tls]");
-            Err(document.error(table, complaint.hint("add it, or set `protocol = \"tcp\"` for MQTT without TLS")))
+    let protocol = if table.protocol.is_websocket() { "http/1.1" } else { "mqtt" };
+    match (table.protocol.uses_tls(), &table.tls) {
+        (true, Some(tls)) => tls::validate(tls, protocol, names.registries, document).map(Some),
+        (true, None) if document.is_unread("tls", table) => Err(document.diagnostics.already_reported()),
+        (true, None) => {
+            let (secure, plain) = if table.protocol == Protocol::Wss { ("wss", "ws") } else { ("TLS", "tcp") };
+            let complaint = Complaint::new(format!("a {secure} listener requires [listener.tls]"));
+            let hint = format!("add it, or set `protocol = \"{plain}\"` for MQTT without TLS");
+            Err(document.error(table, complaint.hint(hint)))
         }
-        (Protocol::Tcp, None) => Ok(None),
-        (Protocol::Tcp, Some(tls)) => {
-            let complaint = Complaint::new("[listener.tls] has no effect with `protocol = \"tcp\"`");
-            Err(document.error(
-                tls,
-                complaint.hint("for TLS, set `protocol = \"tls\"`, the default; otherwise remove the table"),
-            ))
+        (false, None) => Ok(None),
+        (false, Some(tls)) => {
+            let name = table.protocol.name();
+            let complaint = Complaint::new(format!("[listener.tls] has no effect with `protocol = \"{name}\"`"));
+            let secure = if table.protocol == Protocol::Ws {
+                "`protocol = \"wss\"`"
+            } else {
+                "`protocol = \"tls\"`, the default"
+            };
+            Err(document.error(tls, complaint.hint(format!("for TLS, set {secure}; otherwise remove the table"))))
         }
     }
+}
+
+fn validate_websocket(table: &Setting<ListenerTable>, document: &mut Document) -> Option<WebSocket> {
+    if table.protocol.is_websocket() {
+        return Some(match &table.websocket {
+            Some(websocket) => websocket::validate(websocket, document),
+            None => websocket::validate(&WebSocketTable::default(), document),
+        });
+    }
+    let websocket = table.websocket.as_ref()?;
+    let name = table.protocol.name();
+    let complaint = Complaint::new(format!("[listener.websocket] has no effect with `protocol = \"{name}\"`"));
+    document.error(websocket, complaint.hint("for WebSocket, set `protocol = \"wss\"` or \"ws\""));
+    None
 }
 
 fn validate_authenticate(table: &ListenerTable, names: &Names, document: &mut Document) -> Vec<String> {

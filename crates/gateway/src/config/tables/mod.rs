@@ -17,6 +17,7 @@ mod rates;
 mod tls;
 mod topics;
 mod upstream;
+mod websocket;
 
 pub(super) use authenticator::registry_urls;
 pub use authenticator::{Authenticator, HttpService, JwksOrigin, Jwt, Method, PasswordFile, Registry};
@@ -39,6 +40,8 @@ pub use topics::{Effect, OnDeny, PolicyMode, TopicPolicy, TopicRule};
 pub use upstream::{
     Balance, Health, HealthMode, PassiveHealth, ProxyVersion, Server, ServerAddress, Service, Upstream, UpstreamTls,
 };
+
+pub use websocket::WebSocket;
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;

@@ -2,6 +2,7 @@
 
 mod server;
 
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
-use super::super::values::{Location, Period, Secret, Setting, Timeout};
+use super::super::values::{IpAddress, Location, Period, Secret, Setting, Timeout};
 use super::rates::{self, CountRate, Rate};
 use super::tls::{PrivateKey, private_key};
 use super::{Named, compile, nonzero};
@@ -54,6 +55,9 @@ pub(in crate::config) struct UpstreamTable {
     fail_timeout: Timeout,
     /// How long a recovered server takes to reach its full weight. No effect with `hash`.
     slow_start: Setting<Period>,
+    /// Local addresses of connections to brokers, used evenly: one has some 28,000 ports for each address and port of a server.
+    /// Default: the system chooses.
+    source_addresses: Option<Setting<Vec<Setting<IpAddress>>>>,
     /// PROXY protocol towards the brokers, which have to expect it: `v1`, `v2`, or `v2-ssl`, which adds the client's TLS version,
     /// cipher suite, verified common name, or key. Health checks send LOCAL. Default: off.
     proxy_protocol: Option<Setting<ProxyVersion>>,
@@ -76,6 +80,7 @@ impl Default for UpstreamTable {
             max_fails: 1,
             fail_timeout: Timeout(Duration::from_secs(10)),
             slow_start: Setting::default_of(Period(Duration::ZERO)),
+            source_addresses: None,
             proxy_protocol: None,
             tls: None,
         }
@@ -204,6 +209,8 @@ pub struct Upstream {
     pub health: Health,
     /// Passive health checks.
     pub passive: PassiveHealth,
+    /// Local addresses of connections; empty: the system chooses.
+    pub source_addresses: Vec<Setting<IpAddr>>,
     /// `None`: the brokers do not expect the PROXY protocol.
     pub proxy_protocol: Option<ProxyVersion>,
     /// `None`: MQTT in the clear.
@@ -296,6 +303,7 @@ pub(super) fn validate(table: &Setting<UpstreamTable>, document: &mut Document) 
             fail_timeout: table.fail_timeout.0,
             slow_start: table.slow_start.value.0,
         },
+        source_addresses: validate_sources(table, document),
         proxy_protocol: table.proxy_protocol.as_ref().map(|version| version.value),
         tls: tls?,
     })
@@ -315,6 +323,26 @@ fn validate_credentials(health: &HealthTable, document: &mut Document) {
     if let Some(password) = health.password.as_ref().filter(|password| password.expose().len() > MAX_LEN) {
         document.error(password, too_long(password.expose().len()));
     }
+}
+
+fn validate_sources(table: &Setting<UpstreamTable>, document: &mut Document) -> Vec<Setting<IpAddr>> {
+    let Some(sources) = &table.source_addresses else { return Vec::new() };
+    if sources.is_empty() && !document.is_unread("source_addresses", table) {
+        document.error(sources, Complaint::new("`source_addresses` is empty").hint("leave it out: the system chooses"));
+    }
+    let mut distinct: Vec<Setting<IpAddr>> = Vec::new();
+    for source in &sources.value {
+        if source.value.0.is_unspecified() || source.value.0.is_multicast() {
+            let complaint = Complaint::new(format!("`{}` is no address of this machine", source.value.0));
+            document
+                .error(source, complaint.hint("addresses of the machine's interfaces: [\"10.0.0.5\", \"10.0.0.6\"]"));
+        } else if distinct.iter().any(|other| other.value == source.value.0) {
+            document.error(source, format!("`{}` is there twice", source.value.0));
+        } else {
+            distinct.push(source.map(|source| source.0));
+        }
+    }
+    distinct
 }
 
 fn validate_servers(table: &Setting<UpstreamTable>, document: &mut Document) -> Result<Vec<Server>, Reported> {

@@ -70,6 +70,8 @@ async fn each_kind_of_header_yields_an_address_and_leaves_what_is_behind_it() {
         // LOCAL, by balancers' health checks: addresses do not count.
         (v2(0, 0x00, &[]), balancer()),
         (v2(0, 0x11, &[IPV4]), balancer()),
+        (v2(0, 0x11, &[&IPV4[..3]]), balancer()),
+        (v2(0, 0xFF, &[IPV4, &tlv(SSL, &[1])]), balancer()),
         (v2(0, 0x31, &[&unix]), balancer()),
         // Another vendor's TLVs, padding, no SSL.
         (v2(1, 0x11, &[IPV4, &tlv(0xEA, &[1; 600]), &tlv(4, &[0; 9])]), of("192.0.2.7:4711")),
@@ -94,9 +96,13 @@ async fn what_is_no_header_or_not_a_whole_one_is_rejected() {
     let long = v2(1, 0x11, &[IPV4, &tlv(0xEA, &[0; MAX_V2])]);
     for (bytes, expected, detail) in [
         (b"".as_slice(), Missing, "closed before"),
-        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03zzzz", Missing, "begins with \\x16\\x03"),
-        (b"\x10\x0c\0\x04MQTT", Missing, "begins with"),
-        (b"GET / HTTP/1.1\r\n", Missing, "begins with"),
+        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03zzzz", Missing, "begins with TLS"),
+        (b"\x10\x0c\0\x04MQTT", Missing, "begins with MQTT"),
+        (b"GET / HTTP/1.1\r\n", Missing, "begins with text"),
+        (b"PROXY UNKNOWNxx\r\n", Invalid, "malformed"),
+        (b"PROXY TCP4 192.0.2.7 198.51.100.1 +1 8883\r\n", Invalid, "malformed"),
+        (b"PROXY TCP4 192.0.2.7 198.51.100.1 1 08883\r\n", Invalid, "malformed"),
+        (&v2(1, 0x32, &[&[0; 216]]), Invalid, "datagram"),
         (b"\r\n\r\n\0\r\nQUIX", Missing, "begins with"),
         (b"PROXY", Invalid, "closed within"),
         (b"PROXY TCP4 192.0.2.7 198.", Invalid, "closed within"),

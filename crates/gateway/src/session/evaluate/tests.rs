@@ -129,7 +129,10 @@ fn assert_verdicts(cases: Vec<Case<'_>>) {
         let client = ClientEvidence {
             listener: "devices",
             address: Some(([192, 0, 2, 1], 1).into()),
+            socket: ([192, 0, 2, 1], 1).into(),
             balancer: None,
+            http_proxy: None,
+            origin: None,
             from_tls: proof(&case.from_tls),
             from_authenticator: proof(&case.from_authenticator),
         };

@@ -79,16 +79,22 @@ pub struct Resumption {
     pub ticket_secret: Option<Secret>,
 }
 
-/// `registries`: number of authenticators of the kind `registry`.
-pub(super) fn validate(table: &Setting<TlsTable>, registries: usize, document: &mut Document) -> Result<Tls, Reported> {
+/// `registries`: number of authenticators of the kind `registry`. `protocol`: what is spoken over TLS, by its name for ALPN.
+pub(super) fn validate(
+    table: &Setting<TlsTable>,
+    protocol: &str,
+    registries: usize,
+    document: &mut Document,
+) -> Result<Tls, Reported> {
     let versions = if table.versions.is_empty() && !document.is_unread("versions", table) {
         Err(document.error(&table.versions, Complaint::new("`versions` is empty").hint("[\"1.2\", \"1.3\"]")))
     } else {
         Ok(table.versions.value.clone())
     };
-    if let Some(wrong) = table.alpn.iter().find(|protocol| !(1..=255).contains(&protocol.len())) {
+    let alpn = table.alpn.clone().unwrap_or_else(|| vec![protocol.to_owned()]);
+    if let Some(wrong) = alpn.iter().find(|protocol| !(1..=255).contains(&protocol.len())) {
         document.error(table, format!("`{wrong}` in `alpn` must have 1 to 255 bytes"));
-    } else if table.alpn.len() > MAX_ALPN {
+    } else if alpn.len() > MAX_ALPN {
         document.error(table, format!("`alpn` must have at most {MAX_ALPN} protocols"));
     }
     let mode = match &table.psk {
@@ -98,7 +104,7 @@ pub(super) fn validate(table: &Setting<TlsTable>, registries: usize, document: &
         }
         None => validate_certificate_tls(table, registries, document).map(|tls| TlsMode::Certificate(Box::new(tls))),
     };
-    Ok(Tls { handshake_timeout: table.handshake_timeout.0, versions: versions?, alpn: table.alpn.clone(), mode: mode? })
+    Ok(Tls { handshake_timeout: table.handshake_timeout.0, versions: versions?, alpn, mode: mode? })
 }
 
 fn validate_certificate_tls(

@@ -75,8 +75,8 @@ pub(in crate::config::tables) struct TlsTable {
     /// Time for the TLS handshake, from accept.
     pub(super) handshake_timeout: Timeout,
     /// Application protocols offered by ALPN. A client that offers none is served; a client that offers only others is
-    /// rejected.
-    pub(super) alpn: Vec<String>,
+    /// rejected. Default: `["mqtt"]`; with `protocol = "wss"` `["http/1.1"]`.
+    pub(super) alpn: Option<Vec<String>>,
 }
 
 impl Default for TlsTable {
@@ -107,7 +107,7 @@ impl Default for TlsTable {
             versions: Setting::default_of(vec![TlsVersion::V12, TlsVersion::V13]),
             cipher_preference: Setting::default_of(CipherPreference::Aes256),
             handshake_timeout: Timeout(Duration::from_secs(10)),
-            alpn: vec!["mqtt".to_owned()],
+            alpn: None,
         }
     }
 }
