@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::tables::Bind;
+use crate::config::tables::{Bind, Tcp};
 use crate::limits::ADMIN_CONNECTIONS;
 use crate::net::{self, WriteDeadline};
 use crate::observe::RateLimit;
@@ -60,14 +60,14 @@ pub(crate) fn serve(bind: &Bind, shared: Arc<Shared>, draining: CancellationToke
         .with_state(Served { shared, draining });
     match bind {
         Bind::Ip(address) => {
-            let listener = net::bind(*address)?;
+            let listener = net::bind(*address, &Tcp::default())?;
             let address = listener.local_addr()?;
             tracing::info!(%address, "admin interface listening");
             tokio::spawn(answer(router, async move || listener.accept().await.map(|(stream, _)| stream)));
             Ok(Some(address))
         }
         Bind::Unix(unix) => {
-            let bound = net::bind_unix(unix)?;
+            let bound = net::bind_unix(unix, &Tcp::default())?;
             tracing::info!(address = %bind, "admin interface listening");
             tokio::spawn(answer(router, async move || bound.accept().await));
             Ok(None)

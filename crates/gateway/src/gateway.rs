@@ -23,7 +23,6 @@ use crate::config::Diagnostics;
 use crate::config::tables::{Bind, Process};
 use crate::edge::{Accepted, Acceptor};
 use crate::maintenance;
-use crate::net::SocketFile;
 use crate::observe::AccessLog;
 use crate::outcome::{CloseReason, RAISE_OPEN_FILES, Reject};
 use crate::relay::RelayThreads;
@@ -79,8 +78,7 @@ struct Started {
 
 struct Socket {
     address: Bind,
-    /// Of a Unix socket.
-    file: Option<Arc<SocketFile>>,
+    acceptor: Arc<Acceptor>,
     accepting: JoinHandle<()>,
 }
 
@@ -367,24 +365,21 @@ fn open_access_log(runtime: &Runtime) -> Result<Option<Arc<AccessLog>>, StartErr
     Ok(Some(Arc::new(opened)))
 }
 
-/// Binds the sockets that are not bound yet, either all or none. Those that are get the mode and owner of the configuration.
+/// Binds the sockets that are not bound yet, either all or none. Those that are get the settings of the configuration.
 fn bind_new(
     runtime: &Runtime,
     bound: &HashMap<SocketKey, Socket>,
 ) -> Result<Vec<(SocketKey, Bind, Acceptor)>, StartError> {
     let (known, new): (Vec<_>, Vec<_>) = runtime.sockets().partition(|(key, _)| bound.contains_key(key));
-    let opened = new.into_iter().map(|(key, _)| {
-        let socket = key.0.bind().and_then(|socket| Ok((socket.address(&key.0)?, socket)));
+    let opened = new.into_iter().map(|(key, listener)| {
+        let socket = key.0.bind(&listener.tcp).and_then(|socket| Ok((socket.address(&key.0)?, socket)));
         let (address, socket) = socket.map_err(|error| StartError::Bind(key.0.bind.clone(), error))?;
         Ok((key, address, socket))
     });
     let opened = opened.collect::<Result<_, _>>()?;
-    for (key, _) in known {
-        let (Bind::Unix(unix), Some(file)) = (&key.0.bind, bound.get(&key).and_then(|socket| socket.file.as_ref()))
-        else {
-            continue;
-        };
-        match file.set_access(unix.access) {
+    for (key, listener) in known {
+        let Some(socket) = bound.get(&key) else { continue };
+        match socket.acceptor.configure(&key.0.bind, &listener.tcp) {
             // The gateway still accepts on it, and nobody can connect by this path.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 tracing::error!(address = %key.0.bind, %error, "the file of a Unix socket was removed: restart the gateway to open it again");
@@ -404,15 +399,15 @@ fn start_accepting(
         let runtime = shared.runtime.load();
         let listener = runtime.sockets().find(|(other, _)| *other == key).map(|(_, listener)| &*listener.name);
         tracing::info!(listener, %address, "listening");
-        let file = socket.file();
-        let accepting = tokio::spawn(accept(socket, key.clone(), Arc::clone(shared), tasks.clone()));
-        (key, Socket { address, file, accepting })
+        let acceptor = Arc::new(socket);
+        let accepting = tokio::spawn(accept(Arc::clone(&acceptor), key.clone(), Arc::clone(shared), tasks.clone()));
+        (key, Socket { address, acceptor, accepting })
     };
     bound.into_iter().map(start).collect()
 }
 
 /// Accepts on one socket until aborted.
-async fn accept(socket: Acceptor, key: SocketKey, shared: Arc<Shared>, tasks: TaskTracker) {
+async fn accept(socket: Arc<Acceptor>, key: SocketKey, shared: Arc<Shared>, tasks: TaskTracker) {
     let mut is_short = false;
     loop {
         match socket.accept().await {

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use portcullis_wire::Connect;
 
 use crate::auth::Authenticator;
-use crate::config::tables::{self, AccessLogFormat, Bind, OnReject, Process, Protocol};
+use crate::config::tables::{self, AccessLogFormat, Bind, OnReject, Process, Protocol, Tcp};
 use crate::config::{self, Demand, Diagnostics, Reported, Settings, UpstreamDemand};
 use crate::devices::Replica;
 use crate::edge::{Endpoint, ProxyProtocol, Transport, Upgrade};
@@ -56,6 +56,7 @@ pub struct Listener {
     pub(crate) name: Arc<str>,
     pub(crate) protocol: Protocol,
     pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) tcp: Tcp,
     /// `None`: it does not speak the PROXY protocol.
     pub(crate) proxy: Option<ProxyProtocol>,
     pub(crate) addresses: AddressRules,
@@ -316,6 +317,7 @@ impl Parts<'_> {
         Some(Arc::new(Listener {
             protocol: settings.protocol,
             endpoints: settings.bind.into_iter().map(|bind| Endpoint { transport: Transport::Stream, bind }).collect(),
+            tcp: settings.tcp,
             proxy: settings.proxy_protocol.as_ref().map(ProxyProtocol::new),
             addresses: AddressRules::new(&settings.allow, &settings.deny),
             connect_timeout: settings.connect_timeout,

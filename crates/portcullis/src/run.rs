@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis_gateway::config::tables::LogFormat;
+use portcullis_gateway::config::tables::{Bind, LogFormat};
 use portcullis_gateway::{
     Gateway, Loaded, Machine, Priority, ProcessState, Runtime, StartError, grow_descriptor_table,
 };
@@ -102,6 +102,18 @@ async fn serve(
 /// Adds a hint to the reason why the gateway does not start.
 pub(crate) fn start_failure(error: StartError) -> Failure {
     let hint = match &error {
+        StartError::Bind(Bind::Unix(_), cause) | StartError::Admin(Bind::Unix(_), cause) => match cause.kind() {
+            io::ErrorKind::AddrInUse => {
+                Some("another process, or another listener, uses this socket; `ss -lxp` shows which")
+            }
+            io::ErrorKind::NotFound => {
+                Some("create the folder; in a systemd service, `RuntimeDirectory=portcullis` makes /run/portcullis")
+            }
+            io::ErrorKind::PermissionDenied => Some(
+                "the folder has to be writable for the gateway's user; `owner` and `group` need root, or a group that this user has",
+            ),
+            _ => None,
+        },
         StartError::Bind(_, cause) | StartError::Admin(_, cause) => match cause.kind() {
             io::ErrorKind::AddrInUse => Some("another process listens on this address; `ss -ltnp` shows which"),
             io::ErrorKind::PermissionDenied => Some("ports below 1024 need the capability CAP_NET_BIND_SERVICE"),

@@ -78,7 +78,7 @@ const KEYS: &[Row] = &[
     ("proxy_download_rate", "nothing: `byte_rate` of [listener.limits] counts what clients send"),
     ("proxy_upload_rate", "`byte_rate` of [listener.limits]"),
     ("proxy_buffer_size", "nothing: buffers need no tuning"),
-    ("proxy_socket_keepalive", "nothing: MQTT's keep-alive finds dead connections"),
+    ("proxy_socket_keepalive", "nothing: it is on, and finds dead connections"),
     (
         "worker_rlimit_nofile",
         "nothing: the gateway raises its limit itself; `LimitNOFILE=` of systemd sets the maximum",
@@ -94,7 +94,10 @@ const KEYS: &[Row] = &[
     ("server", "[[listener]], or `servers` of [[upstream]]"),
     ("limit_conn_zone", "`connections_per_address` of [listener.limits], or `max_connections` of [[listener]]"),
     ("reuseport", "nothing: all threads accept from one socket"),
-    ("backlog", "nothing: it is 4096, or what the kernel allows (`net.core.somaxconn`)"),
+    ("backlog", "`tcp = { backlog = 4096 }` of [[listener]]"),
+    ("so_keepalive", "`tcp = { keepalive = \"60s\" }` of [[listener]]"),
+    ("tcp_user_timeout", "`tcp = { user_timeout = \"30s\" }` of [[listener]]"),
+    ("fastopen", "nothing: TCP Fast Open stays off"),
     ("multi_accept", "nothing: connections are accepted as they come"),
     ("set_real_ip_from", "`proxy_protocol = { from = [\"10.0.0.0/8\"] }` of [[listener]]"),
     ("enable_proxy_protocol", "`proxy_protocol = { from = [\"10.0.0.0/8\"] }` of [[listener]]"),
@@ -180,7 +183,7 @@ const KEYS: &[Row] = &[
     ("threads", "`worker_threads` of [runtime]"),
     ("max_heap_size", "`memory_limit` of [runtime]"),
     ("overload_protection", "`max_handshakes`, `handshake_queue` and `memory_limit` of [runtime]"),
-    ("tcp_backlog", "nothing: it is 4096, or what the kernel allows (`net.core.somaxconn`)"),
+    ("tcp_backlog", "`tcp = { backlog = 4096 }` of [[listener]]"),
     ("max_memory", "`memory_limit` of [runtime]"),
     ("memory_limit", "`memory_limit` of [runtime]"),
     ("enable_authn", "`authenticate` of [[listener]]"),
@@ -277,6 +280,15 @@ const BY_TABLE: &[(&str, &[Row])] = &[
     ),
     // [[upstream]]
     ("balance", &[("ssl", "[upstream.tls]"), ("server", "`servers`")]),
+    // [listener.websocket]
+    (
+        "require_subprotocol",
+        &[
+            ("set_real_ip_from", "`trusted_proxies`"),
+            ("real_ip_header", "nothing: `X-Forwarded-For`, `X-Real-IP` and `Forwarded` are read"),
+            ("real_ip_recursive", "nothing: the rightmost address that is not of a proxy counts"),
+        ],
+    ),
     // [[topic_policy.rule]]
     (
         "publish_from",

@@ -11,9 +11,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Upgrade;
 use super::proxy_protocol::{ProxyProtocol, check_client};
-use crate::config::tables::Bind;
+use crate::config::tables::{Bind, Tcp};
 use crate::limits::{Handshakes, PendingPermit};
-use crate::net::{BoundUnix, Socket, SocketFile, Stream, bind, bind_unix};
+use crate::net::{BoundUnix, Socket, Stream, bind, bind_unix, configure};
 use crate::outcome::{Reject, note_detail};
 use crate::peer::{Peer, PeerAddress, ProxyHeader};
 use crate::tls::{Failed, Secured, SecuredClient, ServerTls};
@@ -40,10 +40,10 @@ impl Endpoint {
     ///
     /// # Errors
     /// The address is in use, does not belong to this machine, or is not permitted.
-    pub(crate) fn bind(&self) -> io::Result<Acceptor> {
+    pub(crate) fn bind(&self, settings: &Tcp) -> io::Result<Acceptor> {
         match (self.transport, &self.bind) {
-            (Transport::Stream, Bind::Ip(address)) => bind(*address).map(Acceptor::Tcp),
-            (Transport::Stream, Bind::Unix(unix)) => bind_unix(unix).map(Acceptor::Unix),
+            (Transport::Stream, Bind::Ip(address)) => bind(*address, settings).map(Acceptor::Tcp),
+            (Transport::Stream, Bind::Unix(unix)) => bind_unix(unix, settings).map(Acceptor::Unix),
         }
     }
 }
@@ -67,11 +67,15 @@ impl Acceptor {
         }
     }
 
-    /// The file of a Unix socket.
-    pub(crate) fn file(&self) -> Option<Arc<SocketFile>> {
-        match self {
-            Self::Tcp(_) => None,
-            Self::Unix(bound) => Some(Arc::clone(bound.file())),
+    /// Applies other settings to the socket: for connections that come, or who may connect to a Unix socket.
+    ///
+    /// # Errors
+    /// The gateway may not change the owner. Of kind `NotFound`: the file of a Unix socket is gone, or another has its place.
+    pub(crate) fn configure(&self, bind: &Bind, settings: &Tcp) -> io::Result<()> {
+        match (self, bind) {
+            (Self::Tcp(listener), _) => configure(listener, settings),
+            (Self::Unix(bound), Bind::Unix(unix)) => bound.file().set_access(unix.access),
+            (Self::Unix(_), Bind::Ip(_)) => Ok(()),
         }
     }
 

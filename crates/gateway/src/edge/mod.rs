@@ -8,6 +8,7 @@ mod upgrade;
 pub(crate) use accept::{Accepted, Acceptor, Arrived, Endpoint, Secure, Transport};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use proxy_header::fuzz as fuzz_proxy_header;
+pub(crate) use proxy_header::{PROXY_WITHOUT_KEY, is_proxy_header};
 pub(crate) use proxy_protocol::ProxyProtocol;
 pub(crate) use upgrade::Upgrade;
 #[cfg(any(test, feature = "fuzzing"))]

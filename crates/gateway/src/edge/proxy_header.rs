@@ -71,8 +71,17 @@ const fn kind_of(bytes: &[u8]) -> &'static str {
     }
 }
 
+/// The detail in the log for a header where the listener does not speak the protocol.
+pub(crate) const PROXY_WITHOUT_KEY: &str =
+    "the connection begins with a header of the PROXY protocol; set `proxy_protocol`";
+
+/// Whether these are the first bytes of a header, and of nothing else.
+pub(crate) fn is_proxy_header(bytes: &[u8]) -> bool {
+    bytes.len() > 4 && is_beginning(bytes)
+}
+
 /// Whether a header can begin like this.
-pub(super) fn is_beginning(bytes: &[u8]) -> bool {
+fn is_beginning(bytes: &[u8]) -> bool {
     let agrees = |signature: &[u8]| bytes.iter().zip(signature).all(|(byte, expected)| byte == expected);
     agrees(V1) || agrees(V2)
 }

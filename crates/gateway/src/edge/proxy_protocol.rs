@@ -64,7 +64,7 @@ pub(super) async fn check_client(socket: &Socket) -> Result<(), Reject> {
     // A client that leaves is the concern of what follows.
     match socket.peek(&mut first).await {
         // Of a shorter piece, it is not known yet; what follows rejects it.
-        Ok(len @ 5..) if proxy_header::is_beginning(&first[..len]) => {
+        Ok(len) if proxy_header::is_proxy_header(&first[..len]) => {
             note_detail("it sent a header, which only peers in `from` may");
             Err(Reject::ProxyHeaderUntrusted)
         }

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use self::forwarded::Ambiguous;
 use self::headers::Headers;
+use super::proxy_header::{PROXY_WITHOUT_KEY, is_proxy_header};
 use crate::config::tables;
 use crate::limits::AddressRules;
 use crate::net::Stream;
@@ -103,14 +104,16 @@ impl Upgrade {
         admit: &(dyn Fn(PeerAddress) -> Result<(), Reject> + Sync),
     ) -> Result<Upgraded, Reject> {
         let request = read(stream).await?;
+        let mut named = None;
         let parsed = match &request {
-            Ok(bytes) => self.parse(bytes, peer),
+            Ok(bytes) => self.parse(bytes, peer, &mut named),
             Err(refusal) => Err(Refusal { ..*refusal }),
         };
-        let parsed = parsed.and_then(|(upgraded, answer)| match admit(upgraded.address) {
-            Ok(()) => Ok((upgraded, answer)),
+        // Also of one whose request is rejected: for the log, and for bans.
+        let parsed = match named.map_or(Ok(()), admit) {
+            Ok(()) => parsed,
             Err(reject) => Err(Refusal { status: FORBIDDEN, reject, text: "Forbidden." }),
-        });
+        };
         match parsed {
             Ok((upgraded, answer)) => {
                 write(stream, &answer).await?;
@@ -118,7 +121,7 @@ impl Upgrade {
             }
             Err(Refusal { status, reject, text }) => {
                 if reject == Reject::WebSocketUpgradeFailed || reject == Reject::OriginDenied {
-                    note_detail(text.trim_end_matches('.'));
+                    note_detail(&describe(text, request.as_deref().unwrap_or_default()));
                 }
                 // How it ends is decided.
                 let _ = write(stream, &refusal_of(status, text)).await;
@@ -127,8 +130,14 @@ impl Upgrade {
         }
     }
 
-    /// Parses a whole request. Returns what it says of the client, and the answer.
-    fn parse(&self, bytes: &[u8], peer: PeerAddress) -> Result<(Upgraded, String), Refusal> {
+    /// Parses a whole request. Returns what it says of the client, and the answer. `named`: the address of the client, also if the
+    /// request is rejected for another reason.
+    fn parse(
+        &self,
+        bytes: &[u8],
+        peer: PeerAddress,
+        named: &mut Option<PeerAddress>,
+    ) -> Result<(Upgraded, String), Refusal> {
         let mut headers = [EMPTY_HEADER; MAX_HEADERS];
         let mut request = Request::new(&mut headers);
         match request.parse(bytes) {
@@ -138,6 +147,18 @@ impl Upgrade {
             _ => return Err(bad_request("The request is not HTTP/1.1.")),
         }
         let headers = Headers(request.headers);
+        let address = match &self.proxies {
+            Some(proxies) if proxies.allows(peer) => {
+                forwarded::client(&headers, proxies, peer).map_err(|ambiguous| {
+                    bad_request(match ambiguous {
+                        Ambiguous::Different => "The headers of the proxy name different clients.",
+                        Ambiguous::Unquoted => "The Forwarded header is malformed.",
+                    })
+                })?
+            }
+            _ => peer,
+        };
+        *named = Some(address);
         let target = request.path.unwrap_or_default();
         let path = target.split_once('?').map_or(target, |(path, _)| path);
         if request.version != Some(1) {
@@ -168,17 +189,6 @@ impl Upgrade {
         if subprotocol.is_none() && self.require_subprotocol {
             return Err(bad_request("The request does not offer the subprotocol mqtt."));
         }
-        let address = match &self.proxies {
-            Some(proxies) if proxies.allows(peer) => {
-                forwarded::client(&headers, proxies, peer).map_err(|ambiguous| {
-                    bad_request(match ambiguous {
-                        Ambiguous::Different => "The headers of the proxy name different clients.",
-                        Ambiguous::Unquoted => "The Forwarded header is malformed.",
-                    })
-                })?
-            }
-            _ => peer,
-        };
         let request = HttpRequest { path: path.into(), origin, headers: self.facts(&headers) };
         let mut answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n",
@@ -239,6 +249,22 @@ impl Upgrade {
     }
 }
 
+/// What is wrong with a request, and what it asked for: its path without the query, and its origin.
+fn describe(text: &str, bytes: &[u8]) -> String {
+    let mut headers = [EMPTY_HEADER; MAX_HEADERS];
+    let mut request = Request::new(&mut headers);
+    let mut detail = text.trim_end_matches('.').to_owned();
+    if request.parse(bytes).is_ok() {
+        let path = request.path.unwrap_or_default().split('?').next().unwrap_or_default();
+        // Writing to a String cannot fail.
+        let _ = write!(detail, "; path {path}");
+        if let Ok(Some(origin)) = Headers(request.headers).one("origin") {
+            let _ = write!(detail, ", origin {origin}");
+        }
+    }
+    detail
+}
+
 /// Checks what makes a request one for WebSocket. Returns its key.
 fn check_upgrade<'h>(headers: &Headers<'_, 'h>) -> Result<&'h [u8], Refusal> {
     let has = |header, token: &str| headers.list(header).any(|other| other.eq_ignore_ascii_case(token));
@@ -278,6 +304,7 @@ async fn read(stream: &mut Stream) -> Result<Result<Vec<u8>, Refusal>, Reject> {
         match bytes.as_slice() {
             [0x16, 3, ..] => return Err(Reject::TlsOnPlainPort),
             [0x10, ..] => return Err(closed("the client speaks MQTT without WebSocket")),
+            bytes if is_proxy_header(bytes) => return Err(closed(PROXY_WITHOUT_KEY)),
             bytes if bytes.windows(4).any(|end| end == b"\r\n\r\n") => break,
             _ => {}
         }
@@ -317,7 +344,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         headers: vec!["x-tenant".to_owned()],
     };
     let upgrade = Upgrade::new(settings, true, vec!["token".to_owned()]);
-    if let Ok((upgraded, answer)) = upgrade.parse(bytes, PeerAddress::Unix) {
+    if let Ok((upgraded, answer)) = upgrade.parse(bytes, PeerAddress::Unix, &mut None) {
         assert!(bytes.ends_with(b"\r\n\r\n") && answer.ends_with("\r\n\r\n") && answer.is_ascii());
         assert!(bytes.starts_with(b"GET /mqtt") && &*upgraded.request.path == "/mqtt");
         assert!(upgraded.credentials.cookies.len() <= 1);

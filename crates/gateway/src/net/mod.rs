@@ -17,9 +17,9 @@ pub(crate) use record_layer::RecordLayer;
 pub(crate) use shortage::is_own_shortage;
 pub(crate) use socket::Socket;
 pub(crate) use stream::{Stream, discard_until_closed};
-pub(crate) use tcp::{bind, connect};
+pub(crate) use tcp::{bind, configure, connect};
 pub(crate) use tls_stream::{Leftovers, TlsStream};
-pub(crate) use unix::{BoundUnix, SocketFile, bind_unix, connect_unix};
+pub(crate) use unix::{BoundUnix, bind_unix, connect_unix};
 pub(crate) use websocket::Violation;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use websocket::fuzz_websocket;

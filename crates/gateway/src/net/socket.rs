@@ -14,6 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::sleep;
 
 use super::tcp;
+use crate::config::tables::Tcp;
 
 /// How often it is looked for the end of a connection that has bytes to read.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -83,7 +84,7 @@ impl Socket {
     pub(super) fn detect_vanished_peer(&self) {
         if let Self::Tcp(socket) = self {
             // The listening socket has the same options, so that only a connection that is lost already can be without.
-            let _ = tcp::detect_vanished_peer(&SockRef::from(socket));
+            let _ = tcp::detect_vanished_peer(&SockRef::from(socket), &Tcp::default());
         }
     }
 

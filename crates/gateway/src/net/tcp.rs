@@ -7,20 +7,17 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-/// The length of the kernel's accept queue. The kernel caps it at its own limit, `net.core.somaxconn`, which is the operator's.
-pub(super) const BACKLOG: i32 = 65_535;
-/// A peer that vanished is detected after 60 s of silence, when it has not answered probes 15 s apart for the rest of
-/// [`USER_TIMEOUT`], which replaces a number of probes.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
-/// A peer that stops acknowledging bytes is detected after this time.
-const USER_TIMEOUT: Duration = Duration::from_secs(105);
+use crate::config::tables::Tcp;
 
-/// Opens a listening socket, whose options accepted sockets inherit. Port 0 picks a free one.
+/// The time between two probes of a peer that is silent. The user timeout replaces their number.
+const PROBES: Duration = Duration::from_secs(15);
+
+/// Opens a listening socket, whose options accepted sockets inherit. Port 0 picks a free one. TCP Fast Open stays off: data in a SYN
+/// may be a copy of an earlier one.
 ///
 /// # Errors
 /// The address is in use, does not belong to this machine, or is not permitted.
-pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr, settings: &Tcp) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -28,10 +25,24 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_tcp_nodelay(true)?;
-    detect_vanished_peer(&SockRef::from(&socket))?;
+    detect_vanished_peer(&SockRef::from(&socket), settings)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
+    socket.listen(backlog_of(settings))?;
     TcpListener::from_std(socket.into())
+}
+
+/// Applies other settings to a listening socket, for connections that come.
+///
+/// # Errors
+/// The system does not know the options.
+pub(crate) fn configure(listener: &TcpListener, settings: &Tcp) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    detect_vanished_peer(&socket, settings)?;
+    socket.listen(backlog_of(settings))
+}
+
+fn backlog_of(settings: &Tcp) -> i32 {
+    i32::try_from(settings.backlog).unwrap_or(i32::MAX)
 }
 
 /// Connects to a server. If the connection lasts, [`detect_vanished_peer`] has to watch it. `speaks_alone`: what the caller sends at
@@ -61,10 +72,16 @@ pub(crate) async fn connect(address: SocketAddr, source: Option<IpAddr>, speaks_
 ///
 /// # Errors
 /// The system does not know the options.
-pub(super) fn detect_vanished_peer(socket: &SockRef<'_>) -> io::Result<()> {
-    socket.set_tcp_keepalive(&KEEPALIVE)?;
+pub(super) fn detect_vanished_peer(socket: &SockRef<'_>, settings: &Tcp) -> io::Result<()> {
+    match settings.keepalive {
+        Some(silence) => {
+            let interval = PROBES.min(silence).max(Duration::from_secs(1));
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(silence).with_interval(interval))?;
+        }
+        None => socket.set_keepalive(false)?,
+    }
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_user_timeout(Some(settings.user_timeout))?;
     Ok(())
 }
 

@@ -14,8 +14,7 @@ use socket2::{Domain, SockAddr, Type};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::sleep;
 
-use super::tcp::BACKLOG;
-use crate::config::tables::{SocketAccess, UnixBind};
+use crate::config::tables::{SocketAccess, Tcp, UnixBind};
 
 /// The time between two attempts to connect to a server whose queue is full.
 const QUEUE_FULL: Duration = Duration::from_millis(20);
@@ -46,7 +45,7 @@ impl BoundUnix {
 ///
 /// # Errors
 /// The path is a live socket or another kind of file; the folder does not exist or cannot be written; mode or owner cannot be set.
-pub(crate) fn bind_unix(bind: &UnixBind) -> io::Result<BoundUnix> {
+pub(crate) fn bind_unix(bind: &UnixBind, settings: &Tcp) -> io::Result<BoundUnix> {
     let path = &*bind.path;
     remove_stale_socket(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
@@ -54,7 +53,7 @@ pub(crate) fn bind_unix(bind: &UnixBind) -> io::Result<BoundUnix> {
     let file = SocketFile { path: path.to_owned(), id: id_of(path)?, access: Mutex::new(None) };
     // Before `listen`: until then, nobody can connect.
     file.set_access(bind.access)?;
-    socket.listen(BACKLOG)?;
+    socket.listen(i32::try_from(settings.backlog).unwrap_or(i32::MAX))?;
     Ok(BoundUnix { listener: UnixListener::from_std(socket.into())?, file: Arc::new(file) })
 }
 
@@ -141,7 +140,8 @@ mod tests {
     use super::*;
 
     fn bind(path: &Path) -> io::Result<BoundUnix> {
-        bind_unix(&UnixBind { path: Arc::from(path), access: SocketAccess { mode: 0o640, owner: None, group: None } })
+        let access = SocketAccess { mode: 0o640, owner: None, group: None };
+        bind_unix(&UnixBind { path: Arc::from(path), access }, &Tcp::default())
     }
 
     #[tokio::test]

@@ -17,8 +17,8 @@ super::reasons! {
     AddressDenied = "address_denied", Accept, Client, 403,
         connack: None, is_failed_proof: false,
         hint: Some("if the client is yours, add its network to `allow` or remove it from `deny`");
-    /// A peer that is not in `from` of the listener's `proxy_protocol` connected, which requires to be, or sent a header of the
-    /// PROXY protocol.
+    /// A peer that is not in `from` of the listener's `proxy_protocol` connected without a load balancer, where one is required, or
+    /// sent a header of the PROXY protocol.
     ProxyHeaderUntrusted = "proxy_header_untrusted", Accept, Client, 403,
         connack: None, is_failed_proof: false,
         hint: Some("if it is your load balancer, add its network to `from`; clients that connect without it need `required = false`");
@@ -85,7 +85,7 @@ super::reasons! {
     /// The client sent something other than TLS to a listener with `protocol = "tls"`.
     NotTls = "not_tls", Handshake, Client, 500,
         connack: None, is_failed_proof: false,
-        hint: Some("turn on TLS in the client, or use a listener with `protocol = \"tcp\"`");
+        hint: Some("turn on TLS in the client, or use a listener with `protocol = \"tcp\"`; load balancers that send the PROXY protocol need `proxy_protocol`");
     /// The client and the listener share no TLS version.
     TlsVersion = "tls_version", Handshake, Client, 500,
         connack: None, is_failed_proof: false,
@@ -335,7 +335,7 @@ super::reasons! {
     /// The broker closed the connection before it answered CONNECT.
     UpstreamClosed = "upstream_closed_early", Upstream, Upstream, 502,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,
-        hint: Some("see the broker's log for the cause");
+        hint: Some("see the broker's log for the cause; brokers also close where one side expects the PROXY protocol and the other does not: compare `proxy_protocol` of [[upstream]]");
     /// The broker did not answer CONNECT in time.
     UpstreamTimeout = "upstream_timeout", Upstream, Upstream, 502,
         connack: Some(Refusal::ServerUnavailable), is_failed_proof: false,

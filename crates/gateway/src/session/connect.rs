@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Shared, count_failed_proof, evaluate, follow_rules};
 use crate::auth::{self, Attempt, Principal};
 use crate::devices::Entry;
+use crate::edge::{PROXY_WITHOUT_KEY, is_proxy_header};
 use crate::limits::PendingPermit;
 use crate::net::{Stream, Violation};
 use crate::observe::Record;
@@ -376,9 +377,18 @@ async fn read_connect(
             return Err(Reject::TlsOnPlainPort);
         }
         hold(pending, buffer.capacity())?;
-        if decode(buffer, listener)?.is_some() {
+        if decode(buffer, listener).inspect_err(|_| note_other_protocol(buffer))?.is_some() {
             return Ok(());
         }
+    }
+}
+
+/// Notes what the client speaks in place of MQTT, if that is known.
+fn note_other_protocol(bytes: &[u8]) {
+    if is_proxy_header(bytes) {
+        note_detail(PROXY_WITHOUT_KEY);
+    } else if [b"GET ".as_slice(), b"POST ", b"HEAD "].iter().any(|method| bytes.starts_with(method)) {
+        note_detail("the client speaks HTTP; for WebSocket, set `protocol = \"ws\"` or \"wss\"");
     }
 }
 

@@ -379,3 +379,28 @@ fn set_private(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
+
+#[test]
+fn settings_of_tcp_have_bounds() {
+    for (tcp, expected) in [
+        ("{ keepalive = \"30s\", user_timeout = \"30s\", backlog = 128 }", "none"),
+        ("{ keepalive = \"0s\" }", "none"),
+        ("{ keepalive = \"500ms\" }", "`keepalive` must be between"),
+        ("{ keepalive = \"10h\" }", "`keepalive` must be between"),
+        ("{ user_timeout = \"0s\" }", "must be at least"),
+        ("{ backlog = 0 }", "expected a number greater than 0"),
+        ("{ backlog = 70000 }", "`backlog` must be at most 65535"),
+        ("{ nodelay = true }", "unknown key `nodelay`"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.toml");
+        let text = format!(
+            "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nprotocol = \"tcp\"\nupstream = \"b\"\ntcp = {tcp}\n\
+             [[upstream]]\nname = \"b\"\nservers = [\"127.0.0.1:1\"]\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let found = portcullis_gateway::Runtime::load(&path, &portcullis_gateway::ProcessState::new())
+            .map_or_else(|problems| problems.render(false), |_| "none".to_owned());
+        assert!(found.contains(expected), "{tcp}: {found}");
+    }
+}

@@ -238,3 +238,27 @@ async fn crls_that_a_reload_adds_are_required_of_those_who_are_not_admitted_yet(
     assert_eq!(gateway.outcome().await, "500 crl_expired");
     assert!(broker.is_left_alone().await);
 }
+
+/// Keep-alive and user timeout of a client's connection at the gateway, in milliseconds, as `ss` shows them.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn settings_of_tcp_apply_to_connections_that_come_after_a_reload() {
+    let broker = Broker::start().await;
+    let configuration =
+        |tcp: &str| format!("{}{tcp}\n{}", TestGateway::LISTENER.replace("\"tls\"", "\"tcp\""), broker.upstream());
+    let gateway = TestGateway::start(&configuration("tcp = { keepalive = \"7s\" }")).await;
+    let timer = async |client: &tokio::net::TcpStream| {
+        let port = client.local_addr().unwrap().port();
+        let own = gateway.address().port();
+        let mut ss = tokio::process::Command::new("ss");
+        let filter = format!("( sport = :{own} and dport = :{port} )");
+        let output = ss.args(["-tnoH", &filter]).output().await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let before = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
+    assert!(timer(&before).await.contains("timer:(keepalive,"), "{}", timer(&before).await);
+    gateway.write(&configuration("tcp = { keepalive = \"0s\" }"));
+    gateway.gateway.reload().await.unwrap();
+    let after = tokio::net::TcpStream::connect(gateway.address()).await.unwrap();
+    assert!(!timer(&after).await.contains("timer:"), "{}", timer(&after).await);
+}

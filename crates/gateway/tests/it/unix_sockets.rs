@@ -192,7 +192,8 @@ fn mistakes_are_explained() {
         ("\"unix:\"", "the path of the Unix socket is missing"),
         ("\"unix:/run/\"", "the path of the Unix socket is missing"),
         ("\"unix:@mqtt\"", "an abstract socket"),
-        ("\"unix:///run/x.sock\"", "not a path"),
+        ("\"unix:///run/x.sock\"", "begins with two slashes"),
+        ("\"unix:/run/x.sock?mode=0666\"", "none"),
         ("\"unix:/run/x.sock?mode=888\"", "`888` is not the mode of a file"),
         ("\"unix:/run/x.sock?mode=\"", "is not the mode of a file"),
         ("\"unix:/run/x.sock?mode=0\"", "is not the mode of a file"),
@@ -209,6 +210,8 @@ fn mistakes_are_explained() {
     assert!(problems(&long, "").contains("the path of the Unix socket has 108 bytes"));
     for (servers, expected) in [
         ("servers = [\"unix:\"]", "the path of the Unix socket is missing"),
+        ("servers = [\"unix:/run/x.sock?mode=0660\"]", "a Unix socket to connect to has no options"),
+        ("servers = [\"unix:/run/x.sock\"]\nsource_addresses = [\"127.0.0.1\"]", "`source_addresses` has no effect"),
         ("servers = [\"unix:/run/x.sock\"]\n[upstream.tls]", "TLS to a Unix socket requires `server_name`"),
         ("servers = [\"embedded\"]\nproxy_protocol = \"v2\"", "does not expect the PROXY protocol"),
         ("servers = [\"127.0.0.1:1\"]\nproxy_protocol = \"on\"", "expected one of: v1, v2, v2-ssl"),

@@ -339,6 +339,7 @@ fn report_contradictions(listener: &Listener, diagnostics: &mut Diagnostics) -> 
 fn report_closed(all: &[Clients<'_>], diagnostics: &mut Diagnostics) {
     let reasons: Vec<_> = all.iter().filter_map(Clients::rejected_by).collect();
     let Some((expression, root)) = reasons.first().copied() else { return };
+    let listener = all.first().map(|clients| clients.listener);
     if reasons.iter().any(|(_, other)| *other != root) {
         // Each kind of clients for a reason of its own.
         let mut seen = Vec::new();
@@ -356,7 +357,10 @@ fn report_closed(all: &[Clients<'_>], diagnostics: &mut Diagnostics) {
     match root {
         Some(root) => {
             let complaint = Complaint::new(format!("no client of this listener has `{root}`, so all are rejected"));
-            diagnostics.error(expression, complaint.hint(how_to_have(root)));
+            let of_balancer = root == "cert" && listener.is_some_and(trusts_balancer);
+            let hint =
+                if of_balancer { "what a load balancer has verified is `proxy.ssl.cn`" } else { how_to_have(root) };
+            diagnostics.error(expression, complaint.hint(hint));
         }
         None => diagnostics.warning(expression, "this expression rejects all clients of the listener"),
     }

@@ -133,6 +133,10 @@ fn parse_unix(text: &str, document: &Document) -> Result<UnixBind, Complaint> {
 
 /// The path of a Unix socket behind `unix:`.
 pub(super) fn parse_unix_path(path: &str, document: &Document) -> Result<Arc<Path>, Complaint> {
+    if path.contains('?') {
+        let hint = "mode, owner and group are of sockets that the gateway opens: `bind` of [[listener]]";
+        return Err(Complaint::new("a Unix socket to connect to has no options").hint(hint));
+    }
     if path.is_empty() || path.ends_with('/') {
         return Err(
             Complaint::new("the path of the Unix socket is missing").hint("write \"unix:/run/portcullis/mqtt.sock\"")
@@ -140,8 +144,12 @@ pub(super) fn parse_unix_path(path: &str, document: &Document) -> Result<Arc<Pat
     }
     if path.starts_with('@') || path.starts_with("//") {
         let hint = "use a path, whose mode and owner say who may connect: \"unix:/run/portcullis/mqtt.sock\"";
-        let what = if path.starts_with('@') { "an abstract socket" } else { "not a path" };
-        return Err(Complaint::new(format!("`{path}` is {what}, which is not supported")).hint(hint));
+        let what = if path.starts_with('@') {
+            "is an abstract socket, which is not supported"
+        } else {
+            "begins with two slashes"
+        };
+        return Err(Complaint::new(format!("`{path}` {what}")).hint(hint));
     }
     let path = document.resolve(Path::new(path));
     let len = path.as_os_str().len();

@@ -15,6 +15,7 @@ use super::bind::Bind;
 use super::connect::{AdmitTable, Connect, ConnectTable};
 use super::limits::{Limits, LimitsTable};
 use super::proxy_protocol::{self, ProxyProtocol, ProxyProtocolTable};
+use super::tcp::{self, Tcp, TcpTable};
 use super::tls::{Tls, TlsTable};
 use super::topics::PublishTable;
 use super::websocket::{self, WebSocket, WebSocketTable};
@@ -66,6 +67,8 @@ pub(in crate::config) struct ListenerTable {
     max_connections: Setting<NonZeroU32>,
     /// Answer to a rejected CONNECT packet: `connack` (a CONNACK in the client's MQTT version) or `close` (none).
     on_reject: OnReject,
+    /// How TCP connections are kept: `{ keepalive = "60s", user_timeout = "105s", backlog = 65535 }`, which are the defaults.
+    tcp: Option<Setting<TcpTable>>,
     /// TLS towards clients. Required with `protocol = "tls"` and `wss`, an error with `tcp` and `ws`.
     tls: Option<Setting<TlsTable>>,
     /// The request that upgrades a connection to WebSocket. An error with `protocol = "tls"` and `tcp`.
@@ -106,6 +109,7 @@ impl Default for ListenerTable {
             max_username: None,
             max_connections: Setting::default_of(nonzero(100_000)),
             on_reject: OnReject::Connack,
+            tcp: None,
             tls: None,
             websocket: None,
             authenticate: Vec::new(),
@@ -213,6 +217,8 @@ pub struct Listener {
     pub max_connections: Setting<u32>,
     /// The answer to a rejected CONNECT.
     pub on_reject: OnReject,
+    /// How TCP connections are kept.
+    pub tcp: Tcp,
     /// `None`: MQTT in the clear.
     pub tls: Option<Tls>,
     /// `None`: without WebSocket.
@@ -282,6 +288,7 @@ pub(super) fn validate(
         max_username: table.max_username.as_ref().map(|size| size.value.0),
         max_connections: table.max_connections.map(|number| number.get()),
         on_reject: table.on_reject,
+        tcp: table.tcp.as_ref().map_or_else(Tcp::default, |tcp| tcp::validate(tcp, document)),
         tls: tls.ok().flatten(),
         websocket: validate_websocket(table, document),
         authenticate: validate_authenticate(table, names, document),
@@ -315,12 +322,18 @@ fn validate_bind(
             Ok(address) => match bound.iter().find(|other| other.overlaps(&address)) {
                 Some(other) => {
                     let message = format!("`{address}` is already bound by a listener");
-                    let hint = format!("`{other}` includes it");
+                    let is_wider = address.ip().is_some_and(|address| address.ip().is_unspecified());
+                    let hint =
+                        if is_wider { format!("it includes `{other}`") } else { format!("`{other}` includes it") };
                     let complaint = Complaint::new(message);
                     let complaint = if *other == address { complaint } else { complaint.hint(hint) };
                     document.diagnostics.error_in_list(bind, text, complaint);
                 }
                 None => {
+                    if matches!(&address, Bind::Unix(unix) if unix.access.mode & 0o002 != 0) {
+                        let message = format!("every program on this machine may connect to `{address}`");
+                        document.warning(bind, Complaint::new(message).hint("mode=0660 is for an owner and a group"));
+                    }
                     bound.insert(address.clone());
                     addresses.push(address);
                 }

@@ -14,6 +14,7 @@ mod listener;
 mod process;
 mod proxy_protocol;
 mod rates;
+mod tcp;
 mod tls;
 mod topics;
 mod upstream;
@@ -31,6 +32,7 @@ pub use listener::{Listener, OnReject, Protocol};
 pub use process::{AccessLog, AccessLogFormat, LogFormat, Process};
 pub use proxy_protocol::ProxyProtocol;
 pub use rates::Rate;
+pub use tcp::Tcp;
 pub use tls::{
     CertificateFiles, CertificateTls, CipherPreference, ClientCertificates, Crl, CrlOrigin, Ocsp, OcspScope, OnFailure,
     PrivateKey, Psk, PskFormat, RawKeys, Resumption, Tls, TlsMode, TlsVersion,

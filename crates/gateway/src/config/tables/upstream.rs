@@ -330,6 +330,11 @@ fn validate_sources(table: &Setting<UpstreamTable>, document: &mut Document) -> 
     if sources.is_empty() && !document.is_unread("source_addresses", table) {
         document.error(sources, Complaint::new("`source_addresses` is empty").hint("leave it out: the system chooses"));
     }
+    let has_ip = |server: &Setting<ServerTable>| !server.value.is_without_ip();
+    if table.servers.as_ref().is_some_and(|servers| !servers.iter().any(has_ip)) {
+        let complaint = Complaint::new("`source_addresses` has no effect: no server has an IP address");
+        document.error(sources, complaint.hint("leave it out"));
+    }
     let mut distinct: Vec<Setting<IpAddr>> = Vec::new();
     for source in &sources.value {
         if source.value.0.is_unspecified() || source.value.0.is_multicast() {

@@ -27,7 +27,7 @@ pub(super) struct WebSocketTable {
     require_subprotocol: bool,
     /// Networks of HTTP proxies in front, whose `X-Forwarded-For`, `X-Real-IP` or `Forwarded` name the client: the rightmost
     /// address that is not of a proxy counts.
-    trusted_proxies: Vec<Origin>,
+    trusted_proxies: Vec<Setting<Origin>>,
     /// Names of headers that expressions may use: `conn.headers["x-tenant"]`.
     headers: Vec<Setting<String>>,
 }
@@ -69,7 +69,7 @@ pub(super) fn validate(table: &WebSocketTable, document: &mut Document) -> WebSo
         if origin.network().is_some_and(|net| net.prefix_len() == 0) {
             let message = "every client chooses the address that it has for all rules, limits and logs";
             let hint = "trusted_proxies: the networks of the HTTP proxies alone";
-            document.warning(&table.path, Complaint::new(message).hint(hint));
+            document.warning(origin, Complaint::new(message).hint(hint));
         }
     }
     let headers = table.headers.iter().filter_map(|name| validate_header(name, document)).collect();
@@ -80,7 +80,7 @@ pub(super) fn validate(table: &WebSocketTable, document: &mut Document) -> WebSo
         path: table.path.value.clone(),
         origins,
         require_subprotocol: table.require_subprotocol,
-        trusted_proxies: table.trusted_proxies.clone(),
+        trusted_proxies: table.trusted_proxies.iter().map(|origin| origin.value).collect(),
         headers,
     }
 }
@@ -92,7 +92,10 @@ fn validate_origins(origins: &Setting<Vec<Setting<String>>>, document: &mut Docu
             Some(origin) => normal.push(origin),
             None => {
                 let complaint = Complaint::new(format!("`{}` is not an origin", origin.value));
-                let hint = "scheme, host, and port if it is not the usual one: \"https://app.example.com\"";
+                let hint = match origin.as_str() {
+                    "*" => "for every origin, leave `origins` out",
+                    _ => "scheme, host, and port if it is not the usual one: \"https://app.example.com\"",
+                };
                 document.error(origin, complaint.hint(hint));
             }
         }

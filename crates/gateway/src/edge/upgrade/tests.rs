@@ -32,12 +32,12 @@ fn proxy() -> PeerAddress {
 }
 
 fn refusal(upgrade: &Upgrade, request: &str) -> Option<(&'static str, &'static str)> {
-    upgrade.parse(request.as_bytes(), proxy()).err().map(|refusal| (&refusal.status[..3], refusal.text))
+    upgrade.parse(request.as_bytes(), proxy(), &mut None).err().map(|refusal| (&refusal.status[..3], refusal.text))
 }
 
 #[test]
 fn the_answer_has_the_key_and_the_subprotocol() {
-    let answer = |headers: &str| upgrade().parse(request(headers).as_bytes(), proxy()).unwrap().1;
+    let answer = |headers: &str| upgrade().parse(request(headers).as_bytes(), proxy(), &mut None).unwrap().1;
     // The key and its answer are those of RFC 6455, 1.3.
     assert!(answer("").contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
     assert!(!answer("").contains("Sec-WebSocket-Protocol"));
@@ -121,7 +121,7 @@ fn pages_of_other_origins_connect_only_where_they_may() {
         (&Upgrade::new(settings(), false, Vec::new()), "https://evil.example.com", true),
     ] {
         let request = request(&format!("Origin: {origin}\r\n"));
-        let found = upgrade.parse(request.as_bytes(), proxy()).map(drop).map_err(|refusal| refusal.reject);
+        let found = upgrade.parse(request.as_bytes(), proxy(), &mut None).map(drop).map_err(|refusal| refusal.reject);
         assert_eq!(found, if allowed { Ok(()) } else { Err(Reject::OriginDenied) }, "{origin}");
     }
     assert_eq!(refusal(&listed("https://app.example.com"), &request("")), None, "no browser");
@@ -133,7 +133,7 @@ fn pages_of_other_origins_connect_only_where_they_may() {
 #[test]
 fn a_proxy_that_is_trusted_names_the_client_and_nobody_else_does() {
     let named = |peer, headers: &str| {
-        let parsed = upgrade().parse(request(headers).as_bytes(), peer);
+        let parsed = upgrade().parse(request(headers).as_bytes(), peer, &mut None);
         parsed.map(|(upgraded, _)| upgraded.address.host()).map_err(|refusal| refusal.text)
     };
     for (headers, expected) in [
@@ -181,7 +181,7 @@ fn a_proxy_that_is_trusted_names_the_client_and_nobody_else_does() {
 fn credentials_and_configured_headers_are_read_and_never_shown() {
     let headers = "Authorization: basic dGhpbmc6c2VjcmV0OjE=\r\nCookie: a=b; token=\"abc\"\r\nCookie: other=1\r\n\
                    X-Tenant: acme\r\nX-TENANT: two\r\nX-Other: 1\r\n";
-    let (upgraded, _) = upgrade().parse(request(headers).as_bytes(), proxy()).unwrap();
+    let (upgraded, _) = upgrade().parse(request(headers).as_bytes(), proxy(), &mut None).unwrap();
     let credentials = upgraded.credentials;
     assert_eq!(
         credentials.basic.as_ref().map(|(user, password)| (&**user, password.as_slice())),
@@ -190,6 +190,7 @@ fn credentials_and_configured_headers_are_read_and_never_shown() {
     assert_eq!((credentials.cookie("token"), credentials.cookies.len()), (Some("abc"), 1));
     assert_eq!(upgraded.request.headers, serde_json::json!({ "x-tenant": "acme, two" }));
     assert!(!format!("{credentials:?} {:?}", upgraded.request).contains("secret"));
-    let (upgraded, _) = upgrade().parse(request("Authorization: Bearer  x.y.z\r\n").as_bytes(), proxy()).unwrap();
+    let (upgraded, _) =
+        upgrade().parse(request("Authorization: Bearer  x.y.z\r\n").as_bytes(), proxy(), &mut None).unwrap();
     assert_eq!(upgraded.credentials.bearer.as_ref().map(|token| token.as_str()), Some("x.y.z"));
 }

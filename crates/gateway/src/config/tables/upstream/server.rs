@@ -53,6 +53,17 @@ pub(super) struct ServerOptions {
     down: bool,
 }
 
+impl ServerTable {
+    /// Whether it is a Unix socket, or the embedded broker.
+    pub(super) fn is_without_ip(&self) -> bool {
+        let address = match self {
+            Self::Address(address) => address,
+            Self::Table(options) => options.address.as_deref().unwrap_or_default(),
+        };
+        address == "embedded" || address.starts_with("unix:")
+    }
+}
+
 const fn default_weight() -> u32 {
     1
 }
