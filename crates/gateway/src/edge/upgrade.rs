@@ -295,7 +295,7 @@ async fn read(stream: &mut Stream) -> Result<Result<Vec<u8>, Refusal>, Reject> {
     };
     let mut bytes = Vec::with_capacity(1 << 10);
     loop {
-        let room = (MAX_SIZE - bytes.len()) as u64;
+        let (before, room) = (bytes.len(), (MAX_SIZE - bytes.len()) as u64);
         match (&mut *stream).take(room).read_buf(&mut bytes).await {
             Ok(1..) => {}
             Ok(0) if room == 0 => return Ok(Err(bad_request("The request is too large."))),
@@ -305,7 +305,8 @@ async fn read(stream: &mut Stream) -> Result<Result<Vec<u8>, Refusal>, Reject> {
             [0x16, 3, ..] => return Err(Reject::TlsOnPlainPort),
             [0x10, ..] => return Err(closed("the client speaks MQTT without WebSocket")),
             bytes if is_proxy_header(bytes) => return Err(closed(PROXY_WITHOUT_KEY)),
-            bytes if bytes.windows(4).any(|end| end == b"\r\n\r\n") => break,
+            // What came before has no end: a client that sends byte by byte would have all of it searched each time.
+            bytes if bytes[before.saturating_sub(3)..].windows(4).any(|end| end == b"\r\n\r\n") => break,
             _ => {}
         }
     }

@@ -16,8 +16,9 @@ use tokio::time::sleep;
 
 use crate::config::tables::{SocketAccess, Tcp, UnixBind};
 
-/// The time between two attempts to connect to a server whose queue is full.
-const QUEUE_FULL: Duration = Duration::from_millis(20);
+/// The time until the second attempt to connect to a server whose queue is full. Each further one waits twice as long, up to the second
+/// time, so that many who wait for a server that hangs cost little.
+const QUEUE_FULL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(640));
 
 /// A listening socket.
 #[derive(Debug)]
@@ -62,12 +63,14 @@ pub(crate) fn bind_unix(bind: &UnixBind, settings: &Tcp) -> io::Result<BoundUnix
 /// # Errors
 /// As [`connect`](super::connect).
 pub(crate) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let (mut pause, longest) = QUEUE_FULL;
     loop {
         match UnixStream::connect(path).await {
             // The server's queue is full, and the system does not say when it has room.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(QUEUE_FULL).await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(pause).await,
             connected => return connected,
         }
+        pause = (pause * 2).min(longest);
     }
 }
 
