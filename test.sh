@@ -32,6 +32,7 @@ nodejs node
 npm npm
 pkg-config pkg-config
 strace strace
+systemd systemd-socket-activate
 iproute2 ss
 chromium chromium
 valgrind valgrind

@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +14,14 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::tables::{Bind, Tcp};
+use crate::edge::{Acceptor, Endpoint, Transport};
 use crate::limits::ADMIN_CONNECTIONS;
-use crate::net::{self, WriteDeadline};
+use crate::net::{Inherited, WriteDeadline};
 use crate::observe::RateLimit;
 use crate::session::Shared;
 use crate::status;
@@ -46,11 +45,37 @@ struct Served {
     draining: CancellationToken,
 }
 
-/// Starts the admin interface. Returns the bound address, if it is on TCP.
+/// The admin interface of a gateway.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    socket: Arc<Acceptor>,
+    accepting: AbortHandle,
+    /// Where it is bound.
+    pub(crate) address: Bind,
+}
+
+impl Admin {
+    /// Its listening socket.
+    pub(crate) fn socket(&self) -> &Acceptor {
+        &self.socket
+    }
+
+    /// Stops accepting connections.
+    pub(crate) fn stop(&self) {
+        self.accepting.abort();
+    }
+}
+
+/// Starts the admin interface, perhaps on an inherited socket.
 ///
 /// # Errors
 /// The address cannot be bound.
-pub(crate) fn serve(bind: &Bind, shared: Arc<Shared>, draining: CancellationToken) -> io::Result<Option<SocketAddr>> {
+pub(crate) fn serve(
+    bind: &Bind,
+    shared: Arc<Shared>,
+    draining: CancellationToken,
+    inherited: &mut Inherited,
+) -> io::Result<Admin> {
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -58,33 +83,21 @@ pub(crate) fn serve(bind: &Bind, shared: Arc<Shared>, draining: CancellationToke
         .route("/jwks.json", get(jwks))
         .route("/.well-known/jwks.json", get(jwks))
         .with_state(Served { shared, draining });
-    match bind {
-        Bind::Ip(address) => {
-            let listener = net::bind(*address, &Tcp::default())?;
-            let address = listener.local_addr()?;
-            tracing::info!(%address, "admin interface listening");
-            tokio::spawn(answer(router, async move || listener.accept().await.map(|(stream, _)| stream)));
-            Ok(Some(address))
-        }
-        Bind::Unix(unix) => {
-            let bound = net::bind_unix(unix, &Tcp::default())?;
-            tracing::info!(address = %bind, "admin interface listening");
-            tokio::spawn(answer(router, async move || bound.accept().await));
-            Ok(None)
-        }
-    }
+    let endpoint = Endpoint { transport: Transport::Stream, bind: bind.clone() };
+    let socket = Arc::new(endpoint.bind(&Tcp::default(), inherited)?);
+    let address = socket.address(&endpoint)?;
+    tracing::info!(%address, "admin interface listening");
+    let accepting = tokio::spawn(answer(router, Arc::clone(&socket))).abort_handle();
+    Ok(Admin { socket, accepting, address })
 }
 
 /// Serves connections. Their number and duration are bounded, because a scraper may hang.
-async fn answer<S>(router: Router, mut accept: impl AsyncFnMut() -> io::Result<S>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn answer(router: Router, socket: Arc<Acceptor>) {
     let mut open: VecDeque<(Instant, AbortHandle)> = VecDeque::with_capacity(ADMIN_CONNECTIONS);
     let warnings = RateLimit::default();
     loop {
-        let stream = match accept().await {
-            Ok(stream) => stream,
+        let stream = match socket.accept().await {
+            Ok(accepted) => accepted.into_socket(),
             Err(error) => {
                 if let Some(suppressed) = warnings.permit() {
                     tracing::error!(%error, suppressed, "admin interface cannot accept connections");

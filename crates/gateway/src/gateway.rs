@@ -1,9 +1,11 @@
 //! The running gateway: start, reload, drain and stop. Enters: a loaded configuration, and operators' requests. Leaves:
 //! listening sockets whose connections are served. Not here: what happens on a connection.
 
+mod drain;
 mod errors;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -13,18 +15,18 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use rand::seq::SliceRandom;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin;
+use crate::admin::{self, Admin};
 use crate::config::Diagnostics;
 use crate::config::tables::{Bind, Process};
 use crate::edge::{Accepted, Acceptor};
 use crate::maintenance;
+use crate::net::{Handover, Inherited};
 use crate::observe::AccessLog;
-use crate::outcome::{CloseReason, RAISE_OPEN_FILES, Reject};
+use crate::outcome::{RAISE_OPEN_FILES, Reject};
 use crate::relay::RelayThreads;
 use crate::runtime::{Loaded, Runtime, SocketKey};
 use crate::session::{self, Shared};
@@ -33,18 +35,13 @@ use crate::status::{self, CertificateStatus};
 use crate::util::causes::with_causes;
 use crate::util::priority::yield_after;
 
+pub use drain::Successor;
 pub use errors::{ReloadError, StartError};
 
 /// The pause after an accept that failed for lack of file descriptors or memory, until other connections release some.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// The time between two attempts to bind the admin interface.
 const ADMIN_RETRY: Duration = Duration::from_millis(500);
-/// The time between two groups of sessions that a drain ends.
-const DRAIN_STEP: Duration = Duration::from_millis(50);
-/// How long sessions may take to send DISCONNECT after the drain timeout.
-const STOP_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long what is left may take to be dropped.
-const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A running gateway. Dropping it closes the listening sockets; sessions continue until the process exits.
 pub struct Gateway(Handle);
@@ -62,7 +59,8 @@ struct Running {
     draining: CancellationToken,
     /// The listening sockets.
     sockets: Mutex<HashMap<SocketKey, Socket>>,
-    admin: Option<SocketAddr>,
+    /// `None`: not configured, or its address is not free yet.
+    admin: Arc<Mutex<Option<Admin>>>,
     /// The limit of open files; `None`: unknown.
     descriptor_limit: Option<u64>,
     /// The settings that only a restart changes.
@@ -89,25 +87,34 @@ impl Drop for Socket {
 }
 
 impl Gateway {
-    /// Starts to serve with the configuration `runtime`. A reload reads it again from `path`.
+    /// Starts to serve with the configuration `runtime`. A reload reads it again from `path`. `inherited` sockets are used in place
+    /// of new ones, if the configuration has their addresses.
     ///
     /// # Errors
     /// A socket or file cannot be opened. Nothing is started then.
-    pub async fn start(path: &Path, runtime: Runtime, state: Arc<ProcessState>) -> Result<Self, StartError> {
+    pub async fn start(
+        path: &Path,
+        runtime: Runtime,
+        state: Arc<ProcessState>,
+        mut inherited: Inherited,
+    ) -> Result<Self, StartError> {
         let descriptor_limit = raise_descriptor_limit();
         let (tasks, draining) = (TaskTracker::new(), CancellationToken::new());
         let relays = RelayThreads::start(runtime.process.threads(), tasks.clone()).map_err(StartError::Threads)?;
         divide_descriptors(descriptor_limit, &runtime, &relays, &state);
         let access_log = open_access_log(&runtime)?;
-        let bound = bind_new(&runtime, &HashMap::new())?;
+        let bound = bind_new(&runtime, &HashMap::new(), &mut inherited)?;
         runtime.activate(None, &state.observer).await;
         let started = Started { process: runtime.process.clone(), admin: runtime.admin.clone() };
         state.observer.access_log.store(access_log);
         let shared = Arc::new(Shared { runtime: ArcSwap::from_pointee(runtime), state, relays: Arc::new(relays) });
-        let admin = match &started.admin {
-            Some(bind) => start_admin(bind, &shared, &draining)?,
-            None => None,
-        };
+        let admin = Arc::default();
+        if let Some(bind) = &started.admin {
+            start_admin(bind, &shared, &draining, &mut inherited, &admin)?;
+        }
+        for address in inherited.unused() {
+            tracing::warn!(%address, "an inherited socket is closed: no listener binds its address");
+        }
         tokio::spawn(maintenance::run(Arc::downgrade(&shared)));
         Ok(Self(Handle(Arc::new(Running {
             path: path.to_owned(),
@@ -156,7 +163,34 @@ impl Handle {
 
     /// The address of the admin interface, if it is on TCP.
     pub fn admin_address(&self) -> Option<SocketAddr> {
-        self.0.admin
+        self.0.admin.lock().as_ref().and_then(|admin| admin.address.ip())
+    }
+
+    /// The listening sockets, for a process that replaces this one.
+    ///
+    /// # Errors
+    /// The limit of open files is reached.
+    pub fn hand_over(&self) -> io::Result<Handover> {
+        let mut handover = Handover::default();
+        self.for_each_socket(|socket| socket.hand_over(&mut handover))?;
+        Ok(handover)
+    }
+
+    /// Takes the files of inherited Unix sockets over from the gateway that has opened them: they are removed when this one stops.
+    pub fn take_socket_files(&self) {
+        let _: Result<(), Infallible> = self.for_each_socket(|socket| Ok(socket.leave_file(false)));
+    }
+
+    /// Leaves all listening sockets, with their files, to the process to which they were [handed over](Self::hand_over). Call
+    /// [`drain`](Self::drain) next.
+    pub fn leave_sockets(&self) {
+        let _: Result<(), Infallible> = self.for_each_socket(|socket| Ok(socket.leave_file(true)));
+        self.0.admin.lock().iter().for_each(Admin::stop);
+    }
+
+    fn for_each_socket<E>(&self, mut visit: impl FnMut(&Acceptor) -> Result<(), E>) -> Result<(), E> {
+        self.0.sockets.lock().values().try_for_each(|socket| visit(&socket.acceptor))?;
+        self.0.admin.lock().iter().try_for_each(|admin| visit(admin.socket()))
     }
 
     /// The levels of the gateway's own log, as the configuration sets them.
@@ -261,7 +295,8 @@ impl Handle {
         let shared = Arc::clone(&self.0.shared);
         let _ = tokio::task::spawn_blocking(move || maintenance::sweep(&shared)).await;
         let access_log = open_access_log(&runtime).map_err(ReloadError::Start)?;
-        let bound = bind_new(&runtime, &self.0.sockets.lock()).map_err(ReloadError::Start)?;
+        let bound =
+            bind_new(&runtime, &self.0.sockets.lock(), &mut Inherited::default()).map_err(ReloadError::Start)?;
         let previous = self.0.shared.runtime.load_full();
         runtime.activate(Some(&previous), &self.0.shared.state.observer).await;
         self.0.started.warn_of_changes(&runtime);
@@ -280,54 +315,6 @@ impl Handle {
         tokio::spawn(maintenance::check_revocation_of_all(Arc::clone(&self.0.shared)));
         Ok(diagnostics)
     }
-
-    /// Stops accepting connections, and ends sessions one after another within `drain_timeout`: if all ended at once,
-    /// all would connect to the other gateways at once.
-    pub async fn drain(&self) {
-        self.0.draining.cancel();
-        self.0.sockets.lock().clear();
-        self.0.tasks.close();
-        let limit = self.0.shared.runtime.load().process.drain_timeout;
-        if tokio::time::timeout(limit, self.end_one_after_another(limit)).await.is_err() {
-            let connections = self.connections();
-            tracing::warn!(connections, drain_timeout = %humantime::format_duration(limit), "drain_timeout is over: what is left ends at once");
-            self.stop().await;
-        }
-    }
-
-    /// Ends sessions in random order at a steady pace. Returns once all connections are closed.
-    async fn end_one_after_another(&self, within: Duration) {
-        let mut sessions = self.0.shared.state.sessions.all();
-        sessions.shuffle(&mut rand::rng());
-        let steps = u32::try_from(within.as_millis() / DRAIN_STEP.as_millis()).unwrap_or(u32::MAX).max(1);
-        let each = sessions.len().div_ceil(steps as usize).max(1);
-        // An interval has to have a duration, and `drain_timeout` may be none.
-        let mut pace = tokio::time::interval((within / steps).max(Duration::from_millis(1)));
-        // The first tick is immediate.
-        pace.tick().await;
-        for some in sessions.chunks(each) {
-            tokio::select! {
-                () = self.0.tasks.wait() => return,
-                _ = pace.tick() => {
-                    for session in some {
-                        session.end(CloseReason::Drained);
-                    }
-                }
-            }
-        }
-        self.0.tasks.wait().await;
-    }
-
-    /// Closes all sessions immediately. Each still writes its access log line.
-    pub async fn stop(&self) {
-        self.0.draining.cancel();
-        self.0.sockets.lock().clear();
-        self.0.tasks.close();
-        self.0.shared.state.sessions.drain();
-        if tokio::time::timeout(STOP_TIMEOUT, self.0.tasks.wait()).await.is_err() {
-            let _ = tokio::time::timeout(ABORT_TIMEOUT, self.0.shared.relays.abort()).await;
-        }
-    }
 }
 
 /// Starts the admin interface. If another process has its address, perhaps a gateway that drains, it starts once that
@@ -336,27 +323,34 @@ fn start_admin(
     bind: &Bind,
     shared: &Arc<Shared>,
     draining: &CancellationToken,
-) -> Result<Option<SocketAddr>, StartError> {
-    let error = match admin::serve(bind, Arc::clone(shared), draining.clone()) {
+    inherited: &mut Inherited,
+    admin: &Arc<Mutex<Option<Admin>>>,
+) -> Result<(), StartError> {
+    let error = match admin::serve(bind, Arc::clone(shared), draining.clone(), inherited) {
+        Ok(started) => {
+            *admin.lock() = Some(started);
+            return Ok(());
+        }
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => error,
-        started => return started.map_err(|error| StartError::Admin(bind.clone(), error)),
+        Err(error) => return Err(StartError::Admin(bind.clone(), error)),
     };
     tracing::warn!(
         address = %bind,
         %error,
         "the admin interface waits for its address: another process has it, perhaps a gateway that drains"
     );
-    let (bind, shared, draining) = (bind.clone(), Arc::downgrade(shared), draining.clone());
+    let (bind, shared, draining, admin) = (bind.clone(), Arc::downgrade(shared), draining.clone(), Arc::clone(admin));
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(ADMIN_RETRY).await;
             let Some(shared) = shared.upgrade() else { return };
-            if admin::serve(&bind, shared, draining.clone()).is_ok() {
+            if let Ok(started) = admin::serve(&bind, shared, draining.clone(), &mut Inherited::default()) {
+                *admin.lock() = Some(started);
                 return;
             }
         }
     });
-    Ok(None)
+    Ok(())
 }
 
 fn open_access_log(runtime: &Runtime) -> Result<Option<Arc<AccessLog>>, StartError> {
@@ -369,10 +363,13 @@ fn open_access_log(runtime: &Runtime) -> Result<Option<Arc<AccessLog>>, StartErr
 fn bind_new(
     runtime: &Runtime,
     bound: &HashMap<SocketKey, Socket>,
+    inherited: &mut Inherited,
 ) -> Result<Vec<(SocketKey, Bind, Acceptor)>, StartError> {
-    let (known, new): (Vec<_>, Vec<_>) = runtime.sockets().partition(|(key, _)| bound.contains_key(key));
+    let (known, mut new): (Vec<_>, Vec<_>) = runtime.sockets().partition(|(key, _)| bound.contains_key(key));
+    // Those that take any port take what the others leave of the inherited ones.
+    new.sort_by_key(|(key, _)| key.0.picks_port());
     let opened = new.into_iter().map(|(key, listener)| {
-        let socket = key.0.bind(&listener.tcp).and_then(|socket| Ok((socket.address(&key.0)?, socket)));
+        let socket = key.0.bind(&listener.tcp, inherited).and_then(|socket| Ok((socket.address(&key.0)?, socket)));
         let (address, socket) = socket.map_err(|error| StartError::Bind(key.0.bind.clone(), error))?;
         Ok((key, address, socket))
     });

@@ -179,8 +179,7 @@ impl Runtime {
     pub(crate) fn sockets(&self) -> impl Iterator<Item = (SocketKey, &Arc<Listener>)> {
         self.listeners.iter().flat_map(|listener| {
             listener.endpoints.iter().enumerate().map(move |(position, endpoint)| {
-                let picks_port = endpoint.bind.ip().is_some_and(|address| address.port() == 0);
-                let unbound = picks_port.then(|| (Arc::clone(&listener.name), position));
+                let unbound = endpoint.picks_port().then(|| (Arc::clone(&listener.name), position));
                 ((endpoint.clone(), unbound), listener)
             })
         })

@@ -20,6 +20,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 
 use self::inventory::Certificates;
+use crate::config::tables::DrainNotice;
 use crate::evidence::Evidence;
 use crate::observe::SessionInfo;
 use crate::outcome::CloseReason;
@@ -40,6 +41,8 @@ pub struct Sessions {
     next: AtomicU64,
     /// Whether the gateway stops: what opens now ends at once.
     is_draining: AtomicBool,
+    /// What clients are told when the gateway drains.
+    drain_notice: ArcSwapOption<DrainNotice>,
     by_id: Sharded<BTreeMap<Id, Arc<SessionEntry>>>,
     by_key: Sharded<BTreeSet<(Key, Id)>>,
     /// Seconds since 1970.
@@ -89,6 +92,8 @@ pub(crate) enum Subject {
 pub(crate) enum SessionEvent {
     /// It has to close.
     End(CloseReason),
+    /// It has to close because the gateway drains, and the client is told this.
+    Drain(Arc<DrainNotice>),
     /// Other rules apply to its packets.
     Rules(Arc<PacketRules>),
 }
@@ -257,7 +262,8 @@ impl SessionGuard {
     /// Ready when something happens to the session.
     pub(crate) fn poll_event(&self, cx: &Context<'_>) -> Poll<SessionEvent> {
         if let Poll::Ready(reason) = self.poll_end(cx) {
-            return Poll::Ready(SessionEvent::End(reason));
+            let notice = (reason == CloseReason::Drained).then(|| self.sessions.drain_notice.load_full()).flatten();
+            return Poll::Ready(notice.map_or(SessionEvent::End(reason), SessionEvent::Drain));
         }
         // The session polls often, and its rules change rarely: a swap each time would cost more.
         let has_changed = self.entry.new_rules.load().is_some();
@@ -361,6 +367,11 @@ impl Sessions {
         let mut ended = 0;
         self.visit(|chunk| ended += sweep(chunk, &evaluate));
         ended
+    }
+
+    /// Sets what clients are told whose sessions end because the gateway drains.
+    pub(crate) fn set_drain_notice(&self, notice: Arc<DrainNotice>) {
+        self.drain_notice.store(Some(notice));
     }
 
     /// Ends all sessions, and those that open from now on.

@@ -10,6 +10,7 @@ mod passwd;
 mod pki;
 #[cfg(feature = "embedded-broker")]
 mod quickstart;
+mod replace;
 mod report;
 mod run;
 

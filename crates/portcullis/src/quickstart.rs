@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use portcullis_gateway::{Gateway, Loaded, ProcessState, Runtime};
+use portcullis_gateway::{Gateway, Inherited, Loaded, ProcessState, Runtime};
 use portcullis_pki::{Authority, Init, Purpose, Request};
 use portcullis_wire::{Connack, Connect, Properties, Version};
 use rustls::pki_types::pem::PemObject;
@@ -44,14 +44,15 @@ pub(crate) fn quickstart(arguments: &QuickstartArguments) -> Result<(), Failure>
         Runtime::load(&config, &state).map_err(|problems| Failure::Configuration(Box::new(problems)))?;
     let _logging = crate::logging::start(&runtime.process, &state.observer)?;
     crate::run::tokio_runtime(runtime.process.threads())?.block_on(async {
-        let gateway = Gateway::start(&config, runtime, Arc::clone(&state)).await.map_err(|error| {
-            let hint = format!("set another `bind` in `{}`", config.display());
-            match crate::run::start_failure(error) {
-                Failure::Error(error, None) => Failure::Error(error, Some(hint)),
-                Failure::Error(error, Some(cause)) => Failure::Error(error, Some(format!("{cause}; {hint}"))),
-                other => other,
-            }
-        })?;
+        let gateway =
+            Gateway::start(&config, runtime, Arc::clone(&state), Inherited::default()).await.map_err(|error| {
+                let hint = format!("set another `bind` in `{}`", config.display());
+                match crate::run::start_failure(error) {
+                    Failure::Error(error, None) => Failure::Error(error, Some(hint)),
+                    Failure::Error(error, Some(cause)) => Failure::Error(error, Some(format!("{cause}; {hint}"))),
+                    other => other,
+                }
+            })?;
         let address =
             gateway.addresses().first().map(|(_, address)| *address).context("the configuration has no listener")?;
         say!("gateway: {address}, in front of an embedded broker");

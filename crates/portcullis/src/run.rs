@@ -1,4 +1,5 @@
-//! `portcullis run`: the process around the gateway. Starts the threads, maps signals to reload and drain, and shuts down.
+//! `portcullis run`: the process around the gateway. Starts the threads, maps signals to reload, replacement and drain, and shuts
+//! down.
 
 use std::io;
 use std::path::Path;
@@ -8,11 +9,13 @@ use std::time::Duration;
 
 use portcullis_gateway::config::tables::{Bind, LogFormat};
 use portcullis_gateway::{
-    Gateway, Loaded, Machine, Priority, ProcessState, Runtime, StartError, grow_descriptor_table,
+    Gateway, Inherited, Loaded, Machine, Priority, ProcessState, Runtime, StartError, Successor, grow_descriptor_table,
 };
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::logging::Logging;
+use crate::replace::{Predecessor, Program, Starting};
 use crate::report::{Failure, print_problems};
 
 /// How long the process waits for its tasks to be dropped when it ends.
@@ -20,6 +23,10 @@ const SHUTDOWN: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     let early = EarlySignals::new()?;
+    let (program, predecessor) = (Program::of_this_process()?, Predecessor::find()?);
+    let inherited = Inherited::from_environment().map_err(|error| {
+        Failure::hint(error, "LISTEN_FDS is set by systemd's socket units, or by whatever started this process")
+    })?;
     let state = ProcessState::on(Machine::of_this_process());
     let observer = Arc::clone(&state.observer);
     let Loaded { runtime, diagnostics } =
@@ -36,7 +43,8 @@ pub(crate) fn run(path: &Path) -> Result<(), Failure> {
         diagnostics.lines().for_each(|line| tracing::warn!("{line}"));
     }
     let tokio = tokio_runtime(runtime.process.threads())?;
-    let result = tokio.block_on(serve(path, runtime, state, &logging, early.hangup()));
+    let start = Start { path, inherited, predecessor, program, reload: early.hangup() };
+    let result = tokio.block_on(serve(start, runtime, state, &logging));
     // The drain is over. Dropping the remaining tasks still writes their access log lines.
     tokio.shutdown_timeout(SHUTDOWN);
     observer.access_log.store(None);
@@ -49,34 +57,34 @@ pub(crate) fn tokio_runtime(threads: usize) -> io::Result<tokio::runtime::Runtim
     builder.worker_threads(threads).on_thread_start(|| Priority::Connecting.apply()).enable_all().build()
 }
 
-/// `reload`: whether to reload at once.
-async fn serve(
-    path: &Path,
-    runtime: Runtime,
-    state: Arc<ProcessState>,
-    logging: &Logging,
-    mut reload: bool,
-) -> Result<(), Failure> {
+/// How the process was started.
+struct Start<'a> {
+    path: &'a Path,
+    inherited: Inherited,
+    /// The process that this one replaces.
+    predecessor: Option<Predecessor>,
+    program: Program,
+    /// Whether to reload at once.
+    reload: bool,
+}
+
+async fn serve(start: Start<'_>, runtime: Runtime, state: Arc<ProcessState>, logging: &Logging) -> Result<(), Failure> {
+    let Start { path, inherited, predecessor, program, reload } = start;
     let mut signals = Signals::new()?;
-    let gateway = Gateway::start(path, runtime, state).await.map_err(start_failure)?;
+    let gateway = Gateway::start(path, runtime, state, inherited).await.map_err(start_failure)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-    loop {
-        let action = if std::mem::take(&mut reload) { Action::Reload } else { signals.next().await };
-        match action {
-            Action::Reload => match gateway.reload().await {
-                Ok(problems) => {
-                    logging.set_levels(&gateway.log());
-                    problems.lines().for_each(|line| tracing::warn!("{line}"));
-                    tracing::info!(warnings = problems.list().len(), "reloaded");
-                }
-                Err(error) => tracing::error!("reload failed, the current configuration stays active: {error}"),
-            },
-            Action::ReopenLog => gateway.reopen_access_log().await,
-            Action::Drain => break,
-        }
+    match predecessor {
+        // It tells systemd, which does not know this process yet.
+        Some(predecessor) => predecessor.serve_in_its_place(),
+        None => notify(&[NotifyState::Ready]),
     }
+    gateway.take_socket_files();
+    if reload {
+        self::reload(&gateway, logging).await;
+    }
+    let successor = serve_until_drain(&gateway, &program, &mut signals, logging).await;
     tracing::info!(connections = gateway.connections(), "draining");
-    let mut drained = pin!(gateway.drain());
+    let mut drained = pin!(gateway.drain(successor));
     loop {
         let action = tokio::select! {
             () = &mut drained => break,
@@ -88,6 +96,7 @@ async fn serve(
                 tracing::warn!("SIGHUP opens the access log only: a gateway that drains takes no other configuration");
                 gateway.reopen_access_log().await;
             }
+            Action::Replace => tracing::warn!("SIGUSR2 has no effect: this gateway drains"),
             Action::Drain => {
                 tracing::warn!(connections = gateway.connections(), "stopping at once");
                 gateway.stop().await;
@@ -97,6 +106,84 @@ async fn serve(
     }
     tracing::info!("drained");
     Ok(())
+}
+
+/// Serves until the gateway has to drain. Returns who serves then.
+async fn serve_until_drain(
+    gateway: &Gateway,
+    program: &Program,
+    signals: &mut Signals,
+    logging: &Logging,
+) -> Successor {
+    let mut starting: Option<Starting> = None;
+    loop {
+        let action = tokio::select! {
+            action = signals.next() => action,
+            result = async { match &mut starting {
+                Some(process) => process.serves().await,
+                None => std::future::pending().await,
+            }} => {
+                let Some(process) = starting.take() else { continue };
+                let pid = process.id();
+                match result {
+                    Ok(()) => {
+                        tracing::info!(pid, "another process serves in place of this one");
+                        gateway.leave_sockets();
+                        notify(&[NotifyState::MainPid(pid)]);
+                        return Successor::Process;
+                    }
+                    Err(why) => tracing::error!(pid, "the new process does not serve, this one goes on: {why}"),
+                }
+                continue;
+            }
+        };
+        match action {
+            Action::Reload => reload(gateway, logging).await,
+            Action::ReopenLog => gateway.reopen_access_log().await,
+            Action::Replace if starting.is_some() => {
+                tracing::warn!("SIGUSR2 has no effect: another process starts already")
+            }
+            Action::Replace => {
+                // Here, and not on another thread: the process gets the priority of this one.
+                match gateway.hand_over().and_then(|sockets| program.start(sockets)) {
+                    Ok(process) => {
+                        tracing::info!(pid = process.id(), "starting another process in place of this one");
+                        starting = Some(process);
+                    }
+                    Err(error) => tracing::error!(%error, "cannot start another process, this one goes on"),
+                }
+            }
+            Action::Drain => {
+                if let Some(mut process) = starting {
+                    process.stop();
+                }
+                notify(&[NotifyState::Stopping]);
+                return Successor::Others;
+            }
+        }
+    }
+}
+
+async fn reload(gateway: &Gateway, logging: &Logging) {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        notify(&[NotifyState::Reloading, now]);
+    }
+    match gateway.reload().await {
+        Ok(problems) => {
+            logging.set_levels(&gateway.log());
+            problems.lines().for_each(|line| tracing::warn!("{line}"));
+            tracing::info!(warnings = problems.list().len(), "reloaded");
+        }
+        Err(error) => tracing::error!("reload failed, the current configuration stays active: {error}"),
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells systemd, if it has started the service with `Type=notify` or `notify-reload`.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
 }
 
 /// Adds a hint to the reason why the gateway does not start.
@@ -133,6 +220,8 @@ enum Action {
     Reload,
     /// As in NGINX, for logrotate.
     ReopenLog,
+    /// As in NGINX.
+    Replace,
     Drain,
 }
 
@@ -184,19 +273,13 @@ impl Signals {
     }
 
     async fn next(&mut self) -> Action {
-        loop {
-            return tokio::select! {
-                _ = self.hangup.recv() => Action::Reload,
-                _ = self.user1.recv() => Action::ReopenLog,
-                _ = self.quit.recv() => Action::Drain,
-                _ = self.terminate.recv() => Action::Drain,
-                _ = self.interrupt.recv() => Action::Drain,
-                // In NGINX, it replaces the program. Its default action would end all sessions.
-                _ = self.user2.recv() => {
-                    tracing::warn!("SIGUSR2 has no effect: to replace the program, start the new one, then stop this one");
-                    continue;
-                }
-            };
+        tokio::select! {
+            _ = self.hangup.recv() => Action::Reload,
+            _ = self.user1.recv() => Action::ReopenLog,
+            _ = self.user2.recv() => Action::Replace,
+            _ = self.quit.recv() => Action::Drain,
+            _ = self.terminate.recv() => Action::Drain,
+            _ = self.interrupt.recv() => Action::Drain,
         }
     }
 }

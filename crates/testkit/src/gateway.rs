@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use portcullis_gateway::{Gateway, ProcessState, Runtime};
+use portcullis_gateway::{Gateway, Inherited, ProcessState, Runtime};
 use portcullis_gateway::{PasswordHash, set_password};
 use tempfile::TempDir;
 
@@ -25,7 +25,7 @@ impl TestGateway {
         fs::write(&path, with_log(configuration)).unwrap();
         let state = ProcessState::new();
         let loaded = Runtime::load(&path, &state).unwrap_or_else(|problems| panic!("{}", problems.render(false)));
-        Self { gateway: Gateway::start(&path, loaded.runtime, state).await.unwrap(), dir }
+        Self { gateway: Gateway::start(&path, loaded.runtime, state, Inherited::default()).await.unwrap(), dir }
     }
 
     /// Starts a gateway with one plain listener named `devices` and this upstream.

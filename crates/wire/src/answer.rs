@@ -2,11 +2,14 @@
 
 use crate::frame::{FixedHeader, PacketType};
 use crate::property::{Owner, Properties};
-use crate::reader::Reader;
+use crate::reader::{Reader, put_field, put_varint, varint_len};
 use crate::{Error, Rule, Version};
 
 /// PINGREQ [MQTT-3.12].
 pub const PINGREQ: [u8; 2] = [(PacketType::Pingreq as u8) << 4, 0];
+
+/// The property of DISCONNECT that names other servers [MQTT-2.2.2.2].
+const SERVER_REFERENCE: u8 = 0x1c;
 
 /// Why a CONNECT is refused, as far as the protocol can express it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -198,6 +201,10 @@ pub enum Disconnect {
     RetainNotSupported = 0x9a,
     /// The QoS is not accepted.
     QosNotSupported = 0x9b,
+    /// The client should use another server, for now.
+    UseAnotherServer = 0x9c,
+    /// The client should use another server, for good.
+    ServerMoved = 0x9d,
     /// The client's authorization has expired.
     MaximumConnectTime = 0xa0,
 }
@@ -212,6 +219,20 @@ impl Disconnect {
     /// The packet of MQTT 5: the reason code and an empty property block.
     pub const fn packet(self) -> [u8; Self::PACKET_LEN] {
         [(PacketType::Disconnect as u8) << 4, 2, self as u8, 0]
+    }
+
+    /// The packet of MQTT 5 with a Server Reference, of at most 65,535 bytes: the servers that the client should use
+    /// [MQTT-3.14.2.2.5].
+    pub fn packet_with_reference(self, reference: &str) -> Vec<u8> {
+        let properties = u32::try_from(reference.len() + 3).unwrap_or(u32::MAX);
+        let mut packet = vec![(PacketType::Disconnect as u8) << 4];
+        let len = u32::try_from(1 + varint_len(properties)).unwrap_or(u32::MAX);
+        put_varint(len.saturating_add(properties), &mut packet);
+        packet.push(self as u8);
+        put_varint(properties, &mut packet);
+        packet.push(SERVER_REFERENCE);
+        put_field([reference.as_bytes()], &mut packet);
+        packet
     }
 
     /// The reason code.
@@ -245,6 +266,15 @@ mod tests {
         assert_eq!(refused(b"\x30\x02\x00\x00", Version::V5), Rule::FixedHeaderFlags.into());
         assert_eq!(refused(b"\x20\x7f", Version::V5), Error::TooLarge);
         assert_eq!(refused(b"\x20\x03\x00\x00\x00", Version::V311), Rule::TrailingBytes.into());
+    }
+
+    #[test]
+    fn disconnect_names_the_other_servers() {
+        let packet = Disconnect::ServerMoved.packet_with_reference("b:8883");
+        assert_eq!(packet, b"\xe0\x0b\x9d\x09\x1c\x00\x06b:8883");
+        let long = Disconnect::UseAnotherServer.packet_with_reference(&"x".repeat(200));
+        assert_eq!(&long[..8], b"\xe0\xce\x01\x9c\xcb\x01\x1c\x00");
+        assert_eq!(long.len(), 3 + 0xce);
     }
 
     #[test]

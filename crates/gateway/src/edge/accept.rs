@@ -3,6 +3,7 @@
 //! and stays invisible to sessions.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::Upgrade;
 use super::proxy_protocol::{ProxyProtocol, check_client};
 use crate::config::tables::{Bind, Tcp};
 use crate::limits::{Handshakes, PendingPermit};
-use crate::net::{BoundUnix, Socket, Stream, bind, bind_unix, configure};
+use crate::net::{BoundUnix, Handover, Inherited, Socket, Stream, adopt, adopt_unix, bind, bind_unix, configure};
 use crate::outcome::{Reject, note_detail};
 use crate::peer::{Peer, PeerAddress, ProxyHeader};
 use crate::tls::{Failed, Secured, SecuredClient, ServerTls};
@@ -36,15 +37,26 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Opens the socket.
+    /// Opens the socket, if it is not an inherited one.
     ///
     /// # Errors
     /// The address is in use, does not belong to this machine, or is not permitted.
-    pub(crate) fn bind(&self, settings: &Tcp) -> io::Result<Acceptor> {
+    pub(crate) fn bind(&self, settings: &Tcp, inherited: &mut Inherited) -> io::Result<Acceptor> {
         match (self.transport, &self.bind) {
-            (Transport::Stream, Bind::Ip(address)) => bind(*address, settings).map(Acceptor::Tcp),
-            (Transport::Stream, Bind::Unix(unix)) => bind_unix(unix, settings).map(Acceptor::Unix),
+            (Transport::Stream, Bind::Ip(address)) => {
+                let listener = inherited.take_tcp(*address);
+                listener.map_or_else(|| bind(*address, settings), |it| adopt(it, settings)).map(Acceptor::Tcp)
+            }
+            (Transport::Stream, Bind::Unix(unix)) => {
+                let listener = inherited.take_unix(&unix.path);
+                listener.map_or_else(|| bind_unix(unix, settings), |it| adopt_unix(it, unix)).map(Acceptor::Unix)
+            }
         }
+    }
+
+    /// Whether the system picks the port.
+    pub(crate) fn picks_port(&self) -> bool {
+        self.bind.ip().is_some_and(|address| address.port() == 0)
     }
 }
 
@@ -77,6 +89,25 @@ impl Acceptor {
             (Self::Unix(bound), Bind::Unix(unix)) => bound.file().set_access(unix.access),
             (Self::Unix(_), Bind::Ip(_)) => Ok(()),
         }
+    }
+
+    /// Sets whether another process is to remove the file of a Unix socket.
+    pub(crate) fn leave_file(&self, is_left: bool) {
+        if let Self::Unix(bound) = self {
+            bound.file().leave(is_left);
+        }
+    }
+
+    /// Adds the socket to those for another process.
+    ///
+    /// # Errors
+    /// The limit of open files is reached.
+    pub(crate) fn hand_over(&self, handover: &mut Handover) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => handover.add(listener.as_fd().try_clone_to_owned()?, true),
+            Self::Unix(bound) => handover.add(bound.listener().as_fd().try_clone_to_owned()?, bound.file().is_own()),
+        }
+        Ok(())
     }
 
     /// Waits for the next connection.
@@ -117,6 +148,11 @@ pub(crate) struct Arrived {
 }
 
 impl Accepted {
+    /// The connected socket, for what is not MQTT.
+    pub(crate) fn into_socket(self) -> Socket {
+        self.socket
+    }
+
     /// Determines the client's address: what the load balancer's header says, where the listener speaks the PROXY protocol, or
     /// else the socket's peer.
     ///

@@ -31,6 +31,17 @@ pub(crate) fn bind(address: SocketAddr, settings: &Tcp) -> io::Result<TcpListene
     TcpListener::from_std(socket.into())
 }
 
+/// Uses a listening socket that another process has opened, as if [`bind`] had.
+///
+/// # Errors
+/// The system does not know the options, or has no resources left.
+pub(crate) fn adopt(listener: std::net::TcpListener, settings: &Tcp) -> io::Result<TcpListener> {
+    SockRef::from(&listener).set_tcp_nodelay(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    configure(&listener, settings)?;
+    Ok(listener)
+}
+
 /// Applies other settings to a listening socket, for connections that come.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use socket2::{Domain, SockAddr, Type};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::sleep;
 
+use super::inherited::InheritedUnix;
 use crate::config::tables::{SocketAccess, Tcp, UnixBind};
 
 /// The time until the second attempt to connect to a server whose queue is full. Each further one waits twice as long, up to the second
@@ -28,6 +30,11 @@ pub(crate) struct BoundUnix {
 }
 
 impl BoundUnix {
+    /// The listening socket.
+    pub(crate) const fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
     /// The file of the socket.
     pub(crate) const fn file(&self) -> &Arc<SocketFile> {
         &self.file
@@ -51,11 +58,35 @@ pub(crate) fn bind_unix(bind: &UnixBind, settings: &Tcp) -> io::Result<BoundUnix
     remove_stale_socket(path)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let file = SocketFile { path: path.to_owned(), id: id_of(path)?, access: Mutex::new(None) };
+    let file = SocketFile {
+        path: path.to_owned(),
+        id: id_of(path)?,
+        access: Mutex::new(None),
+        is_own: true,
+        is_left: AtomicBool::new(false),
+    };
     // Before `listen`: until then, nobody can connect.
     file.set_access(bind.access)?;
     socket.listen(i32::try_from(settings.backlog).unwrap_or(i32::MAX))?;
     Ok(BoundUnix { listener: UnixListener::from_std(socket.into())?, file: Arc::new(file) })
+}
+
+/// Uses a listening socket that another process has opened. Its file is left to that process until
+/// [`SocketFile::leave`]`(false)`, or for ever if that was no gateway.
+///
+/// # Errors
+/// The file is gone, or the system has no resources left.
+pub(crate) fn adopt_unix(socket: InheritedUnix, bind: &UnixBind) -> io::Result<BoundUnix> {
+    let path = &*bind.path;
+    let file = SocketFile {
+        path: path.to_owned(),
+        id: id_of(path)?,
+        // Until a reload changes it, that process has decided who may connect.
+        access: Mutex::new(Some(bind.access)),
+        is_own: socket.is_own,
+        is_left: AtomicBool::new(true),
+    };
+    Ok(BoundUnix { listener: UnixListener::from_std(socket.listener)?, file: Arc::new(file) })
 }
 
 /// Connects to a server. The caller sets the deadline.
@@ -89,16 +120,29 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The file of a listening socket, removed when dropped unless another has its place by then.
+/// The file of a listening socket, removed when dropped unless it is left to another process, or another file has its place by then.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
     id: (u64, u64),
     /// Who may connect; `None`: not set yet.
     access: Mutex<Option<SocketAccess>>,
+    /// A gateway has made it.
+    is_own: bool,
+    is_left: AtomicBool,
 }
 
 impl SocketFile {
+    /// Sets whether another process is to remove the file.
+    pub(crate) fn leave(&self, is_left: bool) {
+        self.is_left.store(is_left, Ordering::Relaxed);
+    }
+
+    /// Whether a gateway has made the file, and not systemd.
+    pub(crate) const fn is_own(&self) -> bool {
+        self.is_own
+    }
+
     /// Sets who may connect, if that is not so already.
     ///
     /// # Errors
@@ -127,7 +171,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if id_of(&self.path).is_ok_and(|id| id == self.id) {
+        if self.is_own && !*self.is_left.get_mut() && id_of(&self.path).is_ok_and(|id| id == self.id) {
             let _ = std::fs::remove_file(&self.path);
         }
     }

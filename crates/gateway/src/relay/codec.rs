@@ -12,6 +12,7 @@ use std::sync::Arc;
 use portcullis_wire::{Disconnect, PacketType};
 use tokio::time::Instant;
 
+use crate::config::tables::DrainNotice;
 use crate::net::Violation;
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
@@ -116,6 +117,8 @@ pub(crate) struct Ending {
     pub(crate) reason: CloseReason,
     /// The reason for the client; by default, that of `reason`.
     pub(crate) disconnect: Option<Disconnect>,
+    /// The servers that the client should use.
+    pub(crate) reference: Option<Arc<str>>,
     /// What happened, for the log. Never a secret.
     pub(crate) detail: Option<Box<str>>,
 }
@@ -125,20 +128,26 @@ impl Ending {
     pub(super) fn of_violation(error: &io::Error) -> Option<Self> {
         let violation = Violation::of(error)?;
         let (reason, detail) = (CloseReason::WebSocketProtocol, Some(violation.to_string().into()));
-        Some(Self { reason, disconnect: None, detail })
+        Some(Self { reason, disconnect: None, reference: None, detail })
     }
 }
 
 impl From<CloseReason> for Ending {
     fn from(reason: CloseReason) -> Self {
-        Self { reason, disconnect: reason.disconnect(), detail: None }
+        Self { reason, disconnect: reason.disconnect(), reference: None, detail: None }
     }
 }
 
 impl Ending {
+    /// The gateway drains, and tells clients what the configuration says.
+    pub(super) fn drained(notice: &DrainNotice) -> Self {
+        let DrainNotice { disconnect, reference } = notice;
+        Self { disconnect: Some(*disconnect), reference: reference.clone(), ..CloseReason::Drained.into() }
+    }
+
     /// With what happened.
     pub(super) fn new(reason: CloseReason, disconnect: Disconnect, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, disconnect: Some(disconnect), detail: Some(detail.into()) }
+        Self { reason, disconnect: Some(disconnect), reference: None, detail: Some(detail.into()) }
     }
 }
 

@@ -203,6 +203,7 @@ fn poll<C: Codec>(
     {
         match event {
             SessionEvent::End(reason) => pump.stop(reason),
+            SessionEvent::Drain(notice) => pump.stop(Ending::drained(&notice)),
             SessionEvent::Rules(rules) => pump.set_rules(rules),
         }
     }

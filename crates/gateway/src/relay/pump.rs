@@ -65,9 +65,9 @@ pub(crate) struct Ends {
     pub broker: Stream,
     /// The bytes that the broker has sent so far.
     pub broker_first: Vec<u8>,
-    /// Whether the gateway may send a DISCONNECT when it closes the session: only in MQTT 5, and only after the broker has
-    /// accepted the client [MQTT-3.14.0-1].
-    pub may_send_disconnect: bool,
+    /// The most bytes that a DISCONNECT of the gateway's may have. 0 before MQTT 5, and unless the broker has accepted the client
+    /// [MQTT-3.14.0-1].
+    pub max_disconnect: usize,
 }
 
 /// Moves the bytes of one session.
@@ -77,7 +77,7 @@ pub(super) struct Pump<C> {
     codec: C,
     /// What the broker has sent before the pump began. The codec sees it once the rules of the moment are known.
     broker_first: Vec<u8>,
-    may_send_disconnect: bool,
+    max_disconnect: usize,
     /// The first close reason. Later ones are consequences of it.
     reason: Option<CloseReason>,
     /// What happened, if the codec closed the session.
@@ -121,7 +121,7 @@ impl<C: Codec> Pump<C> {
             broker: Side::new(ends.broker),
             codec,
             broker_first: ends.broker_first,
-            may_send_disconnect: ends.may_send_disconnect,
+            max_disconnect: ends.max_disconnect,
             reason: None,
             detail: None,
             is_stopping: false,
@@ -166,7 +166,7 @@ impl<C: Codec> Pump<C> {
         if let Err(ending) = self.codec.set_rules(rules) {
             if !self.broker_first.is_empty() {
                 // A DISCONNECT may only follow CONNACK [MQTT-3.14.0-1], which may have deliveries behind it.
-                (self.broker_first, self.may_send_disconnect) = (Vec::new(), false);
+                (self.broker_first, self.max_disconnect) = (Vec::new(), 0);
             }
             self.stop(ending);
         }
@@ -323,7 +323,7 @@ impl<C: Codec> Pump<C> {
     /// Closes the session on behalf of the gateway, at the next packet boundary to the client; in MQTT 5 with a DISCONNECT.
     pub(super) fn stop(&mut self, ending: impl Into<Ending>) {
         self.begin();
-        let Ending { reason, disconnect, detail } = ending.into();
+        let Ending { reason, disconnect, reference, detail } = ending.into();
         self.is_stopping = true;
         if self.end_because(reason) == reason {
             self.detail = detail;
@@ -339,9 +339,9 @@ impl<C: Codec> Pump<C> {
         self.client.set_close_code(Outcome::Closed(reason).websocket_code());
         if self.client.output == Output::Open {
             // Nothing follows a DISCONNECT, of either side [MQTT-3.14.4-1].
-            let may_send = self.may_send_disconnect && self.codec.disconnected().is_none();
-            let disconnect = disconnect.filter(|_| may_send).map(Disconnect::packet);
-            self.client.end_at(self.codec.boundary(&[]), disconnect);
+            let disconnect = disconnect.filter(|_| self.codec.disconnected().is_none());
+            self.client.end_with(disconnect.and_then(|it| packet_of(it, reference.as_deref(), self.max_disconnect)));
+            self.client.end_at(self.codec.boundary(&[]));
         }
     }
 
@@ -370,6 +370,13 @@ impl<C: Codec> Pump<C> {
     }
 }
 
+/// A DISCONNECT of at most so many bytes; without the reference if that is too long.
+fn packet_of(disconnect: Disconnect, reference: Option<&str>, max: usize) -> Option<Box<[u8]>> {
+    let long = reference.map(|reference| disconnect.packet_with_reference(reference));
+    let fits = long.filter(|packet| packet.len() <= max).map(Vec::into_boxed_slice);
+    fits.or_else(|| (Disconnect::PACKET_LEN <= max).then(|| disconnect.packet().into()))
+}
+
 /// Moves bytes in one direction as far as possible. Ready without an error once the direction is closed.
 fn poll_direction<C: Codec>(
     cx: &mut Context<'_>,
@@ -392,7 +399,7 @@ fn poll_direction<C: Codec>(
             Output::Closed => return Poll::Ready(Ok(())),
             Output::Ending if until == Until::Ending => return Poll::Ready(Ok(())),
             Output::Ending => ready!(to.poll_shutdown(cx)),
-            Output::Open | Output::UntilBoundary(_) => {
+            Output::Open | Output::UntilBoundary => {
                 if !may_move || poll_chunk(cx, codec, direction, from, to)?.is_pending() {
                     // The sender has no bytes now: flush what was written.
                     ready!(to.poll_flush(cx)).map_err(|_| Interrupt::Writing)?;
@@ -462,19 +469,19 @@ fn pass<'c, C: Codec>(
     injected: &'c mut Injected,
 ) -> Result<&'c [u8], Ending> {
     let mut end = None;
-    if let Output::UntilBoundary(disconnect) = to.output {
+    if to.output == Output::UntilBoundary {
         let boundary = codec.boundary(chunk);
         if let Boundary::At(offset) = boundary {
             chunk = &chunk[..offset];
         }
-        end = Some((boundary, disconnect));
+        end = Some(boundary);
     }
     let passed = codec.take(direction, chunk, injected);
     if !injected.reply.is_empty() {
         from.answer(&injected.reply);
     }
-    if let Some((boundary, disconnect)) = end {
-        to.end_at(boundary, disconnect);
+    if let Some(boundary) = end {
+        to.end_at(boundary);
     }
     match passed {
         Ok(passed) if injected.forward.is_empty() => Ok(passed),

@@ -25,6 +25,8 @@ pub(super) struct Side {
     pending: Vec<u8>,
     /// How many bytes of `pending` are written.
     written: usize,
+    /// The packet with which the gateway ends the stream.
+    last: Option<Box<[u8]>>,
     is_unflushed: bool,
     /// How often what is read at once was halved.
     halvings: u8,
@@ -48,8 +50,8 @@ pub(super) enum Input {
 pub(super) enum Output {
     /// Open.
     Open,
-    /// Writes the rest of the current packet, then the DISCONNECT, if any; then continues as `Ending`.
-    UntilBoundary(Option<[u8; 4]>),
+    /// Writes the rest of the current packet, then the last one, if there is one; then continues as `Ending`.
+    UntilBoundary,
     /// Writes the pending bytes, then shuts the writing half down.
     Ending,
     /// Shut down.
@@ -59,7 +61,7 @@ pub(super) enum Output {
 impl Output {
     /// Whether more bytes may be added to the pending ones.
     pub(super) const fn takes_more(self) -> bool {
-        matches!(self, Output::Open | Output::UntilBoundary(_))
+        matches!(self, Output::Open | Output::UntilBoundary)
     }
 }
 
@@ -94,6 +96,7 @@ impl Side {
             sent: 0,
             pending: Vec::new(),
             written: 0,
+            last: None,
             is_unflushed: false,
             halvings: 0,
         }
@@ -220,19 +223,21 @@ impl Side {
         Poll::Ready(())
     }
 
-    /// Ends the stream at `boundary`, with `disconnect` if it is a packet boundary.
-    pub(super) fn end_at(&mut self, boundary: Boundary, disconnect: Option<[u8; 4]>) {
-        match boundary {
-            Boundary::At(_) => self.end_with(disconnect),
-            Boundary::Later => self.output = Output::UntilBoundary(disconnect),
-            Boundary::Never => self.output = Output::Ending,
-        }
+    /// Ends the stream at a packet boundary with this packet, if there is one. [`end_at`](Self::end_at) has to follow.
+    pub(super) fn end_with(&mut self, last: Option<Box<[u8]>>) {
+        self.last = last;
     }
 
-    /// Ends the stream here, with `disconnect` if there is one.
-    fn end_with(&mut self, disconnect: Option<[u8; 4]>) {
-        self.pending.extend(disconnect.into_iter().flatten());
-        self.output = Output::Ending;
+    /// Ends the stream at `boundary`.
+    pub(super) fn end_at(&mut self, boundary: Boundary) {
+        self.output = match boundary {
+            Boundary::At(_) => {
+                self.pending.extend(self.last.take().unwrap_or_default());
+                Output::Ending
+            }
+            Boundary::Later => Output::UntilBoundary,
+            Boundary::Never => Output::Ending,
+        };
     }
 
     /// Stops writing and drops the pending bytes.

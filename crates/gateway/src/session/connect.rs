@@ -307,7 +307,7 @@ async fn while_allowed<T>(
                 SessionEvent::Rules(rules) => codec.set_rules(rules)?,
                 SessionEvent::End(reason) if reason.discards_will() => return Poll::Ready(Err(reason.into())),
                 // For any other reason, `serve` drops this future.
-                SessionEvent::End(_) => break,
+                SessionEvent::End(_) | SessionEvent::Drain(_) => break,
             }
         }
         future.as_mut().poll(cx).map(Ok)

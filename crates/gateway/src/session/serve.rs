@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use portcullis_wire::{Connack, Disconnect, Version};
+use portcullis_wire::{Connack, Version};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
@@ -225,9 +225,7 @@ async fn establish(
                 client: secured.stream,
                 broker: dialed.stream,
                 broker_first: answer,
-                may_send_disconnect: version == Version::V5
-                    && code == Some(0)
-                    && max_packet_size >= Disconnect::PACKET_LEN,
+                max_disconnect: if version == Version::V5 && code == Some(0) { max_packet_size } else { 0 },
             };
             Ok(Established {
                 relay: Relay::new(ends, codec),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use portcullis_gateway::Successor;
 use portcullis_registry::State;
 use portcullis_testkit::{
     Broker, BrokerConnection, Client, Pki, TestGateway, connack, connect, connect_as, connect_v5, eventually,
@@ -271,7 +272,7 @@ async fn drained(place: Place) {
     let broker = Broker::start().await;
     let rest = "[runtime]\ndrain_timeout = \"300ms\"\n";
     let session = Session::plain("", rest, &broker, &connect_v5("thing001")).await;
-    let act = async |session: &mut Session| session.gateway.gateway.drain().await;
+    let act = async |session: &mut Session| session.gateway.gateway.drain(Successor::Others).await;
     session.ends(place, act, end(SHUTTING_DOWN, "200 drained")).await;
 }
 

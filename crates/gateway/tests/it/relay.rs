@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use portcullis_gateway::Successor;
 use portcullis_testkit::{Broker, BrokerConnection, Client, TestGateway, advance, connack, connect, connect_v5, soon};
 
 async fn gateway(broker: &Broker) -> TestGateway {
@@ -91,7 +92,7 @@ async fn what_is_sent_is_what_is_counted() {
     client.expect(b"\xd0\x00").await;
     let (gateway, drained) = (std::sync::Arc::new(gateway), connect_v5("thing001").len());
     let draining = std::sync::Arc::clone(&gateway);
-    let drain = tokio::spawn(async move { draining.gateway.drain().await });
+    let drain = tokio::spawn(async move { draining.gateway.drain(Successor::Others).await });
     client.expect(b"\xe0\x02\x8b\x00").await;
     client.shutdown().await;
     soon("the drain", drain).await.unwrap();
@@ -127,7 +128,7 @@ async fn a_drain_without_time_ends_all_at_once() {
         client.expect(b"\xe0\x02\x8b\x00").await;
         client.shutdown().await;
     });
-    soon("the drain", gateway.gateway.drain()).await;
+    soon("the drain", gateway.gateway.drain(Successor::Others)).await;
     client.await.unwrap();
     assert_eq!(gateway.outcome().await, "200 drained");
 }
@@ -211,7 +212,7 @@ async fn a_drained_mqtt_5_client_is_told_so_between_packets_only() {
     connection.write(b"\x30\x0a\x00\x01a\x00he").await;
     client.expect(b"\x30\x0a\x00\x01a\x00he").await;
     let drained = tokio::spawn(async move {
-        gateway.gateway.drain().await;
+        gateway.gateway.drain(Successor::Others).await;
         gateway
     });
     // One after another. This one is between two packets.
@@ -253,7 +254,7 @@ async fn no_goodbye_before_the_broker_has_accepted() {
     let auth = b"\xf0\x09\x18\x07\x15\x00\x04SCRA";
     connection.write(auth).await;
     client.expect(auth).await;
-    soon("the drain", gateway.gateway.drain()).await;
+    soon("the drain", gateway.gateway.drain(Successor::Others)).await;
     assert!(client.read_to_end().await.is_empty());
 }
 
@@ -270,7 +271,7 @@ async fn a_session_that_is_cut_off_on_its_way_has_its_line_too() {
 #[tokio::test]
 async fn a_drained_mqtt_3_client_is_closed() {
     let (gateway, mut client, _connection) = session(4).await;
-    soon("the drain", gateway.gateway.drain()).await;
+    soon("the drain", gateway.gateway.drain(Successor::Others)).await;
     assert!(client.read_to_end().await.is_empty());
     assert_eq!(gateway.outcome().await, "200 drained");
 }
@@ -281,7 +282,7 @@ async fn sessions_that_end_by_themselves_end_the_drain() {
     let begin = std::time::Instant::now();
     client.shutdown().await;
     drop(connection);
-    gateway.gateway.drain().await;
+    gateway.gateway.drain(Successor::Others).await;
     assert!(begin.elapsed() < Duration::from_millis(290), "not the whole drain_timeout");
     assert_eq!(gateway.outcome().await, "200 ok");
 }

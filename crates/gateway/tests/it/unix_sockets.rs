@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use portcullis_gateway::{Gateway, ProcessState, Runtime};
+use portcullis_gateway::{Gateway, Inherited, ProcessState, Runtime};
 use portcullis_testkit::{Client, Pki, TestGateway, connack, connect, connect_v5, soon, tls_config};
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
@@ -164,7 +164,7 @@ async fn a_live_socket_or_another_file_is_not_replaced() {
         std::fs::write(&path, configuration).unwrap();
         let state = ProcessState::new();
         let loaded = Runtime::load(&path, &state).unwrap_or_else(|problems| panic!("{}", problems.render(false)));
-        Gateway::start(&path, loaded.runtime, state).await.err().map(|error| error.to_string())
+        Gateway::start(&path, loaded.runtime, state, Inherited::default()).await.err().map(|error| error.to_string())
     };
     let again = configuration(fixture.dir.path(), "", "", "").replace("format", "path = \"-\"\nformat");
     let error = start(&again).await.unwrap();

@@ -15,6 +15,7 @@ mod pki;
 mod processes;
 mod proxies;
 mod registry;
+mod replace;
 mod server_keys;
 mod shortage;
 mod trust;

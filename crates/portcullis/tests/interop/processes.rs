@@ -277,6 +277,11 @@ impl Launch {
     }
 
     pub(crate) fn start(self) -> Gateway {
+        self.start_with_sockets(0)
+    }
+
+    /// With so many Unix sockets besides the listener's address.
+    pub(crate) fn start_with_sockets(self, unix: usize) -> Gateway {
         let Self { dir, pki, listener, tls_table, tls, rest, replaced, environment, open_files } = self;
         let mut configuration = format!(
             "[[listener]]\nname = \"devices\"\nbind = \"127.0.0.1:0\"\nupstream = \"brokers\"\n{listener}{}{tls}{rest}\n\
@@ -300,10 +305,11 @@ impl Launch {
             .unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let process = Process(process);
-        let (mut addresses, mut output) = (Vec::new(), String::new());
+        let (mut addresses, mut output, mut sockets) = (Vec::new(), String::new(), 0);
         for line in lines.by_ref().map(Result::unwrap) {
             if let Some((_, rest)) = line.split_once("\"address\":\"") {
-                addresses.push(rest.split('"').next().unwrap().parse().unwrap());
+                addresses.extend(rest.split('"').next().unwrap().parse::<SocketAddr>());
+                sockets += 1;
             }
             output += &format!("{line}\n");
             if line.contains("\"message\":\"ready\"") {
@@ -311,7 +317,7 @@ impl Launch {
             }
         }
         // The gateway logs the address of the admin interface before that of the listener.
-        assert_eq!(addresses.len(), 2, "admin interface and listener:\n{output}");
+        assert_eq!((addresses.len(), sockets), (2, 2 + unix), "admin interface and listeners:\n{output}");
         let mut log = File::create(dir.path().join("own.log")).unwrap();
         log.write_all(output.as_bytes()).unwrap();
         std::thread::spawn(move || {

@@ -29,7 +29,7 @@ pub use connect::{Connect, Password, Token};
 pub use identity::{Identity, OWN_CLAIMS};
 pub use limits::{ConnectionLimits, Limits, OnExceed, PacketLimits};
 pub use listener::{Listener, OnReject, Protocol};
-pub use process::{AccessLog, AccessLogFormat, LogFormat, Process};
+pub use process::{AccessLog, AccessLogFormat, DrainNotice, LogFormat, Process};
 pub use proxy_protocol::ProxyProtocol;
 pub use rates::Rate;
 pub use tcp::Tcp;

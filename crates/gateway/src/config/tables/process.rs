@@ -1,8 +1,10 @@
 //! `[runtime]`, `[access_log]` and `[admin]`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis_wire::Disconnect;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,7 @@ use super::super::diagnostics::{Complaint, Reported};
 use super::super::document::Document;
 use super::super::values::{ByteSize, Period, Setting};
 use super::bind::Bind;
+use super::rates::{self, CountRate, Rate};
 use crate::util::suggest::suggest;
 
 /// With less, the gateway would reject everybody.
@@ -19,6 +22,8 @@ const MIN_MEMORY: usize = 64 << 20;
 const MAX_THREADS: usize = 1024;
 const MAX_HANDSHAKES: usize = 1 << 16;
 const MAX_QUEUE: usize = 100_000;
+/// Clients that accept no larger packets are common.
+const MAX_REFERENCE: usize = 1024;
 
 /// Settings of the process.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -40,8 +45,17 @@ pub(in crate::config) struct RuntimeTable {
     /// Memory of the process (resident, without the kernel's buffers), 64 MiB at least. Above it, new connections are
     /// rejected until it is below nine tenths of it; sessions stay. Default: no limit.
     memory_limit: Option<Setting<ByteSize>>,
-    /// The time within which the gateway ends all sessions after SIGTERM, one after another.
+    /// The time within which the gateway ends all sessions after SIGTERM, one after another; after SIGUSR2 in its second half.
     drain_timeout: Period,
+    /// Sessions that end in a second, from the beginning of a drain: `"100/s"`. What is left after `drain_timeout` ends at once.
+    /// Default: as many as it takes.
+    drain_pace: Option<Setting<CountRate>>,
+    /// What MQTT 5 clients are told in a drain, in DISCONNECT: `shutting_down` (0x8B), `server_moved` (0x9D) or
+    /// `use_another_server` (0x9C).
+    drain_reason: DrainReason,
+    /// The servers that clients should use, separated by spaces: `"gateway-b.example.com:8883"`. Only with `drain_reason` of
+    /// `server_moved` or `use_another_server`. Default: clients are not told.
+    drain_reference: Option<Setting<String>>,
     /// Log level: `error`, `warn`, `info`, `debug`, `trace`, also by target (`info,portcullis_gateway=debug`). Without a
     /// target it is the level of the gateway's own messages; libraries log up to `info`.
     log: Setting<String>,
@@ -57,10 +71,25 @@ impl Default for RuntimeTable {
             handshake_queue: Setting::default_of(10_000),
             memory_limit: None,
             drain_timeout: Period(Duration::from_secs(30)),
+            drain_pace: None,
+            drain_reason: DrainReason::ShuttingDown,
+            drain_reference: None,
             log: Setting::default_of("info".to_owned()),
             log_format: LogFormat::Text,
         }
     }
+}
+
+/// What MQTT 5 clients are told in a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum DrainReason {
+    /// 0x8B.
+    ShuttingDown,
+    /// 0x9D.
+    ServerMoved,
+    /// 0x9C.
+    UseAnotherServer,
 }
 
 /// The format of a log line.
@@ -117,12 +146,31 @@ pub struct Process {
     pub handshake_queue: usize,
     /// In bytes.
     pub memory_limit: Option<Setting<usize>>,
-    /// How long sessions may continue after SIGTERM.
+    /// How long sessions may continue in a drain.
     pub drain_timeout: Duration,
+    /// How many sessions end in a drain, and in what time; `None`: as many as `drain_timeout` takes.
+    pub drain_pace: Option<Rate>,
+    /// What MQTT 5 clients are told in a drain.
+    pub drain_notice: Arc<DrainNotice>,
     /// Log filter directives.
     pub log: String,
     /// The format of log lines.
     pub log_format: LogFormat,
+}
+
+/// What MQTT 5 clients are told in a drain.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DrainNotice {
+    /// The reason.
+    pub disconnect: Disconnect,
+    /// The servers that they should use.
+    pub reference: Option<Arc<str>>,
+}
+
+impl Default for DrainNotice {
+    fn default() -> Self {
+        Self { disconnect: Disconnect::ServerShuttingDown, reference: None }
+    }
 }
 
 impl Process {
@@ -177,9 +225,33 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
         handshake_queue: table.handshake_queue.value,
         memory_limit: table.memory_limit.as_ref().map(|limit| limit.map(|size| size.0)),
         drain_timeout: table.drain_timeout.0,
+        drain_pace: rates::validate(table.drain_pace.as_ref(), document),
+        drain_notice: Arc::new(validate_drain_notice(table, document)),
         log: table.log.value.clone(),
         log_format: table.log_format,
     }
+}
+
+fn validate_drain_notice(table: &RuntimeTable, document: &mut Document) -> DrainNotice {
+    let disconnect = match table.drain_reason {
+        DrainReason::ShuttingDown => Disconnect::ServerShuttingDown,
+        DrainReason::ServerMoved => Disconnect::ServerMoved,
+        DrainReason::UseAnotherServer => Disconnect::UseAnotherServer,
+    };
+    let reference = table.drain_reference.as_ref().filter(|&reference| {
+        let complaint = if table.drain_reason == DrainReason::ShuttingDown {
+            let message = "`drain_reference` has no effect with `drain_reason = \"shutting_down\"`";
+            Complaint::new(message).hint("set `drain_reason = \"server_moved\"` or \"use_another_server\"")
+        } else if reference.is_empty() || reference.len() > MAX_REFERENCE || reference.chars().any(char::is_control) {
+            let message = format!("`drain_reference` must be 1 to {MAX_REFERENCE} bytes without control characters");
+            Complaint::new(message).hint("for example \"gateway-b.example.com:8883\"")
+        } else {
+            return true;
+        };
+        document.error(reference, complaint);
+        false
+    });
+    DrainNotice { disconnect, reference: reference.map(|reference| reference.value.as_str().into()) }
 }
 
 /// The target that was meant by a misspelt one of the gateway's own. Of other crates, the names are not known.

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs a session on the thread of the test. `after_poll` gets the bytes that a poll has moved.
 fn spawn(client: Stream, broker: Stream, mut after_poll: impl FnMut(u64) + Send + 'static) -> JoinHandle<CloseReason> {
-    let ends = Ends { client, broker, broker_first: Vec::new(), may_send_disconnect: false };
+    let ends = Ends { client, broker, broker_first: Vec::new(), max_disconnect: 0 };
     let mut pump = Pump::new(ends, Opaque::default());
     tokio::spawn(poll_fn(move |cx| {
         let poll = pump.poll(cx, Until::AllClosed);
@@ -111,7 +111,7 @@ async fn a_turn_ends_when_its_packets_take_long() {
     let ((mut source, near_source), (_sink, near_sink)) = (duplex(FLOOD), duplex(FLOOD));
     source.write_all(&vec![b'x'; FLOOD]).await.unwrap();
     let (client, broker) = (Stream::Memory(near_source), Stream::Memory(near_sink));
-    let ends = Ends { client, broker, broker_first: Vec::new(), may_send_disconnect: false };
+    let ends = Ends { client, broker, broker_first: Vec::new(), max_disconnect: 0 };
     let mut pump = Pump::new(ends, Slow::default());
     let mut moved = Vec::new();
     for _ in 0..4 {

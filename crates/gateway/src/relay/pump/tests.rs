@@ -24,7 +24,7 @@ const NOT_AUTHORIZED: &[u8] = b"\xe0\x02\x87\x00";
 fn session<C: Codec>(codec: C, broker_first: &[u8]) -> (Pump<C>, DuplexStream, DuplexStream) {
     let ((client, to_client), (broker, to_broker)) = (duplex(CAPACITY), duplex(CAPACITY));
     let (client, broker) = (Stream::Memory(client), Stream::Memory(broker));
-    let ends = Ends { client, broker, broker_first: broker_first.to_vec(), may_send_disconnect: true };
+    let ends = Ends { client, broker, broker_first: broker_first.to_vec(), max_disconnect: usize::MAX };
     (Pump::new(ends, codec), to_client, to_broker)
 }
 
@@ -225,7 +225,7 @@ async fn bytes_that_are_not_mqtt_end_without_a_disconnect() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_may_not_be_told_is_closed() {
     let (mut pump, mut client, _broker) = session(Opaque::default(), CONNACK);
-    pump.may_send_disconnect = false;
+    pump.max_disconnect = 0;
     pump.stop(CloseReason::Drained);
     assert_eq!(run(&mut pump).await, CloseReason::Drained);
     drop(pump);
@@ -324,7 +324,7 @@ async fn what_the_client_sends_before_the_brokers_answer_passes_the_codec_too() 
         client: Stream::Memory(client),
         broker: Stream::Memory(broker),
         broker_first: b"connack".to_vec(),
-        may_send_disconnect: true,
+        max_disconnect: usize::MAX,
     };
     let mut pump = Pump::new(ends, codec);
     let script = async {

@@ -1,0 +1,147 @@
+//! How a gateway stops: its sessions end one after another, so that their clients do not all connect again at once.
+
+use std::time::Duration;
+
+use rand::seq::SliceRandom;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+use super::Handle;
+use crate::config::tables::Process;
+use crate::outcome::CloseReason;
+
+/// The time between two groups of sessions that end.
+const STEP: Duration = Duration::from_millis(50);
+/// How long sessions may take to send DISCONNECT after the drain timeout.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long what is left may take to be dropped.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Who serves clients that connect again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Successor {
+    /// Other gateways, if there are any.
+    Others,
+    /// Another process, on the same listening sockets.
+    Process,
+}
+
+impl Handle {
+    /// Stops accepting connections, and ends all sessions, at `drain_pace` or one after another within `drain_timeout`. With a
+    /// process that has taken the listening sockets over, there is no hurry: without `drain_pace`, sessions go on for half of that
+    /// time.
+    pub async fn drain(&self, successor: Successor) {
+        self.stop_accepting();
+        let runtime = self.0.shared.runtime.load_full();
+        let (sessions, limit) = (&self.0.shared.state.sessions, runtime.process.drain_timeout);
+        sessions.set_drain_notice(runtime.process.drain_notice.clone());
+        let mut all = sessions.all();
+        all.shuffle(&mut rand::rng());
+        let schedule = Schedule::new(&runtime.process, successor, all.len());
+        let ending = async {
+            let begin = Instant::now();
+            let mut steps = interval(STEP);
+            steps.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            tokio::select! {
+                () = sleep_until(begin + schedule.wait) => {}
+                () = self.0.tasks.wait() => return,
+            }
+            let begin = Instant::now();
+            let mut rest = all.as_slice();
+            while !rest.is_empty() {
+                tokio::select! {
+                    () = self.0.tasks.wait() => return,
+                    _ = steps.tick() => {}
+                }
+                let due = schedule.due(begin.elapsed()).saturating_sub(all.len() - rest.len()).min(rest.len());
+                let (now, later) = rest.split_at(due);
+                for session in now {
+                    session.end(CloseReason::Drained);
+                }
+                rest = later;
+            }
+            self.0.tasks.wait().await;
+        };
+        if timeout(limit, ending).await.is_err() {
+            let connections = self.connections();
+            tracing::warn!(connections, drain_timeout = %humantime::format_duration(limit), "drain_timeout is over: what is left ends at once");
+            self.stop().await;
+        }
+    }
+
+    /// Closes all sessions immediately. Each still writes its access log line.
+    pub async fn stop(&self) {
+        self.stop_accepting();
+        let runtime = self.0.shared.runtime.load_full();
+        self.0.shared.state.sessions.set_drain_notice(runtime.process.drain_notice.clone());
+        self.0.shared.state.sessions.drain();
+        if timeout(STOP_TIMEOUT, self.0.tasks.wait()).await.is_err() {
+            let _ = timeout(ABORT_TIMEOUT, self.0.shared.relays.abort()).await;
+        }
+    }
+
+    fn stop_accepting(&self) {
+        self.0.draining.cancel();
+        self.0.sockets.lock().clear();
+        self.0.tasks.close();
+    }
+}
+
+/// When sessions end: so many in so much time, after a wait.
+#[derive(Debug, PartialEq, Eq)]
+struct Schedule {
+    wait: Duration,
+    sessions: u64,
+    per: Duration,
+}
+
+impl Schedule {
+    fn new(process: &Process, successor: Successor, sessions: usize) -> Self {
+        let limit = process.drain_timeout;
+        match (process.drain_pace, successor) {
+            (Some(pace), _) => Self { wait: Duration::ZERO, sessions: pace.amount, per: pace.per },
+            (None, Successor::Others) => Self { wait: Duration::ZERO, sessions: sessions as u64, per: within(limit) },
+            (None, Successor::Process) => {
+                Self { wait: limit / 2, sessions: sessions as u64, per: within(limit - limit / 2) }
+            }
+        }
+    }
+
+    /// How many have ended after this time. The first ends at once.
+    fn due(&self, elapsed: Duration) -> usize {
+        let per = self.per.as_nanos().max(1);
+        let due = (elapsed.as_nanos() * u128::from(self.sessions)) / per + 1;
+        usize::try_from(due).unwrap_or(usize::MAX)
+    }
+}
+
+/// What is left of a time if the last session is to end in it.
+fn within(limit: Duration) -> Duration {
+    limit.saturating_sub(2 * STEP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tables::Rate;
+
+    #[test]
+    fn sessions_end_evenly_or_at_the_pace_that_is_set() {
+        let second = Duration::from_secs(1);
+        let mut process = Process { drain_timeout: 30 * second, ..Process::default() };
+        let others = Schedule::new(&process, Successor::Others, 3000);
+        assert_eq!(others.due(Duration::ZERO), 1);
+        assert!((1500..1520).contains(&others.due(15 * second)), "{}", others.due(15 * second));
+        assert!(others.due(30 * second - STEP) > 3000, "the last one has time to end");
+        let replaced = Schedule::new(&process, Successor::Process, 3000);
+        assert_eq!(replaced.wait, 15 * second);
+        assert!(replaced.due(15 * second - STEP) > 3000);
+        process.drain_pace = Some(Rate { amount: 120, per: 60 * second, burst: 2 });
+        for successor in [Successor::Others, Successor::Process] {
+            let paced = Schedule::new(&process, successor, 3000);
+            assert_eq!((paced.wait, paced.due(Duration::ZERO), paced.due(10 * second)), (Duration::ZERO, 1, 21));
+        }
+        process.drain_timeout = Duration::ZERO;
+        process.drain_pace = None;
+        assert!(Schedule::new(&process, Successor::Others, 3000).due(STEP) > 3000);
+    }
+}
