@@ -18,8 +18,8 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::tables::{Bind, Tcp};
-use crate::edge::{Acceptor, Endpoint, Transport};
+use crate::config::tables::Bind;
+use crate::edge::{Acceptor, Endpoint, SocketSettings, Transport};
 use crate::limits::ADMIN_CONNECTIONS;
 use crate::net::{Inherited, WriteDeadline};
 use crate::observe::RateLimit;
@@ -84,7 +84,7 @@ pub(crate) fn serve(
         .route("/.well-known/jwks.json", get(jwks))
         .with_state(Served { shared, draining });
     let endpoint = Endpoint { transport: Transport::Stream, bind: bind.clone() };
-    let socket = Arc::new(endpoint.bind(&Tcp::default(), inherited)?);
+    let socket = Arc::new(endpoint.bind(&SocketSettings::default(), inherited)?);
     let address = socket.address(&endpoint)?;
     tracing::info!(%address, "admin interface listening");
     let accepting = tokio::spawn(answer(router, Arc::clone(&socket))).abort_handle();
@@ -97,7 +97,10 @@ async fn answer(router: Router, socket: Arc<Acceptor>) {
     let warnings = RateLimit::default();
     loop {
         let stream = match socket.accept().await {
-            Ok(accepted) => accepted.into_socket(),
+            Ok(accepted) => {
+                let Some(socket) = accepted.into_socket() else { continue };
+                socket
+            }
             Err(error) => {
                 if let Some(suppressed) = warnings.permit() {
                     tracing::error!(%error, suppressed, "admin interface cannot accept connections");

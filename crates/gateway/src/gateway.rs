@@ -59,6 +59,8 @@ struct Running {
     draining: CancellationToken,
     /// The listening sockets.
     sockets: Mutex<HashMap<SocketKey, Socket>>,
+    /// Those by which connections go on after the gateway has stopped accepting.
+    closing: Mutex<Vec<Arc<Acceptor>>>,
     /// `None`: not configured, or its address is not free yet.
     admin: Arc<Mutex<Option<Admin>>>,
     /// The limit of open files; `None`: unknown.
@@ -119,6 +121,7 @@ impl Gateway {
         Ok(Self(Handle(Arc::new(Running {
             path: path.to_owned(),
             sockets: Mutex::new(start_accepting(bound, &shared, &tasks)),
+            closing: Mutex::default(),
             shared,
             tasks,
             draining,
@@ -369,14 +372,14 @@ fn bind_new(
     // Those that take any port take what the others leave of the inherited ones.
     new.sort_by_key(|(key, _)| key.0.picks_port());
     let opened = new.into_iter().map(|(key, listener)| {
-        let socket = key.0.bind(&listener.tcp, inherited).and_then(|socket| Ok((socket.address(&key.0)?, socket)));
+        let socket = key.0.bind(&listener.socket, inherited).and_then(|socket| Ok((socket.address(&key.0)?, socket)));
         let (address, socket) = socket.map_err(|error| StartError::Bind(key.0.bind.clone(), error))?;
         Ok((key, address, socket))
     });
     let opened = opened.collect::<Result<_, _>>()?;
     for (key, listener) in known {
         let Some(socket) = bound.get(&key) else { continue };
-        match socket.acceptor.configure(&key.0.bind, &listener.tcp) {
+        match socket.acceptor.configure(&key.0.bind, &listener.socket) {
             // The gateway still accepts on it, and nobody can connect by this path.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 tracing::error!(address = %key.0.bind, %error, "the file of a Unix socket was removed: restart the gateway to open it again");

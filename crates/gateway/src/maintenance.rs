@@ -47,6 +47,7 @@ async fn maintain_sessions(shared: Weak<Shared>) {
         shared.state.observer.overload.log(!shared.state.memory.is_over());
         let result = tokio::task::spawn_blocking(move || {
             end_sessions(&shared);
+            follow_moves(&shared);
             drain_servers(&shared);
             warned.warn(&shared, now());
             warned
@@ -116,6 +117,7 @@ pub(crate) async fn run_once(shared: Arc<Shared>) {
         read_files(&shared);
         read_files(&shared);
         end_sessions(&shared);
+        follow_moves(&shared);
     });
     if let Err(panic) = result.await {
         std::panic::resume_unwind(panic.into_panic());
@@ -128,6 +130,20 @@ fn fetch_due(shared: &Shared) {
     shared.state.revocation.fetch_due(|key| shared.state.sessions.has_certificate(key));
     for listener in &shared.runtime.load().listeners {
         listener.tls.iter().for_each(ServerTls::refresh_staples);
+    }
+}
+
+/// Evaluates the sessions of clients whose address has changed, and their rules.
+fn follow_moves(shared: &Shared) {
+    let (moved, runtime) = (shared.state.sessions.take_moved(), shared.runtime.load_full());
+    for entry in moved {
+        tracing::debug!(connection = entry.info.id, address = %entry.info.address(), "the client has migrated");
+        match evaluate(entry.client_evidence(), &runtime, now()) {
+            Ok(()) => session::follow_rules(&entry, &shared.state.sessions, &runtime),
+            Err(reason) => {
+                entry.end(reason);
+            }
+        }
     }
 }
 

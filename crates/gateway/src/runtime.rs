@@ -10,15 +10,16 @@ use futures_util::future::join_all;
 use portcullis_wire::Connect;
 
 use crate::auth::Authenticator;
-use crate::config::tables::{self, AccessLogFormat, Bind, OnReject, Process, Protocol, Tcp};
+use crate::config::tables::{self, AccessLogFormat, Bind, OnReject, Process, Protocol, Quic};
 use crate::config::{self, Demand, Diagnostics, Reported, Settings, UpstreamDemand};
 use crate::devices::Replica;
-use crate::edge::{Endpoint, ProxyProtocol, Transport, Upgrade};
+use crate::edge::{Endpoint, ProxyProtocol, SocketSettings, Transport, Upgrade};
 use crate::files::warn_if_expired;
 use crate::limits::{
     ADMIN_CONNECTIONS, AddressRules, Bans, ConnectionLimits, Handshakes, PER_RELAY_THREAD, Permits, needed_descriptors,
     possible_connections,
 };
+use crate::net::QuicKeys;
 use crate::observe::{Expiry, ListenerMetrics, Observer};
 use crate::policy::{Admission, PacketPolicy, Rewriting, Signer, TopicPolicy};
 use crate::state::ProcessState;
@@ -56,7 +57,9 @@ pub struct Listener {
     pub(crate) name: Arc<str>,
     pub(crate) protocol: Protocol,
     pub(crate) endpoints: Vec<Endpoint>,
-    pub(crate) tcp: Tcp,
+    pub(crate) socket: SocketSettings,
+    /// `None`: its clients do not use QUIC.
+    pub(crate) quic: Option<Quic>,
     /// `None`: it does not speak the PROXY protocol.
     pub(crate) proxy: Option<ProxyProtocol>,
     pub(crate) addresses: AddressRules,
@@ -306,6 +309,7 @@ impl Parts<'_> {
         let admission = Admission::new(settings.require);
         let rewriting = Rewriting::new(settings.connect, self.signer);
         let policy = settings.topics.and_then(|name| self.topics.iter().find(|policy| *policy.name() == *name));
+        let transport = if settings.protocol == Protocol::Quic { Transport::Datagram } else { Transport::Stream };
         let metrics = &self.state.observer.metrics;
         let topics = policy
             .map(|policy| (Arc::clone(policy), Arc::new(metrics.topic_decisions(name, policy.name(), policy.rules()))));
@@ -315,8 +319,13 @@ impl Parts<'_> {
             PacketPolicy::new(topics, mountpoint, stamps, settings.limits.packets, metrics.exceeded_limits(name));
         Some(Arc::new(Listener {
             protocol: settings.protocol,
-            endpoints: settings.bind.into_iter().map(|bind| Endpoint { transport: Transport::Stream, bind }).collect(),
-            tcp: settings.tcp,
+            endpoints: settings.bind.into_iter().map(|bind| Endpoint { transport, bind }).collect(),
+            socket: SocketSettings {
+                tcp: settings.tcp,
+                quic: QuicKeys { reset: tls.as_ref().and_then(ServerTls::reset_key) },
+                validates_addresses: !settings.bans.is_empty() || settings.limits.connections.limits_addresses(),
+            },
+            quic: settings.quic,
             proxy: settings.proxy_protocol.as_ref().map(ProxyProtocol::new),
             addresses: AddressRules::new(&settings.allow, &settings.deny),
             connect_timeout: settings.connect_timeout,

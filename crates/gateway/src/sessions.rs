@@ -20,8 +20,9 @@ use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 
 use self::inventory::Certificates;
-use crate::config::tables::DrainNotice;
+use crate::config::tables::{DrainNotice, Protocol};
 use crate::evidence::Evidence;
+use crate::net::QuicPath;
 use crate::observe::SessionInfo;
 use crate::outcome::CloseReason;
 use crate::peer::{PageOrigin, PeerAddress};
@@ -48,6 +49,8 @@ pub struct Sessions {
     /// Seconds since 1970.
     by_expiry: Sharded<BTreeSet<(i64, Id)>>,
     certificates: Certificates,
+    /// Of clients that may migrate, where they are.
+    paths: Sharded<BTreeMap<Id, QuicPath>>,
 }
 
 /// A live session, as the tasks that may close it see it.
@@ -235,6 +238,12 @@ impl SessionGuard {
         let _ = self.entry.from_authenticator.set(evidence.map(Box::new));
     }
 
+    /// Follows the client's address, which may change. Call it once.
+    pub(crate) fn follow(&self, path: QuicPath) {
+        let id = self.entry.info.id;
+        self.sessions.paths.of(id).insert(id, path);
+    }
+
     /// The client is admitted, perhaps again by another configuration. `client`: what its packet rules were evaluated by,
     /// `None` if its packets are not inspected. `now` is in seconds since 1970. Call it before the configuration in use is
     /// compared with the one that admitted the client: a change after this call finds the session.
@@ -287,6 +296,9 @@ impl Drop for SessionGuard {
             if let Some(expires) = evidence.expires() {
                 self.sessions.by_expiry.of(id).remove(&(expires, id));
             }
+        }
+        if self.entry.info.protocol == Protocol::Quic {
+            self.sessions.paths.of(id).remove(&id);
         }
         // Nothing is added to the index for an admission that is gone.
         if let Some(ends) = self.entry.admission.lock().take().and_then(|admission| admission.ends) {
@@ -435,6 +447,22 @@ impl Sessions {
         ended
     }
 
+    /// The sessions of clients that have migrated since the last call, and their new addresses are recorded.
+    pub(crate) fn take_moved(&self) -> Vec<Arc<SessionEntry>> {
+        let mut moved = Vec::new();
+        for shard in &self.paths.0 {
+            let now: Vec<(Id, PeerAddress)> =
+                shard.lock().iter().map(|(id, path)| (*id, path.address().into())).collect();
+            for (entry, address) in now.iter().filter_map(|(id, address)| Some((self.get(*id)?, *address))) {
+                if entry.info.client_address().is_some_and(|before| before != address) {
+                    entry.info.set_moved(address);
+                    moved.push(entry);
+                }
+            }
+        }
+        moved
+    }
+
     /// Counts the certificates of connected devices. `now` is in seconds since 1970.
     pub fn inventory(&self, now: i64) -> Inventory {
         self.certificates.inventory(now)
@@ -469,7 +497,6 @@ impl<T> Sharded<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tables::Protocol;
 
     #[test]
     fn what_opens_behind_the_last_sweep_ends_as_well() {

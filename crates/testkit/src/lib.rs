@@ -7,6 +7,7 @@ mod client;
 mod gateway;
 mod packet;
 mod pki;
+mod quic;
 mod service;
 
 pub use broker::{Broker, BrokerConnection};
@@ -14,6 +15,7 @@ pub use client::{Client, tls_config};
 pub use gateway::{TestGateway, password_file};
 pub use packet::{connack, connect, connect_as, connect_v5, field, packet, publish, suback, subscribe};
 pub use pki::Pki;
+pub use quic::{QuicClient, UdpPath};
 pub use service::Service;
 
 use std::task::{Context, Waker};

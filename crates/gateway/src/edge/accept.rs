@@ -12,9 +12,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Upgrade;
 use super::proxy_protocol::{ProxyProtocol, check_client};
-use crate::config::tables::{Bind, Tcp};
+use crate::config::tables::{Bind, Quic, Tcp};
 use crate::limits::{Handshakes, PendingPermit};
-use crate::net::{BoundUnix, Handover, Inherited, Socket, Stream, adopt, adopt_unix, bind, bind_unix, configure};
+use crate::net::{
+    BoundUnix, Handover, Incoming, Inherited, QuicEndpoint, QuicKeys, Socket, Stream, adopt, adopt_unix, bind,
+    bind_udp, bind_unix, configure,
+};
 use crate::outcome::{Reject, note_detail};
 use crate::peer::{Peer, PeerAddress, ProxyHeader};
 use crate::tls::{Failed, Secured, SecuredClient, ServerTls};
@@ -24,6 +27,19 @@ use crate::tls::{Failed, Secured, SecuredClient, ServerTls};
 pub(crate) enum Transport {
     /// A socket whose connections are streams: TCP, or a Unix socket.
     Stream,
+    /// A UDP socket, whose connections are those of QUIC.
+    Datagram,
+}
+
+/// Settings of a listening socket.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SocketSettings {
+    /// Of TCP and Unix sockets.
+    pub(crate) tcp: Tcp,
+    /// Of UDP sockets: the keys that processes may share.
+    pub(crate) quic: QuicKeys,
+    /// Of UDP sockets: whether every client has to prove its address, because it is limited or banned by it.
+    pub(crate) validates_addresses: bool,
 }
 
 /// What identifies a listening socket. At a reload, one listener may take the socket over from another, whether it uses TLS
@@ -41,8 +57,15 @@ impl Endpoint {
     ///
     /// # Errors
     /// The address is in use, does not belong to this machine, or is not permitted.
-    pub(crate) fn bind(&self, settings: &Tcp, inherited: &mut Inherited) -> io::Result<Acceptor> {
+    pub(crate) fn bind(&self, settings: &SocketSettings, inherited: &mut Inherited) -> io::Result<Acceptor> {
+        let SocketSettings { tcp: settings, quic, validates_addresses } = settings;
         match (self.transport, &self.bind) {
+            (Transport::Datagram, Bind::Ip(address)) => {
+                let socket = inherited.take_udp(*address).map_or_else(|| bind_udp(*address), Ok)?;
+                QuicEndpoint::new(socket, quic, *validates_addresses).map(Acceptor::Quic)
+            }
+            // The configuration rejects it.
+            (Transport::Datagram, Bind::Unix(_)) => Err(io::ErrorKind::Unsupported.into()),
             (Transport::Stream, Bind::Ip(address)) => {
                 let listener = inherited.take_tcp(*address);
                 listener.map_or_else(|| bind(*address, settings), |it| adopt(it, settings)).map(Acceptor::Tcp)
@@ -65,6 +88,7 @@ impl Endpoint {
 pub(crate) enum Acceptor {
     Tcp(TcpListener),
     Unix(BoundUnix),
+    Quic(QuicEndpoint),
 }
 
 impl Acceptor {
@@ -76,6 +100,7 @@ impl Acceptor {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Bind::Ip),
             Self::Unix(_) => Ok(endpoint.bind.clone()),
+            Self::Quic(socket) => socket.local_address().map(Bind::Ip),
         }
     }
 
@@ -83,9 +108,13 @@ impl Acceptor {
     ///
     /// # Errors
     /// The gateway may not change the owner. Of kind `NotFound`: the file of a Unix socket is gone, or another has its place.
-    pub(crate) fn configure(&self, bind: &Bind, settings: &Tcp) -> io::Result<()> {
+    pub(crate) fn configure(&self, bind: &Bind, settings: &SocketSettings) -> io::Result<()> {
         match (self, bind) {
-            (Self::Tcp(listener), _) => configure(listener, settings),
+            (Self::Tcp(listener), _) => configure(listener, &settings.tcp),
+            (Self::Quic(endpoint), _) => {
+                endpoint.set_validates_all(settings.validates_addresses);
+                Ok(())
+            }
             (Self::Unix(bound), Bind::Unix(unix)) => bound.file().set_access(unix.access),
             (Self::Unix(_), Bind::Ip(_)) => Ok(()),
         }
@@ -106,8 +135,23 @@ impl Acceptor {
         match self {
             Self::Tcp(listener) => handover.add(listener.as_fd().try_clone_to_owned()?, true),
             Self::Unix(bound) => handover.add(bound.listener().as_fd().try_clone_to_owned()?, bound.file().is_own()),
+            Self::Quic(endpoint) => handover.add(endpoint.duplicate()?, true),
         }
         Ok(())
+    }
+
+    /// Refuses whoever connects from now on. The connections of a UDP socket go on by it.
+    pub(crate) fn refuse_clients(&self) {
+        if let Self::Quic(endpoint) = self {
+            endpoint.refuse_clients();
+        }
+    }
+
+    /// Waits until all that has to be sent by this socket is sent.
+    pub(crate) async fn closed(&self) {
+        if let Self::Quic(endpoint) = self {
+            endpoint.closed().await;
+        }
     }
 
     /// Waits for the next connection.
@@ -118,17 +162,33 @@ impl Acceptor {
         match self {
             Self::Tcp(listener) => {
                 let (socket, address) = listener.accept().await?;
-                Ok(Accepted { socket: Socket::Tcp(socket), peer: address.into() })
+                Ok(Accepted { connection: Connection::Socket(Socket::Tcp(socket)), peer: address.into() })
             }
-            Self::Unix(bound) => Ok(Accepted { socket: Socket::Unix(bound.accept().await?), peer: PeerAddress::Unix }),
+            Self::Unix(bound) => {
+                let socket = Socket::Unix(bound.accept().await?);
+                Ok(Accepted { connection: Connection::Socket(socket), peer: PeerAddress::Unix })
+            }
+            Self::Quic(endpoint) => {
+                let incoming = endpoint.accept().await?;
+                let peer = incoming.address.into();
+                Ok(Accepted { connection: Connection::Quic(Box::new(incoming)), peer })
+            }
         }
     }
+}
+
+/// A connection below TLS.
+#[derive(Debug)]
+enum Connection {
+    Socket(Socket),
+    /// The client has begun the handshake of QUIC, which is not answered yet.
+    Quic(Box<Incoming>),
 }
 
 /// An accepted connection. Nothing has been read from it.
 #[derive(Debug)]
 pub(crate) struct Accepted {
-    socket: Socket,
+    connection: Connection,
     /// The address of the socket's peer.
     pub peer: PeerAddress,
 }
@@ -136,7 +196,7 @@ pub(crate) struct Accepted {
 /// A connection whose client address is known.
 #[derive(Debug)]
 pub(crate) struct Arrived {
-    socket: Socket,
+    connection: Connection,
     /// The client's address.
     pub address: PeerAddress,
     /// The socket's peer.
@@ -148,9 +208,12 @@ pub(crate) struct Arrived {
 }
 
 impl Accepted {
-    /// The connected socket, for what is not MQTT.
-    pub(crate) fn into_socket(self) -> Socket {
-        self.socket
+    /// The connected socket, for what is not MQTT; `None`: there is none for this connection alone.
+    pub(crate) fn into_socket(self) -> Option<Socket> {
+        match self.connection {
+            Connection::Socket(socket) => Some(socket),
+            Connection::Quic(_) => None,
+        }
     }
 
     /// Determines the client's address: what the load balancer's header says, where the listener speaks the PROXY protocol, or
@@ -159,16 +222,16 @@ impl Accepted {
     /// # Errors
     /// The peer may not connect, or sent no valid header until `deadline`.
     pub(crate) async fn arrive(self, proxy: Option<&ProxyProtocol>, deadline: Instant) -> Result<Arrived, Reject> {
-        let Self { mut socket, peer } = self;
-        let header = match proxy {
-            Some(proxy) => proxy.read_header(&mut socket, peer, deadline).await?,
-            None => None,
+        let Self { mut connection, peer } = self;
+        let header = match (proxy, &mut connection) {
+            (Some(proxy), Connection::Socket(socket)) => proxy.read_header(socket, peer, deadline).await?,
+            _ => None,
         };
         Ok(match header {
             Some((address, header)) => {
-                Arrived { socket, address, peer, proxy: Some(Box::new(header)), is_watched: false }
+                Arrived { connection, address, peer, proxy: Some(Box::new(header)), is_watched: false }
             }
-            None => Arrived { socket, address: peer, peer, proxy: None, is_watched: proxy.is_some() },
+            None => Arrived { connection, address: peer, peer, proxy: None, is_watched: proxy.is_some() },
         })
     }
 }
@@ -181,7 +244,11 @@ impl Arrived {
 
     /// As [`Stream::left`].
     pub(crate) async fn left(&self) {
-        self.socket.left().await;
+        match &self.connection {
+            Connection::Socket(socket) => socket.left().await,
+            // It cannot tell before it is answered.
+            Connection::Quic(_) => std::future::pending().await,
+        }
     }
 
     /// Performs the TLS handshake within its deadline, when it is its turn, and then the upgrade to WebSocket within another.
@@ -190,9 +257,19 @@ impl Arrived {
     /// # Errors
     /// The handshake or the upgrade failed.
     pub(crate) async fn secure(self, with: Secure<'_>, pending: &mut PendingPermit) -> Result<Secured, Failed> {
-        let Self { socket, address, peer, proxy, is_watched } = self;
-        let mut secured = match with.tls {
-            Some(tls) => {
+        let Self { connection, address, peer, proxy, is_watched } = self;
+        let mut secured = match (with.tls, connection) {
+            (Some(tls), Connection::Quic(incoming)) => {
+                let deadline = Instant::now() + tls.handshake_timeout();
+                let mut turn = Arc::clone(with.handshakes).turn(address.share(), deadline);
+                let settings = with.quic.unwrap_or_default();
+                let handshake = tls.accept_quic(*incoming, &settings, address, &mut turn, pending);
+                let late = |_| Err(Failed::without_connection(Reject::HandshakeTimeout));
+                timeout_at(deadline, handshake).await.unwrap_or_else(late)?
+            }
+            // A reload gave the socket to another listener meanwhile.
+            (None, Connection::Quic(_)) => return Err(Failed::without_connection(Reject::HandshakeFailed)),
+            (Some(tls), Connection::Socket(socket)) => {
                 let deadline = Instant::now() + tls.handshake_timeout();
                 let mut turn = Arc::clone(with.handshakes).turn(address.share(), deadline);
                 let handshake = async {
@@ -204,7 +281,7 @@ impl Arrived {
                 let late = |_| Err(Failed::without_connection(Reject::HandshakeTimeout));
                 timeout_at(deadline, handshake).await.unwrap_or_else(late)?
             }
-            None => {
+            (None, Connection::Socket(socket)) => {
                 if is_watched {
                     let checked = timeout(with.connect_timeout, check_client(&socket)).await;
                     checked.unwrap_or(Err(Reject::ConnectTimeout)).map_err(Failed::without_connection)?;
@@ -227,6 +304,8 @@ pub(crate) struct Secure<'a> {
     pub tls: Option<&'a ServerTls>,
     /// `None`: without WebSocket.
     pub upgrade: Option<&'a Upgrade>,
+    /// How connections of QUIC are kept.
+    pub quic: Option<Quic>,
     /// For the request of WebSocket.
     pub connect_timeout: Duration,
     /// Those of all listeners.

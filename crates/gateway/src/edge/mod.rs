@@ -5,7 +5,7 @@ mod proxy_header;
 mod proxy_protocol;
 mod upgrade;
 
-pub(crate) use accept::{Accepted, Acceptor, Arrived, Endpoint, Secure, Transport};
+pub(crate) use accept::{Accepted, Acceptor, Arrived, Endpoint, Secure, SocketSettings, Transport};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use proxy_header::fuzz as fuzz_proxy_header;
 pub(crate) use proxy_header::{PROXY_WITHOUT_KEY, is_proxy_header};

@@ -1,18 +1,23 @@
 //! How a gateway stops: its sessions end one after another, so that their clients do not all connect again at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use rand::seq::SliceRandom;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::Handle;
 use crate::config::tables::Process;
+use crate::edge::Acceptor;
 use crate::outcome::CloseReason;
 
 /// The time between two groups of sessions that end.
 const STEP: Duration = Duration::from_millis(50);
 /// How long sessions may take to send DISCONNECT after the drain timeout.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long clients over QUIC may take to acknowledge that their connection is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long what is left may take to be dropped.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -64,8 +69,9 @@ impl Handle {
         if timeout(limit, ending).await.is_err() {
             let connections = self.connections();
             tracing::warn!(connections, drain_timeout = %humantime::format_duration(limit), "drain_timeout is over: what is left ends at once");
-            self.stop().await;
+            return self.stop().await;
         }
+        self.closed().await;
     }
 
     /// Closes all sessions immediately. Each still writes its access log line.
@@ -77,12 +83,23 @@ impl Handle {
         if timeout(STOP_TIMEOUT, self.0.tasks.wait()).await.is_err() {
             let _ = timeout(ABORT_TIMEOUT, self.0.shared.relays.abort()).await;
         }
+        self.closed().await;
     }
 
     fn stop_accepting(&self) {
         self.0.draining.cancel();
-        self.0.sockets.lock().clear();
+        for (_, socket) in self.0.sockets.lock().drain() {
+            socket.acceptor.refuse_clients();
+            self.0.closing.lock().push(Arc::clone(&socket.acceptor));
+        }
+        self.0.closing.lock().retain(|acceptor| matches!(**acceptor, Acceptor::Quic(_)));
         self.0.tasks.close();
+    }
+
+    /// Lets clients over QUIC know that their connections are closed: over TCP, the system does that.
+    async fn closed(&self) {
+        let closing = std::mem::take(&mut *self.0.closing.lock());
+        let _ = timeout(CLOSE_TIMEOUT, join_all(closing.iter().map(|acceptor| acceptor.closed()))).await;
     }
 }
 

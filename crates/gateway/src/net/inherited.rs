@@ -2,7 +2,7 @@
 //! by the protocol of sd_listen_fds(3). Enters: the descriptors that the environment names. Leaves: sockets by their addresses.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -48,6 +48,7 @@ impl Handover {
 pub struct Inherited {
     tcp: Vec<(SocketAddr, TcpListener)>,
     unix: Vec<InheritedUnix>,
+    udp: Vec<(SocketAddr, UdpSocket)>,
 }
 
 /// An inherited Unix socket.
@@ -89,17 +90,22 @@ impl Inherited {
             let address = listener.local_addr()?;
             let path = address.as_pathname().ok_or_else(|| invalid("it is a Unix socket without a path"))?;
             self.unix.push(InheritedUnix { path: std::path::absolute(path)?, listener, is_own });
+        } else if let Ok(Some(socket)) = descriptors.take_udp_socket(index) {
+            self.udp.push((socket.local_addr()?, socket));
         } else {
-            return Err(invalid("it is neither TCP nor a Unix stream socket"));
+            return Err(invalid("it is neither TCP nor UDP nor a Unix stream socket"));
         }
         Ok(())
     }
 
     /// The listening TCP socket of this address. Port 0 stands for any port of the IP address: ask for it after all others.
     pub(crate) fn take_tcp(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        let is_wanted = |bound: &SocketAddr| *bound == address || (address.port() == 0 && bound.ip() == address.ip());
-        let position = self.tcp.iter().position(|(bound, _)| is_wanted(bound))?;
-        Some(self.tcp.remove(position).1)
+        take(&mut self.tcp, address)
+    }
+
+    /// The UDP socket of this address. As [`take_tcp`](Self::take_tcp).
+    pub(crate) fn take_udp(&mut self, address: SocketAddr) -> Option<UdpSocket> {
+        take(&mut self.udp, address)
     }
 
     /// The listening Unix socket of this path.
@@ -112,8 +118,15 @@ impl Inherited {
     /// The addresses of the sockets that nobody has taken.
     pub(crate) fn unused(&self) -> Vec<String> {
         let tcp = self.tcp.iter().map(|(address, _)| address.to_string());
-        tcp.chain(self.unix.iter().map(|socket| format!("unix:{}", socket.path.display()))).collect()
+        let udp = self.udp.iter().map(|(address, _)| format!("{address} (UDP)"));
+        tcp.chain(udp).chain(self.unix.iter().map(|socket| format!("unix:{}", socket.path.display()))).collect()
     }
+}
+
+fn take<S>(sockets: &mut Vec<(SocketAddr, S)>, address: SocketAddr) -> Option<S> {
+    let is_wanted = |bound: &SocketAddr| *bound == address || (address.port() == 0 && bound.ip() == address.ip());
+    let position = sockets.iter().position(|(bound, _)| is_wanted(bound))?;
+    Some(sockets.remove(position).1)
 }
 
 fn check_listening(is_listening: rustix::io::Result<bool>) -> io::Result<()> {

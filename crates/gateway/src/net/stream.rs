@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use super::quic::{QuicPath, QuicStream};
 use super::socket::Socket;
 use super::tls_stream::TlsStream;
 use super::websocket::WebSocket;
@@ -20,6 +21,8 @@ pub(crate) enum Stream {
     #[cfg(feature = "psk")]
     FromPskDevice(Box<portcullis_psk::PskStream<Socket>>),
     ToBroker(Box<tokio_rustls::client::TlsStream<Socket>>),
+    /// A client's, over UDP.
+    Quic(Box<QuicStream>),
     /// Over one of the others.
     WebSocket(Box<WebSocket<Stream>>),
     /// The built-in broker.
@@ -30,9 +33,26 @@ pub(crate) enum Stream {
 impl Stream {
     /// As [`Socket::left`].
     pub(crate) async fn left(&self) {
-        match self.socket() {
-            Some(socket) => socket.left().await,
-            None => std::future::pending().await,
+        match (self.socket(), self) {
+            (Some(socket), _) => socket.left().await,
+            (None, Self::Quic(stream)) => stream.left().await,
+            (None, _) => std::future::pending().await,
+        }
+    }
+
+    /// Whether the client can have sent bytes: over QUIC, it has to open a stream first.
+    pub(crate) const fn is_open(&self) -> bool {
+        match self {
+            Self::Quic(stream) => stream.is_open(),
+            _ => true,
+        }
+    }
+
+    /// Where a client is whose address may change; `None`: it cannot.
+    pub(crate) fn path(&self) -> Option<QuicPath> {
+        match self {
+            Self::Quic(stream) => Some(stream.path()),
+            _ => None,
         }
     }
 
@@ -70,7 +90,10 @@ impl Stream {
 
     /// The address of this end; `None`: it is no IP address.
     pub(crate) fn local_address(&self) -> Option<SocketAddr> {
-        self.socket()?.local_address()
+        match self {
+            Self::Quic(stream) => stream.local_address(),
+            _ => self.socket()?.local_address(),
+        }
     }
 
     /// The socket below all layers; `None`: the stream is in memory.
@@ -82,6 +105,7 @@ impl Stream {
             Self::FromPskDevice(stream) => stream.get_ref(),
             Self::ToBroker(stream) => stream.get_ref().0,
             Self::WebSocket(stream) => return stream.get_ref().socket(),
+            Self::Quic(_) => return None,
             #[cfg(feature = "embedded-broker")]
             Self::Memory(_) => return None,
         })
@@ -105,6 +129,8 @@ impl Stream {
                 Self::ToBroker(stream)
             }
             Self::WebSocket(stream) => Self::WebSocket(Box::new(stream.try_map(Self::attach)?)),
+            // Its socket is the endpoint's, which stays where it is.
+            quic @ Self::Quic(_) => quic,
             #[cfg(feature = "embedded-broker")]
             memory @ Self::Memory(_) => memory,
         })
@@ -120,6 +146,7 @@ macro_rules! each {
             Stream::FromPskDevice($stream) => $body,
             Stream::ToBroker($stream) => $body,
             Stream::WebSocket($stream) => $body,
+            Stream::Quic($stream) => $body,
             #[cfg(feature = "embedded-broker")]
             Stream::Memory($stream) => $body,
         }

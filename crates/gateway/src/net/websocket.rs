@@ -13,8 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
-pub(crate) use self::frames::Violation;
+pub(super) use self::frames::Violation;
 use self::frames::{Event, Frames};
+use super::stream_error::StreamError;
 
 /// The most bytes of a frame that is sent: with its header, a TLS record.
 const MAX_PAYLOAD: usize = (16 << 10) - 4;
@@ -163,7 +164,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
                 self.input = Input::Failed;
                 self.close_code.get_or_insert(violation.code);
             });
-            match event.map_err(|violation| io::Error::new(io::ErrorKind::InvalidData, violation))? {
+            match event
+                .map_err(|violation| io::Error::new(io::ErrorKind::InvalidData, StreamError::WebSocket(violation)))?
+            {
                 Event::Read => {}
                 Event::Ping(payload) => self.answer_ping(payload),
                 Event::Close(code) => {

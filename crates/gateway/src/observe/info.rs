@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use portcullis_wire::Version;
 
 use super::rate_limit::{FairRateLimit, RateLimit};
@@ -27,6 +28,8 @@ pub struct SessionInfo {
     /// The address of the socket's peer.
     socket: PeerAddress,
     address: OnceLock<PeerAddress>,
+    /// Where the client has migrated to.
+    moved: ArcSwapOption<PeerAddress>,
     proxy: OnceLock<Box<ProxyInfo>>,
     origin: OnceLock<Box<PageOrigin>>,
     tls: OnceLock<Option<TlsInfo>>,
@@ -124,6 +127,7 @@ impl SessionInfo {
             opened: Instant::now(),
             socket,
             address: OnceLock::new(),
+            moved: ArcSwapOption::empty(),
             proxy: OnceLock::new(),
             origin: OnceLock::new(),
             tls: OnceLock::new(),
@@ -172,7 +176,17 @@ impl SessionInfo {
 
     /// The client's address; `None` before a preface has named it.
     pub fn client_address(&self) -> Option<PeerAddress> {
-        self.address.get().copied()
+        self.moved().or_else(|| self.address.get().copied())
+    }
+
+    /// Where the client has migrated to; `None`: it is where it was.
+    pub(crate) fn moved(&self) -> Option<PeerAddress> {
+        self.moved.load().as_deref().copied()
+    }
+
+    /// Records that the client has migrated.
+    pub(crate) fn set_moved(&self, address: PeerAddress) {
+        self.moved.store(Some(Arc::new(address)));
     }
 
     /// The address of the socket's peer.
@@ -188,7 +202,7 @@ impl SessionInfo {
     /// The HTTP proxy that named another address in its request.
     pub fn http_proxy(&self) -> Option<PeerAddress> {
         let peer = self.peer();
-        self.client_address().filter(|address| *address != peer).map(|_| peer)
+        self.address.get().filter(|address| **address != peer).map(|_| peer)
     }
 
     /// The origin of the page that the client is.

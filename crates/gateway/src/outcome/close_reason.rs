@@ -110,6 +110,14 @@ super::reasons! {
     WebSocketProtocol = "websocket_protocol", Relay, Client, 400,
         disconnect: None, is_of_listener: false,
         hint: Some("update the client's WebSocket library; `detail` says what it did");
+    /// The client violates the protocol of QUIC, or opens more than one stream.
+    QuicProtocol = "quic_protocol", Relay, Client, 400,
+        disconnect: None, is_of_listener: false,
+        hint: Some("update the client's QUIC library; `detail` says what it did");
+    /// Nothing has arrived on a QUIC connection for `idle_timeout`.
+    QuicIdleTimeout = "quic_idle_timeout", Relay, Client, 200,
+        disconnect: None, is_of_listener: false,
+        hint: Some("the client has lost its network, or hangs");
     /// A topic policy denies what the client publishes, or its will.
     TopicDenied = "topic_denied", Relay, Client, 403,
         disconnect: Some(Disconnect::NotAuthorized), is_of_listener: true,

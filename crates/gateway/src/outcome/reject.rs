@@ -194,6 +194,14 @@ super::reasons! {
     WebSocketProtocol = "websocket_protocol", Connect, Client, 400,
         connack: None, is_failed_proof: false,
         hint: Some("update the client's WebSocket library; `detail` says what it did");
+    /// The client violates the protocol of QUIC, or opens more than one stream.
+    QuicProtocol = "quic_protocol", Connect, Client, 400,
+        connack: None, is_failed_proof: false,
+        hint: Some("update the client's QUIC library; `detail` says what it did");
+    /// The client opened no bidirectional stream within `connect_timeout`, which is where MQTT is spoken over QUIC.
+    QuicStreamMissing = "quic_stream_missing", Connect, Client, 400,
+        connack: None, is_failed_proof: false,
+        hint: Some("use a client that speaks MQTT on the first bidirectional stream that it opens, as those of EMQX do");
     /// CONNECT did not arrive within `connect_timeout`.
     ConnectTimeout = "connect_timeout", Connect, Client, 400,
         connack: None, is_failed_proof: false,

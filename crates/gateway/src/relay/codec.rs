@@ -13,7 +13,7 @@ use portcullis_wire::{Disconnect, PacketType};
 use tokio::time::Instant;
 
 use crate::config::tables::DrainNotice;
-use crate::net::Violation;
+use crate::net::StreamError;
 use crate::outcome::CloseReason;
 use crate::policy::PacketRules;
 
@@ -124,10 +124,15 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
-    /// For what a client has violated below MQTT; `None`: the error is that of a lost connection.
-    pub(super) fn of_violation(error: &io::Error) -> Option<Self> {
-        let violation = Violation::of(error)?;
-        let (reason, detail) = (CloseReason::WebSocketProtocol, Some(violation.to_string().into()));
+    /// For what a client did below MQTT; `None`: the error is that of a lost connection.
+    pub(super) fn of_stream_error(error: &io::Error) -> Option<Self> {
+        let error = StreamError::of(error)?;
+        let reason = match error {
+            StreamError::WebSocket(_) => CloseReason::WebSocketProtocol,
+            StreamError::Quic(_) => CloseReason::QuicProtocol,
+            StreamError::QuicIdle => CloseReason::QuicIdleTimeout,
+        };
+        let detail = Some(error.to_string().into());
         Some(Self { reason, disconnect: None, reference: None, detail })
     }
 }

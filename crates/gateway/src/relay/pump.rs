@@ -451,7 +451,7 @@ fn poll_chunk<C: Codec>(
             }
             // A close without TLS close_notify is a normal end: MQTT frames its packets, so truncation is detectable.
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                return Poll::Ready(Err(Ending::of_violation(&error).map_or(Interrupt::Reading, Interrupt::Codec)));
+                return Poll::Ready(Err(Ending::of_stream_error(&error).map_or(Interrupt::Reading, Interrupt::Codec)));
             }
             Ok(()) | Err(_) => (from.input, to.output) = (Input::Ended, Output::Ending),
         }

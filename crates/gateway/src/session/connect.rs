@@ -16,7 +16,7 @@ use crate::auth::{self, Attempt, Principal};
 use crate::devices::Entry;
 use crate::edge::{PROXY_WITHOUT_KEY, is_proxy_header};
 use crate::limits::PendingPermit;
-use crate::net::{Stream, Violation};
+use crate::net::{Stream, StreamError};
 use crate::observe::Record;
 use crate::outcome::{Outcome, Reject, note_detail};
 use crate::peer::{AuthAttributes, Facts, HttpCredentials, Peer};
@@ -120,7 +120,7 @@ pub(super) async fn negotiate(
     let (read, revocation) = tokio::join!(read, check_revocation(listener, session));
     record.count_bytes(buffer.len() as u64, 0);
     let (connect, used) = read
-        .unwrap_or(Err(Reject::ConnectTimeout))
+        .unwrap_or_else(|_| Err(if stream.is_open() { Reject::ConnectTimeout } else { Reject::QuicStreamMissing }))
         .and_then(|()| decode(&buffer, listener)?.ok_or(Reject::MalformedConnect))
         .map_err(|reject| Rejected {
             outcome: reject.into(),
@@ -365,11 +365,8 @@ async fn read_connect(
 ) -> Result<(), Reject> {
     loop {
         match client.read_buf(buffer).await {
-            Err(error) if Violation::of(&error).is_some() => {
-                note_detail(&error.to_string());
-                return Err(Reject::WebSocketProtocol);
-            }
-            Ok(0) | Err(_) => return Err(Reject::ClosedBeforeConnect),
+            Err(error) => return Err(reject_of(&error)),
+            Ok(0) => return Err(Reject::ClosedBeforeConnect),
             Ok(_) => {}
         }
         if listener.tls.is_none() && matches!(buffer.as_slice(), [0x16, 3, ..]) {
@@ -380,6 +377,17 @@ async fn read_connect(
         if decode(buffer, listener).inspect_err(|_| note_other_protocol(buffer))?.is_some() {
             return Ok(());
         }
+    }
+}
+
+/// Why there is no CONNECT of a client whose stream has failed.
+fn reject_of(error: &std::io::Error) -> Reject {
+    let Some(error) = StreamError::of(error) else { return Reject::ClosedBeforeConnect };
+    note_detail(&error.to_string());
+    match error {
+        StreamError::WebSocket(_) => Reject::WebSocketProtocol,
+        StreamError::Quic(_) => Reject::QuicProtocol,
+        StreamError::QuicIdle => Reject::ClosedBeforeConnect,
     }
 }
 

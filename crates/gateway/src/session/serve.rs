@@ -349,6 +349,7 @@ async fn secure(
     let with = Secure {
         tls: listener.tls.as_ref(),
         upgrade: listener.upgrade.as_ref(),
+        quic: listener.quic,
         connect_timeout,
         handshakes: &listener.handshakes,
         admit: &admit,
@@ -365,6 +366,9 @@ async fn secure(
     };
     let origin = secured.client.peer.http.as_ref().and_then(|request| request.origin.clone());
     origin.into_iter().for_each(|origin| record.info.set_origin(origin));
+    if let Some(path) = secured.stream.path() {
+        session.follow(path);
+    }
     session.proved(secured.client.evidence.take());
     record.secured(&secured.client.peer);
     Ok(secured)

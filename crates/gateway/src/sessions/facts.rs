@@ -45,7 +45,9 @@ impl ClientFacts {
     ) -> Option<T> {
         let (connect, _) = Connect::decode(&self.connect.0, Limits::default()).ok()??;
         let attributes = self.principal.attributes();
-        let facts = Facts { peer: &self.peer, listener: &info.listener, mqtt: &connect, attributes, now };
+        let moved = info.moved().map(|address| Peer { address, ..self.peer.clone() });
+        let peer = moved.as_ref().unwrap_or(&self.peer);
+        let facts = Facts { peer, listener: &info.listener, mqtt: &connect, attributes, now };
         Some(evaluate(&facts))
     }
 }

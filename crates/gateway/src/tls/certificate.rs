@@ -18,7 +18,7 @@ use super::raw_keys::{KeyVerifier, KnownKeys, RawServerKeys};
 use super::resumption::{HandshakeResumption, Resumption, TicketKeys};
 use super::secured::{Failed, FailedConnection, Secured};
 use super::server_handshake::{Completed, Failure, ServerHandshake};
-use super::verifier::{DeviceVerifier, note_error, reject};
+use super::verifier::{DeviceVerifier, NoCertificates, note_error, reject};
 use crate::config::tables::{self, CipherPreference, Tls, TlsVersion};
 use crate::config::{Diagnostics, Reported};
 use crate::limits::{PendingPermit, TooManyBytes, TooManyHandshakes, Turn};
@@ -28,6 +28,14 @@ use crate::peer::{KeyFormat, PeerAddress};
 use crate::pki::{Anchors, ChainVerifier};
 use crate::util::clock::WallClock;
 use crate::util::crypto::{provider, provider_preferring_aes128};
+
+/// What carries the messages of a handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carrier {
+    Tcp,
+    /// After the handshake, nobody sees the TLS connection: its callbacks note what has to be known of it.
+    Quic,
+}
 
 /// TLS settings of a listener with a server certificate, compiled.
 #[derive(Debug)]
@@ -97,6 +105,11 @@ impl CertificateTls {
             raw_keys,
             _state: context.state,
         })
+    }
+
+    /// As [`ServerTls::reset_key`](super::ServerTls::reset_key).
+    pub(super) fn reset_key(&self) -> Option<[u8; 32]> {
+        self.resumption.as_ref()?.shared.as_ref()?.reset_key()
     }
 
     /// Whether every device has to authenticate itself in the handshake.
@@ -187,7 +200,7 @@ impl CertificateTls {
             // No ticket carries the acknowledgement.
             completed.socket().acknowledge_at_once();
         }
-        let finished = Finished { session, sni: handshake.sni(), address };
+        let finished = Finished::of(session, handshake.sni(), address);
         let identified = match device_key {
             KeyFormat::Raw => finished.by_raw_key(self.raw_keys.as_deref()),
             KeyFormat::Certificate if handshake.is_key() => finished.by_key_of_certificate(self.raw_keys.as_deref()),
@@ -217,7 +230,7 @@ impl CertificateTls {
                 (start, device_key, server_key)
             }
         };
-        let config = self.config(device_key, server_key, handshake);
+        let config = self.config(device_key, server_key, handshake, Carrier::Tcp);
         let resumes = |received: &[u8]| {
             let (resumption, ticket) = (self.resumption.as_ref(), client_hello::ticket(received));
             resumption.zip(ticket).is_some_and(|(resumption, ticket)| resumption.has_issued(ticket))
@@ -238,10 +251,16 @@ impl CertificateTls {
 
     /// The rustls configuration of one connection. One per connection, because a rustls configuration is either for
     /// certificates or for raw keys, and because its callbacks do not identify the handshake they belong to.
-    fn config(&self, device_key: KeyFormat, server_key: KeyFormat, handshake: &Arc<Handshake>) -> ServerConfig {
-        let versions: &[_] = match device_key {
-            KeyFormat::Certificate => &self.versions,
-            KeyFormat::Raw => &[&rustls::version::TLS13],
+    pub(super) fn config(
+        &self,
+        device_key: KeyFormat,
+        server_key: KeyFormat,
+        handshake: &Arc<Handshake>,
+        carrier: Carrier,
+    ) -> ServerConfig {
+        let versions: &[_] = match (device_key, carrier) {
+            (KeyFormat::Certificate, Carrier::Tcp) => &self.versions,
+            (KeyFormat::Raw, _) | (_, Carrier::Quic) => &[&rustls::version::TLS13],
         };
         let builder = ServerConfig::builder_with_details(Arc::clone(&self.provider), Arc::new(WallClock))
             .with_protocol_versions(versions)
@@ -257,6 +276,9 @@ impl CertificateTls {
                 let verifier = DeviceVerifier::new(trust, accepts_keys, anchors, self.requires_proof(), handshake);
                 builder.with_client_cert_verifier(Arc::new(verifier))
             }
+            KeyFormat::Certificate if carrier == Carrier::Quic => {
+                builder.with_client_cert_verifier(Arc::new(NoCertificates(Arc::clone(handshake))))
+            }
             KeyFormat::Certificate => builder.with_no_client_auth(),
         };
         // Sessions with raw keys are not resumed: the key may have been removed, and their full handshake is cheap.
@@ -265,7 +287,7 @@ impl CertificateTls {
             let (resumption, handshake) = (Arc::clone(resumption), Arc::clone(handshake));
             Arc::new(HandshakeResumption { resumption, handshake })
         });
-        self.finish(builder, server_key, resumption, handshake)
+        self.finish(builder, server_key, resumption, handshake, carrier)
     }
 
     fn finish(
@@ -274,12 +296,17 @@ impl CertificateTls {
         server_key: KeyFormat,
         resumption: Option<Arc<HandshakeResumption>>,
         handshake: &Arc<Handshake>,
+        carrier: Carrier,
     ) -> ServerConfig {
         let keys: Arc<dyn ResolvesServerCert> = match server_key {
             KeyFormat::Raw => Arc::new(RawServerKeys(Arc::clone(&self.keys))),
             KeyFormat::Certificate => Arc::clone(&self.keys) as _,
         };
-        let keys = HandshakeKeys { keys, handshake: Arc::clone(handshake) };
+        let keys = HandshakeKeys {
+            keys,
+            handshake: Arc::clone(handshake),
+            suites: (carrier == Carrier::Quic).then(|| Arc::clone(&self.provider)),
+        };
         let mut config = builder.with_cert_resolver(Arc::new(keys));
         config.alpn_protocols.clone_from(&self.alpn);
         // All suites offered are secure. Auditing tools expect the server's preference to win.

@@ -7,8 +7,11 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, SupportedCipherSuite};
 use serde::{Deserialize, Serialize};
 
 use crate::peer::Certificate;
@@ -31,6 +34,10 @@ struct HandshakeState {
     is_key: bool,
     /// The name of the server that the device has requested.
     sni: Option<Box<str>>,
+    /// The cipher suite, where rustls tells it to nobody else.
+    suite: Option<CipherSuite>,
+    /// Why the certificate was rejected that the device presented.
+    failure: Option<(rustls::Error, CertificateDer<'static>)>,
 }
 
 /// What a device proved in a full handshake, and when.
@@ -74,6 +81,27 @@ impl Handshake {
         self.0.lock().sni.clone()
     }
 
+    /// The cipher suite, as [`HandshakeKeys`] has noted it.
+    pub(super) fn suite(&self) -> Option<CipherSuite> {
+        self.0.lock().suite
+    }
+
+    /// Records that the certificate that the device presented is rejected: whoever waits for the end of the handshake may do so
+    /// elsewhere.
+    pub(super) fn failed(&self, error: &rustls::Error, certificate: &CertificateDer<'_>) {
+        self.0.lock().failure = Some((error.clone(), certificate.clone().into_owned()));
+    }
+
+    /// Why the certificate was rejected, and the certificate.
+    pub(super) fn take_failure(&self) -> Option<(rustls::Error, CertificateDer<'static>)> {
+        self.0.lock().failure.take()
+    }
+
+    /// Whether the session was resumed, once the handshake is complete.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.0.lock().resumed.is_some()
+    }
+
     /// What the ticket of this session has to contain. `None`: sessions with keys are not resumed, because the key may
     /// have been removed.
     pub(super) fn full(&self) -> Option<FullHandshake> {
@@ -97,11 +125,21 @@ impl Handshake {
 pub(super) struct HandshakeKeys {
     pub(super) keys: Arc<dyn ResolvesServerCert>,
     pub(super) handshake: Arc<Handshake>,
+    /// Those of the gateway, in its order of preference, if the one that is chosen has to be noted.
+    pub(super) suites: Option<Arc<CryptoProvider>>,
 }
 
 impl ResolvesServerCert for HandshakeKeys {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.handshake.0.lock().sni = hello.server_name().map(Into::into);
+        let mut state = self.handshake.0.lock();
+        state.sni = hello.server_name().map(Into::into);
+        if let Some(provider) = &self.suites {
+            // As rustls chooses with `ignore_client_order`. Of TLS 1.3, which is all that QUIC has.
+            let is_tls13 = |suite: &&SupportedCipherSuite| matches!(suite, SupportedCipherSuite::Tls13(_));
+            let suites = provider.cipher_suites.iter().filter(is_tls13).map(SupportedCipherSuite::suite);
+            state.suite = suites.into_iter().find(|suite| hello.cipher_suites().contains(suite));
+        }
+        drop(state);
         self.keys.resolve(hello)
     }
 

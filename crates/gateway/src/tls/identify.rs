@@ -1,7 +1,8 @@
 //! Who is at the other end of a finished handshake of rustls, whatever carried it. Enters: the state of the TLS connection.
 //! Leaves: the peer and its evidence, or a rejection. Not here: streams.
 
-use rustls::{CommonState, HandshakeKind, ProtocolVersion};
+use rustls::pki_types::CertificateDer;
+use rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::handshake::Handshake;
@@ -16,18 +17,38 @@ use crate::util::crypto::sha256;
 
 /// A finished handshake.
 pub(super) struct Finished<'a> {
-    pub(super) session: &'a CommonState,
+    /// Those that the device presented, or its raw public key in place of them.
+    pub(super) certificates: Option<&'a [CertificateDer<'a>]>,
+    pub(super) resumed: bool,
+    pub(super) version: &'static str,
+    pub(super) suite: Option<CipherSuite>,
+    pub(super) alpn: Option<&'a [u8]>,
     /// The name that the client requested.
     pub(super) sni: Option<Box<str>>,
     pub(super) address: PeerAddress,
 }
 
-impl Finished<'_> {
+impl<'a> Finished<'a> {
+    /// Of a TLS connection over TCP.
+    pub(super) fn of(session: &'a CommonState, sni: Option<Box<str>>, address: PeerAddress) -> Self {
+        Self {
+            certificates: session.peer_certificates(),
+            resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
+            version: match session.protocol_version() {
+                Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+                _ => "TLSv1.3",
+            },
+            suite: session.negotiated_cipher_suite().map(|suite| suite.suite()),
+            alpn: session.alpn_protocol(),
+            sni,
+            address,
+        }
+    }
+
     /// Identifies a device by its certificate; one without a certificate has no identity.
     pub(super) fn by_certificate(&self, handshake: &Handshake) -> Result<SecuredClient, Reject> {
-        let leaf = self.session.peer_certificates().and_then(|chain| chain.first());
-        let resumed = self.session.handshake_kind() == Some(HandshakeKind::Resumed);
-        let (chain, parsed) = handshake.take(resumed);
+        let leaf = self.certificates.and_then(|chain| chain.first());
+        let (chain, parsed) = handshake.take(self.resumed);
         let is_same = match (leaf, &chain) {
             (Some(leaf), Some(chain)) => chain.is_of(leaf),
             (None, None) => true,
@@ -47,7 +68,7 @@ impl Finished<'_> {
             }
         };
         Ok(SecuredClient {
-            peer: self.peer(identity, resumed),
+            peer: self.peer(identity, self.resumed),
             evidence: chain.map(Evidence::Chain),
             device: None,
             credentials: None,
@@ -56,14 +77,14 @@ impl Finished<'_> {
 
     /// Identifies a device by its raw public key. `keys`: those that the listener accepts.
     pub(super) fn by_raw_key(&self, keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
-        let key = self.session.peer_certificates().and_then(|chain| chain.first());
+        let key = self.certificates.and_then(|chain| chain.first());
         self.by_key(key.ok_or(Reject::UnknownKey)?, KeyFormat::Raw, keys)
     }
 
     /// Identifies a device by the public key in its certificate. Nothing else in that certificate counts: the device may
     /// have written it.
     pub(super) fn by_key_of_certificate(&self, keys: Option<&KnownKeys>) -> Result<SecuredClient, Reject> {
-        let leaf = self.session.peer_certificates().and_then(|chain| chain.first()).ok_or(Reject::UnknownKey)?;
+        let leaf = self.certificates.and_then(|chain| chain.first()).ok_or(Reject::UnknownKey)?;
         let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| Reject::CertificateInvalid)?;
         self.by_key(certificate.public_key().raw, KeyFormat::Certificate, keys).inspect_err(|_| {
             if let Some(certificate) = Certificate::of(leaf, &certificate) {
@@ -96,16 +117,13 @@ impl Finished<'_> {
     }
 
     fn peer(&self, identity: Identity, resumed: bool) -> Peer {
-        let suite = self.session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default();
+        let suite = self.suite.as_ref().and_then(CipherSuite::as_str).unwrap_or_default();
         let tls = TlsSession {
-            version: match self.session.protocol_version() {
-                Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
-                _ => "TLSv1.3",
-            },
+            version: self.version,
             // rustls writes TLS13_ where the standard (RFC 8446, B.4), NGINX and OpenSSL write TLS_.
             cipher: suite.strip_prefix("TLS13_").map_or_else(|| suite.into(), |rest| format!("TLS_{rest}").into()),
             sni: self.sni.clone(),
-            alpn: self.session.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
+            alpn: self.alpn.and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
             resumed,
         };
         Peer::new(self.address, Some(tls), identity)

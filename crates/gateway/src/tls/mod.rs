@@ -10,6 +10,7 @@ mod identify;
 mod keys;
 #[cfg(feature = "psk")]
 mod psk;
+mod quic;
 mod raw_keys;
 mod resumption;
 mod secured;

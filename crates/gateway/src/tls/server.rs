@@ -10,13 +10,13 @@ use super::context::Context;
 #[cfg(feature = "psk")]
 use super::psk;
 use super::secured::{Failed, Secured};
-use crate::config::tables::{Tls, TlsMode};
+use crate::config::tables::{Quic, Tls, TlsMode};
 use crate::config::{Diagnostics, Reported};
 use crate::devices::{Replica, UsedCredential};
 use crate::evidence::Evidence;
 use crate::limits::{PendingPermit, Turn};
-use crate::net::Socket;
-use crate::outcome::CloseReason;
+use crate::net::{Incoming, Socket};
+use crate::outcome::{CloseReason, Reject};
 use crate::peer::PeerAddress;
 use crate::pki::ChainVerifier;
 
@@ -79,6 +79,32 @@ impl ServerTls {
             #[cfg(feature = "psk")]
             Engine::Psk(psk) => psk.accept(socket, address, turn, pending.is_known()).await,
         }
+    }
+
+    /// As [`accept`](Self::accept), over QUIC.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn accept_quic(
+        &self,
+        incoming: Incoming,
+        settings: &Quic,
+        address: PeerAddress,
+        turn: &mut Turn,
+        pending: &PendingPermit,
+    ) -> Result<Secured, Failed> {
+        match &self.engine {
+            Engine::Certificates(tls) => tls.accept_quic(incoming, settings, address, turn, pending).await,
+            // The configuration rejects it.
+            #[cfg(feature = "psk")]
+            Engine::Psk(_) => Err(Failed::without_connection(Reject::HandshakeFailed)),
+        }
+    }
+
+    /// The key of stateless resets over QUIC: the same for all gateways and processes with the listener's `ticket_secret`. `None`:
+    /// there is none.
+    pub(crate) fn reset_key(&self) -> Option<[u8; 32]> {
+        self.certificates()?.reset_key()
     }
 
     /// Time from accept to the end of the handshake.

@@ -99,7 +99,10 @@ impl ClientCertVerifier for DeviceVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.verify(end_entity, intermediates, now).inspect_err(|_| note_presented(end_entity))
+        self.verify(end_entity, intermediates, now).inspect_err(|error| {
+            note_presented(end_entity);
+            self.handshake.failed(error, end_entity);
+        })
     }
 
     fn verify_tls12_signature(
@@ -125,8 +128,55 @@ impl ClientCertVerifier for DeviceVerifier {
     }
 }
 
+/// Asks for no certificate, and notes that the handshake is a full one.
+#[derive(Debug)]
+pub(super) struct NoCertificates(pub(super) Arc<Handshake>);
+
+impl ClientCertVerifier for NoCertificates {
+    fn offer_client_auth(&self) -> bool {
+        // As above.
+        self.0.set_full();
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Err(Error::UnsupportedNameType)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::UnsupportedNameType)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::UnsupportedNameType)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        Vec::new()
+    }
+}
+
 /// Notes whose certificate it is, for the log: it may be rejected.
-fn note_presented(certificate: &CertificateDer<'_>) {
+pub(super) fn note_presented(certificate: &CertificateDer<'_>) {
     if let Some(certificate) = Certificate::from_der(certificate) {
         note_certificate(certificate.subject.dn.as_deref(), &certificate.serial);
     }

@@ -22,6 +22,7 @@ mod passwords;
 mod paths;
 mod places;
 mod proxy_protocol;
+mod quic;
 mod relay;
 mod relay_threads;
 mod reload;

@@ -86,6 +86,13 @@ pub struct ConnectionLimits {
     pub rate_per_address: Option<Rate>,
 }
 
+impl ConnectionLimits {
+    /// Whether anything is counted for addresses.
+    pub const fn limits_addresses(&self) -> bool {
+        self.per_address.is_some() || self.rate_per_address.is_some()
+    }
+}
+
 /// Limits of what one client sends after CONNECT. `None`: no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PacketLimits {

@@ -15,8 +15,9 @@ use super::bind::Bind;
 use super::connect::{AdmitTable, Connect, ConnectTable};
 use super::limits::{Limits, LimitsTable};
 use super::proxy_protocol::{self, ProxyProtocol, ProxyProtocolTable};
+use super::quic::{self, Quic, QuicTable};
 use super::tcp::{self, Tcp, TcpTable};
-use super::tls::{Tls, TlsTable};
+use super::tls::{Tls, TlsMode, TlsTable, TlsVersion};
 use super::topics::PublishTable;
 use super::websocket::{self, WebSocket, WebSocketTable};
 use super::{Named, Names, ban, check_known, compile, connect, limits, nonzero, tls, topics};
@@ -40,7 +41,7 @@ pub(in crate::config) struct ListenerTable {
     /// accepts IPv6 only: add `0.0.0.0` for IPv4. `unix:/run/portcullis/mqtt.sock` is a Unix socket; append
     /// `?mode=0660&owner=portcullis&group=mqtt` to say who may connect, which is by default the gateway's user and group.
     bind: Option<Setting<OneOrMany<String>>>,
-    /// `tls` (MQTT over TLS) or `tcp` (MQTT in the clear); `wss` or `ws`: the same over WebSocket.
+    /// `tls` (MQTT over TLS) or `tcp` (MQTT in the clear); `wss` or `ws`: the same over WebSocket; `quic`: MQTT over QUIC, on UDP.
     protocol: Protocol,
     /// Name of the `[[upstream]]` that receives the sessions.
     upstream: Option<Setting<String>>,
@@ -69,7 +70,10 @@ pub(in crate::config) struct ListenerTable {
     on_reject: OnReject,
     /// How TCP connections are kept: `{ keepalive = "60s", user_timeout = "105s", backlog = 65535 }`, which are the defaults.
     tcp: Option<Setting<TcpTable>>,
-    /// TLS towards clients. Required with `protocol = "tls"` and `wss`, an error with `tcp` and `ws`.
+    /// How QUIC connections are kept: `{ keepalive = "60s", idle_timeout = "105s" }`, which are the defaults. An error without
+    /// `protocol = "quic"`.
+    quic: Option<Setting<QuicTable>>,
+    /// TLS towards clients. Required with `protocol = "tls"`, `wss` and `quic`, an error with `tcp` and `ws`.
     tls: Option<Setting<TlsTable>>,
     /// The request that upgrades a connection to WebSocket. An error with `protocol = "tls"` and `tcp`.
     websocket: Option<Setting<WebSocketTable>>,
@@ -110,6 +114,7 @@ impl Default for ListenerTable {
             max_connections: Setting::default_of(nonzero(100_000)),
             on_reject: OnReject::Connack,
             tcp: None,
+            quic: None,
             tls: None,
             websocket: None,
             authenticate: Vec::new(),
@@ -142,6 +147,8 @@ pub enum Protocol {
     Wss,
     /// MQTT over WebSocket, in the clear.
     Ws,
+    /// MQTT over QUIC.
+    Quic,
 }
 
 impl Protocol {
@@ -152,12 +159,13 @@ impl Protocol {
             Protocol::Tcp => "TCP",
             Protocol::Wss => "WSS",
             Protocol::Ws => "WS",
+            Protocol::Quic => "QUIC",
         }
     }
 
     /// Whether clients use TLS.
     pub const fn uses_tls(self) -> bool {
-        matches!(self, Protocol::Tls | Protocol::Wss)
+        matches!(self, Protocol::Tls | Protocol::Wss | Protocol::Quic)
     }
 
     /// Whether clients use WebSocket.
@@ -172,6 +180,7 @@ impl Protocol {
             Protocol::Tcp => "tcp",
             Protocol::Wss => "wss",
             Protocol::Ws => "ws",
+            Protocol::Quic => "quic",
         }
     }
 }
@@ -219,6 +228,8 @@ pub struct Listener {
     pub on_reject: OnReject,
     /// How TCP connections are kept.
     pub tcp: Tcp,
+    /// `None`: the listener does not speak QUIC.
+    pub quic: Option<Quic>,
     /// `None`: MQTT in the clear.
     pub tls: Option<Tls>,
     /// `None`: without WebSocket.
@@ -241,11 +252,25 @@ pub struct Listener {
     pub limits: Limits,
 }
 
+/// The addresses of listeners.
+#[derive(Debug, Default)]
+pub(super) struct Bound {
+    streams: HashSet<Bind>,
+    datagrams: HashSet<Bind>,
+}
+
+impl Bound {
+    /// Whether a listener has this address for TCP, or this Unix socket.
+    pub(super) fn has_stream(&self, address: &Bind) -> bool {
+        self.streams.iter().any(|other| other.overlaps(address))
+    }
+}
+
 /// `bound`: the addresses of the listeners before this one.
 pub(super) fn validate(
     table: &Setting<ListenerTable>,
     names: &Names,
-    bound: &mut HashSet<Bind>,
+    bound: &mut Bound,
     document: &mut Document,
 ) -> Listener {
     // `names` has reported a missing name.
@@ -289,6 +314,7 @@ pub(super) fn validate(
         max_connections: table.max_connections.map(|number| number.get()),
         on_reject: table.on_reject,
         tcp: table.tcp.as_ref().map_or_else(Tcp::default, |tcp| tcp::validate(tcp, document)),
+        quic: validate_quic(table, tls.as_ref().ok().and_then(Option::as_ref), document),
         tls: tls.ok().flatten(),
         websocket: validate_websocket(table, document),
         authenticate: validate_authenticate(table, names, document),
@@ -312,9 +338,11 @@ fn warn_of_repeated_bans(bans: &[BanRule], document: &mut Document) {
 
 fn validate_bind(
     table: &Setting<ListenerTable>,
-    bound: &mut HashSet<Bind>,
+    bound: &mut Bound,
     document: &mut Document,
 ) -> Result<Vec<Bind>, Reported> {
+    // UDP and TCP have ports of their own.
+    let bound = if table.protocol == Protocol::Quic { &mut bound.datagrams } else { &mut bound.streams };
     let bind = document.require(table.bind.as_ref(), table, "bind", "bind = \"0.0.0.0:8883\"")?;
     let mut addresses = Vec::new();
     for text in &bind.value.0 {
@@ -359,7 +387,11 @@ fn validate_tls(
         (true, Some(tls)) => tls::validate(tls, protocol, names.registries, document).map(Some),
         (true, None) if document.is_unread("tls", table) => Err(document.diagnostics.already_reported()),
         (true, None) => {
-            let (secure, plain) = if table.protocol == Protocol::Wss { ("wss", "ws") } else { ("TLS", "tcp") };
+            let (secure, plain) = match table.protocol {
+                Protocol::Wss => ("wss", "ws"),
+                Protocol::Quic => ("QUIC", "tcp"),
+                _ => ("TLS", "tcp"),
+            };
             let complaint = Complaint::new(format!("a {secure} listener requires [listener.tls]"));
             let hint = format!("add it, or set `protocol = \"{plain}\"` for MQTT without TLS");
             Err(document.error(table, complaint.hint(hint)))
@@ -390,6 +422,53 @@ fn validate_websocket(table: &Setting<ListenerTable>, document: &mut Document) -
     let complaint = Complaint::new(format!("[listener.websocket] has no effect with `protocol = \"{name}\"`"));
     document.error(websocket, complaint.hint("for WebSocket, set `protocol = \"wss\"` or \"ws\""));
     None
+}
+
+/// `None`: the listener does not speak QUIC.
+fn validate_quic(table: &ListenerTable, tls: Option<&Tls>, document: &mut Document) -> Option<Quic> {
+    if table.protocol != Protocol::Quic {
+        if let Some(quic) = &table.quic {
+            let message = format!("`quic` has no effect with `protocol = \"{}\"`", table.protocol.name());
+            document.error(quic, Complaint::new(message).hint("for MQTT over QUIC, set `protocol = \"quic\"`"));
+        }
+        return None;
+    }
+    if let Some(tcp) = &table.tcp {
+        let complaint = Complaint::new("`tcp` has no effect with `protocol = \"quic\"`");
+        document.error(tcp, complaint.hint("`quic = { keepalive = \"60s\", idle_timeout = \"105s\" }`"));
+    }
+    if let Some(proxy) = &table.proxy_protocol {
+        let complaint = Complaint::new("`proxy_protocol` has no effect with `protocol = \"quic\"`");
+        document.error(proxy, complaint.hint("load balancers pass UDP on with the client's address, or not at all"));
+    }
+    let is_unix = |text: &&String| text.starts_with("unix:");
+    if let Some(bind) = &table.bind
+        && let Some(unix) = bind.value.0.iter().find(is_unix)
+    {
+        let complaint = Complaint::new("QUIC has no Unix sockets");
+        document.diagnostics.error_in_list(
+            bind,
+            unix,
+            complaint.hint("use a listener with `protocol = \"tcp\"` for it"),
+        );
+    }
+    if let (Some(tls), Some(place)) = (tls, &table.tls) {
+        let complaint = match &tls.mode {
+            TlsMode::Psk(_) => Some(Complaint::new("pre-shared keys are not supported over QUIC")),
+            TlsMode::Certificate(certificates) if certificates.raw_keys.is_some() => {
+                Some(Complaint::new("raw public keys are not supported over QUIC"))
+            }
+            TlsMode::Certificate(_) => None,
+        };
+        if let Some(complaint) = complaint {
+            document.error(place, complaint.hint("use certificates, or authenticators that read CONNECT"));
+        } else if !tls.versions.contains(&TlsVersion::V13) {
+            document.error(place, Complaint::new("QUIC requires TLS 1.3").hint("leave `versions` out"));
+        } else if tls.alpn.is_empty() {
+            document.error(place, Complaint::new("QUIC requires ALPN").hint("leave `alpn` out: it is [\"mqtt\"] then"));
+        }
+    }
+    Some(table.quic.as_ref().map_or_else(Quic::default, |quic| quic::validate(quic, document)))
 }
 
 fn validate_authenticate(table: &ListenerTable, names: &Names, document: &mut Document) -> Vec<String> {

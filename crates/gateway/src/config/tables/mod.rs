@@ -13,6 +13,7 @@ mod limits;
 mod listener;
 mod process;
 mod proxy_protocol;
+mod quic;
 mod rates;
 mod tcp;
 mod tls;
@@ -31,6 +32,7 @@ pub use limits::{ConnectionLimits, Limits, OnExceed, PacketLimits};
 pub use listener::{Listener, OnReject, Protocol};
 pub use process::{AccessLog, AccessLogFormat, DrainNotice, LogFormat, Process};
 pub use proxy_protocol::ProxyProtocol;
+pub use quic::Quic;
 pub use rates::Rate;
 pub use tcp::Tcp;
 pub use tls::{
@@ -45,7 +47,6 @@ pub use upstream::{
 
 pub use websocket::WebSocket;
 
-use std::collections::HashSet;
 use std::num::NonZeroU32;
 
 use schemars::JsonSchema;
@@ -119,7 +120,7 @@ pub(super) fn validate(model: &Model, document: &mut Document) -> Settings {
         registries: model.authenticator.iter().filter(|table| table.is_registry()).count(),
         has_identity: model.identity.is_some(),
     };
-    let mut bound = HashSet::new();
+    let mut bound = listener::Bound::default();
     let mut settings = Settings {
         upstreams: model.upstream.iter().filter_map(|table| upstream::validate(table, document).ok()).collect(),
         identity: model.identity.as_ref().and_then(|table| identity::validate(table, document).ok()),
@@ -134,7 +135,7 @@ pub(super) fn validate(model: &Model, document: &mut Document) -> Settings {
         admin: model.admin.as_ref().and_then(|table| process::validate_admin(table, document).ok()),
         access_log: model.access_log.as_ref().and_then(|table| process::validate_access_log(table, document).ok()),
     };
-    let is_taken = |admin: &Setting<Bind>| bound.iter().any(|other| other.overlaps(&admin.value));
+    let is_taken = |admin: &Setting<Bind>| bound.has_stream(&admin.value);
     if let Some(admin) = settings.admin.take_if(|admin| is_taken(admin)) {
         document.error(&admin, "a listener is bound to this address");
     }

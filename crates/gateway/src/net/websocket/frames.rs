@@ -2,7 +2,7 @@
 //! of RFC 6455. Not here: sockets.
 
 use std::fmt;
-use std::io::{self, Cursor};
+use std::io::Cursor;
 
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
@@ -23,13 +23,6 @@ pub(crate) struct Violation {
     /// The status code to close the connection with.
     pub code: u16,
     text: &'static str,
-}
-
-impl Violation {
-    /// What an error of a stream says of its client; `None`: the connection is lost.
-    pub(crate) fn of(error: &io::Error) -> Option<&Self> {
-        error.get_ref()?.downcast_ref()
-    }
 }
 
 impl fmt::Display for Violation {

@@ -51,7 +51,7 @@ impl Door {
         let loaded = Runtime::load(&path, &state).unwrap_or_else(|problems| panic!("{}", problems.render(false)));
         let listener = Arc::clone(&loaded.runtime.listeners[0]);
         let relays = Arc::new(RelayThreads::start(0, TaskTracker::new()).unwrap());
-        let socket = listener.endpoints[0].bind(&listener.tcp, &mut Inherited::default()).unwrap();
+        let socket = listener.endpoints[0].bind(&listener.socket, &mut Inherited::default()).unwrap();
         let shared = Shared { runtime: ArcSwap::from_pointee(loaded.runtime), state, relays };
         Self { _dir: dir, shared, listener, socket }
     }

@@ -1,0 +1,431 @@
+//! QUIC [RFC 9000, 9001], by quinn. Enters: UDP sockets and TLS configurations. Leaves: connections, and of each the first
+//! bidirectional stream of the client as a byte stream. Not here: MQTT, and who the client is.
+//!
+//! Without 0-RTT, whose data may be a copy of an earlier client's. Clients open one stream; more violate the limits that they are
+//! told.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use aws_lc_rs::hmac;
+use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
+use quinn::{
+    ConnectionError, EndpointConfig, IdleTimeout, ReadError, RecvStream, SendStream, ServerConfig, StoppedError,
+    TokioRuntime, TransportConfig, VarInt, WriteError,
+};
+use rustls::pki_types::CertificateDer;
+use rustls::server::ResolvesServerCertUsingSni;
+use socket2::{Domain, Protocol, SockRef, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::stream_error::StreamError;
+use crate::config::tables::Quic;
+use crate::util::crypto::provider;
+
+/// What a client may send before it is read, and the gateway before it is acknowledged, in bytes.
+const WINDOW: u32 = 64 << 10;
+/// Connections that wait to be accepted: for each, the first packets are kept.
+const MAX_INCOMING: usize = 4096;
+const INCOMING_BUFFER: u64 = 8 << 10;
+const INCOMING_BUFFERS: u64 = 16 << 20;
+/// With so many handshakes of clients that have not proved to have their address, others have to prove it first.
+const MAX_UNVALIDATED: usize = 64;
+/// The kernel's buffers for datagrams of all clients. Where the system allows less, it is less.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// A UDP socket on which clients connect.
+#[derive(Debug)]
+pub(crate) struct QuicEndpoint {
+    endpoint: quinn::Endpoint,
+    /// For another process.
+    socket: UdpSocket,
+    config: ServerConfig,
+    unvalidated: Arc<AtomicUsize>,
+    validates_all: AtomicBool,
+}
+
+/// Settings of a QUIC endpoint besides those of the file.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct QuicKeys {
+    /// The key of stateless resets, the same in each process that serves the listener; `None`: a random one.
+    pub(crate) reset: Option<[u8; 32]>,
+}
+
+/// Opens a UDP socket.
+///
+/// # Errors
+/// The address is in use, does not belong to this machine, or is not permitted.
+pub(crate) fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        // As for TCP.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+impl QuicEndpoint {
+    /// Serves on this socket. `validates_all`: each client has to prove its address before anything is counted for it.
+    ///
+    /// # Errors
+    /// The system does not know an option, or has no resources left.
+    pub(crate) fn new(socket: UdpSocket, keys: &QuicKeys, validates_all: bool) -> io::Result<Self> {
+        let options = SockRef::from(&socket);
+        let _ = options.set_recv_buffer_size(SOCKET_BUFFER);
+        let _ = options.set_send_buffer_size(SOCKET_BUFFER);
+        let config = server_config();
+        let endpoint_config = match keys.reset {
+            Some(key) => EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &key))),
+            None => EndpointConfig::default(),
+        };
+        let served = socket.try_clone()?;
+        let endpoint = quinn::Endpoint::new(endpoint_config, Some(config.clone()), served, Arc::new(TokioRuntime))?;
+        let unvalidated = Arc::default();
+        Ok(Self { endpoint, socket, config, unvalidated, validates_all: AtomicBool::new(validates_all) })
+    }
+
+    /// Sets whether each client has to prove its address before anything is counted for it.
+    pub(crate) fn set_validates_all(&self, validates_all: bool) {
+        self.validates_all.store(validates_all, Ordering::Relaxed);
+    }
+
+    /// Another descriptor of the same socket.
+    ///
+    /// # Errors
+    /// The limit of open files is reached.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone().map(Into::into)
+    }
+
+    /// Where the socket is bound.
+    ///
+    /// # Errors
+    /// The operating system does not know it.
+    pub(crate) fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Refuses whoever comes from now on. Connections go on.
+    pub(crate) fn refuse_clients(&self) {
+        self.endpoint.set_server_config(None);
+    }
+
+    /// Waits until the clients of connections that are closed have been told.
+    pub(crate) async fn closed(&self) {
+        self.endpoint.wait_idle().await;
+    }
+
+    /// Waits for the next client. One that has to prove its address is sent a Retry, and comes again [RFC 9000, 8.1.2].
+    ///
+    /// # Errors
+    /// The endpoint is closed.
+    pub(crate) async fn accept(&self) -> io::Result<Incoming> {
+        loop {
+            let incoming = self.endpoint.accept().await.ok_or(io::ErrorKind::NotConnected)?;
+            let is_validated = incoming.remote_address_validated();
+            let is_busy = || self.unvalidated.load(Ordering::Relaxed) >= MAX_UNVALIDATED;
+            if !is_validated && (self.validates_all.load(Ordering::Relaxed) || is_busy()) {
+                // Fails for those that are validated only.
+                let _ = incoming.retry();
+                continue;
+            }
+            let unvalidated = (!is_validated).then(|| Unvalidated::count(&self.unvalidated));
+            return Ok(Incoming {
+                address: incoming.remote_address(),
+                local: self.local_address().ok(),
+                incoming,
+                config: self.config.clone(),
+                unvalidated,
+            });
+        }
+    }
+}
+
+/// A handshake of a client whose address is not validated.
+#[derive(Debug)]
+struct Unvalidated(Arc<AtomicUsize>);
+
+impl Unvalidated {
+    fn count(of: &Arc<AtomicUsize>) -> Self {
+        of.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(of))
+    }
+}
+
+impl Drop for Unvalidated {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What all connections of an endpoint have in common. Each has a TLS configuration of its own, in place of this one, which has no
+/// certificate.
+fn server_config() -> ServerConfig {
+    let tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("aws-lc-rs speaks TLS 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
+    let tls = QuicServerConfig::try_from(tls).expect("aws-lc-rs has AES-128-GCM");
+    let mut config = ServerConfig::with_crypto(Arc::new(tls));
+    config
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFERS);
+    config
+}
+
+fn transport(settings: &Quic) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let milliseconds = u32::try_from(settings.idle_timeout.as_millis()).unwrap_or(u32::MAX);
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(WINDOW))
+        .receive_window(VarInt::from_u32(WINDOW))
+        .send_window(WINDOW.into())
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(settings.keepalive)
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(milliseconds))));
+    transport
+}
+
+/// A client that begins a handshake. Dropped, it is refused.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    /// The client's address.
+    pub(crate) address: SocketAddr,
+    local: Option<SocketAddr>,
+    incoming: quinn::Incoming,
+    config: ServerConfig,
+    unvalidated: Option<Unvalidated>,
+}
+
+impl Incoming {
+    /// Computes the first part of the handshake: the signature of the server, as a rule.
+    ///
+    /// # Errors
+    /// The handshake failed already.
+    pub(crate) fn begin(self, tls: rustls::ServerConfig, settings: &Quic) -> Result<Connecting, ConnectionError> {
+        let Self { local, incoming, mut config, unvalidated, .. } = self;
+        config.crypto = Arc::new(QuicServerConfig::try_from(tls).expect("aws-lc-rs has AES-128-GCM"));
+        config.transport_config(Arc::new(transport(settings)));
+        Ok(Connecting { connecting: incoming.accept_with(Arc::new(config))?, local, unvalidated })
+    }
+}
+
+/// A handshake in progress.
+#[derive(Debug)]
+pub(crate) struct Connecting {
+    connecting: quinn::Connecting,
+    local: Option<SocketAddr>,
+    unvalidated: Option<Unvalidated>,
+}
+
+impl Connecting {
+    /// Waits until it is complete.
+    ///
+    /// # Errors
+    /// It failed.
+    pub(crate) async fn complete(self) -> Result<Connected, ConnectionError> {
+        let Self { connecting, local, unvalidated: _unvalidated } = self;
+        let connection = connecting.await?;
+        let certificates = connection.peer_identity().and_then(|it| it.downcast().ok()).map(|it| *it);
+        let handshake = connection.handshake_data().and_then(|it| it.downcast::<HandshakeData>().ok());
+        let alpn = handshake.and_then(|handshake| handshake.protocol);
+        Ok(Connected { certificates, alpn, stream: QuicStream::new(connection, local) })
+    }
+}
+
+/// A complete handshake.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    /// Those that the client has presented.
+    pub(crate) certificates: Option<Vec<CertificateDer<'static>>>,
+    /// The protocol that was negotiated.
+    pub(crate) alpn: Option<Vec<u8>>,
+    /// The client's stream.
+    pub(crate) stream: QuicStream,
+}
+
+/// Where the client of a connection is.
+#[derive(Clone, Debug)]
+pub(crate) struct QuicPath(quinn::Connection);
+
+impl QuicPath {
+    /// The client's address now: it may migrate [RFC 9000, 9].
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.remote_address()
+    }
+}
+
+type Accepting = Pin<Box<dyn Future<Output = Result<(SendStream, RecvStream), ConnectionError>> + Send + Sync>>;
+
+/// The first stream that the client opens. The connection is closed with it.
+pub(crate) struct QuicStream {
+    connection: quinn::Connection,
+    local: Option<SocketAddr>,
+    state: StreamState,
+}
+
+enum StreamState {
+    /// The client has not opened it.
+    Accepting(Accepting),
+    Open(SendStream, RecvStream),
+    /// All was sent, and waits to be acknowledged: closing the connection would discard it.
+    Finishing(Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError>> + Send + Sync>>, RecvStream),
+    Finished(RecvStream),
+}
+
+impl std::fmt::Debug for QuicStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("QuicStream").field(&self.connection).finish()
+    }
+}
+
+impl QuicStream {
+    fn new(connection: quinn::Connection, local: Option<SocketAddr>) -> Self {
+        let accepting = connection.clone();
+        let accepting = Box::pin(async move { accepting.accept_bi().await });
+        Self { connection, local, state: StreamState::Accepting(accepting) }
+    }
+
+    /// Where the client is.
+    pub(crate) fn path(&self) -> QuicPath {
+        QuicPath(self.connection.clone())
+    }
+
+    /// Waits until the connection is closed.
+    pub(crate) async fn left(&self) {
+        self.connection.closed().await;
+    }
+
+    /// The address of this end.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        let mut local = self.local?;
+        if let Some(ip) = self.connection.local_ip() {
+            local.set_ip(ip);
+        }
+        Some(local)
+    }
+
+    /// Whether the client has opened its stream.
+    pub(crate) const fn is_open(&self) -> bool {
+        !matches!(self.state, StreamState::Accepting(_))
+    }
+
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let StreamState::Accepting(accepting) = &mut self.state {
+            let (send, receive) = ready!(accepting.as_mut().poll(cx)).map_err(|error| lost(&error))?;
+            self.state = StreamState::Open(send, receive);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for QuicStream {
+    fn drop(&mut self) {
+        self.connection.close(VarInt::from_u32(0), b"");
+    }
+}
+
+impl AsyncRead for QuicStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match ready!(this.poll_open(cx)) {
+            // It has closed the connection in order, without a stream.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Poll::Ready(Ok(())),
+            opened => opened?,
+        }
+        let receive = match &mut this.state {
+            StreamState::Open(_, receive) | StreamState::Finishing(_, receive) | StreamState::Finished(receive) => {
+                receive
+            }
+            StreamState::Accepting(_) => return Poll::Pending,
+        };
+        let read = match ready!(receive.poll_read_buf(cx, buf)) {
+            Err(ReadError::ConnectionLost(error)) => Err(lost(&error)),
+            Err(error) => Err(io::Error::new(io::ErrorKind::ConnectionReset, error)),
+            Ok(()) => Ok(()),
+        };
+        Poll::Ready(read)
+    }
+}
+
+impl AsyncWrite for QuicStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_open(cx))?;
+        let StreamState::Open(send, _) = &mut this.state else {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        };
+        let written = match ready!(Pin::new(send).poll_write(cx, bytes)) {
+            Err(WriteError::ConnectionLost(error)) => Err(lost(&error)),
+            Err(error) => Err(io::Error::new(io::ErrorKind::BrokenPipe, error)),
+            Ok(written) => Ok(written),
+        };
+        Poll::Ready(written)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready once the client has acknowledged all bytes.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            this.state = match std::mem::replace(&mut this.state, StreamState::Accepting(Box::pin(never()))) {
+                // The stream is the client's to open: there is nothing to end.
+                state @ StreamState::Accepting(_) => {
+                    this.state = state;
+                    return Poll::Ready(Ok(()));
+                }
+                StreamState::Open(mut send, receive) => {
+                    // Fails if the client has stopped it, which the next step tells.
+                    let _ = send.finish();
+                    StreamState::Finishing(Box::pin(send.stopped()), receive)
+                }
+                StreamState::Finishing(mut stopped, receive) => match stopped.as_mut().poll(cx) {
+                    Poll::Ready(_) => StreamState::Finished(receive),
+                    Poll::Pending => {
+                        this.state = StreamState::Finishing(stopped, receive);
+                        return Poll::Pending;
+                    }
+                },
+                StreamState::Finished(receive) => {
+                    this.state = StreamState::Finished(receive);
+                    return Poll::Ready(Ok(()));
+                }
+            };
+        }
+    }
+}
+
+/// Stands in for a state that is being replaced.
+async fn never() -> Result<(SendStream, RecvStream), ConnectionError> {
+    std::future::pending().await
+}
+
+/// What the end of a connection means for its stream.
+fn lost(error: &ConnectionError) -> io::Error {
+    match error {
+        // As with TLS, whoever closes the connection has said all: MQTT frames its packets.
+        ConnectionError::ApplicationClosed(_) | ConnectionError::LocallyClosed => io::ErrorKind::UnexpectedEof.into(),
+        ConnectionError::ConnectionClosed(close) if u64::from(close.error_code) == 0 => {
+            io::ErrorKind::UnexpectedEof.into()
+        }
+        ConnectionError::TimedOut => io::Error::new(io::ErrorKind::TimedOut, StreamError::QuicIdle),
+        ConnectionError::TransportError(error) => {
+            io::Error::new(io::ErrorKind::InvalidData, StreamError::Quic(error.to_string().into()))
+        }
+        _ => io::Error::new(io::ErrorKind::ConnectionReset, error.to_string()),
+    }
+}
