@@ -54,16 +54,19 @@ LIST
         DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
     fi
     mkdir -p target/interop
-    if ! target/interop/venv/bin/python -c 'import cryptography, jwt, paho.mqtt.client' 2>/dev/null; then
-        step "installing paho-mqtt and pyjwt from PyPI into target/interop/venv"
+    if ! target/interop/venv/bin/python -c 'import aioquic, cryptography, jwt, paho.mqtt.client' 2>/dev/null; then
+        step "installing paho-mqtt, pyjwt and aioquic from PyPI into target/interop/venv"
         python3 -m venv target/interop/venv
         target/interop/venv/bin/python -m pip install --quiet --disable-pip-version-check \
-            'paho-mqtt==2.1.0' 'pyjwt[crypto]==2.10.1'
+            'paho-mqtt==2.1.0' 'pyjwt[crypto]==2.10.1' 'aioquic==1.7.2'
     fi
     if [ ! -d target/interop/node_modules/mqtt ]; then
         step "installing mqtt from npm into target/interop"
         npm install --prefix target/interop --no-audit --no-fund --silent mqtt@5
     fi
+    step "building a client of flowsdk"
+    cargo build --quiet --locked --manifest-path crates/portcullis/tests/interop/flowsdk/Cargo.toml \
+        --target-dir target/interop/flowsdk
 }
 
 [ "${1:-}" = --offline ] || install

@@ -116,11 +116,16 @@ impl Schedule {
         let limit = process.drain_timeout;
         match (process.drain_pace, successor) {
             (Some(pace), _) => Self { wait: Duration::ZERO, sessions: pace.amount, per: pace.per },
-            (None, Successor::Others) => Self { wait: Duration::ZERO, sessions: sessions as u64, per: within(limit) },
-            (None, Successor::Process) => {
-                Self { wait: limit / 2, sessions: sessions as u64, per: within(limit - limit / 2) }
-            }
+            (None, Successor::Others) => Self::within(Duration::ZERO, limit, sessions),
+            (None, Successor::Process) => Self::within(limit / 2, limit, sessions),
         }
+    }
+
+    /// So that the last session has time to end until `limit`. Few sessions do not take all of it.
+    fn within(wait: Duration, limit: Duration, sessions: usize) -> Self {
+        let quick = STEP.saturating_mul(u32::try_from(sessions).unwrap_or(u32::MAX));
+        let per = limit.saturating_sub(wait + 2 * STEP).min(quick);
+        Self { wait, sessions: sessions as u64, per }
     }
 
     /// How many have ended after this time. The first ends at once.
@@ -129,11 +134,6 @@ impl Schedule {
         let due = (elapsed.as_nanos() * u128::from(self.sessions)) / per + 1;
         usize::try_from(due).unwrap_or(usize::MAX)
     }
-}
-
-/// What is left of a time if the last session is to end in it.
-fn within(limit: Duration) -> Duration {
-    limit.saturating_sub(2 * STEP)
 }
 
 #[cfg(test)]
@@ -152,6 +152,7 @@ mod tests {
         let replaced = Schedule::new(&process, Successor::Process, 3000);
         assert_eq!(replaced.wait, 15 * second);
         assert!(replaced.due(15 * second - STEP) > 3000);
+        assert_eq!(Schedule::new(&process, Successor::Others, 2).due(STEP), 2, "two sessions do not take 30 s");
         process.drain_pace = Some(Rate { amount: 120, per: 60 * second, burst: 2 });
         for successor in [Successor::Others, Successor::Process] {
             let paced = Schedule::new(&process, successor, 3000);

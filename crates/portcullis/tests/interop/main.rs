@@ -14,6 +14,7 @@ mod packets;
 mod pki;
 mod processes;
 mod proxies;
+mod quic;
 mod registry;
 mod replace;
 mod server_keys;
