@@ -179,15 +179,15 @@ impl Handle {
         Ok(handover)
     }
 
-    /// Takes the files of inherited Unix sockets over from the gateway that has opened them: they are removed when this one stops.
-    pub fn take_socket_files(&self) {
-        let _: Result<(), Infallible> = self.for_each_socket(|socket| Ok(socket.leave_file(false)));
+    /// Takes over the sockets that another gateway has [left](Self::leave_sockets): what two processes cannot share.
+    pub fn take_sockets_over(&self) {
+        let _: Result<(), Infallible> = self.for_each_socket(|socket| Ok(socket.take_over()));
     }
 
     /// Leaves all listening sockets, with their files, to the process to which they were [handed over](Self::hand_over). Call
     /// [`drain`](Self::drain) next.
     pub fn leave_sockets(&self) {
-        let _: Result<(), Infallible> = self.for_each_socket(|socket| Ok(socket.leave_file(true)));
+        let _: Result<(), Infallible> = self.for_each_socket(|socket| Ok(socket.leave()));
         self.0.admin.lock().iter().for_each(Admin::stop);
     }
 

@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, parent_id};
@@ -13,15 +13,17 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use portcullis_gateway::Handover;
-use tokio::io::AsyncReadExt as _;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// How long the new process may take to start. Configurations with large CRLs take minutes.
 const START_TIMEOUT: Duration = Duration::from_secs(300);
 /// The variable with the number of the process that is replaced.
 const REPLACES: &str = "PORTCULLIS_REPLACES";
-/// The byte that the new process writes once it serves.
+/// The byte that the new process writes once it serves, and the old one once it has left the sockets.
 const READY: u8 = b'\n';
+/// How long the old process may take to leave the sockets.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What this process was started as.
 #[derive(Debug)]
@@ -102,6 +104,12 @@ impl Starting {
         }
     }
 
+    /// Tells it that this process has left the sockets.
+    pub(crate) fn tell_left(&mut self) {
+        // A byte has room. If the process has ended, there is nobody to tell.
+        let _ = self.conversation.try_write(&[READY]);
+    }
+
     /// Ends it.
     pub(crate) fn stop(&mut self) {
         // An error means that it has ended.
@@ -126,10 +134,15 @@ impl Predecessor {
         Ok(Some(Self(conversation)))
     }
 
-    /// Tells it that this process serves.
-    pub(crate) fn serve_in_its_place(mut self) {
-        // If it is gone, there is nobody who has to be told.
-        let _ = self.0.write_all(&[READY]);
-        let _ = self.0.flush();
+    /// Tells it that this process serves, and waits until it has left the sockets.
+    pub(crate) async fn serve_in_its_place(self) {
+        let conversation = async {
+            self.0.set_nonblocking(true)?;
+            let mut conversation = tokio::net::UnixStream::from_std(self.0)?;
+            conversation.write_all(&[READY]).await?;
+            conversation.read_u8().await
+        };
+        // If it is gone, it has left them, too.
+        let _: Result<io::Result<u8>, _> = timeout(LEAVE_TIMEOUT, conversation).await;
     }
 }

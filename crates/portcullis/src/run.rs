@@ -75,10 +75,12 @@ async fn serve(start: Start<'_>, runtime: Runtime, state: Arc<ProcessState>, log
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     match predecessor {
         // It tells systemd, which does not know this process yet.
-        Some(predecessor) => predecessor.serve_in_its_place(),
+        Some(predecessor) => {
+            predecessor.serve_in_its_place().await;
+            gateway.take_sockets_over();
+        }
         None => notify(&[NotifyState::Ready]),
     }
-    gateway.take_socket_files();
     if reload {
         self::reload(&gateway, logging).await;
     }
@@ -123,12 +125,13 @@ async fn serve_until_drain(
                 Some(process) => process.serves().await,
                 None => std::future::pending().await,
             }} => {
-                let Some(process) = starting.take() else { continue };
+                let Some(mut process) = starting.take() else { continue };
                 let pid = process.id();
                 match result {
                     Ok(()) => {
                         tracing::info!(pid, "another process serves in place of this one");
                         gateway.leave_sockets();
+                        process.tell_left();
                         notify(&[NotifyState::MainPid(pid)]);
                         return Successor::Process;
                     }

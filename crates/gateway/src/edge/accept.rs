@@ -61,7 +61,7 @@ impl Endpoint {
         let SocketSettings { tcp: settings, quic, validates_addresses } = settings;
         match (self.transport, &self.bind) {
             (Transport::Datagram, Bind::Ip(address)) => {
-                let socket = inherited.take_udp(*address).map_or_else(|| bind_udp(*address), Ok)?;
+                let socket = inherited.take_udp(*address).map_or_else(|| bind_udp(*address).map(Into::into), Ok)?;
                 QuicEndpoint::new(socket, quic, *validates_addresses).map(Acceptor::Quic)
             }
             // The configuration rejects it.
@@ -120,10 +120,22 @@ impl Acceptor {
         }
     }
 
-    /// Sets whether another process is to remove the file of a Unix socket.
-    pub(crate) fn leave_file(&self, is_left: bool) {
-        if let Self::Unix(bound) = self {
-            bound.file().leave(is_left);
+    /// Takes an inherited socket over: the file of a Unix socket is removed with it, and a UDP socket is read. The process from which
+    /// it was inherited has [left](Self::leave) it.
+    pub(crate) fn take_over(&self) {
+        match self {
+            Self::Tcp(_) => {}
+            Self::Unix(bound) => bound.file().leave(false),
+            Self::Quic(endpoint) => endpoint.serve(),
+        }
+    }
+
+    /// Leaves the socket to the process to which it was [handed over](Self::hand_over).
+    pub(crate) fn leave(&self) {
+        match self {
+            Self::Tcp(_) => {}
+            Self::Unix(bound) => bound.file().leave(true),
+            Self::Quic(endpoint) => endpoint.leave(),
         }
     }
 
@@ -135,7 +147,7 @@ impl Acceptor {
         match self {
             Self::Tcp(listener) => handover.add(listener.as_fd().try_clone_to_owned()?, true),
             Self::Unix(bound) => handover.add(bound.listener().as_fd().try_clone_to_owned()?, bound.file().is_own()),
-            Self::Quic(endpoint) => handover.add(endpoint.duplicate()?, true),
+            Self::Quic(endpoint) => endpoint.hand_over(handover)?,
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! How a gateway stops: its sessions end one after another, so that their clients do not all connect again at once.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +12,12 @@ use super::Handle;
 use crate::config::tables::Process;
 use crate::edge::Acceptor;
 use crate::outcome::CloseReason;
+use crate::sessions::SessionEntry;
 
 /// The time between two groups of sessions that end.
 const STEP: Duration = Duration::from_millis(50);
+/// From this age on, it does not matter how old a session is.
+const SETTLED: Duration = Duration::from_secs(2);
 /// How long sessions may take to send DISCONNECT after the drain timeout.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long clients over QUIC may take to acknowledge that their connection is closed.
@@ -41,6 +45,10 @@ impl Handle {
         sessions.set_drain_notice(runtime.process.drain_notice.clone());
         let mut all = sessions.all();
         all.shuffle(&mut rand::rng());
+        // The youngest come last: they are not established, or publish and leave.
+        let now = std::time::Instant::now();
+        let age = |session: &Arc<SessionEntry>| now.saturating_duration_since(session.info.opened).min(SETTLED);
+        all.sort_by_key(|session| Reverse(age(session)));
         let schedule = Schedule::new(&runtime.process, successor, all.len());
         let ending = async {
             let begin = Instant::now();

@@ -12,6 +12,8 @@ use command_fds::{CommandFdExt as _, FdMapping};
 use listenfd::ListenFd;
 use rustix::net::sockopt::socket_acceptconn;
 
+use super::quic::{Mark, QuicPredecessor};
+
 /// The first descriptor that is passed [sd_listen_fds(3)].
 const FIRST: i32 = 3;
 /// The name of sockets that a gateway has opened, and not systemd: their files are removed when the last gateway stops.
@@ -21,14 +23,21 @@ const OWN: &str = "portcullis";
 #[derive(Debug, Default)]
 pub struct Handover {
     descriptors: Vec<OwnedFd>,
-    names: Vec<&'static str>,
+    names: Vec<String>,
 }
 
 impl Handover {
     /// Adds a socket. `is_own`: a gateway has opened it.
     pub(crate) fn add(&mut self, descriptor: OwnedFd, is_own: bool) {
         self.descriptors.push(descriptor);
-        self.names.push(if is_own { OWN } else { "inherited" });
+        self.names.push(if is_own { OWN } else { "inherited" }.to_owned());
+    }
+
+    /// Adds a UDP socket, and the one by which the process passes on what is for connections of this one.
+    pub(super) fn add_udp(&mut self, socket: OwnedFd, pass_on: OwnedFd) {
+        self.add(socket, true);
+        self.descriptors.push(pass_on);
+        self.names.push(Mark::own().name());
     }
 
     /// Lets a command start with the sockets. They take the descriptors from 3 on.
@@ -48,7 +57,21 @@ impl Handover {
 pub struct Inherited {
     tcp: Vec<(SocketAddr, TcpListener)>,
     unix: Vec<InheritedUnix>,
-    udp: Vec<(SocketAddr, UdpSocket)>,
+    udp: Vec<(SocketAddr, InheritedUdp)>,
+}
+
+/// A UDP socket, inherited or new.
+#[derive(Debug)]
+pub(crate) struct InheritedUdp {
+    pub(super) socket: UdpSocket,
+    /// A gateway whose connections go on.
+    pub(super) predecessor: Option<QuicPredecessor>,
+}
+
+impl From<UdpSocket> for InheritedUdp {
+    fn from(socket: UdpSocket) -> Self {
+        Self { socket, predecessor: None }
+    }
 }
 
 /// An inherited Unix socket.
@@ -71,7 +94,7 @@ impl Inherited {
         let names = names.split(':').map(Some).chain(std::iter::repeat(None));
         let mut inherited = Self::default();
         for (index, name) in (0..descriptors.len()).zip(names) {
-            inherited.take(&mut descriptors, index, name == Some(OWN)).map_err(|error| {
+            inherited.take(&mut descriptors, index, name.unwrap_or_default()).map_err(|error| {
                 let message = format!("descriptor {} of LISTEN_FDS cannot be used: {error}", FIRST as usize + index);
                 io::Error::new(error.kind(), message)
             })?;
@@ -79,7 +102,8 @@ impl Inherited {
         Ok(inherited)
     }
 
-    fn take(&mut self, descriptors: &mut ListenFd, index: usize, is_own: bool) -> io::Result<()> {
+    fn take(&mut self, descriptors: &mut ListenFd, index: usize, name: &str) -> io::Result<()> {
+        let is_own = name == OWN;
         if let Ok(Some(listener)) = descriptors.take_tcp_listener(index) {
             check_listening(socket_acceptconn(&listener))?;
             listener.set_nonblocking(true)?;
@@ -91,7 +115,10 @@ impl Inherited {
             let path = address.as_pathname().ok_or_else(|| invalid("it is a Unix socket without a path"))?;
             self.unix.push(InheritedUnix { path: std::path::absolute(path)?, listener, is_own });
         } else if let Ok(Some(socket)) = descriptors.take_udp_socket(index) {
-            self.udp.push((socket.local_addr()?, socket));
+            self.udp.push((socket.local_addr()?, socket.into()));
+        } else if let (Some(mark), Ok(Some(socket))) = (Mark::of_name(name), descriptors.take_unix_datagram(index)) {
+            let (_, udp) = self.udp.last_mut().ok_or_else(|| invalid("it belongs to no UDP socket"))?;
+            udp.predecessor = Some(QuicPredecessor { mark, socket });
         } else {
             return Err(invalid("it is neither TCP nor UDP nor a Unix stream socket"));
         }
@@ -104,7 +131,7 @@ impl Inherited {
     }
 
     /// The UDP socket of this address. As [`take_tcp`](Self::take_tcp).
-    pub(crate) fn take_udp(&mut self, address: SocketAddr) -> Option<UdpSocket> {
+    pub(crate) fn take_udp(&mut self, address: SocketAddr) -> Option<InheritedUdp> {
         take(&mut self.udp, address)
     }
 

@@ -4,10 +4,11 @@
 //! Without 0-RTT, whose data may be a copy of an earlier client's. Clients open one stream; more violate the limits that they are
 //! told.
 
+mod socket;
+
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,14 +17,17 @@ use std::task::{Context, Poll, ready};
 use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{
-    ConnectionError, EndpointConfig, IdleTimeout, ReadError, RecvStream, SendStream, ServerConfig, StoppedError,
-    TokioRuntime, TransportConfig, VarInt, WriteError,
+    ConnectionError, EndpointConfig, IdleTimeout, ReadError, RecvStream, Runtime as _, SendStream, ServerConfig,
+    StoppedError, TokioRuntime, TransportConfig, VarInt, WriteError,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::server::ResolvesServerCertUsingSni;
 use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+pub(crate) use self::socket::{Mark, QuicPredecessor};
+use self::socket::{OwnIds, SharedSocket};
+use super::inherited::{Handover, InheritedUdp};
 use super::stream_error::StreamError;
 use crate::config::tables::Quic;
 use crate::util::crypto::provider;
@@ -43,8 +47,8 @@ const SOCKET_BUFFER: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct QuicEndpoint {
     endpoint: quinn::Endpoint,
-    /// For another process.
     socket: UdpSocket,
+    shared: Arc<SharedSocket>,
     config: ServerConfig,
     unvalidated: Arc<AtomicUsize>,
     validates_all: AtomicBool,
@@ -76,19 +80,35 @@ impl QuicEndpoint {
     ///
     /// # Errors
     /// The system does not know an option, or has no resources left.
-    pub(crate) fn new(socket: UdpSocket, keys: &QuicKeys, validates_all: bool) -> io::Result<Self> {
+    pub(crate) fn new(socket: InheritedUdp, keys: &QuicKeys, validates_all: bool) -> io::Result<Self> {
+        let InheritedUdp { socket, predecessor } = socket;
         let options = SockRef::from(&socket);
         let _ = options.set_recv_buffer_size(SOCKET_BUFFER);
         let _ = options.set_send_buffer_size(SOCKET_BUFFER);
         let config = server_config();
-        let endpoint_config = match keys.reset {
+        let mut endpoint_config = match keys.reset {
             Some(key) => EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &key))),
             None => EndpointConfig::default(),
         };
-        let served = socket.try_clone()?;
-        let endpoint = quinn::Endpoint::new(endpoint_config, Some(config.clone()), served, Arc::new(TokioRuntime))?;
-        let unvalidated = Arc::default();
-        Ok(Self { endpoint, socket, config, unvalidated, validates_all: AtomicBool::new(validates_all) })
+        endpoint_config.cid_generator(|| Box::new(OwnIds));
+        let runtime = Arc::new(TokioRuntime);
+        let shared = Arc::new(SharedSocket::new(runtime.wrap_udp_socket(socket.try_clone()?)?, predecessor)?);
+        let served = Arc::clone(&shared) as _;
+        let server = Some(config.clone());
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint_config, server, served, runtime)?;
+        let (unvalidated, validates_all) = (Arc::default(), AtomicBool::new(validates_all));
+        Ok(Self { endpoint, socket, shared, config, unvalidated, validates_all })
+    }
+
+    /// Serves, on an inherited socket: the process from which it was inherited has [left](Self::leave) it.
+    pub(crate) fn serve(&self) {
+        self.shared.serve();
+    }
+
+    /// Leaves the socket to the process to which it was [handed over](Self::hand_over). That one passes on what is for connections
+    /// of this process.
+    pub(crate) fn leave(&self) {
+        self.shared.leave();
     }
 
     /// Sets whether each client has to prove its address before anything is counted for it.
@@ -96,12 +116,13 @@ impl QuicEndpoint {
         self.validates_all.store(validates_all, Ordering::Relaxed);
     }
 
-    /// Another descriptor of the same socket.
+    /// Adds the socket to those for another process.
     ///
     /// # Errors
     /// The limit of open files is reached.
-    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.socket.try_clone().map(Into::into)
+    pub(crate) fn hand_over(&self, handover: &mut Handover) -> io::Result<()> {
+        handover.add_udp(self.socket.try_clone()?.into(), self.shared.offer()?.into());
+        Ok(())
     }
 
     /// Where the socket is bound.
@@ -367,7 +388,11 @@ impl AsyncWrite for QuicStream {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
         let written = match ready!(Pin::new(send).poll_write(cx, bytes)) {
-            Err(WriteError::ConnectionLost(error)) => Err(lost(&error)),
+            // As with TCP, what is sent to a client that has closed is lost without a word: its end shows when it is read.
+            Err(WriteError::ConnectionLost(error)) => match lost(&error) {
+                error if error.kind() == io::ErrorKind::UnexpectedEof => Ok(bytes.len()),
+                error => Err(error),
+            },
             Err(error) => Err(io::Error::new(io::ErrorKind::BrokenPipe, error)),
             Ok(written) => Ok(written),
         };

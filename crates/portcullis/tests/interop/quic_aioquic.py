@@ -1,6 +1,7 @@
 """Connects with aioquic, publishes to itself with QoS 1, prints what came back, or why the connection was closed."""
 
 import asyncio
+import os
 import struct
 import sys
 
@@ -10,6 +11,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import ConnectionTerminated
 
 port, client_id, ca, *identity = sys.argv[1:]
+hold = os.environ.get("HOLD")
 
 
 class Protocol(QuicConnectionProtocol):
@@ -41,6 +43,10 @@ async def main():
         await asyncio.sleep(0.05)
         writer.write(hello[5:])
         assert await reader.readexactly(4) == b"\x20\x02\x00\x00"
+        print("connected", flush=True)
+        # Until the test lets it go on.
+        while hold and not os.path.exists(hold):
+            await asyncio.sleep(0.02)
         writer.write(packet(0x82, b"\x00\x01" + field("test/1") + b"\x01"))
         assert await reader.readexactly(5) == b"\x90\x03\x00\x01\x01"
         writer.write(packet(0x32, field("test/1") + b"\x00\x02hello"))

@@ -1,0 +1,272 @@
+//! The UDP socket of an endpoint, which passes from one process to the next. All connections of an endpoint share one socket, so
+//! that a process which inherits it also receives the datagrams of connections that stay with the old process. Each process has
+//! connection IDs of its own [RFC 9000, 5.1]; the new one reads all datagrams, and passes those of the old one on to it by a
+//! Unix socket. Both send by the UDP socket.
+//!
+//! A process passes on what is its predecessor's, not what is that one's predecessor's: connections end that have outlived two.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, UdpPoller};
+use rand::RngCore as _;
+use serde::{Deserialize, Serialize};
+
+/// The length of connection IDs. They begin with the mark of their process.
+const ID_LEN: usize = 8;
+/// The largest datagram, with what is said of it.
+const MAX_DATAGRAM: usize = 64 << 10;
+
+/// What connection IDs of one process begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark([u8; 3]);
+
+impl Mark {
+    /// That of this process.
+    pub(crate) fn own() -> Self {
+        static OWN: LazyLock<Mark> = LazyLock::new(|| Mark(rand::random()));
+        *OWN
+    }
+
+    /// The name of a socket by which the datagrams of this process are passed on.
+    pub(crate) fn name(self) -> String {
+        format!("quic-{}", hex::encode(self.0))
+    }
+
+    /// Reads such a name.
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        let mut mark = [0; 3];
+        hex::decode_to_slice(name.strip_prefix("quic-")?, &mut mark).ok()?;
+        Some(Self(mark))
+    }
+
+    /// Whether a datagram has the connection ID of this process: the short header of an established connection, or a long one
+    /// [RFC 9000, 17.2, 17.3].
+    fn is_of(self, datagram: &[u8]) -> bool {
+        match datagram {
+            [first, id @ ..] if first & 0x80 == 0 => id.starts_with(&self.0),
+            [_, _, _, _, _, len, id @ ..] => usize::from(*len) == ID_LEN && id.starts_with(&self.0),
+            _ => false,
+        }
+    }
+}
+
+/// Makes the connection IDs of this process.
+pub(super) struct OwnIds;
+
+impl ConnectionIdGenerator for OwnIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; ID_LEN];
+        rand::rng().fill_bytes(&mut id);
+        id[..3].copy_from_slice(&Mark::own().0);
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<std::time::Duration> {
+        None
+    }
+}
+
+/// The process from which a socket was inherited, if its connections go on.
+#[derive(Debug)]
+pub(crate) struct QuicPredecessor {
+    /// The mark of its connection IDs.
+    pub(crate) mark: Mark,
+    /// By which it gets their datagrams.
+    pub(crate) socket: UnixDatagram,
+}
+
+/// The socket of an endpoint.
+#[derive(Debug)]
+pub(super) struct SharedSocket {
+    udp: Arc<dyn AsyncUdpSocket>,
+    state: AtomicU8,
+    /// The task that reads.
+    reader: AtomicWaker,
+    predecessor: Option<QuicPredecessor>,
+    /// For the next process, should there be one: this end of the socket that it passes datagrams on by.
+    offered: Mutex<Option<UnixDatagram>>,
+    successor: OnceLock<tokio::net::UnixDatagram>,
+}
+
+/// The predecessor still reads.
+const WAITING: u8 = 0;
+const SERVING: u8 = 1;
+/// The successor reads, and passes on what is for this process.
+const LEFT: u8 = 2;
+
+/// What precedes a datagram that is passed on.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    from: SocketAddr,
+    to: Option<IpAddr>,
+    ecn: u8,
+}
+
+impl SharedSocket {
+    pub(super) fn new(udp: Arc<dyn AsyncUdpSocket>, predecessor: Option<QuicPredecessor>) -> io::Result<Self> {
+        if let Some(predecessor) = &predecessor {
+            predecessor.socket.set_nonblocking(true)?;
+        }
+        let state = AtomicU8::new(if predecessor.is_some() { WAITING } else { SERVING });
+        let (offered, successor) = (Mutex::default(), OnceLock::new());
+        Ok(Self { udp, state, reader: AtomicWaker::new(), predecessor, offered, successor })
+    }
+
+    /// Makes the socket by which the next process passes datagrams on. Returns its end.
+    pub(super) fn offer(&self) -> io::Result<UnixDatagram> {
+        let (ours, theirs) = UnixDatagram::pair()?;
+        ours.set_nonblocking(true)?;
+        *self.offered.lock() = Some(ours);
+        Ok(theirs)
+    }
+
+    /// Begins to read: the predecessor has [left](Self::leave).
+    pub(super) fn serve(&self) {
+        self.set_state(SERVING);
+    }
+
+    /// Leaves reading to the process to which this was [offered](Self::offer).
+    pub(super) fn leave(&self) {
+        if let Some(socket) = self.offered.lock().take().and_then(|it| tokio::net::UnixDatagram::from_std(it).ok()) {
+            let _ = self.successor.set(socket);
+        }
+        self.set_state(LEFT);
+    }
+
+    fn set_state(&self, state: u8) {
+        self.state.store(state, Ordering::Release);
+        self.reader.wake();
+    }
+
+    /// Passes on what is the predecessor's, and leaves nothing of it.
+    fn pass_on(&self, bufs: &[IoSliceMut<'_>], metas: &mut [RecvMeta]) {
+        let Some(QuicPredecessor { mark, socket }) = &self.predecessor else { return };
+        for (buf, meta) in bufs.iter().zip(metas) {
+            let datagrams = &buf[..meta.len];
+            // Datagrams that the system has joined are of one client, and as a rule of one connection.
+            if !mark.is_of(datagrams) {
+                continue;
+            }
+            let head = Head { from: meta.addr, to: meta.dst_ip, ecn: meta.ecn.map_or(0, |ecn| ecn as u8) };
+            let Ok(head) = postcard::to_stdvec(&head) else { continue };
+            for datagram in datagrams.chunks(meta.stride.max(1)) {
+                // Lost, if it has ended or does not read, as any datagram may be.
+                let _ = socket.send(&[&head[..], datagram].concat());
+            }
+            meta.len = 0;
+        }
+    }
+
+    /// Receives a datagram that the successor has passed on.
+    fn poll_passed_on(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let (Some(socket), Some(buf), Some(meta)) = (self.successor.get(), bufs.first_mut(), metas.first_mut()) else {
+            return Poll::Pending;
+        };
+        let mut received = vec![0; MAX_DATAGRAM];
+        loop {
+            ready!(socket.poll_recv_ready(cx))?;
+            let len = match socket.try_recv(&mut received) {
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            let Ok((head, datagram)) = postcard::take_from_bytes::<Head>(&received[..len]) else { continue };
+            let Some(space) = buf.get_mut(..datagram.len()) else { continue };
+            space.copy_from_slice(datagram);
+            *meta = RecvMeta::default();
+            (meta.addr, meta.dst_ip, meta.ecn) = (head.from, head.to, EcnCodepoint::from_bits(head.ecn));
+            (meta.len, meta.stride) = (datagram.len(), datagram.len());
+            return Poll::Ready(Ok(1));
+        }
+    }
+}
+
+impl AsyncUdpSocket for SharedSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.udp).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.udp.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.reader.register(cx.waker());
+        match self.state.load(Ordering::Acquire) {
+            SERVING => {
+                let received = ready!(self.udp.poll_recv(cx, bufs, metas))?;
+                self.pass_on(&bufs[..received], &mut metas[..received]);
+                Poll::Ready(Ok(received))
+            }
+            LEFT => self.poll_passed_on(cx, bufs, metas),
+            _ => Poll::Pending,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.udp.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.udp.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.udp.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.udp.may_fragment()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn datagrams_are_known_by_their_connection_id() {
+        let mark = Mark([1, 2, 3]);
+        assert_eq!(Mark::of_name(&mark.name()), Some(mark));
+        assert_eq!(Mark::of_name("quic-0102"), None);
+        let short = [0x40, 1, 2, 3, 9, 9, 9, 9, 9, 0];
+        let long = |len, id: &[u8]| [&[0xe0, 0, 0, 0, 1, len], id].concat();
+        assert!(mark.is_of(&short) && mark.is_of(&long(8, &[1, 2, 3, 9, 9, 9, 9, 9])));
+        for other in [
+            &[0x40, 1, 2, 4, 9, 9, 9, 9, 9][..],
+            &long(8, &[1, 2, 4, 9, 9, 9, 9, 9]),
+            // A client has chosen it.
+            &long(20, &[1, 2, 3, 9, 9, 9, 9, 9]),
+            &[0x40, 1, 2],
+            &[0xe0, 0, 0, 0, 1],
+            &[],
+        ] {
+            assert!(!mark.is_of(other), "{other:?}");
+        }
+        let id = OwnIds.generate_cid();
+        assert!(Mark::own().is_of(&[&[0x40], &id[..]].concat()));
+    }
+}
