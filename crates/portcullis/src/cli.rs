@@ -40,8 +40,11 @@ pub(crate) enum Command {
     ///
     /// SIGTERM and SIGINT drain: the gateway accepts no more connections, and ends the sessions one after another within
     /// `runtime.drain_timeout`. A second signal stops it at once.
+    ///
+    /// SIGUSR2 replaces the program: a new process gets the listening sockets, and this one drains once the new one serves.
     #[command(after_help = "Examples:\n  portcullis run -c /etc/portcullis/portcullis.toml\n  \
-                            kill -HUP $(pidof portcullis)    # reload the configuration")]
+                            kill -HUP $(pidof portcullis)    # reload the configuration\n  \
+                            kill -USR2 $(pidof portcullis)   # replace the program")]
     Run(ConfigArguments),
     /// Check a configuration and print every problem
     ///

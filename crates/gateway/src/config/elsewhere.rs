@@ -3,6 +3,18 @@
 /// A key, and what to write. Dashes are underscores, letters are small.
 type Row = (&'static str, &'static str);
 
+/// Values of `protocol` that users write, and what to write.
+const PROTOCOLS: &[Row] = &[
+    ("websocket", "write \"wss\", or \"ws\" without TLS"),
+    ("websockets", "write \"wss\", or \"ws\" without TLS"),
+    ("https", "write \"wss\" for WebSocket over TLS"),
+    ("http", "write \"ws\" for WebSocket without TLS"),
+    ("mqtts", "write \"tls\""),
+    ("ssl", "write \"tls\""),
+    ("mqtt", "write \"tls\", or \"tcp\" without TLS"),
+    ("udp", "write \"quic\""),
+];
+
 /// Keys that mean the same in every table.
 const KEYS: &[Row] = &[
     // NGINX
@@ -337,6 +349,13 @@ pub(super) fn instead_of(key: &str, known: &[&str], may_be_misspelt: bool) -> Op
         Some(rest) => format!("it has no counterpart here{rest}"),
         None => format!("use {ours}"),
     })
+}
+
+/// A hint for a value that is not among the known ones; `None`: it is not known what was meant.
+pub(super) fn value_instead_of(value: &str, known: &[&str]) -> Option<&'static str> {
+    let value = value.to_ascii_lowercase();
+    let row = PROTOCOLS.iter().find(|(name, _)| known.contains(&"quic") && *name == value);
+    row.map(|(_, hint)| *hint)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::Complaint;
-use super::elsewhere::instead_of;
+use super::elsewhere::{instead_of, value_instead_of};
 use crate::util::suggest::suggest;
 
 /// Rewrites serde's error in the words of the configuration file.
@@ -38,6 +38,8 @@ pub(super) fn explain(error: &toml::de::Error, schema: &Json) -> Complaint {
         complaint.hint(format!("it belongs to {}", elsewhere.join(" or ")))
     } else if let Some(suggestion) = suggest(found, known.iter().copied()).filter(|_| is_key) {
         complaint.hint(format!("did you mean `{suggestion}`?"))
+    } else if let Some(value) = value_instead_of(found, &known).filter(|_| !is_key) {
+        complaint.hint(value)
     } else if known.is_empty() {
         complaint
     } else {
@@ -158,6 +160,9 @@ fn explain_type(message: &str) -> Option<Complaint> {
         "a nonzero u32" => ("a number greater than 0", "write a whole number without quotes"),
         "a rate" => ("a rate", "write \"100/s\", or { rate = \"100/s\", burst = 200 }"),
         "a rate of bytes" => ("a rate of bytes", "write \"1MiB/s\", or { rate = \"1MiB/s\", burst = \"4MiB\" }"),
+        "struct ProxyProtocolTable" => {
+            ("a table", "write `proxy_protocol = { from = [\"10.0.0.0/8\"] }`, with the network of your load balancers")
+        }
         other if other.starts_with("struct ") => {
             ("a table", "write it as { key = \"value\" }, or under a header of its own")
         }

@@ -50,6 +50,12 @@ impl Handle {
         let age = |session: &Arc<SessionEntry>| now.saturating_duration_since(session.info.opened).min(SETTLED);
         all.sort_by_key(|session| Reverse(age(session)));
         let schedule = Schedule::new(&runtime.process, successor, all.len());
+        if schedule.end(all.len()) > limit {
+            tracing::warn!(
+                sessions = all.len(),
+                "at `drain_pace`, the sessions take longer than `drain_timeout`: what is left then ends at once"
+            );
+        }
         let ending = async {
             let begin = Instant::now();
             let mut steps = interval(STEP);
@@ -136,6 +142,12 @@ impl Schedule {
         Self { wait, sessions: sessions as u64, per }
     }
 
+    /// When the last session ends, if there are so many.
+    fn end(&self, sessions: usize) -> Duration {
+        let nanos = self.per.as_nanos().saturating_mul(sessions as u128) / u128::from(self.sessions.max(1));
+        self.wait.saturating_add(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+
     /// How many have ended after this time. The first ends at once.
     fn due(&self, elapsed: Duration) -> usize {
         let per = self.per.as_nanos().max(1);
@@ -165,6 +177,7 @@ mod tests {
         for successor in [Successor::Others, Successor::Process] {
             let paced = Schedule::new(&process, successor, 3000);
             assert_eq!((paced.wait, paced.due(Duration::ZERO), paced.due(10 * second)), (Duration::ZERO, 1, 21));
+            assert_eq!(paced.end(3000), 1500 * second);
         }
         process.drain_timeout = Duration::ZERO;
         process.drain_pace = None;

@@ -16,7 +16,7 @@ use crate::devices::{Replica, UsedCredential};
 use crate::evidence::Evidence;
 use crate::limits::{PendingPermit, Turn};
 use crate::net::{Incoming, Socket};
-use crate::outcome::{CloseReason, Reject};
+use crate::outcome::CloseReason;
 use crate::peer::PeerAddress;
 use crate::pki::ChainVerifier;
 
@@ -97,7 +97,7 @@ impl ServerTls {
             Engine::Certificates(tls) => tls.accept_quic(incoming, settings, address, turn, pending).await,
             // The configuration rejects it.
             #[cfg(feature = "psk")]
-            Engine::Psk(_) => Err(Failed::without_connection(Reject::HandshakeFailed)),
+            Engine::Psk(_) => Err(Failed::without_connection(crate::outcome::Reject::HandshakeFailed)),
         }
     }
 

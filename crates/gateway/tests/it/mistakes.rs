@@ -48,6 +48,64 @@ fn what_lets_nobody_in_is_an_error() {
 }
 
 #[test]
+fn mistakes_about_quic_and_drains_are_explained() {
+    let pki = Pki::new();
+    let quic = |keys: &str, tls: &str| {
+        problems(&format!(
+            "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:14567\"\nprotocol = \"quic\"\nupstream = \"brokers\"\n{keys}{tls}{REST}"
+        ))
+    };
+    let tls = pki.listener_tls();
+    for (keys, tls, problem) in [
+        ("", String::new(), "a QUIC listener requires [listener.tls]"),
+        ("tcp = { keepalive = \"5s\" }\n", tls.clone(), "`tcp` has no effect with `protocol = \"quic\"`"),
+        ("proxy_protocol = { from = [\"10.0.0.0/8\"] }\n", tls.clone(), "`proxy_protocol` has no effect"),
+        ("quic = { keepalive = \"2m\" }\n", tls.clone(), "`keepalive` must be less than `idle_timeout`"),
+        ("quic = { idle_timeout = \"25h\" }\n", tls.clone(), "`idle_timeout` must be at most 24h"),
+        ("", format!("{tls}versions = [\"1.2\"]\n"), "QUIC requires TLS 1.3"),
+        ("", format!("{tls}alpn = []\n"), "QUIC requires ALPN"),
+        ("", format!("{tls}[listener.websocket]\n"), "[listener.websocket] has no effect with `protocol = \"quic\"`"),
+    ] {
+        let text = quic(keys, &tls);
+        assert!(text.contains(&format!("error: {problem}")), "{problem}: {text}");
+    }
+    let unix = problems(&format!(
+        "[[listener]]\nname = \"a\"\nbind = \"unix:/run/x.sock\"\nprotocol = \"quic\"\nupstream = \"brokers\"\n{tls}{REST}"
+    ));
+    assert!(unix.contains("error: QUIC has no Unix sockets"), "{unix}");
+    assert!(!quic("", &tls).contains("error"));
+    let listener = |protocol: &str, keys: &str| {
+        let name = protocol.trim_matches('"');
+        format!(
+            "[[listener]]\nname = \"{name}\"\nbind = \"127.0.0.1:8883\"\nprotocol = {protocol}\nupstream = \"brokers\"\n{keys}{tls}"
+        )
+    };
+    let both = problems(&format!("{}{}{REST}", listener("\"tls\"", ""), listener("\"quic\"", "")));
+    assert!(!both.contains("already bound"), "UDP and TCP have ports of their own: {both}");
+    let twice = listener("\"quic\"", "").replace("name = \"quic\"", "name = \"b\"");
+    let twice = problems(&format!("{}{twice}{REST}", listener("\"quic\"", "")));
+    assert!(twice.contains("`127.0.0.1:8883` is already bound"), "{twice}");
+    let unused = problems(&format!("{}{REST}", listener("\"tls\"", "quic = { keepalive = \"5s\" }\n")));
+    assert!(unused.contains("`quic` has no effect with `protocol = \"tls\"`"), "{unused}");
+    for (value, hint) in [("websocket", "write \"wss\""), ("mqtts", "write \"tls\""), ("UDP", "write \"quic\"")] {
+        let text = problems(&format!("{}{REST}", listener(&format!("{value:?}"), "")));
+        assert!(text.contains(hint), "{value}: {text}");
+    }
+    let text = problems(&format!("{}{REST}", listener("\"tls\"", "proxy_protocol = true\n")));
+    assert!(text.contains("write `proxy_protocol = { from ="), "{text}");
+    for (keys, problem) in [
+        ("drain_pace = \"fast\"", "`fast` is not a rate"),
+        ("drain_pace = \"0/s\"", "a rate is greater than 0"),
+        ("drain_reference = \"b:8883\"", "`drain_reference` has no effect with `drain_reason = \"shutting_down\"`"),
+        ("drain_reason = \"server_moved\"\ndrain_reference = \"\"", "`drain_reference` must be 1 to 1024 bytes"),
+        ("drain_reason = \"moved\"", "unknown value `moved`"),
+    ] {
+        let text = problems(&format!("{}{REST}[runtime]\n{keys}\n", listener("\"tls\"", "")));
+        assert!(text.contains(problem), "{problem}: {text}");
+    }
+}
+
+#[test]
 fn what_openssl_makes_and_clients_reject_is_explained() {
     let (pki, dir) = (Pki::new(), tempfile::tempdir().unwrap());
     pki.device("thing001");
