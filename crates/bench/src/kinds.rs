@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
+use quinn::{Connection, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::load::{DEVICE, Load, Session, handshake, mqtt, session_as, websocket};
+use crate::load::{DEVICE, Load, Session, handshake, mqtt, quic, session_as, websocket};
 use crate::packets::inspected;
 use crate::peers::{More, Proxy, free_address, further_listener};
 use crate::report::{Machine, number, write_block};
@@ -21,7 +22,7 @@ use crate::usage::affordable;
 #[derive(Args)]
 pub(crate) struct Options {
     /// The kinds of sessions, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "tls,wss,inspected,tcp,tls-broker")]
+    #[arg(long, value_delimiter = ',', default_value = "tls,wss,quic,inspected,tcp,tls-broker")]
     kinds: Vec<Kind>,
     /// Number of sessions; of `psk` 200 at most, which are processes
     #[arg(long, default_value_t = 4000)]
@@ -32,11 +33,13 @@ pub(crate) struct Options {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kind {
+pub(crate) enum Kind {
     /// TLS with client certificates
     Tls,
     /// The same, over WebSocket
     Wss,
+    /// QUIC with client certificates
+    Quic,
     /// TLS with client certificates, with topic rules
     Inspected,
     /// TCP
@@ -84,10 +87,24 @@ pub(crate) async fn run(binary: &Path, dir: &Path, options: &Options) -> anyhow:
 }
 
 impl Kind {
-    const fn title(self) -> &'static str {
+    /// The protocol of the listener, or what is special about the sessions.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::Wss => "wss",
+            Self::Quic => "quic",
+            Self::Inspected => "inspected",
+            Self::Tcp => "tcp",
+            Self::TlsBroker => "tls-broker",
+            Self::Psk => "psk",
+        }
+    }
+
+    pub(crate) const fn title(self) -> &'static str {
         match self {
             Self::Tls => "TLS 1.3 with a client certificate, TCP to the broker",
             Self::Wss => "the same, over WebSocket",
+            Self::Quic => "QUIC with a client certificate, TCP to the broker",
             Self::Inspected => "TLS 1.3 with a client certificate, with topic rules",
             Self::Tcp => "TCP on both sides",
             Self::TlsBroker => "TLS 1.3 with a client certificate, TLS to the broker",
@@ -96,7 +113,13 @@ impl Kind {
     }
 
     /// Bytes of each session: at first, and after each has sent a message.
-    async fn measure(self, binary: &Path, dir: &Path, load: &Load, count: usize) -> anyhow::Result<[f64; 2]> {
+    pub(crate) async fn measure(
+        self,
+        binary: &Path,
+        dir: &Path,
+        load: &Load,
+        count: usize,
+    ) -> anyhow::Result<[f64; 2]> {
         // Another gateway is the broker with TLS.
         let broker = match self {
             Self::TlsBroker => Some(Proxy::portcullis_with(binary, dir, load.broker.address, &More::default()).await?),
@@ -106,7 +129,8 @@ impl Kind {
         let more = self.configuration(other);
         let behind = broker.as_ref().map_or(load.broker.address, |broker| broker.address);
         let proxy = Proxy::portcullis_with(binary, dir, behind, &more).await?;
-        let address = if matches!(self, Self::Tcp | Self::Psk | Self::Wss) { other } else { proxy.address };
+        let address =
+            if matches!(self, Self::Tcp | Self::Psk | Self::Wss | Self::Quic) { other } else { proxy.address };
         for _ in 0..WARM_UP {
             drop(self.open(load, address).await?);
         }
@@ -144,6 +168,9 @@ impl Kind {
             Self::Wss => {
                 More { tables: further_listener("other", address, "brokers", "protocol = \"wss\""), ..More::default() }
             }
+            Self::Quic => {
+                More { tables: further_listener("other", address, "brokers", "protocol = \"quic\""), ..More::default() }
+            }
             Self::Inspected => inspected(RULES),
             Self::Tcp => More { tables: listener("protocol = \"tcp\""), ..More::default() },
             Self::TlsBroker => {
@@ -161,7 +188,8 @@ impl Kind {
         }
     }
 
-    async fn open(self, load: &Load, address: SocketAddr) -> anyhow::Result<Client> {
+    /// Opens a session.
+    pub(crate) async fn open(self, load: &Load, address: SocketAddr) -> anyhow::Result<Client> {
         let connect = mqtt::connect(DEVICE);
         match self {
             Self::Tls | Self::Inspected | Self::TlsBroker => {
@@ -177,6 +205,11 @@ impl Kind {
                 timeout(DEADLINE, reading).await.context("no CONNACK in time")?.context("CONNACK")?;
                 ensure!(answer.ends_with(&mqtt::CONNACK), "CONNECT was rejected");
                 Ok(Client::Wss(Box::new(session)))
+            }
+            Self::Quic => {
+                let (mut writer, mut reader, connection) = quic::open(&load.connector(), address).await?;
+                begin(&mut reader, &mut writer, &connect).await?;
+                Ok(Client::Quic(Box::new((writer, reader, connection))))
             }
             Self::Tcp => {
                 let mut client = TcpStream::connect(address).await?;
@@ -200,15 +233,17 @@ impl Kind {
 }
 
 /// A device with its session.
-enum Client {
+pub(crate) enum Client {
     Tls(Box<Session>),
     Wss(Box<Session>),
+    /// Reading and the connection are kept, so that the session is.
+    Quic(Box<(SendStream, RecvStream, Connection)>),
     Tcp(TcpStream),
     Psk(Child),
 }
 
 impl Client {
-    async fn send(&mut self, message: &[u8]) -> anyhow::Result<()> {
+    pub(crate) async fn send(&mut self, message: &[u8]) -> anyhow::Result<()> {
         match self {
             Self::Tls(session) => {
                 session.write_all(message).await?;
@@ -218,6 +253,7 @@ impl Client {
                 session.write_all(&websocket::frame(message)).await?;
                 session.flush().await?;
             }
+            Self::Quic(stream) => stream.0.write_all(message).await?,
             Self::Tcp(socket) => socket.write_all(message).await?,
             Self::Psk(client) => client.stdin.as_mut().context("no standard input")?.write_all(message).await?,
         }

@@ -19,6 +19,7 @@ mod slow;
 mod start;
 mod startup;
 mod sweep;
+mod transports;
 mod usage;
 
 use std::net::SocketAddr;
@@ -82,6 +83,8 @@ enum Command {
     },
     /// Measure the memory of idle sessions, by their kind: TLS or TCP, topic rules, TLS to the broker, pre-shared keys
     Kinds(kinds::Options),
+    /// Measure connects, small messages and idle sessions over TLS, WebSocket and QUIC, beside each other
+    Transports(transports::Options),
     /// Measure the latency of live sessions in storms. Exit code 1: a goal is missed
     Calm(calm::Options),
     /// Measure how long a start takes, and how much a reload delays live sessions. Exit code 1: a goal is missed
@@ -143,6 +146,7 @@ async fn run(command: Command, binary: &Path, dir: &Path) -> anyhow::Result<()> 
         Command::Index { sessions } => index::run(sessions),
         Command::Growth(options) => growth::run(binary, dir, &options).await,
         Command::Kinds(options) => kinds::run(binary, dir, &options).await,
+        Command::Transports(options) => transports::run(binary, dir, &options).await,
         Command::Fleet(orders) => fleet::run(orders).await,
         Command::Bare { address, broker, pki } => bare::run(address, broker, pki).await,
         Command::Parse(orders) => count::parse(&orders),

@@ -175,23 +175,31 @@ impl Handle {
     /// The limit of open files is reached.
     pub fn hand_over(&self) -> io::Result<Handover> {
         let mut handover = Handover::default();
-        self.for_each_socket(|socket| socket.hand_over(&mut handover))?;
+        self.try_each_socket(|socket| socket.hand_over(&mut handover))?;
         Ok(handover)
     }
 
     /// Takes over the sockets that another gateway has [left](Self::leave_sockets): what two processes cannot share.
     pub fn take_sockets_over(&self) {
-        let _: Result<(), Infallible> = self.for_each_socket(|socket| Ok(socket.take_over()));
+        self.each_socket(Acceptor::take_over);
     }
 
     /// Leaves all listening sockets, with their files, to the process to which they were [handed over](Self::hand_over). Call
     /// [`drain`](Self::drain) next.
     pub fn leave_sockets(&self) {
-        let _: Result<(), Infallible> = self.for_each_socket(|socket| Ok(socket.leave()));
+        self.each_socket(Acceptor::leave);
         self.0.admin.lock().iter().for_each(Admin::stop);
     }
 
-    fn for_each_socket<E>(&self, mut visit: impl FnMut(&Acceptor) -> Result<(), E>) -> Result<(), E> {
+    fn each_socket(&self, visit: impl Fn(&Acceptor)) {
+        let visit = |socket: &Acceptor| {
+            visit(socket);
+            Ok::<_, Infallible>(())
+        };
+        let _ = self.try_each_socket(visit);
+    }
+
+    fn try_each_socket<E>(&self, mut visit: impl FnMut(&Acceptor) -> Result<(), E>) -> Result<(), E> {
         self.0.sockets.lock().values().try_for_each(|socket| visit(&socket.acceptor))?;
         self.0.admin.lock().iter().try_for_each(|admin| visit(admin.socket()))
     }

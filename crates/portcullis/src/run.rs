@@ -144,7 +144,7 @@ async fn serve_until_drain(
             Action::Reload => reload(gateway, logging).await,
             Action::ReopenLog => gateway.reopen_access_log().await,
             Action::Replace if starting.is_some() => {
-                tracing::warn!("SIGUSR2 has no effect: another process starts already")
+                tracing::warn!("SIGUSR2 has no effect: another process starts already");
             }
             Action::Replace => {
                 // Here, and not on another thread: the process gets the priority of this one.

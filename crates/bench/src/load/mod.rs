@@ -6,6 +6,7 @@ mod broker;
 mod flights;
 mod flood;
 pub(crate) mod mqtt;
+pub(crate) mod quic;
 mod tls;
 mod trusting;
 pub(crate) mod websocket;

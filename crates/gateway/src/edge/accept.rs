@@ -62,7 +62,7 @@ impl Endpoint {
         match (self.transport, &self.bind) {
             (Transport::Datagram, Bind::Ip(address)) => {
                 let socket = inherited.take_udp(*address).map_or_else(|| bind_udp(*address).map(Into::into), Ok)?;
-                QuicEndpoint::new(socket, quic, *validates_addresses).map(Acceptor::Quic)
+                QuicEndpoint::new(socket, quic, *validates_addresses).map(Box::new).map(Acceptor::Quic)
             }
             // The configuration rejects it.
             (Transport::Datagram, Bind::Unix(_)) => Err(io::ErrorKind::Unsupported.into()),
@@ -88,7 +88,7 @@ impl Endpoint {
 pub(crate) enum Acceptor {
     Tcp(TcpListener),
     Unix(BoundUnix),
-    Quic(QuicEndpoint),
+    Quic(Box<QuicEndpoint>),
 }
 
 impl Acceptor {

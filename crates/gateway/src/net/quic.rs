@@ -94,8 +94,8 @@ impl QuicEndpoint {
         let runtime = Arc::new(TokioRuntime);
         let shared = Arc::new(SharedSocket::new(runtime.wrap_udp_socket(socket.try_clone()?)?, predecessor)?);
         let served = Arc::clone(&shared) as _;
-        let server = Some(config.clone());
-        let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint_config, server, served, runtime)?;
+        let endpoint =
+            quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(config.clone()), served, runtime)?;
         let (unvalidated, validates_all) = (Arc::default(), AtomicBool::new(validates_all));
         Ok(Self { endpoint, socket, shared, config, unvalidated, validates_all })
     }
@@ -161,7 +161,7 @@ impl QuicEndpoint {
             return Ok(Incoming {
                 address: incoming.remote_address(),
                 local: self.local_address().ok(),
-                incoming,
+                handshake: incoming,
                 config: self.config.clone(),
                 unvalidated,
             });
@@ -224,7 +224,7 @@ pub(crate) struct Incoming {
     /// The client's address.
     pub(crate) address: SocketAddr,
     local: Option<SocketAddr>,
-    incoming: quinn::Incoming,
+    handshake: quinn::Incoming,
     config: ServerConfig,
     unvalidated: Option<Unvalidated>,
 }
@@ -235,17 +235,17 @@ impl Incoming {
     /// # Errors
     /// The handshake failed already.
     pub(crate) fn begin(self, tls: rustls::ServerConfig, settings: &Quic) -> Result<Connecting, ConnectionError> {
-        let Self { local, incoming, mut config, unvalidated, .. } = self;
+        let Self { local, handshake, mut config, unvalidated, .. } = self;
         config.crypto = Arc::new(QuicServerConfig::try_from(tls).expect("aws-lc-rs has AES-128-GCM"));
         config.transport_config(Arc::new(transport(settings)));
-        Ok(Connecting { connecting: incoming.accept_with(Arc::new(config))?, local, unvalidated })
+        Ok(Connecting { handshake: handshake.accept_with(Arc::new(config))?, local, unvalidated })
     }
 }
 
 /// A handshake in progress.
 #[derive(Debug)]
 pub(crate) struct Connecting {
-    connecting: quinn::Connecting,
+    handshake: quinn::Connecting,
     local: Option<SocketAddr>,
     unvalidated: Option<Unvalidated>,
 }
@@ -256,11 +256,11 @@ impl Connecting {
     /// # Errors
     /// It failed.
     pub(crate) async fn complete(self) -> Result<Connected, ConnectionError> {
-        let Self { connecting, local, unvalidated: _unvalidated } = self;
-        let connection = connecting.await?;
+        let Self { handshake, local, unvalidated: _unvalidated } = self;
+        let connection = handshake.await?;
         let certificates = connection.peer_identity().and_then(|it| it.downcast().ok()).map(|it| *it);
-        let handshake = connection.handshake_data().and_then(|it| it.downcast::<HandshakeData>().ok());
-        let alpn = handshake.and_then(|handshake| handshake.protocol);
+        let data = connection.handshake_data().and_then(|it| it.downcast::<HandshakeData>().ok());
+        let alpn = data.and_then(|data| data.protocol);
         Ok(Connected { certificates, alpn, stream: QuicStream::new(connection, local) })
     }
 }

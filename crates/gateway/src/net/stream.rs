@@ -137,9 +137,22 @@ impl Stream {
     }
 }
 
+/// What most streams are, or a function for the others, which is not inlined: a WebSocket is over another stream, and a function
+/// that may call itself would be inlined nowhere.
 macro_rules! each {
-    ($this:expr, $stream:ident => $body:expr) => {
+    ($this:expr, $stream:ident => $body:expr, $others:expr) => {
         match $this.get_mut() {
+            Stream::Plain($stream) => $body,
+            Stream::FromDevice($stream) => $body,
+            $stream => $others,
+        }
+    };
+}
+
+macro_rules! each_other {
+    ($this:expr, $stream:ident => $body:expr) => {
+        match $this {
+            // Not reached.
             Stream::Plain($stream) => $body,
             Stream::FromDevice($stream) => $body,
             #[cfg(feature = "psk")]
@@ -153,23 +166,43 @@ macro_rules! each {
     };
 }
 
+#[inline(never)]
+fn poll_read_other(stream: &mut Stream, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    each_other!(stream, stream => Pin::new(stream).poll_read(cx, buf))
+}
+
+#[inline(never)]
+fn poll_write_other(stream: &mut Stream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    each_other!(stream, stream => Pin::new(stream).poll_write(cx, bytes))
+}
+
+#[inline(never)]
+fn poll_flush_other(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    each_other!(stream, stream => Pin::new(stream).poll_flush(cx))
+}
+
+#[inline(never)]
+fn poll_shutdown_other(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    each_other!(stream, stream => Pin::new(stream).poll_shutdown(cx))
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf), poll_read_other(stream, cx, buf))
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        each!(self, stream => Pin::new(stream).poll_write(cx, bytes))
+        each!(self, stream => Pin::new(stream).poll_write(cx, bytes), poll_write_other(stream, cx, bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_flush(cx))
+        each!(self, stream => Pin::new(stream).poll_flush(cx), poll_flush_other(stream, cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+        each!(self, stream => Pin::new(stream).poll_shutdown(cx), poll_shutdown_other(stream, cx))
     }
 }
 

@@ -78,7 +78,7 @@ async fn what_a_client_has_sent_before_it_closes_reaches_the_broker() {
         let device = client(&gateway, &pki).await;
         let mut stream = device.open().await;
         let mut connection = stream.greet(&broker, &connect("thing001")).await;
-        let message = publish(4, 0, "t", None, &[], &[7; 30_000]);
+        let message = publish(4, 0, "t", None, &[], &vec![7; 30_000]);
         stream.write(&[&message[..], b"\xe0\x00"].concat()).await;
         // Its library has sent all of it, in one flight with the end of the stream.
         stream.shutdown().await;
