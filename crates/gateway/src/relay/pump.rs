@@ -67,7 +67,7 @@ pub(crate) struct Ends {
     pub broker_first: Vec<u8>,
     /// The most bytes that a DISCONNECT of the gateway's may have. 0 before MQTT 5, and unless the broker has accepted the client
     /// [MQTT-3.14.0-1].
-    pub max_disconnect: usize,
+    pub max_disconnect: u32,
 }
 
 /// Moves the bytes of one session.
@@ -77,7 +77,7 @@ pub(super) struct Pump<C> {
     codec: C,
     /// What the broker has sent before the pump began. The codec sees it once the rules of the moment are known.
     broker_first: Vec<u8>,
-    max_disconnect: usize,
+    max_disconnect: u32,
     /// The first close reason. Later ones are consequences of it.
     reason: Option<CloseReason>,
     /// What happened, if the codec closed the session.
@@ -371,10 +371,11 @@ impl<C: Codec> Pump<C> {
 }
 
 /// A DISCONNECT of at most so many bytes; without the reference if that is too long.
-fn packet_of(disconnect: Disconnect, reference: Option<&str>, max: usize) -> Option<Box<[u8]>> {
+fn packet_of(disconnect: Disconnect, reference: Option<&str>, max: u32) -> Option<Vec<u8>> {
+    let max = max as usize;
     let long = reference.map(|reference| disconnect.packet_with_reference(reference));
-    let fits = long.filter(|packet| packet.len() <= max).map(Vec::into_boxed_slice);
-    fits.or_else(|| (Disconnect::PACKET_LEN <= max).then(|| disconnect.packet().into()))
+    long.filter(|packet| packet.len() <= max)
+        .or_else(|| (Disconnect::PACKET_LEN <= max).then(|| disconnect.packet().into()))
 }
 
 /// Moves bytes in one direction as far as possible. Ready without an error once the direction is closed.

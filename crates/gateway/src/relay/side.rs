@@ -23,14 +23,17 @@ pub(super) struct Side {
     pub(super) sent: u64,
     /// Bytes to be written. Holds no memory while there are none.
     pending: Vec<u8>,
-    /// How many bytes of `pending` are written.
-    written: usize,
+    /// How many bytes of `pending` are written. Many fewer than 4 GiB ever wait.
+    written: u32,
     /// The packet with which the gateway ends the stream.
-    last: Option<Box<[u8]>>,
+    last: Option<Box<LastPacket>>,
     is_unflushed: bool,
     /// How often what is read at once was halved.
     halvings: u8,
 }
+
+/// A packet. In a box, and not a slice in one: all sessions have room for the pointer, and few ever have a packet.
+struct LastPacket(Vec<u8>);
 
 /// The state of reading from a side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,9 +182,9 @@ impl Side {
 
     fn poll_write_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let pending = std::mem::take(&mut self.pending);
-        while let rest @ [_, ..] = &pending[self.written..] {
+        while let rest @ [_, ..] = &pending[self.written as usize..] {
             match self.poll_write(cx, rest) {
-                Poll::Ready(Ok(written)) => self.written += written,
+                Poll::Ready(Ok(written)) => self.written += u32::try_from(written).unwrap_or(u32::MAX),
                 other => {
                     self.pending = pending;
                     return other.map_ok(|_| ());
@@ -224,15 +227,15 @@ impl Side {
     }
 
     /// Ends the stream at a packet boundary with this packet, if there is one. [`end_at`](Self::end_at) has to follow.
-    pub(super) fn end_with(&mut self, last: Option<Box<[u8]>>) {
-        self.last = last;
+    pub(super) fn end_with(&mut self, last: Option<Vec<u8>>) {
+        self.last = last.map(|packet| Box::new(LastPacket(packet)));
     }
 
     /// Ends the stream at `boundary`.
     pub(super) fn end_at(&mut self, boundary: Boundary) {
         self.output = match boundary {
             Boundary::At(_) => {
-                self.pending.extend(self.last.take().unwrap_or_default());
+                self.pending.extend(self.last.take().into_iter().flat_map(|last| last.0));
                 Output::Ending
             }
             Boundary::Later => Output::UntilBoundary,

@@ -225,7 +225,11 @@ async fn establish(
                 client: secured.stream,
                 broker: dialed.stream,
                 broker_first: answer,
-                max_disconnect: if version == Version::V5 && code == Some(0) { max_packet_size } else { 0 },
+                max_disconnect: if version == Version::V5 && code == Some(0) {
+                    u32::try_from(max_packet_size).unwrap_or(u32::MAX)
+                } else {
+                    0
+                },
             };
             Ok(Established {
                 relay: Relay::new(ends, codec),

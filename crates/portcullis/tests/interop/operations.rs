@@ -127,9 +127,10 @@ fn signals_for_a_gateway_that_runs_do_not_end_one_that_starts() {
 fn a_drain_goes_on_until_a_second_signal_which_stops_at_once() {
     let broker = Mosquitto::start();
     let mut gateway = Gateway::start(broker.port);
-    let _subscriber = Process(subscriber(&gateway, &|| broker.log(), &[], "sub"));
+    // One session ends at once, the other one a minute later.
+    let _subscribers = ["sub", "other"].map(|name| Process(subscriber(&gateway, &|| broker.log(), &[], name)));
     let configuration = fs::read_to_string(gateway.config()).unwrap();
-    fs::write(gateway.config(), configuration.replace("500ms", "10m")).unwrap();
+    fs::write(gateway.config(), configuration.replace("\"500ms\"", "\"10m\"\ndrain_pace = \"1/m\"")).unwrap();
     gateway.process.signal("HUP");
     eventually("the reload", || gateway.own_log().contains("\"message\":\"reloaded\"").then_some(()));
     gateway.process.signal("INT");

@@ -24,7 +24,7 @@ const NOT_AUTHORIZED: &[u8] = b"\xe0\x02\x87\x00";
 fn session<C: Codec>(codec: C, broker_first: &[u8]) -> (Pump<C>, DuplexStream, DuplexStream) {
     let ((client, to_client), (broker, to_broker)) = (duplex(CAPACITY), duplex(CAPACITY));
     let (client, broker) = (Stream::Memory(client), Stream::Memory(broker));
-    let ends = Ends { client, broker, broker_first: broker_first.to_vec(), max_disconnect: usize::MAX };
+    let ends = Ends { client, broker, broker_first: broker_first.to_vec(), max_disconnect: u32::MAX };
     (Pump::new(ends, codec), to_client, to_broker)
 }
 
@@ -324,7 +324,7 @@ async fn what_the_client_sends_before_the_brokers_answer_passes_the_codec_too() 
         client: Stream::Memory(client),
         broker: Stream::Memory(broker),
         broker_first: b"connack".to_vec(),
-        max_disconnect: usize::MAX,
+        max_disconnect: u32::MAX,
     };
     let mut pump = Pump::new(ends, codec);
     let script = async {
