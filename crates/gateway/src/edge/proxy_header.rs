@@ -48,7 +48,7 @@ pub(super) async fn read(
         }
         match is_complete {
             Ok(true) => {}
-            Ok(false) if header.is_empty() => return Err(missing("the connection was closed before")),
+            Ok(false) | Err(_) if header.is_empty() => return Err(missing("the connection was closed before")),
             Ok(false) | Err(_) => return Err(invalid("the connection was closed within the header")),
         }
     }

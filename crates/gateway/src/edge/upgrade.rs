@@ -175,9 +175,9 @@ impl Upgrade {
         let key = check_upgrade(&headers)?;
         let host = headers.one("host").map_err(bad_request)?.ok_or(bad_request("The request has no Host."))?;
         let credentials = self.credentials(&headers)?;
-        let origin = headers.one("origin").map_err(bad_request)?.map(|origin| PageOrigin::of(origin, host));
-        let by_itself = credentials.basic.is_some();
-        if origin.as_ref().is_some_and(|origin| !self.admits(origin, by_itself)) {
+        let origin = headers.one("origin").map_err(bad_request)?;
+        let origin = origin.map(|origin| PageOrigin::of(origin, host, credentials.basic.is_some()));
+        if origin.as_ref().is_some_and(|origin| !self.admits(origin)) {
             return Err(Refusal {
                 status: FORBIDDEN,
                 reject: Reject::OriginDenied,
@@ -202,11 +202,11 @@ impl Upgrade {
         Ok((Upgraded { address, request, credentials }, answer))
     }
 
-    /// Whether a page of this origin may connect. `by_itself`: the browser may have added credentials without the page.
-    pub(crate) fn admits(&self, origin: &PageOrigin, by_itself: bool) -> bool {
+    /// Whether a page of this origin may connect.
+    pub(crate) fn admits(&self, origin: &PageOrigin) -> bool {
         match &self.origins {
             Some(origins) => origin.name.as_ref().is_some_and(|name| origins.contains(name)),
-            None => origin.is_own || !(self.same_origin || by_itself),
+            None => origin.is_own || !(self.same_origin || origin.is_authenticated),
         }
     }
 

@@ -40,6 +40,16 @@ impl Expression {
         found
     }
 
+    /// The members of a fact that the expression names, as in `conn.headers["x-tenant"]`, except inside macros.
+    pub(crate) fn members_of(&self, fact: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        visit(&self.source, &mut |node| {
+            let member = path(node).and_then(|path| Some(path.strip_prefix(fact)?.strip_prefix('.')?.to_owned()));
+            found.extend(member);
+        });
+        found
+    }
+
     /// The texts that a fact is compared with by `==`, except inside macros.
     pub(crate) fn compared_with(&self, fact: &str) -> Vec<String> {
         let mut found = Vec::new();

@@ -25,11 +25,13 @@ pub struct PageOrigin {
     pub name: Option<String>,
     /// Whether it is that of the gateway itself, by the host that the browser has asked for.
     pub is_own: bool,
+    /// Whether the browser may have authenticated the request by itself, without the page: by basic authentication.
+    pub is_authenticated: bool,
 }
 
 impl PageOrigin {
-    /// An `Origin` header, and the `Host` header beside it.
-    pub fn of(text: &str, host: &str) -> Self {
+    /// An `Origin` header, and the `Host` header beside it. `is_authenticated`: with basic authentication.
+    pub fn of(text: &str, host: &str, is_authenticated: bool) -> Self {
         let name = normalise_origin(text);
         let is_own = name.as_deref().and_then(|name| name.split_once("://")).is_some_and(|(scheme, authority)| {
             let port = match scheme {
@@ -40,7 +42,7 @@ impl PageOrigin {
             };
             normalise_authority(host, port).is_some_and(|host| host == authority)
         });
-        Self { text: text.into(), name, is_own }
+        Self { text: text.into(), name, is_own, is_authenticated }
     }
 }
 
@@ -143,7 +145,7 @@ mod tests {
             ("capacitor://mqtt.example.com", "mqtt.example.com", false),
             ("null", "null", false),
         ] {
-            assert_eq!(PageOrigin::of(origin, host).is_own, is_own, "{origin} {host}");
+            assert_eq!(PageOrigin::of(origin, host, false).is_own, is_own, "{origin} {host}");
         }
     }
 }

@@ -68,7 +68,7 @@ fn evaluate_way(listener: &Listener, client: ClientEvidence<'_>) -> Result<(), C
     if !admits_socket || !client.balancer.is_none_or(trusts_balancer) || !client.http_proxy.is_none_or(trusts_proxy) {
         return Err(CloseReason::BalancerUntrusted);
     }
-    let admits = |origin| listener.upgrade.as_ref().is_none_or(|upgrade| upgrade.admits(origin, false));
+    let admits = |origin| listener.upgrade.as_ref().is_none_or(|upgrade| upgrade.admits(origin));
     if client.origin.is_none_or(admits) { Ok(()) } else { Err(CloseReason::OriginDenied) }
 }
 

@@ -174,7 +174,7 @@ impl Upstream {
     fn warn_of_few_ports(&self, endpoint: &Endpoint, source: Option<&SourcePermit>) {
         let Target::Ip(_) = endpoint.target else { return };
         let used = source.map_or_else(|| endpoint.active(), SourcePermit::count);
-        let Some(ports) = self.local_ports.filter(|ports| u64::from(used) * 100 >= ports * FEW_PORTS) else { return };
+        let Some(ports) = self.local_ports.filter(|ports| leaves_few_ports(used, *ports)) else { return };
         if let Some(suppressed) = self.few_ports.permit() {
             let (server, source) = (&*endpoint.label, source.map(|source| source.address.to_string()));
             let hint = "add addresses to `source_addresses`, widen `net.ipv4.ip_local_port_range`, or add servers";
@@ -190,6 +190,11 @@ impl Upstream {
             );
         }
     }
+}
+
+/// Whether so many connections from one local address to one server leave few of its ports.
+const fn leaves_few_ports(used: u32, ports: u64) -> bool {
+    used as u64 * 100 >= ports * FEW_PORTS
 }
 
 /// What an operator can do about an error for which [`is_own_shortage`] is true.
@@ -218,4 +223,16 @@ fn embedded() -> io::Result<Stream> {
     return Ok(Stream::Memory(super::embedded::connect()));
     #[cfg(not(feature = "embedded-broker"))]
     Err(io::Error::other("built without the embedded broker"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_ports_are_left_from_four_fifths_on() {
+        for (used, ports, expected) in [(22_585, 28_232, false), (22_586, 28_232, true), (0, 0, true), (4, 5, true)] {
+            assert_eq!(leaves_few_ports(used, ports), expected, "{used} of {ports}");
+        }
+    }
 }

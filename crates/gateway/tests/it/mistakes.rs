@@ -48,6 +48,21 @@ fn what_lets_nobody_in_is_an_error() {
 }
 
 #[test]
+fn headers_that_the_listener_does_not_read_are_found() {
+    let check = |header: &str| {
+        problems(&format!(
+            "[[listener]]\nname = \"a\"\nbind = \"127.0.0.1:0\"\nprotocol = \"ws\"\nupstream = \"brokers\"\n\
+             [listener.websocket]\nheaders = [\"x-tenant\"]\n[listener.admit]\nrequire = ['conn.headers[\"{header}\"] == \"acme\"']\n{REST}"
+        ))
+    };
+    let found = "the listener does not read the header";
+    assert!(!check("x-tenant").contains(found));
+    assert!(check("X-Tenant").contains("names are in lower case: conn.headers[\"x-tenant\"]"), "{}", check("X-Tenant"));
+    let other = check("x-team");
+    assert!(other.contains(found) && other.contains("headers = [\"x-team\"] in [listener.websocket]"), "{other}");
+}
+
+#[test]
 fn mistakes_about_quic_and_drains_are_explained() {
     let pki = Pki::new();
     let quic = |keys: &str, tls: &str| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use portcullis_gateway::{ProcessState, Runtime};
 use portcullis_testkit::{
-    Broker, BrokerConnection, Client, Pki, TestGateway, advance, connack, connect, connect_as, connect_v5,
+    Broker, BrokerConnection, Client, Pki, TestGateway, advance, connack, connect, connect_as, connect_v5, eventually,
     password_file, publish, tls_config,
 };
 use tokio::net::TcpStream;
@@ -166,7 +166,7 @@ async fn requests_that_are_no_upgrades_are_answered_and_logged() {
     for (lines, sent) in [(9, b"".as_slice()), (10, b"GET /mqtt HTTP/1.1\r\n")] {
         let mut client = Client::tcp(gateway.address()).await;
         client.write(sent).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        eventually("the connection", || (gateway.gateway.connections() == 1).then_some(())).await;
         advance(Duration::from_secs(6));
         client.read_to_end().await;
         assert!(gateway.field(lines, "detail").await.contains("within `connect_timeout`"));
@@ -174,7 +174,6 @@ async fn requests_that_are_no_upgrades_are_answered_and_logged() {
     assert!(broker.is_left_alone().await);
     // After the upgrade, CONNECT has its own time.
     let mut silent = WsClient::connect(&gateway, "").await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
     advance(Duration::from_secs(6));
     silent.expect_close(1008).await;
     assert_eq!(gateway.field(11, "reason").await, "connect_timeout");
@@ -368,6 +367,19 @@ async fn pages_of_an_origin_that_a_reload_removes_end() {
     let foreign = request(&format!("Origin: https://evil.example.com\r\n{basic}"));
     assert!(answer(&gateway, &foreign).await.starts_with("HTTP/1.1 403 "));
     WsClient::connect(&gateway, &format!("Origin: http://localhost\r\n{basic}")).await;
+    // So does a reload that removes `origins` altogether.
+    let gateway = start(&listener("app"), &broker).await;
+    let origin = "Origin: https://app.example.com\r\n";
+    let mut with_basic = WsClient::connect(&gateway, &format!("{origin}{basic}")).await;
+    let _session = with_basic.greet(&broker, &connect_as("a", "thing", b"secret")).await;
+    let mut without = WsClient::connect(&gateway, origin).await;
+    let mut connection = without.greet(&broker, &connect("b")).await;
+    gateway.write(&format!("{}{rest}", ws("")));
+    gateway.gateway.reload().await.unwrap();
+    with_basic.expect_close(1008).await;
+    assert_eq!(gateway.field(1, "reason").await, "session_origin_denied");
+    without.send(b"\xc0\x00").await;
+    connection.expect(b"\xc0\x00").await;
 }
 
 #[tokio::test]

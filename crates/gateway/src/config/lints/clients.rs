@@ -225,7 +225,7 @@ fn trusts_balancer(listener: &Listener) -> bool {
 }
 
 /// All expressions that every client has to pass. `hash_key`: that of the upstream.
-fn expressions_of<'a>(
+pub(super) fn expressions_of<'a>(
     listener: &'a Listener,
     hash_key: Option<&'a Setting<Expression>>,
 ) -> Vec<&'a Setting<Expression>> {
@@ -238,7 +238,7 @@ fn expressions_of<'a>(
     listener.require.iter().chain(&connect.client_id).chain(&connect.username).chain(password).chain(hash_key).collect()
 }
 
-fn hash_key_of<'a>(listener: &Listener, settings: &'a Settings) -> Option<&'a Setting<Expression>> {
+pub(super) fn hash_key_of<'a>(listener: &Listener, settings: &'a Settings) -> Option<&'a Setting<Expression>> {
     settings.upstreams.iter().find(|upstream| upstream.name == listener.upstream)?.hash_key.as_ref()
 }
 

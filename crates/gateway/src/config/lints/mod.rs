@@ -4,13 +4,14 @@
 mod addresses;
 mod clients;
 mod machine;
+mod requests;
 mod rules;
 mod topics;
 
 pub(crate) use machine::{Demand, UpstreamDemand};
 
 use super::diagnostics::{Complaint, Diagnostics};
-use super::tables::{Authenticator, Bind, Listener, Method, Password, Settings, Tls, TlsMode, TokenField};
+use super::tables::{Authenticator, Bind, Listener, Method, Password, Settings, Tls, TlsMode};
 
 /// Runs all lints.
 pub(super) fn run(settings: &Settings, diagnostics: &mut Diagnostics) {
@@ -38,7 +39,7 @@ pub(super) fn run(settings: &Settings, diagnostics: &mut Diagnostics) {
             let hint = if listener.protocol.is_websocket() { "protocol = \"wss\"" } else { "protocol = \"tls\"" };
             diagnostics.warning(&listener.table, complaint.hint(hint));
         }
-        warn_of_unread_requests(listener, settings, diagnostics);
+        requests::run(listener, settings, diagnostics);
     }
 }
 
@@ -47,17 +48,6 @@ fn is_behind_tls(listener: &Listener) -> bool {
     listener.proxy_protocol.is_some()
         || listener.websocket.as_ref().is_some_and(|websocket| !websocket.trusted_proxies.is_empty())
         || listener.bind.iter().all(|bind| matches!(bind, Bind::Unix(_)))
-}
-
-/// Reports authenticators that read requests for WebSocket, on a listener that has none.
-fn warn_of_unread_requests(listener: &Listener, settings: &Settings, diagnostics: &mut Diagnostics) {
-    let reads = |authenticator: &&Authenticator| matches!(&authenticator.method, Method::Jwt(jwt) if matches!(jwt.field, TokenField::Header | TokenField::Cookie));
-    let mut used = settings.authenticators.iter().filter(|it| listener.authenticate.contains(&it.name));
-    if let Some(authenticator) = used.find(reads).filter(|_| !listener.protocol.is_websocket()) {
-        let complaint = Complaint::new(format!("no client of this listener has a token for `{}`", authenticator.name));
-        let hint = "headers and cookies come with WebSocket: protocol = \"wss\", or field = \"password\"";
-        diagnostics.error(&listener.table, complaint.hint(hint));
-    }
 }
 
 fn warn_of_unused_authenticator(authenticator: &Authenticator, settings: &Settings, diagnostics: &mut Diagnostics) {
