@@ -105,7 +105,9 @@ impl Gateway {
         let relays = RelayThreads::start(runtime.process.threads(), tasks.clone()).map_err(StartError::Threads)?;
         divide_descriptors(descriptor_limit, &runtime, &relays, &state);
         let access_log = open_access_log(&runtime)?;
-        let bound = bind_new(&runtime, &HashMap::new(), &mut inherited)?;
+        let bound = bind_new(&runtime, &HashMap::new(), &mut inherited)
+            // One of them may be what takes the address: `[::]:8883` of systemd also takes `0.0.0.0:8883`.
+            .inspect_err(|_| warn_of_unused(&inherited))?;
         runtime.activate(None, &state.observer).await;
         let started = Started { process: runtime.process.clone(), admin: runtime.admin.clone() };
         state.observer.access_log.store(access_log);
@@ -114,9 +116,7 @@ impl Gateway {
         if let Some(bind) = &started.admin {
             start_admin(bind, &shared, &draining, &mut inherited, &admin)?;
         }
-        for address in inherited.unused() {
-            tracing::warn!(%address, "an inherited socket is closed: no listener binds its address");
-        }
+        warn_of_unused(&inherited);
         tokio::spawn(maintenance::run(Arc::downgrade(&shared)));
         Ok(Self(Handle(Arc::new(Running {
             path: path.to_owned(),
@@ -177,6 +177,11 @@ impl Handle {
         let mut handover = Handover::default();
         self.try_each_socket(|socket| socket.hand_over(&mut handover))?;
         Ok(handover)
+    }
+
+    /// Whether this process passes on datagrams to another one, which it has replaced and which has not ended.
+    pub fn passes_datagrams_on(&self) -> bool {
+        self.0.sockets.lock().values().any(|socket| socket.acceptor.passes_on())
     }
 
     /// Takes over the sockets that another gateway has [left](Self::leave_sockets): what two processes cannot share.
@@ -317,6 +322,7 @@ impl Handle {
         let closed: Vec<Socket> =
             self.0.sockets.lock().extract_if(|key, _| !wanted.contains(key)).map(|(_, socket)| socket).collect();
         for mut socket in closed {
+            socket.acceptor.refuse_clients();
             socket.accepting.abort();
             let _ = (&mut socket.accepting).await;
         }
@@ -325,6 +331,16 @@ impl Handle {
         self.0.sockets.lock().extend(start_accepting(bound, &self.0.shared, &self.0.tasks));
         tokio::spawn(maintenance::check_revocation_of_all(Arc::clone(&self.0.shared)));
         Ok(diagnostics)
+    }
+}
+
+fn warn_of_unused(inherited: &Inherited) {
+    for address in inherited.unused() {
+        tracing::warn!(
+            %address,
+            hint = "`bind` has to be the same address, and `protocol = \"quic\"` is for UDP; `ListenStream=8883` of systemd is `[::]:8883`",
+            "an inherited socket is closed: no listener binds its address"
+        );
     }
 }
 
@@ -354,7 +370,7 @@ fn start_admin(
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(ADMIN_RETRY).await;
-            let Some(shared) = shared.upgrade() else { return };
+            let Some(shared) = shared.upgrade().filter(|_| !draining.is_cancelled()) else { return };
             if let Ok(started) = admin::serve(&bind, shared, draining.clone(), &mut Inherited::default()) {
                 *admin.lock() = Some(started);
                 return;
@@ -425,6 +441,11 @@ async fn accept(socket: Arc<Acceptor>, key: SocketKey, shared: Arc<Shared>, task
             }
             // The client closed the connection before it was accepted.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
+            }
+            // The endpoint of QUIC has failed, and said why.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                tracing::error!(address = %key.0.bind, "the socket is closed: restart the gateway to open it again");
+                return;
             }
             Err(error) => {
                 if !is_short {

@@ -48,6 +48,11 @@ impl Program {
         Ok(Self { name, path, arguments: arguments.collect() })
     }
 
+    /// What is started.
+    pub(crate) fn path(&self) -> std::path::Display<'_> {
+        self.path.display()
+    }
+
     /// Starts it again, with these sockets. Call it on a thread with the priority that the new process is to have.
     ///
     /// # Errors
@@ -110,6 +115,14 @@ impl Starting {
         let _ = self.conversation.try_write(&[READY]);
     }
 
+    /// Lets it reload.
+    pub(crate) fn reload(&self) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            // Fails if it has ended, which it will be found to have.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::HUP);
+        }
+    }
+
     /// Ends it.
     pub(crate) fn stop(&mut self) {
         // An error means that it has ended.
@@ -142,7 +155,12 @@ impl Predecessor {
             conversation.write_all(&[READY]).await?;
             conversation.read_u8().await
         };
-        // If it is gone, it has left them, too.
-        let _: Result<io::Result<u8>, _> = timeout(LEAVE_TIMEOUT, conversation).await;
+        let left: Result<io::Result<u8>, _> = timeout(LEAVE_TIMEOUT, conversation).await;
+        // An error means that it is gone, and has left them with that.
+        if left.is_err() {
+            tracing::warn!(
+                "the process that this one replaces has not left the sockets: connections over QUIC may suffer"
+            );
+        }
     }
 }

@@ -24,7 +24,7 @@ const SHUTDOWN: Duration = Duration::from_secs(1);
 pub(crate) fn run(path: &Path) -> Result<(), Failure> {
     let early = EarlySignals::new()?;
     let (program, predecessor) = (Program::of_this_process()?, Predecessor::find()?);
-    let inherited = Inherited::from_environment().map_err(|error| {
+    let inherited = Inherited::from_environment(predecessor.is_some()).map_err(|error| {
         Failure::hint(error, "LISTEN_FDS is set by systemd's socket units, or by whatever started this process")
     })?;
     let state = ProcessState::on(Machine::of_this_process());
@@ -118,6 +118,8 @@ async fn serve_until_drain(
     logging: &Logging,
 ) -> Successor {
     let mut starting: Option<Starting> = None;
+    // A signal while another process starts: that one may have read the configuration before.
+    let mut reload_later = false;
     loop {
         let action = tokio::select! {
             action = signals.next() => action,
@@ -132,17 +134,35 @@ async fn serve_until_drain(
                         tracing::info!(pid, "another process serves in place of this one");
                         gateway.leave_sockets();
                         process.tell_left();
+                        if reload_later {
+                            process.reload();
+                        }
                         notify(&[NotifyState::MainPid(pid)]);
                         return Successor::Process;
                     }
-                    Err(why) => tracing::error!(pid, "the new process does not serve, this one goes on: {why}"),
+                    Err(why) => {
+                        tracing::error!(pid, program = %program.path(), "the new process does not serve, this one goes on: {why}");
+                        if std::mem::take(&mut reload_later) {
+                            reload(gateway, logging).await;
+                        }
+                    }
                 }
                 continue;
             }
         };
         match action {
+            Action::Reload if starting.is_some() => {
+                tracing::info!("SIGHUP is for the process that serves once the new one has started");
+                reload_later = true;
+                gateway.reopen_access_log().await;
+            }
             Action::Reload => reload(gateway, logging).await,
             Action::ReopenLog => gateway.reopen_access_log().await,
+            Action::Replace if gateway.passes_datagrams_on() => {
+                tracing::warn!(
+                    "SIGUSR2 has no effect: the process before this one still has sessions over QUIC, which would be lost; wait until it has ended, or end it"
+                );
+            }
             Action::Replace if starting.is_some() => {
                 tracing::warn!("SIGUSR2 has no effect: another process starts already");
             }
@@ -153,7 +173,11 @@ async fn serve_until_drain(
                         tracing::info!(pid = process.id(), "starting another process in place of this one");
                         starting = Some(process);
                     }
-                    Err(error) => tracing::error!(%error, "cannot start another process, this one goes on"),
+                    Err(error) => {
+                        let (program, hint) =
+                            (program.path(), "install the program where this process was started from");
+                        tracing::error!(%program, %error, hint, "cannot start another process, this one goes on");
+                    }
                 }
             }
             Action::Drain => {
@@ -205,7 +229,9 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
             _ => None,
         },
         StartError::Bind(_, cause) | StartError::Admin(_, cause) => match cause.kind() {
-            io::ErrorKind::AddrInUse => Some("another process listens on this address; `ss -ltnp` shows which"),
+            io::ErrorKind::AddrInUse => {
+                Some("another process listens on this address; `ss -ltnp` shows which, for QUIC `ss -lunp`")
+            }
             io::ErrorKind::PermissionDenied => Some("ports below 1024 need the capability CAP_NET_BIND_SERVICE"),
             io::ErrorKind::AddrNotAvailable => {
                 Some("this machine does not have this address; `ip address` lists those it has")

@@ -1,6 +1,5 @@
-//! The stages of a connection before the session, as types: accepted, client address known, secured. Each type holds only
-//! what is known at its stage, so that a preface (PROXY protocol) or another transport (WebSocket, QUIC) becomes a step here
-//! and stays invisible to sessions.
+//! The stages of a connection before MQTT, as types: accepted, client address known, secured. Each type holds only what is known
+//! at its stage, so that a preface (PROXY protocol) or another transport (WebSocket, QUIC) becomes a step here.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -115,7 +114,7 @@ impl Acceptor {
                 endpoint.set_validates_all(settings.validates_addresses);
                 Ok(())
             }
-            (Self::Unix(bound), Bind::Unix(unix)) => bound.file().set_access(unix.access),
+            (Self::Unix(bound), Bind::Unix(unix)) => bound.configure(unix.access, &settings.tcp),
             (Self::Unix(_), Bind::Ip(_)) => Ok(()),
         }
     }
@@ -125,7 +124,11 @@ impl Acceptor {
     pub(crate) fn take_over(&self) {
         match self {
             Self::Tcp(_) => {}
-            Self::Unix(bound) => bound.file().leave(false),
+            Self::Unix(bound) => {
+                if let Err(error) = bound.file().take_over() {
+                    tracing::error!(%error, "cannot set who may connect to an inherited Unix socket");
+                }
+            }
             Self::Quic(endpoint) => endpoint.serve(),
         }
     }
@@ -134,7 +137,7 @@ impl Acceptor {
     pub(crate) fn leave(&self) {
         match self {
             Self::Tcp(_) => {}
-            Self::Unix(bound) => bound.file().leave(true),
+            Self::Unix(bound) => bound.file().leave(),
             Self::Quic(endpoint) => endpoint.leave(),
         }
     }
@@ -150,6 +153,11 @@ impl Acceptor {
             Self::Quic(endpoint) => endpoint.hand_over(handover)?,
         }
         Ok(())
+    }
+
+    /// Whether it passes on datagrams to another process that has not ended.
+    pub(crate) fn passes_on(&self) -> bool {
+        matches!(self, Self::Quic(endpoint) if endpoint.passes_on())
     }
 
     /// Refuses whoever connects from now on. The connections of a UDP socket go on by it.
@@ -169,7 +177,8 @@ impl Acceptor {
     /// Waits for the next connection.
     ///
     /// # Errors
-    /// The connection is already closed, or the limit of open files is reached.
+    /// The connection is already closed, or the limit of open files is reached. `NotConnected`: the socket is closed, and nobody
+    /// will connect.
     pub(crate) async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
@@ -279,7 +288,7 @@ impl Arrived {
                 let late = |_| Err(Failed::without_connection(Reject::HandshakeTimeout));
                 timeout_at(deadline, handshake).await.unwrap_or_else(late)?
             }
-            // A reload gave the socket to another listener meanwhile.
+            // The configuration rejects QUIC without TLS.
             (None, Connection::Quic(_)) => return Err(Failed::without_connection(Reject::HandshakeFailed)),
             (Some(tls), Connection::Socket(socket)) => {
                 let deadline = Instant::now() + tls.handshake_timeout();

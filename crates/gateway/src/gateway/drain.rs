@@ -20,7 +20,7 @@ const STEP: Duration = Duration::from_millis(50);
 const SETTLED: Duration = Duration::from_secs(2);
 /// How long sessions may take to send DISCONNECT after the drain timeout.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long clients over QUIC may take to acknowledge that their connection is closed.
+/// How long the closing and draining periods of connections over QUIC are awaited [RFC 9000, 10.2].
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long what is left may take to be dropped.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -53,6 +53,8 @@ impl Handle {
         if schedule.end(all.len()) > limit {
             tracing::warn!(
                 sessions = all.len(),
+                needed = %humantime::format_duration(Duration::from_secs(schedule.end(all.len()).as_secs())),
+                drain_timeout = %humantime::format_duration(limit),
                 "at `drain_pace`, the sessions take longer than `drain_timeout`: what is left then ends at once"
             );
         }
@@ -110,7 +112,7 @@ impl Handle {
         self.0.tasks.close();
     }
 
-    /// Lets clients over QUIC know that their connections are closed: over TCP, the system does that.
+    /// Waits until clients over QUIC have been sent that their connections are closed: over TCP, the system does that.
     async fn closed(&self) {
         let closing = std::mem::take(&mut *self.0.closing.lock());
         let _ = timeout(CLOSE_TIMEOUT, join_all(closing.iter().map(|acceptor| acceptor.closed()))).await;

@@ -1,5 +1,5 @@
-//! Listening sockets that one process passes to another: systemd to a gateway, and a gateway to the one that replaces it. Both do so
-//! by the protocol of sd_listen_fds(3). Enters: the descriptors that the environment names. Leaves: sockets by their addresses.
+//! Listening sockets that one process passes to another: systemd to a gateway by the protocol of sd_listen_fds(3), and a gateway to
+//! the one that replaces it by the same variables, without `LISTEN_PID`, and with a datagram socket behind each UDP socket. Enters: the descriptors that the environment names. Leaves: sockets by their addresses.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -16,6 +16,8 @@ use super::quic::{Mark, QuicPredecessor};
 
 /// The first descriptor that is passed [sd_listen_fds(3)].
 const FIRST: i32 = 3;
+/// No service has as many sockets.
+const MAX_DESCRIPTORS: usize = 4096;
 /// The name of sockets that a gateway has opened, and not systemd: their files are removed when the last gateway stops.
 const OWN: &str = "portcullis";
 
@@ -84,11 +86,18 @@ pub(crate) struct InheritedUnix {
 }
 
 impl Inherited {
-    /// The sockets that were passed to this process. Call it once, before the process has other threads.
+    /// The sockets that were passed to this process. Call it once, before the process has other threads: it removes variables from the
+    /// environment. `is_replacement`: the parent is a gateway that this process replaces; systemd also sets `LISTEN_PID`.
     ///
     /// # Errors
-    /// A descriptor is not a listening socket.
-    pub fn from_environment() -> io::Result<Self> {
+    /// A descriptor is not a listening socket, or `LISTEN_FDS` is not a number.
+    pub fn from_environment(is_replacement: bool) -> io::Result<Self> {
+        let count = std::env::var("LISTEN_FDS").ok();
+        let is_addressed = is_replacement || std::env::var_os("LISTEN_PID").is_some();
+        let Some(count) = count.filter(|_| is_addressed) else { return Ok(Self::default()) };
+        if !count.parse::<usize>().is_ok_and(|count| count <= MAX_DESCRIPTORS) {
+            return Err(invalid(&format!("LISTEN_FDS is not a number up to {MAX_DESCRIPTORS}")));
+        }
         let mut descriptors = ListenFd::from_env();
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let names = names.split(':').map(Some).chain(std::iter::repeat(None));
@@ -144,7 +153,7 @@ impl Inherited {
 
     /// The addresses of the sockets that nobody has taken.
     pub(crate) fn unused(&self) -> Vec<String> {
-        let tcp = self.tcp.iter().map(|(address, _)| address.to_string());
+        let tcp = self.tcp.iter().map(|(address, _)| format!("{address} (TCP)"));
         let udp = self.udp.iter().map(|(address, _)| format!("{address} (UDP)"));
         tcp.chain(udp).chain(self.unix.iter().map(|socket| format!("unix:{}", socket.path.display()))).collect()
     }

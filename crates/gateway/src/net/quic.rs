@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{hkdf, hmac};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{
     ConnectionError, EndpointConfig, IdleTimeout, ReadError, RecvStream, Runtime as _, SendStream, ServerConfig,
@@ -25,8 +25,8 @@ use rustls::server::ResolvesServerCertUsingSni;
 use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use self::socket::{EndpointSecrets, OwnIds, SharedSocket};
 pub(crate) use self::socket::{Mark, QuicPredecessor};
-use self::socket::{OwnIds, SharedSocket};
 use super::inherited::{Handover, InheritedUdp};
 use super::stream_error::StreamError;
 use crate::config::tables::Quic;
@@ -49,6 +49,7 @@ pub(crate) struct QuicEndpoint {
     endpoint: quinn::Endpoint,
     socket: UdpSocket,
     shared: Arc<SharedSocket>,
+    secrets: EndpointSecrets,
     config: ServerConfig,
     unvalidated: Arc<AtomicUsize>,
     validates_all: AtomicBool,
@@ -85,24 +86,30 @@ impl QuicEndpoint {
         let options = SockRef::from(&socket);
         let _ = options.set_recv_buffer_size(SOCKET_BUFFER);
         let _ = options.set_send_buffer_size(SOCKET_BUFFER);
-        let config = server_config();
-        let mut endpoint_config = match keys.reset {
-            Some(key) => EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &key))),
-            None => EndpointConfig::default(),
-        };
+        let mut config = server_config();
+        let secrets = EndpointSecrets::of(predecessor.as_ref())?;
+        let tokens = hkdf::Salt::new(hkdf::HKDF_SHA256, b"portcullis quic tokens").extract(secrets.tokens());
+        config.token_key(Arc::new(tokens));
+        let resets = keys.reset.as_ref().map_or(secrets.resets(), |key| key);
+        let mut endpoint_config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, resets)));
         endpoint_config.cid_generator(|| Box::new(OwnIds));
         let runtime = Arc::new(TokioRuntime);
-        let shared = Arc::new(SharedSocket::new(runtime.wrap_udp_socket(socket.try_clone()?)?, predecessor)?);
+        let shared = Arc::new(SharedSocket::new(runtime.wrap_udp_socket(socket.try_clone()?)?, predecessor));
         let served = Arc::clone(&shared) as _;
         let endpoint =
             quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(config.clone()), served, runtime)?;
         let (unvalidated, validates_all) = (Arc::default(), AtomicBool::new(validates_all));
-        Ok(Self { endpoint, socket, shared, config, unvalidated, validates_all })
+        Ok(Self { endpoint, socket, shared, secrets, config, unvalidated, validates_all })
     }
 
     /// Serves, on an inherited socket: the process from which it was inherited has [left](Self::leave) it.
     pub(crate) fn serve(&self) {
         self.shared.serve();
+    }
+
+    /// Whether it passes on datagrams to another process that has not ended.
+    pub(crate) fn passes_on(&self) -> bool {
+        self.shared.passes_on()
     }
 
     /// Leaves the socket to the process to which it was [handed over](Self::hand_over). That one passes on what is for connections
@@ -121,7 +128,7 @@ impl QuicEndpoint {
     /// # Errors
     /// The limit of open files is reached.
     pub(crate) fn hand_over(&self, handover: &mut Handover) -> io::Result<()> {
-        handover.add_udp(self.socket.try_clone()?.into(), self.shared.offer()?.into());
+        handover.add_udp(self.socket.try_clone()?.into(), self.shared.offer(&self.secrets)?.into());
         Ok(())
     }
 

@@ -35,6 +35,16 @@ impl BoundUnix {
         &self.listener
     }
 
+    /// Applies other settings to the socket.
+    ///
+    /// # Errors
+    /// As those of [`SocketFile::set_access`].
+    pub(crate) fn configure(&self, access: SocketAccess, settings: &Tcp) -> io::Result<()> {
+        rustix::net::listen(&self.listener, i32::try_from(settings.backlog).unwrap_or(i32::MAX))?;
+        // Who may connect to a socket of systemd's is for its unit to say.
+        if self.file.is_own { self.file.set_access(access) } else { Ok(()) }
+    }
+
     /// The file of the socket.
     pub(crate) const fn file(&self) -> &Arc<SocketFile> {
         &self.file
@@ -64,6 +74,7 @@ pub(crate) fn bind_unix(bind: &UnixBind, settings: &Tcp) -> io::Result<BoundUnix
         access: Mutex::new(None),
         is_own: true,
         is_left: AtomicBool::new(false),
+        wanted: bind.access,
     };
     // Before `listen`: until then, nobody can connect.
     file.set_access(bind.access)?;
@@ -72,7 +83,7 @@ pub(crate) fn bind_unix(bind: &UnixBind, settings: &Tcp) -> io::Result<BoundUnix
 }
 
 /// Uses a listening socket that another process has opened. Its file is left to that process until
-/// [`SocketFile::leave`]`(false)`, or for ever if that was no gateway.
+/// [`SocketFile::take_over`], or for ever if that was no gateway.
 ///
 /// # Errors
 /// The file is gone, or the system has no resources left.
@@ -81,8 +92,9 @@ pub(crate) fn adopt_unix(socket: InheritedUnix, bind: &UnixBind) -> io::Result<B
     let file = SocketFile {
         path: path.to_owned(),
         id: id_of(path)?,
-        // Until a reload changes it, that process has decided who may connect.
-        access: Mutex::new(Some(bind.access)),
+        // Of systemd's, that has decided who may connect.
+        access: Mutex::new((!socket.is_own).then_some(bind.access)),
+        wanted: bind.access,
         is_own: socket.is_own,
         is_left: AtomicBool::new(true),
     };
@@ -130,12 +142,23 @@ pub(crate) struct SocketFile {
     /// A gateway has made it.
     is_own: bool,
     is_left: AtomicBool,
+    /// Who may connect, by the configuration that this process has started with.
+    wanted: SocketAccess,
 }
 
 impl SocketFile {
-    /// Sets whether another process is to remove the file.
-    pub(crate) fn leave(&self, is_left: bool) {
-        self.is_left.store(is_left, Ordering::Relaxed);
+    /// Leaves it to another process to remove the file.
+    pub(crate) fn leave(&self) {
+        self.is_left.store(true, Ordering::Relaxed);
+    }
+
+    /// Removes the file with this, as the process that has left it does not, and sets who may connect.
+    ///
+    /// # Errors
+    /// As [`set_access`](Self::set_access).
+    pub(crate) fn take_over(&self) -> io::Result<()> {
+        self.is_left.store(false, Ordering::Relaxed);
+        if self.is_own { self.set_access(self.wanted) } else { Ok(()) }
     }
 
     /// Whether a gateway has made the file, and not systemd.

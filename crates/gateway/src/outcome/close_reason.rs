@@ -43,7 +43,7 @@ super::reasons! {
     HalfCloseTimeout = "half_close_timeout", Relay, Client, 200,
         disconnect: None, is_of_listener: false,
         hint: None;
-    /// The gateway shut down.
+    /// The gateway shuts down, or another process serves in its place. MQTT 5 clients are told what `drain_reason` says.
     Drained = "drained", Relay, Gateway, 200,
         disconnect: Some(Disconnect::ServerShuttingDown), is_of_listener: false,
         hint: None;

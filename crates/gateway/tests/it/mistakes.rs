@@ -76,7 +76,7 @@ fn mistakes_about_quic_and_drains_are_explained() {
         ("tcp = { keepalive = \"5s\" }\n", tls.clone(), "`tcp` has no effect with `protocol = \"quic\"`"),
         ("proxy_protocol = { from = [\"10.0.0.0/8\"] }\n", tls.clone(), "`proxy_protocol` has no effect"),
         ("quic = { keepalive = \"2m\" }\n", tls.clone(), "`keepalive` must be less than `idle_timeout`"),
-        ("quic = { idle_timeout = \"25h\" }\n", tls.clone(), "`idle_timeout` must be at most 24h"),
+        ("quic = { idle_timeout = \"25h\" }\n", tls.clone(), "`idle_timeout` must be between 1s and 24h"),
         ("", format!("{tls}versions = [\"1.2\"]\n"), "QUIC requires TLS 1.3"),
         ("", format!("{tls}alpn = []\n"), "QUIC requires ALPN"),
         ("", format!("{tls}[listener.websocket]\n"), "[listener.websocket] has no effect with `protocol = \"quic\"`"),
@@ -110,6 +110,7 @@ fn mistakes_about_quic_and_drains_are_explained() {
     assert!(text.contains("write `proxy_protocol = { from ="), "{text}");
     for (keys, problem) in [
         ("drain_pace = \"fast\"", "`fast` is not a rate"),
+        ("drain_pace = { rate = \"1/s\", burst = 5 }", "a pace has no burst"),
         ("drain_pace = \"0/s\"", "a rate is greater than 0"),
         ("drain_reference = \"b:8883\"", "`drain_reference` has no effect with `drain_reason = \"shutting_down\"`"),
         ("drain_reason = \"server_moved\"\ndrain_reference = \"\"", "`drain_reference` must be 1 to 1024 bytes"),

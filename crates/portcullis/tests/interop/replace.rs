@@ -195,44 +195,72 @@ fn mqtt_5_clients_are_told_where_to_go_and_unix_sockets_pass_to_the_new_process(
     assert!(!socket.exists(), "the last process removes it");
 }
 
+/// A gateway over QUIC whose sessions have time.
+fn quic(broker: &Mosquitto) -> Gateway {
+    Launch::new(Arc::default(), &format!("{ADMIT}{}", upstream(broker.port)))
+        .listener("protocol = \"quic\"\n")
+        .replace("drain_timeout = \"500ms\"", "drain_timeout = \"20s\"")
+        .start()
+}
+
+/// A client over QUIC. With `hold`, it waits for this file once it is connected.
+fn quic_client(gateway: &Gateway, device: &str, hold: Option<&Path>) -> Command {
+    gateway.pki.device(device);
+    let mut command = Command::new(installed("venv/bin/python"));
+    command
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/quic_aioquic.py"))
+        .args([&gateway.address.port().to_string(), device])
+        .args([gateway.pki.root(), gateway.pki.chain(device), gateway.pki.key(device)])
+        .envs(hold.map(|path| ("HOLD", path)))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn has_received(client: &mut Command) -> bool {
+    let output = finish(client);
+    String::from_utf8_lossy(&output.stdout).contains("received hello")
+}
+
 #[test]
 fn sessions_over_quic_stay_with_the_old_process_and_new_ones_reach_the_new_one() {
     let broker = Mosquitto::start();
-    let mut gateway = Launch::new(Arc::default(), &format!("{ADMIT}{}", upstream(broker.port)))
-        .listener("protocol = \"quic\"\n")
-        .replace("drain_timeout = \"500ms\"", "drain_timeout = \"20s\"")
-        .start();
+    let mut gateway = quic(&broker);
     let go_on = gateway.dir().join("go_on");
-    let client = |device: &str, hold: Option<&Path>| {
-        gateway.pki.device(device);
-        let mut command = Command::new(installed("venv/bin/python"));
-        command
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/quic_aioquic.py"))
-            .args([&gateway.address.port().to_string(), device])
-            .args([gateway.pki.root(), gateway.pki.chain(device), gateway.pki.key(device)])
-            .envs(hold.map(|path| ("HOLD", path)))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    };
-    let before = client("thing001", Some(&go_on)).spawn().unwrap();
+    let before = quic_client(&gateway, "thing001", Some(&go_on)).spawn().unwrap();
     eventually("the first session", || broker.log().contains("as thing001").then_some(()));
     let successor = replace(&gateway);
     // The new process reads the socket, and passes on what is not its own.
-    let mut after = client("thing002", None);
-    let output = finish(&mut after);
-    assert!(String::from_utf8_lossy(&output.stdout).contains("received hello"), "{output:?}");
+    assert!(has_received(&mut quic_client(&gateway, "thing002", None)));
     assert!(gateway.process.0.try_wait().unwrap().is_none(), "the old process has a session");
+    // That session would be lost with the next one.
+    signal(successor.0, "USR2");
+    eventually("the refusal", || gateway.own_log().contains("still has sessions over QUIC").then_some(()));
     fs::write(&go_on, "").unwrap();
     let output = output_at_exit(before);
     assert!(output.starts_with("connected\nreceived hello\n"), "{output}");
     // Its last session has ended, and so does it.
     assert_eq!(gateway.process.exit_code(), Some(0));
-    let output = finish(&mut client("thing003", None));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("received hello"), "{output:?}");
+    assert!(has_received(&mut quic_client(&gateway, "thing003", None)));
     assert!(runs(successor.0));
     let lines = gateway.lines(3);
     assert!(lines.iter().all(|line| line.ends_with(" ok")), "{lines:#?}");
+}
+
+#[test]
+fn sessions_over_quic_go_on_if_the_new_process_has_no_listener_for_them() {
+    let broker = Mosquitto::start();
+    let gateway = quic(&broker);
+    let go_on = gateway.dir().join("go_on");
+    let before = quic_client(&gateway, "thing001", Some(&go_on)).spawn().unwrap();
+    eventually("the session", || broker.log().contains("as thing001").then_some(()));
+    let configuration = fs::read_to_string(gateway.config()).unwrap();
+    fs::write(gateway.config(), configuration.replace("\"quic\"", "\"tls\"")).unwrap();
+    let _successor = replace(&gateway);
+    eventually("the warning", || gateway.own_log().contains("an inherited socket is closed").then_some(()));
+    fs::write(&go_on, "").unwrap();
+    let output = output_at_exit(before);
+    assert!(output.starts_with("connected\nreceived hello\n"), "{output}");
 }
 
 /// A gateway on inherited sockets, as systemd starts it.
@@ -303,7 +331,11 @@ fn what_is_not_a_listening_socket_is_not_served() {
 /// Starts a gateway with this as descriptor 3, and returns what it prints until it ends.
 fn finish_with_descriptor(dir: &Path, descriptor: OwnedFd) -> String {
     let child: Child = Command::new("sh")
-        .args(["-c", "exec env LISTEN_FDS=1 \"$0\" run -c \"$1\" 3<&0 </dev/null", env!("CARGO_BIN_EXE_portcullis")])
+        .args([
+            "-c",
+            "exec env LISTEN_FDS=1 LISTEN_PID=$$ \"$0\" run -c \"$1\" 3<&0 </dev/null",
+            env!("CARGO_BIN_EXE_portcullis"),
+        ])
         .arg(dir.join("portcullis.toml"))
         .stdin(Stdio::from(descriptor))
         .stdout(Stdio::piped())

@@ -225,7 +225,7 @@ pub(super) fn validate_runtime(table: &RuntimeTable, document: &mut Document) ->
         handshake_queue: table.handshake_queue.value,
         memory_limit: table.memory_limit.as_ref().map(|limit| limit.map(|size| size.0)),
         drain_timeout: table.drain_timeout.0,
-        drain_pace: rates::validate(table.drain_pace.as_ref(), document),
+        drain_pace: rates::validate_pace(table.drain_pace.as_ref(), document),
         drain_notice: Arc::new(validate_drain_notice(table, document)),
         log: table.log.value.clone(),
         log_format: table.log_format,

@@ -9,6 +9,7 @@ use super::super::diagnostics::Complaint;
 use super::super::document::Document;
 use super::super::values::{Period, Setting, Timeout};
 
+const MIN_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How QUIC connections of clients are kept.
@@ -17,19 +18,15 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 #[schemars(rename = "Quic")]
 pub(super) struct QuicTable {
     /// Silence after which the gateway asks whether the client is still there, which keeps the client's address known to NATs and
-    /// firewalls; `0s`: never. Less than `idle_timeout`.
-    keepalive: Setting<Period>,
-    /// Time without a packet from the client after which the connection ends; at most `24h`. A client may demand less.
+    /// firewalls; `0s`: never. Less than `idle_timeout`. Default: `60s`, or half of `idle_timeout`.
+    keepalive: Option<Setting<Period>>,
+    /// Time without a packet from the client after which the connection ends; `1s` to `24h`. A client may demand less.
     idle_timeout: Setting<Timeout>,
 }
 
 impl Default for QuicTable {
     fn default() -> Self {
-        let Quic { keepalive, idle_timeout } = Quic::default();
-        Self {
-            keepalive: Setting::default_of(Period(keepalive.unwrap_or_default())),
-            idle_timeout: Setting::default_of(Timeout(idle_timeout)),
-        }
+        Self { keepalive: None, idle_timeout: Setting::default_of(Timeout(Quic::default().idle_timeout)) }
     }
 }
 
@@ -50,13 +47,16 @@ impl Default for Quic {
 }
 
 pub(super) fn validate(table: &QuicTable, document: &mut Document) -> Quic {
-    let (keepalive, idle_timeout) = (table.keepalive.value.0, table.idle_timeout.value.0);
-    if idle_timeout > MAX_TIMEOUT {
-        document.error(&table.idle_timeout, "`idle_timeout` must be at most 24h");
+    let idle_timeout = table.idle_timeout.value.0;
+    if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&idle_timeout) {
+        document.error(&table.idle_timeout, "`idle_timeout` must be between 1s and 24h");
     }
+    let default = Quic::default().keepalive.map(|keepalive| keepalive.min(idle_timeout / 2));
+    let Some(setting) = &table.keepalive else { return Quic { keepalive: default, idle_timeout } };
+    let keepalive = setting.value.0;
     if keepalive >= idle_timeout {
         let complaint = Complaint::new("`keepalive` must be less than `idle_timeout`");
-        document.error(&table.keepalive, complaint.hint("about half of it; \"0s\" turns it off"));
+        document.error(setting, complaint.hint("about half of it; \"0s\" turns it off"));
     }
     Quic { keepalive: Some(keepalive).filter(|keepalive| !keepalive.is_zero()), idle_timeout }
 }

@@ -132,6 +132,15 @@ impl<A: Amount> JsonSchema for Written<A> {
     }
 }
 
+/// As [`validate`], of a rate that has no burst.
+pub(super) fn validate_pace(written: Option<&Setting<CountRate>>, document: &mut Document) -> Option<Rate> {
+    if let Some(written) = written.filter(|written| matches!(written.form, Form::Table(_))) {
+        document.error(written, Complaint::new("a pace has no burst").hint(format!("write {}", Count::RATE)));
+        return None;
+    }
+    validate(written, document)
+}
+
 /// The rate, if the file sets one. Reports what is wrong with it: then there is none.
 pub(super) fn validate<A: Amount>(written: Option<&Setting<Written<A>>>, document: &mut Document) -> Option<Rate> {
     let written = written?;

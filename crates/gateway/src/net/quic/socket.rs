@@ -22,6 +22,12 @@ use serde::{Deserialize, Serialize};
 
 /// The length of connection IDs. They begin with the mark of their process.
 const ID_LEN: usize = 8;
+/// The bits of the first byte that say which header it is, and of a long header which packet [RFC 9000, 17.2].
+const LONG: u8 = 0x80;
+const TYPE: u8 = 0x30;
+const INITIAL: u8 = 0x00;
+/// The length of the secrets that pass to the next process.
+const SECRETS: usize = 64;
 /// The largest datagram, with what is said of it.
 const MAX_DATAGRAM: usize = 64 << 10;
 
@@ -48,12 +54,15 @@ impl Mark {
         Some(Self(mark))
     }
 
-    /// Whether a datagram has the connection ID of this process: the short header of an established connection, or a long one
-    /// [RFC 9000, 17.2, 17.3].
+    /// Whether a datagram is of a connection of this process, by its connection ID: it has the short header of an established
+    /// connection, or a long one [RFC 9000, 17.2, 17.3]. Initial packets are of nobody yet: the client may have got the ID in a
+    /// Retry, after which any process can accept it.
     fn is_of(self, datagram: &[u8]) -> bool {
         match datagram {
-            [first, id @ ..] if first & 0x80 == 0 => id.starts_with(&self.0),
-            [_, _, _, _, _, len, id @ ..] => usize::from(*len) == ID_LEN && id.starts_with(&self.0),
+            [first, id @ ..] if first & LONG == 0 => id.starts_with(&self.0),
+            [first, _, _, _, _, len, id @ ..] => {
+                first & TYPE != INITIAL && usize::from(*len) == ID_LEN && id.starts_with(&self.0)
+            }
             _ => false,
         }
     }
@@ -76,6 +85,42 @@ impl ConnectionIdGenerator for OwnIds {
 
     fn cid_lifetime(&self) -> Option<std::time::Duration> {
         None
+    }
+}
+
+/// What an endpoint proves to clients that it has sent something: Retry and other tokens, and stateless resets. Each process that
+/// serves the socket has the same.
+#[derive(Clone)]
+pub(super) struct EndpointSecrets([u8; SECRETS]);
+
+impl EndpointSecrets {
+    /// New ones, or those of the process from which the socket was inherited.
+    pub(super) fn of(predecessor: Option<&QuicPredecessor>) -> io::Result<Self> {
+        let mut secrets = [0; SECRETS];
+        if let Some(predecessor) = predecessor {
+            predecessor.socket.set_nonblocking(true)?;
+            if predecessor.socket.recv(&mut secrets)? == SECRETS {
+                return Ok(Self(secrets));
+            }
+        }
+        aws_lc_rs::rand::fill(&mut secrets).map_err(|_| io::Error::other("no random numbers"))?;
+        Ok(Self(secrets))
+    }
+
+    /// The secret of tokens.
+    pub(super) fn tokens(&self) -> &[u8] {
+        &self.0[..SECRETS / 2]
+    }
+
+    /// The secret of stateless resets.
+    pub(super) fn resets(&self) -> &[u8] {
+        &self.0[SECRETS / 2..]
+    }
+}
+
+impl std::fmt::Debug for EndpointSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EndpointSecrets(***)")
     }
 }
 
@@ -116,19 +161,21 @@ struct Head {
 }
 
 impl SharedSocket {
-    pub(super) fn new(udp: Arc<dyn AsyncUdpSocket>, predecessor: Option<QuicPredecessor>) -> io::Result<Self> {
-        if let Some(predecessor) = &predecessor {
-            predecessor.socket.set_nonblocking(true)?;
-        }
+    pub(super) fn new(udp: Arc<dyn AsyncUdpSocket>, predecessor: Option<QuicPredecessor>) -> Self {
         let state = AtomicU8::new(if predecessor.is_some() { WAITING } else { SERVING });
         let (offered, successor) = (Mutex::default(), OnceLock::new());
-        Ok(Self { udp, state, reader: AtomicWaker::new(), predecessor, offered, successor })
+        Self { udp, state, reader: AtomicWaker::new(), predecessor, offered, successor }
     }
 
-    /// Makes the socket by which the next process passes datagrams on. Returns its end.
-    pub(super) fn offer(&self) -> io::Result<UnixDatagram> {
+    /// Makes the socket by which the next process passes datagrams on, and gets the secrets. Returns its end; an earlier one is
+    /// void.
+    ///
+    /// # Errors
+    /// The limit of open files is reached.
+    pub(super) fn offer(&self, secrets: &EndpointSecrets) -> io::Result<UnixDatagram> {
         let (ours, theirs) = UnixDatagram::pair()?;
         ours.set_nonblocking(true)?;
+        ours.send(&secrets.0)?;
         *self.offered.lock() = Some(ours);
         Ok(theirs)
     }
@@ -138,12 +185,20 @@ impl SharedSocket {
         self.set_state(SERVING);
     }
 
-    /// Leaves reading to the process to which this was [offered](Self::offer).
+    /// Leaves reading to the process to which this was [offered](Self::offer), unless that has no listener for it.
     pub(super) fn leave(&self) {
-        if let Some(socket) = self.offered.lock().take().and_then(|it| tokio::net::UnixDatagram::from_std(it).ok()) {
+        let Some(socket) = self.offered.lock().take() else { return };
+        // It has closed its end, if it does not want the socket.
+        let is_taken = socket.send(&[]).is_ok();
+        if is_taken && let Ok(socket) = tokio::net::UnixDatagram::from_std(socket) {
             let _ = self.successor.set(socket);
+            self.set_state(LEFT);
         }
-        self.set_state(LEFT);
+    }
+
+    /// Whether there is a predecessor that has not ended. An empty datagram tells it nothing.
+    pub(super) fn passes_on(&self) -> bool {
+        self.predecessor.as_ref().is_some_and(|predecessor| predecessor.socket.send(&[]).is_ok())
     }
 
     fn set_state(&self, state: u8) {
@@ -180,9 +235,9 @@ impl SharedSocket {
         let (Some(socket), Some(buf), Some(meta)) = (self.successor.get(), bufs.first_mut(), metas.first_mut()) else {
             return Poll::Pending;
         };
-        let mut received = vec![0; MAX_DATAGRAM];
         loop {
             ready!(socket.poll_recv_ready(cx))?;
+            let mut received = vec![0; MAX_DATAGRAM];
             let len = match socket.try_recv(&mut received) {
                 Ok(len) => len,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -255,6 +310,8 @@ mod tests {
         let short = [0x40, 1, 2, 3, 9, 9, 9, 9, 9, 0];
         let long = |len, id: &[u8]| [&[0xe0, 0, 0, 0, 1, len], id].concat();
         assert!(mark.is_of(&short) && mark.is_of(&long(8, &[1, 2, 3, 9, 9, 9, 9, 9])));
+        let initial = [&[0xc0, 0, 0, 0, 1, 8], &[1, 2, 3, 9, 9, 9, 9, 9][..]].concat();
+        assert!(!mark.is_of(&initial), "its client may have got the ID in a Retry");
         for other in [
             &[0x40, 1, 2, 4, 9, 9, 9, 9, 9][..],
             &long(8, &[1, 2, 4, 9, 9, 9, 9, 9]),

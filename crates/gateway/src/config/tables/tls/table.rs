@@ -74,7 +74,7 @@ pub(in crate::config::tables) struct TlsTable {
     pub(super) cipher_preference: Setting<CipherPreference>,
     /// Time for the TLS handshake, from accept.
     pub(super) handshake_timeout: Timeout,
-    /// Application protocols offered by ALPN. A client that offers none is served; a client that offers only others is
+    /// Application protocols offered by ALPN. A client that offers none is served, except over QUIC; a client that offers only others is
     /// rejected. Default: `["mqtt"]`; with `protocol = "wss"` `["http/1.1"]`.
     pub(super) alpn: Option<Vec<String>>,
 }
