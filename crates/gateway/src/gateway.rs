@@ -1,11 +1,12 @@
 //! The running gateway: start, reload, drain and stop. Enters: a loaded configuration, and operators' requests. Leaves:
 //! listening sockets whose connections are served. Not here: what happens on a connection.
 
+mod descriptors;
 mod drain;
 mod errors;
+mod handover;
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -24,7 +25,7 @@ use crate::config::Diagnostics;
 use crate::config::tables::{Bind, Process};
 use crate::edge::{Accepted, Acceptor};
 use crate::maintenance;
-use crate::net::{Handover, Inherited};
+use crate::net::Inherited;
 use crate::observe::AccessLog;
 use crate::outcome::{RAISE_OPEN_FILES, Reject};
 use crate::relay::RelayThreads;
@@ -35,6 +36,7 @@ use crate::status::{self, CertificateStatus};
 use crate::util::causes::with_causes;
 use crate::util::priority::yield_after;
 
+use descriptors::{divide_descriptors, raise_descriptor_limit};
 pub use drain::Successor;
 pub use errors::{ReloadError, StartError};
 
@@ -59,8 +61,8 @@ struct Running {
     draining: CancellationToken,
     /// The listening sockets.
     sockets: Mutex<HashMap<SocketKey, Socket>>,
-    /// Those by which connections go on after the gateway has stopped accepting.
-    closing: Mutex<Vec<Arc<Acceptor>>>,
+    /// Those by which connections go on, though they accept no more.
+    closing: Mutex<Vec<(SocketKey, Arc<Acceptor>)>>,
     /// `None`: not configured, or its address is not free yet.
     admin: Arc<Mutex<Option<Admin>>>,
     /// The limit of open files; `None`: unknown.
@@ -105,7 +107,7 @@ impl Gateway {
         let relays = RelayThreads::start(runtime.process.threads(), tasks.clone()).map_err(StartError::Threads)?;
         divide_descriptors(descriptor_limit, &runtime, &relays, &state);
         let access_log = open_access_log(&runtime)?;
-        let bound = bind_new(&runtime, &HashMap::new(), &mut inherited)
+        let bound = bind_new(&runtime, &HashMap::new(), &[], &mut inherited)
             // One of them may be what takes the address: `[::]:8883` of systemd also takes `0.0.0.0:8883`.
             .inspect_err(|_| warn_of_unused(&inherited))?;
         runtime.activate(None, &state.observer).await;
@@ -167,46 +169,6 @@ impl Handle {
     /// The address of the admin interface, if it is on TCP.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.0.admin.lock().as_ref().and_then(|admin| admin.address.ip())
-    }
-
-    /// The listening sockets, for a process that replaces this one.
-    ///
-    /// # Errors
-    /// The limit of open files is reached.
-    pub fn hand_over(&self) -> io::Result<Handover> {
-        let mut handover = Handover::default();
-        self.try_each_socket(|socket| socket.hand_over(&mut handover))?;
-        Ok(handover)
-    }
-
-    /// Whether this process passes on datagrams to another one, which it has replaced and which has not ended.
-    pub fn passes_datagrams_on(&self) -> bool {
-        self.0.sockets.lock().values().any(|socket| socket.acceptor.passes_on())
-    }
-
-    /// Takes over the sockets that another gateway has [left](Self::leave_sockets): what two processes cannot share.
-    pub fn take_sockets_over(&self) {
-        self.each_socket(Acceptor::take_over);
-    }
-
-    /// Leaves all listening sockets, with their files, to the process to which they were [handed over](Self::hand_over). Call
-    /// [`drain`](Self::drain) next.
-    pub fn leave_sockets(&self) {
-        self.each_socket(Acceptor::leave);
-        self.0.admin.lock().iter().for_each(Admin::stop);
-    }
-
-    fn each_socket(&self, visit: impl Fn(&Acceptor)) {
-        let visit = |socket: &Acceptor| {
-            visit(socket);
-            Ok::<_, Infallible>(())
-        };
-        let _ = self.try_each_socket(visit);
-    }
-
-    fn try_each_socket<E>(&self, mut visit: impl FnMut(&Acceptor) -> Result<(), E>) -> Result<(), E> {
-        self.0.sockets.lock().values().try_for_each(|socket| visit(&socket.acceptor))?;
-        self.0.admin.lock().iter().try_for_each(|admin| visit(admin.socket()))
     }
 
     /// The levels of the gateway's own log, as the configuration sets them.
@@ -299,6 +261,12 @@ impl Handle {
         tokio::task::spawn_blocking(move || drop(closed));
     }
 
+    /// The sockets that are closing, and that the configuration has again.
+    fn take_closing(&self, runtime: &Runtime) -> Vec<(SocketKey, Arc<Acceptor>)> {
+        let wanted: Vec<SocketKey> = runtime.sockets().map(|(key, _)| key).collect();
+        self.0.closing.lock().extract_if(.., |(key, _)| wanted.contains(key)).collect()
+    }
+
     async fn replace(&self) -> Result<Diagnostics, ReloadError> {
         let (path, state) = (self.0.path.clone(), Arc::clone(&self.0.shared.state));
         // Reads files and parses certificates, which would block an async worker thread.
@@ -311,21 +279,36 @@ impl Handle {
         let shared = Arc::clone(&self.0.shared);
         let _ = tokio::task::spawn_blocking(move || maintenance::sweep(&shared)).await;
         let access_log = open_access_log(&runtime).map_err(ReloadError::Start)?;
-        let bound =
-            bind_new(&runtime, &self.0.sockets.lock(), &mut Inherited::default()).map_err(ReloadError::Start)?;
+        let mut reopened = self.take_closing(&runtime);
+        let bound = bind_new(&runtime, &self.0.sockets.lock(), &reopened, &mut Inherited::default());
+        let mut bound = match bound {
+            Ok(bound) => bound,
+            Err(error) => {
+                self.0.closing.lock().append(&mut reopened);
+                return Err(ReloadError::Start(error));
+            }
+        };
+        for (key, acceptor) in reopened {
+            acceptor.accept_clients();
+            if let Ok(address) = acceptor.address(&key.0) {
+                bound.push((key, address, acceptor));
+            }
+        }
         let previous = self.0.shared.runtime.load_full();
         runtime.activate(Some(&previous), &self.0.shared.state.observer).await;
         self.0.started.warn_of_changes(&runtime);
         divide_descriptors(self.0.descriptor_limit, &runtime, &self.0.shared.relays, &self.0.shared.state);
         let wanted: Vec<SocketKey> = runtime.sockets().map(|(key, _)| key).collect();
         // Stop accepting on removed sockets before their listeners are removed.
-        let closed: Vec<Socket> =
-            self.0.sockets.lock().extract_if(|key, _| !wanted.contains(key)).map(|(_, socket)| socket).collect();
-        for mut socket in closed {
-            socket.acceptor.refuse_clients();
+        let closed: Vec<(SocketKey, Socket)> =
+            self.0.sockets.lock().extract_if(|key, _| !wanted.contains(key)).collect();
+        for (key, mut socket) in closed {
             socket.accepting.abort();
             let _ = (&mut socket.accepting).await;
+            socket.acceptor.refuse_clients();
+            self.0.closing.lock().push((key, Arc::clone(&socket.acceptor)));
         }
+        self.0.closing.lock().retain(|(_, acceptor)| acceptor.has_connections());
         self.0.shared.runtime.store(Arc::new(runtime));
         self.replace_access_log(access_log);
         self.0.sockets.lock().extend(start_accepting(bound, &self.0.shared, &self.0.tasks));
@@ -390,15 +373,17 @@ fn open_access_log(runtime: &Runtime) -> Result<Option<Arc<AccessLog>>, StartErr
 fn bind_new(
     runtime: &Runtime,
     bound: &HashMap<SocketKey, Socket>,
+    reopened: &[(SocketKey, Arc<Acceptor>)],
     inherited: &mut Inherited,
-) -> Result<Vec<(SocketKey, Bind, Acceptor)>, StartError> {
+) -> Result<Vec<(SocketKey, Bind, Arc<Acceptor>)>, StartError> {
     let (known, mut new): (Vec<_>, Vec<_>) = runtime.sockets().partition(|(key, _)| bound.contains_key(key));
+    new.retain(|(key, _)| !reopened.iter().any(|(other, _)| other == key));
     // Those that take any port take what the others leave of the inherited ones.
     new.sort_by_key(|(key, _)| key.0.picks_port());
     let opened = new.into_iter().map(|(key, listener)| {
         let socket = key.0.bind(&listener.socket, inherited).and_then(|socket| Ok((socket.address(&key.0)?, socket)));
         let (address, socket) = socket.map_err(|error| StartError::Bind(key.0.bind.clone(), error))?;
-        Ok((key, address, socket))
+        Ok((key, address, Arc::new(socket)))
     });
     let opened = opened.collect::<Result<_, _>>()?;
     for (key, listener) in known {
@@ -415,15 +400,14 @@ fn bind_new(
 }
 
 fn start_accepting(
-    bound: Vec<(SocketKey, Bind, Acceptor)>,
+    bound: Vec<(SocketKey, Bind, Arc<Acceptor>)>,
     shared: &Arc<Shared>,
     tasks: &TaskTracker,
 ) -> HashMap<SocketKey, Socket> {
-    let start = |(key, address, socket): (SocketKey, Bind, Acceptor)| {
+    let start = |(key, address, acceptor): (SocketKey, Bind, Arc<Acceptor>)| {
         let runtime = shared.runtime.load();
         let listener = runtime.sockets().find(|(other, _)| *other == key).map(|(_, listener)| &*listener.name);
         tracing::info!(listener, %address, "listening");
-        let acceptor = Arc::new(socket);
         let accepting = tokio::spawn(accept(Arc::clone(&acceptor), key.clone(), Arc::clone(shared), tasks.clone()));
         (key, Socket { address, acceptor, accepting })
     };
@@ -490,31 +474,5 @@ impl Started {
         for (key, _) in changed.into_iter().filter(|(_, changed)| *changed) {
             tracing::warn!(key, "changed setting takes effect after a restart");
         }
-    }
-}
-
-/// Raises the limit of open files, and returns it; `None`: unknown. A session needs two file descriptors, so the usual
-/// soft limit of 1,024 would allow about 400 sessions.
-fn raise_descriptor_limit() -> Option<u64> {
-    let raised = rlimit::increase_nofile_limit(u64::MAX);
-    let limit = raised.inspect_err(|error| tracing::warn!(%error, "cannot raise the limit of open files"));
-    limit.or_else(|_| rlimit::Resource::NOFILE.get_soft()).ok()
-}
-
-/// Limits the connections of clients to what the limit of open files allows. Warns if the listeners could have more, unless
-/// loading the configuration has done so.
-fn divide_descriptors(limit: Option<u64>, runtime: &Runtime, relays: &RelayThreads, state: &ProcessState) {
-    let Some(limit) = limit else { return };
-    let (max, is_new) = state.descriptors.divide(limit, runtime.descriptors() + relays.descriptors());
-    let wanted = runtime.max_connections();
-    let is_reported = runtime.sets_max_connections() && state.machine.descriptors == Some(limit);
-    if is_new && wanted > max.into() && !is_reported {
-        tracing::warn!(
-            limit,
-            max_connections = max,
-            configured = wanted,
-            "the limit of open files allows fewer connections than the listeners' `max_connections`; \
-             {RAISE_OPEN_FILES}, or lower `max_connections`"
-        );
     }
 }

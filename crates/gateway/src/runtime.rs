@@ -19,7 +19,6 @@ use crate::limits::{
     ADMIN_CONNECTIONS, AddressRules, Bans, ConnectionLimits, Handshakes, PER_RELAY_THREAD, Permits, needed_descriptors,
     possible_connections,
 };
-use crate::net::QuicKeys;
 use crate::observe::{Expiry, ListenerMetrics, Observer};
 use crate::policy::{Admission, PacketPolicy, Rewriting, Signer, TopicPolicy};
 use crate::state::ProcessState;
@@ -322,7 +321,6 @@ impl Parts<'_> {
             endpoints: settings.bind.into_iter().map(|bind| Endpoint { transport, bind }).collect(),
             socket: SocketSettings {
                 tcp: settings.tcp,
-                quic: QuicKeys { reset: tls.as_ref().and_then(ServerTls::reset_key) },
                 validates_addresses: !settings.bans.is_empty() || settings.limits.connections.limits_addresses(),
             },
             quic: settings.quic,

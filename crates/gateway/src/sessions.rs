@@ -50,7 +50,7 @@ pub struct Sessions {
     by_expiry: Sharded<BTreeSet<(i64, Id)>>,
     certificates: Certificates,
     /// Of clients that may migrate, where they are.
-    paths: Sharded<BTreeMap<Id, QuicPath>>,
+    paths: Sharded<BTreeMap<Id, Followed>>,
 }
 
 /// A live session, as the tasks that may close it see it.
@@ -241,7 +241,7 @@ impl SessionGuard {
     /// Follows the client's address, which may change. Call it once.
     pub(crate) fn follow(&self, path: QuicPath) {
         let id = self.entry.info.id;
-        self.sessions.paths.of(id).insert(id, path);
+        self.sessions.paths.of(id).insert(id, Followed::new(path));
     }
 
     /// The client is admitted, perhaps again by another configuration. `client`: what its packet rules were evaluated by,
@@ -447,13 +447,16 @@ impl Sessions {
         ended
     }
 
-    /// The sessions of clients that have migrated since the last call, and their new addresses are recorded.
+    /// The sessions of clients that have migrated, and their new addresses are recorded. Call it once a second.
     pub(crate) fn take_moved(&self) -> Vec<Arc<SessionEntry>> {
         let mut moved = Vec::new();
         for shard in &self.paths.0 {
-            let now: Vec<(Id, PeerAddress)> =
-                shard.lock().iter().map(|(id, path)| (*id, path.address().into())).collect();
-            for (entry, address) in now.iter().filter_map(|(id, address)| Some((self.get(*id)?, *address))) {
+            // Without that of the index, which is taken first elsewhere.
+            let mut confirmed = Vec::new();
+            for (id, followed) in &mut *shard.lock() {
+                confirmed.extend(followed.look().map(|address| (*id, address)));
+            }
+            for (entry, address) in confirmed.iter().filter_map(|(id, address)| Some((self.get(*id)?, *address))) {
                 if entry.info.client_address().is_some_and(|before| before != address) {
                     entry.info.set_moved(address);
                     moved.push(entry);
@@ -476,6 +479,46 @@ impl Sessions {
 fn sweep(sessions: &[Arc<SessionEntry>], evaluate: &impl Fn(&SessionEntry) -> Result<(), CloseReason>) -> usize {
     let open = sessions.iter().filter(|entry| entry.info.ends_because().is_none());
     open.filter_map(|entry| evaluate(entry).err().map(|reason| entry.end(reason))).count()
+}
+
+/// A client that may migrate.
+#[derive(Debug)]
+struct Followed {
+    path: QuicPath,
+    /// Where it is, as far as it has proved that.
+    address: PeerAddress,
+    /// The number of its answers about paths when it was last seen there.
+    answers: u64,
+    /// Where its packets come from now, and how often in a row that was seen.
+    new: Option<(PeerAddress, u8)>,
+}
+
+/// How often in a row an address has to be seen. If a client is not there, quinn goes back to the path before within three seconds, as
+/// a rule.
+const SEEN: u8 = 4;
+
+impl Followed {
+    fn new(path: QuicPath) -> Self {
+        let (address, answers) = (path.address().into(), path.answers());
+        Self { path, address, answers, new: None }
+    }
+
+    /// Another address than before, once it was seen [`SEEN`] times in a row and the client has answered a question about its path:
+    /// until then, it may be that of somebody who only copies the client's packets, or to whom the client does not listen.
+    fn look(&mut self) -> Option<PeerAddress> {
+        let (address, answers) = (self.path.address().into(), self.path.answers());
+        if address == self.address {
+            (self.answers, self.new) = (answers, None);
+            return None;
+        }
+        let seen = self.new.filter(|(new, _)| *new == address).map_or(0, |(_, seen)| seen).saturating_add(1);
+        self.new = Some((address, seen));
+        if seen < SEEN || answers <= self.answers {
+            return None;
+        }
+        (self.address, self.answers, self.new) = (address, answers, None);
+        Some(address)
+    }
 }
 
 /// A collection split by key, each part behind its own lock.

@@ -14,8 +14,8 @@ use super::proxy_protocol::{ProxyProtocol, check_client};
 use crate::config::tables::{Bind, Quic, Tcp};
 use crate::limits::{Handshakes, PendingPermit};
 use crate::net::{
-    BoundUnix, Handover, Incoming, Inherited, QuicEndpoint, QuicKeys, Socket, Stream, adopt, adopt_unix, bind,
-    bind_udp, bind_unix, configure,
+    BoundUnix, Handover, Incoming, Inherited, QuicEndpoint, Socket, Stream, adopt, adopt_unix, bind, bind_udp,
+    bind_unix, configure,
 };
 use crate::outcome::{Reject, note_detail};
 use crate::peer::{Peer, PeerAddress, ProxyHeader};
@@ -35,8 +35,6 @@ pub(crate) enum Transport {
 pub(crate) struct SocketSettings {
     /// Of TCP and Unix sockets.
     pub(crate) tcp: Tcp,
-    /// Of UDP sockets: the keys that processes may share.
-    pub(crate) quic: QuicKeys,
     /// Of UDP sockets: whether every client has to prove its address, because it is limited or banned by it.
     pub(crate) validates_addresses: bool,
 }
@@ -57,11 +55,11 @@ impl Endpoint {
     /// # Errors
     /// The address is in use, does not belong to this machine, or is not permitted.
     pub(crate) fn bind(&self, settings: &SocketSettings, inherited: &mut Inherited) -> io::Result<Acceptor> {
-        let SocketSettings { tcp: settings, quic, validates_addresses } = settings;
+        let SocketSettings { tcp: settings, validates_addresses } = settings;
         match (self.transport, &self.bind) {
             (Transport::Datagram, Bind::Ip(address)) => {
                 let socket = inherited.take_udp(*address).map_or_else(|| bind_udp(*address).map(Into::into), Ok)?;
-                QuicEndpoint::new(socket, quic, *validates_addresses).map(Box::new).map(Acceptor::Quic)
+                QuicEndpoint::new(socket, *validates_addresses).map(Box::new).map(Acceptor::Quic)
             }
             // The configuration rejects it.
             (Transport::Datagram, Bind::Unix(_)) => Err(io::ErrorKind::Unsupported.into()),
@@ -165,6 +163,18 @@ impl Acceptor {
         if let Self::Quic(endpoint) = self {
             endpoint.refuse_clients();
         }
+    }
+
+    /// Accepts clients again.
+    pub(crate) fn accept_clients(&self) {
+        if let Self::Quic(endpoint) = self {
+            endpoint.accept_clients();
+        }
+    }
+
+    /// Whether the connections of the socket go on by it, though it accepts no more.
+    pub(crate) fn has_connections(&self) -> bool {
+        matches!(self, Self::Quic(endpoint) if endpoint.has_connections())
     }
 
     /// Waits until all that has to be sent by this socket is sent.

@@ -10,7 +10,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::Handle;
 use crate::config::tables::Process;
-use crate::edge::Acceptor;
 use crate::outcome::CloseReason;
 use crate::sessions::SessionEntry;
 
@@ -104,18 +103,20 @@ impl Handle {
 
     fn stop_accepting(&self) {
         self.0.draining.cancel();
-        for (_, socket) in self.0.sockets.lock().drain() {
+        let mut closing = self.0.closing.lock();
+        for (key, socket) in self.0.sockets.lock().drain() {
             socket.acceptor.refuse_clients();
-            self.0.closing.lock().push(Arc::clone(&socket.acceptor));
+            closing.push((key, Arc::clone(&socket.acceptor)));
         }
-        self.0.closing.lock().retain(|acceptor| matches!(**acceptor, Acceptor::Quic(_)));
+        closing.retain(|(_, acceptor)| acceptor.has_connections());
+        drop(closing);
         self.0.tasks.close();
     }
 
     /// Waits until clients over QUIC have been sent that their connections are closed: over TCP, the system does that.
     async fn closed(&self) {
         let closing = std::mem::take(&mut *self.0.closing.lock());
-        let _ = timeout(CLOSE_TIMEOUT, join_all(closing.iter().map(|acceptor| acceptor.closed()))).await;
+        let _ = timeout(CLOSE_TIMEOUT, join_all(closing.iter().map(|(_, acceptor)| acceptor.closed()))).await;
     }
 }
 

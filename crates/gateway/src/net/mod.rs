@@ -16,7 +16,7 @@ mod websocket;
 mod write_deadline;
 
 pub use inherited::{Handover, Inherited};
-pub(crate) use quic::{Incoming, QuicEndpoint, QuicKeys, QuicPath, bind_udp};
+pub(crate) use quic::{Incoming, QuicEndpoint, QuicPath, bind_udp};
 pub(crate) use record_keys::TrafficSecrets;
 pub(crate) use record_layer::RecordLayer;
 pub(crate) use shortage::is_own_shortage;

@@ -13,8 +13,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::{hkdf, hmac};
+use parking_lot::Mutex;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{
     ConnectionError, EndpointConfig, IdleTimeout, ReadError, RecvStream, Runtime as _, SendStream, ServerConfig,
@@ -24,6 +26,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::ResolvesServerCertUsingSni;
 use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::AbortHandle;
 
 use self::socket::{EndpointSecrets, OwnIds, SharedSocket};
 pub(crate) use self::socket::{Mark, QuicPredecessor};
@@ -38,8 +41,10 @@ const WINDOW: u32 = 64 << 10;
 const MAX_INCOMING: usize = 4096;
 const INCOMING_BUFFER: u64 = 8 << 10;
 const INCOMING_BUFFERS: u64 = 16 << 20;
-/// With so many handshakes of clients that have not proved to have their address, others have to prove it first.
+/// With so many handshakes of clients that have not proved to have their address, in progress or within a second, others have to
+/// prove it first.
 const MAX_UNVALIDATED: usize = 64;
+const RECENT: Duration = Duration::from_secs(1);
 /// The kernel's buffers for datagrams of all clients. Where the system allows less, it is less.
 const SOCKET_BUFFER: usize = 4 << 20;
 
@@ -52,14 +57,11 @@ pub(crate) struct QuicEndpoint {
     secrets: EndpointSecrets,
     config: ServerConfig,
     unvalidated: Arc<AtomicUsize>,
+    /// Of clients whose address is not validated: since when they are counted, and how many have come.
+    recent: Mutex<(Instant, usize)>,
     validates_all: AtomicBool,
-}
-
-/// Settings of a QUIC endpoint besides those of the file.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct QuicKeys {
-    /// The key of stateless resets, the same in each process that serves the listener; `None`: a random one.
-    pub(crate) reset: Option<[u8; 32]>,
+    /// The task that refuses clients; `None`: they are accepted.
+    refusing: Mutex<Option<AbortHandle>>,
 }
 
 /// Opens a UDP socket.
@@ -81,7 +83,7 @@ impl QuicEndpoint {
     ///
     /// # Errors
     /// The system does not know an option, or has no resources left.
-    pub(crate) fn new(socket: InheritedUdp, keys: &QuicKeys, validates_all: bool) -> io::Result<Self> {
+    pub(crate) fn new(socket: InheritedUdp, validates_all: bool) -> io::Result<Self> {
         let InheritedUdp { socket, predecessor } = socket;
         let options = SockRef::from(&socket);
         let _ = options.set_recv_buffer_size(SOCKET_BUFFER);
@@ -90,16 +92,30 @@ impl QuicEndpoint {
         let secrets = EndpointSecrets::of(predecessor.as_ref())?;
         let tokens = hkdf::Salt::new(hkdf::HKDF_SHA256, b"portcullis quic tokens").extract(secrets.tokens());
         config.token_key(Arc::new(tokens));
-        let resets = keys.reset.as_ref().map_or(secrets.resets(), |key| key);
-        let mut endpoint_config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, resets)));
-        endpoint_config.cid_generator(|| Box::new(OwnIds));
+        // Of this socket alone: another one, of this process or another gateway, that has the key would answer packets of live
+        // connections with a valid reset, for anybody to use [RFC 9000, 21.11].
+        let resets = hmac::Key::new(hmac::HMAC_SHA256, secrets.resets());
+        let mut endpoint_config = EndpointConfig::new(Arc::new(resets));
+        let before = predecessor.as_ref().map(|predecessor| predecessor.mark);
+        endpoint_config.cid_generator(move || Box::new(OwnIds { before }));
         let runtime = Arc::new(TokioRuntime);
         let shared = Arc::new(SharedSocket::new(runtime.wrap_udp_socket(socket.try_clone()?)?, predecessor));
         let served = Arc::clone(&shared) as _;
         let endpoint =
             quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(config.clone()), served, runtime)?;
         let (unvalidated, validates_all) = (Arc::default(), AtomicBool::new(validates_all));
-        Ok(Self { endpoint, socket, shared, secrets, config, unvalidated, validates_all })
+        let recent = Mutex::new((Instant::now(), 0));
+        Ok(Self {
+            endpoint,
+            socket,
+            shared,
+            secrets,
+            config,
+            unvalidated,
+            recent,
+            validates_all,
+            refusing: Mutex::default(),
+        })
     }
 
     /// Serves, on an inherited socket: the process from which it was inherited has [left](Self::leave) it.
@@ -140,9 +156,43 @@ impl QuicEndpoint {
         self.socket.local_addr()
     }
 
+    /// Whether a client has to prove its address because of others that have not: as many are in progress, or have come within a
+    /// second, which may all be one with false addresses.
+    fn is_busy(&self) -> bool {
+        let mut recent = self.recent.lock();
+        if recent.0.elapsed() >= RECENT {
+            *recent = (Instant::now(), 0);
+        }
+        let is_busy = self.unvalidated.load(Ordering::Relaxed) >= MAX_UNVALIDATED || recent.1 >= MAX_UNVALIDATED;
+        recent.1 += usize::from(!is_busy);
+        is_busy
+    }
+
     /// Refuses whoever comes from now on. Connections go on.
     pub(crate) fn refuse_clients(&self) {
-        self.endpoint.set_server_config(None);
+        let endpoint = self.endpoint.clone();
+        let refusing = tokio::spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                incoming.refuse();
+            }
+        });
+        self.stop_refusing(Some(refusing.abort_handle()));
+    }
+
+    /// Accepts clients again.
+    pub(crate) fn accept_clients(&self) {
+        self.stop_refusing(None);
+    }
+
+    fn stop_refusing(&self, next: Option<AbortHandle>) {
+        if let Some(refusing) = std::mem::replace(&mut *self.refusing.lock(), next) {
+            refusing.abort();
+        }
+    }
+
+    /// Whether connections go on.
+    pub(crate) fn has_connections(&self) -> bool {
+        self.endpoint.open_connections() > 0
     }
 
     /// Waits until the clients of connections that are closed have been told.
@@ -158,8 +208,7 @@ impl QuicEndpoint {
         loop {
             let incoming = self.endpoint.accept().await.ok_or(io::ErrorKind::NotConnected)?;
             let is_validated = incoming.remote_address_validated();
-            let is_busy = || self.unvalidated.load(Ordering::Relaxed) >= MAX_UNVALIDATED;
-            if !is_validated && (self.validates_all.load(Ordering::Relaxed) || is_busy()) {
+            if !is_validated && (self.validates_all.load(Ordering::Relaxed) || self.is_busy()) {
                 // Fails for those that are validated only.
                 let _ = incoming.retry();
                 continue;
@@ -173,6 +222,12 @@ impl QuicEndpoint {
                 unvalidated,
             });
         }
+    }
+}
+
+impl Drop for QuicEndpoint {
+    fn drop(&mut self) {
+        self.stop_refusing(None);
     }
 }
 
@@ -288,9 +343,15 @@ pub(crate) struct Connected {
 pub(crate) struct QuicPath(quinn::Connection);
 
 impl QuicPath {
-    /// The client's address now: it may migrate [RFC 9000, 9].
+    /// The address that the client's packets come from now: it may migrate [RFC 9000, 9]. A new one is not validated at first, and
+    /// may be anybody's.
     pub(crate) fn address(&self) -> SocketAddr {
         self.0.remote_address()
+    }
+
+    /// How many answers to questions about a path have come [RFC 9000, 8.2].
+    pub(crate) fn answers(&self) -> u64 {
+        self.0.stats().frame_rx.path_response
     }
 }
 
@@ -310,6 +371,8 @@ enum StreamState {
     /// All was sent, and waits to be acknowledged: closing the connection would discard it.
     Finishing(Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError>> + Send + Sync>>, RecvStream),
     Finished(RecvStream),
+    /// The connection has ended without it.
+    Missing,
 }
 
 impl std::fmt::Debug for QuicStream {
@@ -351,8 +414,14 @@ impl QuicStream {
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let StreamState::Accepting(accepting) = &mut self.state {
-            let (send, receive) = ready!(accepting.as_mut().poll(cx)).map_err(|error| lost(&error))?;
-            self.state = StreamState::Open(send, receive);
+            let accepted = ready!(accepting.as_mut().poll(cx));
+            self.state = match accepted {
+                Ok((send, receive)) => StreamState::Open(send, receive),
+                Err(error) => {
+                    self.state = StreamState::Missing;
+                    return Poll::Ready(Err(lost(&error)));
+                }
+            };
         }
         Poll::Ready(Ok(()))
     }
@@ -376,7 +445,7 @@ impl AsyncRead for QuicStream {
             StreamState::Open(_, receive) | StreamState::Finishing(_, receive) | StreamState::Finished(receive) => {
                 receive
             }
-            StreamState::Accepting(_) => return Poll::Pending,
+            StreamState::Accepting(_) | StreamState::Missing => return Poll::Ready(Ok(())),
         };
         let read = match ready!(receive.poll_read_buf(cx, buf)) {
             Err(ReadError::ConnectionLost(error)) => Err(lost(&error)),
@@ -414,9 +483,9 @@ impl AsyncWrite for QuicStream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            this.state = match std::mem::replace(&mut this.state, StreamState::Accepting(Box::pin(never()))) {
+            this.state = match std::mem::replace(&mut this.state, StreamState::Missing) {
                 // The stream is the client's to open: there is nothing to end.
-                state @ StreamState::Accepting(_) => {
+                state @ (StreamState::Accepting(_) | StreamState::Missing) => {
                     this.state = state;
                     return Poll::Ready(Ok(()));
                 }
@@ -439,11 +508,6 @@ impl AsyncWrite for QuicStream {
             };
         }
     }
-}
-
-/// Stands in for a state that is being replaced.
-async fn never() -> Result<(SendStream, RecvStream), ConnectionError> {
-    std::future::pending().await
 }
 
 /// What the end of a connection means for its stream.

@@ -169,6 +169,11 @@ impl SessionInfo {
         self.client_address().unwrap_or_else(|| self.peer())
     }
 
+    /// The address that counts for bans and limits: a client cannot prove another one that it migrates to.
+    pub(crate) fn counted_address(&self) -> PeerAddress {
+        self.address.get().copied().unwrap_or_else(|| self.peer())
+    }
+
     /// The socket's peer, or whom its PROXY header names: a client, or an HTTP proxy.
     fn peer(&self) -> PeerAddress {
         self.proxy.get().map_or(self.socket, |proxy| proxy.client)

@@ -224,7 +224,7 @@ fn admit<'b>(
     let replacements = replacements.or_else(principal.client_id.clone(), principal.username.clone());
     let rewritten = replacements.apply(facts.mqtt);
     rewritten.check_client_id().map_err(Reject::from)?;
-    if listener.bans.rejects_client(record.info.address(), rewritten.client_id) {
+    if listener.bans.rejects_client(record.info.counted_address(), rewritten.client_id) {
         return Err(Reject::Banned.into());
     }
     // What is decided behind admission is decided by the client ID and user name that the broker sees.
@@ -325,7 +325,7 @@ async fn identify(
     record: &mut Record,
 ) -> Result<Box<Principal>, Reject> {
     // The address may have been banned since this connection was accepted.
-    if listener.bans.is_banned(record.info.address()) {
+    if listener.bans.is_banned(record.info.counted_address()) {
         return Err(Reject::Banned);
     }
     if let Some(device) = device {
@@ -336,7 +336,7 @@ async fn identify(
     let authenticated = auth::authenticate(&listener.authenticators, facts, attempt).await;
     // Nor does a banned address learn the result of attempts that were in progress when the ban began: one of many
     // concurrent guesses may be right.
-    if listener.bans.is_banned(record.info.address()) {
+    if listener.bans.is_banned(record.info.counted_address()) {
         return Err(Reject::Banned);
     }
     let mut principal = authenticated?.unwrap_or_default();

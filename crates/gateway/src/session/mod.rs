@@ -34,6 +34,6 @@ pub(crate) struct Shared {
 /// Counts a failed proof for bans, once for each connection.
 fn count_failed_proof(listener: &Listener, info: &SessionInfo) {
     if info.fails_first() {
-        listener.bans.failed(info.address());
+        listener.bans.failed(info.counted_address());
     }
 }

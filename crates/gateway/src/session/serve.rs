@@ -218,7 +218,7 @@ async fn establish(
     match negotiate(&mut secured, over_limit, &mut pending, listener, session, shared, record).await {
         Ok(Negotiated { dialed, answer, code, version, max_packet_size, codec }) => {
             record.info.set_connected();
-            if let (Some(0), Some(ip)) = (code, record.info.address().ip()) {
+            if let (Some(0), Some(ip)) = (code, record.info.counted_address().ip()) {
                 shared.state.recent_clients.add(ip);
             }
             let ends = Ends {

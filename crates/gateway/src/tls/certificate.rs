@@ -107,11 +107,6 @@ impl CertificateTls {
         })
     }
 
-    /// As [`ServerTls::reset_key`](super::ServerTls::reset_key).
-    pub(super) fn reset_key(&self) -> Option<[u8; 32]> {
-        self.resumption.as_ref()?.shared.as_ref()?.reset_key()
-    }
-
     /// Whether every device has to authenticate itself in the handshake.
     pub(super) const fn requires_proof(&self) -> bool {
         self.needs_certificate || (self.trust.is_none() && self.raw_keys.is_some())

@@ -211,15 +211,6 @@ impl TicketKeys {
         Self { secret: Some((salt.extract(secret.as_bytes()), listener.into())), ..Self::random() }
     }
 
-    /// The key of stateless resets over QUIC, if it is not random.
-    pub(super) fn reset_key(&self) -> Option<[u8; 32]> {
-        let (secret, listener) = self.secret.as_ref()?;
-        let mut key = [0; 32];
-        let info = [b"quic stateless reset ", listener.as_bytes()];
-        secret.expand(&info, hkdf::HKDF_SHA256).ok()?.fill(&mut key).ok()?;
-        Some(key)
-    }
-
     /// The key of an epoch whose tickets may be valid now. A random key is generated only during its epoch, and dropped
     /// when its last ticket has expired.
     fn get(&self, epoch: i64, current: i64, lifetime: i64) -> Option<Arc<LessSafeKey>> {

@@ -101,12 +101,6 @@ impl ServerTls {
         }
     }
 
-    /// The key of stateless resets over QUIC: the same for all gateways and processes with the listener's `ticket_secret`. `None`:
-    /// there is none.
-    pub(crate) fn reset_key(&self) -> Option<[u8; 32]> {
-        self.certificates()?.reset_key()
-    }
-
     /// Time from accept to the end of the handshake.
     pub(crate) const fn handshake_timeout(&self) -> Duration {
         self.handshake_timeout

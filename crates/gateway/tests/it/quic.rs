@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use portcullis_gateway::Successor;
 use portcullis_testkit::{
-    Broker, Client, Pki, QuicClient, TestGateway, UdpPath, advance, connack, connect, connect_v5, publish, soon,
-    tls_config,
+    Broker, Client, Pki, QuicClient, TestGateway, UdpPath, advance, connack, connect, connect_v5, eventually, publish,
+    soon, tls_config,
 };
 use quinn::{ConnectionError, VarInt};
 use rustls::ClientConfig;
@@ -373,4 +373,44 @@ async fn udp_and_tcp_share_a_port_and_a_drain_tells_clients() {
     stream.expect(b"\xe0\x02\x8b\x00").await;
     soon("the end", device.connection.closed()).await;
     assert!(matches!(device.connection.close_reason(), Some(ConnectionError::ApplicationClosed(_))));
+}
+
+#[tokio::test]
+async fn clients_that_leave_before_they_open_a_stream_are_to_blame() {
+    let (broker, pki) = (Broker::start().await, Pki::new());
+    let gateway = start("", "", &pki, &broker).await;
+    for number in 1..=5 {
+        let device = client(&gateway, &pki).await;
+        // Until the gateway waits for the stream.
+        eventually("the handshake", || (gateway.gateway.connections() == 1).then_some(())).await;
+        device.connection.close(VarInt::from_u32(number), b"");
+        let number = number as usize;
+        assert_eq!(gateway.field(number, "reason").await, "closed_before_connect");
+        assert_eq!(gateway.field(number, "blame").await, "client");
+    }
+    assert!(broker.is_left_alone().await);
+}
+
+#[tokio::test]
+async fn a_listener_that_a_reload_removes_and_adds_again_serves_with_its_sessions() {
+    let (broker, pki) = (Broker::start().await, Pki::new());
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let quic = configuration("", "", &pki, &broker).replace("127.0.0.1:0", &port.to_string());
+    let gateway = TestGateway::start(&quic).await;
+    let connect_device = || QuicClient::connect(HOME, port, mqtt(&pki, Some("thing001")));
+    let device = connect_device().await.unwrap();
+    let mut stream = device.open().await;
+    let mut connection = stream.greet(&broker, &connect("a")).await;
+    gateway.write(&quic.replace("\"quic\"", "\"tls\""));
+    gateway.gateway.reload().await.unwrap();
+    assert!(connect_device().await.is_err(), "new clients are refused, and not left alone");
+    stream.write(b"\xc0\x00").await;
+    connection.expect(b"\xc0\x00").await;
+    gateway.write(&quic);
+    gateway.gateway.reload().await.unwrap();
+    let second = connect_device().await.unwrap();
+    let mut other = second.open().await;
+    let _other = other.greet(&broker, &connect("b")).await;
+    stream.write(b"\xc0\x00").await;
+    connection.expect(b"\xc0\x00").await;
 }

@@ -17,6 +17,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, UdpPoller};
+use quinn_proto::InvalidCid;
 use rand::RngCore as _;
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +70,10 @@ impl Mark {
 }
 
 /// Makes the connection IDs of this process.
-pub(super) struct OwnIds;
+pub(super) struct OwnIds {
+    /// What those of its predecessor begin with.
+    pub(super) before: Option<Mark>,
+}
 
 impl ConnectionIdGenerator for OwnIds {
     fn generate_cid(&mut self) -> ConnectionId {
@@ -77,6 +81,12 @@ impl ConnectionIdGenerator for OwnIds {
         rand::rng().fill_bytes(&mut id);
         id[..3].copy_from_slice(&Mark::own().0);
         ConnectionId::new(&id)
+    }
+
+    /// Others get no stateless reset: their connections may be alive elsewhere.
+    fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
+        let is_known = [Some(Mark::own()), self.before].into_iter().flatten().any(|mark| id.starts_with(&mark.0));
+        if is_known { Ok(()) } else { Err(InvalidCid) }
     }
 
     fn cid_len(&self) -> usize {
@@ -206,22 +216,22 @@ impl SharedSocket {
         self.reader.wake();
     }
 
-    /// Passes on what is the predecessor's, and leaves nothing of it.
-    fn pass_on(&self, bufs: &[IoSliceMut<'_>], metas: &mut [RecvMeta]) {
+    /// Passes on what is the predecessor's, and leaves nothing of it. If that has ended, its connections are for this process to
+    /// reset.
+    fn pass_on(&self, bufs: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) {
         let Some(QuicPredecessor { mark, socket }) = &self.predecessor else { return };
-        for (buf, meta) in bufs.iter().zip(metas) {
-            let datagrams = &buf[..meta.len];
-            // Datagrams that the system has joined are of one client, and as a rule of one connection.
-            if !mark.is_of(datagrams) {
-                continue;
+        for (buf, meta) in bufs.iter_mut().zip(metas) {
+            // The system joins datagrams of one client (GRO), which may be of several connections.
+            let (stride, mut kept) = (meta.stride.max(1), 0);
+            for begin in (0..meta.len).step_by(stride) {
+                let end = (begin + stride).min(meta.len);
+                if mark.is_of(&buf[begin..end]) && send(socket, meta, &buf[begin..end]) {
+                    continue;
+                }
+                buf.copy_within(begin..end, kept);
+                kept += end - begin;
             }
-            let head = Head { from: meta.addr, to: meta.dst_ip, ecn: meta.ecn.map_or(0, |ecn| ecn as u8) };
-            let Ok(head) = postcard::to_stdvec(&head) else { continue };
-            for datagram in datagrams.chunks(meta.stride.max(1)) {
-                // Lost, if it has ended or does not read, as any datagram may be.
-                let _ = socket.send(&[&head[..], datagram].concat());
-            }
-            meta.len = 0;
+            meta.len = kept;
         }
     }
 
@@ -254,6 +264,16 @@ impl SharedSocket {
     }
 }
 
+/// Passes a datagram on. Returns whether the process still exists: one that does not read loses it, as any datagram may be lost.
+fn send(socket: &UnixDatagram, meta: &RecvMeta, datagram: &[u8]) -> bool {
+    let head = Head { from: meta.addr, to: meta.dst_ip, ecn: meta.ecn.map_or(0, |ecn| ecn as u8) };
+    let Ok(head) = postcard::to_stdvec(&head) else { return true };
+    match socket.send(&[&head[..], datagram].concat()) {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
 impl AsyncUdpSocket for SharedSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         Arc::clone(&self.udp).create_io_poller()
@@ -273,7 +293,7 @@ impl AsyncUdpSocket for SharedSocket {
         match self.state.load(Ordering::Acquire) {
             SERVING => {
                 let received = ready!(self.udp.poll_recv(cx, bufs, metas))?;
-                self.pass_on(&bufs[..received], &mut metas[..received]);
+                self.pass_on(&mut bufs[..received], &mut metas[..received]);
                 Poll::Ready(Ok(received))
             }
             LEFT => self.poll_passed_on(cx, bufs, metas),
@@ -323,7 +343,11 @@ mod tests {
         ] {
             assert!(!mark.is_of(other), "{other:?}");
         }
-        let id = OwnIds.generate_cid();
+        let mut ids = OwnIds { before: Some(mark) };
+        let id = ids.generate_cid();
         assert!(Mark::own().is_of(&[&[0x40], &id[..]].concat()));
+        let id = |bytes: [u8; 8]| ConnectionId::new(&bytes);
+        assert!(ids.validate(&id([1, 2, 3, 0, 0, 0, 0, 0])).is_ok());
+        assert!(ids.validate(&id([1, 2, 4, 0, 0, 0, 0, 0])).is_err(), "it may be alive elsewhere");
     }
 }
