@@ -289,6 +289,10 @@ impl Handle {
             }
         };
         for (key, acceptor) in reopened {
+            if let Some((_, listener)) = runtime.sockets().find(|(other, _)| *other == key) {
+                // It cannot fail: only sockets of QUIC go on after they have closed.
+                let _ = acceptor.configure(&key.0.bind, &listener.socket);
+            }
             acceptor.accept_clients();
             if let Ok(address) = acceptor.address(&key.0) {
                 bound.push((key, address, acceptor));

@@ -44,7 +44,7 @@ pub(crate) enum Command {
     /// SIGUSR2 replaces the program: a new process gets the listening sockets, and this one drains once the new one serves.
     #[command(after_help = "Examples:\n  portcullis run -c /etc/portcullis/portcullis.toml\n  \
                             kill -HUP $(pidof portcullis)    # reload the configuration\n  \
-                            kill -USR2 $(pidof portcullis)   # replace the program")]
+                            kill -USR2 PID                   # replace the program")]
     Run(ConfigArguments),
     /// Check a configuration and print every problem
     ///

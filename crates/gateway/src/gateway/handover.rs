@@ -44,8 +44,10 @@ impl Handle {
         let _ = self.try_each_socket(visit);
     }
 
+    /// In the order of the configuration, by which listeners with port 0 get theirs back.
     fn try_each_socket<E>(&self, mut visit: impl FnMut(&Acceptor) -> Result<(), E>) -> Result<(), E> {
-        self.0.sockets.lock().values().try_for_each(|socket| visit(&socket.acceptor))?;
+        let (sockets, runtime) = (self.0.sockets.lock(), self.0.shared.runtime.load());
+        runtime.sockets().filter_map(|(key, _)| sockets.get(&key)).try_for_each(|socket| visit(&socket.acceptor))?;
         self.0.admin.lock().iter().try_for_each(|admin| visit(admin.socket()))
     }
 }
